@@ -1,0 +1,112 @@
+"""Every setting of the experiment. Edit a default here, then run any step.
+
+One run can differ without an edit: `python train.py --encoder resnet18 --epochs 2`.
+Each setting's description below is also what `--help` prints.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args, get_origin, get_type_hints
+
+
+class UserError(ValueError):
+    """A mistake that the user can mend: shown as one sentence, without a traceback."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """The settings; wrong values are refused here, with the valid ones named."""
+
+    # --- data ---
+    workspace: Path = Path("workspace")
+    """Folder that holds the data and everything made from it."""
+    patch_size: int = 128
+    """Side of a patch in pixels, a multiple of 32."""
+    folds: tuple[int, ...] = (79, 158, 237)
+    """One run each: fold n tests part n mod 3 of three, trains on the rest, and is seeded by n."""
+    split: Literal["patch", "region", "official"] = "patch"
+    """What is dealt into parts: patches (paper), whole regions, or as Lizard's info.csv says."""
+    ood_fill: Literal["zero", "mean", "inpaint"] = "zero"
+    """What stands where a nucleus stood: black (paper), mean background colour, or inpainting."""
+    workers: int = -1
+    """Processes that prepare the data; -1 is one per core."""
+
+    # --- network ---
+    architecture: str = "unet"
+    """Any that segmentation-models-pytorch names: unet, unetplusplus, manet, fpn, deeplabv3plus."""
+    encoder: str = "vgg11_bn"
+    """Any encoder of segmentation-models-pytorch; `tu-<name>` reaches every one of timm."""
+    encoder_weights: str = "imagenet"
+    """`imagenet` (downloaded once), `none`, or the path of a .pth or .safetensors file."""
+
+    # --- training ---
+    epochs: int = 36
+    """Passes over the training patches."""
+    batch_size: int = 8
+    """Patches per optimiser step."""
+    lr: float = 1e-4
+    """Learning rate of Adam; a tenth of it for the last 10 of 36 epochs (same share of others)."""
+    loss: Literal["dice", "dice_ce", "paper_code"] = "dice"
+    """Dice per class; the same with cross-entropy; or flattened, as the paper's code has it."""
+    ood_weight: float = 1.0
+    """Lambda of Eq. 4: how much a pixel of an OoD patch weighs in the loss."""
+
+    # --- how many OoD patches ---
+    pnr_opt: float = 0.65
+    """Positive-negative ratio that the training set should come to (Eq. 2-3)."""
+    pct_grid: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+    """Shares of the ranked OoD patches that the grid search tries, as fractions."""
+
+    # --- machine ---
+    device: str = "auto"
+    """`auto` is CUDA if there, else the CPU; or any device that torch names, such as cuda:1."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """`auto` is bfloat16 where the hardware computes in it, else float32."""
+    seed: int = 0
+    """Deals the patches into parts and, with the fold's number, seeds each training."""
+    deterministic: bool = False
+    """Refuse CUDA operations that may differ between runs; the CPU's never do."""
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for field in dataclasses.fields(self):
+            value, hint = getattr(self, field.name), hints[field.name]
+            if get_origin(hint) is Literal and value not in get_args(hint):
+                raise UserError(
+                    f"{field.name} = {value!r} is not one of {', '.join(get_args(hint))}"
+                )
+        rules = {
+            "patch_size": (self.patch_size > 0 and self.patch_size % 32 == 0, "a multiple of 32"),
+            "folds": (
+                len(self.folds) > 0
+                and len(set(self.folds)) == len(self.folds)
+                and min(self.folds) >= 0,
+                "one or more different whole numbers, none negative",
+            ),
+            "workers": (self.workers == -1 or self.workers > 0, "-1 or at least 1"),
+            "epochs": (self.epochs > 0, "at least 1"),
+            "batch_size": (self.batch_size > 0, "at least 1"),
+            "lr": (self.lr > 0, "above 0"),
+            "ood_weight": (self.ood_weight >= 0, "0 or more"),
+            "pnr_opt": (self.pnr_opt > 0, "above 0"),
+            "pct_grid": (
+                len(self.pct_grid) > 0 and all(0 <= pct <= 1 for pct in self.pct_grid),
+                "one or more fractions from 0 to 1",
+            ),
+            "seed": (self.seed >= 0, "0 or more"),
+        }
+        for name, (holds, rule) in rules.items():
+            if not holds:
+                raise UserError(f"{name} = {getattr(self, name)!r} must be {rule}")
+
+    @property
+    def model_name(self) -> str:
+        """What every file of this network is named after, such as `unet_vgg11_bn`."""
+        return f"{self.architecture}_{self.encoder}".replace("/", "-").replace(":", "-")
+
+
+try:
+    CONFIG = Config()
+except UserError as error:
+    raise SystemExit(f"error: config.py: {error}") from None

@@ -1,0 +1,85 @@
+"""Estimate which share of the OoD patches to train on, by a grid search on the pnr.
+
+Reads   Mask_Patchs, k_folds, HardOoD/<fold>_<model>.csv    (rank_prune_ood.py)
+Writes  HardOoD/<fold>_<model>_pct.json                     the share, its pnr, the whole grid
+"""
+
+import math
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from config import CONFIG, Config, UserError
+from medood.classes import BACKGROUND
+from medood.cli import run
+from medood.files import read_mask, write_json
+from medood.folds import read_fold
+from medood.hard_ood import pct_path, read_hard_oods
+
+
+def count_samples(masks: Iterable[np.ndarray]) -> tuple[int, int]:
+    """Return the positives and negatives among ID patches, given their masks (P, P).
+
+    A patch with any foreground pixel is a positive, one with any background pixel a negative; most
+    are both (Sec. 3.2 of the paper).
+    """
+    kinds = [((mask != BACKGROUND).any(), (mask == BACKGROUND).any()) for mask in masks]
+    return sum(bool(kind[0]) for kind in kinds), sum(bool(kind[1]) for kind in kinds)
+
+
+def pnr(positives: int, negatives: int, ood_patches: int) -> float:
+    """Return positives / negatives once OoD patches, negatives only, are added (Eq. 1)."""
+    total = negatives + ood_patches
+    return positives / total if total else math.inf
+
+
+def choose_pct(
+    positives: int, negatives: int, available: int, grid: Iterable[float], pnr_opt: float
+) -> tuple[dict, list[dict]]:
+    """Return the best row of the grid, and all rows (Eq. 2-3).
+
+    available: OoD patches that were kept, of which a share pct adds round(pct * available).
+    The best row has the smallest |pnr - pnr_opt|, and the smallest pct of those.
+    """
+    rows = []
+    for pct in sorted(grid):
+        count = round(pct * available)
+        ratio = pnr(positives, negatives, count)
+        distance = abs(ratio - pnr_opt)
+        rows.append({"pct": pct, "ood_patches": count, "pnr": ratio, "distance": distance})
+    return min(rows, key=lambda row: row["distance"]), rows  # min keeps the first of equals
+
+
+def estimate_pct(cfg: Config = CONFIG) -> None:
+    """Write the estimate of every fold."""
+    for fold in cfg.folds:
+        names, _ = read_fold(cfg, fold)
+        available = len(read_hard_oods(cfg, fold))
+        with ThreadPoolExecutor() as pool:
+            masks = pool.map(read_mask, [cfg.workspace / "Mask_Patchs" / name for name in names])
+            positives, negatives = count_samples(masks)
+        if not positives:
+            raise UserError(f"fold {fold}: no training mask holds a nucleus: check Mask_Patchs")
+        best, rows = choose_pct(positives, negatives, available, cfg.pct_grid, cfg.pnr_opt)
+        pnr_id = pnr(positives, negatives, 0)
+        write_json(
+            pct_path(cfg, fold),
+            {
+                **best,
+                "available": available,
+                "id_patches": len(names),
+                "positives": positives,
+                "negatives": negatives,
+                "pnr_id": pnr_id,
+                "grid": rows,
+            },
+        )
+        print(
+            f"fold {fold}: pct {best['pct']:g}, {best['ood_patches']} of {available} OoD patches,"
+            f" brings the pnr from {pnr_id:.3f} to {best['pnr']:.3f}"
+        )
+
+
+if __name__ == "__main__":
+    run(estimate_pct)

@@ -1,0 +1,110 @@
+"""Cut regions and their class masks into patches, and deal the patches into folds.
+
+Reads   Lizard_Images/*.png, Semantic_Labels/*.png   (generate_semantic_labels.py)
+Writes  Image_Patchs/<region>_<k>.png                RGB (P, P, 3); k counts row by row from 0
+        Mask_Patchs/<region>_<k>.png                 uint8 (P, P)
+        k_folds/<fold>Image_Patchs.csv               which patches train, which test
+
+With prepared patches and no regions it only draws the folds that are not there.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from joblib import Parallel, delayed
+from tqdm import tqdm
+
+from config import CONFIG, Config, UserError
+from medood.cli import run
+from medood.files import (
+    fingerprint,
+    fresh_folder,
+    is_kept,
+    list_pngs,
+    read_image,
+    read_mask,
+    region_images,
+    require_data,
+    write_png,
+)
+from medood.folds import write_folds
+
+
+def padding(side: int, patch_size: int) -> tuple[int, int]:
+    """Return the pixels to add before and after `side` to reach a multiple of `patch_size`."""
+    missing = -side % patch_size
+    return missing // 2, missing - missing // 2
+
+
+def tile(image: np.ndarray, patch_size: int) -> np.ndarray:
+    """Cut (H, W, ...) into (N, P, P, ...), row by row, zero-padded on all sides where needed."""
+    rows, columns = (padding(side, patch_size) for side in image.shape[:2])
+    padded = np.pad(image, [rows, columns] + [(0, 0)] * (image.ndim - 2))
+    height, width = (side // patch_size for side in padded.shape[:2])
+    grid = padded.reshape(height, patch_size, width, patch_size, *image.shape[2:])
+    return grid.swapaxes(1, 2).reshape(-1, patch_size, patch_size, *image.shape[2:])
+
+
+def untile(tiles: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Put (N, P, P, ...) from `tile` together again to (height, width, ...)."""
+    patch_size = tiles.shape[1]
+    top, bottom = padding(height, patch_size)
+    left, right = padding(width, patch_size)
+    rows, columns = (top + height + bottom) // patch_size, (left + width + right) // patch_size
+    grid = tiles.reshape(rows, columns, *tiles.shape[1:]).swapaxes(1, 2)
+    padded = grid.reshape(rows * patch_size, columns * patch_size, *tiles.shape[3:])
+    return padded[top : top + height, left : left + width]
+
+
+def cut(image_path: Path, mask_path: Path, patch_size: int, images: Path, masks: Path) -> None:
+    """Write the patches of one region."""
+    image, mask = read_image(image_path), read_mask(mask_path)
+    if image.shape[:2] != mask.shape:
+        raise UserError(
+            f"{image_path} is {image.shape[1]} x {image.shape[0]} pixels but its label"
+            f" {mask.shape[1]} x {mask.shape[0]}: put the image that the label belongs to there"
+        )
+    pairs = zip(tile(image, patch_size), tile(mask, patch_size), strict=True)
+    for k, (image_patch, mask_patch) in enumerate(pairs):
+        write_png(images / f"{image_path.stem}_{k}.png", image_patch)
+        write_png(masks / f"{image_path.stem}_{k}.png", mask_patch)
+
+
+def cut_regions(cfg: Config, regions: list[Path]) -> None:
+    """Write Image_Patchs and Mask_Patchs."""
+    masks = list_pngs(cfg.workspace / "Semantic_Labels", made_by="generate_semantic_labels.py")
+    unpaired = {path.stem for path in regions} ^ {path.stem for path in masks}
+    if unpaired:
+        name = min(unpaired)
+        lacks = "label (.mat)" if name in {path.stem for path in regions} else "image (.png)"
+        raise UserError(f"region {name} has no {lacks} ({len(unpaired)} in all): add or remove it")
+    images_out, masks_out = cfg.workspace / "Image_Patchs", cfg.workspace / "Mask_Patchs"
+    record = {"patch_size": cfg.patch_size, "inputs": fingerprint([*regions, *masks])}
+    if is_kept(images_out, record) and is_kept(masks_out, record):
+        return
+    with fresh_folder(images_out, record) as images, fresh_folder(masks_out, record) as out:
+        jobs = Parallel(n_jobs=cfg.workers, return_as="generator")(
+            delayed(cut)(image, mask, cfg.patch_size, images, out)
+            for image, mask in zip(regions, masks, strict=True)
+        )
+        for _ in tqdm(jobs, total=len(regions), desc="patches", disable=None):
+            pass
+
+
+def generate_patches(cfg: Config = CONFIG) -> None:
+    """Write the patches of every region and the list of every fold."""
+    require_data(cfg.workspace)
+    regions = region_images(cfg.workspace)
+    if regions and (cfg.workspace / "Semantic_Labels").exists():
+        cut_regions(cfg, regions)
+    images = list_pngs(cfg.workspace / "Image_Patchs", made_by="generate_patches.py")
+    masks = list_pngs(cfg.workspace / "Mask_Patchs", made_by="generate_patches.py")
+    if [path.name for path in images] != [path.name for path in masks]:
+        lone = min({path.name for path in images} ^ {path.name for path in masks})
+        raise UserError(f"{lone} is only in one of Image_Patchs and Mask_Patchs: complete the pair")
+    write_folds(cfg, [path.name for path in images])
+    print(f"{cfg.workspace / 'Image_Patchs'}: {len(images)} patches, {len(cfg.folds)} folds")
+
+
+if __name__ == "__main__":
+    run(generate_patches)

@@ -1,0 +1,85 @@
+"""Cut the nuclei out of every patch: what is left shows none, so every nucleus seen in it is false.
+
+Reads   Image_Patchs, Mask_Patchs     (generate_patches.py)
+Writes  OoD_Patchs/<patch>.png        RGB (P, P, 3), the patch without its foreground
+
+Which of them the baseline is fooled by is found later, by rank_prune_ood.py.
+"""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+from joblib import Parallel, delayed
+from tqdm import tqdm
+
+from config import CONFIG, Config, UserError
+from medood.classes import BACKGROUND
+from medood.cli import run
+from medood.files import (
+    fingerprint,
+    fresh_folder,
+    is_kept,
+    list_pngs,
+    read_image,
+    read_mask,
+    write_png,
+)
+
+INPAINT_RADIUS = 3  # pixels around a hole that it is continued from
+CHUNK = 64  # patches per job: about one region's
+
+
+def remove_foreground(image: np.ndarray, mask: np.ndarray, fill: str) -> np.ndarray:
+    """Return RGB `image` uint8 (H, W, 3) without the pixels that `mask` (H, W) calls foreground.
+
+    fill: `zero` leaves black (Sec. 3.1 of the paper), `mean` the mean colour of the background
+    pixels (black where there is none), `inpaint` the surroundings continued inwards.
+    """
+    foreground = mask != BACKGROUND
+    if fill == "inpaint":
+        return cv2.inpaint(image, foreground.astype(np.uint8), INPAINT_RADIUS, cv2.INPAINT_TELEA)
+    out = image.copy()
+    if fill == "mean" and not foreground.all():
+        out[foreground] = image[~foreground].mean(axis=0).round().astype(np.uint8)
+    else:
+        out[foreground] = 0
+    return out
+
+
+def convert(images: list[Path], masks: list[Path], fill: str, out: Path) -> int:
+    """Write the OoD patches of some patches; return how many."""
+    for image_path, mask_path in zip(images, masks, strict=True):
+        image, mask = read_image(image_path), read_mask(mask_path)
+        if image.shape[:2] != mask.shape:
+            raise UserError(f"{image_path} and {mask_path} differ in size: make both anew")
+        write_png(out / image_path.name, remove_foreground(image, mask, fill))
+    return len(images)
+
+
+def generate_unfiltered_oods(cfg: Config = CONFIG) -> None:
+    """Write the OoD patch of every patch."""
+    images = list_pngs(cfg.workspace / "Image_Patchs", made_by="generate_patches.py")
+    masks = list_pngs(cfg.workspace / "Mask_Patchs", made_by="generate_patches.py")
+    folder = cfg.workspace / "OoD_Patchs"
+    record = {
+        "ood_fill": cfg.ood_fill,
+        "inputs": fingerprint(images),
+        "masks": fingerprint(masks),
+    }
+    if is_kept(folder, record):
+        return
+    starts = range(0, len(images), CHUNK)
+    with fresh_folder(folder, record) as out:
+        jobs = Parallel(n_jobs=cfg.workers, return_as="generator")(
+            delayed(convert)(images[i : i + CHUNK], masks[i : i + CHUNK], cfg.ood_fill, out)
+            for i in starts
+        )
+        with tqdm(total=len(images), desc="OoD patches", disable=None) as bar:
+            for count in jobs:
+                bar.update(count)
+    print(f"{folder}: {len(images)} patches without their nuclei, fill {cfg.ood_fill}")
+
+
+if __name__ == "__main__":
+    run(generate_unfiltered_oods)

@@ -1,0 +1,78 @@
+"""Networks on disk: weights, settings and scores together, in a folder that smp opens anywhere.
+
+models/<fold>_<architecture>_<encoder>[_ood]/
+    config.json + model.safetensors   as segmentation-models-pytorch's save_pretrained writes them
+    run.json                          all settings, fold, versions, training-set sizes, scores
+    log.csv                           a row per epoch
+"""
+
+import contextlib
+import dataclasses
+import io
+import json
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+import segmentation_models_pytorch as smp
+from torch import nn
+
+from config import Config, UserError
+from medood.classes import N_CLASSES
+from medood.files import fingerprint, read_json
+
+# the settings that a trained network depends on beside its patches
+TRAINING_SETTINGS = (
+    *("architecture", "encoder", "encoder_weights", "epochs", "batch_size", "lr", "loss"),
+    *("ood_weight", "precision", "seed", "deterministic"),
+)
+PACKAGES = ("torch", "torchvision", "segmentation-models-pytorch", "timm", "numpy")
+
+
+def model_folder(cfg: Config, fold: int, ood: bool) -> Path:
+    """Return where the baseline, or the Med-OoD network, of a fold lies."""
+    return cfg.workspace / "models" / f"{fold}_{cfg.model_name}{'_ood' if ood else ''}"
+
+
+def plain_settings(cfg: Config) -> dict:
+    """Return all settings as JSON holds them."""
+    return json.loads(json.dumps(dataclasses.asdict(cfg), default=str))
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what computes a network."""
+    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+
+
+def load_model(folder: Path) -> nn.Module:
+    """Return the network in a folder written by train.py or by smp's save_pretrained, in eval mode.
+
+    Raises UserError where there is none, or one for other classes.
+    """
+    if not (folder / "config.json").is_file():
+        command = "train_ood.py" if folder.name.endswith("_ood") else "train.py"
+        raise UserError(f"no network in {folder}: run `python {command}` first")
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # huggingface_hub prints what it does
+            model = smp.from_pretrained(folder)
+    except Exception as error:  # key names, shapes, JSON and safetensors each have their own kind
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{folder} holds no usable network ({reason}): train it again") from None
+    classes = model.config.get("classes")
+    if classes != N_CLASSES:
+        raise UserError(f"the network in {folder} has {classes} classes, expected {N_CLASSES}")
+    return model.eval()
+
+
+def made_from(cfg: Config, fold: int, patches: list[Path]) -> dict:
+    """Return what decides a network: settings, fold and the fingerprint of its training files."""
+    settings = plain_settings(cfg)
+    used = {name: settings[name] for name in TRAINING_SETTINGS}
+    if Path(cfg.encoder_weights).is_file():
+        used["encoder_weights"] = fingerprint([Path(cfg.encoder_weights)])
+    return {"fold": fold, "settings": used, "inputs": fingerprint(patches)}
+
+
+def read_run(folder: Path) -> dict:
+    """Return run.json of a checkpoint folder, or {} where there is none."""
+    return read_json(folder / "run.json") or {}

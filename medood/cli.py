@@ -1,0 +1,30 @@
+"""From the command line to a step, and from a user's mistake to one sentence."""
+
+import sys
+from collections.abc import Callable
+
+import tyro
+
+from config import Config, UserError
+
+
+def run(step: Callable[[Config], object], settings: type[Config] = Config) -> None:
+    """Call `step` with the settings of config.py and the command line.
+
+    `settings` is Config, or a subclass with the arguments that one script adds. A mistake that
+    the user can mend ends in one sentence on standard error and exit code 1.
+    """
+    summary = sys.modules["__main__"].__doc__.split("\n")[0]
+    try:
+        cfg = tyro.cli(settings, description=summary, use_underscores=True)
+    except SystemExit as stop:
+        sys.exit(1 if stop.code else 0)
+    try:
+        step(cfg)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(f"error: {error.strerror or error}: {error.filename or 'no file named'}")
+    except KeyboardInterrupt:
+        print("stopped: the same command goes on from here", file=sys.stderr)
+        sys.exit(130)

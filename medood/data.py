@@ -1,0 +1,71 @@
+"""Patches in memory: decoded once, held as uint8 until a batch is made."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from config import Config, UserError
+from medood.files import read_image, read_mask
+
+
+@dataclass(frozen=True)
+class Patches:
+    """N patches of P x P pixels."""
+
+    names: list[str]
+    images: Tensor  # uint8 (N, P, P, 3), RGB
+    masks: Tensor  # uint8 (N, P, P), 0..6; all 0 for an OoD patch
+    is_ood: Tensor  # bool (N,)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def id_files(cfg: Config, names: list[str]) -> list[tuple[Path, Path]]:
+    """Return image and mask path of each ID patch."""
+    folders = cfg.workspace / "Image_Patchs", cfg.workspace / "Mask_Patchs"
+    return [(folders[0] / name, folders[1] / name) for name in names]
+
+
+def ood_files(cfg: Config, names: list[str]) -> list[tuple[Path, None]]:
+    """Return image path and no mask of each OoD patch: its truth is background everywhere."""
+    return [(cfg.workspace / "OoD_Patchs" / name, None) for name in names]
+
+
+def load_patches(cfg: Config, files: list[tuple[Path, Path | None]]) -> Patches:
+    """Read patches; a patch without a mask is an OoD patch.
+
+    Raises UserError for a patch that is not patch_size pixels wide and high.
+    """
+    side = cfg.patch_size
+    images = np.empty((len(files), side, side, 3), np.uint8)
+    masks = np.zeros((len(files), side, side), np.uint8)
+
+    def read(index: int) -> None:
+        image, mask = files[index]
+        readers = [(image, read_image, images)] + [(mask, read_mask, masks)] * (mask is not None)
+        for path, reader, out in readers:
+            pixels = reader(path)
+            if pixels.shape[:2] != (side, side):
+                raise UserError(
+                    f"{path} is {pixels.shape[1]} x {pixels.shape[0]} pixels but patch_size is"
+                    f" {side}: set patch_size to its size, or make the patches anew"
+                )
+            out[index] = pixels
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(read, range(len(files))))
+    return Patches(
+        [image.name for image, _ in files],
+        torch.from_numpy(images),
+        torch.from_numpy(masks),
+        torch.tensor([mask is None for _, mask in files], dtype=torch.bool),
+    )
+
+
+cv2.setNumThreads(1)  # the pool above is the parallelism; OpenCV's own threads would fight it

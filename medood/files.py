@@ -1,0 +1,218 @@
+"""Files: where Lizard's may lie, how images are read, and how results are written whole or not.
+
+Images are RGB everywhere in memory; OpenCV's BGR exists in this file only.
+"""
+
+import csv
+import hashlib
+import io
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from config import UserError
+from medood.classes import N_CLASSES
+
+RECORD = "made_from.json"  # in a folder that a step wrote: the settings and inputs it came from
+SAMPLE_MARK = "SAMPLE.txt"  # in a workspace whose tissue was drawn by medood/sample.py
+
+# ---------------------------------------------------------------- finding
+
+
+def region_images(workspace: Path) -> list[Path]:
+    """Return the region images of Lizard, in any layout its archives unpack to; [] if none."""
+    return _find(workspace, ("lizard_images", "lizard_images1", "lizard_images2"), ".png", depth=1)
+
+
+def region_labels(workspace: Path) -> list[Path]:
+    """Return Lizard's .mat files, from Labels/ or Lizard_Labels/Labels/; [] if none."""
+    return _find(workspace, ("labels", "lizard_labels"), ".mat", depth=2)
+
+
+def official_table(workspace: Path) -> Path | None:
+    """Return Lizard's info.csv, or None."""
+    found = _find(workspace, ("labels", "lizard_labels"), "info.csv", depth=1)
+    beside = workspace / "info.csv"
+    return beside if beside.exists() else (found[0] if found else None)
+
+
+def require_data(workspace: Path) -> None:
+    """Raise UserError, saying what belongs where, if there is nothing to start from."""
+    prepared = all(any((workspace / f"{kind}_Patchs").glob("*.png")) for kind in ("Image", "Mask"))
+    if prepared or (region_images(workspace) and region_labels(workspace)):
+        return
+    raise UserError(
+        f"no data in {workspace.resolve()}: looked for Lizard_Images1/ + Lizard_Images2/ (or"
+        " Lizard_Images/) with .png and Lizard_Labels/Labels/ (or Labels/) with .mat, and for"
+        " prepared Image_Patchs/ + Mask_Patchs/. Put Lizard there (README.md says where to get it),"
+        " name another folder with --workspace, or try `python main.py --sample`"
+    )
+
+
+def _find(workspace: Path, folders: tuple[str, ...], ending: str, depth: int) -> list[Path]:
+    """Files with `ending` in the named folders (any case) and `depth` levels of folders below."""
+    if not workspace.is_dir():
+        return []
+    roots = [folder for folder in workspace.iterdir() if folder.name.lower() in folders]
+    found = [
+        path
+        for root in roots
+        for level in range(depth + 1)
+        for path in root.glob("*/" * level + "*")
+        # macOS archives carry a hidden `._name` beside each file
+        if path.name.lower().endswith(ending) and not path.name.startswith(".")
+    ]
+    by_name: dict[str, Path] = {}
+    for path in found:
+        if path.name in by_name:
+            raise UserError(f"{by_name[path.name]} and {path} have one name: remove one of them")
+        by_name[path.name] = path
+    return sorted(found, key=lambda path: path.name)
+
+
+def list_pngs(folder: Path, made_by: str) -> list[Path]:
+    """Return the .png files of `folder`, by name; UserError naming `made_by` if there is none."""
+    paths = sorted(path for path in folder.glob("*.png") if not path.name.startswith("."))
+    if not paths:
+        raise UserError(f"no .png in {folder}: run `python {made_by}` first")
+    return paths
+
+
+# ---------------------------------------------------------------- images
+
+
+def _decode(path: Path, flag: int) -> np.ndarray:
+    if not path.exists():
+        raise UserError(f"{path} is missing: put it back, or delete its folder to make it anew")
+    data = path.read_bytes()
+    # OpenCV fills what a truncated PNG lacks with black and says nothing: look for its last chunk
+    whole = not data.startswith(b"\x89PNG") or b"IEND" in data[-12:]
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), flag) if data and whole else None
+    if image is None:
+        raise UserError(f"{path} is not a whole image file: unpack or make it again")
+    return image
+
+
+def read_image(path: Path) -> np.ndarray:
+    """Return an image as RGB uint8 (H, W, 3); raise UserError where it cannot be read."""
+    return cv2.cvtColor(_decode(path, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+
+
+def read_mask(path: Path) -> np.ndarray:
+    """Return a class mask as uint8 (H, W), values 0..6; raise UserError for any other content."""
+    mask = _decode(path, cv2.IMREAD_UNCHANGED)
+    if mask.ndim != 2 or mask.dtype != np.uint8 or mask.max() >= N_CLASSES:
+        raise UserError(
+            f"{path} is not a class mask (one channel, 8 bits, values 0..{N_CLASSES - 1}):"
+            " delete its folder to make it anew"
+        )
+    return mask
+
+
+def write_png(path: Path, image: np.ndarray) -> None:
+    """Write RGB uint8 (H, W, 3) or a mask uint8 (H, W)."""
+    if image.ndim == 3:
+        image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+    # OpenCV's default settings write a patch in 0.4 ms; asking for a level takes twice that
+    encoded = cv2.imencode(".png", image)[1]
+    path.write_bytes(encoded.tobytes())
+
+
+# ---------------------------------------------------------------- results, whole or not at all
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` under a temporary name, then rename it: `path` is never half-written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(path.name + ".partial")
+    aside.write_bytes(text.encode())
+    os.replace(aside, path)
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write `content` as JSON, whole or not at all."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def read_json(path: Path) -> dict | None:
+    """Return a JSON object, or None where there is no such file or it is no JSON object."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, UnicodeDecodeError, json.JSONDecodeError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def csv_text(header: list[str], rows: Iterable[Iterable]) -> str:
+    """Return a table as CSV."""
+    lines = io.StringIO()
+    csv.writer(lines, lineterminator="\n").writerows([header, *rows])
+    return lines.getvalue()
+
+
+def digest(data: bytes) -> str:
+    """Return the SHA-256 of `data` in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def fingerprint(paths: Iterable[Path]) -> str:
+    """Return one hash of the folders, names and contents of files, in any order."""
+
+    def line(path: Path) -> str:
+        return f"{digest(path.read_bytes())} {path.parent.name}/{path.name}"
+
+    with ThreadPoolExecutor() as pool:
+        lines = sorted(pool.map(line, paths))
+    return digest("\n".join(lines).encode())
+
+
+@contextmanager
+def fresh_folder(folder: Path, record: dict) -> Iterator[Path]:
+    """Give an empty folder to fill; it takes the name `folder`, with `record`, once it is full.
+
+    An error or a kill on the way leaves what stood at `folder` before as it was.
+    """
+    if any(folder.glob("*.png")) and not (folder / RECORD).exists():
+        raise UserError(f"{folder} was put there by you: remove it to have it made anew")
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        write_json(partial / RECORD, record)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    replace_folder(partial, folder)
+
+
+def replace_folder(new: Path, folder: Path) -> None:
+    """Rename `new` to `folder`, removing what stood there."""
+    old = folder.with_name(folder.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def is_kept(folder: Path, record: dict) -> bool:
+    """Say whether `folder` stays as it is: made from `record`, or put there by the user.
+
+    A folder without a record was not written by these scripts, so they never overwrite it.
+    """
+    if not any(folder.glob("*.png")):
+        return False
+    made_from = read_json(folder / RECORD)
+    if made_from is None:
+        print(f"{folder}: kept, it was put there by you (remove it to have it made)")
+    elif made_from == record:
+        print(f"{folder}: kept, made from the same inputs and settings")
+    return made_from is None or made_from == record

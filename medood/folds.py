@@ -1,0 +1,116 @@
+"""Which patches train and which test: one list per fold.
+
+Files   k_folds/<fold>Image_Patchs.csv, columns (index), img_name, obj_tag = train | test
+"""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+
+from config import Config, UserError
+from medood.files import csv_text, digest, official_table, read_json, write_json, write_text
+
+PARTS = 3
+
+
+def region_of(patch: str) -> str:
+    """Return the region that a patch was cut from: `glas_1_07.png` -> `glas_1`."""
+    return patch.rsplit("_", 1)[0]
+
+
+def deal(units: list[str], seed: int) -> dict[str, int]:
+    """Return the part, 0..2, of each unit: shuffled by `seed`, then dealt like cards."""
+    order = np.random.default_rng(seed).permutation(len(units))
+    return {units[position]: rank % PARTS for rank, position in enumerate(order)}
+
+
+def tested_patches(
+    names: list[str], fold: int, split: str, seed: int, official: dict[str, int] | None
+) -> set[str]:
+    """Return the patches that fold number `fold` tests; it trains on the others.
+
+    official: the part of each region, 1..3, for split = "official".
+    """
+    if split == "official":
+        parts = {name: official[region_of(name)] % PARTS for name in names}
+    elif split == "region":
+        of_region = deal(sorted({region_of(name) for name in names}), seed)
+        parts = {name: of_region[region_of(name)] for name in names}
+    else:
+        parts = deal(sorted(names), seed)
+    return {name for name in names if parts[name] == fold % PARTS}
+
+
+def read_official(workspace: Path) -> dict[str, int]:
+    """Return the part, 1..3, of each region, from Lizard's info.csv."""
+    path = official_table(workspace)
+    if path is None:
+        raise UserError(
+            f"no info.csv in {workspace / 'Lizard_Labels'}: put Lizard's own there,"
+            " or set split to patch or region"
+        )
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = list(csv.DictReader(file))
+    try:
+        rows = [{column.lower(): value for column, value in row.items()} for row in rows]
+        return {Path(row["filename"]).stem: int(row["split"]) for row in rows}
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise UserError(f"{path} lacks the columns FileName and Split (1, 2, 3)") from None
+
+
+def fold_path(cfg: Config, fold: int) -> Path:
+    """Return where the list of a fold lies."""
+    return cfg.workspace / "k_folds" / f"{fold}Image_Patchs.csv"
+
+
+def write_folds(cfg: Config, names: list[str]) -> None:
+    """Draw the list of every fold of cfg; lists that the user put there are used as they are."""
+    official = read_official(cfg.workspace) if cfg.split == "official" else None
+    if official is not None:
+        unknown = sorted({region_of(name) for name in names} - official.keys())
+        if unknown:
+            raise UserError(f"info.csv does not name region {unknown[0]}: use Lizard's own table")
+    for fold in cfg.folds:
+        path = fold_path(cfg, fold)
+        record = path.with_suffix(".json")
+        if path.exists() and (read_json(record) or {}).get("list") != digest(path.read_bytes()):
+            train, test = read_fold(cfg, fold)
+            print(f"{path}: kept, it was put there by you ({len(train)} train, {len(test)} test)")
+            continue
+        tested = tested_patches(names, fold, cfg.split, cfg.seed, official)
+        rows = [(i, name, "test" if name in tested else "train") for i, name in enumerate(names)]
+        text = csv_text(["", "img_name", "obj_tag"], rows)
+        path.unlink(missing_ok=True)  # a list that its record does not fit passes for the user's
+        write_json(record, {"split": cfg.split, "seed": cfg.seed, "list": digest(text.encode())})
+        write_text(path, text)
+
+
+def read_fold(cfg: Config, fold: int) -> tuple[list[str], list[str]]:
+    """Return the names of the training and of the test patches of a fold, each in list order.
+
+    Raises UserError where the list is missing, is no such list, or names a patch that is not there.
+    """
+    path = fold_path(cfg, fold)
+    if not path.exists():
+        raise UserError(f"{path} is missing: run `python generate_patches.py --folds {fold}` first")
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = list(csv.DictReader(file))
+    tags = {row.get("img_name"): row.get("obj_tag") for row in rows}
+    if not rows or None in tags or not set(tags.values()) <= {"train", "test"}:
+        raise UserError(f"{path} lacks the columns img_name and obj_tag (train or test)")
+    if len(tags) < len(rows):
+        raise UserError(f"{path} names a patch twice: a patch either trains or tests")
+    there = {patch.name for patch in (cfg.workspace / "Image_Patchs").glob("*.png")}
+    gone = sorted(tags.keys() - there)
+    if gone:
+        raise UserError(
+            f"{path} names {gone[0]} and {len(gone) - 1} more patches that are not in"
+            f" {cfg.workspace / 'Image_Patchs'}: remove the list to have it drawn anew"
+        )
+    train = [name for name, tag in tags.items() if tag == "train"]
+    test = [name for name, tag in tags.items() if tag == "test"]
+    for tag, members in (("train", train), ("test", test)):
+        if not members:
+            raise UserError(f"{path} has no patch tagged {tag}: remove it to have it drawn anew")
+    return train, test

@@ -1,0 +1,32 @@
+"""A trained network on many patches: one batched pass, shared by mining and testing."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from config import Config
+from medood.models import Normalise, autocast
+
+# patches per forward pass: larger batches leave a CPU's cache, smaller ones leave a GPU idle
+BATCH = {"cpu": 8, "cuda": 256}
+
+
+@torch.inference_mode()
+def predict(
+    cfg: Config, model: nn.Module, images: Tensor, device: torch.device, task: str
+) -> Iterator[tuple[slice, Tensor]]:
+    """Yield slices of the patches with their probabilities, float32 (n, 7, P, P) on `device`.
+
+    model: in eval mode. images: RGB uint8 (N, P, P, 3). task: what the progress bar says.
+    """
+    model = model.to(device, memory_format=torch.channels_last)
+    normalise = Normalise(model.config["encoder_name"]).to(device)
+    size = BATCH.get(device.type, BATCH["cpu"])
+    for start in tqdm(range(0, len(images), size), desc=task, leave=False, disable=None):
+        part = slice(start, start + size)
+        batch = images[part].to(device).permute(0, 3, 1, 2).float()
+        with autocast(cfg, device):
+            logits = model(normalise(batch))
+        yield part, logits.float().softmax(1)

@@ -1,0 +1,140 @@
+"""From the settings to a network, its input normalisation and the device it runs on."""
+
+import difflib
+from pathlib import Path
+
+import segmentation_models_pytorch as smp
+import timm
+import torch
+from safetensors.torch import load_file
+from segmentation_models_pytorch.encoders import TimmUniversalEncoder, get_encoder_names
+from torch import Tensor, nn
+
+from config import Config, UserError
+from medood.classes import N_CLASSES
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+DPN = ((124 / 255, 117 / 255, 104 / 255), (1 / (0.0167 * 255),) * 3)
+# The weights' own constants, by the start of the encoder's name, where they are not ImageNet's.
+# The library's get_preprocessing_fn would ask a server for them.
+NORMALISATION = {"inception": HALF, "xception": HALF, "dpn": DPN}
+WEIGHT_FILES = (".pth", ".pt", ".safetensors")
+
+
+def normalisation(encoder: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation of RGB in 0..1 that the encoder's weights expect."""
+    if encoder.startswith("tu-"):
+        known = timm.get_pretrained_cfg(encoder[3:])
+        return (known.mean, known.std) if known else IMAGENET
+    return next((v for start, v in NORMALISATION.items() if encoder.startswith(start)), IMAGENET)
+
+
+class Normalise(nn.Module):
+    """RGB (N, 3, H, W) in 0..255 -> the float input that a network with this encoder expects."""
+
+    def __init__(self, encoder: str) -> None:
+        super().__init__()
+        for name, values in zip(("mean", "std"), normalisation(encoder), strict=True):
+            self.register_buffer(name, 255 * torch.tensor(values).view(1, 3, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (images - self.mean) / self.std
+
+
+def _refuse_unknown(kind: str, name: str, known: list[str]) -> None:
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=4, cutoff=0.5) or known
+        raise UserError(f"{kind} = {name!r} is unknown: the nearest names are {', '.join(close)}")
+
+
+def build_model(cfg: Config) -> nn.Module:
+    """Return the network of cfg: float32 RGB (N, 3, P, P), normalised -> logits (N, 7, P, P).
+
+    Raises UserError for an unknown name, and where the encoder's weights cannot be had.
+    """
+    architecture, encoder = cfg.architecture.lower(), cfg.encoder
+    _refuse_unknown("architecture", architecture, list(smp.MODEL_ARCHITECTURES_MAPPING))
+    if encoder.startswith("tu-"):
+        timm_names = [f"tu-{name}" for name in timm.list_models()]
+        _refuse_unknown("encoder", encoder.split(".")[0], timm_names)
+    else:
+        _refuse_unknown("encoder", encoder, [*get_encoder_names(), "tu-<name of timm>"])
+    try:
+        model = smp.create_model(architecture, encoder, None, classes=N_CLASSES)
+    except (KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"{architecture} cannot be built on encoder {encoder}: {error}") from None
+    if cfg.encoder_weights == "none":
+        return model
+    if Path(cfg.encoder_weights).suffix in WEIGHT_FILES:
+        _load_encoder_file(model, encoder, Path(cfg.encoder_weights))
+    else:
+        _download_encoder(model, architecture, encoder, cfg.encoder_weights)
+    return model
+
+
+def _download_encoder(model: nn.Module, architecture: str, encoder: str, weights: str) -> None:
+    """Copy pretrained weights of the library into the encoder of `model`."""
+    if not encoder.startswith("tu-"):
+        settings = smp.encoders.encoders[encoder]["pretrained_settings"]
+        if weights not in settings:
+            raise UserError(
+                f"encoder_weights = {weights!r}: encoder {encoder} has"
+                f" {', '.join(settings)}, none, or the path of a {' or '.join(WEIGHT_FILES)} file"
+            )
+    try:
+        source = smp.create_model(architecture, encoder, encoder.startswith("tu-") or weights)
+    except Exception as error:  # the libraries raise what their network layer happens to raise
+        raise UserError(
+            f"the {weights} weights of encoder {encoder} could not be downloaded"
+            f" ({type(error).__name__}): set encoder_weights to the path of a"
+            f" {' or '.join(WEIGHT_FILES)} file, or to none for random weights"
+        ) from None
+    model.encoder.load_state_dict(source.encoder.state_dict())
+
+
+def _load_encoder_file(model: nn.Module, encoder: str, path: Path) -> None:
+    """Copy the weights of a local file, such as one from torchvision or timm, into the encoder."""
+    if not path.is_file():
+        raise UserError(f"encoder_weights: there is no file {path}")
+    try:
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        if encoder.startswith("tu-"):
+            source = TimmUniversalEncoder(
+                encoder[3:], pretrained=True, pretrained_cfg_overlay={"file": str(path)}
+            )
+            state = source.state_dict()
+        model.encoder.load_state_dict(state)
+    except Exception as error:  # unpickling, tensor shapes and key names each have their own kind
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"{path} does not hold weights of encoder {encoder} ({reason}):"
+            " give the file of that encoder, or set encoder to the file's"
+        ) from None
+
+
+def pick_device(cfg: Config) -> torch.device:
+    """Return the device of cfg; `auto` is CUDA where there is one."""
+    if cfg.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=cfg.device).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"device = {cfg.device!r} is not there ({reason}): try auto") from None
+
+
+def autocast(cfg: Config, device: torch.device) -> torch.autocast:
+    """Return the context in which the network computes: bfloat16 or float32."""
+    if cfg.precision == "auto":
+        if device.type == "cuda":
+            enabled = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            # without the instructions bfloat16 is emulated, slower than float32
+            enabled = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    else:
+        enabled = cfg.precision == "bfloat16"
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)

@@ -1,0 +1,151 @@
+"""The one training loop: what it trains on is the only difference between baseline and Med-OoD."""
+
+import math
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from config import Config, UserError
+from medood.augment import augment
+from medood.checkpoints import made_from, model_folder, plain_settings, read_run, versions
+from medood.data import Patches, id_files, load_patches, ood_files
+from medood.files import csv_text, replace_folder, write_json, write_text
+from medood.losses import segmentation_loss
+from medood.models import Normalise, autocast, build_model, pick_device
+
+SLOW_SHARE = 10 / 36  # of the epochs, the last ones, run at a tenth of the learning rate
+# each stream of random numbers depends on seed and fold alone, so no fold changes another
+INITIALISATION, ORDER, VIEWS = range(3)
+
+
+def stream_seed(cfg: Config, fold: int, stream: int, epoch: int = 0) -> int:
+    """Return the seed of one stream of random numbers."""
+    sequence = np.random.SeedSequence([cfg.seed, fold, stream, epoch])
+    return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))  # torch takes 63 bits
+
+
+def learning_rate(cfg: Config, epoch: int) -> float:
+    """Return the learning rate of an epoch, counted from 0."""
+    slow = round(cfg.epochs * SLOW_SHARE)
+    return cfg.lr if epoch < cfg.epochs - slow else cfg.lr / 10
+
+
+def batches(cfg: Config, fold: int, epoch: int, count: int) -> list[Tensor]:
+    """Return the indices of each batch of an epoch: all patches, ID and OoD, shuffled together."""
+    generator = torch.Generator().manual_seed(stream_seed(cfg, fold, ORDER, epoch))
+    parts = list(torch.randperm(count, generator=generator).split(cfg.batch_size))
+    # batch normalisation cannot normalise the deepest layer of a single small patch
+    return parts[:-1] if len(parts) > 1 and len(parts[-1]) == 1 else parts
+
+
+def train_fold(cfg: Config, fold: int, names: list[str], ood_names: list[str] | None) -> None:
+    """Train the network of a fold on its ID patches and, unless None, on OoD patches.
+
+    A network that was trained with the same settings and patches is kept.
+    """
+    files = id_files(cfg, names) + ood_files(cfg, ood_names or [])
+    folder = model_folder(cfg, fold, ood=ood_names is not None)
+    record = made_from(cfg, fold, [path for pair in files for path in pair if path])
+    if read_run(folder).get("made_from") == record:
+        print(f"fold {fold}: {folder} kept, trained with the same settings and patches")
+    else:
+        fit(cfg, fold, load_patches(cfg, files), folder, record)
+
+
+def fit(cfg: Config, fold: int, patches: Patches, folder: Path, record: dict) -> None:
+    """Train the network of cfg on `patches` and write it to `folder`.
+
+    record: what the network is made from. A run that was interrupted goes on after its last whole
+    epoch and ends with the same weights, to the bit on the CPU, as if it had not been.
+    Raises UserError if the loss stops being finite.
+    """
+    device = pick_device(cfg)
+    if cfg.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(cfg.deterministic)
+    torch.manual_seed(stream_seed(cfg, fold, INITIALISATION))
+    model = build_model(cfg).to(device, memory_format=torch.channels_last).train()
+    normalise = Normalise(cfg.encoder).to(device)
+    optimiser = torch.optim.Adam(model.parameters(), cfg.lr, fused=True)
+    resume_path = folder / "resume.pt"
+    log = _resume(resume_path, record, model, optimiser)
+
+    images, masks = patches.images.to(device), patches.masks.to(device)
+    weight = torch.where(patches.is_ood, cfg.ood_weight, 1.0).to(device)
+    n_ood = int(patches.is_ood.sum())
+    print(
+        f"fold {fold}: {cfg.architecture} on {cfg.encoder}, {len(patches) - n_ood} ID +"
+        f" {n_ood} OoD patches, {device.type}" + (f", from epoch {len(log) + 1}" if log else "")
+    )
+    print("  epoch    loss       lr  seconds")
+    for epoch in range(len(log), cfg.epochs):
+        started = time.perf_counter()
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate(cfg, epoch)
+        torch.manual_seed(stream_seed(cfg, fold, VIEWS, epoch))  # augmentation and dropout
+        parts = batches(cfg, fold, epoch, len(patches))
+        total = torch.zeros((), device=device)
+        for part in tqdm(parts, desc=f"  epoch {epoch + 1}", leave=False, disable=None):
+            index = part.to(device)
+            views, target = augment(images[index], masks[index])
+            with autocast(cfg, device):
+                logits = model(normalise(views))
+            loss = segmentation_loss(logits, target, weight[index], cfg.loss)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            total += loss.detach()  # no .item() here: it would wait for the device at every step
+        mean_loss = total.item() / len(parts)
+        if not math.isfinite(mean_loss):
+            raise UserError(
+                f"fold {fold}: the loss is {mean_loss} in epoch {epoch + 1}: lower lr"
+                f" (now {cfg.lr}) or set precision to float32, and train again"
+            )
+        log.append([epoch + 1, f"{mean_loss:.6f}", learning_rate(cfg, epoch)])
+        _save_resume(resume_path, record, model, optimiser, log)
+        seconds = time.perf_counter() - started
+        print(f"  {epoch + 1:5d}  {mean_loss:6.4f}  {log[-1][2]:.1e}  {seconds:7.1f}", flush=True)
+
+    finished = folder.with_name(folder.name + ".partial")
+    model.eval().save_pretrained(finished)
+    write_text(finished / "log.csv", csv_text(["epoch", "loss", "lr"], log))
+    run = {
+        "fold": fold,
+        "settings": plain_settings(cfg),
+        "id_patches": len(patches) - n_ood,
+        "ood_patches": n_ood,
+        "versions": versions(),
+        "made_from": record,
+    }
+    write_json(finished / "run.json", run)
+    replace_folder(finished, folder)
+
+
+def _save_resume(
+    path: Path, record: dict, model: torch.nn.Module, optimiser: torch.optim.Adam, log: list
+) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(path.name + ".partial")
+    state = {"model": model.state_dict(), "optimiser": optimiser.state_dict()}
+    torch.save({"record": record, "log": log, **state}, aside)
+    os.replace(aside, path)
+
+
+def _resume(
+    path: Path, record: dict, model: torch.nn.Module, optimiser: torch.optim.Adam
+) -> list[list]:
+    """Load what an interrupted run of the same record left; return its log, [] if none."""
+    if not path.exists():
+        return []
+    saved = torch.load(path, map_location="cpu", weights_only=True)
+    if saved["record"] != record:
+        print(f"{path}: not continued, it was begun with other settings or patches")
+        return []
+    model.load_state_dict(saved["model"])
+    optimiser.load_state_dict(saved["optimiser"])
+    return saved["log"]
