@@ -44,9 +44,9 @@ def read_label(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     keys = ("inst_map", "id", "class")
     try:
         content = loadmat(path, variable_names=keys)
-    except OSError:
-        raise
     except Exception as error:  # scipy raises a dozen kinds for a damaged file
+        if isinstance(error, OSError) and error.errno:
+            raise  # the disk's fault, not the file's
         raise UserError(f"{path} is not a readable .mat file ({error}): unpack it again") from None
     for key in keys:
         if key not in content:

@@ -25,7 +25,7 @@ def deal(units: list[str], seed: int) -> dict[str, int]:
     return {units[position]: rank % PARTS for rank, position in enumerate(order)}
 
 
-def tested_patches(
+def held_out(
     names: list[str], fold: int, split: str, seed: int, official: dict[str, int] | None
 ) -> set[str]:
     """Return the patches that fold number `fold` tests; it trains on the others.
@@ -78,7 +78,7 @@ def write_folds(cfg: Config, names: list[str]) -> None:
             train, test = read_fold(cfg, fold)
             print(f"{path}: kept, it was put there by you ({len(train)} train, {len(test)} test)")
             continue
-        tested = tested_patches(names, fold, cfg.split, cfg.seed, official)
+        tested = held_out(names, fold, cfg.split, cfg.seed, official)
         rows = [(i, name, "test" if name in tested else "train") for i, name in enumerate(names)]
         text = csv_text(["", "img_name", "obj_tag"], rows)
         path.unlink(missing_ok=True)  # a list that its record does not fit passes for the user's

@@ -27,7 +27,7 @@ def paper_iou_dice(probability: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
     included, as one set of pixels, and a pixel as predicted where its probability reaches 0.5.
     """
     predicted = (probability >= 0.5).sum((1, 2, 3)).double()
-    true = truth[0].numel()  # each pixel has one true class
+    true = truth.shape[1] * truth.shape[2]  # each pixel has one true class
     of_truth = probability.gather(1, truth.long()[:, None])
     hit = (of_truth >= 0.5).sum((1, 2, 3)).double()
     return hit / (predicted + true - hit), 2 * hit / (predicted + true)

@@ -1,0 +1,63 @@
+"""A tiny Lizard, drawn in the test's own folder, and settings that name all they rely on."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from config import Config
+from medood.files import write_png
+from medood.sample import draw_region, mat_bytes
+
+TINY = Config(
+    patch_size=32,
+    folds=(1, 2, 3),
+    split="patch",
+    ood_fill="zero",
+    workers=1,
+    architecture="unet",
+    encoder="mobilenet_v2",
+    encoder_weights="none",
+    epochs=2,
+    batch_size=8,
+    lr=1e-3,
+    loss="dice",
+    ood_weight=1.0,
+    pnr_opt=0.65,
+    pct_grid=tuple(tenth / 10 for tenth in range(11)),
+    device="cpu",
+    precision="float32",
+    seed=0,
+    deterministic=False,
+)
+
+
+def write_region(workspace: Path, name: str, height: int, width: int, seed: int) -> None:
+    """Draw one region in the flat layout: Lizard_Images/ and Labels/."""
+    image, inst_map, ids, classes = draw_region(np.random.default_rng(seed), height, width)
+    for folder in ("Lizard_Images", "Labels"):
+        (workspace / folder).mkdir(parents=True, exist_ok=True)
+    write_png(workspace / "Lizard_Images" / f"{name}.png", image)
+    (workspace / "Labels" / f"{name}.mat").write_bytes(mat_bytes(inst_map, ids, classes))
+
+
+@pytest.fixture
+def tiny(tmp_path) -> Config:
+    """Settings of a workspace with three regions of odd sizes: 12 + 16 + 9 = 37 patches."""
+    for seed, (height, width) in enumerate([(90, 128), (97, 100), (70, 65)]):
+        write_region(tmp_path, f"region_{seed}", height, width, seed)
+    return dataclasses.replace(TINY, workspace=tmp_path)
+
+
+@pytest.fixture
+def patched(tiny) -> Config:
+    """The same with patches, folds and OoD patches made."""
+    from generate_patches import generate_patches
+    from generate_semantic_labels import generate_semantic_labels
+    from generate_unfiltered_oods import generate_unfiltered_oods
+
+    generate_semantic_labels(tiny)
+    generate_patches(tiny)
+    generate_unfiltered_oods(tiny)
+    return tiny

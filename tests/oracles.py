@@ -1,0 +1,145 @@
+"""Plainly written reference versions: slow, obvious, and the judges of the fast ones.
+
+Tests compare results with them, bench/ compares times.
+"""
+
+import csv
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+
+def semantic_mask(inst_map, ids, classes):
+    """Class mask by one pass over the whole map per nucleus."""
+    mask = np.zeros(inst_map.shape, np.uint8)
+    for number, value in zip(ids, classes, strict=True):
+        mask[inst_map == number] = value
+    return mask
+
+
+def tile(image, size):
+    """Patches by slicing a canvas, one at a time."""
+    height, width = image.shape[:2]
+    rows, columns = -(-height // size), -(-width // size)
+    canvas = np.zeros((rows * size, columns * size, *image.shape[2:]), image.dtype)
+    top, left = (rows * size - height) // 2, (columns * size - width) // 2
+    canvas[top : top + height, left : left + width] = image
+    return [
+        canvas[r * size : (r + 1) * size, c * size : (c + 1) * size]
+        for r in range(rows)
+        for c in range(columns)
+    ]
+
+
+def rank(names, predictions):
+    """(miou, false pixels, name) of each OoD patch, hardest first, class by class."""
+    rows = []
+    for name, predicted in zip(names, predictions, strict=True):
+        truth = np.zeros_like(predicted)
+        ious = []
+        for value in range(7):
+            union = ((truth == value) | (predicted == value)).sum()
+            both = ((truth == value) & (predicted == value)).sum()
+            ious.append(both / union if union else 1.0)
+        rows.append((sum(ious) / 7, int((predicted != 0).sum()), name))
+    return sorted(rows, key=lambda row: (row[0], -row[1], row[2]))
+
+
+def choose_pct(mask_paths, available, grid, optimum):
+    """The share of OoD patches, reading every mask again for every value of the grid."""
+    best = None
+    for pct in grid:
+        positives = negatives = 0
+        for path in mask_paths:
+            mask = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+            positives += bool((mask != 0).any())
+            negatives += bool((mask == 0).any())
+        for _ in range(round(pct * available)):
+            negatives += 1
+        distance = abs(positives / negatives - optimum)
+        if best is None or distance < best[0]:
+            best = (distance, pct)
+    return best[1]
+
+
+def scores(truths, predictions):
+    """(per-class IoU over the whole fold, None where absent from the truth), pixel by pixel."""
+    hit, true, predicted = [0] * 7, [0] * 7, [0] * 7
+    wrong = {"fg_to_bg": 0, "bg_to_fg": 0, "fg_to_fg": 0}
+    for truth, prediction in zip(truths, predictions, strict=True):
+        for t, p in zip(truth.ravel().tolist(), prediction.ravel().tolist(), strict=True):
+            true[t] += 1
+            predicted[p] += 1
+            hit[t] += t == p
+            if t != p:
+                wrong["fg_to_bg" if p == 0 else "bg_to_fg" if t == 0 else "fg_to_fg"] += 1
+    iou = [h / (t + p - h) if t else None for h, t, p in zip(hit, true, predicted, strict=True)]
+    foreground = sum(true[1:])
+    shares = {
+        "fg_to_bg": wrong["fg_to_bg"] / foreground,
+        "bg_to_fg": wrong["bg_to_fg"] / true[0],
+        "fg_to_fg": wrong["fg_to_fg"] / foreground,
+    }
+    return iou, shares
+
+
+class PlainDataset(Dataset):
+    """Patches from disk, one at a time, decoded anew in every epoch and augmented by OpenCV."""
+
+    def __init__(self, files, mean, std, augmented=True):
+        self.files, self.mean, self.std = files, np.float32(mean), np.float32(std)
+        self.augmented = augmented
+
+    def __len__(self):
+        return len(self.files)
+
+    def __getitem__(self, index):
+        image_path, mask_path = self.files[index]
+        image = cv2.cvtColor(cv2.imread(str(image_path)), cv2.COLOR_BGR2RGB)
+        if mask_path is None:
+            mask = np.zeros(image.shape[:2], np.uint8)
+        else:
+            mask = cv2.imread(str(mask_path), cv2.IMREAD_UNCHANGED)
+        image = image.astype(np.float32)
+        if self.augmented:
+            image, mask = self.augment(image, mask)
+        image = (image / 255 - self.mean) / self.std
+        return torch.from_numpy(image.transpose(2, 0, 1).copy()), torch.from_numpy(mask).long()
+
+    @staticmethod
+    def augment(image, mask):
+        """The same kinds of change as medood/augment.py, on one patch."""
+        side = image.shape[0]
+        u = np.random.default_rng().uniform(-1, 1, 13)
+        warp = cv2.getRotationMatrix2D((side / 2, side / 2), 180 * u[0], 1.25 ** u[1])
+        warp = np.vstack([warp, [1e-4 * u[2], 1e-4 * u[3], 1]])
+        warp[:2, 2] += 0.1 * side * u[4:6]
+        image = cv2.warpPerspective(image, warp, (side, side), borderMode=cv2.BORDER_REFLECT)
+        mask = cv2.warpPerspective(
+            mask, warp, (side, side), flags=cv2.INTER_NEAREST, borderMode=cv2.BORDER_REFLECT
+        )
+        if u[6] < 0:
+            image, mask = image[:, ::-1], mask[:, ::-1].copy()
+        image = image * (1 + 0.2 * u[7]) * (1 + 0.05 * u[8:11])
+        grey = image.mean(2, keepdims=True)
+        image = grey + (image - grey) * (1 + 0.2 * u[11])
+        image = image.mean() + (image - image.mean()) * (1 + 0.2 * u[12])
+        return image.clip(0, 255).astype(np.float32), mask
+
+
+def plain_loss(logits, target):
+    """Dice per class over the batch, with a smoothing of one pixel, by a loop over classes."""
+    probability = logits.softmax(1)
+    terms = []
+    for value in range(logits.shape[1]):
+        p, t = probability[:, value], (target == value).float()
+        terms.append(1 - (2 * (p * t).sum() + 1) / (p.sum() + t.sum() + 1))
+    return torch.stack(terms).mean()
+
+
+def read_rows(path):
+    """The rows of a CSV as dictionaries."""
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))

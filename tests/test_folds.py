@@ -1,0 +1,106 @@
+"""Splits: every patch is tested once by default, and no test patch reaches training or mining."""
+
+import dataclasses
+
+import pytest
+
+from config import UserError
+from estimate_pct import estimate_pct
+from generate_patches import generate_patches
+from medood.folds import fold_path, held_out, read_fold, region_of
+from medood.hard_ood import ranking_path, read_pct
+from rank_prune_ood import rank_prune_ood
+from tests.oracles import read_rows
+from train import train
+from train_ood import train_ood
+
+NAMES = [f"region_{r}_{k}.png" for r in range(7) for k in range(5)]
+
+
+@pytest.mark.parametrize("split", ["patch", "region"])
+def test_the_default_folds_test_every_patch_once(split):
+    tested = [held_out(NAMES, fold, split, 0, None) for fold in (79, 158, 237)]
+    assert sorted(name for part in tested for name in part) == sorted(NAMES)
+    assert all(len(NAMES) / 3 - 5 <= len(part) <= len(NAMES) / 3 + 5 for part in tested)
+
+
+def test_a_region_split_keeps_regions_whole():
+    tested = held_out(NAMES, 79, "region", 0, None)
+    trained = set(NAMES) - tested
+    assert {region_of(name) for name in tested}.isdisjoint(region_of(name) for name in trained)
+
+
+def test_a_patch_split_depends_on_seed_alone_not_on_the_order_of_the_files():
+    assert held_out(NAMES, 79, "patch", 0, None) == held_out(NAMES[::-1], 79, "patch", 0, None)
+    assert held_out(NAMES, 79, "patch", 0, None) != held_out(NAMES, 79, "patch", 1, None)
+
+
+def test_the_official_split_follows_info_csv(tiny):
+    tiny = dataclasses.replace(tiny, split="official", folds=(1, 2, 3))
+    from generate_semantic_labels import generate_semantic_labels
+
+    generate_semantic_labels(tiny)
+    with pytest.raises(UserError, match=r"no info.csv"):
+        generate_patches(tiny)
+    table = "FileName,Source,Split\nregion_0,a,2\nregion_1,a,1\nregion_2,b,3\n"
+    (tiny.workspace / "info.csv").write_text(table)
+    generate_patches(tiny)
+    tested = {fold: {region_of(name) for name in read_fold(tiny, fold)[1]} for fold in (1, 2, 3)}
+    assert tested == {1: {"region_1"}, 2: {"region_0"}, 3: {"region_2"}}
+
+
+def test_lists_have_the_columns_of_the_authors_release(patched):
+    lines = fold_path(patched, 1).read_text().splitlines()
+    assert lines[0] == ",img_name,obj_tag"
+    assert lines[1] in ("0,region_0_0.png,train", "0,region_0_0.png,test")
+    assert len(lines) == 1 + 37
+
+
+def test_a_list_of_the_user_is_used_as_it_is(patched, capsys):
+    own = ",img_name,obj_tag\n0,region_0_0.png,test\n1,region_0_1.png,train\n"
+    fold_path(patched, 1).write_text(own)
+    generate_patches(patched)
+    assert "put there by you (1 train, 1 test)" in capsys.readouterr().out
+    assert fold_path(patched, 1).read_text() == own
+    assert read_fold(patched, 1) == (["region_0_1.png"], ["region_0_0.png"])
+
+
+def test_a_list_that_was_drawn_follows_the_settings(patched):
+    before = read_fold(patched, 1)
+    generate_patches(dataclasses.replace(patched, split="region"))
+    after = read_fold(patched, 1)
+    assert before != after
+    assert len({region_of(name) for name in after[1]}) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (",img_name,obj_tag\n0,other_0.png,test\n", "other_0.png"),
+        (",img_name,obj_tag\n0,region_0_0.png,val\n", "columns"),
+        (",name,tag\n0,region_0_0.png,test\n", "columns"),
+        (",img_name,obj_tag\n0,region_0_0.png,test\n1,region_0_0.png,train\n", "twice"),
+        (",img_name,obj_tag\n0,region_0_0.png,train\n", "no patch tagged test"),
+        ("", "columns"),
+    ],
+)
+def test_a_wrong_list_is_named_with_what_is_wrong(patched, text, said):
+    fold_path(patched, 1).write_text(text)
+    with pytest.raises(UserError, match=said) as caught:
+        read_fold(patched, 1)
+    assert "1Image_Patchs.csv" in str(caught.value)
+
+
+def test_no_test_patch_is_opened_by_training_mining_or_the_estimate(patched):
+    patched = dataclasses.replace(patched, folds=(1,), epochs=1)
+    train_names, test_names = read_fold(patched, 1)
+    for folder in ("Image_Patchs", "Mask_Patchs", "OoD_Patchs"):
+        for name in test_names:  # whoever opens one of these stops with an error
+            (patched.workspace / folder / name).write_bytes(b"not an image")
+    train(patched)
+    rank_prune_ood(patched)
+    estimate_pct(patched)
+    train_ood(patched)
+    candidates = {row["img_name"] for row in read_rows(ranking_path(patched, 1))}
+    assert candidates == set(train_names)
+    assert read_pct(patched, 1)["id_patches"] == len(train_names)

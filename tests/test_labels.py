@@ -1,0 +1,122 @@
+"""Class masks: equal to a loop over nuclei, whatever the .mat file looks like."""
+
+import numpy as np
+import pytest
+from scipy.io import loadmat, savemat
+
+from config import UserError
+from generate_semantic_labels import generate_semantic_labels, read_label, semantic_mask
+from medood.files import read_mask
+from medood.sample import draw_region
+from tests import oracles
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_look_up_equals_a_loop_over_nuclei(seed):
+    _, inst_map, ids, classes = draw_region(np.random.default_rng(seed), 150, 210)
+    assert len(ids) > 10
+    assert list(ids) != sorted(ids)  # in no order
+    assert max(ids) > len(ids)  # with gaps
+    expected = oracles.semantic_mask(inst_map, ids, classes)
+    np.testing.assert_array_equal(semantic_mask(inst_map, ids, classes), expected)
+
+
+def small_map(*numbers):
+    inst_map = np.zeros((4, 5), np.int32)
+    inst_map.flat[: len(numbers)] = numbers
+    return inst_map
+
+
+@pytest.mark.parametrize(
+    ("content", "first_pixels"),
+    [
+        # no nucleus: MATLAB has empty arrays of several shapes
+        ({"inst_map": small_map(), "id": np.zeros((0, 1)), "class": np.zeros((0, 1))}, [0, 0]),
+        ({"inst_map": small_map(), "id": np.zeros((0, 0)), "class": np.zeros((0, 0))}, [0, 0]),
+        # one nucleus: a 1 x 1 array
+        ({"inst_map": small_map(7), "id": [[7]], "class": [[6]]}, [6, 0]),
+        # no order and gaps
+        (
+            {"inst_map": small_map(9, 2, 40), "id": [[40], [2], [9]], "class": [[1], [5], [3]]},
+            [3, 5, 1],
+        ),
+        # a nucleus in `id` that the map lost, and no background pixel
+        ({"inst_map": np.full((2, 2), 3), "id": [[3], [8]], "class": [[4], [2]]}, [4, 4, 4, 4]),
+        # numbers stored as doubles
+        (
+            {
+                "inst_map": small_map(2, 1).astype(float),
+                "id": [[1.0], [2.0]],
+                "class": [[1.0], [2.0]],
+            },
+            [2, 1],
+        ),
+    ],
+)
+def test_awkward_files(tmp_path, content, first_pixels):
+    savemat(tmp_path / "a.mat", content)
+    inst_map, ids, classes = read_label(tmp_path / "a.mat")
+    mask = semantic_mask(inst_map, ids, classes)
+    assert mask.dtype == np.uint8
+    assert mask.ravel()[: len(first_pixels)].tolist() == first_pixels
+    np.testing.assert_array_equal(mask, oracles.semantic_mask(inst_map, ids, classes))
+
+
+GOOD = {"inst_map": small_map(1, 2), "id": [[1], [2]], "class": [[1], [2]]}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"id": None}, "has no `id`"),
+        ({"class": None}, "has no `class`"),
+        ({"inst_map": None}, "has no `inst_map`"),
+        ({"class": [[1], [7]]}, "`class` holds 7, expected 1..6"),
+        ({"class": [[0], [1]]}, "`class` holds 0, expected 1..6"),
+        ({"class": [[1]]}, "2 values in `id` but 1 in `class`"),
+        ({"id": [[1], [1]]}, "lists a nucleus twice"),
+        ({"id": [[1], [3]]}, "inst_map holds nucleus 2, `id` does not"),
+        ({"id": [[1], [0]]}, "0, which is background"),
+        ({"inst_map": small_map(1, -2)}, "whole numbers"),
+        ({"inst_map": small_map(1, 2) + 0.5}, "whole numbers"),
+        ({"inst_map": np.zeros((2, 2, 2))}, "has shape"),
+        ({"id": "text"}, "whole numbers"),
+    ],
+)
+def test_a_wrong_file_is_named_with_what_is_wrong(tiny, change, said):
+    path = tiny.workspace / "Labels" / "region_1.mat"
+    content = {key: value for key, value in (GOOD | change).items() if value is not None}
+    savemat(path, content)
+    with pytest.raises(UserError, match=said) as caught:
+        generate_semantic_labels(tiny)
+    assert "region_1.mat" in str(caught.value)
+    assert not (tiny.workspace / "Semantic_Labels").exists()
+
+
+@pytest.mark.parametrize("data", [b"", b"no mat file", None])
+def test_a_damaged_file_is_named(tiny, data):
+    path = tiny.workspace / "Labels" / "region_1.mat"
+    path.write_bytes(path.read_bytes()[:300] if data is None else data)
+    with pytest.raises(UserError, match=r"region_1.mat is not a readable .mat file"):
+        generate_semantic_labels(tiny)
+
+
+def test_the_step_writes_a_mask_per_region_and_keeps_it(tiny, capsys):
+    generate_semantic_labels(tiny)
+    folder = tiny.workspace / "Semantic_Labels"
+    assert sorted(path.name for path in folder.glob("*.png")) == [
+        f"region_{i}.png" for i in range(3)
+    ]
+    content = loadmat(tiny.workspace / "Labels" / "region_2.mat")
+    ids, classes = content["id"].ravel(), content["class"].ravel()
+    expected = oracles.semantic_mask(content["inst_map"], ids, classes)
+    np.testing.assert_array_equal(read_mask(folder / "region_2.png"), expected)
+    generate_semantic_labels(tiny)
+    assert "kept" in capsys.readouterr().out
+
+
+def test_a_changed_label_is_converted_again(tiny):
+    generate_semantic_labels(tiny)
+    savemat(tiny.workspace / "Labels" / "region_2.mat", GOOD)
+    generate_semantic_labels(tiny)
+    assert read_mask(tiny.workspace / "Semantic_Labels" / "region_2.png").shape == (4, 5)

@@ -1,0 +1,155 @@
+"""The loss: values worked by hand, and the traps that delete the method."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from medood.losses import EPS, SMOOTH, segmentation_loss
+from tests import oracles
+
+LOSSES = ["dice", "dice_ce", "paper_code"]
+
+
+def logits_for(probabilities):
+    """Logits whose softmax is the given (N, C, H, W)."""
+    return torch.tensor(probabilities).clamp_min(1e-30).log()
+
+
+def test_dice_by_hand():
+    # two pixels, three classes; the truth is 0 and 1
+    p = [[[[0.5, 0.25]], [[0.5, 0.5]], [[0.0, 0.25]]]]
+    target = torch.tensor([[[0, 1]]])
+    s = 2 * SMOOTH + EPS
+    expected = 1 - ((1.0 + s) / (0.75 + 1 + s) + (1.0 + s) / (1.0 + 1 + s) + s / (0.25 + s)) / 3
+    loss = segmentation_loss(logits_for(p), target, torch.ones(1), "dice")
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    # flattened: hits 0.5 + 0.5 of 2 predicted and 2 true
+    loss = segmentation_loss(logits_for(p), target, torch.ones(1), "paper_code")
+    assert loss.item() == pytest.approx(1 - (2.0 + s) / (4 + s), rel=1e-5)
+    loss = segmentation_loss(logits_for(p), target, torch.ones(1), "dice_ce")
+    assert loss.item() == pytest.approx(expected + math.log(2), rel=1e-5)
+
+
+def test_lambda_weighs_the_pixels_of_ood_patches_by_hand():
+    # an ID pixel of class 1 and an OoD pixel, one class beside background
+    p = [[[[0.4]], [[0.6]]], [[[0.7]], [[0.3]]]]
+    target = torch.tensor([[[1]], [[0]]])
+    weight = torch.tensor([1.0, 2.0])
+    s = 3 * SMOOTH + EPS
+    background = (2 * 2 * 0.7 + s) / (0.4 + 2 * 0.7 + 2 + s)
+    foreground = (2 * 0.6 + s) / (0.6 + 2 * 0.3 + 1 + s)
+    loss = segmentation_loss(logits_for(p), target, weight, "dice")
+    assert loss.item() == pytest.approx(1 - (background + foreground) / 2, rel=1e-5)
+    cross_entropy = -(math.log(0.6) + 2 * math.log(0.7)) / 3
+    loss = segmentation_loss(logits_for(p), target, weight, "dice_ce")
+    expected = 1 - (background + foreground) / 2 + cross_entropy
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def trained_network_on(truth):
+    """Logits of a network that is sure of most pixels, misses some and sees a false nucleus."""
+    logits = torch.randn(8, 7, 128, 128, generator=torch.Generator().manual_seed(0))
+    logits[:, 0] += 6
+    logits[:, 2, 40:50, 40:50] += 8  # false
+    if truth.any():
+        logits[:, 2, 10:30, 10:30] += 12
+        logits[:, 3, 65:85, 60:80] += 8  # beside the true one
+    return logits.requires_grad_()
+
+
+def gradient(logits, target, loss):
+    value = loss(logits, target)
+    return torch.autograd.grad(value, logits)[0]
+
+
+def id_and_ood_gradient(loss):
+    """Norms of the gradient of an ID batch and of an all-OoD batch."""
+    truth = torch.zeros(8, 128, 128, dtype=torch.long)
+    ood = gradient(trained_network_on(truth), truth, loss).norm()
+    truth[:, 10:30, 10:30] = 2
+    truth[:, 60:80, 60:80] = 3
+    return gradient(trained_network_on(truth), truth, loss).norm(), ood
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_an_all_ood_batch_pulls_about_as_hard_as_an_id_batch(loss):
+    from_id, from_ood = id_and_ood_gradient(
+        lambda logits, target: segmentation_loss(logits, target, torch.ones(8), loss)
+    )
+    assert from_ood > 1e-4
+    assert from_ood > 0.5 * from_id
+
+
+def test_that_bound_catches_the_traps():
+    from segmentation_models_pytorch.losses import DiceLoss
+
+    def foreground_only(logits, target):  # Eq. 4 to the letter, smooth 1
+        p, t = logits.softmax(1)[:, 1:], F.one_hot(target, 7).permute(0, 3, 1, 2)[:, 1:]
+        hit, total = (p * t).sum((0, 2, 3)), (p + t).sum((0, 2, 3))
+        return 1 - ((2 * hit + 1) / (total + 1)).mean()
+
+    for trap in (foreground_only, DiceLoss("multiclass", classes=[1, 2, 3, 4, 5, 6])):
+        from_id, from_ood = id_and_ood_gradient(trap)
+        assert from_ood < 0.1 * from_id
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_steps_on_an_all_ood_batch_remove_the_false_nucleus(loss):
+    target = torch.zeros(8, 128, 128, dtype=torch.long)
+    logits = trained_network_on(target).detach().requires_grad_()
+    optimiser = torch.optim.Adam([logits], lr=0.1)
+    before = (logits.argmax(1) == 2).sum()
+    for _ in range(60):
+        optimiser.zero_grad()
+        segmentation_loss(logits, target, torch.ones(8), loss).backward()
+        optimiser.step()
+    assert before > 500
+    assert (logits.argmax(1) == 2).sum() < 0.05 * before
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_right_answer_costs_less_than_a_wrong_one(loss):
+    target = torch.randint(0, 7, (2, 16, 16), generator=torch.Generator().manual_seed(0))
+    right = 20.0 * F.one_hot(target, 7).permute(0, 3, 1, 2)
+    good = segmentation_loss(right, target, torch.ones(2), loss)
+    bad = segmentation_loss(right.roll(1, dims=1), target, torch.ones(2), loss)
+    assert good < 1e-3
+    assert bad > 0.9
+
+
+def test_a_rare_class_counts_as_much_as_a_common_one():
+    # one of 256 pixels is class 1; the network answers background everywhere
+    target = torch.zeros(1, 16, 16, dtype=torch.long)
+    target[0, 0, 0] = 1
+    blind = torch.zeros(1, 2, 16, 16)
+    blind[:, 0] = 20
+    ones = torch.ones(1)
+    assert segmentation_loss(blind, target, ones, "dice") > 0.35  # half of the mean over 2 classes
+    assert segmentation_loss(blind, target, ones, "paper_code") < 0.01  # pixel accuracy in disguise
+
+
+def test_lambda_zero_makes_ood_patches_cost_nothing():
+    logits = torch.randn(2, 7, 8, 8, requires_grad=True)
+    target = torch.zeros(2, 8, 8, dtype=torch.long)
+    for loss in LOSSES:
+        value = segmentation_loss(logits, target, torch.zeros(2), loss)
+        assert value.isfinite()
+        assert value.item() == pytest.approx(0, abs=1e-6)
+
+
+def test_half_precision_logits_are_summed_in_float32():
+    logits = torch.randn(2, 7, 64, 64, dtype=torch.bfloat16)
+    target = torch.randint(0, 7, (2, 64, 64))
+    loss = segmentation_loss(logits, target, torch.ones(2), "dice")
+    assert loss.dtype == torch.float32
+    assert loss == segmentation_loss(logits.float(), target, torch.ones(2), "dice")
+
+
+def test_dice_equals_a_plain_loop_over_classes(monkeypatch):
+    logits = torch.randn(4, 7, 64, 64, generator=torch.Generator().manual_seed(0))
+    target = torch.randint(0, 7, (4, 64, 64), generator=torch.Generator().manual_seed(1))
+    monkeypatch.setattr("medood.losses.SMOOTH", 1 / target.numel())  # the loop smooths by 1 pixel
+    ours = segmentation_loss(logits, target, torch.ones(4), "dice")
+    torch.testing.assert_close(ours, oracles.plain_loss(logits, target))

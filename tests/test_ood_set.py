@@ -1,0 +1,97 @@
+"""Which OoD patches are hard, and how many of them to use."""
+
+import numpy as np
+import pytest
+
+from estimate_pct import choose_pct, count_samples, pnr
+from rank_prune_ood import rank_and_prune
+from tests import oracles
+
+GRID = tuple(tenth / 10 for tenth in range(11))
+PAPER = {"positives": 11_845, "negatives": 12_249, "available": 9_684}
+
+
+def counts_of(predictions):
+    return np.array([[(p == value).sum() for value in range(7)] for p in predictions])
+
+
+def test_ranking_equals_a_loop_over_classes():
+    rng = np.random.default_rng(0)
+    predictions = [
+        np.where(rng.random((16, 16)) < rng.choice([0, 0.02, 0.5]), rng.integers(0, 7, (16, 16)), 0)
+        for _ in range(40)
+    ]
+    names = [f"p_{number}.png" for number in rng.permutation(40)]
+    rows = rank_and_prune(names, counts_of(predictions))
+    expected = oracles.rank(names, predictions)
+    assert [row[1] for row in rows] == [name for _, _, name in expected]
+    assert [row[2] for row in rows] == pytest.approx([miou for miou, _, _ in expected])
+    assert [row[3] for row in rows] == [false for _, false, _ in expected]
+    assert [row[0] for row in rows] == list(range(1, 41))
+    kept = [row[-1] for row in rows]
+    assert 0 < sum(kept) < 40
+    assert kept == sorted(kept, reverse=True)
+
+
+def test_ranking_by_hand():
+    counts = np.array(
+        [
+            [4, 0, 0, 0, 0, 0, 0],  # sees nothing: pruned
+            [3, 1, 0, 0, 0, 0, 0],  # one false pixel
+            [2, 1, 1, 0, 0, 0, 0],  # two classes seen: lower miou
+            [2, 0, 2, 0, 0, 0, 0],  # one class seen
+        ]
+    )
+    rows = rank_and_prune(["a", "b", "c", "d"], counts)
+    assert [row[1] for row in rows] == ["c", "d", "b", "a"]
+    assert rows[0][2] == pytest.approx((0.5 + 0 + 0 + 4) / 7)
+    assert rows[1][2] == pytest.approx((0.5 + 0 + 5) / 7)
+    assert rows[3][2] == 1.0
+    assert rows[0][3:] == [2, 1, 1, 0, 0, 0, 0, 1]
+    assert rows[3][3:] == [0, 0, 0, 0, 0, 0, 0, 0]
+
+
+def test_one_false_pixel_keeps_a_patch_of_any_size():
+    counts = np.array([[128 * 128 - 1, 0, 0, 0, 0, 0, 1], [128 * 128, 0, 0, 0, 0, 0, 0]])
+    rows = rank_and_prune(["one", "none"], counts)
+    assert [row[-1] for row in rows] == [1, 0]
+    assert rows[0][2] < 1.0 == rows[1][2]
+
+
+def test_ties_go_to_the_name():
+    counts = np.array([[3, 1, 0, 0, 0, 0, 0]] * 3)
+    assert [row[1] for row in rank_and_prune(["b", "c", "a"], counts)] == ["a", "b", "c"]
+
+
+def test_samples_by_hand():
+    both, foreground, background = np.array([[0, 1]]), np.array([[2, 1]]), np.array([[0, 0]])
+    assert count_samples([both, foreground, background]) == (2, 2)
+
+
+def test_the_papers_own_numbers():
+    assert pnr(PAPER["positives"], PAPER["negatives"], 0) == pytest.approx(0.967, abs=5e-4)
+    best, rows = choose_pct(**PAPER, grid=GRID, pnr_opt=0.65)
+    assert rows[0]["distance"] == pytest.approx(0.317, abs=5e-4)
+    assert best["pct"] == 0.6
+    assert best["ood_patches"] == 5_810
+    assert 12_249 + best["ood_patches"] == 18_059
+    assert best["distance"] == pytest.approx(0.006, abs=5e-4)
+    assert 12_249 + rows[-1]["ood_patches"] == 21_933
+    assert [row["pct"] for row in rows] == list(GRID)
+
+
+def test_a_tie_goes_to_the_smaller_share():
+    best, _ = choose_pct(
+        positives=10, negatives=10, available=0, grid=(1.0, 0.5, 0.0), pnr_opt=0.65
+    )
+    assert best == {"pct": 0.0, "ood_patches": 0, "pnr": 1.0, "distance": pytest.approx(0.35)}
+
+
+def test_the_estimate_equals_a_search_that_reads_every_mask_again(patched):
+    paths = sorted((patched.workspace / "Mask_Patchs").glob("*.png"))
+    from medood.files import read_mask
+
+    positives, negatives = count_samples(map(read_mask, paths))
+    for available in (5, 17, 30):
+        best, _ = choose_pct(positives, negatives, available, GRID, 0.65)
+        assert best["pct"] == oracles.choose_pct(paths, available, GRID, 0.65)

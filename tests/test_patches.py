@@ -1,0 +1,116 @@
+"""Patches and their inverse, at sizes below, at and above multiples of the patch size."""
+
+import dataclasses
+
+import cv2
+import numpy as np
+import pytest
+
+from config import UserError
+from generate_patches import generate_patches, padding, tile, untile
+from generate_semantic_labels import generate_semantic_labels
+from medood.files import read_image, read_mask, write_png
+from tests import oracles
+
+SIDES = [1, 31, 127, 128, 129, 255, 256, 257, 300]
+
+
+@pytest.mark.parametrize("height", SIDES)
+@pytest.mark.parametrize("width", SIDES)
+def test_tiling_equals_slicing_and_comes_back(height, width):
+    image = np.random.default_rng(0).integers(0, 255, (height, width, 3), np.uint8)
+    tiles = tile(image, 128)
+    np.testing.assert_array_equal(tiles, oracles.tile(image, 128))
+    np.testing.assert_array_equal(untile(tiles, height, width), image)
+    np.testing.assert_array_equal(untile(tile(image[..., 0], 128), height, width), image[..., 0])
+
+
+@pytest.mark.parametrize(
+    ("side", "expected"),
+    [(128, (0, 0)), (256, (0, 0)), (127, (0, 1)), (125, (1, 2)), (129, (63, 64))],
+)
+def test_a_multiple_gets_no_padding_and_the_smaller_half_goes_first(side, expected):
+    assert padding(side, 128) == expected
+
+
+def test_patches_are_numbered_row_by_row_from_the_top_left(patched):
+    image = read_image(patched.workspace / "Lizard_Images" / "region_0.png")  # 90 x 128
+    patch = read_image(patched.workspace / "Image_Patchs" / "region_0_6.png")
+    np.testing.assert_array_equal(patch, image[32 - 3 : 64 - 3, 64:96])  # 3 rows of padding on top
+    mask = read_mask(patched.workspace / "Semantic_Labels" / "region_0.png")
+    patch = read_mask(patched.workspace / "Mask_Patchs" / "region_0_6.png")
+    np.testing.assert_array_equal(patch, mask[32 - 3 : 64 - 3, 64:96])
+    assert len(list((patched.workspace / "Image_Patchs").glob("*.png"))) == 12 + 16 + 9
+
+
+def test_red_stays_red(tmp_path):
+    image = np.zeros((4, 4, 3), np.uint8)
+    image[..., 0] = 200
+    write_png(tmp_path / "red.png", image)
+    np.testing.assert_array_equal(read_image(tmp_path / "red.png"), image)
+    assert cv2.imread(str(tmp_path / "red.png"))[0, 0].tolist() == [0, 0, 200]  # OpenCV's BGR
+
+
+@pytest.mark.parametrize(
+    ("images", "labels"),
+    [
+        ("Lizard_Images", "Labels"),
+        ("lizard_images", "labels"),
+        ("Lizard_Images1", "Lizard_Labels/Labels"),
+        ("lizard_images2/Lizard_Images2", "lizard_labels/Lizard_Labels/Labels"),
+    ],
+)
+def test_every_layout_of_the_archives_is_found(tiny, images, labels):
+    (tiny.workspace / "Lizard_Images").rename(tiny.workspace / "i")
+    (tiny.workspace / "Labels").rename(tiny.workspace / "l")
+    for source, target in (("i", images), ("l", labels)):
+        (tiny.workspace / target).parent.mkdir(parents=True, exist_ok=True)
+        (tiny.workspace / source).rename(tiny.workspace / target)
+    (tiny.workspace / images / "._region_0.png").write_bytes(b"what macOS adds")
+    generate_semantic_labels(tiny)
+    generate_patches(tiny)
+    assert len(list((tiny.workspace / "Image_Patchs").glob("*.png"))) == 37
+
+
+def test_an_image_of_another_size_than_its_label_is_named(tiny):
+    generate_semantic_labels(tiny)
+    write_png(tiny.workspace / "Lizard_Images" / "region_1.png", np.zeros((50, 60, 3), np.uint8))
+    with pytest.raises(UserError, match=r"region_1.png is 60 x 50 pixels but its label 100 x 97"):
+        generate_patches(tiny)
+    assert not (tiny.workspace / "Image_Patchs").exists()
+    assert not (tiny.workspace / "Mask_Patchs").exists()
+
+
+@pytest.mark.parametrize("folder", ["Lizard_Images", "Labels"])
+def test_a_region_without_its_partner_is_named(tiny, folder):
+    next((tiny.workspace / folder).glob("region_1.*")).unlink()
+    generate_semantic_labels(tiny)
+    with pytest.raises(UserError, match="region region_1 has no"):
+        generate_patches(tiny)
+
+
+def test_a_truncated_image_is_named(tiny):
+    generate_semantic_labels(tiny)
+    path = tiny.workspace / "Lizard_Images" / "region_1.png"
+    path.write_bytes(path.read_bytes()[:-500])
+    with pytest.raises(UserError, match=r"region_1.png is not a whole image"):
+        generate_patches(tiny)
+
+
+def test_another_patch_size_makes_other_patches(tiny):
+    generate_semantic_labels(tiny)
+    generate_patches(tiny)
+    generate_patches(dataclasses.replace(tiny, patch_size=64))
+    patches = list((tiny.workspace / "Image_Patchs").glob("*.png"))
+    assert len(patches) == 2 * 2 + 2 * 2 + 2 * 2
+    assert read_image(patches[0]).shape == (64, 64, 3)
+
+
+def test_patches_that_the_user_put_there_are_never_overwritten(tiny):
+    generate_semantic_labels(tiny)
+    folder = tiny.workspace / "Image_Patchs"
+    folder.mkdir()
+    write_png(folder / "mine_0.png", np.zeros((32, 32, 3), np.uint8))
+    with pytest.raises(UserError, match="was put there by you"):
+        generate_patches(tiny)
+    assert [path.name for path in folder.iterdir()] == ["mine_0.png"]

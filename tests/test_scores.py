@@ -1,0 +1,121 @@
+"""Scores: against an independent count, and values worked by hand."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from medood.scores import Tally, all_background, confusion, paper_iou_dice, summarise
+from tests import oracles
+
+
+def one_hot(prediction):
+    return F.one_hot(prediction.long(), 7).permute(0, 3, 1, 2).float()
+
+
+def tally_of(truth, prediction):
+    tally = Tally()
+    for part in (slice(0, 2), slice(2, None)):  # batches must not matter
+        tally.add(one_hot(prediction[part]), truth[part])
+    return tally.scores()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_scores_equal_an_independent_count(seed):
+    generator = torch.Generator().manual_seed(seed)
+    truth = torch.randint(0, 5, (5, 16, 16), generator=generator)  # classes 5 and 6 are absent
+    prediction = torch.where(
+        torch.rand(truth.shape, generator=generator) < 0.6, truth, truth.flip(0) + 1
+    )
+    scores = tally_of(truth, prediction)
+    iou, shares = oracles.scores(truth.numpy(), prediction.numpy())
+    assert scores["iou"] == pytest.approx(iou)
+    assert scores["iou"][5:] == [None, None]
+    assert scores["miou"] == pytest.approx(np.mean(iou[1:5]))
+    assert scores["dsc"] == pytest.approx(np.mean([2 * v / (1 + v) for v in iou[1:5]]))
+    for name, share in shares.items():
+        assert scores[name] == pytest.approx(share)
+    assert np.sum(scores["confusion"]) == truth.numel()
+
+
+def test_the_three_errors_by_hand():
+    #        truth: 4 background, 2 of class 1, 2 of class 3
+    matrix = np.zeros((7, 7), int)
+    matrix[0, 0], matrix[0, 3] = 3, 1
+    matrix[1, 1], matrix[1, 0] = 1, 1
+    matrix[3, 1], matrix[3, 3] = 1, 1
+    scores = summarise(matrix, np.array([0.5]), np.array([0.6]))
+    assert scores["fg_to_bg"] == 1 / 4
+    assert scores["bg_to_fg"] == 1 / 4
+    assert scores["fg_to_fg"] == 1 / 4
+    assert scores["iou"] == [3 / 5, 1 / 3, None, 1 / 3, None, None, None]
+    assert scores["dice"] == [6 / 8, 1 / 2, None, 1 / 2, None, None, None]
+    assert scores["miou"] == pytest.approx(1 / 3)
+    assert scores["miou_paper"] == 0.5
+
+
+def test_a_class_that_only_the_prediction_has_moves_no_mean():
+    truth = torch.zeros(2, 8, 8, dtype=torch.long)
+    truth[:, :4] = 2
+    wrong = truth.clone()
+    wrong[0, 7, 7] = 5  # one pixel of a class that does not occur
+    assert tally_of(truth, wrong)["miou"] == tally_of(truth, truth)["miou"] == 1
+    assert tally_of(truth, wrong)["bg_to_fg"] == 1 / 64
+    assert tally_of(truth, wrong)["iou"][5] is None
+
+
+def test_the_papers_measure_is_pixel_accuracy_in_other_clothes():
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.randint(0, 7, (3, 16, 16), generator=generator)
+    prediction = torch.where(torch.rand(truth.shape, generator=generator) < 0.8, truth, 0)
+    iou, dice = paper_iou_dice(one_hot(prediction), truth)
+    accuracy = (prediction == truth).double().mean((1, 2))
+    torch.testing.assert_close(dice, accuracy)
+    torch.testing.assert_close(iou, accuracy / (2 - accuracy))
+
+
+def test_a_pixel_below_one_half_is_nobodys_in_the_papers_measure():
+    # 4 pixels of class 0: probabilities 0.5, 0.4, 0.9 of it, and 0.6 of another class
+    probability = torch.zeros(1, 7, 1, 4)
+    probability[0, 0, 0] = torch.tensor([0.5, 0.4, 0.9, 0.1])
+    probability[0, 1, 0] = torch.tensor([0.2, 0.3, 0.1, 0.6])
+    iou, dice = paper_iou_dice(probability, torch.zeros(1, 1, 4, dtype=torch.long))
+    assert iou.tolist() == [2 / (3 + 4 - 2)]
+    assert dice.tolist() == [2 * 2 / (3 + 4)]
+
+
+def test_the_paper_measure_equals_smp(recwarn):
+    from segmentation_models_pytorch.metrics import f1_score, get_stats, iou_score
+
+    truth = torch.randint(0, 7, (4, 16, 16), generator=torch.Generator().manual_seed(0))
+    logits = 2 * torch.randn(4, 7, 16, 16, generator=torch.Generator().manual_seed(1))
+    probability = (logits + 5 * one_hot(truth)).softmax(1)
+    stats = get_stats(probability, one_hot(truth).long(), mode="multilabel", threshold=0.5)
+    iou, dice = paper_iou_dice(probability, truth)
+    assert iou.mean().item() == pytest.approx(iou_score(*stats, reduction="micro-imagewise").item())
+    assert dice.mean().item() == pytest.approx(f1_score(*stats, reduction="micro-imagewise").item())
+
+
+def test_background_everywhere_is_the_floor():
+    truth = torch.zeros(2, 10, 10, dtype=torch.long)
+    truth[0, 0, :] = 1  # 10 of 100 pixels
+    tally = Tally()
+    tally.add(all_background(truth), truth)
+    scores = tally.scores()
+    assert scores["miou"] == scores["dsc"] == scores["bg_to_fg"] == 0
+    assert scores["fg_to_bg"] == 1
+    assert scores["miou_paper"] == pytest.approx((0.9 / 1.1 + 1) / 2)
+    assert scores["dsc_paper"] == pytest.approx((0.9 + 1) / 2)
+
+
+def test_a_fold_without_nuclei_has_no_foreground_scores():
+    truth = torch.zeros(2, 8, 8, dtype=torch.long)
+    scores = tally_of(truth, truth)
+    assert scores["miou"] is scores["dsc"] is scores["fg_to_bg"] is None
+    assert scores["miou_paper"] == 1
+
+
+def test_confusion_counts_rows_as_truth():
+    matrix = confusion(torch.tensor([[0, 0, 2]]), torch.tensor([[0, 1, 6]]))
+    assert matrix[0, 0] == matrix[0, 1] == matrix[2, 6] == 1
+    assert matrix.sum() == 3
