@@ -37,11 +37,10 @@ def rank_and_prune(names: list[str], counts: np.ndarray) -> list[list]:
 
 def rank_fold(cfg: Config, fold: int) -> None:
     """Write the ranking of one fold, unless it is there from the same network and candidates."""
-    import torch  # here, so that --help answers without it
-
+    # here, so that --help answers without torch
     from medood.checkpoints import load_model, model_folder
     from medood.data import load_patches, ood_files
-    from medood.inference import predict
+    from medood.inference import count_pixels, predict
     from medood.models import pick_device
 
     names, _ = read_fold(cfg, fold)
@@ -63,9 +62,7 @@ def rank_fold(cfg: Config, fold: int) -> None:
     images = load_patches(cfg, files).images
     counts = np.zeros((len(names), N_CLASSES), np.int64)
     for part, probability in predict(cfg, model, images, pick_device(cfg), f"fold {fold}: mining"):
-        found = probability.argmax(1)  # (n, P, P)
-        per_class = [(found == value).sum((1, 2)) for value in range(N_CLASSES)]
-        counts[part] = torch.stack(per_class, 1).cpu().numpy()
+        counts[part] = count_pixels(probability).cpu().numpy()
     rows = rank_and_prune(names, counts)
     text = csv_text(COLUMNS, rows)
     write_text(path, text)

@@ -13,6 +13,12 @@ from medood.models import Normalise, autocast
 BATCH = {"cpu": 8, "cuda": 256}
 
 
+def count_pixels(probability: Tensor) -> Tensor:
+    """Return how many pixels of each patch go to each class, int64 (n, C), from (n, C, P, P)."""
+    found = probability.argmax(1)
+    return torch.stack([(found == value).sum((1, 2)) for value in range(probability.shape[1])], 1)
+
+
 @torch.inference_mode()
 def predict(
     cfg: Config, model: nn.Module, images: Tensor, device: torch.device, task: str

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from config import Config, UserError
@@ -92,14 +92,9 @@ def fit(cfg: Config, fold: int, patches: Patches, folder: Path, record: dict) ->
         total = torch.zeros((), device=device)
         for part in tqdm(parts, desc=f"  epoch {epoch + 1}", leave=False, disable=None):
             index = part.to(device)
-            views, target = augment(images[index], masks[index])
-            with autocast(cfg, device):
-                logits = model(normalise(views))
-            loss = segmentation_loss(logits, target, weight[index], cfg.loss)
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            total += loss.detach()  # no .item() here: it would wait for the device at every step
+            batch = images[index], masks[index], weight[index]
+            # no .item() here: it would wait for the device at every step
+            total += training_step(cfg, model, normalise, optimiser, *batch)
         mean_loss = total.item() / len(parts)
         if not math.isfinite(mean_loss):
             raise UserError(
@@ -126,8 +121,31 @@ def fit(cfg: Config, fold: int, patches: Patches, folder: Path, record: dict) ->
     replace_folder(finished, folder)
 
 
+def training_step(
+    cfg: Config,
+    model: nn.Module,
+    normalise: Normalise,
+    optimiser: torch.optim.Optimizer,
+    images: Tensor,
+    masks: Tensor,
+    weight: Tensor,
+) -> Tensor:
+    """Take one optimiser step on a batch and return its loss, a scalar on the device.
+
+    images: RGB uint8 (N, P, P, 3). masks: uint8 (N, P, P). weight: (N,), see segmentation_loss.
+    """
+    views, target = augment(images, masks)
+    with autocast(cfg, images.device):
+        logits = model(normalise(views))
+    loss = segmentation_loss(logits, target, weight, cfg.loss)
+    optimiser.zero_grad()
+    loss.backward()
+    optimiser.step()
+    return loss.detach()
+
+
 def _save_resume(
-    path: Path, record: dict, model: torch.nn.Module, optimiser: torch.optim.Adam, log: list
+    path: Path, record: dict, model: nn.Module, optimiser: torch.optim.Adam, log: list
 ) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(path.name + ".partial")
@@ -136,9 +154,7 @@ def _save_resume(
     os.replace(aside, path)
 
 
-def _resume(
-    path: Path, record: dict, model: torch.nn.Module, optimiser: torch.optim.Adam
-) -> list[list]:
+def _resume(path: Path, record: dict, model: nn.Module, optimiser: torch.optim.Adam) -> list[list]:
     """Load what an interrupted run of the same record left; return its log, [] if none."""
     if not path.exists():
         return []

@@ -1,0 +1,108 @@
+"""What preparing the data costs, against plain loops: `python bench/prepare.py`.
+
+Draws Lizard-sized regions in a temporary folder; nothing is left behind.
+"""
+
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from bench.common import interleave, machine, report, synthetic_lizard
+from config import Config
+from generate_patches import cut, generate_patches
+from generate_semantic_labels import (
+    convert,
+    generate_semantic_labels,
+    read_label,
+    semantic_mask,
+)
+from generate_unfiltered_oods import generate_unfiltered_oods, remove_foreground
+from medood.cli import run
+from medood.files import read_image, read_mask, region_images, region_labels, write_png
+from tests import oracles
+
+
+@dataclass(frozen=True)
+class BenchConfig(Config):
+    """The settings, and how much to measure."""
+
+    regions: int = 238
+    """Regions that the three steps prepare."""
+    rounds: int = 3
+    """Times that each pair of versions is compared."""
+
+
+def plain_region(image_path: Path, label_path: Path, out: Path) -> None:
+    """Prepare one region as a first script would: a loop over nuclei, a loop over patches."""
+    mask = oracles.semantic_mask(*read_label(label_path))
+    cv2.imwrite(str(out / "mask.png"), mask)
+    image = cv2.imread(str(image_path))
+    mask = cv2.imread(str(out / "mask.png"), cv2.IMREAD_UNCHANGED)
+    pairs = zip(oracles.tile(image, 128), oracles.tile(mask, 128), strict=True)
+    for k, (image_patch, mask_patch) in enumerate(pairs):
+        cv2.imwrite(str(out / f"image_{k}.png"), image_patch)
+        cv2.imwrite(str(out / f"mask_{k}.png"), mask_patch)
+        image_patch = cv2.imread(str(out / f"image_{k}.png"))
+        mask_patch = cv2.imread(str(out / f"mask_{k}.png"), cv2.IMREAD_UNCHANGED)
+        image_patch[mask_patch > 0] = 0
+        cv2.imwrite(str(out / f"ood_{k}.png"), image_patch)
+
+
+def our_region(image_path: Path, label_path: Path, out: Path) -> None:
+    """Prepare one region with the functions of the three steps, in one process."""
+    for folder in ("masks", "image", "mask", "ood"):
+        (out / folder).mkdir(exist_ok=True)
+    convert(label_path, out / "masks")
+    cut(image_path, out / "masks" / f"{label_path.stem}.png", 128, out / "image", out / "mask")
+    for path in (out / "image").iterdir():
+        image, mask = read_image(path), read_mask(out / "mask" / path.name)
+        write_png(out / "ood" / path.name, remove_foreground(image, mask, "zero"))
+
+
+def bench(cfg: BenchConfig) -> None:
+    """Print the comparison per region, then the time of the three steps on all regions."""
+    print(machine())
+    with tempfile.TemporaryDirectory() as name:
+        workspace = Path(name) / "lizard"
+        synthetic_lizard(workspace, cfg.regions)
+        image, label = region_images(workspace)[0], region_labels(workspace)[0]
+        content = read_label(label)
+        ours, plain = semantic_mask(*content), oracles.semantic_mask(*content)
+        assert np.array_equal(ours, plain), "the two label maps differ"
+        print(f"a region: {ours.shape[1]} x {ours.shape[0]} pixels, {len(content[1])} nuclei")
+        times = interleave(
+            cfg.rounds,
+            reference=lambda: oracles.semantic_mask(*content),
+            ours=lambda: semantic_mask(*content),
+        )
+        report("label map", 1, "region", **times)
+        outs = Path(name) / "plain", Path(name) / "ours"
+        for out in outs:
+            out.mkdir()
+        times = interleave(
+            cfg.rounds,
+            reference=lambda: plain_region(image, label, outs[0]),
+            ours=lambda: our_region(image, label, outs[1]),
+        )
+        report("labels, patches, OoD", 1, "region", **times)
+
+        step_cfg = replace(cfg, workspace=workspace, patch_size=128)
+        total = 0.0
+        for step in (generate_semantic_labels, generate_patches, generate_unfiltered_oods):
+            started = time.perf_counter()
+            step(step_cfg)
+            seconds = time.perf_counter() - started
+            total += seconds
+            print(f"{step.__name__:<28} {seconds:6.1f} s for {cfg.regions} regions")
+        print(f"{'all three':<28} {total:6.1f} s")
+
+
+if __name__ == "__main__":
+    run(bench, BenchConfig)

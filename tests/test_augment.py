@@ -1,0 +1,68 @@
+"""Random views: image and mask move together, and equal draws give equal views."""
+
+import numpy as np
+import pytest
+import torch
+
+from medood import augment as module
+from medood.augment import augment
+from medood.sample import draw_region
+
+
+@pytest.fixture
+def batch():
+    masks, images = [], []
+    for seed in range(6):
+        image, inst_map, ids, classes = draw_region(np.random.default_rng(seed), 128, 128)
+        class_of = np.zeros(inst_map.max() + 1, np.uint8)
+        class_of[ids] = classes
+        masks.append(class_of[inst_map])
+        images.append(image)
+    return torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(masks))
+
+
+def test_shapes_ranges_and_labels(batch):
+    images, masks = augment(*batch)
+    assert images.shape == (6, 3, 128, 128)
+    assert images.dtype == torch.float32
+    assert 0 <= images.min() < images.max() <= 255
+    assert masks.dtype == torch.int64
+    assert set(masks.unique().tolist()) <= set(batch[1].unique().tolist())
+
+
+def test_the_mask_goes_where_the_image_goes(batch, monkeypatch):
+    for constant in ("BRIGHTNESS", "CONTRAST", "SATURATION", "TINT"):
+        monkeypatch.setattr(module, constant, 0.0)
+    _, masks = batch
+    painted = (masks[..., None] * 40).expand(-1, -1, -1, 3)  # each class in a grey of its own
+    images, views = augment(painted, masks)
+    shown = images[:, 0] / 40
+    settled = (shown - shown.round()).abs() < 1e-3  # off the edges, which bilinear blends
+    assert settled.float().mean() > 0.7
+    agree = (shown.round().long() == views)[settled].float().mean()
+    assert agree > 0.99
+
+
+def test_without_draws_a_view_is_the_patch_itself(batch, monkeypatch):
+    monkeypatch.setattr(torch, "rand", lambda *shape, **_: torch.full(shape, 0.5))
+    images, masks = augment(*batch)
+    torch.testing.assert_close(images, batch[0].permute(0, 3, 1, 2).float(), atol=0.01, rtol=0)
+    torch.testing.assert_close(masks, batch[1].long())
+
+
+def test_no_black_border_comes_in(batch):
+    bright = torch.full((16, 64, 64, 3), 200, dtype=torch.uint8)
+    images, _ = augment(bright, torch.zeros(16, 64, 64, dtype=torch.uint8))
+    assert images.min() > 100
+
+
+def test_equal_seeds_draw_equal_views_and_patches_differ(batch):
+    views = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        views.append(augment(*batch)[0])
+    torch.testing.assert_close(views[0], views[1], rtol=0, atol=0)
+    assert not torch.equal(views[0], views[2])
+    same_patch = batch[0][:1].expand(6, -1, -1, -1), batch[1][:1].expand(6, -1, -1)
+    images, _ = augment(*same_patch)
+    assert len({image.sum().item() for image in images}) == 6

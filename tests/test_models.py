@@ -1,0 +1,158 @@
+"""Networks: every pair of the paper's Table 1, their weights and their normalisation."""
+
+import dataclasses
+import socket
+
+import pytest
+import safetensors.torch
+import torch
+
+from config import UserError
+from medood.losses import segmentation_loss
+from medood.models import IMAGENET, Normalise, build_model, normalisation, pick_device
+from tests.conftest import TINY
+
+TABLE_1 = [
+    ("unet", "vgg11_bn"),
+    ("unet", "vgg16_bn"),
+    ("unet", "vgg19_bn"),
+    ("unetplusplus", "resnet18"),
+    ("unetplusplus", "tu-resnet50d"),
+    ("unetplusplus", "densenet169"),
+    ("manet", "mobileone_s0"),
+    ("manet", "mobilenet_v2"),
+    ("manet", "tu-tinynet_d"),
+]
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    def refuse(*_, **__):
+        raise OSError("there is no network in this test")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("architecture", "encoder"), TABLE_1)
+def test_every_pair_of_table_1_trains_a_step(no_network, architecture, encoder):
+    cfg = dataclasses.replace(TINY, architecture=architecture, encoder=encoder)
+    torch.manual_seed(0)
+    model = build_model(cfg).train()
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    logits = model(Normalise(encoder)(torch.rand(2, 3, 64, 64) * 255))
+    assert logits.shape == (2, 7, 64, 64)
+    loss = segmentation_loss(logits, torch.randint(0, 7, (2, 64, 64)), torch.ones(2), "dice")
+    loss.backward()
+    torch.optim.Adam(model.parameters(), 1e-3).step()
+    moved = [not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)]
+    assert loss.isfinite()
+    assert sum(moved) > 0.8 * len(moved)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "mean"),
+    [
+        ("vgg11_bn", IMAGENET[0]),
+        ("tu-resnet50d", IMAGENET[0]),
+        ("tu-tinynet_d", IMAGENET[0]),
+        ("inceptionv4", (0.5, 0.5, 0.5)),
+        ("xception", (0.5, 0.5, 0.5)),
+        ("tu-tf_efficientnet_b0.ap_in1k", (0.5, 0.5, 0.5)),
+    ],
+)
+def test_normalisation_constants_come_without_the_network(no_network, encoder, mean):
+    assert normalisation(encoder)[0] == mean
+
+
+def test_normalise_takes_0_to_255():
+    out = Normalise("vgg11_bn")(torch.tensor([255.0, 0.0, 255.0]).view(1, 3, 1, 1))
+    expected = [(1 - 0.485) / 0.229, (0 - 0.456) / 0.224, (1 - 0.406) / 0.225]
+    assert out.flatten().tolist() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            {"encoder": "vgg11bn"},
+            "encoder = 'vgg11bn' is unknown: the nearest names are .*vgg11_bn",
+        ),
+        ({"encoder": "tu-tinynetd"}, "nearest names are .*tu-tinynet_d"),
+        ({"architecture": "unett"}, "architecture = 'unett' is unknown: .*unet"),
+        ({"encoder_weights": "nowhere.pth"}, "there is no file nowhere.pth"),
+        ({"encoder_weights": "imagnet"}, "encoder mobilenet_v2 has imagenet, none, or the path"),
+        ({"architecture": "manet", "encoder": "mit_b0"}, "manet cannot be built on encoder mit_b0"),
+    ],
+)
+def test_what_cannot_be_built_is_said_with_the_cure(no_network, change, said):
+    with pytest.raises(UserError, match=said):
+        build_model(dataclasses.replace(TINY, **change))
+
+
+@pytest.mark.parametrize("encoder", ["mobilenet_v2", "tu-tinynet_d"])
+def test_a_download_that_is_impossible_names_the_two_ways_out(
+    no_network, monkeypatch, tmp_path, encoder
+):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    cfg = dataclasses.replace(TINY, encoder=encoder, encoder_weights="imagenet")
+    with pytest.raises(UserError, match=r"could not be downloaded .*path of a .*or to none"):
+        build_model(cfg)
+
+
+@pytest.mark.parametrize("ending", [".pth", ".safetensors"])
+def test_local_encoder_weights_are_loaded(tmp_path, ending):
+    torch.manual_seed(1)
+    state = build_model(TINY).encoder.state_dict()
+    path = tmp_path / f"weights{ending}"
+    torch.save(state, path) if ending == ".pth" else safetensors.torch.save_file(state, path)
+    torch.manual_seed(2)
+    model = build_model(dataclasses.replace(TINY, encoder_weights=str(path)))
+    for name, value in model.encoder.state_dict().items():
+        assert torch.equal(value, state[name]), name
+
+
+def test_a_torchvision_file_with_its_classifier_is_loaded(tmp_path):
+    state = dict(build_model(TINY).encoder.state_dict())
+    state |= {
+        "classifier.1.weight": torch.zeros(1000, 1280),
+        "classifier.1.bias": torch.zeros(1000),
+    }
+    torch.save(state, tmp_path / "mobilenet_v2.pth")
+    build_model(dataclasses.replace(TINY, encoder_weights=str(tmp_path / "mobilenet_v2.pth")))
+
+
+def test_a_timm_file_is_loaded_into_a_tu_encoder(no_network, tmp_path):
+    import timm
+
+    torch.manual_seed(1)
+    source = timm.create_model("tinynet_d")
+    path = tmp_path / "tinynet_d.safetensors"
+    safetensors.torch.save_file(source.state_dict(), path)
+    cfg = dataclasses.replace(TINY, encoder="tu-tinynet_d", encoder_weights=str(path))
+    stem = build_model(cfg).encoder.model.conv_stem.weight
+    assert torch.equal(stem, source.conv_stem.weight)
+
+
+@pytest.mark.parametrize("content", ["another encoder", "not weights", "a pickle"])
+def test_a_file_of_something_else_is_refused(tmp_path, content):
+    path = tmp_path / "weights.pth"
+    if content == "another encoder":
+        other = dataclasses.replace(TINY, encoder="resnet18")
+        torch.save(build_model(other).encoder.state_dict(), path)
+    elif content == "not weights":
+        path.write_bytes(b"html says 404")
+    else:
+        torch.save(build_model(TINY), path)  # a whole model: would need unpickling of code
+    with pytest.raises(
+        UserError, match=r"weights.pth does not hold weights of encoder mobilenet_v2"
+    ):
+        build_model(dataclasses.replace(TINY, encoder_weights=str(path)))
+
+
+def test_a_device_that_is_not_there_is_named():
+    with pytest.raises(UserError, match="device = 'cuda:99' is not there"):
+        pick_device(dataclasses.replace(TINY, device="cuda:99"))
+    with pytest.raises(UserError, match="device = 'gpu' is not there"):
+        pick_device(dataclasses.replace(TINY, device="gpu"))

@@ -1,0 +1,200 @@
+"""All steps in a row, as a user runs them: from raw data, from prepared patches, and twice."""
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from config import UserError
+from estimate_pct import estimate_pct
+from main import main
+from medood.checkpoints import model_folder
+from medood.folds import fold_path, read_fold
+from medood.hard_ood import ranking_path, read_hard_oods, read_pct
+from rank_prune_ood import rank_prune_ood
+from test import evaluate
+from tests.oracles import read_rows
+from train import train
+from train_ood import train_ood
+
+ROOT = Path(__file__).parents[1]
+NAMES = ["miou", "dsc", "miou_paper", "dsc_paper", "fg_to_bg", "bg_to_fg", "fg_to_fg"]
+
+
+def run_script(*arguments):
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.fixture
+def report(tiny):
+    """The folder of the report after a whole run over two folds."""
+    cfg = dataclasses.replace(tiny, folds=(1, 2))
+    main(cfg)
+    return cfg, cfg.workspace / "reports" / "unet_mobilenet_v2"
+
+
+def test_main_goes_from_raw_data_to_scores_of_both_and_again_keeps_everything(report, capsys):
+    cfg, out = report
+    scores = json.loads((out / "scores.json").read_text())
+    assert list(scores) == ["1", "2"]
+    for fold in scores.values():
+        assert set(fold) == {"baseline", "ood", "all_background"}
+        for network in fold.values():
+            assert set(network) == {*NAMES, "iou", "dice", "confusion"}
+            assert len(network["iou"]) == len(network["dice"]) == 7
+            assert np.array(network["confusion"]).shape == (7, 7)
+        # every network is judged on the same pixels and the same classes
+        totals = {np.sum(network["confusion"]) for network in fold.values()}
+        absent = {tuple(iou is None for iou in network["iou"]) for network in fold.values()}
+        assert len(totals) == len(absent) == 1
+    table = (out / "table.md").read_text()
+    assert all(f"`{name}`" in table for name in NAMES)
+    assert all(word in table for word in ("all background", "Med-OoD", "pnr", "pct", "IoU plasma"))
+    assert (out / "examples.png").read_bytes().startswith(b"\x89PNG")
+
+    before = {path: path.read_bytes() for path in cfg.workspace.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    main(cfg)
+    said = capsys.readouterr().out
+    assert "epoch" not in said  # nothing is trained again
+    after = {path: path.read_bytes() for path in cfg.workspace.rglob("*") if path.is_file()}
+    changed = [path.name for path in before | after if before.get(path) != after.get(path)]
+    assert changed == []
+
+
+def test_files_of_the_ood_set_fit_together(report):
+    cfg, _ = report
+    for fold in cfg.folds:
+        rows = read_rows(ranking_path(cfg, fold))
+        train_names, _ = read_fold(cfg, fold)
+        assert sorted(row["img_name"] for row in rows) == sorted(train_names)
+        estimate = read_pct(cfg, fold)
+        kept = read_hard_oods(cfg, fold)
+        assert estimate["available"] == len(kept) > 0
+        run = json.loads((model_folder(cfg, fold, ood=True) / "run.json").read_text())
+        assert run["ood_patches"] == estimate["ood_patches"] == round(estimate["pct"] * len(kept))
+        assert run["id_patches"] == len(train_names)
+        assert set(run["scores"]) >= set(NAMES)
+
+
+def test_prepared_patches_alone_are_enough(patched, tmp_path_factory):
+    workspace = tmp_path_factory.mktemp("prepared")
+    for kind in ("Image", "Mask", "OoD"):
+        shutil.copytree(
+            patched.workspace / f"{kind}_Patchs",
+            workspace / f"{kind}_Patchs",
+            ignore=shutil.ignore_patterns("*.json"),
+        )
+    (workspace / "k_folds").mkdir()
+    shutil.copy(fold_path(patched, 1), workspace / "k_folds")
+    lists = fold_path(patched, 1).read_bytes()
+    cfg = dataclasses.replace(patched, workspace=workspace, folds=(1, 2), epochs=1)
+    main(cfg)
+    assert fold_path(cfg, 1).read_bytes() == lists  # the user's
+    assert fold_path(cfg, 2).exists()  # drawn
+    scores = json.loads((workspace / "reports/unet_mobilenet_v2/scores.json").read_text())
+    assert list(scores) == ["1", "2"]
+
+
+def test_one_checkpoint_is_tested_on_its_own_fold_only(report):
+    cfg, out = report
+    folder = model_folder(cfg, 2, ood=False)
+    evaluate(cfg, folder)
+    alone = json.loads((cfg.workspace / "reports" / folder.name / "scores.json").read_text())
+    both = json.loads((out / "scores.json").read_text())
+    assert list(alone) == ["2"]  # fold 1 tests patches that this network was trained on
+    assert alone["2"]["checkpoint"] == both["2"]["baseline"]
+
+
+def test_the_baseline_can_be_tested_before_med_ood_is_trained(patched):
+    cfg = dataclasses.replace(patched, folds=(1,), epochs=1)
+    with pytest.raises(UserError, match=r"run `python train.py` first"):
+        evaluate(cfg)
+    train(cfg)
+    evaluate(cfg)
+    scores = json.loads((cfg.workspace / "reports/unet_mobilenet_v2/scores.json").read_text())
+    assert set(scores["1"]) == {"baseline", "all_background"}
+
+
+@pytest.mark.slow
+def test_the_sample_says_that_it_is_the_sample(tmp_path):
+    done = run_script(
+        *(
+            "main.py",
+            "--sample",
+            "--workspace",
+            tmp_path,
+            "--epochs",
+            1,
+            "--folds",
+            79,
+            "--device=cpu",
+        )
+    )
+    assert done.returncode == 0, done.stderr
+    first, *_, table = done.stdout.split("SAMPLE: synthetic tissue")
+    assert first == ""
+    assert "not Lizard" in table
+    assert "miou" in table
+    assert "SAMPLE" in (tmp_path / "sample" / "SAMPLE.txt").read_text()
+    for layout in ("Lizard_Images1/sample_2.png", "Lizard_Labels/Labels/sample_1.mat"):
+        assert (tmp_path / "sample" / layout).exists()
+
+
+def test_no_data_is_said_with_what_belongs_where_and_no_sample_is_drawn(tmp_path):
+    done = run_script("main.py", "--workspace", tmp_path / "nothing")
+    assert done.returncode == 1
+    for word in ("Lizard_Images1", "Lizard_Labels/Labels", "Image_Patchs", "main.py --sample"):
+        assert word in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "nothing").exists()
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("generate_semantic_labels.py", "no .mat file in"),
+        ("generate_patches.py", "no data in"),
+        ("generate_unfiltered_oods.py", "run `python generate_patches.py` first"),
+        ("train.py", "run `python generate_patches.py --folds 79` first"),
+        ("rank_prune_ood.py", "run `python generate_patches.py --folds 79` first"),
+        ("estimate_pct.py", "run `python generate_patches.py --folds 79` first"),
+        ("train_ood.py", "run `python generate_patches.py --folds 79` first"),
+        ("test.py", "run `python train.py` first"),
+    ],
+)
+def test_a_step_without_its_input_names_the_command_that_makes_it(tmp_path, script, said):
+    done = run_script(script, "--workspace", tmp_path / "nothing", "--folds", 79)
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("\n") == 1  # one sentence
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_a_wrong_encoder_stops_main_before_anything_is_made(tiny):
+    done = run_script("main.py", "--workspace", tiny.workspace, "--encoder", "vgg11bn")
+    assert done.returncode == 1
+    assert "vgg11_bn" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tiny.workspace / "Semantic_Labels").exists()
+
+
+@pytest.mark.parametrize(
+    ("step", "missing"),
+    [
+        (rank_prune_ood, "train.py"),
+        (estimate_pct, "rank_prune_ood.py --folds 1"),
+        (train_ood, "rank_prune_ood.py --folds 1"),
+    ],
+)
+def test_a_step_out_of_order_names_the_one_before(patched, step, missing):
+    cfg = dataclasses.replace(patched, folds=(1,))
+    with pytest.raises(UserError, match=f"run `python {missing}` first"):
+        step(cfg)

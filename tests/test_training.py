@@ -1,0 +1,199 @@
+"""Training: one loop, exact after a kill, equal for equal settings, opened by smp anywhere."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from config import UserError
+from medood import training
+from medood.checkpoints import load_model, model_folder
+from medood.files import csv_text
+from medood.folds import read_fold
+from medood.hard_ood import COLUMNS, pct_path, ranking_path
+from tests.oracles import read_rows
+from train import train
+from train_ood import train_ood
+
+ROOT = Path(__file__).parents[1]
+
+
+def weights(cfg, fold=1, ood=False):
+    return (model_folder(cfg, fold, ood) / "model.safetensors").read_bytes()
+
+
+@pytest.fixture
+def one_fold(patched):
+    return dataclasses.replace(patched, folds=(1,))
+
+
+def test_two_equal_runs_give_equal_bytes_and_another_seed_does_not(one_fold):
+    results = []
+    for seed in (0, 0, 1):
+        # the names of the test patches change with the seed unless the list is the user's
+        cfg = dataclasses.replace(one_fold, seed=seed)
+        (model_folder(cfg, 1, ood=False) / "run.json").unlink(missing_ok=True)
+        train(cfg)
+        results.append(weights(cfg))
+    assert results[0] == results[1]
+    assert results[0] != results[2]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_killed_training_ends_with_the_weights_of_an_undisturbed_one(one_fold, precision):
+    cfg = dataclasses.replace(one_fold, epochs=6, precision=precision)
+    train(cfg)
+    expected = weights(cfg)
+    folder = model_folder(cfg, 1, ood=False)
+    (folder / "run.json").unlink()
+    settings = dataclasses.asdict(cfg)
+    names = ("workspace", "patch_size", "encoder", "encoder_weights", "epochs", "lr", "precision")
+    arguments = [f"--{name}={settings[name]}" for name in names]
+    command = [sys.executable, "train.py", *arguments, "--folds", "1", "--device", "cpu"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (folder / "resume.pt").exists():
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert not (folder / "run.json").exists()
+    epochs_done = len(torch.load(folder / "resume.pt", weights_only=True)["log"])
+    assert 1 <= epochs_done < 6
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    assert weights(cfg) == expected
+    assert not (folder / "resume.pt").exists()
+    assert [row["epoch"] for row in read_rows(folder / "log.csv")] == ["1", "2", "3", "4", "5", "6"]
+
+
+def test_a_resume_of_other_settings_is_not_continued(one_fold, monkeypatch, capsys):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            training, "learning_rate", lambda cfg, epoch: cfg.lr if epoch == 0 else stop()
+        )
+        with pytest.raises(KeyboardInterrupt):
+            train(one_fold)
+    changed = dataclasses.replace(one_fold, lr=2e-3)
+    train(changed)
+    assert "not continued" in capsys.readouterr().out
+    interrupted = weights(changed)
+    (model_folder(changed, 1, ood=False) / "run.json").unlink()
+    train(changed)
+    assert weights(changed) == interrupted
+
+
+def test_what_is_trained_with_the_same_settings_is_kept(one_fold, capsys):
+    train(one_fold)
+    before = weights(one_fold)
+    capsys.readouterr()
+    train(dataclasses.replace(one_fold, workers=2, pnr_opt=0.5))  # of no concern to the baseline
+    assert "kept" in capsys.readouterr().out
+    train(dataclasses.replace(one_fold, epochs=3))
+    assert "kept" not in capsys.readouterr().out
+    assert weights(one_fold) != before
+
+
+def test_a_changed_patch_trains_anew(one_fold, capsys):
+    train(one_fold)
+    name = read_fold(one_fold, 1)[0][0]
+    folder = one_fold.workspace / "Image_Patchs"
+    other = next(path for path in folder.glob("*.png") if path.name != name)
+    (folder / name).write_bytes(other.read_bytes())
+    capsys.readouterr()
+    train(one_fold)
+    assert "kept" not in capsys.readouterr().out
+
+
+def test_smp_opens_what_train_saved(one_fold):
+    import segmentation_models_pytorch as smp
+
+    train(one_fold)
+    folder = model_folder(one_fold, 1, ood=False)
+    theirs = smp.from_pretrained(folder).eval()
+    x = torch.rand(1, 3, 32, 32)
+    with torch.inference_mode():
+        torch.testing.assert_close(theirs(x), load_model(folder)(x), rtol=0, atol=0)
+        assert theirs(x).shape == (1, 7, 32, 32)
+    run = json.loads((folder / "run.json").read_text())
+    assert run["settings"]["encoder"] == "mobilenet_v2"
+    assert (run["fold"], run["ood_patches"]) == (1, 0)
+    assert run["id_patches"] == len(read_fold(one_fold, 1)[0])
+    assert run["versions"]["torch"] == torch.__version__.split("+")[0]
+
+
+def test_a_fold_changes_no_other(patched):
+    train(dataclasses.replace(patched, folds=(2,)))
+    alone = weights(patched, 2)
+    (model_folder(patched, 2, ood=False) / "run.json").unlink()
+    train(dataclasses.replace(patched, folds=(1, 2)))
+    assert weights(patched, 2) == alone
+
+
+def test_the_last_10_of_36_epochs_run_at_a_tenth_of_the_rate(tiny):
+    cfg = dataclasses.replace(tiny, epochs=36, lr=1e-4)
+    rates = [training.learning_rate(cfg, epoch) for epoch in range(36)]
+    assert rates == [1e-4] * 26 + [1e-5] * 10
+    cfg = dataclasses.replace(tiny, epochs=18, lr=1e-4)
+    assert [training.learning_rate(cfg, epoch) for epoch in range(18)] == [1e-4] * 13 + [1e-5] * 5
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 9, 16, 20])
+def test_an_epoch_sees_every_patch_once_except_a_lone_last_one(tiny, count):
+    parts = training.batches(tiny, fold=1, epoch=0, count=count)
+    seen = torch.cat(parts).tolist()
+    assert len(seen) == len(set(seen)) == (8 if count == 9 else count)
+    assert all(len(part) > 1 for part in parts) or count == 1
+
+
+def test_id_and_ood_patches_are_shuffled_together(tiny):
+    is_ood = torch.arange(400) >= 200
+    parts = training.batches(tiny, fold=1, epoch=0, count=400)
+    mixed = [0 < int(is_ood[part].sum()) < len(part) for part in parts]
+    assert sum(mixed) > 40  # of 50
+    other = training.batches(tiny, fold=1, epoch=1, count=400)
+    assert not torch.equal(torch.cat(parts), torch.cat(other))
+
+
+def test_med_ood_trains_on_the_hardest_share(one_fold):
+    names, _ = read_fold(one_fold, 1)
+    rows = [[i, name, 0.5, 1, 1, 0, 0, 0, 0, 0, int(i <= 6)] for i, name in enumerate(names, 1)]
+    ranking_path(one_fold, 1).parent.mkdir()
+    ranking_path(one_fold, 1).write_text(csv_text(COLUMNS, rows))
+    pct_path(one_fold, 1).write_text('{"ood_patches": 4}')
+    opened = []
+    load = training.load_patches
+
+    def spy(cfg, files):
+        opened.extend(files)
+        return load(cfg, files)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "load_patches", spy)
+        train_ood(one_fold)
+    ood = [image.name for image, mask in opened if mask is None]
+    assert ood == names[:4]
+    assert [image.name for image, mask in opened if mask is not None] == names
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_cure(one_fold, monkeypatch):
+    real = training.segmentation_loss
+    monkeypatch.setattr(training, "segmentation_loss", lambda *a: real(*a) * float("nan"))
+    with pytest.raises(UserError, match="loss is nan in epoch 1: lower lr"):
+        train(one_fold)
+    assert not (model_folder(one_fold, 1, ood=False) / "run.json").exists()
+
+
+def test_training_lowers_the_loss(one_fold):
+    cfg = dataclasses.replace(one_fold, epochs=8)
+    train(cfg)
+    losses = [float(row["loss"]) for row in read_rows(model_folder(cfg, 1, ood=False) / "log.csv")]
+    assert losses[-1] < 0.85 * losses[0]
