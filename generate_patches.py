@@ -103,7 +103,8 @@ def generate_patches(cfg: Config = CONFIG) -> None:
         lone = min({path.name for path in images} ^ {path.name for path in masks})
         raise UserError(f"{lone} is only in one of Image_Patchs and Mask_Patchs: complete the pair")
     write_folds(cfg, [path.name for path in images])
-    print(f"{cfg.workspace / 'Image_Patchs'}: {len(images)} patches, {len(cfg.folds)} folds")
+    folds = ", ".join(map(str, cfg.folds))
+    print(f"{cfg.workspace / 'Image_Patchs'}: {len(images)} patches, dealt into folds {folds}")
 
 
 if __name__ == "__main__":

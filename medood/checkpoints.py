@@ -35,8 +35,9 @@ def model_folder(cfg: Config, fold: int, ood: bool) -> Path:
 
 
 def plain_settings(cfg: Config) -> dict:
-    """Return all settings as JSON holds them."""
-    return json.loads(json.dumps(dataclasses.asdict(cfg), default=str))
+    """Return the settings of config.py as JSON holds them."""
+    values = {field.name: getattr(cfg, field.name) for field in dataclasses.fields(Config)}
+    return json.loads(json.dumps(values, default=str))
 
 
 def versions() -> dict[str, str]:

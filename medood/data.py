@@ -4,7 +4,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -66,6 +65,3 @@ def load_patches(cfg: Config, files: list[tuple[Path, Path | None]]) -> Patches:
         torch.from_numpy(masks),
         torch.tensor([mask is None for _, mask in files], dtype=torch.bool),
     )
-
-
-cv2.setNumThreads(1)  # the pool above is the parallelism; OpenCV's own threads would fight it

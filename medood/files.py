@@ -20,6 +20,8 @@ import numpy as np
 from config import UserError
 from medood.classes import N_CLASSES
 
+cv2.setNumThreads(1)  # images are read and written in parallel: OpenCV's own threads would fight it
+
 RECORD = "made_from.json"  # in a folder that a step wrote: the settings and inputs it came from
 SAMPLE_MARK = "SAMPLE.txt"  # in a workspace whose tissue was drawn by medood/sample.py
 
@@ -88,10 +90,15 @@ def list_pngs(folder: Path, made_by: str) -> list[Path]:
 # ---------------------------------------------------------------- images
 
 
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: put it back, or make its folder anew") from None
+
+
 def _decode(path: Path, flag: int) -> np.ndarray:
-    if not path.exists():
-        raise UserError(f"{path} is missing: put it back, or delete its folder to make it anew")
-    data = path.read_bytes()
+    data = _read_bytes(path)
     # OpenCV fills what a truncated PNG lacks with black and says nothing: look for its last chunk
     whole = not data.startswith(b"\x89PNG") or b"IEND" in data[-12:]
     image = cv2.imdecode(np.frombuffer(data, np.uint8), flag) if data and whole else None
@@ -166,7 +173,7 @@ def fingerprint(paths: Iterable[Path]) -> str:
     """Return one hash of the folders, names and contents of files, in any order."""
 
     def line(path: Path) -> str:
-        return f"{digest(path.read_bytes())} {path.parent.name}/{path.name}"
+        return f"{digest(_read_bytes(path))} {path.parent.name}/{path.name}"
 
     with ThreadPoolExecutor() as pool:
         lines = sorted(pool.map(line, paths))

@@ -83,7 +83,10 @@ def test_normalise_takes_0_to_255():
         ({"architecture": "unett"}, "architecture = 'unett' is unknown: .*unet"),
         ({"encoder_weights": "nowhere.pth"}, "there is no file nowhere.pth"),
         ({"encoder_weights": "imagnet"}, "encoder mobilenet_v2 has imagenet, none, or the path"),
-        ({"architecture": "manet", "encoder": "mit_b0"}, "manet cannot be built on encoder mit_b0"),
+        (
+            {"architecture": "unetplusplus", "encoder": "mit_b0"},
+            "unetplusplus cannot be built on encoder mit_b0",
+        ),
     ],
 )
 def test_what_cannot_be_built_is_said_with_the_cure(no_network, change, said):
