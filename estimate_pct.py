@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+from tqdm import tqdm
 
 from config import CONFIG, Config, UserError
 from medood.classes import BACKGROUND
@@ -56,9 +57,11 @@ def estimate_pct(cfg: Config = CONFIG) -> None:
     for fold in cfg.folds:
         names, _ = read_fold(cfg, fold)
         available = len(read_hard_oods(cfg, fold))
+        paths = [cfg.workspace / "Mask_Patchs" / name for name in names]
         with ThreadPoolExecutor() as pool:
-            masks = pool.map(read_mask, [cfg.workspace / "Mask_Patchs" / name for name in names])
-            positives, negatives = count_samples(masks)
+            masks = pool.map(read_mask, paths)
+            bar = tqdm(masks, total=len(paths), desc="masks", leave=False, disable=None)
+            positives, negatives = count_samples(bar)
         if not positives:
             raise UserError(f"fold {fold}: no training mask holds a nucleus: check Mask_Patchs")
         best, rows = choose_pct(positives, negatives, available, cfg.pct_grid, cfg.pnr_opt)

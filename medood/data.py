@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from config import Config, UserError
 from medood.files import read_image, read_mask
@@ -58,7 +59,8 @@ def load_patches(cfg: Config, files: list[tuple[Path, Path | None]]) -> Patches:
             out[index] = pixels
 
     with ThreadPoolExecutor() as pool:
-        list(pool.map(read, range(len(files))))
+        done = pool.map(read, range(len(files)))
+        list(tqdm(done, total=len(files), desc="reading patches", leave=False, disable=None))
     return Patches(
         [image.name for image, _ in files],
         torch.from_numpy(images),

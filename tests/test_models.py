@@ -48,7 +48,8 @@ def test_every_pair_of_table_1_trains_a_step(no_network, architecture, encoder):
     torch.optim.Adam(model.parameters(), 1e-3).step()
     moved = [not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)]
     assert loss.isfinite()
-    assert sum(moved) > 0.8 * len(moved)
+    # not all: timm starts each residual block's last scale at 0, which shields what is before it
+    assert sum(moved) > len(moved) / 2
 
 
 @pytest.mark.parametrize(
@@ -99,6 +100,7 @@ def test_a_download_that_is_impossible_names_the_two_ways_out(
     no_network, monkeypatch, tmp_path, encoder
 ):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # it retries otherwise
     cfg = dataclasses.replace(TINY, encoder=encoder, encoder_weights="imagenet")
     with pytest.raises(UserError, match=r"could not be downloaded .*path of a .*or to none"):
         build_model(cfg)

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.io import loadmat, savemat
 
 from config import UserError
 from estimate_pct import estimate_pct
 from main import main
 from medood.checkpoints import model_folder
+from medood.files import write_png
 from medood.folds import fold_path, read_fold
 from medood.hard_ood import ranking_path, read_hard_oods, read_pct
 from rank_prune_ood import rank_prune_ood
@@ -143,7 +145,7 @@ def test_the_sample_says_that_it_is_the_sample(tmp_path):
     assert "not Lizard" in table
     assert "miou" in table
     assert "SAMPLE" in (tmp_path / "sample" / "SAMPLE.txt").read_text()
-    for layout in ("Lizard_Images1/sample_2.png", "Lizard_Labels/Labels/sample_1.mat"):
+    for layout in ("Lizard_Images2/sample_2.png", "Lizard_Labels/Labels/sample_1.mat"):
         assert (tmp_path / "sample" / layout).exists()
 
 
@@ -176,6 +178,43 @@ def test_a_step_without_its_input_names_the_command_that_makes_it(tmp_path, scri
     assert "Traceback" not in done.stderr
     assert done.stderr.count("\n") == 1  # one sentence
     assert not (tmp_path / "nothing").exists()
+
+
+def without_class(content):
+    del content["class"]
+
+
+def with_class_7(content):
+    content["class"][0] = 7
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (without_class, "region_1.mat has no `class`"),
+        (with_class_7, "`class` holds 7, expected 1..6"),
+    ],
+)
+def test_a_bad_label_ends_in_one_sentence_and_nothing_half_written(tiny, damage, said):
+    path = tiny.workspace / "Labels" / "region_1.mat"
+    content = {key: value for key, value in loadmat(path).items() if not key.startswith("_")}
+    damage(content)
+    savemat(path, content)
+    before = sorted(tiny.workspace.rglob("*"))
+    done = run_script("generate_semantic_labels.py", "--workspace", tiny.workspace)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert said in done.stderr
+    assert sorted(tiny.workspace.rglob("*")) == before
+
+
+def test_an_image_of_another_size_ends_in_one_sentence_and_nothing_half_written(tiny):
+    run_script("generate_semantic_labels.py", "--workspace", tiny.workspace)
+    write_png(tiny.workspace / "Lizard_Images" / "region_1.png", np.zeros((9, 9, 3), np.uint8))
+    before = sorted(tiny.workspace.rglob("*"))
+    done = run_script("generate_patches.py", "--workspace", tiny.workspace)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "region_1.png is 9 x 9 pixels but its label 100 x 97" in done.stderr
+    assert sorted(tiny.workspace.rglob("*")) == before
 
 
 def test_a_wrong_encoder_stops_main_before_anything_is_made(tiny):

@@ -193,7 +193,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_cure(one_fold, monkeypatch):
 
 
 def test_training_lowers_the_loss(one_fold):
-    cfg = dataclasses.replace(one_fold, epochs=8)
+    cfg = dataclasses.replace(one_fold, epochs=16)
     train(cfg)
     losses = [float(row["loss"]) for row in read_rows(model_folder(cfg, 1, ood=False) / "log.csv")]
     assert losses[-1] < 0.85 * losses[0]
