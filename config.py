@@ -103,7 +103,7 @@ class Config:
     @property
     def model_name(self) -> str:
         """What every file of this network is named after, such as `unet_vgg11_bn`."""
-        return f"{self.architecture}_{self.encoder}".replace("/", "-").replace(":", "-")
+        return f"{self.architecture}_{self.encoder}"
 
 
 try:

@@ -24,6 +24,7 @@ from medood.files import (
     read_image,
     read_mask,
     region_images,
+    region_labels,
     require_data,
     write_png,
 )
@@ -95,7 +96,7 @@ def generate_patches(cfg: Config = CONFIG) -> None:
     """Write the patches of every region and the list of every fold."""
     require_data(cfg.workspace)
     regions = region_images(cfg.workspace)
-    if regions and (cfg.workspace / "Semantic_Labels").exists():
+    if regions and (region_labels(cfg.workspace) or (cfg.workspace / "Semantic_Labels").exists()):
         cut_regions(cfg, regions)
     images = list_pngs(cfg.workspace / "Image_Patchs", made_by="generate_patches.py")
     masks = list_pngs(cfg.workspace / "Mask_Patchs", made_by="generate_patches.py")

@@ -46,16 +46,22 @@ def networks(cfg: Config, checkpoint: Path | None) -> dict[int, dict[str, Path]]
         # test patches of another fold are training patches of this network
         folds = cfg.folds if trained_on is None else (trained_on,)
         return {fold: {"checkpoint": checkpoint} for fold in folds}
-    found = {}
-    for fold in cfg.folds:
-        found[fold] = {"baseline": model_folder(cfg, fold, ood=False)}
-        if any(model_folder(cfg, other, ood=True).exists() for other in cfg.folds):
-            found[fold]["ood"] = model_folder(cfg, fold, ood=True)
+    found = {fold: {"baseline": model_folder(cfg, fold, ood=False)} for fold in cfg.folds}
+    if not any(model_folder(cfg, fold, ood=True).exists() for fold in cfg.folds):
+        return found
+    for fold, folders in found.items():
+        folders["ood"] = model_folder(cfg, fold, ood=True)
+        baseline, ood = (read_run(folder).get("made_from", {}) for folder in folders.values())
+        if baseline and ood and baseline["settings"] != ood["settings"]:
+            raise UserError(
+                f"{folders['ood']} was trained with other settings than {folders['baseline']}:"
+                " run `python train_ood.py` with the settings of the baseline first"
+            )
     return found
 
 
-def test_fold(cfg: Config, fold: int, folders: dict[str, Path]) -> tuple[dict, dict]:
-    """Return the scores of each network on a fold, and its predictions, uint8 (N, P, P)."""
+def evaluate_fold(cfg: Config, fold: int, folders: dict[str, Path]) -> tuple[dict, dict]:
+    """Return the scores of each network on a fold, and what it saw, for the picture."""
     import torch
 
     from medood.checkpoints import load_model, read_run
@@ -78,7 +84,7 @@ def test_fold(cfg: Config, fold: int, folders: dict[str, Path]) -> tuple[dict, d
         for part, probability in predict(cfg, model, patches.images, device, task):
             tallies[name].add(probability, patches.masks[part].to(device))
             predicted[part] = probability.argmax(1).to("cpu", torch.uint8)
-        predictions[name] = predicted
+        predictions[HEADINGS[name]] = predicted
     scores = {name: tally.scores() for name, tally in tallies.items()}
     for name, folder in folders.items():
         if record := read_run(folder):
@@ -163,7 +169,7 @@ def evaluate(cfg: Config = CONFIG, checkpoint: Path | None = None) -> None:
     out = cfg.workspace / "reports" / (checkpoint.name if checkpoint else cfg.model_name)
     scores, sizes, drawn = {}, {}, None
     for fold, folders in networks(cfg, checkpoint).items():
-        scores[fold], shown = test_fold(cfg, fold, folders)
+        scores[fold], shown = evaluate_fold(cfg, fold, folders)
         sizes[fold] = training_sizes(cfg, fold, folders)
         drawn = drawn or shown
     of_sample = (cfg.workspace / SAMPLE_MARK).exists()

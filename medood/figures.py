@@ -15,7 +15,6 @@ from medood.classes import CLASSES
 from medood.data import Patches
 
 PALETTE = np.array([nucleus.colour for nucleus in CLASSES], np.uint8)  # (C, 3) RGB
-NAMES = {"baseline": "baseline", "ood": "Med-OoD", "checkpoint": "prediction"}
 
 
 def choose_examples(right: dict[str, Tensor]) -> dict[str, int]:
@@ -23,8 +22,8 @@ def choose_examples(right: dict[str, Tensor]) -> dict[str, int]:
 
     right: for each network, the share of pixels that it calls right in each patch, (N,).
     """
-    if "ood" in right:
-        change = right["ood"] - right["baseline"]
+    if "Med-OoD" in right:
+        change = right["Med-OoD"] - right["baseline"]
         best, middle, worst = "Med-OoD helps most", "median change", "Med-OoD hurts most"
     else:
         change = next(iter(right.values()))
@@ -43,7 +42,7 @@ def draw_examples(path: Path, title: str, patches: Patches, predictions: dict[st
         for name, predicted in predictions.items()
     }
     rows = choose_examples(right)
-    columns = ["image", "truth", *(NAMES[name] for name in predictions)]
+    columns = ["image", "truth", *predictions]
     figure, axes = plt.subplots(
         len(rows), len(columns), figsize=(2.4 * len(columns), 2.7 * len(rows) + 1), squeeze=False
     )

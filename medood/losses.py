@@ -11,6 +11,7 @@ forms of it lose what the OoD patches are there to teach, and are avoided here:
   as `paper_code`, for comparison with the paper's public code.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -31,7 +32,8 @@ def segmentation_loss(logits: Tensor, target: Tensor, weight: Tensor, loss: str)
     """
     logits = logits.float()
     probability = logits.softmax(1)
-    truth = F.one_hot(target, logits.shape[1]).permute(0, 3, 1, 2)
+    classes = torch.arange(logits.shape[1], device=logits.device)
+    truth = target[:, None] == classes[:, None, None]  # (N, C, H, W); one_hot would stall a GPU
     # (N, C) sums over pixels, then (C,) over the weighted patches of the batch
     hit = weight @ (probability * truth).sum((2, 3))
     predicted = weight @ probability.sum((2, 3))

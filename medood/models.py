@@ -75,15 +75,17 @@ def build_model(cfg: Config) -> nn.Module:
 
 def _download_encoder(model: nn.Module, architecture: str, encoder: str, weights: str) -> None:
     """Copy pretrained weights of the library into the encoder of `model`."""
-    if not encoder.startswith("tu-"):
-        settings = smp.encoders.encoders[encoder]["pretrained_settings"]
-        if weights not in settings:
-            raise UserError(
-                f"encoder_weights = {weights!r}: encoder {encoder} has"
-                f" {', '.join(settings)}, none, or the path of a {' or '.join(WEIGHT_FILES)} file"
-            )
+    if of_timm := encoder.startswith("tu-"):
+        known = ["imagenet"]
+    else:
+        known = list(smp.encoders.encoders[encoder]["pretrained_settings"])
+    if weights not in known:
+        raise UserError(
+            f"encoder_weights = {weights!r}: encoder {encoder} has {', '.join(known)}; else give"
+            f" none, or the path of a {' or '.join(WEIGHT_FILES)} file"
+        )
     try:
-        source = smp.create_model(architecture, encoder, encoder.startswith("tu-") or weights)
+        source = smp.create_model(architecture, encoder, of_timm or weights)
     except Exception as error:  # the libraries raise what their network layer happens to raise
         raise UserError(
             f"the {weights} weights of encoder {encoder} could not be downloaded"

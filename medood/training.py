@@ -158,8 +158,12 @@ def _resume(path: Path, record: dict, model: nn.Module, optimiser: torch.optim.A
     """Load what an interrupted run of the same record left; return its log, [] if none."""
     if not path.exists():
         return []
-    saved = torch.load(path, map_location="cpu", weights_only=True)
-    if saved["record"] != record:
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file has many kinds; it costs the epochs, not the run
+        print(f"{path}: not continued, it cannot be read ({type(error).__name__})")
+        return []
+    if saved.get("record") != record:
         print(f"{path}: not continued, it was begun with other settings or patches")
         return []
     model.load_state_dict(saved["model"])

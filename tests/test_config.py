@@ -85,11 +85,6 @@ def test_a_wrong_argument_exits_with_1_and_no_traceback(arguments):
     assert arguments[0].lstrip("-") in done.stderr
 
 
-def test_model_names_are_file_names():
-    cfg = dataclasses.replace(TINY, encoder="tu-hf_hub:timm/resnet18")
-    assert cfg.model_name == "unet_tu-hf_hub-timm-resnet18"
-
-
 def test_the_sample_keeps_what_the_user_set():
     cfg = sample_config(dataclasses.replace(Config(), epochs=2))
     assert cfg.epochs == 2

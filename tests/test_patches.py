@@ -89,6 +89,11 @@ def test_a_region_without_its_partner_is_named(tiny, folder):
         generate_patches(tiny)
 
 
+def test_patches_before_class_masks_name_the_step_before(tiny):
+    with pytest.raises(UserError, match=r"run `python generate_semantic_labels.py` first"):
+        generate_patches(tiny)
+
+
 def test_a_truncated_image_is_named(tiny):
     generate_semantic_labels(tiny)
     path = tiny.workspace / "Lizard_Images" / "region_1.png"

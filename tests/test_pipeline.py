@@ -114,6 +114,13 @@ def test_one_checkpoint_is_tested_on_its_own_fold_only(report):
     assert alone["2"]["checkpoint"] == both["2"]["baseline"]
 
 
+def test_networks_of_different_settings_are_not_compared(report):
+    cfg, _ = report
+    train(dataclasses.replace(cfg, epochs=1))
+    with pytest.raises(UserError, match="1_unet_mobilenet_v2_ood was trained with other settings"):
+        evaluate(cfg)
+
+
 def test_the_baseline_can_be_tested_before_med_ood_is_trained(patched):
     cfg = dataclasses.replace(patched, folds=(1,), epochs=1)
     with pytest.raises(UserError, match=r"run `python train.py` first"):
