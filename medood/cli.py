@@ -1,5 +1,6 @@
 """From the command line to a step, and from a user's mistake to one sentence."""
 
+import signal
 import sys
 from collections.abc import Callable
 
@@ -19,6 +20,7 @@ def run(step: Callable[[Config], object], settings: type[Config] = Config) -> No
         cfg = tyro.cli(settings, description=summary, use_underscores=True)
     except SystemExit as stop:
         sys.exit(1 if stop.code else 0)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as schedulers send it: like Ctrl-C
     try:
         step(cfg)
     except UserError as error:
