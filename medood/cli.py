@@ -26,7 +26,7 @@ def run(step: Callable[[Config], object], settings: type[Config] = Config) -> No
     except UserError as error:
         sys.exit(f"error: {error}")
     except OSError as error:
-        sys.exit(f"error: {error.strerror or error}: {error.filename or 'no file named'}")
+        sys.exit("error: " + ": ".join(map(str, filter(None, (error.strerror, error.filename)))))
     except KeyboardInterrupt:
         print("stopped: the same command goes on from here", file=sys.stderr)
         sys.exit(130)
