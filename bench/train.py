@@ -118,8 +118,14 @@ def bench(cfg: BenchConfig) -> None:
         print(f"{'':<24} augmentation is {share:.1%} of ours")
 
         ours.model.load_state_dict(plain.model.state_dict())
-        same = (plain.mine()[:, 0] < 128 * 128) == (ours.mine()[:, 0] < 128 * 128)
-        print(f"{'':<24} mining keeps or prunes {same.sum()} of {len(same)} patches alike")
+        counts, our_counts = plain.mine(), ours.mine()
+        pixels = counts[0].sum()
+        same = (counts[:, 0] < pixels) == (our_counts[:, 0] < pixels)
+        moved = np.abs(counts - our_counts).sum() / 2 / counts.sum()
+        print(
+            f"{'':<24} mining keeps or prunes {same.sum()} of {len(same)} patches alike;"
+            f" {moved:.2%} of pixels change class"
+        )
         times = interleave(cfg.rounds, reference=plain.mine, ours=ours.mine)
         report("mining", len(files), "patch", **times)
 

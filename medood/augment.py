@@ -1,8 +1,8 @@
 """Random views of a batch, made on the batch's device: the same for ID and OoD patches.
 
-A whole batch is warped by one grid_sample with a matrix of its own for each patch. Kornia's
-equivalent chain took three times as long on a CPU and 3 ms of launches per batch on any device,
-more than a whole training step should take on a GPU.
+A whole batch is warped by one grid_sample, with a matrix of its own for each patch: 0.2 ms a patch
+on two cores, under 2 % of a training step (bench/train.py). Kornia's equivalent chain took 1.9 ms,
+and 3 ms of its batch are calls that no GPU shortens: longer than a whole step should take there.
 """
 
 import math
