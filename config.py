@@ -4,7 +4,6 @@ One run can differ without an edit: `python train.py --encoder resnet18 --epochs
 Each setting's description below is also what `--help` prints.
 """
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
@@ -69,13 +68,9 @@ class Config:
     """Refuse CUDA operations that may differ between runs; the CPU's never do."""
 
     def __post_init__(self) -> None:
-        hints = get_type_hints(type(self))
-        for field in dataclasses.fields(self):
-            value, hint = getattr(self, field.name), hints[field.name]
-            if get_origin(hint) is Literal and value not in get_args(hint):
-                raise UserError(
-                    f"{field.name} = {value!r} is not one of {', '.join(get_args(hint))}"
-                )
+        for name, hint in get_type_hints(type(self)).items():
+            if not _fits(getattr(self, name), hint):
+                raise UserError(f"{name} = {getattr(self, name)!r} is not {_words(hint)}")
         rules = {
             "patch_size": (self.patch_size > 0 and self.patch_size % 32 == 0, "a multiple of 32"),
             "folds": (
@@ -104,6 +99,26 @@ class Config:
     def model_name(self) -> str:
         """What every file of this network is named after, such as `unet_vgg11_bn`."""
         return f"{self.architecture}_{self.encoder}"
+
+
+def _fits(value: object, hint: object) -> bool:
+    """Say whether a setting's value is of its declared type."""
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(_fits(item, get_args(hint)[0]) for item in value)
+    if isinstance(value, bool) and hint is not bool:
+        return False  # Python counts True as a number
+    return isinstance(value, (int, float) if hint is float else hint)
+
+
+def _words(hint: object) -> str:
+    """Return what `_fits` expects, in words."""
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(get_args(hint))}"
+    if get_origin(hint) is tuple:
+        return f"a tuple of {get_args(hint)[0].__name__} values, such as (1,)"
+    return f"of type {getattr(hint, '__name__', hint)}"
 
 
 try:

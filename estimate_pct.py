@@ -14,9 +14,9 @@ from tqdm import tqdm
 from config import CONFIG, Config, UserError
 from medood.classes import BACKGROUND
 from medood.cli import run
-from medood.files import read_mask, write_json
+from medood.files import fingerprint, read_mask, write_json
 from medood.folds import read_fold
-from medood.hard_ood import pct_path, read_hard_oods
+from medood.hard_ood import pct_path, ranking_path, read_hard_oods
 
 
 def count_samples(masks: Iterable[np.ndarray]) -> tuple[int, int]:
@@ -75,6 +75,7 @@ def estimate_pct(cfg: Config = CONFIG) -> None:
                 "positives": positives,
                 "negatives": negatives,
                 "pnr_id": pnr_id,
+                "ranking": fingerprint([ranking_path(cfg, fold)]),
                 "grid": rows,
             },
         )

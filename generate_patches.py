@@ -20,6 +20,7 @@ from medood.files import (
     fingerprint,
     fresh_folder,
     is_kept,
+    list_patch_pairs,
     list_pngs,
     read_image,
     read_mask,
@@ -98,11 +99,7 @@ def generate_patches(cfg: Config = CONFIG) -> None:
     regions = region_images(cfg.workspace)
     if regions and (region_labels(cfg.workspace) or (cfg.workspace / "Semantic_Labels").exists()):
         cut_regions(cfg, regions)
-    images = list_pngs(cfg.workspace / "Image_Patchs", made_by="generate_patches.py")
-    masks = list_pngs(cfg.workspace / "Mask_Patchs", made_by="generate_patches.py")
-    if [path.name for path in images] != [path.name for path in masks]:
-        lone = min({path.name for path in images} ^ {path.name for path in masks})
-        raise UserError(f"{lone} is only in one of Image_Patchs and Mask_Patchs: complete the pair")
+    images, _ = list_patch_pairs(cfg.workspace)
     write_folds(cfg, [path.name for path in images])
     folds = ", ".join(map(str, cfg.folds))
     print(f"{cfg.workspace / 'Image_Patchs'}: {len(images)} patches, dealt into folds {folds}")

@@ -20,7 +20,7 @@ from medood.files import (
     fingerprint,
     fresh_folder,
     is_kept,
-    list_pngs,
+    list_patch_pairs,
     read_image,
     read_mask,
     write_png,
@@ -59,8 +59,7 @@ def convert(images: list[Path], masks: list[Path], fill: str, out: Path) -> int:
 
 def generate_unfiltered_oods(cfg: Config = CONFIG) -> None:
     """Write the OoD patch of every patch."""
-    images = list_pngs(cfg.workspace / "Image_Patchs", made_by="generate_patches.py")
-    masks = list_pngs(cfg.workspace / "Mask_Patchs", made_by="generate_patches.py")
+    images, masks = list_patch_pairs(cfg.workspace)
     folder = cfg.workspace / "OoD_Patchs"
     record = {
         "ood_fill": cfg.ood_fill,

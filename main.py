@@ -4,7 +4,8 @@
 synthetic data set first and runs on that.
 """
 
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, replace
 
 from config import CONFIG, Config
 from estimate_pct import estimate_pct
@@ -24,7 +25,7 @@ class MainConfig(Config):
     """The settings, and what main.py alone takes."""
 
     sample: bool = False
-    """Draw a small synthetic data set in <workspace>/sample and run on it, in a few minutes."""
+    """Draw a small data set in <workspace>/sample and run on it, with small settings of its own."""
 
 
 def main(cfg: Config = CONFIG) -> None:
@@ -49,12 +50,21 @@ def main(cfg: Config = CONFIG) -> None:
 def start(cfg: MainConfig) -> None:
     """Run on the sample if asked, else on the workspace."""
     if cfg.sample:
-        from medood.sample import draw_sample, sample_config
+        from medood.sample import draw_sample
 
-        cfg = sample_config(cfg)
+        cfg = replace(cfg, workspace=cfg.workspace / "sample")
         draw_sample(cfg)
     main(cfg)
 
 
+def defaults() -> MainConfig:
+    """Return the settings of config.py or, for the sample, its own; arguments change either."""
+    if "--sample" not in sys.argv:
+        return MainConfig()
+    from medood.sample import SETTINGS
+
+    return MainConfig(**SETTINGS)
+
+
 if __name__ == "__main__":
-    run(start, MainConfig)
+    run(start, defaults())

@@ -11,7 +11,15 @@ import numpy as np
 from config import CONFIG, Config, UserError
 from medood.classes import BACKGROUND, N_CLASSES
 from medood.cli import run
-from medood.files import csv_text, digest, fingerprint, read_json, write_json, write_text
+from medood.files import (
+    csv_text,
+    digest,
+    fingerprint,
+    model_folder,
+    read_json,
+    write_json,
+    write_text,
+)
 from medood.folds import read_fold
 from medood.hard_ood import COLUMNS, ranking_path
 
@@ -38,7 +46,7 @@ def rank_and_prune(names: list[str], counts: np.ndarray) -> list[list]:
 def rank_fold(cfg: Config, fold: int) -> None:
     """Write the ranking of one fold, unless it is there from the same network and candidates."""
     # here, so that --help answers without torch
-    from medood.checkpoints import load_model, model_folder
+    from medood.checkpoints import load_model
     from medood.data import load_patches, ood_files
     from medood.inference import count_pixels, predict
     from medood.models import pick_device
@@ -53,7 +61,8 @@ def rank_fold(cfg: Config, fold: int) -> None:
     path = ranking_path(cfg, fold)
     record = {
         "precision": cfg.precision,
-        "inputs": fingerprint([folder / "model.safetensors", *(path for path, _ in files)]),
+        "network": fingerprint([folder / "model.safetensors"]),
+        "candidates": fingerprint(path for path, _ in files),
     }
     made_from = read_json(path.with_suffix(".json"))
     if path.exists() and made_from == {**record, "ranking": digest(path.read_bytes())}:

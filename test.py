@@ -15,8 +15,8 @@ import numpy as np
 from config import CONFIG, Config, UserError
 from medood.classes import CLASSES
 from medood.cli import run
-from medood.files import SAMPLE_MARK, read_json, write_json, write_text
-from medood.folds import read_fold
+from medood.files import SAMPLE_MARK, model_folder, read_json, write_json, write_text
+from medood.folds import fold_digest, read_fold
 from medood.hard_ood import pct_path
 
 HEADINGS = {
@@ -39,7 +39,7 @@ class TestConfig(Config):
 
 def networks(cfg: Config, checkpoint: Path | None) -> dict[int, dict[str, Path]]:
     """Return the checkpoint folders to test on each fold, by their name in scores.json."""
-    from medood.checkpoints import model_folder, read_run
+    from medood.checkpoints import read_run
 
     if checkpoint is not None:
         trained_on = read_run(checkpoint).get("fold")
@@ -72,7 +72,13 @@ def evaluate_fold(cfg: Config, fold: int, folders: dict[str, Path]) -> tuple[dic
 
     device = pick_device(cfg)
     models = {name: load_model(folder) for name, folder in folders.items()}
-    _, names = read_fold(cfg, fold)
+    train_names, names = read_fold(cfg, fold)
+    for folder in folders.values():
+        if read_run(folder).get("trained_on", "") not in ("", fold_digest(train_names)):
+            raise UserError(
+                f"{folder} was trained on other patches than fold {fold} trains on now, so some of"
+                " the fold's test patches may be among them: train it again, or put its list back"
+            )
     patches = load_patches(cfg, id_files(cfg, names))
     tallies = {name: Tally() for name in ("all_background", *models)}
     for truth in patches.masks.split(64):
@@ -97,8 +103,9 @@ def spread(values: list[float | None], scale: float = 100, digits: int = 1) -> s
     known = [value * scale for value in values if value is not None]
     if not known:
         return "-"
-    text = f"{np.mean(known):.{digits}f}"
-    return text if len(known) == 1 else f"{text} ± {np.std(known, ddof=1):.{digits}f}"
+    mean = round(np.mean(known), digits) + 0.0  # no "-0.0"
+    deviation = f" ± {np.std(known, ddof=1):.{digits}f}" if len(known) > 1 else ""
+    return f"{mean:.{digits}f}{deviation}"
 
 
 def table(scores: dict[int, dict], sizes: dict[int, dict]) -> str:
@@ -163,10 +170,11 @@ def training_sizes(cfg: Config, fold: int, folders: dict[str, Path]) -> dict[str
 def evaluate(cfg: Config = CONFIG, checkpoint: Path | None = None) -> None:
     """Test the networks of every fold, or the one in `checkpoint`; print and write the scores."""
     if checkpoint is not None and not checkpoint.is_dir():
-        raise UserError(f"checkpoint: there is no folder {checkpoint}")
+        found = "a file: give its folder" if checkpoint.exists() else "not there"
+        raise UserError(f"checkpoint: {checkpoint} is {found}")
     from medood.figures import draw_examples
 
-    out = cfg.workspace / "reports" / (checkpoint.name if checkpoint else cfg.model_name)
+    out = cfg.workspace / "reports" / (checkpoint.resolve().name if checkpoint else cfg.model_name)
     scores, sizes, drawn = {}, {}, None
     for fold, folders in networks(cfg, checkpoint).items():
         scores[fold], shown = evaluate_fold(cfg, fold, folders)
@@ -174,17 +182,16 @@ def evaluate(cfg: Config = CONFIG, checkpoint: Path | None = None) -> None:
         drawn = drawn or shown
     of_sample = (cfg.workspace / SAMPLE_MARK).exists()
     data = "SAMPLE: synthetic tissue, not Lizard" if of_sample else str(cfg.workspace)
-    title = (
-        f"{data}. {checkpoint or cfg.model_name}, percent, folds {', '.join(map(str, scores))}"
-        + (": mean ± standard deviation" if len(scores) > 1 else "")
-    )
+    folds = ", ".join(map(str, scores))
+    over = f"folds {folds}: mean ± standard deviation" if len(scores) > 1 else f"fold {folds} alone"
+    title = f"{data}. {checkpoint or cfg.model_name}, percent, {over}"
     text = f"{title}\n\n{table(scores, sizes)}"
     print(text)
     write_json(out / "scores.json", scores)
     write_text(out / "table.md", text)
-    draw_examples(out / "examples.png", title=data, **drawn)
+    draw_examples(out / "examples.png", title=f"{data}, fold {next(iter(scores))}", **drawn)
     print(f"{out}: scores.json, table.md, examples.png")
 
 
 if __name__ == "__main__":
-    run(lambda cfg: evaluate(cfg, cfg.checkpoint), TestConfig)
+    run(lambda cfg: evaluate(cfg, cfg.checkpoint), TestConfig())

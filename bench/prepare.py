@@ -105,4 +105,4 @@ def bench(cfg: BenchConfig) -> None:
 
 
 if __name__ == "__main__":
-    run(bench, BenchConfig)
+    run(bench, BenchConfig())

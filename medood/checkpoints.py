@@ -29,11 +29,6 @@ TRAINING_SETTINGS = (
 PACKAGES = ("torch", "torchvision", "segmentation-models-pytorch", "timm", "numpy")
 
 
-def model_folder(cfg: Config, fold: int, ood: bool) -> Path:
-    """Return where the baseline, or the Med-OoD network, of a fold lies."""
-    return cfg.workspace / "models" / f"{fold}_{cfg.model_name}{'_ood' if ood else ''}"
-
-
 def plain_settings(cfg: Config) -> dict:
     """Return the settings of config.py as JSON holds them."""
     values = {field.name: getattr(cfg, field.name) for field in dataclasses.fields(Config)}
@@ -52,13 +47,17 @@ def load_model(folder: Path) -> nn.Module:
     """
     if not (folder / "config.json").is_file():
         command = "train_ood.py" if folder.name.endswith("_ood") else "train.py"
-        raise UserError(f"no network in {folder}: run `python {command}` first")
+        raise UserError(
+            f"no network (config.json, model.safetensors) in {folder}: run `python {command}` first"
+        )
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # huggingface_hub prints what it does
             model = smp.from_pretrained(folder)
     except Exception as error:  # key names, shapes, JSON and safetensors each have their own kind
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{folder} holds no usable network ({reason}): train it again") from None
+        raise UserError(
+            f"{folder} holds no usable network ({reason}): train or copy it again"
+        ) from None
     classes = model.config.get("classes")
     if classes != N_CLASSES:
         raise UserError(f"the network in {folder} has {classes} classes, expected {N_CLASSES}")

@@ -6,18 +6,19 @@ from collections.abc import Callable
 
 import tyro
 
-from config import Config, UserError
+from config import CONFIG, Config, UserError
 
 
-def run(step: Callable[[Config], object], settings: type[Config] = Config) -> None:
-    """Call `step` with the settings of config.py and the command line.
+def run(step: Callable[[Config], object], defaults: Config = CONFIG) -> None:
+    """Call `step` with the settings of `defaults`, changed as the command line says.
 
-    `settings` is Config, or a subclass with the arguments that one script adds. A mistake that
-    the user can mend ends in one sentence on standard error and exit code 1.
+    `defaults` is CONFIG, or an instance of a subclass with the arguments that one script adds. A
+    mistake that the user can mend ends in one sentence on standard error and exit code 1.
     """
     summary = sys.modules["__main__"].__doc__.split("\n")[0]
     try:
-        cfg = tyro.cli(settings, description=summary, use_underscores=True)
+        kind = type(defaults)
+        cfg = tyro.cli(kind, default=defaults, description=summary, use_underscores=True)
     except SystemExit as stop:
         sys.exit(1 if stop.code else 0)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as schedulers send it: like Ctrl-C

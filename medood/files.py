@@ -17,7 +17,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from config import UserError
+from config import Config, UserError
 from medood.classes import N_CLASSES
 
 cv2.setNumThreads(1)  # images are read and written in parallel: OpenCV's own threads would fight it
@@ -85,6 +85,24 @@ def list_pngs(folder: Path, made_by: str) -> list[Path]:
     if not paths:
         raise UserError(f"no .png in {folder}: run `python {made_by}` first")
     return paths
+
+
+def list_patch_pairs(workspace: Path) -> tuple[list[Path], list[Path]]:
+    """Return image and mask of every patch, in one order; UserError where one lacks its pair."""
+    images = list_pngs(workspace / "Image_Patchs", made_by="generate_patches.py")
+    masks = list_pngs(workspace / "Mask_Patchs", made_by="generate_patches.py")
+    lone = {path.name for path in images} ^ {path.name for path in masks}
+    if lone:
+        raise UserError(
+            f"{min(lone)} is only in one of Image_Patchs and Mask_Patchs ({len(lone)} such in all):"
+            " put its partner there, or run `python generate_patches.py` to make both anew"
+        )
+    return images, masks
+
+
+def model_folder(cfg: Config, fold: int, ood: bool) -> Path:
+    """Return where the baseline, or the Med-OoD network, of a fold lies."""
+    return cfg.workspace / "models" / f"{fold}_{cfg.model_name}{'_ood' if ood else ''}"
 
 
 # ---------------------------------------------------------------- images
@@ -193,7 +211,7 @@ def fresh_folder(folder: Path, record: dict) -> Iterator[Path]:
     partial.mkdir(parents=True)
     try:
         yield partial
-        write_json(partial / RECORD, record)
+        write_json(partial / RECORD, {**record, "files": _count_pngs(partial)})
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -211,15 +229,20 @@ def replace_folder(new: Path, folder: Path) -> None:
 
 
 def is_kept(folder: Path, record: dict) -> bool:
-    """Say whether `folder` stays as it is: made from `record`, or put there by the user.
+    """Say whether `folder` stays: made from `record` and complete, or put there by the user.
 
     A folder without a record was not written by these scripts, so they never overwrite it.
     """
     if not any(folder.glob("*.png")):
         return False
     made_from = read_json(folder / RECORD)
+    complete = {**record, "files": _count_pngs(folder)}
     if made_from is None:
         print(f"{folder}: kept, it was put there by you (remove it to have it made)")
-    elif made_from == record:
+    elif made_from == complete:
         print(f"{folder}: kept, made from the same inputs and settings")
-    return made_from is None or made_from == record
+    return made_from is None or made_from == complete
+
+
+def _count_pngs(folder: Path) -> int:
+    return sum(1 for _ in folder.glob("*.png"))

@@ -4,6 +4,7 @@ Files   k_folds/<fold>Image_Patchs.csv, columns (index), img_name, obj_tag = tra
 """
 
 import csv
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,11 @@ def read_official(workspace: Path) -> dict[str, int]:
         raise UserError(f"{path} lacks the columns FileName and Split (1, 2, 3)") from None
 
 
+def fold_digest(train: Iterable[str]) -> str:
+    """Return a hash of the names of a fold's training patches, in any order."""
+    return digest("\n".join(sorted(train)).encode())
+
+
 def fold_path(cfg: Config, fold: int) -> Path:
     """Return where the list of a fold lies."""
     return cfg.workspace / "k_folds" / f"{fold}Image_Patchs.csv"
@@ -71,6 +77,8 @@ def write_folds(cfg: Config, names: list[str]) -> None:
         unknown = sorted({region_of(name) for name in names} - official.keys())
         if unknown:
             raise UserError(f"info.csv does not name region {unknown[0]}: use Lizard's own table")
+    if len({fold % PARTS for fold in cfg.folds}) < min(len(cfg.folds), PARTS):
+        print(f"folds {cfg.folds}: some test the same part, so not every patch is tested once")
     for fold in cfg.folds:
         path = fold_path(cfg, fold)
         record = path.with_suffix(".json")
@@ -94,19 +102,26 @@ def read_fold(cfg: Config, fold: int) -> tuple[list[str], list[str]]:
     path = fold_path(cfg, fold)
     if not path.exists():
         raise UserError(f"{path} is missing: run `python generate_patches.py --folds {fold}` first")
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file))
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} is not a CSV in UTF-8 ({error}): save it as one") from None
     tags = {row.get("img_name"): row.get("obj_tag") for row in rows}
-    if not rows or None in tags or not set(tags.values()) <= {"train", "test"}:
-        raise UserError(f"{path} lacks the columns img_name and obj_tag (train or test)")
+    if None in tags or None in tags.values() or not rows:
+        raise UserError(f"{path} lacks rows with the columns img_name and obj_tag")
+    wrong = [(name, tag) for name, tag in tags.items() if tag not in ("train", "test")]
+    if wrong:
+        raise UserError(f"{path} tags {wrong[0][0]} as {wrong[0][1]!r}, expected train or test")
     if len(tags) < len(rows):
         raise UserError(f"{path} names a patch twice: a patch either trains or tests")
     there = {patch.name for patch in (cfg.workspace / "Image_Patchs").glob("*.png")}
     gone = sorted(tags.keys() - there)
     if gone:
         raise UserError(
-            f"{path} names {gone[0]} and {len(gone) - 1} more patches that are not in"
-            f" {cfg.workspace / 'Image_Patchs'}: remove the list to have it drawn anew"
+            f"{path} names {len(gone)} patches that are not in {cfg.workspace / 'Image_Patchs'},"
+            f" {gone[0]} for one: run `python generate_patches.py` to make patches and lists anew"
+            " (remove a list of your own first)"
         )
     train = [name for name, tag in tags.items() if tag == "train"]
     test = [name for name, tag in tags.items() if tag == "test"]

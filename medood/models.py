@@ -53,7 +53,7 @@ def build_model(cfg: Config) -> nn.Module:
 
     Raises UserError for an unknown name, and where the encoder's weights cannot be had.
     """
-    architecture, encoder = cfg.architecture.lower(), cfg.encoder
+    architecture, encoder = cfg.architecture, cfg.encoder
     _refuse_unknown("architecture", architecture, list(smp.MODEL_ARCHITECTURES_MAPPING))
     if encoder.startswith("tu-"):
         timm_names = [f"tu-{name}" for name in timm.list_models()]

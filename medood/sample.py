@@ -13,7 +13,7 @@ from scipy.io import savemat
 from scipy.ndimage import find_objects, gaussian_filter
 from skimage.draw import disk, ellipse
 
-from config import CONFIG, Config
+from config import Config
 from medood.files import (
     RECORD,
     SAMPLE_MARK,
@@ -25,7 +25,7 @@ from medood.files import (
 )
 
 REGIONS = 12
-# what the sample runs with, where neither config.py nor the command line says otherwise
+# what the sample runs with, unless the command line says otherwise
 SETTINGS = {"encoder": "tu-resnet10t", "encoder_weights": "none", "epochs": 16, "lr": 2e-3}
 NOTE = """SAMPLE: synthetic tissue drawn by medood/sample.py, not Lizard.
 
@@ -53,15 +53,6 @@ KINDS = {
     6: Kind(13.0, 3.2, (90, 75, 150), 1, 0.20),  # connective: a spindle
 }
 DEBRIS_STAIN = (50, 38, 88)  # near a lymphocyte: some of it fools a baseline
-
-
-def sample_config(cfg: Config) -> Config:
-    """Return cfg with the sample's workspace, and its settings where cfg has the defaults."""
-    given = {field.name: getattr(cfg, field.name) for field in dataclasses.fields(Config)}
-    unset = {
-        name: value for name, value in SETTINGS.items() if given[name] == getattr(CONFIG, name)
-    }
-    return Config(**given | unset | {"workspace": cfg.workspace / "sample"})
 
 
 def draw_region(rng: np.random.Generator, height: int, width: int) -> tuple[np.ndarray, ...]:

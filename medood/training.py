@@ -12,9 +12,10 @@ from tqdm import tqdm
 
 from config import Config, UserError
 from medood.augment import augment
-from medood.checkpoints import made_from, model_folder, plain_settings, read_run, versions
+from medood.checkpoints import made_from, plain_settings, read_run, versions
 from medood.data import Patches, id_files, load_patches, ood_files
-from medood.files import csv_text, replace_folder, write_json, write_text
+from medood.files import csv_text, model_folder, replace_folder, write_json, write_text
+from medood.folds import fold_digest
 from medood.losses import segmentation_loss
 from medood.models import Normalise, autocast, build_model, pick_device
 
@@ -108,9 +109,13 @@ def fit(cfg: Config, fold: int, patches: Patches, folder: Path, record: dict) ->
 
     finished = folder.with_name(folder.name + ".partial")
     model.eval().save_pretrained(finished)
+    # its template puts the weights, whatever they were trained on, under the library's licence
+    (finished / "README.md").unlink(missing_ok=True)
     write_text(finished / "log.csv", csv_text(["epoch", "loss", "lr"], log))
+    is_id = zip(patches.names, patches.is_ood.tolist(), strict=True)
     run = {
         "fold": fold,
+        "trained_on": fold_digest(name for name, ood in is_id if not ood),
         "settings": plain_settings(cfg),
         "id_patches": len(patches) - n_ood,
         "ood_patches": n_ood,

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from config import Config, UserError
-from medood.sample import sample_config
 from tests.conftest import TINY
 
 ROOT = Path(__file__).parents[1]
@@ -35,6 +34,15 @@ SCRIPTS = sorted(path.name for path in ROOT.glob("*.py") if path.name != "config
         ("pct_grid", (0.0, 60.0)),
         ("precision", "float16"),
         ("seed", -1),
+        # of the wrong type, as an edit of config.py may leave it
+        ("folds", 79),
+        ("folds", (79, "158")),
+        ("epochs", "36"),
+        ("epochs", 36.5),
+        ("batch_size", True),
+        ("lr", (1e-4,)),
+        ("workspace", "workspace"),
+        ("deterministic", "yes"),
     ],
 )
 def test_a_wrong_value_is_refused_with_its_name(setting, value):
@@ -85,8 +93,10 @@ def test_a_wrong_argument_exits_with_1_and_no_traceback(arguments):
     assert arguments[0].lstrip("-") in done.stderr
 
 
-def test_the_sample_keeps_what_the_user_set():
-    cfg = sample_config(dataclasses.replace(Config(), epochs=2))
-    assert cfg.epochs == 2
-    assert cfg.encoder_weights == "none"
-    assert cfg.workspace == Config().workspace / "sample"
+def test_the_sample_has_settings_of_its_own(monkeypatch):
+    from main import defaults
+
+    monkeypatch.setattr(sys, "argv", ["main.py", "--sample"])
+    assert defaults().encoder_weights == "none"
+    monkeypatch.setattr(sys, "argv", ["main.py"])
+    assert defaults().encoder_weights == Config().encoder_weights

@@ -77,7 +77,7 @@ def test_a_list_that_was_drawn_follows_the_settings(patched):
     ("text", "said"),
     [
         (",img_name,obj_tag\n0,other_0.png,test\n", "other_0.png"),
-        (",img_name,obj_tag\n0,region_0_0.png,val\n", "columns"),
+        (",img_name,obj_tag\n0,region_0_0.png,val\n", "region_0_0.png as 'val'"),
         (",name,tag\n0,region_0_0.png,test\n", "columns"),
         (",img_name,obj_tag\n0,region_0_0.png,test\n1,region_0_0.png,train\n", "twice"),
         (",img_name,obj_tag\n0,region_0_0.png,train\n", "no patch tagged test"),
@@ -89,6 +89,19 @@ def test_a_wrong_list_is_named_with_what_is_wrong(patched, text, said):
     with pytest.raises(UserError, match=said) as caught:
         read_fold(patched, 1)
     assert "1Image_Patchs.csv" in str(caught.value)
+
+
+def test_a_list_in_another_encoding_is_named(patched):
+    fold_path(patched, 1).write_bytes(",img_name,obj_tag\n".encode("utf-16"))
+    with pytest.raises(UserError, match=r"1Image_Patchs.csv is not a CSV in UTF-8"):
+        read_fold(patched, 1)
+
+
+def test_folds_that_test_the_same_part_are_pointed_out(patched, capsys):
+    generate_patches(dataclasses.replace(patched, folds=(1, 4)))
+    assert "some test the same part" in capsys.readouterr().out
+    generate_patches(patched)
+    assert "some test the same part" not in capsys.readouterr().out
 
 
 def test_no_test_patch_is_opened_by_training_mining_or_the_estimate(patched):

@@ -5,6 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
+from config import UserError
+from generate_patches import generate_patches
 from generate_unfiltered_oods import generate_unfiltered_oods, remove_foreground
 from medood.files import read_image, read_mask
 
@@ -51,6 +53,24 @@ def test_every_patch_gets_an_ood_patch_of_its_name(patched):
     for name in names:
         mask = read_mask(patched.workspace / "Mask_Patchs" / name)
         assert (read_image(folder / name)[mask > 0] == 0).all()
+
+
+def test_patches_are_paired_by_name_never_by_position(patched):
+    names = sorted(path.name for path in (patched.workspace / "Image_Patchs").glob("*.png"))
+    (patched.workspace / "Image_Patchs" / names[3]).unlink()
+    (patched.workspace / "Mask_Patchs" / names[20]).unlink()
+    with pytest.raises(UserError, match=f"{names[3]} is only in one of .*2 such"):
+        generate_unfiltered_oods(patched)
+
+
+@pytest.mark.parametrize("folder", ["OoD_Patchs", "Image_Patchs", "Mask_Patchs"])
+def test_a_patch_that_was_lost_is_made_again(patched, folder):
+    lost = next((patched.workspace / folder).glob("*.png"))
+    before = lost.read_bytes()
+    lost.unlink()
+    generate_patches(patched)
+    generate_unfiltered_oods(patched)
+    assert lost.read_bytes() == before
 
 
 def test_another_fill_makes_them_anew(patched, capsys):

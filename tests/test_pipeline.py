@@ -13,9 +13,9 @@ from scipy.io import loadmat, savemat
 
 from config import UserError
 from estimate_pct import estimate_pct
+from generate_patches import generate_patches
 from main import main
-from medood.checkpoints import model_folder
-from medood.files import write_png
+from medood.files import model_folder, write_png
 from medood.folds import fold_path, read_fold
 from medood.hard_ood import ranking_path, read_hard_oods, read_pct
 from rank_prune_ood import rank_prune_ood
@@ -119,6 +119,35 @@ def test_networks_of_different_settings_are_not_compared(report):
     train(dataclasses.replace(cfg, epochs=1))
     with pytest.raises(UserError, match="1_unet_mobilenet_v2_ood was trained with other settings"):
         evaluate(cfg)
+
+
+def test_a_network_is_not_tested_on_patches_that_it_was_trained_on(report):
+    cfg, _ = report
+    generate_patches(dataclasses.replace(cfg, split="region"))
+    for checkpoint in (None, model_folder(cfg, 1, ood=False)):
+        with pytest.raises(UserError, match="1_unet_mobilenet_v2 was trained on other patches"):
+            evaluate(cfg, checkpoint)
+
+
+def test_a_ranking_or_estimate_of_an_older_baseline_is_not_used(report):
+    cfg, _ = report
+    cfg = dataclasses.replace(cfg, epochs=1, folds=(1,))
+    train(cfg)
+    with pytest.raises(UserError, match=r"run `python rank_prune_ood.py --folds 1` again"):
+        train_ood(cfg)
+    rank_prune_ood(cfg)
+    with pytest.raises(UserError, match=r"run `python estimate_pct.py --folds 1` first"):
+        train_ood(cfg)
+    estimate_pct(cfg)
+    train_ood(cfg)
+
+
+def test_a_checkpoint_that_is_none_is_said(tmp_path):
+    file = tmp_path / "model.safetensors"
+    file.touch()
+    for path, said in ((file, "a file: give its folder"), (tmp_path / "gone", "not there")):
+        with pytest.raises(UserError, match=said):
+            evaluate(checkpoint=path)
 
 
 def test_the_baseline_can_be_tested_before_med_ood_is_trained(patched):

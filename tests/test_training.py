@@ -12,8 +12,8 @@ import torch
 
 from config import UserError
 from medood import training
-from medood.checkpoints import load_model, model_folder
-from medood.files import csv_text
+from medood.checkpoints import load_model
+from medood.files import csv_text, fingerprint, model_folder, write_json
 from medood.folds import read_fold
 from medood.hard_ood import COLUMNS, pct_path, ranking_path
 from tests.oracles import read_rows
@@ -168,7 +168,8 @@ def test_med_ood_trains_on_the_hardest_share(one_fold):
     rows = [[i, name, 0.5, 1, 1, 0, 0, 0, 0, 0, int(i <= 6)] for i, name in enumerate(names, 1)]
     ranking_path(one_fold, 1).parent.mkdir()
     ranking_path(one_fold, 1).write_text(csv_text(COLUMNS, rows))
-    pct_path(one_fold, 1).write_text('{"ood_patches": 4}')
+    ranking = fingerprint([ranking_path(one_fold, 1)])
+    write_json(pct_path(one_fold, 1), {"ood_patches": 4, "ranking": ranking})
     opened = []
     load = training.load_patches
 
