@@ -30,8 +30,9 @@ def rank_and_prune(names: list[str], counts: np.ndarray) -> list[list]:
     counts: integers (N, C), the pixels of each patch that the baseline gives to each class. All of
     them are background in truth, so IoU is b / P for background, 0 for a class that is predicted,
     and 1 for one that is not; `miou` is its mean over all C channels. It is 1 exactly where no
-    pixel is called foreground: those patches are pruned (kept = 0). Ties are broken by the number
-    of false pixels, most first, then by name.
+    pixel is called foreground: those patches are pruned (kept = 0). So a patch in which more
+    classes are seen ranks above one with more false pixels of fewer classes. Ties are broken by the
+    number of false pixels, most first, then by name.
     """
     false = np.delete(counts, BACKGROUND, axis=1)  # (N, C - 1)
     total = false.sum(1)

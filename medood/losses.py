@@ -1,8 +1,8 @@
 """The loss of Eq. 4, on a shuffled mix of ID and OoD patches.
 
-Eq. 4 is a mean over classes of Dice(F_c(I_id), GT_c) + lambda * Dice(F_c(I_ood), 0). Taken over
-the mixed batch, with lambda as the weight of an OoD patch's pixels, both terms are one Dice. Three
-forms of it lose what the OoD patches are there to teach, and are avoided here:
+Eq. 4 is a mean over classes of Dice(F_c(I_id), GT_c) + lambda * Dice(F_c(I_ood), 0). Here each
+class has one Dice over the mixed batch, in which lambda weighs the pixels of OoD patches: the
+second term alone is nearly flat. Three forms lose what the OoD patches are there to teach:
 
 - a class with no true pixel in the batch must not be left out: an all-OoD batch would cost nothing;
 - foreground channels alone give an all-OoD batch a gradient near zero: the background channel's

@@ -1,4 +1,4 @@
-"""Scores, from one confusion matrix of a whole test fold, and the paper's per-patch measure.
+"""Scores, from one confusion matrix of a whole test fold, and the paper's own, patch by patch.
 
 C = 7 classes, 0 is background. Every mean over foreground classes runs over those that occur in the
 *truth*: the same set for every network compared on the fold, whatever it predicts.
