@@ -160,10 +160,11 @@ def training_sizes(cfg: Config, fold: int, folders: dict[str, Path]) -> dict[str
     from medood.checkpoints import read_run
 
     sizes = {name: read_run(folder) for name, folder in folders.items()}
-    estimate = read_json(pct_path(cfg, fold))
-    if estimate is not None and "ood" in sizes:
-        sizes["baseline"] |= {"pnr": estimate["pnr_id"], "pct": 0.0}
-        sizes["ood"] |= {"pnr": estimate["pnr"], "pct": estimate["pct"]}
+    estimate = read_json(pct_path(cfg, fold)) or {}
+    # an estimate made anew since is not the one that this network was trained with
+    if "ood" in sizes and estimate.get("ood_patches") == sizes["ood"].get("ood_patches"):
+        sizes["baseline"] |= {"pnr": estimate.get("pnr_id"), "pct": 0.0}
+        sizes["ood"] |= {"pnr": estimate.get("pnr"), "pct": estimate.get("pct")}
     return sizes
 
 

@@ -27,7 +27,8 @@ def run(step: Callable[[Config], object], defaults: Config = CONFIG) -> None:
     except UserError as error:
         sys.exit(f"error: {error}")
     except OSError as error:
-        sys.exit("error: " + ": ".join(map(str, filter(None, (error.strerror, error.filename)))))
+        known = [str(part) for part in (error.strerror, error.filename) if part]
+        sys.exit(f"error: {': '.join(known) or error}")
     except KeyboardInterrupt:
         print("stopped: the same command goes on from here", file=sys.stderr)
         sys.exit(130)

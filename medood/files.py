@@ -235,13 +235,18 @@ def is_kept(folder: Path, record: dict) -> bool:
     """
     if not any(folder.glob("*.png")):
         return False
-    made_from = read_json(folder / RECORD)
-    complete = {**record, "files": _count_pngs(folder)}
-    if made_from is None:
+    if read_json(folder / RECORD) is None:
         print(f"{folder}: kept, it was put there by you (remove it to have it made)")
-    elif made_from == complete:
+        return True
+    if is_made_from(folder, record):
         print(f"{folder}: kept, made from the same inputs and settings")
-    return made_from is None or made_from == complete
+        return True
+    return False
+
+
+def is_made_from(folder: Path, record: dict) -> bool:
+    """Say whether `fresh_folder` filled `folder` from `record`, and no image of it is lost."""
+    return read_json(folder / RECORD) == {**record, "files": _count_pngs(folder)}
 
 
 def _count_pngs(folder: Path) -> int:

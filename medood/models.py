@@ -62,7 +62,7 @@ def build_model(cfg: Config) -> nn.Module:
         _refuse_unknown("encoder", encoder, [*get_encoder_names(), "tu-<name of timm>"])
     try:
         model = smp.create_model(architecture, encoder, None, classes=N_CLASSES)
-    except (KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"{architecture} cannot be built on encoder {encoder}: {error}") from None
     if cfg.encoder_weights == "none":
         return model

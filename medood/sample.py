@@ -7,6 +7,7 @@ the pipeline runs, and nothing about tissue.
 
 import dataclasses
 import io
+from pathlib import Path
 
 import numpy as np
 from scipy.io import savemat
@@ -15,11 +16,11 @@ from skimage.draw import disk, ellipse
 
 from config import Config
 from medood.files import (
-    RECORD,
     SAMPLE_MARK,
     csv_text,
+    digest,
     fresh_folder,
-    read_json,
+    is_made_from,
     write_png,
     write_text,
 )
@@ -141,8 +142,9 @@ def draw_sample(cfg: Config) -> None:
     """Write the sample to the workspace of cfg, as Lizard's three archives unpack."""
     print(NOTE.splitlines()[0])
     folders = [cfg.workspace / f for f in ("Lizard_Images1", "Lizard_Images2", "Lizard_Labels")]
-    record = {"regions": REGIONS, "drawn_by": "medood/sample.py"}
-    if all(read_json(folder / RECORD) == record for folder in folders):
+    write_text(cfg.workspace / SAMPLE_MARK, NOTE)  # first: no kill leaves a sample unmarked
+    record = {"drawn_by": digest(Path(__file__).read_bytes())}
+    if all(is_made_from(folder, record) for folder in folders):
         print(f"{cfg.workspace}: kept, drawn before")
         return
     names = [f"sample_{number}" for number in range(1, REGIONS + 1)]
@@ -160,5 +162,4 @@ def draw_sample(cfg: Config) -> None:
             (labels / "Labels" / f"{name}.mat").write_bytes(mat_bytes(inst_map, ids, classes))
         rows = [(name, "sample", number % 3 + 1) for number, name in enumerate(names)]
         write_text(labels / "info.csv", csv_text(["FileName", "Source", "Split"], rows))
-    write_text(cfg.workspace / SAMPLE_MARK, NOTE)
     print(f"{cfg.workspace}: {REGIONS} regions drawn")

@@ -11,8 +11,6 @@ from torch import Tensor
 
 from medood.classes import BACKGROUND, N_CLASSES
 
-SCORES = ("miou", "dsc", "miou_paper", "dsc_paper", "fg_to_bg", "bg_to_fg", "fg_to_fg")
-
 
 def confusion(truth: Tensor, predicted: Tensor) -> Tensor:
     """Return pixel counts int64 (C, C), rows the truth; arguments: integers of one shape."""

@@ -15,11 +15,13 @@ from config import UserError
 from estimate_pct import estimate_pct
 from generate_patches import generate_patches
 from main import main
+from medood import sample
 from medood.files import model_folder, write_png
 from medood.folds import fold_path, read_fold
 from medood.hard_ood import ranking_path, read_hard_oods, read_pct
 from rank_prune_ood import rank_prune_ood
 from test import evaluate
+from tests.conftest import TINY
 from tests.oracles import read_rows
 from train import train
 from train_ood import train_ood
@@ -183,6 +185,20 @@ def test_the_sample_says_that_it_is_the_sample(tmp_path):
     assert "SAMPLE" in (tmp_path / "sample" / "SAMPLE.txt").read_text()
     for layout in ("Lizard_Images2/sample_2.png", "Lizard_Labels/Labels/sample_1.mat"):
         assert (tmp_path / "sample" / layout).exists()
+
+
+def test_the_sample_is_drawn_once_and_a_kill_leaves_none_unmarked(tmp_path, capsys, monkeypatch):
+    cfg = dataclasses.replace(TINY, workspace=tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(sample, "write_png", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            sample.draw_sample(cfg)
+    assert "not Lizard" in (tmp_path / "SAMPLE.txt").read_text()
+    assert list(tmp_path.rglob("*.png")) == []
+    sample.draw_sample(cfg)
+    assert "12 regions drawn" in capsys.readouterr().out
+    sample.draw_sample(cfg)
+    assert "kept, drawn before" in capsys.readouterr().out
 
 
 def test_no_data_is_said_with_what_belongs_where_and_no_sample_is_drawn(tmp_path):
