@@ -6,6 +6,7 @@ Each setting's description below is also what `--help` prints.
 
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType, UnionType
 from typing import Literal, get_args, get_origin, get_type_hints
 
 
@@ -28,6 +29,10 @@ class Config:
     """What is dealt into parts: patches (paper), whole regions, or as Lizard's info.csv says."""
     ood_fill: Literal["zero", "mean", "inpaint"] = "zero"
     """What stands where a nucleus stood: black (paper), mean background colour, or inpainting."""
+    ood_source: Path | None = None
+    """A folder of images without any nucleus, whose patches are mined as OoD candidates too."""
+    ood_source_use: Literal["instead", "beside"] = "instead"
+    """Mine the patches of ood_source instead of the cut training patches, or beside them."""
     workers: int = -1
     """Processes that prepare the data; -1 is one per core."""
 
@@ -38,6 +43,9 @@ class Config:
     """Any encoder of segmentation-models-pytorch; `tu-<name>` reaches every one of timm."""
     encoder_weights: str = "imagenet"
     """`imagenet` (downloaded once), `none`, or the path of a .pth or .safetensors file."""
+
+    batch_norm: bool = True
+    """False removes every batch normalisation of encoder and decoder (Table 3 of the paper)."""
 
     # --- training ---
     epochs: int = 36
@@ -50,6 +58,9 @@ class Config:
     """Dice per class; the same with cross-entropy; or flattened, as the paper's code has it."""
     ood_weight: float = 1.0
     """Lambda of Eq. 4: how much a pixel of an OoD patch weighs in the loss."""
+
+    select: Literal["last", "val"] = "last"
+    """Weights to keep: the last epoch's, or the best on regions held out of the training side."""
 
     # --- how many OoD patches ---
     pnr_opt: float = 0.65
@@ -105,6 +116,8 @@ def _fits(value: object, hint: object) -> bool:
     """Say whether a setting's value is of its declared type."""
     if get_origin(hint) is Literal:
         return value in get_args(hint)
+    if get_origin(hint) is UnionType:
+        return any(_fits(value, kind) for kind in get_args(hint))
     if get_origin(hint) is tuple:
         return isinstance(value, tuple) and all(_fits(item, get_args(hint)[0]) for item in value)
     if isinstance(value, bool) and hint is not bool:
@@ -118,7 +131,9 @@ def _words(hint: object) -> str:
         return f"one of {', '.join(get_args(hint))}"
     if get_origin(hint) is tuple:
         return f"a tuple of {get_args(hint)[0].__name__} values, such as (1,)"
-    return f"of type {getattr(hint, '__name__', hint)}"
+    if get_origin(hint) is UnionType:
+        return " or ".join(_words(kind) for kind in get_args(hint))
+    return "None" if hint is NoneType else f"of type {hint.__name__}"
 
 
 try:

@@ -2,11 +2,13 @@
 
 Reads   Mask_Patchs, k_folds, HardOoD/<fold>_<model>.csv    (rank_prune_ood.py)
 Writes  HardOoD/<fold>_<model>_pct.json                     the share, its pnr, the whole grid
+        HardOoD/<fold>_<model>_pct.png                      pnr and distance over the grid
 """
 
 import math
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
@@ -14,7 +16,7 @@ from tqdm import tqdm
 from config import CONFIG, Config, UserError
 from medood.classes import BACKGROUND
 from medood.cli import run
-from medood.files import fingerprint, read_mask, write_json
+from medood.files import data_name, fingerprint, read_mask, write_json
 from medood.folds import read_fold
 from medood.hard_ood import pct_path, ranking_path, read_hard_oods
 
@@ -27,6 +29,13 @@ def count_samples(masks: Iterable[np.ndarray]) -> tuple[int, int]:
     """
     kinds = [((mask != BACKGROUND).any(), (mask == BACKGROUND).any()) for mask in masks]
     return sum(bool(kind[0]) for kind in kinds), sum(bool(kind[1]) for kind in kinds)
+
+
+def count_files(masks: list[Path]) -> tuple[int, int]:
+    """Return what count_samples finds in mask files."""
+    with ThreadPoolExecutor() as pool:
+        read = pool.map(read_mask, masks)
+        return count_samples(tqdm(read, total=len(masks), desc="masks", leave=False, disable=None))
 
 
 def pnr(positives: int, negatives: int, ood_patches: int) -> float:
@@ -54,14 +63,12 @@ def choose_pct(
 
 def estimate_pct(cfg: Config = CONFIG) -> None:
     """Write the estimate of every fold."""
+    from medood.figures import draw_pct_search  # here, so that --help answers without torch
+
     for fold in cfg.folds:
-        names, _ = read_fold(cfg, fold)
+        names = read_fold(cfg, fold).train
         available = len(read_hard_oods(cfg, fold))
-        paths = [cfg.workspace / "Mask_Patchs" / name for name in names]
-        with ThreadPoolExecutor() as pool:
-            masks = pool.map(read_mask, paths)
-            bar = tqdm(masks, total=len(paths), desc="masks", leave=False, disable=None)
-            positives, negatives = count_samples(bar)
+        positives, negatives = count_files([cfg.workspace / "Mask_Patchs" / name for name in names])
         if not positives:
             raise UserError(f"fold {fold}: no training mask holds a nucleus: check Mask_Patchs")
         best, rows = choose_pct(positives, negatives, available, cfg.pct_grid, cfg.pnr_opt)
@@ -78,6 +85,13 @@ def estimate_pct(cfg: Config = CONFIG) -> None:
                 "ranking": fingerprint([ranking_path(cfg, fold)]),
                 "grid": rows,
             },
+        )
+        draw_pct_search(
+            pct_path(cfg, fold).with_suffix(".png"),
+            f"{data_name(cfg.workspace)}, fold {fold}, {cfg.model_name}",
+            rows,
+            best,
+            cfg.pnr_opt,
         )
         print(
             f"fold {fold}: pct {best['pct']:g}, {best['ood_patches']} of {available} OoD patches,"

@@ -1,7 +1,9 @@
 """Cut the nuclei out of every patch: what is left shows none, so every nucleus seen in it is false.
 
 Reads   Image_Patchs, Mask_Patchs     (generate_patches.py)
+        the images in ood_source, if set
 Writes  OoD_Patchs/<patch>.png        RGB (P, P, 3), the patch without its foreground
+        OoD_Source_Patchs/            RGB (P, P, 3), the patches of the external images
 
 Which of them the baseline is fooled by is found later, by rank_prune_ood.py.
 """
@@ -17,9 +19,11 @@ from config import CONFIG, Config, UserError
 from medood.classes import BACKGROUND
 from medood.cli import run
 from medood.files import (
+    SOURCE_PREFIX,
     fingerprint,
     fresh_folder,
     is_kept,
+    list_images,
     list_patch_pairs,
     read_image,
     read_mask,
@@ -57,10 +61,9 @@ def convert(images: list[Path], masks: list[Path], fill: str, out: Path) -> int:
     return len(images)
 
 
-def generate_unfiltered_oods(cfg: Config = CONFIG) -> None:
-    """Write the OoD patch of every patch."""
+def write_oods(cfg: Config, folder: Path) -> None:
+    """Write the OoD patch of every patch into `folder`."""
     images, masks = list_patch_pairs(cfg.workspace)
-    folder = cfg.workspace / "OoD_Patchs"
     record = {
         "ood_fill": cfg.ood_fill,
         "inputs": fingerprint(images),
@@ -78,6 +81,38 @@ def generate_unfiltered_oods(cfg: Config = CONFIG) -> None:
             for count in jobs:
                 bar.update(count)
     print(f"{folder}: {len(images)} patches without their nuclei, fill {cfg.ood_fill}")
+
+
+def write_source_patches(cfg: Config) -> None:
+    """Cut the images of ood_source into patches: whole ones, from the top left, not padded."""
+    images = list_images(cfg.ood_source)
+    folder, side = cfg.workspace / "OoD_Source_Patchs", cfg.patch_size
+    record = {"patch_size": side, "inputs": fingerprint(images)}
+    if is_kept(folder, record):
+        return
+    count = 0
+    with fresh_folder(folder, record) as out:
+        for path in tqdm(images, desc="external OoD patches", disable=None):
+            image = read_image(path)
+            height, width = (length // side for length in image.shape[:2])
+            if not height or not width:
+                raise UserError(
+                    f"{path} is {image.shape[1]} x {image.shape[0]} pixels, smaller than a patch"
+                    f" of {side}: remove it from ood_source or enlarge it"
+                )
+            for k in range(height * width):
+                top, left = k // width * side, k % width * side
+                patch = image[top : top + side, left : left + side]
+                write_png(out / f"{SOURCE_PREFIX}{path.stem}_{k}.png", patch)
+            count += height * width
+    print(f"{folder}: {count} patches of {len(images)} images from {cfg.ood_source}")
+
+
+def generate_unfiltered_oods(cfg: Config = CONFIG) -> None:
+    """Write the OoD patch of every patch and, with ood_source, those of external images."""
+    write_oods(cfg, cfg.workspace / "OoD_Patchs")
+    if cfg.ood_source is not None:
+        write_source_patches(cfg)
 
 
 if __name__ == "__main__":

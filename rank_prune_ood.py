@@ -2,9 +2,17 @@
 
 Reads   OoD_Patchs, k_folds, models/<fold>_<model>/    (generate_unfiltered_oods.py, train.py)
 Writes  HardOoD/<fold>_<model>.csv                     a row per candidate, hardest first
+        HardOoD/<fold>_<model>_hardest.png             what the baseline sees in the hardest
+        HardOoD/<fold>_<model>_false_pixels.png        how many pixels of each class it sees
 
-The candidates of a fold are the OoD patches made from its training patches, never its test patches.
+The candidates of a fold are the OoD patches made from its training patches, never its test patches,
+and, with ood_source, those of external images.
 """
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,15 +21,22 @@ from medood.classes import BACKGROUND, N_CLASSES
 from medood.cli import run
 from medood.files import (
     csv_text,
+    data_name,
     digest,
     fingerprint,
     model_folder,
     read_json,
+    require_network,
     write_json,
     write_text,
 )
 from medood.folds import read_fold
 from medood.hard_ood import COLUMNS, ranking_path
+
+if TYPE_CHECKING:
+    from medood.data import Pair
+
+SHOWN = 24  # of the hardest patches, in the contact sheet
 
 
 def rank_and_prune(names: list[str], counts: np.ndarray) -> list[list]:
@@ -44,38 +59,67 @@ def rank_and_prune(names: list[str], counts: np.ndarray) -> list[list]:
     ]
 
 
-def rank_fold(cfg: Config, fold: int) -> None:
-    """Write the ranking of one fold, unless it is there from the same network and candidates."""
+def rank_files(cfg: Config, network: Path, files: list[Pair], task: str) -> list[list]:
+    """Return the ranking of OoD patches by what the network in a folder sees in them."""
     # here, so that --help answers without torch
     from medood.checkpoints import load_model
-    from medood.data import load_patches, ood_files
+    from medood.data import load_patches
     from medood.inference import count_pixels, predict
     from medood.models import pick_device
 
-    names, _ = read_fold(cfg, fold)
-    folder = model_folder(cfg, fold, ood=False)
-    model = load_model(folder)
-    files = ood_files(cfg, names)
+    patches = load_patches(cfg, files)
+    counts = np.zeros((len(patches), N_CLASSES), np.int64)
+    found = predict(cfg, load_model(network), patches.images, pick_device(cfg), task)
+    for part, probability in found:
+        counts[part] = count_pixels(probability).cpu().numpy()
+    return rank_and_prune(patches.names, counts)
+
+
+def draw_ranking(cfg: Config, fold: int, network: Path, rows: list[list]) -> None:
+    """Draw the hardest OoD patches with what is seen in them, and the false pixels by class."""
+    from medood.checkpoints import load_model
+    from medood.data import load_patches, ood_files
+    from medood.figures import draw_contact_sheet, draw_false_pixels
+    from medood.inference import tally_patches
+    from medood.models import pick_device
+
+    path = ranking_path(cfg, fold)
+    title = f"{data_name(cfg.workspace)}, fold {fold}, {cfg.model_name}"
+    hardest = [row for row in rows if row[-1]][:SHOWN]
+    if hardest:
+        patches = load_patches(cfg, ood_files(cfg, [row[1] for row in hardest]))
+        model, device = load_model(network), pick_device(cfg)
+        _, predicted = tally_patches(cfg, model, patches, device, "drawing")
+        draw_contact_sheet(path.with_name(f"{path.stem}_hardest.png"), title, patches, predicted)
+    false = np.array([row[4:-1] for row in rows])
+    draw_false_pixels(path.with_name(f"{path.stem}_false_pixels.png"), title, false)
+
+
+def rank_fold(cfg: Config, fold: int) -> None:
+    """Write the ranking of one fold, unless it is there from the same network and candidates."""
+    # here, so that --help answers without torch
+    from medood.data import ood_candidates, ood_files
+
+    network = model_folder(cfg, fold, ood=False)
+    files = ood_files(cfg, ood_candidates(cfg, read_fold(cfg, fold).train))
     missing = [path for path, _ in files if not path.exists()]
     if missing:
         raise UserError(f"{missing[0]} is missing: run `python generate_unfiltered_oods.py` first")
+    require_network(network)
     path = ranking_path(cfg, fold)
     record = {
         "precision": cfg.precision,
-        "network": fingerprint([folder / "model.safetensors"]),
+        "network": fingerprint([network / "model.safetensors"]),
         "candidates": fingerprint(path for path, _ in files),
     }
     made_from = read_json(path.with_suffix(".json"))
     if path.exists() and made_from == {**record, "ranking": digest(path.read_bytes())}:
         print(f"fold {fold}: {path} kept, made from the same network and candidates")
         return
-    images = load_patches(cfg, files).images
-    counts = np.zeros((len(names), N_CLASSES), np.int64)
-    for part, probability in predict(cfg, model, images, pick_device(cfg), f"fold {fold}: mining"):
-        counts[part] = count_pixels(probability).cpu().numpy()
-    rows = rank_and_prune(names, counts)
+    rows = rank_files(cfg, network, files, f"fold {fold}: mining")
     text = csv_text(COLUMNS, rows)
     write_text(path, text)
+    draw_ranking(cfg, fold, network, rows)
     write_json(path.with_suffix(".json"), {**record, "ranking": digest(text.encode())})
     kept = sum(row[-1] for row in rows)
     print(f"fold {fold}: the baseline sees nuclei in {kept} of {len(rows)} OoD patches: {path}")

@@ -7,17 +7,30 @@ Writes  reports/<model>/scores.json, table.md, examples.png
 `python test.py --checkpoint workspace/models/79_unet_vgg11_bn` tests that network alone.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from config import CONFIG, Config, UserError
 from medood.classes import CLASSES
 from medood.cli import run
-from medood.files import SAMPLE_MARK, model_folder, read_json, write_json, write_text
+from medood.files import (
+    data_name,
+    model_folder,
+    read_json,
+    require_network,
+    write_json,
+    write_text,
+)
 from medood.folds import fold_digest, read_fold
 from medood.hard_ood import pct_path
+from medood.tables import INTERVAL, SCORES, markdown, spread
+
+if TYPE_CHECKING:
+    from medood.statistics import Difference
+    from medood.testing import Tested
 
 HEADINGS = {
     "all_background": "all background",
@@ -25,8 +38,6 @@ HEADINGS = {
     "baseline": "baseline",
     "ood": "Med-OoD",
 }
-# the order of the table; the scores are explained in medood/scores.py
-SCORES = ("miou", "dsc", "miou_paper", "dsc_paper", "fg_to_bg", "bg_to_fg", "fg_to_fg")
 
 
 @dataclass(frozen=True)
@@ -60,83 +71,55 @@ def networks(cfg: Config, checkpoint: Path | None) -> dict[int, dict[str, Path]]
     return found
 
 
-def evaluate_fold(cfg: Config, fold: int, folders: dict[str, Path]) -> tuple[dict, dict]:
-    """Return the scores of each network on a fold, and what it saw, for the picture."""
-    import torch
+def evaluate_fold(cfg: Config, fold: int, folders: dict[str, Path]) -> Tested:
+    """Test each network of a fold on its test patches."""
+    from medood.checkpoints import read_run
+    from medood.testing import score_networks
 
-    from medood.checkpoints import load_model, read_run
-    from medood.data import id_files, load_patches
-    from medood.inference import predict
-    from medood.models import pick_device
-    from medood.scores import Tally, all_background
-
-    device = pick_device(cfg)
-    models = {name: load_model(folder) for name, folder in folders.items()}
-    train_names, names = read_fold(cfg, fold)
     for folder in folders.values():
-        if read_run(folder).get("trained_on", "") not in ("", fold_digest(train_names)):
+        require_network(folder)
+    train, val, names = read_fold(cfg, fold)
+    for folder in folders.values():
+        if read_run(folder).get("trained_on", "") not in ("", fold_digest(train + val)):
             raise UserError(
                 f"{folder} was trained on other patches than fold {fold} trains on now, so some of"
                 " the fold's test patches may be among them: train it again, or put its list back"
             )
-    patches = load_patches(cfg, id_files(cfg, names))
-    tallies = {name: Tally() for name in ("all_background", *models)}
-    for truth in patches.masks.split(64):
-        tallies["all_background"].add(all_background(truth), truth)
-    predictions = {}
-    for name, model in models.items():
-        predicted = torch.empty_like(patches.masks)
-        task = f"fold {fold}: testing {HEADINGS[name]}"
-        for part, probability in predict(cfg, model, patches.images, device, task):
-            tallies[name].add(probability, patches.masks[part].to(device))
-            predicted[part] = probability.argmax(1).to("cpu", torch.uint8)
-        predictions[HEADINGS[name]] = predicted
-    scores = {name: tally.scores() for name, tally in tallies.items()}
+    tested = score_networks(cfg, folders, names, f"fold {fold}")
     for name, folder in folders.items():
         if record := read_run(folder):
-            write_json(folder / "run.json", {**record, "scores": scores[name]})
-    return scores, {"patches": patches, "predictions": predictions}
+            write_json(folder / "run.json", {**record, "scores": tested.scores[name]})
+    return tested
 
 
-def spread(values: list[float | None], scale: float = 100, digits: int = 1) -> str:
-    """Return `mean ± standard deviation` of a score over folds, `-` where no fold defines it."""
-    known = [value * scale for value in values if value is not None]
-    if not known:
-        return "-"
-    mean = round(np.mean(known), digits) + 0.0  # no "-0.0"
-    deviation = f" ± {np.std(known, ddof=1):.{digits}f}" if len(known) > 1 else ""
-    return f"{mean:.{digits}f}{deviation}"
-
-
-def table(scores: dict[int, dict], sizes: dict[int, dict]) -> str:
+def table(scores: dict[int, dict], sizes: dict[int, dict], gains: dict[str, Difference]) -> str:
     """Return the scores of all folds as a Markdown table, in percent.
 
     scores: what scores.json holds. sizes: for each fold and network, patches, pnr and pct.
+    gains: Med-OoD less baseline, by score; empty if only one of them was tested.
     """
     arms = [name for name in HEADINGS if name in next(iter(scores.values()))]
-    paired = "baseline" in arms and "ood" in arms
-    header = ["", *(HEADINGS[arm] for arm in arms), *(["difference"] if paired else [])]
+    header = ["", *(HEADINGS[arm] for arm in arms), *(["difference"] if gains else [])]
 
-    def row(label: str, of: dict[str, list], scale: float = 100, digits: int = 1) -> list[str]:
+    def row(label: str, of: dict[str, list], gain: str, scale: float = 100, digits: int = 1):
         cells = [spread(of[arm], scale, digits) for arm in arms]
-        if paired:
-            pairs = zip(of["ood"], of["baseline"], strict=True)
-            both = [a - b for a, b in pairs if a is not None and b is not None]
-            cells.append(spread(both, scale, digits))
-        return [label, *cells]
+        return [label, *cells, *([gain] if gains else [])]
 
     rows = [
-        row(f"`{name}`", {arm: [fold[arm][name] for fold in scores.values()] for arm in arms})
+        row(
+            f"`{name}`",
+            {arm: [fold[arm][name] for fold in scores.values()] for arm in arms},
+            gains[name].text() if gains else "",
+        )
         for name in SCORES
     ]
     for value, nucleus in enumerate(CLASSES):
+        label = f"IoU {nucleus.name}"
         of = {arm: [fold[arm]["iou"][value] for fold in scores.values()] for arm in arms}
-        absent = all(iou is None for iou in of[arms[0]])
-        rows.append(
-            [f"IoU {nucleus.name}", *["absent"] * (len(header) - 1)]
-            if absent
-            else row(f"IoU {nucleus.name}", of)
-        )
+        if all(iou is None for iou in of[arms[0]]):
+            rows.append([label, *["absent"] * (len(header) - 1)])
+        else:
+            rows.append(row(label, of, gains[label].text() if gains else ""))
     for label, key, digits in (
         ("ID training patches", "id_patches", 0),
         ("OoD training patches", "ood_patches", 0),
@@ -144,15 +127,8 @@ def table(scores: dict[int, dict], sizes: dict[int, dict]) -> str:
         ("pct", "pct", 2),
     ):
         of = {arm: [sizes[fold].get(arm, {}).get(key) for fold in scores] for arm in arms}
-        rows.append(row(label, of, scale=1, digits=digits))
-    widths = [max(len(line[i]) for line in [header, *rows]) for i in range(len(header))]
-    lines = [header, [("-" * width)[:-1] + ":" for width in widths], *rows]
-    return "".join(
-        "| "
-        + " | ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True))
-        + " |\n"
-        for line in lines
-    )
+        rows.append(row(label, of, "", scale=1, digits=digits))
+    return markdown(header, rows)
 
 
 def training_sizes(cfg: Config, fold: int, folders: dict[str, Path]) -> dict[str, dict]:
@@ -173,24 +149,34 @@ def evaluate(cfg: Config = CONFIG, checkpoint: Path | None = None) -> None:
     if checkpoint is not None and not checkpoint.is_dir():
         found = "a file: give its folder" if checkpoint.exists() else "not there"
         raise UserError(f"checkpoint: {checkpoint} is {found}")
+    # here, so that --help answers without torch
     from medood.figures import draw_examples
+    from medood.statistics import paired_differences
 
     out = cfg.workspace / "reports" / (checkpoint.resolve().name if checkpoint else cfg.model_name)
-    scores, sizes, drawn = {}, {}, None
+    tests, sizes = {}, {}
     for fold, folders in networks(cfg, checkpoint).items():
-        scores[fold], shown = evaluate_fold(cfg, fold, folders)
+        tests[fold] = evaluate_fold(cfg, fold, folders)
         sizes[fold] = training_sizes(cfg, fold, folders)
-        drawn = drawn or shown
-    of_sample = (cfg.workspace / SAMPLE_MARK).exists()
-    data = "SAMPLE: synthetic tissue, not Lizard" if of_sample else str(cfg.workspace)
+    scores = {fold: test.scores for fold, test in tests.items()}
+    counts = [test.counts for test in tests.values()]
+    gains = {}
+    if "ood" in counts[0]:
+        arms = ([count[name] for count in counts] for name in ("ood", "baseline"))
+        gains = paired_differences(*arms)
     folds = ", ".join(map(str, scores))
     over = f"folds {folds}: mean ± standard deviation" if len(scores) > 1 else f"fold {folds} alone"
-    title = f"{data}. {checkpoint or cfg.model_name}, percent, {over}"
-    text = f"{title}\n\n{table(scores, sizes)}"
+    title = f"{data_name(cfg.workspace)}. {checkpoint or cfg.model_name}, percent, {over}"
+    if gains:
+        title += f"; difference: Med-OoD less baseline, {INTERVAL}"
+    text = f"{title}\n\n{table(scores, sizes, gains)}"
     print(text)
     write_json(out / "scores.json", scores)
     write_text(out / "table.md", text)
-    draw_examples(out / "examples.png", title=f"{data}, fold {next(iter(scores))}", **drawn)
+    first, test = next(iter(tests.items()))
+    shown = {HEADINGS[name]: predicted for name, predicted in test.predictions.items()}
+    title = f"{data_name(cfg.workspace)}, fold {first}"
+    draw_examples(out / "examples.png", title, test.patches, shown)
     print(f"{out}: scores.json, table.md, examples.png")
 
 

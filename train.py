@@ -6,16 +6,20 @@ Writes  models/<fold>_<architecture>_<encoder>/    weights, settings, log
 
 from config import CONFIG, Config
 from medood.cli import run
+from medood.files import model_folder
 from medood.folds import read_fold
 
 
 def train(cfg: Config = CONFIG) -> None:
     """Train the baseline of every fold."""
-    from medood.training import train_fold  # here, so that --help answers without torch
+    # here, so that --help answers without torch
+    from medood.data import id_files
+    from medood.training import train_fold
 
     for fold in cfg.folds:
-        names, _ = read_fold(cfg, fold)
-        train_fold(cfg, fold, names, ood_names=None)
+        train, val, _ = read_fold(cfg, fold)
+        folder = model_folder(cfg, fold, ood=False)
+        train_fold(cfg, fold, id_files(cfg, train), id_files(cfg, val), folder)
 
 
 if __name__ == "__main__":

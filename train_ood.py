@@ -7,18 +7,22 @@ Writes  models/<fold>_<architecture>_<encoder>_ood/                   weights, s
 
 from config import CONFIG, Config
 from medood.cli import run
+from medood.files import model_folder
 from medood.folds import read_fold
 from medood.hard_ood import read_hard_oods, read_pct
 
 
 def train_ood(cfg: Config = CONFIG) -> None:
     """Train the Med-OoD network of every fold."""
-    from medood.training import train_fold  # here, so that --help answers without torch
+    # here, so that --help answers without torch
+    from medood.data import id_files, ood_files
+    from medood.training import train_fold
 
     for fold in cfg.folds:
-        names, _ = read_fold(cfg, fold)
+        train, val, _ = read_fold(cfg, fold)
         hardest = read_hard_oods(cfg, fold)[: read_pct(cfg, fold)["ood_patches"]]
-        train_fold(cfg, fold, names, ood_names=hardest)
+        files = id_files(cfg, train) + ood_files(cfg, hardest)
+        train_fold(cfg, fold, files, id_files(cfg, val), model_folder(cfg, fold, ood=True))
 
 
 if __name__ == "__main__":

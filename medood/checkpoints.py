@@ -15,16 +15,18 @@ from importlib.metadata import version
 from pathlib import Path
 
 import segmentation_models_pytorch as smp
+from safetensors.torch import load_file
 from torch import nn
 
 from config import Config, UserError
 from medood.classes import N_CLASSES
-from medood.files import fingerprint, read_json
+from medood.files import fingerprint, read_json, require_network
+from medood.models import remove_batch_norm
 
 # the settings that a trained network depends on beside its patches
 TRAINING_SETTINGS = (
     *("architecture", "encoder", "encoder_weights", "epochs", "batch_size", "lr", "loss"),
-    *("ood_weight", "precision", "seed", "deterministic"),
+    *("batch_norm", "ood_weight", "select", "precision", "seed", "deterministic"),
 )
 PACKAGES = ("torch", "torchvision", "segmentation-models-pytorch", "timm", "numpy")
 
@@ -45,14 +47,15 @@ def load_model(folder: Path) -> nn.Module:
 
     Raises UserError where there is none, or one for other classes.
     """
-    if not (folder / "config.json").is_file():
-        command = "train_ood.py" if folder.name.endswith("_ood") else "train.py"
-        raise UserError(
-            f"no network (config.json, model.safetensors) in {folder}: run `python {command}` first"
-        )
+    require_network(folder)
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # huggingface_hub prints what it does
-            model = smp.from_pretrained(folder)
+            if read_run(folder).get("settings", {}).get("batch_norm", True):
+                model = smp.from_pretrained(folder)
+            else:  # smp would build the layers that this network lacks
+                config = json.loads((folder / "config.json").read_text())
+                model = remove_batch_norm(getattr(smp, config["_model_class"])(**config))
+                model.load_state_dict(load_file(folder / "model.safetensors"))
     except Exception as error:  # key names, shapes, JSON and safetensors each have their own kind
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(

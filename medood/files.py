@@ -6,6 +6,7 @@ Images are RGB everywhere in memory; OpenCV's BGR exists in this file only.
 import csv
 import hashlib
 import io
+import itertools
 import json
 import os
 import shutil
@@ -23,6 +24,8 @@ from medood.classes import N_CLASSES
 cv2.setNumThreads(1)  # images are read and written in parallel: OpenCV's own threads would fight it
 
 RECORD = "made_from.json"  # in a folder that a step wrote: the settings and inputs it came from
+SOURCE_PREFIX = "source-"  # of the name of a patch that was cut from an image of ood_source
+IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 SAMPLE_MARK = "SAMPLE.txt"  # in a workspace whose tissue was drawn by medood/sample.py
 
 # ---------------------------------------------------------------- finding
@@ -87,6 +90,22 @@ def list_pngs(folder: Path, made_by: str) -> list[Path]:
     return paths
 
 
+def list_images(folder: Path) -> list[Path]:
+    """Return the images in a folder of the user's, by name; UserError if there is none.
+
+    Two that differ in their ending only would give patches of one name: refused.
+    """
+    found = folder.iterdir() if folder.is_dir() else []
+    kept = [path for path in found if path.suffix.lower() in IMAGE_ENDINGS]
+    paths = sorted((path for path in kept if path.name[0] != "."), key=lambda path: path.stem)
+    if not paths:
+        raise UserError(f"no image ({', '.join(IMAGE_ENDINGS)}) in {folder}: put some there")
+    for path, following in itertools.pairwise(paths):
+        if path.stem == following.stem:
+            raise UserError(f"{path} and {following} have one name: rename one of them")
+    return paths
+
+
 def list_patch_pairs(workspace: Path) -> tuple[list[Path], list[Path]]:
     """Return image and mask of every patch, in one order; UserError where one lacks its pair."""
     images = list_pngs(workspace / "Image_Patchs", made_by="generate_patches.py")
@@ -100,9 +119,25 @@ def list_patch_pairs(workspace: Path) -> tuple[list[Path], list[Path]]:
     return images, masks
 
 
+def data_name(workspace: Path) -> str:
+    """Return what a table or picture says its data are; the sample never passes for tissue."""
+    if (workspace / SAMPLE_MARK).exists():
+        return "SAMPLE: synthetic tissue, not Lizard"
+    return str(workspace)
+
+
 def model_folder(cfg: Config, fold: int, ood: bool) -> Path:
     """Return where the baseline, or the Med-OoD network, of a fold lies."""
     return cfg.workspace / "models" / f"{fold}_{cfg.model_name}{'_ood' if ood else ''}"
+
+
+def require_network(folder: Path) -> None:
+    """Raise UserError, naming the command that trains it, if no network is in `folder`."""
+    if not (folder / "config.json").is_file():
+        command = "train_ood.py" if folder.name.endswith("_ood") else "train.py"
+        raise UserError(
+            f"no network (config.json, model.safetensors) in {folder}: run `python {command}` first"
+        )
 
 
 # ---------------------------------------------------------------- images

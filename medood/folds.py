@@ -6,6 +6,7 @@ Files   k_folds/<fold>Image_Patchs.csv, columns (index), img_name, obj_tag = tra
 import csv
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,6 +14,8 @@ from config import Config, UserError
 from medood.files import csv_text, digest, official_table, read_json, write_json, write_text
 
 PARTS = 3
+LIST_ENDING = "Image_Patchs.csv"
+VAL_SHARE = 0.1  # of the training side's patches, at the least
 
 
 def region_of(patch: str) -> str:
@@ -60,14 +63,14 @@ def read_official(workspace: Path) -> dict[str, int]:
         raise UserError(f"{path} lacks the columns FileName and Split (1, 2, 3)") from None
 
 
-def fold_digest(train: Iterable[str]) -> str:
-    """Return a hash of the names of a fold's training patches, in any order."""
-    return digest("\n".join(sorted(train)).encode())
+def fold_digest(names: Iterable[str]) -> str:
+    """Return a hash of the names of a fold's training side, in any order."""
+    return digest("\n".join(sorted(names)).encode())
 
 
 def fold_path(cfg: Config, fold: int) -> Path:
     """Return where the list of a fold lies."""
-    return cfg.workspace / "k_folds" / f"{fold}Image_Patchs.csv"
+    return cfg.workspace / "k_folds" / f"{fold}{LIST_ENDING}"
 
 
 def write_folds(cfg: Config, names: list[str]) -> None:
@@ -83,7 +86,7 @@ def write_folds(cfg: Config, names: list[str]) -> None:
         path = fold_path(cfg, fold)
         record = path.with_suffix(".json")
         if path.exists() and (read_json(record) or {}).get("list") != digest(path.read_bytes()):
-            train, test = read_fold(cfg, fold)
+            train, test = read_list(path, cfg.workspace / "Image_Patchs")
             print(f"{path}: kept, it was put there by you ({len(train)} train, {len(test)} test)")
             continue
         tested = held_out(names, fold, cfg.split, cfg.seed, official)
@@ -94,13 +97,52 @@ def write_folds(cfg: Config, names: list[str]) -> None:
         write_text(path, text)
 
 
-def read_fold(cfg: Config, fold: int) -> tuple[list[str], list[str]]:
-    """Return the names of the training and of the test patches of a fold, each in list order.
+class Fold(NamedTuple):
+    """Names of the patches of a fold, each in list order."""
+
+    train: list[str]
+    val: list[str]  # held out of the training side, for select = "val"; else empty
+    test: list[str]
+
+
+def read_fold(cfg: Config, fold: int) -> Fold:
+    """Return the patches of a fold.
 
     Raises UserError where the list is missing, is no such list, or names a patch that is not there.
     """
-    path = fold_path(cfg, fold)
+    train, test = read_list(fold_path(cfg, fold), cfg.workspace / "Image_Patchs")
+    if cfg.select == "last":
+        return Fold(train, [], test)
+    val = hold_out_regions(train, [cfg.seed, fold])
+    kept, held = ([name for name in train if (name in val) == side] for side in (False, True))
+    return Fold(kept, held, test)
+
+
+def hold_out_regions(names: list[str], seed: list[int]) -> set[str]:
+    """Return the patches of just so many regions, drawn by `seed`, as make VAL_SHARE of all.
+
+    Raises UserError if that leaves none.
+    """
+    of_region: dict[str, list[str]] = {}
+    for name in sorted(names):
+        of_region.setdefault(region_of(name), []).append(name)
+    if len(of_region) < 2:
+        raise UserError(
+            f"select = val needs two regions on the training side, found {len(of_region)}:"
+            " set select to last"
+        )
+    held: set[str] = set()
+    for region in np.random.default_rng(seed).permutation(list(of_region))[:-1]:
+        if len(held) >= VAL_SHARE * len(names):
+            break
+        held.update(of_region[region])
+    return held
+
+
+def read_list(path: Path, images: Path) -> tuple[list[str], list[str]]:
+    """Return the names that a fold list tags train, and those it tags test, all in `images`."""
     if not path.exists():
+        fold = path.name.removesuffix(LIST_ENDING)
         raise UserError(f"{path} is missing: run `python generate_patches.py --folds {fold}` first")
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -115,11 +157,11 @@ def read_fold(cfg: Config, fold: int) -> tuple[list[str], list[str]]:
         raise UserError(f"{path} tags {wrong[0][0]} as {wrong[0][1]!r}, expected train or test")
     if len(tags) < len(rows):
         raise UserError(f"{path} names a patch twice: a patch either trains or tests")
-    there = {patch.name for patch in (cfg.workspace / "Image_Patchs").glob("*.png")}
+    there = {patch.name for patch in images.glob("*.png")}
     gone = sorted(tags.keys() - there)
     if gone:
         raise UserError(
-            f"{path} names {len(gone)} patches that are not in {cfg.workspace / 'Image_Patchs'},"
+            f"{path} names {len(gone)} patches that are not in {images},"
             f" {gone[0]} for one: run `python generate_patches.py` to make patches and lists anew"
             " (remove a list of your own first)"
         )

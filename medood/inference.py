@@ -7,7 +7,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from config import Config
+from medood.data import Patches
 from medood.models import Normalise, autocast
+from medood.scores import Tally
 
 # patches per forward pass: larger batches leave a CPU's cache, smaller ones leave a GPU idle
 BATCH = {"cpu": 8, "cuda": 256}
@@ -36,3 +38,14 @@ def predict(
         with autocast(cfg, device):
             logits = model(normalise(batch))
         yield part, logits.float().softmax(1)
+
+
+def tally_patches(
+    cfg: Config, model: nn.Module, patches: Patches, device: torch.device, task: str
+) -> tuple[Tally, Tensor]:
+    """Return the tally of a network on patches, and the class it gives each pixel, (N, P, P)."""
+    tally, predicted = Tally(), torch.empty_like(patches.masks)
+    for part, probability in predict(cfg, model, patches.images, device, task):
+        tally.add(probability, patches.masks[part].to(device))
+        predicted[part] = probability.argmax(1).to("cpu", torch.uint8)
+    return tally, predicted

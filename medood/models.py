@@ -64,13 +64,29 @@ def build_model(cfg: Config) -> nn.Module:
         model = smp.create_model(architecture, encoder, None, classes=N_CLASSES)
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"{architecture} cannot be built on encoder {encoder}: {error}") from None
-    if cfg.encoder_weights == "none":
-        return model
     if Path(cfg.encoder_weights).suffix in WEIGHT_FILES:
         _load_encoder_file(model, encoder, Path(cfg.encoder_weights))
-    else:
+    elif cfg.encoder_weights != "none":
         _download_encoder(model, architecture, encoder, cfg.encoder_weights)
-    return model
+    return model if cfg.batch_norm else remove_batch_norm(model)
+
+
+def batch_norms(module: nn.Module) -> list[nn.Module]:
+    """Return every batch normalisation in `module`."""
+    return [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+
+
+def remove_batch_norm(module: nn.Module) -> nn.Module:
+    """Replace every batch normalisation in `module` by the identity, and return it.
+
+    timm's layers hold their activation too: that stays.
+    """
+    for name, child in module.named_children():
+        if isinstance(child, nn.modules.batchnorm._BatchNorm):
+            setattr(module, name, getattr(child, "act", nn.Identity()))
+        else:
+            remove_batch_norm(child)
+    return module
 
 
 def _download_encoder(model: nn.Module, architecture: str, encoder: str, weights: str) -> None:

@@ -4,6 +4,8 @@ C = 7 classes, 0 is background. Every mean over foreground classes runs over tho
 *truth*: the same set for every network compared on the fold, whatever it predicts.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -13,9 +15,14 @@ from medood.classes import BACKGROUND, N_CLASSES
 
 
 def confusion(truth: Tensor, predicted: Tensor) -> Tensor:
-    """Return pixel counts int64 (C, C), rows the truth; arguments: integers of one shape."""
-    pairs = truth.long() * N_CLASSES + predicted.long()
-    return torch.bincount(pairs.flatten(), minlength=N_CLASSES**2).view(N_CLASSES, N_CLASSES)
+    """Return the pixel counts of each patch, int64 (n, C, C), rows the truth.
+
+    truth, predicted: integers (n, H, W).
+    """
+    patch = torch.arange(len(truth), device=truth.device).view(-1, 1, 1)
+    cell = (patch * N_CLASSES + truth) * N_CLASSES + predicted
+    counts = torch.bincount(cell.flatten(), minlength=len(truth) * N_CLASSES**2)
+    return counts.view(-1, N_CLASSES, N_CLASSES)
 
 
 def paper_iou_dice(probability: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
@@ -31,61 +38,92 @@ def paper_iou_dice(probability: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
     return hit / (predicted + true - hit), 2 * hit / (predicted + true)
 
 
-def summarise(matrix: np.ndarray, iou_paper: np.ndarray, dice_paper: np.ndarray) -> dict:
-    """Return every score of a test fold, as plain numbers, None where one is not defined.
+def scores_of(matrix: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the scores of confusion matrices (..., C, C); NaN where one is not defined.
 
-    matrix: (C, C) from `confusion`. iou_paper, dice_paper: (N,), from `paper_iou_dice`.
+    `iou` and `dice` are (..., C), NaN for a class that does not occur in the truth; `miou`, `dsc`,
+    `fg_to_bg`, `bg_to_fg` and `fg_to_fg` are (...).
     """
     matrix = matrix.astype(float)
-    hit, true, predicted = np.diag(matrix), matrix.sum(1), matrix.sum(0)
-    present = true > 0
-    iou = np.divide(hit, true + predicted - hit, out=np.full(N_CLASSES, np.nan), where=present)
-    dice = np.divide(2 * hit, true + predicted, out=np.full(N_CLASSES, np.nan), where=present)
-    foreground = np.arange(N_CLASSES) != BACKGROUND
-    fg_pixels, bg_pixels = true[foreground].sum(), true[BACKGROUND]
-    fg_called_bg = matrix[foreground, BACKGROUND].sum()
-    fg_confused = matrix[np.ix_(foreground, foreground)].sum() - hit[foreground].sum()
-    bg_called_fg = matrix[BACKGROUND, foreground].sum()
-
-    def share(part: float, whole: float) -> float | None:
-        return float(part / whole) if whole else None
-
-    def mean(values: np.ndarray) -> float | None:
-        return float(values.mean()) if len(values) else None
-
+    hit, true, predicted = matrix.diagonal(axis1=-2, axis2=-1), matrix.sum(-1), matrix.sum(-2)
+    called_bg, fg = matrix[..., 1:, BACKGROUND].sum(-1), slice(1, None)  # background is 0
+    fg_pixels, bg_called_fg = true[..., fg].sum(-1), matrix[..., BACKGROUND, fg].sum(-1)
+    fg_confused = fg_pixels - called_bg - hit[..., fg].sum(-1)
+    iou = _ratio(hit, true + predicted - hit, where=true > 0)
+    dice = _ratio(2 * hit, true + predicted, where=true > 0)
+    occurs = (true[..., fg] > 0).sum(-1)
     return {
-        "miou": mean(iou[present & foreground]),
-        "dsc": mean(dice[present & foreground]),
-        "miou_paper": mean(iou_paper),
-        "dsc_paper": mean(dice_paper),
-        "fg_to_bg": share(fg_called_bg, fg_pixels),
-        "bg_to_fg": share(bg_called_fg, bg_pixels),
-        "fg_to_fg": share(fg_confused, fg_pixels),
-        "iou": [None if np.isnan(value) else float(value) for value in iou],
-        "dice": [None if np.isnan(value) else float(value) for value in dice],
-        "confusion": matrix.astype(int).tolist(),
+        "miou": _ratio(np.nansum(iou[..., fg], -1), occurs),
+        "dsc": _ratio(np.nansum(dice[..., fg], -1), occurs),
+        "fg_to_bg": _ratio(called_bg, fg_pixels),
+        "bg_to_fg": _ratio(bg_called_fg, true[..., BACKGROUND]),
+        "fg_to_fg": _ratio(fg_confused, fg_pixels),
+        "iou": iou,
+        "dice": dice,
     }
+
+
+def _ratio(part: np.ndarray, whole: np.ndarray, where: np.ndarray | None = None) -> np.ndarray:
+    """Return part / whole, NaN where `where` (by default: whole above 0) does not hold."""
+    defined = whole > 0 if where is None else where
+    return np.divide(part, whole, out=np.full(np.shape(part), np.nan), where=defined)
+
+
+@dataclass(frozen=True)
+class RegionCounts:
+    """What a network got right in each of R regions: sums over their patches."""
+
+    regions: list[str]
+    confusion: np.ndarray  # integers (R, C, C), rows the truth
+    iou_paper: np.ndarray  # (R,), the sum over the region's patches
+    dice_paper: np.ndarray  # (R,)
+    patches: np.ndarray  # (R,), their number
 
 
 class Tally:
     """The scores of one network, gathered batch by batch over a test fold."""
 
     def __init__(self) -> None:
-        self.matrix = torch.zeros(N_CLASSES, N_CLASSES, dtype=torch.int64)
+        self.confusion: list[Tensor] = []
         self.iou_paper: list[Tensor] = []
         self.dice_paper: list[Tensor] = []
 
     def add(self, probability: Tensor, truth: Tensor) -> None:
         """Count patches: probability (n, C, H, W), truth (n, H, W)."""
-        self.matrix += confusion(truth, probability.argmax(1)).cpu()
+        self.confusion.append(confusion(truth, probability.argmax(1)).cpu())
         iou, dice = paper_iou_dice(probability, truth)
         self.iou_paper.append(iou.cpu())
         self.dice_paper.append(dice.cpu())
 
     def scores(self) -> dict:
-        """Return what `summarise` makes of all patches added."""
-        per_patch = (torch.cat(values).numpy() for values in (self.iou_paper, self.dice_paper))
-        return summarise(self.matrix.numpy(), *per_patch)
+        """Return every score of the patches added, plain numbers, None where one is undefined."""
+        matrix = torch.cat(self.confusion).sum(0).numpy()
+        of_pixels = {name: _plain(value) for name, value in scores_of(matrix).items()}
+        paper = {
+            "miou_paper": torch.cat(self.iou_paper).mean().item(),
+            "dsc_paper": torch.cat(self.dice_paper).mean().item(),
+        }
+        return {**of_pixels, **paper, "confusion": matrix.tolist()}
+
+    def by_region(self, regions: list[str]) -> RegionCounts:
+        """Return the counts of each region, given the region of each patch in the order added."""
+        names, of_patch = np.unique(regions, return_inverse=True)
+        member = np.equal.outer(np.arange(len(names)), of_patch).astype(np.int64)  # (R, N)
+        matrices = torch.cat(self.confusion).numpy()
+        return RegionCounts(
+            names.tolist(),
+            np.tensordot(member, matrices, 1),
+            member @ torch.cat(self.iou_paper).numpy(),
+            member @ torch.cat(self.dice_paper).numpy(),
+            member.sum(1),
+        )
+
+
+def _plain(values: np.ndarray) -> float | None | list:
+    """Return an array as JSON holds it, None for NaN."""
+    if np.ndim(values):
+        return [_plain(value) for value in values]
+    return None if np.isnan(values) else float(values)
 
 
 def all_background(truth: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """The one training loop: what it trains on is the only difference between baseline and Med-OoD."""
 
+import copy
 import math
 import os
 import time
@@ -13,9 +14,10 @@ from tqdm import tqdm
 from config import Config, UserError
 from medood.augment import augment
 from medood.checkpoints import made_from, plain_settings, read_run, versions
-from medood.data import Patches, id_files, load_patches, ood_files
-from medood.files import csv_text, model_folder, replace_folder, write_json, write_text
+from medood.data import Pair, Patches, load_patches
+from medood.files import csv_text, replace_folder, write_json, write_text
 from medood.folds import fold_digest
+from medood.inference import tally_patches
 from medood.losses import segmentation_loss
 from medood.models import Normalise, autocast, build_model, pick_device
 
@@ -44,26 +46,32 @@ def batches(cfg: Config, fold: int, epoch: int, count: int) -> list[Tensor]:
     return parts[:-1] if len(parts) > 1 and len(parts[-1]) == 1 else parts
 
 
-def train_fold(cfg: Config, fold: int, names: list[str], ood_names: list[str] | None) -> None:
-    """Train the network of a fold on its ID patches and, unless None, on OoD patches.
+def train_fold(
+    cfg: Config, fold: int, files: list[Pair], val_files: list[Pair], folder: Path
+) -> None:
+    """Train the network of a fold on patches and write it to `folder`.
 
-    A network that was trained with the same settings and patches is kept.
+    files: image and mask of each patch, no mask for an OoD patch. val_files: the patches that
+    choose the epoch, for select = "val". A network that was trained with the same settings and
+    patches is kept.
     """
-    files = id_files(cfg, names) + ood_files(cfg, ood_names or [])
-    folder = model_folder(cfg, fold, ood=ood_names is not None)
-    record = made_from(cfg, fold, [path for pair in files for path in pair if path])
+    record = made_from(cfg, fold, [path for pair in files + val_files for path in pair if path])
     if read_run(folder).get("made_from") == record:
         print(f"fold {fold}: {folder} kept, trained with the same settings and patches")
     else:
-        fit(cfg, fold, load_patches(cfg, files), folder, record)
+        val = load_patches(cfg, val_files) if val_files else None
+        fit(cfg, fold, load_patches(cfg, files), val, folder, record)
 
 
-def fit(cfg: Config, fold: int, patches: Patches, folder: Path, record: dict) -> None:
+def fit(
+    cfg: Config, fold: int, patches: Patches, val: Patches | None, folder: Path, record: dict
+) -> None:
     """Train the network of cfg on `patches` and write it to `folder`.
 
+    val: the weights of the epoch with the highest `miou` on them are kept; None keeps the last.
     record: what the network is made from. A run that was interrupted goes on after its last whole
     epoch and ends with the same weights, to the bit on the CPU, as if it had not been.
-    Raises UserError if the loss stops being finite.
+    Raises UserError if the loss stops being finite, and if no nucleus is in `val`.
     """
     device = pick_device(cfg)
     if cfg.deterministic:
@@ -74,7 +82,7 @@ def fit(cfg: Config, fold: int, patches: Patches, folder: Path, record: dict) ->
     normalise = Normalise(cfg.encoder).to(device)
     optimiser = torch.optim.Adam(model.parameters(), cfg.lr, fused=True)
     resume_path = folder / "resume.pt"
-    log = _resume(resume_path, record, model, optimiser)
+    log, best = _resume(resume_path, record, model, optimiser)
 
     images, masks = patches.images.to(device), patches.masks.to(device)
     weight = torch.where(patches.is_ood, cfg.ood_weight, 1.0).to(device)
@@ -102,21 +110,32 @@ def fit(cfg: Config, fold: int, patches: Patches, folder: Path, record: dict) ->
                 f"fold {fold}: the loss is {mean_loss} in epoch {epoch + 1}: lower lr"
                 f" (now {cfg.lr}) or set precision to float32, and train again"
             )
-        log.append([epoch + 1, f"{mean_loss:.6f}", learning_rate(cfg, epoch)])
-        _save_resume(resume_path, record, model, optimiser, log)
+        row = {"epoch": epoch + 1, "loss": round(mean_loss, 6), "lr": learning_rate(cfg, epoch)}
+        if val is not None:
+            row["val_miou"] = validate(cfg, model, val, device)
+            if best is None or row["val_miou"] > best["val_miou"]:
+                best = {**row, "model": copy.deepcopy(model.state_dict())}
+        log.append(row)
+        _save_resume(resume_path, record, model, optimiser, log, best)
         seconds = time.perf_counter() - started
-        print(f"  {epoch + 1:5d}  {mean_loss:6.4f}  {log[-1][2]:.1e}  {seconds:7.1f}", flush=True)
+        said = f"  val_miou {row['val_miou']:.4f}" if val is not None else ""
+        line = f"  {epoch + 1:5d}  {mean_loss:6.4f}  {row['lr']:.1e}  {seconds:7.1f}{said}"
+        print(line, flush=True)
 
+    if best is not None:
+        model.load_state_dict(best["model"])
     finished = folder.with_name(folder.name + ".partial")
     model.eval().save_pretrained(finished)
     # its template puts the weights, whatever they were trained on, under the library's licence
     (finished / "README.md").unlink(missing_ok=True)
-    write_text(finished / "log.csv", csv_text(["epoch", "loss", "lr"], log))
+    write_text(finished / "log.csv", csv_text(list(log[0]), (row.values() for row in log)))
     is_id = zip(patches.names, patches.is_ood.tolist(), strict=True)
+    training_side = [name for name, ood in is_id if not ood] + (val.names if val else [])
     run = {
         "fold": fold,
-        "trained_on": fold_digest(name for name, ood in is_id if not ood),
+        "trained_on": fold_digest(training_side),
         "settings": plain_settings(cfg),
+        "epoch": best["epoch"] if best else cfg.epochs,
         "id_patches": len(patches) - n_ood,
         "ood_patches": n_ood,
         "versions": versions(),
@@ -149,28 +168,49 @@ def training_step(
     return loss.detach()
 
 
+def validate(cfg: Config, model: nn.Module, val: Patches, device: torch.device) -> float:
+    """Return `miou` of a network in training on held-out patches, and leave it in training."""
+    tally, _ = tally_patches(cfg, model.eval(), val, device, "  validation")
+    model.train()
+    miou = tally.scores()["miou"]
+    if miou is None:
+        raise UserError(
+            f"select = val: no nucleus in the {len(val)} patches held out of the training side:"
+            " set select to last, or another seed"
+        )
+    return miou
+
+
 def _save_resume(
-    path: Path, record: dict, model: nn.Module, optimiser: torch.optim.Adam, log: list
+    path: Path,
+    record: dict,
+    model: nn.Module,
+    optimiser: torch.optim.Adam,
+    log: list[dict],
+    best: dict | None,
 ) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(path.name + ".partial")
     state = {"model": model.state_dict(), "optimiser": optimiser.state_dict()}
-    torch.save({"record": record, "log": log, **state}, aside)
+    torch.save({"record": record, "log": log, "best": best, **state}, aside)
     os.replace(aside, path)
 
 
-def _resume(path: Path, record: dict, model: nn.Module, optimiser: torch.optim.Adam) -> list[list]:
-    """Load what an interrupted run of the same record left; return its log, [] if none."""
+def _resume(path: Path, record: dict, model: nn.Module, optimiser: torch.optim.Adam) -> tuple:
+    """Load what an interrupted run of the same record left.
+
+    Returns its log and its best epoch so far, [] and None if there is nothing to go on from.
+    """
     if not path.exists():
-        return []
+        return [], None
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file has many kinds; it costs the epochs, not the run
         print(f"{path}: not continued, it cannot be read ({type(error).__name__})")
-        return []
+        return [], None
     if saved.get("record") != record:
         print(f"{path}: not continued, it was begun with other settings or patches")
-        return []
+        return [], None
     model.load_state_dict(saved["model"])
     optimiser.load_state_dict(saved["optimiser"])
-    return saved["log"]
+    return saved["log"], saved["best"]

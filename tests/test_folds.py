@@ -7,7 +7,7 @@ import pytest
 from config import UserError
 from estimate_pct import estimate_pct
 from generate_patches import generate_patches
-from medood.folds import fold_path, held_out, read_fold, region_of
+from medood.folds import fold_path, held_out, hold_out_regions, read_fold, region_of
 from medood.hard_ood import ranking_path, read_pct
 from rank_prune_ood import rank_prune_ood
 from tests.oracles import read_rows
@@ -45,7 +45,7 @@ def test_the_official_split_follows_info_csv(tiny):
     table = "FileName,Source,Split\nregion_0,a,2\nregion_1,a,1\nregion_2,b,3\n"
     (tiny.workspace / "info.csv").write_text(table)
     generate_patches(tiny)
-    tested = {fold: {region_of(name) for name in read_fold(tiny, fold)[1]} for fold in (1, 2, 3)}
+    tested = {fold: {region_of(name) for name in read_fold(tiny, fold).test} for fold in (1, 2, 3)}
     assert tested == {1: {"region_1"}, 2: {"region_0"}, 3: {"region_2"}}
 
 
@@ -62,7 +62,7 @@ def test_a_list_of_the_user_is_used_as_it_is(patched, capsys):
     generate_patches(patched)
     assert "put there by you (1 train, 1 test)" in capsys.readouterr().out
     assert fold_path(patched, 1).read_text() == own
-    assert read_fold(patched, 1) == (["region_0_1.png"], ["region_0_0.png"])
+    assert read_fold(patched, 1) == (["region_0_1.png"], [], ["region_0_0.png"])
 
 
 def test_a_list_that_was_drawn_follows_the_settings(patched):
@@ -70,7 +70,7 @@ def test_a_list_that_was_drawn_follows_the_settings(patched):
     generate_patches(dataclasses.replace(patched, split="region"))
     after = read_fold(patched, 1)
     assert before != after
-    assert len({region_of(name) for name in after[1]}) == 1
+    assert len({region_of(name) for name in after.test}) == 1
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_folds_that_test_the_same_part_are_pointed_out(patched, capsys):
 
 def test_no_test_patch_is_opened_by_training_mining_or_the_estimate(patched):
     patched = dataclasses.replace(patched, folds=(1,), epochs=1)
-    train_names, test_names = read_fold(patched, 1)
+    train_names, _, test_names = read_fold(patched, 1)
     for folder in ("Image_Patchs", "Mask_Patchs", "OoD_Patchs"):
         for name in test_names:  # whoever opens one of these stops with an error
             (patched.workspace / folder / name).write_bytes(b"not an image")
@@ -117,3 +117,28 @@ def test_no_test_patch_is_opened_by_training_mining_or_the_estimate(patched):
     candidates = {row["img_name"] for row in read_rows(ranking_path(patched, 1))}
     assert candidates == set(train_names)
     assert read_pct(patched, 1)["id_patches"] == len(train_names)
+
+
+def test_validation_patches_are_whole_regions_of_the_training_side(patched):
+    cfg = dataclasses.replace(patched, split="patch", select="val")
+    train, val, test = read_fold(cfg, 1)
+    whole = read_fold(patched, 1)
+    assert val
+    assert {region_of(name) for name in val}.isdisjoint({region_of(name) for name in train})
+    assert set(train) | set(val) == set(whole.train)
+    assert test == whole.test
+    assert train == [name for name in whole.train if name not in val]  # in list order
+    assert read_fold(cfg, 1) == (train, val, test)
+
+
+@pytest.mark.parametrize(("sizes", "held"), [([50, 30, 20], 1), ([1] * 40, 4), ([99, 1], 1)])
+def test_just_so_many_regions_are_held_out_as_make_a_tenth(sizes, held):
+    names = [f"r{i}_{k}.png" for i, size in enumerate(sizes) for k in range(size)]
+    out = hold_out_regions(names, [0, 1])
+    assert len({region_of(name) for name in out}) == held
+    assert len(out) < len(names)
+
+
+def test_one_region_cannot_be_held_out_of_itself():
+    with pytest.raises(UserError, match="needs two regions on the training side, found 1"):
+        hold_out_regions(["a_0.png", "a_1.png"], [0, 1])

@@ -1,14 +1,24 @@
 """OoD patches: no foreground is left, whatever stands in its place."""
 
 import dataclasses
+from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
 from config import UserError
+from estimate_pct import estimate_pct
 from generate_patches import generate_patches
 from generate_unfiltered_oods import generate_unfiltered_oods, remove_foreground
-from medood.files import read_image, read_mask
+from medood.checkpoints import read_run
+from medood.files import model_folder, read_image, read_mask, write_png
+from medood.folds import read_fold
+from medood.hard_ood import ranking_path, read_hard_oods
+from rank_prune_ood import rank_prune_ood
+from tests.oracles import read_rows
+from train import train
+from train_ood import train_ood
 
 IMAGE = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3) * 10
 MASK = np.array([[0, 2, 0], [6, 0, 0]], np.uint8)
@@ -78,3 +88,56 @@ def test_another_fill_makes_them_anew(patched, capsys):
     assert "kept" in capsys.readouterr().out
     generate_unfiltered_oods(dataclasses.replace(patched, ood_fill="mean"))
     assert "fill mean" in capsys.readouterr().out
+
+
+@pytest.fixture
+def external(patched, tmp_path_factory):
+    """Settings with two external images, of 2 x 3 and of one whole patch."""
+    folder = tmp_path_factory.mktemp("external")
+    rng = np.random.default_rng(0)
+    for name, shape in (("wide.png", (70, 100, 3)), ("one.jpg", (32, 33, 3))):
+        image = rng.integers(0, 256, shape, np.uint8)
+        (folder / name).write_bytes(cv2.imencode(Path(name).suffix, image)[1].tobytes())
+    return dataclasses.replace(patched, ood_source=folder, folds=(1,))
+
+
+def test_external_images_are_cut_into_whole_patches(external):
+    generate_unfiltered_oods(external)
+    folder = external.workspace / "OoD_Source_Patchs"
+    names = sorted(path.name for path in folder.glob("*.png"))
+    assert names == ["source-one_0.png"] + [f"source-wide_{k}.png" for k in range(6)]
+    whole = read_image(external.ood_source / "wide.png")
+    np.testing.assert_array_equal(read_image(folder / "source-wide_4.png"), whole[32:64, 32:64])
+
+
+@pytest.mark.parametrize("use", ["instead", "beside"])
+def test_external_patches_are_mined_and_trained_on(external, use):
+    cfg = dataclasses.replace(external, ood_source_use=use, pct_grid=(1.0,))
+    generate_unfiltered_oods(cfg)
+    for step in (train, rank_prune_ood, estimate_pct, train_ood):
+        step(cfg)
+    mined = {row["img_name"] for row in read_rows(ranking_path(cfg, 1))}
+    cut = set(read_fold(cfg, 1).train)
+    assert len(mined - cut) == 7
+    assert mined & cut == (cut if use == "beside" else set())
+    kept = len(read_hard_oods(cfg, 1))
+    assert read_run(model_folder(cfg, 1, ood=True))["ood_patches"] == kept > 0
+
+
+def test_an_external_image_smaller_than_a_patch_is_refused(external):
+    write_png(external.ood_source / "small.png", np.zeros((31, 64, 3), np.uint8))
+    with pytest.raises(UserError, match="small.png is 64 x 31 pixels, smaller than a patch of 32"):
+        generate_unfiltered_oods(external)
+    assert not (external.workspace / "OoD_Source_Patchs").exists()
+
+
+def test_external_images_of_one_name_are_refused(external):
+    write_png(external.ood_source / "one.png", np.zeros((32, 32, 3), np.uint8))
+    with pytest.raises(UserError, match="one.* and .*one.* have one name"):
+        generate_unfiltered_oods(external)
+
+
+def test_a_source_without_images_is_refused(patched, tmp_path):
+    cfg = dataclasses.replace(patched, ood_source=tmp_path / "nothing")
+    with pytest.raises(UserError, match="no image .* in .*nothing: put some there"):
+        generate_unfiltered_oods(cfg)

@@ -76,7 +76,7 @@ def test_files_of_the_ood_set_fit_together(report):
     cfg, _ = report
     for fold in cfg.folds:
         rows = read_rows(ranking_path(cfg, fold))
-        train_names, _ = read_fold(cfg, fold)
+        train_names = read_fold(cfg, fold).train
         assert sorted(row["img_name"] for row in rows) == sorted(train_names)
         estimate = read_pct(cfg, fold)
         kept = read_hard_oods(cfg, fold)

@@ -7,15 +7,19 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from config import UserError
+from estimate_pct import estimate_pct
 from medood import training
 from medood.checkpoints import load_model
-from medood.files import csv_text, fingerprint, model_folder, write_json
+from medood.data import id_files
+from medood.files import csv_text, fingerprint, model_folder, write_json, write_png
 from medood.folds import read_fold
 from medood.hard_ood import COLUMNS, pct_path, ranking_path
+from rank_prune_ood import rank_prune_ood
 from tests.oracles import read_rows
 from train import train
 from train_ood import train_ood
@@ -104,7 +108,7 @@ def test_what_is_trained_with_the_same_settings_is_kept(one_fold, capsys):
 
 def test_a_changed_patch_trains_anew(one_fold, capsys):
     train(one_fold)
-    name = read_fold(one_fold, 1)[0][0]
+    name = read_fold(one_fold, 1).train[0]
     folder = one_fold.workspace / "Image_Patchs"
     other = next(path for path in folder.glob("*.png") if path.name != name)
     (folder / name).write_bytes(other.read_bytes())
@@ -126,7 +130,7 @@ def test_smp_opens_what_train_saved(one_fold):
     run = json.loads((folder / "run.json").read_text())
     assert run["settings"]["encoder"] == "mobilenet_v2"
     assert (run["fold"], run["ood_patches"]) == (1, 0)
-    assert run["id_patches"] == len(read_fold(one_fold, 1)[0])
+    assert run["id_patches"] == len(read_fold(one_fold, 1).train)
     assert run["versions"]["torch"] == torch.__version__.split("+")[0]
 
 
@@ -164,7 +168,7 @@ def test_id_and_ood_patches_are_shuffled_together(tiny):
 
 
 def test_med_ood_trains_on_the_hardest_share(one_fold):
-    names, _ = read_fold(one_fold, 1)
+    names = read_fold(one_fold, 1).train
     rows = [[i, name, 0.5, 1, 1, 0, 0, 0, 0, 0, int(i <= 6)] for i, name in enumerate(names, 1)]
     ranking_path(one_fold, 1).parent.mkdir()
     ranking_path(one_fold, 1).write_text(csv_text(COLUMNS, rows))
@@ -198,3 +202,96 @@ def test_training_lowers_the_loss(one_fold):
     train(cfg)
     losses = [float(row["loss"]) for row in read_rows(model_folder(cfg, 1, ood=False) / "log.csv")]
     assert losses[-1] < 0.85 * losses[0]
+
+
+@pytest.fixture
+def with_val(patched):
+    """Settings that hold a region out of the training side; five epochs, so that one is best."""
+    return dataclasses.replace(patched, folds=(1,), select="val", epochs=5)
+
+
+def stop_in_epoch(patch, epoch, scores):
+    """Let validation return `scores`, one per epoch, and stop in an epoch (counted from 1)."""
+    seen = []
+
+    def validate(cfg, model, val, device):
+        seen.append({name: value.clone() for name, value in model.state_dict().items()})
+        if len(seen) == epoch:
+            raise KeyboardInterrupt
+        return scores[len(seen) - 1]
+
+    patch.setattr(training, "validate", validate)
+    return seen
+
+
+def test_select_val_keeps_the_weights_of_the_best_epoch(with_val, monkeypatch):
+    seen = stop_in_epoch(monkeypatch, None, [0.1, 0.3, 0.2, 0.3, 0.1])
+    train(with_val)
+    folder = model_folder(with_val, 1, ood=False)
+    kept = load_model(folder).state_dict()
+    assert all(torch.equal(kept[name], value) for name, value in seen[1].items())  # first of equals
+    assert not torch.equal(
+        kept["segmentation_head.0.weight"], seen[4]["segmentation_head.0.weight"]
+    )
+    run = json.loads((folder / "run.json").read_text())
+    assert run["epoch"] == 2
+    assert [row["val_miou"] for row in read_rows(folder / "log.csv")] == [
+        *("0.1", "0.3", "0.2", "0.3", "0.1")
+    ]
+
+
+def test_a_stopped_training_remembers_its_best_epoch(with_val, monkeypatch):
+    scores = [0.5, 0.3, 0.2, 0.3, 0.1]
+    with monkeypatch.context() as patch:
+        stop_in_epoch(patch, None, scores)
+        train(with_val)
+    expected = weights(with_val)
+    (model_folder(with_val, 1, ood=False) / "run.json").unlink()
+    with monkeypatch.context() as patch:
+        stop_in_epoch(patch, 4, scores)
+        with pytest.raises(KeyboardInterrupt):
+            train(with_val)
+    with monkeypatch.context() as patch:
+        stop_in_epoch(patch, None, scores[3:])
+        train(with_val)
+    assert weights(with_val) == expected
+
+
+def test_validation_does_not_change_the_training(with_val):
+    train(with_val)
+    fold = read_fold(with_val, 1)
+    losses = [row["loss"] for row in read_rows(model_folder(with_val, 1, False) / "log.csv")]
+    cfg = dataclasses.replace(with_val, select="last", workspace=with_val.workspace)
+    folder = with_val.workspace / "alone"
+    training.train_fold(cfg, 1, id_files(cfg, fold.train), [], folder)
+    assert [row["loss"] for row in read_rows(folder / "log.csv")] == losses
+
+
+OPENED = []
+sys.addaudithook(
+    lambda event, args: (
+        OPENED.append(Path(str(args[0]))) if event == "open" and "Patchs" in str(args[0]) else None
+    )
+)
+
+
+@pytest.mark.parametrize("select", ["last", "val"])
+def test_training_never_opens_a_test_patch(patched, select):
+    cfg = dataclasses.replace(patched, select=select, folds=(1,), lr=3e-3)
+    OPENED.clear()
+    for step in (train, rank_prune_ood, estimate_pct, train_ood):
+        step(cfg)
+    fold = read_fold(cfg, 1)
+    opened = {path.name for path in OPENED if path.suffix == ".png"}
+    assert opened >= set(fold.train)  # the spy works
+    assert opened >= set(fold.val)
+    assert opened.isdisjoint(fold.test)
+    candidates = {row["img_name"] for row in read_rows(ranking_path(cfg, 1))}
+    assert candidates == set(fold.train)  # nor does it mine what chooses the epoch
+
+
+def test_validation_patches_without_a_nucleus_are_refused(with_val):
+    for name in read_fold(with_val, 1).val:
+        write_png(with_val.workspace / "Mask_Patchs" / name, np.zeros((32, 32), np.uint8))
+    with pytest.raises(UserError, match="no nucleus in the .* held out of the training side"):
+        train(with_val)
