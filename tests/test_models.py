@@ -9,20 +9,16 @@ import torch
 
 from config import UserError
 from medood.losses import segmentation_loss
-from medood.models import IMAGENET, Normalise, build_model, normalisation, pick_device
+from medood.models import (
+    IMAGENET,
+    Normalise,
+    batch_norms,
+    build_model,
+    normalisation,
+    pick_device,
+)
+from studies import paper
 from tests.conftest import TINY
-
-TABLE_1 = [
-    ("unet", "vgg11_bn"),
-    ("unet", "vgg16_bn"),
-    ("unet", "vgg19_bn"),
-    ("unetplusplus", "resnet18"),
-    ("unetplusplus", "tu-resnet50d"),
-    ("unetplusplus", "densenet169"),
-    ("manet", "mobileone_s0"),
-    ("manet", "mobilenet_v2"),
-    ("manet", "tu-tinynet_d"),
-]
 
 
 @pytest.fixture
@@ -35,7 +31,7 @@ def no_network(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("architecture", "encoder"), TABLE_1)
+@pytest.mark.parametrize(("architecture", "encoder"), paper.TABLE1)
 def test_every_pair_of_table_1_trains_a_step(no_network, architecture, encoder):
     cfg = dataclasses.replace(TINY, architecture=architecture, encoder=encoder)
     torch.manual_seed(0)
@@ -161,3 +157,27 @@ def test_a_device_that_is_not_there_is_named():
         pick_device(dataclasses.replace(TINY, device="cuda:99"))
     with pytest.raises(UserError, match="device = 'gpu' is not there"):
         pick_device(dataclasses.replace(TINY, device="gpu"))
+
+
+@pytest.mark.parametrize("encoder", ["mobilenet_v2", "tu-tinynet_d", "resnet18"])
+def test_without_batch_norm_all_else_stays(encoder):
+    cfg = dataclasses.replace(TINY, encoder=encoder)
+    whole, bare = build_model(cfg), build_model(dataclasses.replace(cfg, batch_norm=False))
+    assert len(batch_norms(whole)) > 10
+    assert batch_norms(bare) == []
+    norms = {
+        f"{name}.{part}"
+        for name, module in whole.named_modules()
+        if module in batch_norms(whole)
+        for part in module.state_dict()
+    }
+    assert set(bare.state_dict()) == set(whole.state_dict()) - norms
+
+    # with normalisations that change nothing, both compute the same: activations are still there
+    for module in batch_norms(whole):
+        module.eps = 0
+    kept = {name: value for name, value in whole.state_dict().items() if name not in norms}
+    bare.load_state_dict(kept)
+    x = torch.rand(2, 3, 32, 32)
+    with torch.inference_mode():
+        torch.testing.assert_close(bare.eval()(x), whole.eval()(x), rtol=1e-4, atol=1e-6)

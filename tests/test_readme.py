@@ -15,7 +15,7 @@ COMMANDS = sorted(
         command
         for block in BLOCKS
         for line in block.splitlines()
-        for command in re.findall(r"(?:^|bin/)python ((?:bench/)?\w+\.py[^#&]*)", line)
+        for command in re.findall(r"(?:^|bin/)python ((?:bench/|studies/)?\w+\.py[^#&]*)", line)
     }
 )
 

@@ -1,0 +1,243 @@
+"""Controls: is it the OoD idea, the extra steps, or black holes that the network learns to see?
+
+Writes reports/studies/controls.csv, .json, .md, .png. Every arm but the plain baseline takes as
+many optimiser steps as Med-OoD: the fold's ID patches and as many patches more as Med-OoD adds.
+
+    baseline               ID patches alone, at equal epochs: fewer steps
+    baseline, equal steps  ID patches alone, for more epochs
+    + duplicated ID        ID patches drawn again
+    + random OoD           cut patches drawn at random, not ranked
+    + easy OoD             cut patches in which the baseline sees no nucleus, repeated
+    Med-OoD                the hardest cut patches
+    Med-OoD, mean          the same, holes filled with the mean background colour
+    Med-OoD, inpaint       the same, holes filled from their surroundings
+    + silhouettes moved    the hardest patches uncut, as many holes of the same shapes elsewhere in
+                           their background: black where no nucleus was
+    + nucleus-free         ID patches without a nucleus, repeated
+    + external             the hardest patches of the images in ood_source, if it is set
+"""
+
+import functools
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from config import UserError
+from generate_unfiltered_oods import write_oods
+from medood.classes import BACKGROUND
+from medood.cli import run
+from medood.data import Pair
+from medood.figures import draw_intervals
+from medood.files import fingerprint, fresh_folder, is_kept, read_image, read_mask, write_png
+from medood.folds import read_fold
+from medood.tables import markdown, spread
+from studies.common import (
+    Recipe,
+    StudyConfig,
+    baseline,
+    candidates,
+    compare,
+    med_ood,
+    mine,
+    prepare,
+    run_arms,
+    values,
+    write_study,
+)
+
+
+@dataclass(frozen=True)
+class ControlsConfig(StudyConfig):
+    """The settings of a study, with three seeds."""
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Each training is done once per seed, on the same folds."""
+
+
+def extra(cfg: StudyConfig, fold: int) -> list[Pair]:
+    """Return the OoD patches that Med-OoD adds on a fold, hardest first."""
+    return med_ood(cfg, fold).files[len(read_fold(cfg, fold).train) :]
+
+
+def take(files: list[Pair], count: int) -> list[Pair]:
+    """Return the first `count` files, from the start again where there are fewer."""
+    return [files[i % len(files)] for i in range(count)]
+
+
+def adding(cfg: StudyConfig, fold: int, files: list[Pair]) -> Recipe:
+    """Return the baseline's training with as many of `files` as Med-OoD adds."""
+    plain = baseline(cfg, fold)
+    return replace(plain, files=plain.files + take(files, len(extra(cfg, fold))), notes={})
+
+
+def shuffled(cfg: StudyConfig, fold: int, files: list[Pair]) -> list[Pair]:
+    """Return files in an order that depends on fold and seed alone."""
+    return [files[i] for i in np.random.default_rng([cfg.seed, fold]).permutation(len(files))]
+
+
+def equal_steps(cfg: StudyConfig, fold: int) -> Recipe:
+    """Return the baseline's training, for the epochs that come nearest to Med-OoD's steps."""
+    plain = baseline(cfg, fold)
+    epochs = round(cfg.epochs * med_ood(cfg, fold).steps / plain.steps)
+    return replace(plain, cfg=replace(cfg, epochs=epochs), notes={})
+
+
+def duplicated(cfg: StudyConfig, fold: int) -> Recipe:
+    """Return the baseline's training with ID patches drawn again."""
+    return adding(cfg, fold, shuffled(cfg, fold, baseline(cfg, fold).files))
+
+
+def random_ood(cfg: StudyConfig, fold: int) -> Recipe:
+    """Return the training with cut patches that are not ranked."""
+    return adding(cfg, fold, shuffled(cfg, fold, candidates(cfg, fold)))
+
+
+def easy_ood(cfg: StudyConfig, fold: int) -> Recipe | None:
+    """Return the training with the cut patches that mining prunes away; None if it prunes none."""
+    _, easy = mine(cfg, fold, candidates(cfg, fold))
+    if cfg.plan:  # none is known to be easy yet: stand-ins of another order
+        easy = candidates(cfg, fold)[::-1]
+    return adding(cfg, fold, easy) if easy else None
+
+
+def filled(fill: str, cfg: StudyConfig, fold: int) -> Recipe:
+    """Return Med-OoD's training with another fill, mined anew, with as many patches."""
+    folder = cfg.workspace / "studies" / f"OoD_Patchs_{fill}"
+    if not cfg.plan:
+        write_oods(replace(cfg, ood_fill=fill), folder)
+    files = [(folder / name, None) for name in read_fold(cfg, fold).train]
+    hard, easy = mine(cfg, fold, files)
+    return adding(cfg, fold, hard + easy)
+
+
+def move_silhouettes(image: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return RGB `image` (H, W, 3) with black holes of the nuclei's shapes, all in its background.
+
+    Each connected piece of foreground of `mask` (H, W) leaves a hole at a random place where it
+    covers neither foreground nor another hole; a piece that fits nowhere leaves none.
+    """
+    foreground = (mask != BACKGROUND).astype(np.uint8)
+    pieces, labels = cv2.connectedComponents(foreground)
+    free, out = 1 - foreground, image.copy()
+    for piece in range(1, pieces):
+        rows, columns = np.nonzero(labels == piece)
+        rows, columns = rows - rows.min(), columns - columns.min()
+        shape = np.zeros((rows.max() + 1, columns.max() + 1), np.uint8)
+        shape[rows, columns] = 1
+        # what is left of the free pixels are the places for the shape's top left corner
+        border = {"borderType": cv2.BORDER_CONSTANT, "borderValue": 0}
+        places = np.argwhere(cv2.erode(free, shape, anchor=(0, 0), **border))
+        if len(places):
+            top, left = rng.choice(places)
+            free[top + rows, left + columns] = 0
+            out[top + rows, left + columns] = 0
+    return out
+
+
+def silhouettes_moved(cfg: StudyConfig, fold: int) -> Recipe:
+    """Return the training with holes in the background instead of the nuclei."""
+    names = [image.name for image, _ in extra(cfg, fold)]
+    sources = [
+        (cfg.workspace / "Image_Patchs" / name, cfg.workspace / "Mask_Patchs" / name)
+        for name in names
+    ]
+    folder = cfg.workspace / "studies" / f"Silhouettes_{fold}_{cfg.model_name}_{cfg.seed}"
+    record = {} if cfg.plan else {"inputs": fingerprint(path for pair in sources for path in pair)}
+
+    def move(number: int) -> None:
+        image, mask = sources[number]
+        rng = np.random.default_rng([cfg.seed, fold, number])
+        moved = move_silhouettes(read_image(image), read_mask(mask), rng)
+        write_png(out / image.name, moved)
+
+    if not cfg.plan and not is_kept(folder, record):
+        with fresh_folder(folder, record) as out, ThreadPoolExecutor() as pool:
+            list(pool.map(move, range(len(sources))))
+    return adding(cfg, fold, [(folder / image.name, mask) for image, mask in sources])
+
+
+def nucleus_free(cfg: StudyConfig, fold: int) -> Recipe | None:
+    """Return the training with repeated ID patches that hold no nucleus; None if there is none."""
+    free = [pair for pair in baseline(cfg, fold).files if not read_mask(pair[1]).any()]
+    return adding(cfg, fold, free) if free else None
+
+
+def external(cfg: StudyConfig, fold: int) -> Recipe:
+    """Return the training with the hardest patches of external images."""
+    hard, easy = mine(cfg, fold, candidates(replace(cfg, ood_source_use="instead"), fold))
+    own = replace(cfg, ood_source=None)
+    return adding(own, fold, hard + easy)
+
+
+def own(recipe):
+    """Return an arm whose OoD patches are cut from the ID set, whatever ood_source says."""
+    return lambda cfg, fold: recipe(replace(cfg, ood_source=None), fold)
+
+
+def controls(cfg: ControlsConfig) -> None:
+    """Train every arm at equal steps and compare it with the baseline of as many."""
+    if cfg.ood_fill != "zero":
+        raise UserError("ood_fill: the controls compare the fills; leave it at zero")
+    prepare(cfg)
+    arms = {
+        "baseline": own(baseline),
+        "baseline, equal steps": own(equal_steps),
+        "+ duplicated ID": own(duplicated),
+        "+ random OoD": own(random_ood),
+        "+ easy OoD": own(easy_ood),
+        "Med-OoD": own(med_ood),
+        "Med-OoD, mean": own(functools.partial(filled, "mean")),
+        "Med-OoD, inpaint": own(functools.partial(filled, "inpaint")),
+        "+ silhouettes moved": own(silhouettes_moved),
+        "+ nucleus-free": own(nucleus_free),
+    }
+    if cfg.ood_source is not None:
+        arms["+ external"] = external
+    else:
+        print("+ external is left out: name a folder of nucleus-free images with --ood_source")
+    results = run_arms(cfg, arms)
+    if cfg.plan:
+        return
+    shown = ("miou", "miou_paper", "fg_to_bg", "bg_to_fg")
+    names = [f"`{name}`" for name in shown]
+    rows = [
+        [arm, f"{sum(r.recipe.steps for r in of_arm.values()) / len(of_arm):.0f}"]
+        + [spread(values(of_arm, name)) for name in shown]
+        for arm, of_arm in results.items()
+    ]
+    floor = [result.floor for result in results["baseline"].values()]
+    rows.append(["all background", "-", *(spread([of[name] for of in floor]) for name in shown)])
+    against = ("baseline, equal steps", "Med-OoD")
+    differences = {
+        f"{arm} - {other}": compare(results, arm, other)
+        for other in against
+        for arm in results
+        if arm != other and (other == against[0] or arm != "baseline")
+    }
+    tables = {"Scores": markdown(["", "steps", *names], rows)}
+    for other in against:
+        gains = [
+            [arm, *(differences[f"{arm} - {other}"][name].text() for name in shown)]
+            for arm in results
+            if f"{arm} - {other}" in differences
+        ]
+        tables[f"Less {other}"] = markdown(["", *names], gains)
+    out = write_study(cfg, "controls", results, tables, differences)
+    bars = {
+        arm: tuple(differences[f"{arm} - {against[0]}"]["miou"])
+        for arm in results
+        if arm != against[0]
+    }
+    title = f"Controls: {cfg.model_name}, blue where the interval leaves out zero"
+    draw_intervals(out.with_suffix(".png"), title, f"`miou` less {against[0]}, points", bars)
+    print(f"{out}.csv, .json, .md, .png")
+
+
+if __name__ == "__main__":
+    run(controls, ControlsConfig())

@@ -1,0 +1,56 @@
+"""Figure 4: what Med-OoD changes for each class.
+
+Writes reports/studies/figure4.csv, .json, .md, .png. The paper's gains are of an IoU that counts a
+patch without the class as 1 where none is seen; ours are of one IoU per class and test fold.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from medood.classes import CLASSES
+from medood.cli import run
+from medood.figures import draw_bars
+from medood.tables import markdown, spread
+from studies import paper
+from studies.common import (
+    StudyConfig,
+    baseline,
+    compare,
+    med_ood,
+    prepare,
+    run_arms,
+    values,
+    write_study,
+)
+
+
+def figure4(cfg: StudyConfig) -> None:
+    """Compare the IoU of each class."""
+    prepare(cfg)
+    results = run_arms(cfg, {"baseline": baseline, "Med-OoD": med_ood})
+    if cfg.plan:
+        return
+    gains = compare(results, "Med-OoD", "baseline")
+    rows = []
+    for kind in CLASSES:
+        name = f"IoU {kind.name}"
+        ours = [spread(values(results[arm], name)) for arm in results]
+        theirs = f"{paper.FIGURE4_GAIN.get(kind.name, 0):g}" if kind.name != "background" else "-"
+        rows.append([kind.name, *ours, gains[name].text(), theirs])
+    header = ["class", "baseline", "Med-OoD", "difference", "paper's"]
+    differences = {"Med-OoD - baseline": gains}
+    tables = {"IoU": markdown(header, rows)}
+    out = write_study(cfg, "figure4", results, tables, differences, paper.FIGURE4_GAIN)
+    bars = {
+        arm: {kind.name: values(of_arm, f"IoU {kind.name}") for kind in CLASSES}
+        for arm, of_arm in results.items()
+    }
+    title = f"Figure 4: {cfg.model_name}; dots are folds and seeds"
+    draw_bars(out.with_suffix(".png"), title, "IoU, percent", bars)
+    print(f"{out}.csv, .json, .md, .png")
+
+
+if __name__ == "__main__":
+    run(figure4, StudyConfig())

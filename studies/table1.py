@@ -1,0 +1,101 @@
+"""Table 1: baseline and Med-OoD of nine networks, ours beside the paper's.
+
+Writes reports/studies/table1.csv, .json, .md, .png. Where encoder_weights is a file, name the
+networks that it fits, such as `--methods manet_mobilenet_v2 --encoder_weights mobilenet_v2.pth`.
+Med-OoD takes more optimiser steps than its baseline, as in the paper; studies/controls.py compares
+at equal steps.
+"""
+
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from config import UserError
+from medood.cli import run
+from medood.figures import draw_bars
+from medood.tables import markdown, spread
+from studies import paper
+from studies.common import (
+    StudyConfig,
+    baseline,
+    compare,
+    med_ood,
+    prepare,
+    run_arms,
+    values,
+    write_study,
+)
+
+
+@dataclass(frozen=True)
+class Table1Config(StudyConfig):
+    """The settings of a study, and the networks of this one."""
+
+    methods: tuple[str, ...] = tuple("_".join(pair) for pair in paper.TABLE1)
+    """Networks, as <architecture>_<encoder>: those of the paper, or any other."""
+
+
+def arms_of(methods: tuple[str, ...]) -> dict:
+    """Return the baseline and Med-OoD of each method."""
+    arms = {}
+    for method in methods:
+        architecture, _, encoder = method.partition("_")
+        if not encoder:
+            raise UserError(f"methods: {method!r} is not <architecture>_<encoder>")
+
+        def of(recipe, architecture=architecture, encoder=encoder):
+            settings = {"architecture": architecture, "encoder": encoder}
+            return lambda cfg, fold: recipe(replace(cfg, **settings), fold)
+
+        arms[f"{method} baseline"] = of(baseline)
+        arms[f"{method} Med-OoD"] = of(med_ood)
+    return arms
+
+
+def table1(cfg: Table1Config) -> None:
+    """Train, test and compare the methods."""
+    if not cfg.methods:
+        raise UserError("methods: name one or more, such as unet_vgg11_bn")
+    prepare(cfg)
+    results = run_arms(cfg, arms_of(cfg.methods))
+    if cfg.plan:
+        return
+    scores = ("miou_paper", "dsc_paper", "miou", "dsc", "fg_to_bg", "bg_to_fg")
+    header = ["network", "", *(f"`{name}`" for name in scores), "D", "paper mIoU", "DSC", "D"]
+    rows, gains, differences = [], [], {}
+    for method in cfg.methods:
+        theirs = paper.TABLE1.get(tuple(method.split("_", 1)))
+        for kind, cells in (("baseline", slice(0, 3)), ("Med-OoD", slice(3, 6))):
+            arm = results[f"{method} {kind}"]
+            distances = [abs(pnr - cfg.pnr_opt) for pnr in values(arm, "pnr")]
+            ours = [spread(values(arm, name)) for name in scores]
+            printed = [f"{number:g}" for number in theirs[cells]] if theirs else ["-"] * 3
+            rows.append([method, kind, *ours, spread(distances, 1, 3), *printed])
+        floor = [result.floor for result in results[f"{method} baseline"].values()]
+        ours = [spread([of_fold[name] for of_fold in floor]) for name in scores]
+        rows.append(["", "all background", *ours, *["-"] * 4])
+        difference = compare(results, f"{method} Med-OoD", f"{method} baseline")
+        differences[f"{method}: Med-OoD - baseline"] = difference
+        gains.append([method, *(difference[name].text() for name in scores)])
+    tables = {
+        "Scores": markdown(header, rows),
+        "Med-OoD less baseline": markdown(["network", *(f"`{name}`" for name in scores)], gains),
+    }
+    printed = {"_".join(pair): row._asdict() for pair, row in paper.TABLE1.items()}
+    out = write_study(cfg, "table1", results, tables, differences, printed)
+    draw_bars(
+        out.with_suffix(".png"),
+        "Table 1: dots are folds and seeds",
+        "miou, percent",
+        {
+            kind: {m: values(results[f"{m} {kind}"], "miou") for m in cfg.methods}
+            for kind in ("baseline", "Med-OoD")
+        },
+    )
+    print(f"{out}.csv, .json, .md, .png")
+
+
+if __name__ == "__main__":
+    run(table1, Table1Config())

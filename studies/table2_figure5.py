@@ -1,0 +1,79 @@
+"""Table 2 and Figure 5: how many OoD patches to use, from all down to none.
+
+Writes reports/studies/table2_figure5.csv, .json, .md, .png. Every pct is a training of its own, on
+so many of the hardest OoD patches, at equal epochs: more patches are more optimiser steps.
+"""
+
+import sys
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from config import UserError
+from medood.cli import run
+from medood.figures import draw_pct_curve
+from medood.tables import markdown, spread
+from studies import paper
+from studies.common import (
+    StudyConfig,
+    baseline,
+    compare,
+    med_ood,
+    prepare,
+    run_arms,
+    values,
+    write_study,
+)
+
+
+@dataclass(frozen=True)
+class Table2Config(StudyConfig):
+    """The settings of a study, and the shares that this one tries."""
+
+    pcts: tuple[float, ...] = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
+    """Shares of the ranked OoD patches, as fractions; the baseline is always there as 0."""
+
+
+def table2_figure5(cfg: Table2Config) -> None:
+    """Train with each share of the OoD patches."""
+    if not cfg.pcts or not all(0 < pct <= 1 for pct in cfg.pcts):
+        raise UserError(f"pcts = {cfg.pcts} must be one or more fractions above 0, up to 1")
+    prepare(cfg)
+    arms = {"pct 0": baseline}
+    arms |= {f"pct {100 * pct:g}": partial(med_ood, pct=pct) for pct in sorted(cfg.pcts)}
+    results = run_arms(cfg, arms)
+    if cfg.plan:
+        return
+    differences = {f"{arm} - pct 0": compare(results, arm, "pct 0") for arm in list(arms)[1:]}
+    shown = ("miou_paper", "miou", "fg_to_bg", "bg_to_fg")
+    header = ["pct", "patches", "pnr", *(f"`{name}`" for name in shown), "`miou` less pct 0"]
+    rows = []
+    for arm, of_arm in results.items():
+        pct = values(of_arm, "pct")[0]
+        sizes = [len(result.recipe.files) for result in of_arm.values()]
+        theirs = paper.TABLE2.get(pct, ("-", "-"))
+        gain = differences[f"{arm} - pct 0"]["miou"].text() if arm != "pct 0" else ""
+        scores = [spread(values(of_arm, name)) for name in shown]
+        size, ratio = spread(sizes, 1, 0), spread(values(of_arm, "pnr"), 1, 3)
+        printed = theirs[0], paper.FIGURE5_PNR.get(pct, "-"), theirs[1]
+        rows.append([f"{pct:g}", size, ratio, *scores, gain, *map(str, printed)])
+    header += ["paper: patches", "pnr", "mIoU"]
+    printed = {"table2": paper.TABLE2, "figure5_pnr": paper.FIGURE5_PNR}
+    tables = {"By pct": markdown(header, rows)}
+    out = write_study(cfg, "table2_figure5", results, tables, differences, printed)
+    curves = {
+        name: [
+            (values(arm, "pct")[0], float(sum(values(arm, "pnr")) / len(arm)), values(arm, name))
+            for arm in results.values()
+        ]
+        for name in ("miou_paper", "miou")
+    }
+    title = f"Table 2 and Figure 5: {cfg.model_name}; dots are folds and seeds"
+    draw_pct_curve(out.with_suffix(".png"), title, "score, percent", curves)
+    print(f"{out}.csv, .json, .md, .png")
+
+
+if __name__ == "__main__":
+    run(table2_figure5, Table2Config())

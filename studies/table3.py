@@ -1,0 +1,95 @@
+"""Table 3: Med-OoD with and without batch normalisation, all else equal.
+
+Writes reports/studies/table3.csv, .json, .md, .png. Every batch normalisation of encoder and
+decoder is removed; the OoD patches, mined by the baseline with it, the steps and the seeds are the
+same. Pretrained encoder weights were learned with it: without, they start from other activations.
+"""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from config import UserError
+from medood.cli import run
+from medood.figures import draw_bars
+from medood.models import batch_norms, build_model
+from medood.tables import markdown, spread
+from studies import paper
+from studies.common import (
+    Recipe,
+    StudyConfig,
+    baseline,
+    compare,
+    med_ood,
+    prepare,
+    run_arms,
+    values,
+    write_study,
+)
+
+
+def without(recipe):
+    """Return the arm that trains the recipe's network without batch normalisation."""
+
+    def arm(cfg: StudyConfig, fold: int) -> Recipe:
+        with_it = recipe(cfg, fold)
+        return replace(with_it, cfg=replace(cfg, batch_norm=False))
+
+    return arm
+
+
+def table3(cfg: StudyConfig) -> None:
+    """Train with and without batch normalisation."""
+    bare = replace(cfg, encoder_weights="none")
+    layers = len(batch_norms(build_model(bare)))
+    left = len(batch_norms(build_model(replace(bare, batch_norm=False))))
+    if left or not layers:
+        raise UserError(f"{cfg.model_name} has {layers} batch normalisations, {left} after removal")
+    print(f"{cfg.model_name}: {layers} batch normalisations, none after removal")
+    prepare(cfg)
+    arms = {
+        "baseline": baseline,
+        "Med-OoD": med_ood,
+        "baseline, no batch norm": without(baseline),
+        "Med-OoD, no batch norm": without(med_ood),
+    }
+    results = run_arms(cfg, arms)
+    if cfg.plan:
+        return
+    pairs = [
+        ("Med-OoD", "Med-OoD, no batch norm"),
+        ("Med-OoD", "baseline"),
+        ("Med-OoD, no batch norm", "baseline, no batch norm"),
+    ]
+    differences = {f"{a} - {b}": compare(results, a, b) for a, b in pairs}
+    shown = ("miou_paper", "miou", "fg_to_bg", "bg_to_fg")
+    theirs = {
+        "Med-OoD": paper.TABLE3["with batch norm"],
+        "Med-OoD, no batch norm": paper.TABLE3["without"],
+    }
+    header = ["", *(f"`{name}`" for name in shown), "paper mIoU"]
+    rows = [
+        [arm, *(spread(values(of_arm, name)) for name in shown), str(theirs.get(arm, "-"))]
+        for arm, of_arm in results.items()
+    ]
+    floor = [result.floor for result in results["baseline"].values()]
+    rows.append(["all background", *(spread([f[name] for f in floor]) for name in shown), "-"])
+    gains = [[pair, *(d[name].text() for name in shown)] for pair, d in differences.items()]
+    tables = {
+        "Scores": markdown(header, rows),
+        "Differences": markdown(["", *(f"`{name}`" for name in shown)], gains),
+    }
+    out = write_study(cfg, "table3", results, tables, differences, paper.TABLE3)
+    bars = {
+        name: {arm: values(of_arm, name) for arm, of_arm in results.items()}
+        for name in ("miou_paper", "miou")
+    }
+    title = f"Table 3: {cfg.model_name}; dots are folds and seeds"
+    draw_bars(out.with_suffix(".png"), title, "score, percent", bars)
+    print(f"{out}.csv, .json, .md, .png")
+
+
+if __name__ == "__main__":
+    run(table3, StudyConfig())

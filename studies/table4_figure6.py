@@ -1,0 +1,120 @@
+"""Table 4 and Figure 6: what a network learns that is trained on the OoD patches only.
+
+Writes reports/studies/table4_figure6.csv, .json, .md, .png. No OoD patch holds a nucleus, so all
+that such a network can learn is to answer background. It stands beside one that does just that.
+The paper scores a class patch by patch, and a patch without the class in which none is seen counts
+as 1: `floor` is what answering background everywhere scores so.
+"""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from config import UserError
+from medood.classes import CLASSES
+from medood.cli import run
+from medood.figures import draw_bars
+from medood.files import read_mask
+from medood.folds import read_fold
+from medood.tables import markdown, spread
+from studies import paper
+from studies.common import (
+    Recipe,
+    StudyConfig,
+    baseline,
+    candidates,
+    compare,
+    med_ood,
+    mine,
+    prepare,
+    run_arms,
+    values,
+    write_study,
+)
+
+PAPER_PATCHES = 12249  # in D_id
+
+
+def ood_only(cfg: StudyConfig, fold: int) -> Recipe:
+    """Return the training on every hard OoD patch of a fold, and nothing else."""
+    hard, _ = mine(cfg, fold, candidates(cfg, fold))
+    if not hard:
+        raise UserError(f"fold {fold}: the baseline sees no nucleus in any OoD patch")
+    return replace(baseline(cfg, fold), files=hard, notes={})
+
+
+def class_shares(cfg: StudyConfig, fold: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the training patches that hold each class (C,), and the share of test patches."""
+    parts = read_fold(cfg, fold)
+    holds = [
+        np.array([np.bincount(read_mask(path).ravel(), minlength=len(CLASSES)) > 0 for path in p])
+        for p in (
+            [cfg.workspace / "Mask_Patchs" / name for name in names]
+            for names in (parts.train, parts.test)
+        )
+    ]
+    return holds[0].sum(0), holds[1].mean(0)
+
+
+def table4_figure6(cfg: StudyConfig) -> None:
+    """Train on ID patches, on OoD patches only, and on both."""
+    prepare(cfg)
+    arms = {"D_id (baseline)": baseline, "D_ood only": ood_only, "both (Med-OoD)": med_ood}
+    results = run_arms(cfg, arms)
+    if cfg.plan:
+        return
+    shown = ("miou_paper", "miou", "fg_to_bg", "bg_to_fg")
+    floor = [result.floor for result in results["D_id (baseline)"].values()]
+    theirs = [f"{number:g}" for number in paper.TABLE4_MIOU.values()]
+    rows = [
+        ["all background", *(spread([f[name] for f in floor]) for name in shown), "-"],
+        *(
+            [arm, *(spread(values(of_arm, name)) for name in shown), printed]
+            for (arm, of_arm), printed in zip(results.items(), [*theirs, "-"], strict=True)
+        ),
+    ]
+    shares = [class_shares(cfg, fold) for fold in cfg.folds]
+    header = ["class", "D_id patches", "D_ood", "floor", *(f"IoU {arm}" for arm in arms)]
+    header += ["paper: D_id patches", "floor"]
+    of_class = []
+    for value, kind in enumerate(CLASSES[1:], start=1):
+        printed = paper.TABLE4_PATCHES[kind.name]
+        of_class.append(
+            [
+                kind.name,
+                spread([float(holds[value]) for holds, _ in shares], 1, 0),
+                "0",
+                spread([1 - share[value] for _, share in shares]),
+                *(spread(values(of_arm, f"IoU {kind.name}")) for of_arm in results.values()),
+                str(printed),
+                f"{100 * (1 - printed / PAPER_PATCHES):.1f}",
+            ]
+        )
+    differences = {
+        "D_ood only - D_id": compare(results, "D_ood only", "D_id (baseline)"),
+        "Med-OoD - baseline": compare(results, "both (Med-OoD)", "D_id (baseline)"),
+    }
+    gains = [[pair, *(d[name].text() for name in shown)] for pair, d in differences.items()]
+    names = [f"`{name}`" for name in shown]
+    tables = {
+        "Scores": markdown(["trained on", *names, "paper mIoU"], rows),
+        "By class": markdown(header, of_class),
+        "Differences": markdown(["", *names], gains),
+    }
+    printed = {"patches": paper.TABLE4_PATCHES, "miou": paper.TABLE4_MIOU}
+    out = write_study(cfg, "table4_figure6", results, tables, differences, printed)
+    bars = {
+        arm: {kind.name: values(of_arm, f"IoU {kind.name}") for kind in CLASSES}
+        for arm, of_arm in results.items()
+    }
+    title = f"Figure 6: {cfg.model_name}; dots are folds and seeds"
+    draw_bars(out.with_suffix(".png"), title, "IoU, percent", bars)
+    print(f"{out}.csv, .json, .md, .png")
+
+
+if __name__ == "__main__":
+    run(table4_figure6, StudyConfig())

@@ -1,0 +1,316 @@
+"""The studies: each runs on a tiny workspace, keeps what is trained, and can only plan."""
+
+import csv
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from config import UserError
+from main import main
+from medood.files import read_image, read_mask, write_png
+from medood.folds import fold_path, read_fold, region_of
+from studies import common, controls, figure3, figure4, leakage, table1, table2_figure5, table3
+from studies import table4_figure6 as table4
+from studies.common import StudyConfig
+from tests.conftest import TINY, write_region
+
+ROOT = Path(__file__).parents[1]
+SCORES = ["miou", "dsc", "miou_paper", "dsc_paper", "fg_to_bg", "bg_to_fg", "fg_to_fg"]
+SETTINGS = {field.name: getattr(TINY, field.name) for field in dataclasses.fields(TINY)} | {
+    "folds": (1, 2),
+    "epochs": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    """A folder of four regions in which the studies of this module find each other's networks."""
+    folder = tmp_path_factory.mktemp("studies")
+    for seed in range(4):
+        write_region(folder, f"region_{seed}", 96, 96, seed)
+    source = folder / "external"
+    source.mkdir()
+    write_png(
+        source / "noise.png", np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    )
+    return folder
+
+
+def settings(kind, workspace, **changed):
+    return kind(**(SETTINGS | {"workspace": workspace} | changed))
+
+
+def written(workspace, study):
+    """The JSON of a study, once its other files are there and agree with it."""
+    out = workspace / "reports" / "studies" / study
+    content = json.loads(out.with_suffix(".json").read_text())
+    with out.with_suffix(".csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["network"] for row in rows] == [row["network"] for row in content["rows"]]
+    assert set(rows[0]) >= {"arm", "fold", "seed", "steps", *SCORES, "IoU plasma"}
+    assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    assert "percent" in out.with_suffix(".md").read_text()
+    for of_pair in content["differences"].values():
+        assert set(of_pair) >= set(SCORES)
+    return content
+
+
+STUDIES = {
+    "table1": (table1.table1, table1.Table1Config, {"methods": ("unet_mobilenet_v2",)}, 2),
+    "table2_figure5": (
+        *(table2_figure5.table2_figure5, table2_figure5.Table2Config),
+        *({"pcts": (1.0, 0.5)}, 3),
+    ),
+    "table3": (table3.table3, StudyConfig, {}, 4),
+    "table4_figure6": (table4.table4_figure6, StudyConfig, {}, 3),
+    "figure3": (figure3.figure3, StudyConfig, {}, 2),
+    "figure4": (figure4.figure4, StudyConfig, {}, 2),
+}
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_a_study_runs_from_raw_data_to_its_table_and_figure(workspace, study, capsys):
+    step, kind, changed, arms = STUDIES[study]
+    step(settings(kind, workspace, **changed))
+    content = written(workspace, study)
+    assert len(content["rows"]) == 2 * arms  # two folds
+    assert len({row["arm"] for row in content["rows"]}) == arms
+    capsys.readouterr()
+    step(settings(kind, workspace, **changed))  # again: nothing is trained
+    assert "seconds" not in capsys.readouterr().out  # the heading of a training's log
+    assert written(workspace, study) == content
+
+
+def test_the_baseline_of_one_study_is_that_of_the_others(workspace):
+    cfg = settings(StudyConfig, workspace)
+    figure4.figure4(cfg)
+    table4.table4_figure6(cfg)
+    table2_figure5.table2_figure5(settings(table2_figure5.Table2Config, workspace, pcts=(0.5,)))
+    arms = ("baseline", "D_id (baseline)", "pct 0")
+    names = {
+        tuple(row["network"] for row in written(workspace, study)["rows"] if row["arm"] in arms)
+        for study in ("figure4", "table4_figure6", "table2_figure5")
+    }
+    assert len(names) == 1
+
+
+def test_what_main_trained_is_not_trained_again(tiny, capsys):
+    cfg = dataclasses.replace(tiny, folds=(1,), epochs=1)
+    main(cfg)
+    capsys.readouterr()
+    figure4.figure4(settings(StudyConfig, cfg.workspace, folds=(1,)))
+    assert "seconds" not in capsys.readouterr().out  # the heading of a training's log
+    rows = written(cfg.workspace, "figure4")["rows"]
+    assert [row["network"] for row in rows] == ["1_unet_mobilenet_v2", "1_unet_mobilenet_v2_ood"]
+    scores = json.loads((cfg.workspace / "reports/unet_mobilenet_v2/scores.json").read_text())
+    assert [row["miou"] for row in rows] == [
+        scores["1"][arm]["miou"] for arm in ("baseline", "ood")
+    ]
+
+
+def test_two_seeds_are_two_trainings_on_one_list(workspace):
+    cfg = settings(StudyConfig, workspace, seeds=(0, 1), folds=(1,))
+    results = common.run_arms(cfg, {"baseline": common.baseline})
+    first, second = results["baseline"].values()
+    assert first.folder != second.folder
+    assert first.recipe.files == second.recipe.files
+    assert first.counts.patches.tolist() == second.counts.patches.tolist()
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_a_plan_trains_nothing(tiny, study, capsys):
+    step, kind, changed, _ = STUDIES[study]
+    step(settings(kind, tiny.workspace, **changed, plan=True, epochs=7, folds=(1,)))
+    said = capsys.readouterr().out
+    steps = 7 * 3  # 24 training patches in batches of 8
+    assert f"| {steps:5d} |" in said
+    assert "trainings" in said
+    assert "hours" in said
+    for made in ("studies", "models", "reports"):
+        assert not (tiny.workspace / made).exists()
+
+
+def test_a_plan_from_the_command_line(tiny):
+    arguments = [
+        "--patch_size=32",
+        "--encoder=mobilenet_v2",
+        "--folds",
+        "1",
+        "--seeds",
+        "0",
+        "--plan",
+    ]
+    command = [sys.executable, "studies/controls.py", f"--workspace={tiny.workspace}", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "10 trainings" in done.stdout
+    assert "name a folder of nucleus-free images with --ood_source" in done.stdout
+
+
+# ---------------------------------------------------------------- controls
+
+
+@pytest.fixture
+def plan(patched):
+    """Settings of a plan, in which every candidate counts as hard: no network is needed."""
+    source = patched.workspace / "external"
+    source.mkdir()
+    write_png(source / "noise.png", np.zeros((64, 64, 3), np.uint8))
+    changed = {"workspace": patched.workspace, "ood_source": source, "plan": True, "epochs": 8}
+    cfg = controls.ControlsConfig(**(SETTINGS | changed))
+    controls.prepare(cfg)
+    return cfg
+
+
+ADDING = {
+    "duplicated": controls.duplicated,
+    "random": controls.random_ood,
+    "easy": controls.easy_ood,
+    "mean": lambda cfg, fold: controls.filled("mean", cfg, fold),
+    "inpaint": lambda cfg, fold: controls.filled("inpaint", cfg, fold),
+    "silhouettes": controls.silhouettes_moved,
+    "nucleus-free": controls.nucleus_free,
+    "external": controls.external,
+}
+
+
+@pytest.mark.parametrize("arm", ADDING)
+def test_every_control_adds_as_many_patches_as_med_ood(plan, arm):
+    cfg = dataclasses.replace(plan, ood_source=None) if arm != "external" else plan
+    med_ood = common.med_ood(dataclasses.replace(plan, ood_source=None), 1)
+    assert med_ood.ood_patches > 0
+    recipe = ADDING[arm](cfg, 1)
+    assert len(recipe.files) == len(med_ood.files)
+    assert recipe.steps == med_ood.steps
+    assert recipe.files[:24] == med_ood.files[:24]  # the ID patches
+    assert recipe.test == med_ood.test
+
+
+def test_the_baseline_of_equal_steps_takes_them_on_id_patches_alone(plan):
+    cfg = dataclasses.replace(plan, ood_source=None)
+    med_ood, plain = common.med_ood(cfg, 1), common.baseline(cfg, 1)
+    longer = controls.equal_steps(cfg, 1)
+    assert longer.files == plain.files
+    assert abs(longer.steps - med_ood.steps) <= plain.steps / cfg.epochs / 2  # half an epoch
+
+
+def test_nucleus_free_patches_hold_no_nucleus(plan):
+    cfg = dataclasses.replace(plan, ood_source=None)
+    mask = plan.workspace / "Mask_Patchs" / read_fold(plan, 1).train[0]
+    write_png(mask, np.zeros((32, 32), np.uint8))
+    recipe = controls.nucleus_free(cfg, 1)
+    added = recipe.files[len(read_fold(plan, 1).train) :]
+    assert added
+    assert not any(read_mask(mask).any() for _, mask in added)
+
+
+def test_silhouettes_move_into_the_background_and_keep_their_shape():
+    rng = np.random.default_rng(0)
+    image = rng.integers(1, 256, (64, 64, 3), np.uint8)  # no black pixel
+    mask = np.zeros((64, 64), np.uint8)
+    cv2.circle(mask, (12, 12), 7, 2, -1)
+    cv2.ellipse(mask, (45, 40), (12, 4), 30, 0, 360, 6, -1)
+    moved = controls.move_silhouettes(image, mask, rng)
+    hole = (moved == 0).all(-1)
+    assert not hole[mask > 0].any()  # every nucleus is still there
+    np.testing.assert_array_equal(moved[~hole], image[~hole])
+
+    def pieces(binary):
+        count, labels = cv2.connectedComponents(binary.astype(np.uint8))
+        found = [np.argwhere(labels == piece) for piece in range(1, count)]
+        return sorted((where - where.min(0)).tolist() for where in found)
+
+    assert hole.sum() == (mask > 0).sum()
+    assert pieces(hole) == pieces(mask > 0)
+    elsewhere = controls.move_silhouettes(image, mask, np.random.default_rng(1))
+    assert not np.array_equal(moved, elsewhere)
+
+
+def test_a_silhouette_that_fits_nowhere_leaves_no_hole():
+    image, mask = np.full((8, 8, 3), 9, np.uint8), np.ones((8, 8), np.uint8)
+    mask[0] = 0
+    moved = controls.move_silhouettes(image, mask, np.random.default_rng(0))
+    np.testing.assert_array_equal(moved, image)
+
+
+def test_controls_run_on_the_sample_with_every_arm(workspace):
+    changed = {"seeds": (0, 1), "folds": (1,), "ood_source": workspace / "external"}
+    controls.controls(settings(controls.ControlsConfig, workspace, **changed))
+    content = written(workspace, "controls")
+    arms = list(dict.fromkeys(row["arm"] for row in content["rows"]))
+    assert {"baseline", "Med-OoD", "Med-OoD, inpaint", "+ silhouettes moved"} <= set(arms)
+    assert "+ external" in arms
+    steps = {row["arm"]: row["steps"] for row in content["rows"]}
+    assert steps["baseline"] < steps["Med-OoD"] == steps["+ duplicated ID"] == steps["+ external"]
+    folder = next((workspace / "studies").glob("Silhouettes_1_*"))
+    name = next(folder.glob("*.png")).name
+    before = read_image(workspace / "Image_Patchs" / name)
+    changed = (read_image(folder / name) != before).any(-1)
+    assert not changed[read_mask(workspace / "Mask_Patchs" / name) > 0].any()
+
+
+# ---------------------------------------------------------------- leakage
+
+
+def test_leaks_by_hand():
+    train = ["a_0.png", "a_1.png", "a_4.png", "b_1_0.png"]
+    test = ["a_2.png", "a_3.png", "a_9.png", "c_0.png"]
+    assert leakage.leaks(train, test) == {
+        "regions": 3,
+        "regions on both sides": 1,
+        "test patches": 4,
+        "with a training neighbour": 2,  # a_2 beside a_1, a_3 beside a_4
+    }
+
+
+def test_no_region_of_a_test_patch_trains_once_regions_are_apart(workspace, monkeypatch):
+    trained = []
+    real = common.train_fold
+
+    def spy(cfg, fold, files, val_files, folder):
+        trained.append({region_of(image.name) for image, _ in files})
+        real(cfg, fold, files, val_files, folder)
+
+    monkeypatch.setattr(common, "train_fold", spy)
+    cfg = settings(leakage.LeakageConfig, workspace, folds=(1, 2, 3))
+    leakage.leakage(cfg)
+    content = written(workspace, "leakage")
+    assert {row["arm"] for row in content["rows"]} == {"lists as they are", "regions apart"}
+    assert len(trained) == 6
+    tables = (workspace / "reports/studies/leakage.md").read_text()
+    assert "regions on both sides" in tables
+    # of four regions, two parts hold one and one holds two: that many are kept from training
+    assert sorted(len(regions) for regions in trained[3:]) == [2, 3, 3]
+
+
+def test_leakage_judges_lists_from_elsewhere(patched, tmp_path_factory, capsys):
+    folder = tmp_path_factory.mktemp("lists")
+    apart = dataclasses.replace(patched, split="region")
+    from generate_patches import generate_patches
+
+    generate_patches(apart)
+    for fold in (1, 2, 3):
+        (folder / fold_path(patched, fold).name).write_bytes(fold_path(patched, fold).read_bytes())
+    changed = {"workspace": patched.workspace, "k_folds": folder, "plan": True}
+    leakage.leakage(leakage.LeakageConfig(**(SETTINGS | changed)))
+    said = capsys.readouterr().out
+    rows = [line.split("|")[1:-1] for line in said.splitlines() if line.startswith("|    1 |")]
+    assert [int(cell) for cell in rows[0]][:3] == [1, 3, 0]  # list, regions, on both sides
+
+
+def test_a_folder_without_lists_is_refused(patched, tmp_path):
+    changed = {"workspace": patched.workspace, "k_folds": tmp_path / "nothing"}
+    with pytest.raises(UserError, match="no <fold>Image_Patchs.csv in"):
+        leakage.leakage(leakage.LeakageConfig(**(SETTINGS | changed)))
+
+
+@pytest.mark.parametrize("seeds", [(), (1, 1), (-1,)])
+def test_wrong_seeds_are_refused(seeds):
+    with pytest.raises(UserError, match="seeds = .* must be one or more different"):
+        StudyConfig(seeds=seeds)
