@@ -45,13 +45,15 @@ def machine() -> str:
     )
 
 
-def synthetic_lizard(workspace: Path, regions: int, distinct: int = 4) -> None:
-    """Write Lizard-sized regions; `distinct` of them are drawn, the others are their copies."""
+def synthetic_lizard(
+    workspace: Path, regions: int, sizes: tuple[tuple[int, int], ...] = (LIZARD,) * 4
+) -> None:
+    """Write synthetic regions of these heights and widths in turn; each size is drawn once."""
     for folder in ("Lizard_Images", "Labels"):
         (workspace / folder).mkdir(parents=True)
     drawn = []
-    for seed in range(min(distinct, regions)):
-        image, inst_map, ids, classes = draw_region(np.random.default_rng(seed), *LIZARD)
+    for seed, size in enumerate(sizes[:regions]):
+        image, inst_map, ids, classes = draw_region(np.random.default_rng(seed), *size)
         path = workspace / "Lizard_Images" / f"synthetic_{seed}.png"
         write_png(path, image)
         drawn.append((path.read_bytes(), mat_bytes(inst_map, ids, classes)))

@@ -134,6 +134,28 @@ def _load_encoder_file(model: nn.Module, encoder: str, path: Path) -> None:
         ) from None
 
 
+def for_training(model: nn.Module, device: torch.device) -> nn.Module:
+    """Return `model` on the device, channels last and in training mode.
+
+    The backward pass of a strided 1 x 1 convolution of fewer than 16 channels, as at the start of
+    MobileOne, writes outside its memory in this layout on the CPU (torch 2.8 to 2.15 with oneDNN
+    on AVX-512): such a layer drops the pixels that it would step over first, and computes the same.
+    """
+    for module in model.modules():
+        if (
+            isinstance(module, nn.Conv2d)
+            and module.kernel_size == (1, 1)
+            and module.stride != (1, 1)
+            and module.in_channels < 16
+        ):
+            down, right = module.stride
+            module.stride = (1, 1)
+            module.register_forward_pre_hook(
+                lambda _, inputs, down=down, right=right: (inputs[0][..., ::down, ::right],)
+            )
+    return model.to(device, memory_format=torch.channels_last).train()
+
+
 def pick_device(cfg: Config) -> torch.device:
     """Return the device of cfg; `auto` is CUDA where there is one."""
     if cfg.device == "auto":

@@ -19,7 +19,7 @@ from medood.files import csv_text, replace_folder, write_json, write_text
 from medood.folds import fold_digest
 from medood.inference import tally_patches
 from medood.losses import segmentation_loss
-from medood.models import Normalise, autocast, build_model, pick_device
+from medood.models import Normalise, autocast, build_model, for_training, pick_device
 
 SLOW_SHARE = 10 / 36  # of the epochs, the last ones, run at a tenth of the learning rate
 # each stream of random numbers depends on seed and fold alone, so no fold changes another
@@ -78,7 +78,7 @@ def fit(
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(cfg.deterministic)
     torch.manual_seed(stream_seed(cfg, fold, INITIALISATION))
-    model = build_model(cfg).to(device, memory_format=torch.channels_last).train()
+    model = for_training(build_model(cfg), device)
     normalise = Normalise(cfg.encoder).to(device)
     optimiser = torch.optim.Adam(model.parameters(), cfg.lr, fused=True)
     resume_path = folder / "resume.pt"

@@ -38,7 +38,7 @@ from medood.files import (
     write_text,
 )
 from medood.folds import read_fold
-from medood.models import Normalise, build_model, pick_device
+from medood.models import Normalise, build_model, for_training, pick_device
 from medood.scores import RegionCounts
 from medood.statistics import Difference, paired_differences
 from medood.tables import INTERVAL, SCORES, markdown
@@ -234,8 +234,7 @@ def print_plan(planned: Iterable[tuple[str, int, Recipe]]) -> None:
 def step_seconds(cfg: StudyConfig) -> float:
     """Return the time of an optimiser step of a network on this machine, in seconds."""
     device = pick_device(cfg)
-    model = build_model(replace(cfg, encoder_weights="none")).train()
-    model = model.to(device, memory_format=torch.channels_last)
+    model = for_training(build_model(replace(cfg, encoder_weights="none")), device)
     normalise = Normalise(cfg.encoder).to(device)
     optimiser = torch.optim.Adam(model.parameters(), cfg.lr, fused=True)
     shape = (cfg.batch_size, cfg.patch_size, cfg.patch_size)

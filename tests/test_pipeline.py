@@ -80,6 +80,9 @@ def test_files_of_the_ood_set_fit_together(report):
         assert sorted(row["img_name"] for row in rows) == sorted(train_names)
         estimate = read_pct(cfg, fold)
         kept = read_hard_oods(cfg, fold)
+        for picture in ("hardest", "false_pixels", "pct"):
+            drawn = ranking_path(cfg, fold).with_name(f"{fold}_unet_mobilenet_v2_{picture}.png")
+            assert drawn.read_bytes().startswith(b"\x89PNG")
         assert estimate["available"] == len(kept) > 0
         run = json.loads((model_folder(cfg, fold, ood=True) / "run.json").read_text())
         assert run["ood_patches"] == estimate["ood_patches"] == round(estimate["pct"] * len(kept))
