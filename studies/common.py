@@ -270,6 +270,14 @@ def values(results: dict[tuple[int, int], Result], name: str) -> list[float | No
     return [result.scores.get(name, result.recipe.notes.get(name)) for result in results.values()]
 
 
+def by_class(results: Results) -> dict[str, dict[str, list[float | None]]]:
+    """Return the IoU of every class, background included, of each arm: what draw_bars takes."""
+    return {
+        arm: {kind.name: values(of_arm, f"IoU {kind.name}") for kind in CLASSES}
+        for arm, of_arm in results.items()
+    }
+
+
 def write_study(
     cfg: StudyConfig,
     study: str,

@@ -17,6 +17,7 @@ from studies import paper
 from studies.common import (
     StudyConfig,
     baseline,
+    by_class,
     compare,
     med_ood,
     prepare,
@@ -43,12 +44,8 @@ def figure4(cfg: StudyConfig) -> None:
     differences = {"Med-OoD - baseline": gains}
     tables = {"IoU": markdown(header, rows)}
     out = write_study(cfg, "figure4", results, tables, differences, paper.FIGURE4_GAIN)
-    bars = {
-        arm: {kind.name: values(of_arm, f"IoU {kind.name}") for kind in CLASSES}
-        for arm, of_arm in results.items()
-    }
     title = f"Figure 4: {cfg.model_name}; dots are folds and seeds"
-    draw_bars(out.with_suffix(".png"), title, "IoU, percent", bars)
+    draw_bars(out.with_suffix(".png"), title, "IoU, percent", by_class(results))
     print(f"{out}.csv, .json, .md, .png")
 
 

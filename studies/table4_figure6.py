@@ -26,6 +26,7 @@ from studies.common import (
     Recipe,
     StudyConfig,
     baseline,
+    by_class,
     candidates,
     compare,
     med_ood,
@@ -105,12 +106,8 @@ def table4_figure6(cfg: StudyConfig) -> None:
     }
     printed = {"patches": paper.TABLE4_PATCHES, "miou": paper.TABLE4_MIOU}
     out = write_study(cfg, "table4_figure6", results, tables, differences, printed)
-    bars = {
-        arm: {kind.name: values(of_arm, f"IoU {kind.name}") for kind in CLASSES}
-        for arm, of_arm in results.items()
-    }
     title = f"Figure 6: {cfg.model_name}; dots are folds and seeds"
-    draw_bars(out.with_suffix(".png"), title, "IoU, percent", bars)
+    draw_bars(out.with_suffix(".png"), title, "IoU, percent", by_class(results))
     print(f"{out}.csv, .json, .md, .png")
 
 
