@@ -3,6 +3,7 @@
 Reads   models/<fold>_<model>/ and, where trained, models/<fold>_<model>_ood/
         Image_Patchs and Mask_Patchs of the fold's test patches
 Writes  reports/<model>/scores.json, table.md, examples.png
+        reports/<model>/differences.json, if both were tested: Med-OoD less baseline, as fractions
 
 `python test.py --checkpoint workspace/models/79_unet_vgg11_bn` tests that network alone.
 """
@@ -173,6 +174,9 @@ def evaluate(cfg: Config = CONFIG, checkpoint: Path | None = None) -> None:
     print(text)
     write_json(out / "scores.json", scores)
     write_text(out / "table.md", text)
+    if gains:
+        plain = {name: gain.plain() for name, gain in gains.items()}
+        write_json(out / "differences.json", plain)
     first, test = next(iter(tests.items()))
     shown = {HEADINGS[name]: predicted for name, predicted in test.predictions.items()}
     title = f"{data_name(cfg.workspace)}, fold {first}"

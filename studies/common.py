@@ -6,7 +6,7 @@ with --plan, only lists them. A network is filed under a hash of all that decide
 baseline of one study is that of the next, and what main.py trained is not trained again.
 
     <workspace>/studies/<fold>_<model>_<hash>/     networks
-    <workspace>/reports/studies/<study>.*          CSV, JSON, Markdown and figure of a study
+    <workspace>/reports/studies/<study>_<model>.*  CSV, JSON, Markdown and figure of a study
 """
 
 import functools
@@ -289,16 +289,20 @@ def write_study(
     """Print the tables; write them, every single score and the differences under reports/studies.
 
     tables: Markdown by caption. differences: by what is compared. paper: the paper's numbers.
-    Returns the path of the study's files, less their ending.
+    Returns the path of the study's files, less their ending: named after the network if it is one.
     """
-    out = cfg.workspace / "reports" / "studies" / study
+    every = [result for of_arm in results.values() for result in of_arm.values()]
+    networks = sorted({result.recipe.cfg.model_name for result in every})
+    # several networks are one study's matter; one network's must not overwrite another's
+    name = f"{study}_{networks[0]}" if len(networks) == 1 else study
+    out = cfg.workspace / "reports" / "studies" / name
     seeds = ", ".join(map(str, cfg.seeds))
     title = (
-        f"{data_name(cfg.workspace)}. {study}: {cfg.epochs} epochs,"
+        f"{data_name(cfg.workspace)}. {study}: {', '.join(networks)}, {cfg.epochs} epochs,"
         f" folds {', '.join(map(str, cfg.folds))}, seeds {seeds}, split {cfg.split};"
         f" percent, mean ± standard deviation; differences {INTERVAL}"
     )
-    text = "\n".join([f"{title}\n", *(f"{name}\n\n{table}" for name, table in tables.items())])
+    text = "\n".join([f"{title}\n", *(f"{part}\n\n{table}" for part, table in tables.items())])
     print(f"\n{text}")
     notes = sorted(
         {note for arm in results.values() for r in arm.values() for note in r.recipe.notes}

@@ -1,7 +1,9 @@
 """Controls: is it the OoD idea, the extra steps, or black holes that the network learns to see?
 
-Writes reports/studies/controls.csv, .json, .md, .png. Every arm but the plain baseline takes as
-many optimiser steps as Med-OoD: the fold's ID patches and as many patches more as Med-OoD adds.
+Writes  reports/studies/controls_<model>.csv, .json, .md, .png
+
+Every arm but the plain baseline takes as many optimiser steps as Med-OoD: the fold's ID patches and
+as many patches more as Med-OoD adds.
 
     baseline               ID patches alone, at equal epochs: fewer steps
     baseline, equal steps  ID patches alone, for more epochs

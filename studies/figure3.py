@@ -1,8 +1,9 @@
 """Figure 3: image, truth, baseline and Med-OoD in rows.
 
-Writes reports/studies/figure3.csv, .json, .md, .png. Shown are, of the test patches of all folds,
-the one where Med-OoD helps most, the median, and the one where it hurts most: chosen by rule, never
-by hand.
+Writes  reports/studies/figure3_<model>.csv, .json, .md, .png
+
+Shown are, of the test patches of all folds, the one where Med-OoD helps most, the median, and the
+one where it hurts most: chosen by rule, never by hand.
 """
 
 import sys

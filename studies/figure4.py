@@ -1,7 +1,9 @@
 """Figure 4: what Med-OoD changes for each class.
 
-Writes reports/studies/figure4.csv, .json, .md, .png. The paper's gains are of an IoU that counts a
-patch without the class as 1 where none is seen; ours are of one IoU per class and test fold.
+Writes  reports/studies/figure4_<model>.csv, .json, .md, .png
+
+The paper's gains are of an IoU that counts a patch without the class as 1 where none is seen; ours
+are of one IoU per class and test fold.
 """
 
 import sys

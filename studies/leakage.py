@@ -1,7 +1,7 @@
 """Leakage: how much of a fold list's test side the network has as good as seen, and what it costs.
 
 Reads   any folder of fold lists, --k_folds, by default the workspace's
-Writes  reports/studies/leakage.csv, .json, .md, .png
+Writes  reports/studies/leakage_<model>.csv, .json, .md, .png
 
 Counts the regions, and the neighbouring patches, that stand on both sides of each list. Then trains
 the baseline on the lists, and on the same patches dealt by region, and compares both on the same

@@ -1,9 +1,10 @@
 """Table 1: baseline and Med-OoD of nine networks, ours beside the paper's.
 
-Writes reports/studies/table1.csv, .json, .md, .png. Where encoder_weights is a file, name the
-networks that it fits, such as `--methods manet_mobilenet_v2 --encoder_weights mobilenet_v2.pth`.
-Med-OoD takes more optimiser steps than its baseline, as in the paper; studies/controls.py compares
-at equal steps.
+Writes  reports/studies/table1.csv, .json, .md, .png; table1_<model>.* for a single network
+
+Where encoder_weights is a file, name the networks that it fits, such as `--methods
+manet_mobilenet_v2 --encoder_weights mobilenet_v2.pth`. Med-OoD takes more optimiser steps than its
+baseline, as in the paper; studies/controls.py compares at equal steps.
 """
 
 import sys

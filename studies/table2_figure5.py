@@ -1,7 +1,9 @@
 """Table 2 and Figure 5: how many OoD patches to use, from all down to none.
 
-Writes reports/studies/table2_figure5.csv, .json, .md, .png. Every pct is a training of its own, on
-so many of the hardest OoD patches, at equal epochs: more patches are more optimiser steps.
+Writes  reports/studies/table2_figure5_<model>.csv, .json, .md, .png
+
+Every pct is a training of its own, on so many of the hardest OoD patches, at equal epochs: more
+patches are more optimiser steps.
 """
 
 import sys

@@ -1,8 +1,10 @@
 """Table 3: Med-OoD with and without batch normalisation, all else equal.
 
-Writes reports/studies/table3.csv, .json, .md, .png. Every batch normalisation of encoder and
-decoder is removed; the OoD patches, mined by the baseline with it, the steps and the seeds are the
-same. Pretrained encoder weights were learned with it: without, they start from other activations.
+Writes  reports/studies/table3_<model>.csv, .json, .md, .png
+
+Every batch normalisation of encoder and decoder is removed; the OoD patches, mined by the baseline
+with it, the steps and the seeds are the same. Pretrained encoder weights were learned with it:
+without, they start from other activations.
 """
 
 import sys

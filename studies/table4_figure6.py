@@ -1,9 +1,11 @@
 """Table 4 and Figure 6: what a network learns that is trained on the OoD patches only.
 
-Writes reports/studies/table4_figure6.csv, .json, .md, .png. No OoD patch holds a nucleus, so all
-that such a network can learn is to answer background. It stands beside one that does just that.
-The paper scores a class patch by patch, and a patch without the class in which none is seen counts
-as 1: `floor` is what answering background everywhere scores so.
+Writes  reports/studies/table4_figure6_<model>.csv, .json, .md, .png
+
+No OoD patch holds a nucleus, so all that such a network can learn is to answer background. It
+stands beside one that does just that. The paper scores a class patch by patch, and a patch without
+the class in which none is seen counts as 1: `floor` is what answering background everywhere scores
+so.
 """
 
 import sys

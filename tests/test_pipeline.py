@@ -57,6 +57,11 @@ def test_main_goes_from_raw_data_to_scores_of_both_and_again_keeps_everything(re
         totals = {np.sum(network["confusion"]) for network in fold.values()}
         absent = {tuple(iou is None for iou in network["iou"]) for network in fold.values()}
         assert len(totals) == len(absent) == 1
+    gains = json.loads((out / "differences.json").read_text())
+    for name in NAMES:
+        expected = np.mean([fold["ood"][name] - fold["baseline"][name] for fold in scores.values()])
+        assert gains[name]["mean"] == pytest.approx(expected)
+        assert gains[name]["low"] <= gains[name]["mean"] <= gains[name]["high"]
     table = (out / "table.md").read_text()
     assert all(f"`{name}`" in table for name in NAMES)
     assert all(word in table for word in ("all background", "Med-OoD", "pnr", "pct", "IoU plasma"))

@@ -48,7 +48,7 @@ def settings(kind, workspace, **changed):
 
 def written(workspace, study):
     """The JSON of a study, once its other files are there and agree with it."""
-    out = workspace / "reports" / "studies" / study
+    out = workspace / "reports" / "studies" / f"{study}_unet_mobilenet_v2"
     content = json.loads(out.with_suffix(".json").read_text())
     with out.with_suffix(".csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -283,7 +283,7 @@ def test_no_region_of_a_test_patch_trains_once_regions_are_apart(workspace, monk
     content = written(workspace, "leakage")
     assert {row["arm"] for row in content["rows"]} == {"lists as they are", "regions apart"}
     assert len(trained) == 6
-    tables = (workspace / "reports/studies/leakage.md").read_text()
+    tables = (workspace / "reports/studies/leakage_unet_mobilenet_v2.md").read_text()
     assert "regions on both sides" in tables
     # of four regions, two parts hold one and one holds two: that many are kept from training
     assert sorted(len(regions) for regions in trained[3:]) == [2, 3, 3]
