@@ -31,7 +31,7 @@ from medood.files import (
     write_text,
 )
 from medood.folds import read_fold
-from medood.hard_ood import COLUMNS, ranking_path
+from medood.hard_ood import COLUMNS, ood_candidates, ranking_path
 
 if TYPE_CHECKING:
     from medood.data import Pair
@@ -98,7 +98,7 @@ def draw_ranking(cfg: Config, fold: int, network: Path, rows: list[list]) -> Non
 def rank_fold(cfg: Config, fold: int) -> None:
     """Write the ranking of one fold, unless it is there from the same network and candidates."""
     # here, so that --help answers without torch
-    from medood.data import ood_candidates, ood_files
+    from medood.data import ood_files
 
     network = model_folder(cfg, fold, ood=False)
     files = ood_files(cfg, ood_candidates(cfg, read_fold(cfg, fold).train))
@@ -113,7 +113,8 @@ def rank_fold(cfg: Config, fold: int) -> None:
         "candidates": fingerprint(path for path, _ in files),
     }
     made_from = read_json(path.with_suffix(".json"))
-    if path.exists() and made_from == {**record, "ranking": digest(path.read_bytes())}:
+    drawn = path.with_name(f"{path.stem}_false_pixels.png").exists()
+    if drawn and path.exists() and made_from == {**record, "ranking": digest(path.read_bytes())}:
         print(f"fold {fold}: {path} kept, made from the same network and candidates")
         return
     rows = rank_files(cfg, network, files, f"fold {fold}: mining")

@@ -10,7 +10,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from config import Config, UserError
-from medood.files import SOURCE_PREFIX, list_pngs, read_image, read_mask
+from medood.files import read_image, read_mask
+from medood.hard_ood import ood_path
 
 Pair = tuple[Path, Path | None]  # image and mask of a patch; an OoD patch has no mask
 
@@ -37,22 +38,6 @@ def id_files(cfg: Config, names: list[str]) -> list[Pair]:
 def ood_files(cfg: Config, names: list[str]) -> list[Pair]:
     """Return image path and no mask of each OoD patch: its truth is background everywhere."""
     return [(ood_path(cfg, name), None) for name in names]
-
-
-def ood_path(cfg: Config, name: str) -> Path:
-    """Return where an OoD patch lies: one cut from the ID set, or one of ood_source."""
-    if cfg.ood_source is not None and name.startswith(SOURCE_PREFIX):
-        return cfg.workspace / "OoD_Source_Patchs" / name
-    return cfg.workspace / "OoD_Patchs" / name
-
-
-def ood_candidates(cfg: Config, names: list[str]) -> list[str]:
-    """Return the OoD patches to mine for a fold with these training patches."""
-    if cfg.ood_source is None:
-        return names
-    folder = cfg.workspace / "OoD_Source_Patchs"
-    of_source = [path.name for path in list_pngs(folder, made_by="generate_unfiltered_oods.py")]
-    return of_source if cfg.ood_source_use == "instead" else names + of_source
 
 
 def load_patches(cfg: Config, files: list[Pair]) -> Patches:

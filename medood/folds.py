@@ -23,10 +23,10 @@ def region_of(patch: str) -> str:
     return patch.rsplit("_", 1)[0]
 
 
-def deal(units: list[str], seed: int) -> dict[str, int]:
-    """Return the part, 0..2, of each unit: shuffled by `seed`, then dealt like cards."""
+def deal(units: list[str], seed: int, parts: int = PARTS) -> dict[str, int]:
+    """Return the part, from 0, of each unit: shuffled by `seed`, then dealt like cards."""
     order = np.random.default_rng(seed).permutation(len(units))
-    return {units[position]: rank % PARTS for rank, position in enumerate(order)}
+    return {units[position]: rank % parts for rank, position in enumerate(order)}
 
 
 def held_out(

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from config import Config, UserError
 from medood.classes import CLASSES
-from medood.files import fingerprint, model_folder, read_json
+from medood.files import SOURCE_PREFIX, fingerprint, list_pngs, model_folder, read_json
+from medood.folds import read_fold
 
 COLUMNS = ["rank", "img_name", "miou", "false_pixels", *(c.name for c in CLASSES[1:]), "kept"]
 
@@ -24,6 +25,22 @@ def pct_path(cfg: Config, fold: int) -> Path:
     return cfg.workspace / "HardOoD" / f"{fold}_{cfg.model_name}_pct.json"
 
 
+def ood_path(cfg: Config, name: str) -> Path:
+    """Return where an OoD patch lies: one cut from the ID set, or one of ood_source."""
+    if cfg.ood_source is not None and name.startswith(SOURCE_PREFIX):
+        return cfg.workspace / "OoD_Source_Patchs" / name
+    return cfg.workspace / "OoD_Patchs" / name
+
+
+def ood_candidates(cfg: Config, names: list[str]) -> list[str]:
+    """Return the OoD patches to mine for a fold with these training patches."""
+    if cfg.ood_source is None:
+        return names
+    folder = cfg.workspace / "OoD_Source_Patchs"
+    of_source = [path.name for path in list_pngs(folder, made_by="generate_unfiltered_oods.py")]
+    return of_source if cfg.ood_source_use == "instead" else names + of_source
+
+
 def read_hard_oods(cfg: Config, fold: int) -> list[str]:
     """Return the names of the OoD patches that were kept, hardest first."""
     path = ranking_path(cfg, fold)
@@ -33,14 +50,24 @@ def read_hard_oods(cfg: Config, fold: int) -> list[str]:
         rows = list(csv.DictReader(file))
     if any(set(row) != set(COLUMNS) for row in rows):
         raise UserError(f"{path} lacks columns of {', '.join(COLUMNS)}: remove it and rank again")
-    weights = model_folder(cfg, fold, ood=False) / "model.safetensors"
-    mined_with = (read_json(path.with_suffix(".json")) or {}).get("network")
-    if weights.exists() and mined_with not in (None, fingerprint([weights])):
-        raise UserError(
-            f"{path} is older than the baseline in {weights.parent}:"
-            f" run `python rank_prune_ood.py --folds {fold}` again"
-        )
+    if record := read_json(path.with_suffix(".json")):  # a ranking of the user's has none
+        _refuse_stale(cfg, fold, record)
     return [row["img_name"] for row in rows if row["kept"] == "1"]
+
+
+def _refuse_stale(cfg: Config, fold: int, record: dict) -> None:
+    """Raise UserError if the ranking was made from another network or other OoD patches."""
+    again = f"run `python rank_prune_ood.py --folds {fold}` again"
+    weights = model_folder(cfg, fold, ood=False) / "model.safetensors"
+    if weights.exists() and record.get("network") != fingerprint([weights]):
+        path = ranking_path(cfg, fold)
+        raise UserError(f"{path} is older than the baseline in {weights.parent}: {again}")
+    names = ood_candidates(cfg, read_fold(cfg, fold).train)
+    if record.get("candidates") != fingerprint(ood_path(cfg, name) for name in names):
+        raise UserError(
+            f"{ranking_path(cfg, fold)} ranks other OoD patches than there are now (ood_fill,"
+            f" ood_source, select or the fold's list changed): {again}"
+        )
 
 
 def read_pct(cfg: Config, fold: int) -> dict:

@@ -105,6 +105,17 @@ class Tally:
         }
         return {**of_pixels, **paper, "confusion": matrix.tolist()}
 
+    def patchwise_iou(self) -> list[float]:
+        """Return the IoU of each class as the paper's Fig. 4 and 6 take it: the mean over patches.
+
+        A patch in which a class neither is nor is seen counts as 1, so a class that is rare scores
+        high where nothing is seen of it: read it from the floor of `all_background`.
+        """
+        matrix = torch.cat(self.confusion).double()
+        hit = matrix.diagonal(dim1=1, dim2=2)
+        union = matrix.sum(1) + matrix.sum(2) - hit
+        return torch.where(union > 0, hit / union, 1.0).mean(0).tolist()
+
     def by_region(self, regions: list[str]) -> RegionCounts:
         """Return the counts of each region, given the region of each patch in the order added."""
         names, of_patch = np.unique(regions, return_inverse=True)

@@ -40,7 +40,7 @@ class Difference(NamedTuple):
             return "-"
         mean, low, high = (f"{round(100 * value, digits) + 0.0:.{digits}f}" for value in self)
         if np.isnan(self.low):  # a single region: nothing to resample
-            return mean
+            return f"{mean} (no interval)"
         return f"{mean} [{low}, {high}]" + (" holds 0" if self.holds_zero else "")
 
 

@@ -21,6 +21,7 @@ class Tested:
     scores: dict[str, dict]
     counts: dict[str, RegionCounts]
     patches: Patches
+    patchwise: dict[str, list[float]]  # IoU of each class, patch by patch: see Tally
     predictions: dict[str, Tensor]  # the class of each pixel, uint8 (N, P, P); not of the floor
 
 
@@ -41,5 +42,6 @@ def score_networks(cfg: Config, folders: dict[str, Path], names: list[str], task
         {name: tally.scores() for name, tally in tallies.items()},
         {name: tally.by_region(regions) for name, tally in tallies.items()},
         patches,
+        {name: tally.patchwise_iou() for name, tally in tallies.items()},
         predictions,
     )

@@ -15,7 +15,7 @@ from config import Config, UserError
 from medood.augment import augment
 from medood.checkpoints import made_from, plain_settings, read_run, versions
 from medood.data import Pair, Patches, load_patches
-from medood.files import csv_text, replace_folder, write_json, write_text
+from medood.files import SOURCE_PREFIX, csv_text, replace_folder, write_json, write_text
 from medood.folds import fold_digest
 from medood.inference import tally_patches
 from medood.losses import segmentation_loss
@@ -129,11 +129,11 @@ def fit(
     # its template puts the weights, whatever they were trained on, under the library's licence
     (finished / "README.md").unlink(missing_ok=True)
     write_text(finished / "log.csv", csv_text(list(log[0]), (row.values() for row in log)))
-    is_id = zip(patches.names, patches.is_ood.tolist(), strict=True)
-    training_side = [name for name, ood in is_id if not ood] + (val.names if val else [])
+    # an OoD patch is called like the training patch that it was cut from, unless it is external
+    names = {name for name in patches.names if not name.startswith(SOURCE_PREFIX)}
     run = {
         "fold": fold,
-        "trained_on": fold_digest(training_side),
+        "trained_on": fold_digest(names | set(val.names if val else [])),
         "settings": plain_settings(cfg),
         "epoch": best["epoch"] if best else cfg.epochs,
         "id_patches": len(patches) - n_ood,

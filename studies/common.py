@@ -26,7 +26,7 @@ from generate_semantic_labels import generate_semantic_labels
 from generate_unfiltered_oods import generate_unfiltered_oods
 from medood.checkpoints import made_from, plain_settings, read_run, versions
 from medood.classes import CLASSES
-from medood.data import Pair, id_files, ood_candidates, ood_files
+from medood.data import Pair, id_files, ood_files
 from medood.files import (
     csv_text,
     data_name,
@@ -38,6 +38,7 @@ from medood.files import (
     write_text,
 )
 from medood.folds import read_fold
+from medood.hard_ood import ood_candidates
 from medood.models import Normalise, build_model, for_training, pick_device
 from medood.scores import RegionCounts
 from medood.statistics import Difference, paired_differences
@@ -53,17 +54,15 @@ TIMED_STEPS = 3  # of which a plan takes the median
 class StudyConfig(Config):
     """The settings, and what every study takes."""
 
-    seeds: tuple[int, ...] = (0,)
-    """Each training is done once per seed, on the same folds."""
+    seeds: int = 1
+    """Trainings of each kind, with seeds `seed`, `seed` + 1 and so on; `seed` deals the folds."""
     plan: bool = False
     """List the trainings with their patches, steps and estimated hours, and train nothing."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
-            raise UserError(
-                f"seeds = {self.seeds} must be one or more different whole numbers, none negative"
-            )
+        if self.seeds < 1:
+            raise UserError(f"seeds = {self.seeds} must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -100,6 +99,7 @@ class Result:
     scores: dict
     floor: dict
     counts: RegionCounts
+    patchwise: dict[str, list[float]]  # IoU by class, of this network and of `all_background`
 
 
 Results = dict[str, dict[tuple[int, int], Result]]  # by arm, then by fold and seed
@@ -158,9 +158,16 @@ def count_id(workspace: Path, names: tuple[str, ...]) -> tuple[int, int]:
 # ---------------------------------------------------------------- carrying them out
 
 
-def prepare(cfg: StudyConfig) -> None:
-    """Make patches, folds and OoD patches where they are not there yet, as main.py does."""
+def prepare(cfg: StudyConfig, networks: Iterable[Config] = ()) -> None:
+    """Make patches, folds and OoD patches where they are not there yet, as main.py does.
+
+    networks: the settings whose networks will be trained, if not those of `cfg`. A wrong encoder,
+    or weights out of reach, show now and not after days; a plan needs no weights.
+    """
     require_data(cfg.workspace)
+    pick_device(cfg)
+    for network in networks or [cfg]:
+        build_model(replace(network, encoder_weights="none") if cfg.plan else network)
     if region_labels(cfg.workspace):
         generate_semantic_labels(cfg)
     generate_patches(cfg)
@@ -181,11 +188,16 @@ def train_recipe(recipe: Recipe, fold: int) -> Path:
     return folder
 
 
+def seeds_of(cfg: StudyConfig) -> range:
+    """Return the seeds that the study trains with."""
+    return range(cfg.seed, cfg.seed + cfg.seeds)
+
+
 def run_arms(cfg: StudyConfig, arms: dict[str, Arm]) -> Results:
     """Return the results of every arm, fold and seed; print the plan and return {} with --plan."""
     results: Results = {}
     planned: dict[tuple, tuple[str, int, Recipe]] = {}
-    for seed in cfg.seeds:
+    for seed in seeds_of(cfg):
         for fold in cfg.folds:
             for name, arm in arms.items():
                 recipe = arm(replace(cfg, seed=seed), fold)
@@ -205,6 +217,10 @@ def run_arms(cfg: StudyConfig, arms: dict[str, Arm]) -> Results:
                     tested.scores[name],
                     tested.scores["all_background"],
                     tested.counts[name],
+                    {
+                        "network": tested.patchwise[name],
+                        "floor": tested.patchwise["all_background"],
+                    },
                 )
     if cfg.plan:
         print_plan(planned.values())
@@ -262,6 +278,11 @@ def compare(results: Results, arm: str, against: str) -> dict[str, Difference]:
     )
 
 
+def patchwise(results: dict[tuple[int, int], Result], of: str, value: int) -> list[float]:
+    """Return the patch by patch IoU of a class of an arm, or of its floor, over folds and seeds."""
+    return [result.patchwise[of][value] for result in results.values()]
+
+
 def values(results: dict[tuple[int, int], Result], name: str) -> list[float | None]:
     """Return a score, or a note of the recipe, of an arm over its folds and seeds."""
     if name.startswith("IoU "):
@@ -296,7 +317,7 @@ def write_study(
     # several networks are one study's matter; one network's must not overwrite another's
     name = f"{study}_{networks[0]}" if len(networks) == 1 else study
     out = cfg.workspace / "reports" / "studies" / name
-    seeds = ", ".join(map(str, cfg.seeds))
+    seeds = ", ".join(map(str, seeds_of(cfg)))
     title = (
         f"{data_name(cfg.workspace)}. {study}: {', '.join(networks)}, {cfg.epochs} epochs,"
         f" folds {', '.join(map(str, cfg.folds))}, seeds {seeds}, split {cfg.split};"
@@ -323,7 +344,7 @@ def write_study(
         for (fold, seed), result in of_arm.items()
     ]
     columns = [*header, *notes, *SCORES, *classes, "floor_miou_paper"]
-    write_text(out.with_suffix(".csv"), csv_text(columns, rows))
+    write_text(Path(f"{out}.csv"), csv_text(columns, rows))
     content = {
         "data": data_name(cfg.workspace),
         "settings": plain_settings(cfg) | {"seeds": cfg.seeds},
@@ -335,6 +356,6 @@ def write_study(
         },
         "paper": paper,
     }
-    write_json(out.with_suffix(".json"), content)
-    write_text(out.with_suffix(".md"), text)
+    write_json(Path(f"{out}.json"), content)
+    write_text(Path(f"{out}.md"), text)
     return out

@@ -3,7 +3,8 @@
 Writes  reports/studies/controls_<model>.csv, .json, .md, .png
 
 Every arm but the plain baseline takes as many optimiser steps as Med-OoD: the fold's ID patches and
-as many patches more as Med-OoD adds.
+as many patches more as Med-OoD adds. In its table `hard` is how many candidates fooled the baseline
+and `moved` how much of the nuclei's area found a place elsewhere, in percent.
 
     baseline               ID patches alone, at equal epochs: fewer steps
     baseline, equal steps  ID patches alone, for more epochs
@@ -13,8 +14,8 @@ as many patches more as Med-OoD adds.
     Med-OoD                the hardest cut patches
     Med-OoD, mean          the same, holes filled with the mean background colour
     Med-OoD, inpaint       the same, holes filled from their surroundings
-    + silhouettes moved    the hardest patches uncut, as many holes of the same shapes elsewhere in
-                           their background: black where no nucleus was
+    + silhouettes moved    the hardest patches uncut, with holes of the same shapes elsewhere in
+                           their background, where they fit: black where no nucleus was
     + nucleus-free         ID patches without a nucleus, repeated
     + external             the hardest patches of the images in ood_source, if it is set
 """
@@ -58,8 +59,8 @@ from studies.common import (
 class ControlsConfig(StudyConfig):
     """The settings of a study, with three seeds."""
 
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """Each training is done once per seed, on the same folds."""
+    seeds: int = 3
+    """Trainings of each kind, with seeds `seed`, `seed` + 1 and so on; `seed` deals the folds."""
 
 
 def extra(cfg: StudyConfig, fold: int) -> list[Pair]:
@@ -72,10 +73,10 @@ def take(files: list[Pair], count: int) -> list[Pair]:
     return [files[i % len(files)] for i in range(count)]
 
 
-def adding(cfg: StudyConfig, fold: int, files: list[Pair]) -> Recipe:
+def adding(cfg: StudyConfig, fold: int, files: list[Pair], **notes: object) -> Recipe:
     """Return the baseline's training with as many of `files` as Med-OoD adds."""
     plain = baseline(cfg, fold)
-    return replace(plain, files=plain.files + take(files, len(extra(cfg, fold))), notes={})
+    return replace(plain, files=plain.files + take(files, len(extra(cfg, fold))), notes=notes)
 
 
 def shuffled(cfg: StudyConfig, fold: int, files: list[Pair]) -> list[Pair]:
@@ -109,13 +110,16 @@ def easy_ood(cfg: StudyConfig, fold: int) -> Recipe | None:
 
 
 def filled(fill: str, cfg: StudyConfig, fold: int) -> Recipe:
-    """Return Med-OoD's training with another fill, mined anew, with as many patches."""
+    """Return Med-OoD's training with another fill, mined anew, with as many patches.
+
+    Where fewer are hard, easy ones fill up: `hard` in the table tells.
+    """
     folder = cfg.workspace / "studies" / f"OoD_Patchs_{fill}"
     if not cfg.plan:
         write_oods(replace(cfg, ood_fill=fill), folder)
     files = [(folder / name, None) for name in read_fold(cfg, fold).train]
     hard, easy = mine(cfg, fold, files)
-    return adding(cfg, fold, hard + easy)
+    return adding(cfg, fold, hard + easy, hard=len(hard))
 
 
 def move_silhouettes(image: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -161,7 +165,15 @@ def silhouettes_moved(cfg: StudyConfig, fold: int) -> Recipe:
     if not cfg.plan and not is_kept(folder, record):
         with fresh_folder(folder, record) as out, ThreadPoolExecutor() as pool:
             list(pool.map(move, range(len(sources))))
-    return adding(cfg, fold, [(folder / image.name, mask) for image, mask in sources])
+    files = [(folder / image.name, mask) for image, mask in sources]
+    if cfg.plan:
+        return adding(cfg, fold, files)
+    holes = sum(
+        (read_image(moved) != read_image(image)).any(-1).sum()
+        for (moved, _), (image, _) in zip(files, sources, strict=True)
+    )
+    nuclei = sum((read_mask(mask) != BACKGROUND).sum() for _, mask in sources)
+    return adding(cfg, fold, files, moved=float(holes / max(nuclei, 1)))
 
 
 def nucleus_free(cfg: StudyConfig, fold: int) -> Recipe | None:
@@ -171,10 +183,10 @@ def nucleus_free(cfg: StudyConfig, fold: int) -> Recipe | None:
 
 
 def external(cfg: StudyConfig, fold: int) -> Recipe:
-    """Return the training with the hardest patches of external images."""
+    """Return the training with the hardest patches of external images, filled up with easy ones."""
     hard, easy = mine(cfg, fold, candidates(replace(cfg, ood_source_use="instead"), fold))
     own = replace(cfg, ood_source=None)
-    return adding(own, fold, hard + easy)
+    return adding(own, fold, hard + easy, hard=len(hard))
 
 
 def own(recipe):
@@ -209,12 +221,19 @@ def controls(cfg: ControlsConfig) -> None:
     shown = ("miou", "miou_paper", "fg_to_bg", "bg_to_fg")
     names = [f"`{name}`" for name in shown]
     rows = [
-        [arm, f"{sum(r.recipe.steps for r in of_arm.values()) / len(of_arm):.0f}"]
-        + [spread(values(of_arm, name)) for name in shown]
+        [
+            arm,
+            f"{sum(result.recipe.steps for result in of_arm.values()) / len(of_arm):.0f}",
+            spread(values(of_arm, "hard"), 1, 0),
+            spread(values(of_arm, "moved"), 100, 0),
+            *(spread(values(of_arm, name)) for name in shown),
+        ]
         for arm, of_arm in results.items()
     ]
     floor = [result.floor for result in results["baseline"].values()]
-    rows.append(["all background", "-", *(spread([of[name] for of in floor]) for name in shown)])
+    rows.append(
+        ["all background", *["-"] * 3, *(spread([of[name] for of in floor]) for name in shown)]
+    )
     against = ("baseline, equal steps", "Med-OoD")
     differences = {
         f"{arm} - {other}": compare(results, arm, other)
@@ -222,7 +241,7 @@ def controls(cfg: ControlsConfig) -> None:
         for arm in results
         if arm != other and (other == against[0] or arm != "baseline")
     }
-    tables = {"Scores": markdown(["", "steps", *names], rows)}
+    tables = {"Scores": markdown(["", "steps", "hard", "moved", *names], rows)}
     for other in against:
         gains = [
             [arm, *(differences[f"{arm} - {other}"][name].text() for name in shown)]
@@ -237,7 +256,7 @@ def controls(cfg: ControlsConfig) -> None:
         if arm != against[0]
     }
     title = f"Controls: {cfg.model_name}, blue where the interval leaves out zero"
-    draw_intervals(out.with_suffix(".png"), title, f"`miou` less {against[0]}, points", bars)
+    draw_intervals(Path(f"{out}.png"), title, f"`miou` less {against[0]}, points", bars)
     print(f"{out}.csv, .json, .md, .png")
 
 

@@ -17,7 +17,7 @@ from medood.cli import run
 from medood.data import Patches
 from medood.figures import choose_examples, draw_examples, share_right
 from medood.files import data_name
-from medood.tables import markdown
+from medood.tables import SCORES, markdown
 from medood.testing import score_networks
 from studies.common import StudyConfig, baseline, compare, med_ood, prepare, run_arms, write_study
 
@@ -33,25 +33,36 @@ def figure3(cfg: StudyConfig) -> None:
         folders = {arm: of_arm[key].folder for arm, of_arm in results.items()}
         test = results["baseline"][key].recipe.test
         tests.append(score_networks(cfg, folders, test, f"fold {key[0]}"))
+    shares = [share_right(test.patches, test.predictions) for test in tests]
+    right = {arm: torch.cat([share[arm] for share in shares]) for arm in results}
+    where = [(test, i) for test in tests for i in range(len(test.patches))]
+    chosen = choose_examples(right)
+    rows = [
+        [said, where[i][0].patches.names[where[i][1]]]
+        + [f"{100 * right[arm][i]:.1f}" for arm in results]
+        for said, i in chosen.items()
+    ]
+    gains = compare(results, "Med-OoD", "baseline")
+    tables = {
+        "Patches shown": markdown(
+            ["", "patch", *(f"{arm}, pixels right" for arm in results)], rows
+        ),
+        "All test patches, Med-OoD less baseline": markdown(
+            [f"`{name}`" for name in SCORES], [[gains[name].text() for name in SCORES]]
+        ),
+    }
+    out = write_study(cfg, "figure3", results, tables, {"Med-OoD - baseline": gains})
+    shown = [where[i] for i in chosen.values()]
     patches = Patches(
-        [name for test in tests for name in test.patches.names],
+        [test.patches.names[i] for test, i in shown],
         *(
-            torch.cat([getattr(test.patches, part) for test in tests])
+            torch.stack([getattr(test.patches, part)[i] for test, i in shown])
             for part in ("images", "masks", "is_ood")
         ),
     )
-    seen = {arm: torch.cat([test.predictions[arm] for test in tests]) for arm in results}
-    right = share_right(patches, seen)
-    chosen = choose_examples(right)
-    rows = [
-        [said, patches.names[i], *(f"{100 * right[arm][i]:.1f}" for arm in results)]
-        for said, i in chosen.items()
-    ]
-    table = markdown(["", "patch", *(f"{arm}, pixels right" for arm in results)], rows)
-    differences = {"Med-OoD - baseline": compare(results, "Med-OoD", "baseline")}
-    out = write_study(cfg, "figure3", results, {"Patches shown": table}, differences)
+    seen = {arm: torch.stack([test.predictions[arm][i] for test, i in shown]) for arm in results}
     title = f"{data_name(cfg.workspace)}, {cfg.model_name}, test patches of all folds"
-    draw_examples(out.with_suffix(".png"), title, patches, seen)
+    draw_examples(Path(f"{out}.png"), title, patches, seen)
     print(f"{out}.csv, .json, .md, .png")
 
 

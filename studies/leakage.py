@@ -18,20 +18,30 @@ from config import UserError
 from medood.cli import run
 from medood.data import id_files
 from medood.figures import draw_intervals
-from medood.folds import LIST_ENDING, PARTS, held_out, read_list, region_of
+from medood.folds import LIST_ENDING, deal, read_list, region_of
 from medood.statistics import paired_differences, pool
 from medood.tables import SCORES, markdown, spread
-from studies.common import Recipe, StudyConfig, prepare, run_arms, values, write_study
+from studies.common import Recipe, StudyConfig, prepare, run_arms, seeds_of, values, write_study
 
 LISTED, APART = "lists as they are", "regions apart"
 
 
 @dataclass(frozen=True)
 class LeakageConfig(StudyConfig):
-    """The settings of a study, and the lists that this one judges."""
+    """The settings of a study, with three seeds, and the lists that this one judges."""
 
+    seeds: int = 3
+    """Trainings of each kind, with seeds `seed`, `seed` + 1 and so on; `seed` deals the folds."""
     k_folds: Path | None = None
     """Folder of <fold>Image_Patchs.csv; by default the workspace's own k_folds."""
+
+
+def place_of(name: str) -> tuple[str, int]:
+    """Return region and number of a patch: `glas_1_07.png` -> (`glas_1`, 7)."""
+    region, _, number = Path(name).stem.rpartition("_")
+    if not region or not number.isdigit():
+        raise UserError(f"{name} is not named <region>_<number>: its neighbours are not known")
+    return region, int(number)
 
 
 def leaks(train: list[str], test: list[str]) -> dict[str, int]:
@@ -39,33 +49,34 @@ def leaks(train: list[str], test: list[str]) -> dict[str, int]:
 
     A neighbour is the training patch before or after it in the same row-by-row count of a region.
     """
-    regions = [{region_of(name) for name in names} for names in (train, test)]
-    trained = set(train)
-
-    def neighbours(name: str) -> set[str]:
-        number = Path(name).stem.rsplit("_", 1)[1]
-        if not number.isdigit():
-            raise UserError(f"{name} does not end in _<number>: its neighbours are not known")
-        around = (int(number) - 1, int(number) + 1)
-        return {f"{region_of(name)}_{k}{Path(name).suffix}" for k in around}
-
+    trained, tested = ([place_of(name) for name in names] for names in (train, test))
+    regions = [{region for region, _ in places} for places in (trained, tested)]
+    there = set(trained)
+    beside = [any((region, k + step) in there for step in (-1, 1)) for region, k in tested]
     return {
         "regions": len(regions[0] | regions[1]),
         "regions on both sides": len(regions[0] & regions[1]),
         "test patches": len(test),
-        "with a training neighbour": sum(bool(neighbours(name) & trained) for name in test),
+        "with a training neighbour": sum(beside),
     }
 
 
-def leakage(cfg: LeakageConfig) -> None:
-    """Count the leaks of every list, and train with and without them."""
-    prepare(cfg)
+def read_lists(cfg: LeakageConfig) -> dict[str, tuple[list[str], list[str]]]:
+    """Return training and test names of every list in the folder, by fold."""
     folder = cfg.k_folds or cfg.workspace / "k_folds"
     paths = sorted(folder.glob(f"*{LIST_ENDING}")) if folder.is_dir() else []
     if not paths:
         raise UserError(f"no <fold>{LIST_ENDING} in {folder}: name a folder of lists")
     images = cfg.workspace / "Image_Patchs"
-    lists = {path.name.removesuffix(LIST_ENDING): read_list(path, images) for path in paths}
+    return {path.name.removesuffix(LIST_ENDING): read_list(path, images) for path in paths}
+
+
+def leakage(cfg: LeakageConfig) -> None:
+    """Count the leaks of every list, and train with and without them."""
+    if cfg.select != "last":
+        raise UserError("select: both sides of the comparison train on whole lists; set it to last")
+    prepare(cfg)
+    lists = read_lists(cfg)
     counts = {fold: leaks(*sides) for fold, sides in lists.items()}
     columns = list(next(iter(counts.values())))
     rows = [[fold, *(str(count[name]) for name in columns)] for fold, count in counts.items()]
@@ -74,36 +85,36 @@ def leakage(cfg: LeakageConfig) -> None:
 
     folds = tuple(fold for fold in cfg.folds if str(fold) in lists)
     if not folds:
-        raise UserError(
-            f"none of folds {cfg.folds} has a list in {folder}: set folds to {[*lists]}"
-        )
-    names = sorted({name for sides in lists.values() for side in sides for name in side})
+        raise UserError(f"folds {cfg.folds} have no list there: set them to some of {[*lists]}")
+    names = sorted({name for fold in folds for side in lists[str(fold)] for name in side})
     tests = [name for fold in folds for name in lists[str(fold)][1]]
-    tested = set(tests)
-    if len(tested) < len(tests):
-        raise UserError(
-            f"{folder}: lists {folds} test a patch twice: set folds to some that do not"
-        )
+    if len(set(tests)) < len(tests):
+        raise UserError(f"lists {folds} test a patch twice: set folds to fewer")
+    regions = sorted({region_of(name) for name in names})
+    if len(regions) < 2:
+        raise UserError("all patches are of one region: there is nothing to keep apart")
+    # as many parts as make the two training sides of one size
+    parts = min(max(2, round(len(names) * len(folds) / len(tests))), len(regions))
+    part_of = deal(regions, cfg.seed, parts)
 
     def listed(cfg: StudyConfig, fold: int) -> Recipe:
         train, test = lists[str(fold)]
         return Recipe(cfg, id_files(cfg, train), [], test)
 
-    def apart(cfg: StudyConfig, fold: int) -> Recipe | None:
-        out = held_out(names, fold, "region", 0, None)
-        test = sorted(out & tested)
+    def apart(cfg: StudyConfig, part: int) -> Recipe | None:
+        out = {name for name in names if part_of[region_of(name)] == part}
+        test = sorted(out & set(tests))
         train = [name for name in names if name not in out]
         return Recipe(cfg, id_files(cfg, train), [], test) if test else None
 
-    plain = replace(cfg, select="last")
-    results = run_arms(replace(plain, folds=folds), {LISTED: listed})
-    results |= run_arms(replace(plain, folds=tuple(range(PARTS))), {APART: apart})
+    results = run_arms(replace(cfg, folds=folds), {LISTED: listed})
+    results |= run_arms(replace(cfg, folds=tuple(range(parts))), {APART: apart})
     if cfg.plan:
         return
     by_seed = {
         arm: [
             pool([result.counts for (_, seed), result in of_arm.items() if seed == wanted])
-            for wanted in cfg.seeds
+            for wanted in seeds_of(cfg)
         ]
         for arm, of_arm in results.items()
     }
@@ -113,13 +124,19 @@ def leakage(cfg: LeakageConfig) -> None:
         + [fall[name].text()]
         for name in SCORES
     ]
-    scores = markdown(["", *results, "difference, all folds as one test"], rows)
+    sizes = [[result.recipe for result in of_arm.values()] for of_arm in results.values()]
+    for label, size in (
+        ("ID training patches", lambda recipe: len(recipe.files)),
+        ("steps", lambda recipe: recipe.steps),
+    ):
+        rows.append([label, *(spread(list(map(size, of)), 1, 0) for of in sizes), ""])
+    chance = "" if cfg.seeds > 1 else "; one training each: chance between trainings is left out"
+    scores = markdown(["", *results, f"difference, all folds as one test{chance}"], rows)
     tables = {"Both sides of the lists": table, "Scores of the baseline": scores}
-    differences = {f"{APART} - {LISTED}": fall}
-    out = write_study(cfg, "leakage", results, tables, differences)
+    out = write_study(cfg, "leakage", results, tables, {f"{APART} - {LISTED}": fall})
     bars = {name: tuple(fall[name]) for name in SCORES}
     title = f"{cfg.model_name}: regions apart less lists as they are"
-    draw_intervals(out.with_suffix(".png"), title, "points", bars)
+    draw_intervals(Path(f"{out}.png"), title, "points", bars)
     print(f"{out}.csv, .json, .md, .png")
 
 

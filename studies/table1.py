@@ -19,6 +19,7 @@ from medood.figures import draw_bars
 from medood.tables import markdown, spread
 from studies import paper
 from studies.common import (
+    Arm,
     StudyConfig,
     baseline,
     compare,
@@ -38,33 +39,41 @@ class Table1Config(StudyConfig):
     """Networks, as <architecture>_<encoder>: those of the paper, or any other."""
 
 
-def arms_of(methods: tuple[str, ...]) -> dict:
-    """Return the baseline and Med-OoD of each method."""
-    arms = {}
-    for method in methods:
-        architecture, _, encoder = method.partition("_")
-        if not encoder:
-            raise UserError(f"methods: {method!r} is not <architecture>_<encoder>")
+def network_of(cfg: StudyConfig, method: str) -> StudyConfig:
+    """Return the settings with the network of a method."""
+    architecture, _, encoder = method.partition("_")
+    if not encoder:
+        raise UserError(f"methods: {method!r} is not <architecture>_<encoder>")
+    return replace(cfg, architecture=architecture, encoder=encoder)
 
-        def of(recipe, architecture=architecture, encoder=encoder):
-            settings = {"architecture": architecture, "encoder": encoder}
-            return lambda cfg, fold: recipe(replace(cfg, **settings), fold)
 
-        arms[f"{method} baseline"] = of(baseline)
-        arms[f"{method} Med-OoD"] = of(med_ood)
-    return arms
+def arm_of(recipe: Arm, method: str) -> Arm:
+    """Return the recipe's arm with the network of a method."""
+    return lambda cfg, fold: recipe(network_of(cfg, method), fold)
 
 
 def table1(cfg: Table1Config) -> None:
     """Train, test and compare the methods."""
     if not cfg.methods:
         raise UserError("methods: name one or more, such as unet_vgg11_bn")
-    prepare(cfg)
-    results = run_arms(cfg, arms_of(cfg.methods))
+    prepare(cfg, [network_of(cfg, method) for method in cfg.methods])
+    arms = {}
+    for method in cfg.methods:
+        arms[f"{method} baseline"] = arm_of(baseline, method)
+        arms[f"{method} Med-OoD"] = arm_of(med_ood, method)
+    results = run_arms(cfg, arms)
     if cfg.plan:
         return
     scores = ("miou_paper", "dsc_paper", "miou", "dsc", "fg_to_bg", "bg_to_fg")
-    header = ["network", "", *(f"`{name}`" for name in scores), "D", "paper mIoU", "DSC", "D"]
+    header = [
+        "network",
+        "",
+        *(f"`{name}`" for name in scores),
+        "D",
+        "paper (Lizard) mIoU",
+        "DSC",
+        "D",
+    ]
     rows, gains, differences = [], [], {}
     for method in cfg.methods:
         theirs = paper.TABLE1.get(tuple(method.split("_", 1)))
@@ -87,7 +96,7 @@ def table1(cfg: Table1Config) -> None:
     printed = {"_".join(pair): row._asdict() for pair, row in paper.TABLE1.items()}
     out = write_study(cfg, "table1", results, tables, differences, printed)
     draw_bars(
-        out.with_suffix(".png"),
+        Path(f"{out}.png"),
         "Table 1: dots are folds and seeds",
         "miou, percent",
         {

@@ -61,7 +61,7 @@ def table2_figure5(cfg: Table2Config) -> None:
         size, ratio = spread(sizes, 1, 0), spread(values(of_arm, "pnr"), 1, 3)
         printed = theirs[0], paper.FIGURE5_PNR.get(pct, "-"), theirs[1]
         rows.append([f"{pct:g}", size, ratio, *scores, gain, *map(str, printed)])
-    header += ["paper: patches", "pnr", "mIoU"]
+    header += ["paper (unet vgg11_bn, Lizard): patches", "pnr", "mIoU"]
     printed = {"table2": paper.TABLE2, "figure5_pnr": paper.FIGURE5_PNR}
     tables = {"By pct": markdown(header, rows)}
     out = write_study(cfg, "table2_figure5", results, tables, differences, printed)
@@ -73,7 +73,7 @@ def table2_figure5(cfg: Table2Config) -> None:
         for name in ("miou_paper", "miou")
     }
     title = f"Table 2 and Figure 5: {cfg.model_name}; dots are folds and seeds"
-    draw_pct_curve(out.with_suffix(".png"), title, "score, percent", curves)
+    draw_pct_curve(Path(f"{out}.png"), title, "score, percent", curves)
     print(f"{out}.csv, .json, .md, .png")
 
 

@@ -71,7 +71,7 @@ def table3(cfg: StudyConfig) -> None:
         "Med-OoD": paper.TABLE3["with batch norm"],
         "Med-OoD, no batch norm": paper.TABLE3["without"],
     }
-    header = ["", *(f"`{name}`" for name in shown), "paper mIoU"]
+    header = ["", *(f"`{name}`" for name in shown), "paper mIoU (unet vgg11_bn, Lizard)"]
     rows = [
         [arm, *(spread(values(of_arm, name)) for name in shown), str(theirs.get(arm, "-"))]
         for arm, of_arm in results.items()
@@ -89,7 +89,7 @@ def table3(cfg: StudyConfig) -> None:
         for name in ("miou_paper", "miou")
     }
     title = f"Table 3: {cfg.model_name}; dots are folds and seeds"
-    draw_bars(out.with_suffix(".png"), title, "score, percent", bars)
+    draw_bars(Path(f"{out}.png"), title, "score, percent", bars)
     print(f"{out}.csv, .json, .md, .png")
 
 

@@ -17,11 +17,10 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from config import UserError
-from medood.classes import CLASSES
+from medood.classes import CLASSES, N_CLASSES
 from medood.cli import run
 from medood.figures import draw_bars
 from medood.files import read_mask
-from medood.folds import read_fold
 from medood.tables import markdown, spread
 from studies import paper
 from studies.common import (
@@ -33,6 +32,7 @@ from studies.common import (
     compare,
     med_ood,
     mine,
+    patchwise,
     prepare,
     run_arms,
     values,
@@ -48,17 +48,10 @@ def ood_only(cfg: StudyConfig, fold: int) -> Recipe:
     return replace(baseline(cfg, fold), files=hard, notes={})
 
 
-def class_shares(cfg: StudyConfig, fold: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the training patches that hold each class (C,), and the share of test patches."""
-    parts = read_fold(cfg, fold)
-    holds = [
-        np.array([np.bincount(read_mask(path).ravel(), minlength=len(CLASSES)) > 0 for path in p])
-        for p in (
-            [cfg.workspace / "Mask_Patchs" / name for name in names]
-            for names in (parts.train, parts.test)
-        )
-    ]
-    return holds[0].sum(0), holds[1].mean(0)
+def patches_of_class(cfg: StudyConfig, fold: int) -> np.ndarray:
+    """Return how many training patches of a fold hold each class, (C,)."""
+    masks = (read_mask(path) for _, path in baseline(cfg, fold).files)
+    return sum(np.bincount(mask.ravel(), minlength=N_CLASSES) > 0 for mask in masks)
 
 
 def table4_figure6(cfg: StudyConfig) -> None:
@@ -78,19 +71,20 @@ def table4_figure6(cfg: StudyConfig) -> None:
             for (arm, of_arm), printed in zip(results.items(), [*theirs, "-"], strict=True)
         ),
     ]
-    shares = [class_shares(cfg, fold) for fold in cfg.folds]
-    header = ["class", "D_id patches", "D_ood", "floor", *(f"IoU {arm}" for arm in arms)]
-    header += ["paper: D_id patches", "floor"]
+    counts = [patches_of_class(cfg, fold) for fold in cfg.folds]
+    header = ["class", "D_id patches", "D_ood", *(f"IoU {arm}" for arm in arms)]
+    header += ["patch by patch: floor", *arms, "paper: D_id patches", "floor"]
     of_class = []
     for value, kind in enumerate(CLASSES[1:], start=1):
         printed = paper.TABLE4_PATCHES[kind.name]
         of_class.append(
             [
                 kind.name,
-                spread([float(holds[value]) for holds, _ in shares], 1, 0),
+                spread([float(count[value]) for count in counts], 1, 0),
                 "0",
-                spread([1 - share[value] for _, share in shares]),
                 *(spread(values(of_arm, f"IoU {kind.name}")) for of_arm in results.values()),
+                spread(patchwise(results["D_id (baseline)"], "floor", value)),
+                *(spread(patchwise(of_arm, "network", value)) for of_arm in results.values()),
                 str(printed),
                 f"{100 * (1 - printed / paper.TABLE2[0.0][0]):.1f}",
             ]
@@ -102,14 +96,14 @@ def table4_figure6(cfg: StudyConfig) -> None:
     gains = [[pair, *(d[name].text() for name in shown)] for pair, d in differences.items()]
     names = [f"`{name}`" for name in shown]
     tables = {
-        "Scores": markdown(["trained on", *names, "paper mIoU"], rows),
+        "Scores": markdown(["trained on", *names, "paper mIoU (unet vgg11_bn, Lizard)"], rows),
         "By class": markdown(header, of_class),
         "Differences": markdown(["", *names], gains),
     }
     printed = {"patches": paper.TABLE4_PATCHES, "miou": paper.TABLE4_MIOU}
     out = write_study(cfg, "table4_figure6", results, tables, differences, printed)
     title = f"Figure 6: {cfg.model_name}; dots are folds and seeds"
-    draw_bars(out.with_suffix(".png"), title, "IoU, percent", by_class(results))
+    draw_bars(Path(f"{out}.png"), title, "IoU, percent", by_class(results))
     print(f"{out}.csv, .json, .md, .png")
 
 

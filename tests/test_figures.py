@@ -51,7 +51,10 @@ def test_share_right_by_hand(patches):
 def test_bars_leave_out_what_no_run_defines(tmp_path):
     bars = {"baseline": {"x": [0.2, 0.4], "y": [None, None]}, "Med-OoD": {"x": [0.3, 0.5], "y": []}}
     figures.draw_bars(tmp_path / "bars.png", "title", "IoU", bars)
-    assert read_image(tmp_path / "bars.png").shape[2] == 3
+    with_y = {**bars, "baseline": {"x": [0.2, 0.4], "y": [0.5]}}
+    figures.draw_bars(tmp_path / "more.png", "title", "IoU", with_y)
+    without, more = (read_image(tmp_path / f"{name}.png").mean() for name in ("bars", "more"))
+    assert without > more  # a bar is darker than none
 
 
 def test_intervals_that_hold_zero_are_grey(tmp_path):

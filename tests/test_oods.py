@@ -124,6 +124,20 @@ def test_external_patches_are_mined_and_trained_on(external, use):
     assert read_run(model_folder(cfg, 1, ood=True))["ood_patches"] == kept > 0
 
 
+def test_a_ranking_of_other_candidates_is_refused(external):
+    cut = dataclasses.replace(external, ood_source=None)
+    generate_unfiltered_oods(external)
+    for step in (train, rank_prune_ood, estimate_pct):
+        step(cut)
+    train_ood(cut)
+    for step in (estimate_pct, train_ood):
+        with pytest.raises(UserError, match="ranks other OoD patches .*rank_prune_ood.py"):
+            step(external)
+    generate_unfiltered_oods(dataclasses.replace(cut, ood_fill="mean"))
+    with pytest.raises(UserError, match="ranks other OoD patches than there are now"):
+        train_ood(cut)
+
+
 def test_an_external_image_smaller_than_a_patch_is_refused(external):
     write_png(external.ood_source / "small.png", np.zeros((31, 64, 3), np.uint8))
     with pytest.raises(UserError, match="small.png is 64 x 31 pixels, smaller than a patch of 32"):

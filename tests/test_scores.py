@@ -108,6 +108,22 @@ def test_background_everywhere_is_the_floor():
     assert scores["dsc_paper"] == pytest.approx((0.9 + 1) / 2)
 
 
+def test_the_patchwise_iou_gives_a_patch_without_the_class_a_whole_point():
+    truth = torch.zeros(4, 4, 4, dtype=torch.long)
+    truth[0, :2] = 1  # 8 pixels, of which half are found; another patch has 4 false ones
+    prediction = torch.zeros(4, 4, 4, dtype=torch.long)
+    prediction[0, 0] = 1
+    prediction[1, 0] = 1
+    tally = Tally()
+    tally.add(one_hot(prediction), truth)
+    iou = tally.patchwise_iou()
+    assert iou[1] == pytest.approx((0.5 + 0 + 1 + 1) / 4)
+    assert iou[2] == 1  # neither there nor seen
+    floor = Tally()
+    floor.add(all_background(truth), truth)
+    assert floor.patchwise_iou()[1] == 3 / 4
+
+
 def test_a_fold_without_nuclei_has_no_foreground_scores():
     truth = torch.zeros(2, 8, 8, dtype=torch.long)
     scores = tally_of(truth, truth)

@@ -97,7 +97,7 @@ def test_a_single_region_gives_no_interval():
     gain = paired_differences([region_counts([0.5])], [region_counts([0.3])])["fg_to_bg"]
     assert gain.mean == pytest.approx(0.2)
     assert np.isnan([gain.low, gain.high]).all()
-    assert gain.text() == "20.0"
+    assert gain.text() == "20.0 (no interval)"
     assert gain.plain() == {"mean": pytest.approx(0.2), "low": None, "high": None}
 
 

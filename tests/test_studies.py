@@ -98,6 +98,7 @@ def test_the_baseline_of_one_study_is_that_of_the_others(workspace):
         for study in ("figure4", "table4_figure6", "table2_figure5")
     }
     assert len(names) == 1
+    assert len(names.pop()) == 2  # folds
 
 
 def test_what_main_trained_is_not_trained_again(tiny, capsys):
@@ -115,7 +116,7 @@ def test_what_main_trained_is_not_trained_again(tiny, capsys):
 
 
 def test_two_seeds_are_two_trainings_on_one_list(workspace):
-    cfg = settings(StudyConfig, workspace, seeds=(0, 1), folds=(1,))
+    cfg = settings(StudyConfig, workspace, seeds=2, folds=(1,))
     results = common.run_arms(cfg, {"baseline": common.baseline})
     first, second = results["baseline"].values()
     assert first.folder != second.folder
@@ -143,7 +144,7 @@ def test_a_plan_from_the_command_line(tiny):
         "--folds",
         "1",
         "--seeds",
-        "0",
+        "1",
         "--plan",
     ]
     command = [sys.executable, "studies/controls.py", f"--workspace={tiny.workspace}", *arguments]
@@ -190,6 +191,7 @@ def test_every_control_adds_as_many_patches_as_med_ood(plan, arm):
     assert recipe.steps == med_ood.steps
     assert recipe.files[:24] == med_ood.files[:24]  # the ID patches
     assert recipe.test == med_ood.test
+    assert {image.name for image, _ in recipe.files}.isdisjoint(recipe.test)
 
 
 def test_the_baseline_of_equal_steps_takes_them_on_id_patches_alone(plan):
@@ -240,7 +242,7 @@ def test_a_silhouette_that_fits_nowhere_leaves_no_hole():
 
 
 def test_controls_run_on_the_sample_with_every_arm(workspace):
-    changed = {"seeds": (0, 1), "folds": (1,), "ood_source": workspace / "external"}
+    changed = {"seeds": 2, "folds": (1,), "ood_source": workspace / "external"}
     controls.controls(settings(controls.ControlsConfig, workspace, **changed))
     content = written(workspace, "controls")
     arms = list(dict.fromkeys(row["arm"] for row in content["rows"]))
@@ -248,25 +250,42 @@ def test_controls_run_on_the_sample_with_every_arm(workspace):
     assert "+ external" in arms
     steps = {row["arm"]: row["steps"] for row in content["rows"]}
     assert steps["baseline"] < steps["Med-OoD"] == steps["+ duplicated ID"] == steps["+ external"]
-    folder = next((workspace / "studies").glob("Silhouettes_1_*"))
-    name = next(folder.glob("*.png")).name
-    before = read_image(workspace / "Image_Patchs" / name)
-    changed = (read_image(folder / name) != before).any(-1)
-    assert not changed[read_mask(workspace / "Mask_Patchs" / name) > 0].any()
+    folder = workspace / "studies" / "Silhouettes_1_unet_mobilenet_v2_0"
+    names = [path.name for path in folder.glob("*.png")]
+    images, moved = (
+        np.stack([read_image(place / name) for name in names])
+        for place in (workspace / "Image_Patchs", folder)
+    )
+    nuclei = np.stack([read_mask(workspace / "Mask_Patchs" / name) > 0 for name in names])
+    changed = (images != moved).any(-1)
+    assert changed.any()
+    assert not changed[nuclei].any()
+    (share,) = [
+        float(row["moved"])
+        for row in content["rows"]
+        if "silhouettes" in row["arm"] and row["seed"] == 0
+    ]
+    assert share == pytest.approx(changed.sum() / nuclei.sum())
 
 
 # ---------------------------------------------------------------- leakage
 
 
 def test_leaks_by_hand():
-    train = ["a_0.png", "a_1.png", "a_4.png", "b_1_0.png"]
+    train = ["a_0.png", "a_01.png", "a_4.png", "b_1_0.png"]
     test = ["a_2.png", "a_3.png", "a_9.png", "c_0.png"]
     assert leakage.leaks(train, test) == {
         "regions": 3,
         "regions on both sides": 1,
         "test patches": 4,
-        "with a training neighbour": 2,  # a_2 beside a_1, a_3 beside a_4
+        "with a training neighbour": 2,  # a_2 beside a_01, a_3 beside a_4
     }
+
+
+@pytest.mark.parametrize("name", ["0001.png", "a_b.png"])
+def test_a_name_without_region_and_number_is_refused(name):
+    with pytest.raises(UserError, match="not named <region>_<number>"):
+        leakage.leaks(["a_0.png"], [name])
 
 
 def test_no_region_of_a_test_patch_trains_once_regions_are_apart(workspace, monkeypatch):
@@ -278,7 +297,7 @@ def test_no_region_of_a_test_patch_trains_once_regions_are_apart(workspace, monk
         real(cfg, fold, files, val_files, folder)
 
     monkeypatch.setattr(common, "train_fold", spy)
-    cfg = settings(leakage.LeakageConfig, workspace, folds=(1, 2, 3))
+    cfg = settings(leakage.LeakageConfig, workspace, folds=(1, 2, 3), seeds=1)
     leakage.leakage(cfg)
     content = written(workspace, "leakage")
     assert {row["arm"] for row in content["rows"]} == {"lists as they are", "regions apart"}
@@ -310,7 +329,13 @@ def test_a_folder_without_lists_is_refused(patched, tmp_path):
         leakage.leakage(leakage.LeakageConfig(**(SETTINGS | changed)))
 
 
-@pytest.mark.parametrize("seeds", [(), (1, 1), (-1,)])
-def test_wrong_seeds_are_refused(seeds):
-    with pytest.raises(UserError, match="seeds = .* must be one or more different"):
-        StudyConfig(seeds=seeds)
+def test_no_seed_at_all_is_refused():
+    with pytest.raises(UserError, match="seeds = 0 must be at least 1"):
+        StudyConfig(seeds=0)
+
+
+def test_a_method_that_cannot_be_built_is_refused_before_anything_is_trained(tiny):
+    methods = ("unet_mobilenet_v2", "unet_mobilenet_v9")
+    with pytest.raises(UserError, match="mobilenet_v9.* is unknown"):
+        table1.table1(settings(table1.Table1Config, tiny.workspace, methods=methods))
+    assert not (tiny.workspace / "studies").exists()
