@@ -233,16 +233,17 @@ def print_plan(planned: Iterable[tuple[str, int, Recipe]]) -> None:
     rows, total = [], 0.0
     for name, fold, recipe in planned:
         cfg = recipe.cfg
-        hours = recipe.steps * step_seconds(replace(cfg, seed=0, folds=(0,))) / 3600
+        of_network = replace(cfg, seed=0, epochs=1, ood_source=None)  # a step's time is the same
+        hours = recipe.steps * step_seconds(of_network) / 3600
         total += hours
         sizes = len(recipe.files) - recipe.ood_patches, recipe.ood_patches
         numbers = (fold, cfg.seed, *sizes, cfg.epochs, recipe.steps)
         rows.append([name, cfg.model_name, *map(str, numbers), f"{hours:.2f}"])
     print(markdown(header, rows))
     print(
-        f"{len(rows)} trainings, {total:.1f} hours if none is there yet, from {TIMED_STEPS} steps"
-        " timed on this machine. How many OoD patches are hard is known after mining only: the"
-        " plan takes all of them for hard."
+        f"{len(rows)} trainings, {total:.1f} hours if none is there yet: from {TIMED_STEPS} steps"
+        " of each network timed on this machine, without mining and testing. Which OoD patches are"
+        " hard shows after mining only: the plan takes all of them for hard."
     )
 
 
