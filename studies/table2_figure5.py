@@ -50,17 +50,26 @@ def table2_figure5(cfg: Table2Config) -> None:
         return
     differences = {f"{arm} - pct 0": compare(results, arm, "pct 0") for arm in list(arms)[1:]}
     shown = ("miou_paper", "miou", "fg_to_bg", "bg_to_fg")
-    header = ["pct", "patches", "pnr", *(f"`{name}`" for name in shown), "`miou` less pct 0"]
+    header = [
+        "pct",
+        "patches",
+        "steps",
+        "pnr",
+        *(f"`{name}`" for name in shown),
+        "`miou` less pct 0",
+    ]
     rows = []
     for arm, of_arm in results.items():
         pct = values(of_arm, "pct")[0]
-        sizes = [len(result.recipe.files) for result in of_arm.values()]
+        recipes = [result.recipe for result in of_arm.values()]
+        sizes = [len(recipe.files) for recipe in recipes], [recipe.steps for recipe in recipes]
         theirs = paper.TABLE2.get(pct, ("-", "-"))
         gain = differences[f"{arm} - pct 0"]["miou"].text() if arm != "pct 0" else ""
         scores = [spread(values(of_arm, name)) for name in shown]
-        size, ratio = spread(sizes, 1, 0), spread(values(of_arm, "pnr"), 1, 3)
+        size = [spread(numbers, 1, 0) for numbers in sizes]
+        ratio = spread(values(of_arm, "pnr"), 1, 3)
         printed = theirs[0], paper.FIGURE5_PNR.get(pct, "-"), theirs[1]
-        rows.append([f"{pct:g}", size, ratio, *scores, gain, *map(str, printed)])
+        rows.append([f"{pct:g}", *size, ratio, *scores, gain, *map(str, printed)])
     header += ["paper (unet vgg11_bn, Lizard): patches", "pnr", "mIoU"]
     printed = {"table2": paper.TABLE2, "figure5_pnr": paper.FIGURE5_PNR}
     tables = {"By pct": markdown(header, rows)}
