@@ -20,7 +20,7 @@ from torch import nn
 
 from config import Config, UserError
 from medood.classes import N_CLASSES
-from medood.files import fingerprint, read_json, require_network
+from medood.files import digest, fingerprint, read_json, require_network
 from medood.models import remove_batch_norm
 
 # the settings that a trained network depends on beside its patches
@@ -72,7 +72,7 @@ def made_from(cfg: Config, fold: int, patches: list[Path]) -> dict:
     settings = plain_settings(cfg)
     used = {name: settings[name] for name in TRAINING_SETTINGS}
     if Path(cfg.encoder_weights).is_file():
-        used["encoder_weights"] = fingerprint([Path(cfg.encoder_weights)])
+        used["encoder_weights"] = digest(Path(cfg.encoder_weights).read_bytes())
     return {"fold": fold, "settings": used, "inputs": fingerprint(patches)}
 
 
