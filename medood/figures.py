@@ -105,7 +105,7 @@ def draw_false_pixels(path: Path, title: str, false: np.ndarray) -> None:
 
     false: integers (N, C - 1), the pixels of each patch that are called each foreground class.
     """
-    figure, ax = plt.subplots(figsize=(6.4, 4))
+    figure, ax = plt.subplots(figsize=(6.4, 4.6))
     edges = np.geomspace(1, max(false.sum(1).max(initial=0), 1) + 1, 16)
     for kind, pixels, total in zip(CLASSES[1:], false.T, false.sum(0), strict=True):
         ax.hist(
@@ -120,7 +120,7 @@ def draw_false_pixels(path: Path, title: str, false: np.ndarray) -> None:
     ax.set_title(
         f"{title}\nno false pixel: {(false.sum(1) == 0).sum()} of {len(false)}", fontsize=9
     )
-    ax.legend(fontsize=7)
+    ax.legend(fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.14))
     figure.tight_layout()
     _save(figure, path)
 

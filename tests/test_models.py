@@ -201,5 +201,7 @@ def test_training_avoids_the_convolution_that_breaks_memory_and_computes_the_sam
     assert broken(safe) == []
     x = torch.rand(2, 3, 64, 64)
     with torch.inference_mode():
-        torch.testing.assert_close(safe(x), plain(x), rtol=1e-3, atol=1e-5)
+        ours, theirs = safe(x), plain(x)
+    # the logits of this network reach 1e5 where its weights are random
+    assert (ours - theirs).abs().max() < 1e-5 * theirs.abs().max()
     assert safe.state_dict().keys() == plain.state_dict().keys()
