@@ -292,6 +292,11 @@ def values(results: dict[tuple[int, int], Result], name: str) -> list[float | No
     return [result.scores.get(name, result.recipe.notes.get(name)) for result in results.values()]
 
 
+def figure_title(cfg: StudyConfig, text: str) -> str:
+    """Return the title of a study's figure: on which data, what, and how long trained."""
+    return f"{data_name(cfg.workspace)}, {cfg.epochs} epochs\n{text}"
+
+
 def by_class(results: Results) -> dict[str, dict[str, list[float | None]]]:
     """Return the IoU of every class, background included, of each arm: what draw_bars takes."""
     return {

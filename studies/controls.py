@@ -46,6 +46,7 @@ from studies.common import (
     baseline,
     candidates,
     compare,
+    figure_title,
     med_ood,
     mine,
     prepare,
@@ -255,7 +256,9 @@ def controls(cfg: ControlsConfig) -> None:
         for arm in results
         if arm != against[0]
     }
-    title = f"Controls: {cfg.model_name}, blue where the interval leaves out zero"
+    title = figure_title(
+        cfg, f"Controls: {cfg.model_name}, blue where the interval leaves out zero"
+    )
     draw_intervals(Path(f"{out}.png"), title, f"`miou` less {against[0]}, points", bars)
     print(f"{out}.csv, .json, .md, .png")
 

@@ -22,6 +22,7 @@ from studies.common import (
     baseline,
     by_class,
     compare,
+    figure_title,
     med_ood,
     patchwise,
     prepare,
@@ -53,7 +54,7 @@ def figure4(cfg: StudyConfig) -> None:
     differences = {"Med-OoD - baseline": gains}
     tables = {"IoU": markdown(header, rows)}
     out = write_study(cfg, "figure4", results, tables, differences, paper.FIGURE4_GAIN)
-    title = f"Figure 4: {cfg.model_name}; dots are folds and seeds"
+    title = figure_title(cfg, f"Figure 4: {cfg.model_name}; dots are folds and seeds")
     draw_bars(Path(f"{out}.png"), title, "IoU, percent", by_class(results))
     print(f"{out}.csv, .json, .md, .png")
 

@@ -21,7 +21,16 @@ from medood.figures import draw_intervals
 from medood.folds import LIST_ENDING, deal, read_list, region_of
 from medood.statistics import paired_differences, pool
 from medood.tables import SCORES, markdown, spread
-from studies.common import Recipe, StudyConfig, prepare, run_arms, seeds_of, values, write_study
+from studies.common import (
+    Recipe,
+    StudyConfig,
+    figure_title,
+    prepare,
+    run_arms,
+    seeds_of,
+    values,
+    write_study,
+)
 
 LISTED, APART = "lists as they are", "regions apart"
 
@@ -135,7 +144,7 @@ def leakage(cfg: LeakageConfig) -> None:
     tables = {"Both sides of the lists": table, "Scores of the baseline": scores}
     out = write_study(cfg, "leakage", results, tables, {f"{APART} - {LISTED}": fall})
     bars = {name: tuple(fall[name]) for name in SCORES}
-    title = f"{cfg.model_name}: regions apart less lists as they are"
+    title = figure_title(cfg, f"{cfg.model_name}: regions apart less lists as they are")
     draw_intervals(Path(f"{out}.png"), title, "points", bars)
     print(f"{out}.csv, .json, .md, .png")
 

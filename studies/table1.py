@@ -23,6 +23,7 @@ from studies.common import (
     StudyConfig,
     baseline,
     compare,
+    figure_title,
     med_ood,
     prepare,
     run_arms,
@@ -97,7 +98,7 @@ def table1(cfg: Table1Config) -> None:
     out = write_study(cfg, "table1", results, tables, differences, printed)
     draw_bars(
         Path(f"{out}.png"),
-        "Table 1: dots are folds and seeds",
+        figure_title(cfg, "Table 1: dots are folds and seeds"),
         "miou, percent",
         {
             kind: {m: values(results[f"{m} {kind}"], "miou") for m in cfg.methods}

@@ -22,6 +22,7 @@ from studies.common import (
     StudyConfig,
     baseline,
     compare,
+    figure_title,
     med_ood,
     prepare,
     run_arms,
@@ -81,7 +82,7 @@ def table2_figure5(cfg: Table2Config) -> None:
         ]
         for name in ("miou_paper", "miou")
     }
-    title = f"Table 2 and Figure 5: {cfg.model_name}; dots are folds and seeds"
+    title = figure_title(cfg, f"Table 2 and Figure 5: {cfg.model_name}; dots are folds and seeds")
     draw_pct_curve(Path(f"{out}.png"), title, "score, percent", curves)
     print(f"{out}.csv, .json, .md, .png")
 

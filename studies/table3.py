@@ -24,6 +24,7 @@ from studies.common import (
     StudyConfig,
     baseline,
     compare,
+    figure_title,
     med_ood,
     prepare,
     run_arms,
@@ -88,7 +89,7 @@ def table3(cfg: StudyConfig) -> None:
         name: {arm: values(of_arm, name) for arm, of_arm in results.items()}
         for name in ("miou_paper", "miou")
     }
-    title = f"Table 3: {cfg.model_name}; dots are folds and seeds"
+    title = figure_title(cfg, f"Table 3: {cfg.model_name}; dots are folds and seeds")
     draw_bars(Path(f"{out}.png"), title, "score, percent", bars)
     print(f"{out}.csv, .json, .md, .png")
 

@@ -30,6 +30,7 @@ from studies.common import (
     by_class,
     candidates,
     compare,
+    figure_title,
     med_ood,
     mine,
     patchwise,
@@ -102,7 +103,7 @@ def table4_figure6(cfg: StudyConfig) -> None:
     }
     printed = {"patches": paper.TABLE4_PATCHES, "miou": paper.TABLE4_MIOU}
     out = write_study(cfg, "table4_figure6", results, tables, differences, printed)
-    title = f"Figure 6: {cfg.model_name}; dots are folds and seeds"
+    title = figure_title(cfg, f"Figure 6: {cfg.model_name}; dots are folds and seeds")
     draw_bars(Path(f"{out}.png"), title, "IoU, percent", by_class(results))
     print(f"{out}.csv, .json, .md, .png")
 
