@@ -4,10 +4,21 @@ One run can differ without an edit: `python train.py --encoder resnet18 --epochs
 Each setting's description below is also what `--help` prints.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Literal, get_args, get_origin, get_type_hints
+
+# Lizard's classes, name and colour, told apart also by colour-blind readers (Okabe and Ito)
+LIZARD = (
+    ("neutrophil", "#f0e442"),
+    ("epithelial", "#009e73"),
+    ("lymphocyte", "#0072b2"),
+    ("plasma", "#cc79a7"),
+    ("eosinophil", "#d55e00"),
+    ("connective", "#56b4e9"),
+)
 
 
 class UserError(ValueError):
@@ -21,6 +32,16 @@ class Config:
     # --- data ---
     workspace: Path = Path("workspace")
     """Folder that holds the data and everything made from it."""
+    classes: tuple[tuple[str, str], ...] = LIZARD
+    """Name and colour of each foreground class; 1 in a mask is the first, 0 is background."""
+    images: Path | None = None
+    """Folder of your own images, of any size; None takes Lizard's from the workspace."""
+    masks: Path | None = None
+    """Folder of their class masks, of the same names; None takes Lizard's labels."""
+    mask_values: tuple[int, ...] = ()
+    """What stands for each class in your masks, such as 255; nothing if it is 1, 2, 3, ..."""
+    mpp: float = 0.5
+    """Microns per pixel of the images (Lizard's: 0.5); predict.py brings new images to it."""
     patch_size: int = 128
     """Side of a patch in pixels, a multiple of 32."""
     folds: tuple[int, ...] = (79, 158, 237)
@@ -77,12 +98,34 @@ class Config:
     """Deals the patches into parts and, with the fold's number, seeds each training."""
     deterministic: bool = False
     """Refuse CUDA operations that may differ between runs; the CPU's never do."""
+    tensorboard: bool = False
+    """Write the losses and pictures of every training to <workspace>/tensorboard too."""
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(type(self)).items():
             if not _fits(getattr(self, name), hint):
                 raise UserError(f"{name} = {getattr(self, name)!r} is not {_words(hint)}")
+        names = [pair[0] for pair in self.classes if len(pair) == 2]
+        colours = [pair[-1] for pair in self.classes]
         rules = {
+            "classes": (
+                0 < len(names) == len(self.classes) < 255
+                and len({"background", *names}) == len(names) + 1
+                and all(name.strip() and name.isprintable() for name in names)
+                and all(re.fullmatch("#[0-9a-fA-F]{6}", colour) for colour in colours),
+                'pairs of a name and a colour, such as (("tumour", "#d55e00"),), no name twice',
+            ),
+            "masks": (
+                (self.images is None) == (self.masks is None),
+                "set together with images, or neither",
+            ),
+            "mask_values": (
+                len(self.mask_values) in (0, len(self.classes))
+                and len({0, *self.mask_values}) == len(self.mask_values) + 1
+                and min(self.mask_values, default=1) > 0,
+                f"different numbers above 0, one for each of the {len(self.classes)} classes",
+            ),
+            "mpp": (self.mpp > 0, "above 0"),
             "patch_size": (self.patch_size > 0 and self.patch_size % 32 == 0, "a multiple of 32"),
             "folds": (
                 len(self.folds) > 0
@@ -105,6 +148,11 @@ class Config:
         for name, (holds, rule) in rules.items():
             if not holds:
                 raise UserError(f"{name} = {getattr(self, name)!r} must be {rule}")
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The name of each value of a mask, from 0: background, then `classes`."""
+        return ("background", *(name for name, _ in self.classes))
 
     @property
     def model_name(self) -> str:
@@ -130,7 +178,7 @@ def _words(hint: object) -> str:
     if get_origin(hint) is Literal:
         return f"one of {', '.join(get_args(hint))}"
     if get_origin(hint) is tuple:
-        return f"a tuple of {get_args(hint)[0].__name__} values, such as (1,)"
+        return f"a tuple of {getattr(get_args(hint)[0], '__name__', 'such')} values, as (x,)"
     if get_origin(hint) is UnionType:
         return " or ".join(_words(kind) for kind in get_args(hint))
     return "None" if hint is NoneType else f"of type {hint.__name__}"

@@ -8,6 +8,7 @@ Writes  HardOoD/<fold>_<model>_pct.json                     the share, its pnr, 
 import math
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,10 +32,10 @@ def count_samples(masks: Iterable[np.ndarray]) -> tuple[int, int]:
     return sum(bool(kind[0]) for kind in kinds), sum(bool(kind[1]) for kind in kinds)
 
 
-def count_files(masks: list[Path]) -> tuple[int, int]:
-    """Return what count_samples finds in mask files."""
+def count_files(masks: list[Path], classes: int) -> tuple[int, int]:
+    """Return what count_samples finds in files of masks with values below `classes`."""
     with ThreadPoolExecutor() as pool:
-        read = pool.map(read_mask, masks)
+        read = pool.map(partial(read_mask, classes=classes), masks)
         return count_samples(tqdm(read, total=len(masks), desc="masks", leave=False, disable=None))
 
 
@@ -68,7 +69,8 @@ def estimate_pct(cfg: Config = CONFIG) -> None:
     for fold in cfg.folds:
         names = read_fold(cfg, fold).train
         available = len(read_hard_oods(cfg, fold))
-        positives, negatives = count_files([cfg.workspace / "Mask_Patchs" / name for name in names])
+        masks = [cfg.workspace / "Mask_Patchs" / name for name in names]
+        positives, negatives = count_files(masks, len(cfg.class_names))
         if not positives:
             raise UserError(f"fold {fold}: no training mask holds a nucleus: check Mask_Patchs")
         best, rows = choose_pct(positives, negatives, available, cfg.pct_grid, cfg.pnr_opt)

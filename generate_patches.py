@@ -3,11 +3,13 @@
 Reads   Lizard_Images/*.png, Semantic_Labels/*.png   (generate_semantic_labels.py)
 Writes  Image_Patchs/<region>_<k>.png                RGB (P, P, 3); k counts row by row from 0
         Mask_Patchs/<region>_<k>.png                 uint8 (P, P)
+        Mask_Patchs/nuclei.csv                       patch and class of every nucleus, by its centre
         k_folds/<fold>Image_Patchs.csv               which patches train, which test
 
 With prepared patches and no regions it only draws the folds that are not there.
 """
 
+import csv
 from pathlib import Path
 
 import numpy as np
@@ -17,17 +19,22 @@ from tqdm import tqdm
 from config import CONFIG, Config, UserError
 from medood.cli import run
 from medood.files import (
+    NUCLEI_LIST,
+    csv_text,
     fingerprint,
     fresh_folder,
     is_kept,
     list_patch_pairs,
     list_pngs,
+    png_size,
     read_image,
     read_mask,
     region_images,
     region_labels,
     require_data,
+    timed,
     write_png,
+    write_text,
 )
 from medood.folds import write_folds
 
@@ -58,9 +65,32 @@ def untile(tiles: np.ndarray, height: int, width: int) -> np.ndarray:
     return padded[top : top + height, left : left + width]
 
 
-def cut(image_path: Path, mask_path: Path, patch_size: int, images: Path, masks: Path) -> None:
+def patch_of(x: float, y: float, height: int, width: int, patch_size: int) -> int:
+    """Return the number of the patch that holds a point of a region of height x width pixels."""
+    top, left = padding(height, patch_size)[0], padding(width, patch_size)[0]
+    columns = -(-width // patch_size)
+    row, column = (round(y) + top) // patch_size, (round(x) + left) // patch_size
+    return row * columns + column
+
+
+def nuclei_of_patches(folder: Path, patch_size: int) -> list[tuple[str, str]]:
+    """Return patch and class of every nucleus that Semantic_Labels lists."""
+    found, region, size = [], None, (0, 0)
+    with (folder / NUCLEI_LIST).open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):  # sorted by region
+            if row["region"] != region:
+                region = row["region"]
+                size = png_size(folder / f"{region}.png")
+            k = patch_of(float(row["x"]), float(row["y"]), *size, patch_size)
+            found.append((f"{region}_{k}.png", row["class"]))
+    return found
+
+
+def cut(
+    image_path: Path, mask_path: Path, classes: int, patch_size: int, images: Path, masks: Path
+) -> None:
     """Write the patches of one region."""
-    image, mask = read_image(image_path), read_mask(mask_path)
+    image, mask = read_image(image_path), read_mask(mask_path, classes)
     if image.shape[:2] != mask.shape:
         raise UserError(
             f"{image_path} is {image.shape[1]} x {image.shape[0]} pixels but its label"
@@ -74,30 +104,39 @@ def cut(image_path: Path, mask_path: Path, patch_size: int, images: Path, masks:
 
 def cut_regions(cfg: Config, regions: list[Path]) -> None:
     """Write Image_Patchs and Mask_Patchs."""
-    masks = list_pngs(cfg.workspace / "Semantic_Labels", made_by="generate_semantic_labels.py")
-    unpaired = {path.stem for path in regions} ^ {path.stem for path in masks}
-    if unpaired:
+    found = list_pngs(cfg.workspace / "Semantic_Labels", made_by="generate_semantic_labels.py")
+    mask_of, image_of = ({path.stem: path for path in paths} for paths in (found, regions))
+    if unpaired := mask_of.keys() ^ image_of.keys():
         name = min(unpaired)
-        lacks = "label (.mat)" if name in {path.stem for path in regions} else "image (.png)"
+        lacks = "label" if name in image_of else "image"
         raise UserError(f"region {name} has no {lacks} ({len(unpaired)} in all): add or remove it")
+    masks = [mask_of[path.stem] for path in regions]
     images_out, masks_out = cfg.workspace / "Image_Patchs", cfg.workspace / "Mask_Patchs"
     record = {"patch_size": cfg.patch_size, "inputs": fingerprint([*regions, *masks])}
     if is_kept(images_out, record) and is_kept(masks_out, record):
         return
-    with fresh_folder(images_out, record) as images, fresh_folder(masks_out, record) as out:
+    with (
+        timed(cfg.workspace, "patches"),
+        fresh_folder(images_out, record) as images,
+        fresh_folder(masks_out, record) as out,
+    ):
         jobs = Parallel(n_jobs=cfg.workers, return_as="generator")(
-            delayed(cut)(image, mask, cfg.patch_size, images, out)
+            delayed(cut)(image, mask, len(cfg.class_names), cfg.patch_size, images, out)
             for image, mask in zip(regions, masks, strict=True)
         )
         for _ in tqdm(jobs, total=len(regions), desc="patches", disable=None):
             pass
+        labels = cfg.workspace / "Semantic_Labels"
+        if (labels / NUCLEI_LIST).exists():  # masks of the user's come without
+            rows = nuclei_of_patches(labels, cfg.patch_size)
+            write_text(out / NUCLEI_LIST, csv_text(["img_name", "class"], rows))
 
 
 def generate_patches(cfg: Config = CONFIG) -> None:
     """Write the patches of every region and the list of every fold."""
-    require_data(cfg.workspace)
-    regions = region_images(cfg.workspace)
-    if regions and (region_labels(cfg.workspace) or (cfg.workspace / "Semantic_Labels").exists()):
+    require_data(cfg)
+    regions = region_images(cfg)
+    if regions and (region_labels(cfg) or (cfg.workspace / "Semantic_Labels").exists()):
         cut_regions(cfg, regions)
     images, _ = list_patch_pairs(cfg.workspace)
     write_folds(cfg, [path.name for path in images])

@@ -27,6 +27,7 @@ from medood.files import (
     list_patch_pairs,
     read_image,
     read_mask,
+    timed,
     write_png,
 )
 
@@ -51,10 +52,10 @@ def remove_foreground(image: np.ndarray, mask: np.ndarray, fill: str) -> np.ndar
     return out
 
 
-def convert(images: list[Path], masks: list[Path], fill: str, out: Path) -> int:
+def convert(images: list[Path], masks: list[Path], classes: int, fill: str, out: Path) -> int:
     """Write the OoD patches of some patches; return how many."""
     for image_path, mask_path in zip(images, masks, strict=True):
-        image, mask = read_image(image_path), read_mask(mask_path)
+        image, mask = read_image(image_path), read_mask(mask_path, classes)
         if image.shape[:2] != mask.shape:
             raise UserError(f"{image_path} and {mask_path} differ in size: make both anew")
         write_png(out / image_path.name, remove_foreground(image, mask, fill))
@@ -72,9 +73,15 @@ def write_oods(cfg: Config, folder: Path) -> None:
     if is_kept(folder, record):
         return
     starts = range(0, len(images), CHUNK)
-    with fresh_folder(folder, record) as out:
+    with timed(cfg.workspace, "OoD patches"), fresh_folder(folder, record) as out:
         jobs = Parallel(n_jobs=cfg.workers, return_as="generator")(
-            delayed(convert)(images[i : i + CHUNK], masks[i : i + CHUNK], cfg.ood_fill, out)
+            delayed(convert)(
+                images[i : i + CHUNK],
+                masks[i : i + CHUNK],
+                len(cfg.class_names),
+                cfg.ood_fill,
+                out,
+            )
             for i in starts
         )
         with tqdm(total=len(images), desc="OoD patches", disable=None) as bar:

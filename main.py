@@ -30,13 +30,13 @@ class MainConfig(Config):
 
 def main(cfg: Config = CONFIG) -> None:
     """Run every step in its order; what is done already, with the same settings, is kept."""
-    require_data(cfg.workspace)
+    require_data(cfg)
     from medood.models import build_model, pick_device
 
     pick_device(cfg)
     build_model(cfg)  # a wrong encoder, or weights out of reach, show now and not in an hour
 
-    if region_labels(cfg.workspace):
+    if region_labels(cfg):
         generate_semantic_labels(cfg)
     generate_patches(cfg)
     generate_unfiltered_oods(cfg)

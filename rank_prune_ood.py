@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from config import CONFIG, Config, UserError
-from medood.classes import BACKGROUND, N_CLASSES
+from medood.classes import BACKGROUND
 from medood.cli import run
 from medood.files import (
     csv_text,
@@ -27,11 +27,12 @@ from medood.files import (
     model_folder,
     read_json,
     require_network,
+    timed,
     write_json,
     write_text,
 )
 from medood.folds import read_fold
-from medood.hard_ood import COLUMNS, ood_candidates, ranking_path
+from medood.hard_ood import columns, ood_candidates, ranking_path
 
 if TYPE_CHECKING:
     from medood.data import Pair
@@ -40,7 +41,7 @@ SHOWN = 24  # of the hardest patches, in the contact sheet
 
 
 def rank_and_prune(names: list[str], counts: np.ndarray) -> list[list]:
-    """Return a row of COLUMNS for each OoD patch, hardest first (Sec. 3.1 of the paper).
+    """Return a row of `columns` for each OoD patch, hardest first (Sec. 3.1 of the paper).
 
     counts: integers (N, C), the pixels of each patch that the baseline gives to each class. All of
     them are background in truth, so IoU is b / P for background, 0 for a class that is predicted,
@@ -68,8 +69,8 @@ def rank_files(cfg: Config, network: Path, files: list[Pair], task: str) -> list
     from medood.models import pick_device
 
     patches = load_patches(cfg, files)
-    counts = np.zeros((len(patches), N_CLASSES), np.int64)
-    found = predict(cfg, load_model(network), patches.images, pick_device(cfg), task)
+    counts = np.zeros((len(patches), len(cfg.class_names)), np.int64)
+    found = predict(cfg, load_model(network, cfg), patches.images, pick_device(cfg), task)
     for part, probability in found:
         counts[part] = count_pixels(probability).cpu().numpy()
     return rank_and_prune(patches.names, counts)
@@ -88,11 +89,12 @@ def draw_ranking(cfg: Config, fold: int, network: Path, rows: list[list]) -> Non
     hardest = [row for row in rows if row[-1]][:SHOWN]
     if hardest:
         patches = load_patches(cfg, ood_files(cfg, [row[1] for row in hardest]))
-        model, device = load_model(network), pick_device(cfg)
+        model, device = load_model(network, cfg), pick_device(cfg)
         _, predicted = tally_patches(cfg, model, patches, device, "drawing")
-        draw_contact_sheet(path.with_name(f"{path.stem}_hardest.png"), title, patches, predicted)
+        sheet = path.with_name(f"{path.stem}_hardest.png")
+        draw_contact_sheet(sheet, title, patches, predicted, cfg.classes)
     false = np.array([row[4:-1] for row in rows])
-    draw_false_pixels(path.with_name(f"{path.stem}_false_pixels.png"), title, false)
+    draw_false_pixels(path.with_name(f"{path.stem}_false_pixels.png"), title, false, cfg.classes)
 
 
 def rank_fold(cfg: Config, fold: int) -> None:
@@ -117,11 +119,12 @@ def rank_fold(cfg: Config, fold: int) -> None:
     if drawn and path.exists() and made_from == {**record, "ranking": digest(path.read_bytes())}:
         print(f"fold {fold}: {path} kept, made from the same network and candidates")
         return
-    rows = rank_files(cfg, network, files, f"fold {fold}: mining")
-    text = csv_text(COLUMNS, rows)
-    write_text(path, text)
-    draw_ranking(cfg, fold, network, rows)
-    write_json(path.with_suffix(".json"), {**record, "ranking": digest(text.encode())})
+    with timed(cfg.workspace, f"mining {network.name}"):
+        rows = rank_files(cfg, network, files, f"fold {fold}: mining")
+        text = csv_text(columns(cfg), rows)
+        write_text(path, text)
+        draw_ranking(cfg, fold, network, rows)
+        write_json(path.with_suffix(".json"), {**record, "ranking": digest(text.encode())})
     kept = sum(row[-1] for row in rows)
     print(f"fold {fold}: the baseline sees nuclei in {kept} of {len(rows)} OoD patches: {path}")
 

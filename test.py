@@ -1,11 +1,13 @@
-"""Test the networks of every fold on its test patches: scores, a table and a picture.
+"""Test the networks of every fold on its test patches: scores, and a report to look at.
 
 Reads   models/<fold>_<model>/ and, where trained, models/<fold>_<model>_ood/
         Image_Patchs and Mask_Patchs of the fold's test patches
-Writes  reports/<model>/scores.json, table.md, examples.png
-        reports/<model>/differences.json, if both were tested: Med-OoD less baseline, as fractions
+Writes  reports/<model>/index.html                the report, with its figures in one file
+        reports/<model>/scores.json, table.md     and the figures alone
+        reports/<model>/differences.json, of two networks: the second less the first, as fractions
 
-`python test.py --checkpoint workspace/models/79_unet_vgg11_bn` tests that network alone.
+`python test.py --checkpoint workspace/models/79_unet_vgg11_bn` tests that network alone, and with a
+second `--checkpoint` compares two.
 """
 
 from __future__ import annotations
@@ -14,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tyro.conf import UseAppendAction
+
 from config import CONFIG, Config, UserError
-from medood.classes import CLASSES
 from medood.cli import run
 from medood.files import (
     data_name,
@@ -25,7 +28,7 @@ from medood.files import (
     write_json,
     write_text,
 )
-from medood.folds import fold_digest, read_fold
+from medood.folds import fold_path, read_fold
 from medood.hard_ood import pct_path
 from medood.tables import INTERVAL, SCORES, markdown, spread
 
@@ -33,31 +36,27 @@ if TYPE_CHECKING:
     from medood.statistics import Difference
     from medood.testing import Tested
 
-HEADINGS = {
-    "all_background": "all background",
-    "checkpoint": "checkpoint",
-    "baseline": "baseline",
-    "ood": "Med-OoD",
-}
+LABELS = {"all_background": "all background", "baseline": "baseline", "ood": "Med-OoD"}
 
 
 @dataclass(frozen=True)
 class TestConfig(Config):
     """The settings, and what test.py alone takes."""
 
-    checkpoint: Path | None = None
-    """Test the network in this folder (ours, or of smp's save_pretrained) instead of models/."""
+    checkpoint: UseAppendAction[tuple[Path, ...]] = ()
+    """Test this network (a folder, or a file of weights) instead of models/; twice: compare two."""
 
 
-def networks(cfg: Config, checkpoint: Path | None) -> dict[int, dict[str, Path]]:
-    """Return the checkpoint folders to test on each fold, by their name in scores.json."""
+def networks(cfg: Config, checkpoints: tuple[Path, ...]) -> dict[int, dict[str, Path]]:
+    """Return the checkpoints to test on each fold, by their name in scores.json."""
     from medood.checkpoints import read_run
 
-    if checkpoint is not None:
-        trained_on = read_run(checkpoint).get("fold")
-        # test patches of another fold are training patches of this network
-        folds = cfg.folds if trained_on is None else (trained_on,)
-        return {fold: {"checkpoint": checkpoint} for fold in folds}
+    if checkpoints:
+        names = [path.resolve().name for path in checkpoints]
+        if len(set(names)) < len(names):
+            names = [str(path) for path in checkpoints]
+        of_name = dict(zip(names, checkpoints, strict=True))
+        return {fold: of_name for fold in unseen_folds(cfg, checkpoints)}
     found = {fold: {"baseline": model_folder(cfg, fold, ood=False)} for fold in cfg.folds}
     if not any(model_folder(cfg, fold, ood=True).exists() for fold in cfg.folds):
         return found
@@ -72,35 +71,67 @@ def networks(cfg: Config, checkpoint: Path | None) -> dict[int, dict[str, Path]]
     return found
 
 
+def unseen_folds(cfg: Config, checkpoints: tuple[Path, ...]) -> list[int]:
+    """Return the folds that hold, on their test side, no patch the networks were trained on."""
+    from medood.checkpoints import read_run, trained_on
+
+    own = [read_run(path).get("fold") for path in checkpoints]
+    # its own fold comes first: a network of ours is tested there
+    folds = [fold for fold in own if fold is not None and fold_path(cfg, fold).exists()]
+    seen = set().union(*map(trained_on, checkpoints))
+    unseen = [
+        fold
+        for fold in dict.fromkeys([*folds, *cfg.folds])
+        if seen.isdisjoint(read_fold(cfg, fold).test)
+    ]
+    if not unseen:
+        named = " or ".join(map(str, checkpoints))
+        raise UserError(
+            f"every fold tests patches that {named} was trained on: test it on other data, or"
+            " compare networks of one fold"
+        )
+    return unseen
+
+
 def evaluate_fold(cfg: Config, fold: int, folders: dict[str, Path]) -> Tested:
     """Test each network of a fold on its test patches."""
-    from medood.checkpoints import read_run
+    from medood.checkpoints import trained_on
     from medood.testing import score_networks
 
+    names = read_fold(cfg, fold).test
     for folder in folders.values():
         require_network(folder)
-    train, val, names = read_fold(cfg, fold)
-    for folder in folders.values():
-        if read_run(folder).get("trained_on", "") not in ("", fold_digest(train + val)):
+        if not trained_on(folder).isdisjoint(names):
             raise UserError(
-                f"{folder} was trained on other patches than fold {fold} trains on now, so some of"
-                " the fold's test patches may be among them: train it again, or put its list back"
+                f"{folder} was trained on patches that fold {fold} tests now: train it again, or"
+                " put the fold's list back"
             )
-    tested = score_networks(cfg, folders, names, f"fold {fold}")
-    for name, folder in folders.items():
-        if record := read_run(folder):
-            write_json(folder / "run.json", {**record, "scores": tested.scores[name]})
-    return tested
+    return score_networks(cfg, folders, names, f"fold {fold}")
 
 
-def table(scores: dict[int, dict], sizes: dict[int, dict], gains: dict[str, Difference]) -> str:
-    """Return the scores of all folds as a Markdown table, in percent.
+def record_scores(tests: dict[int, Tested], folders: dict[int, dict[str, Path]]) -> None:
+    """Write the scores of each network beside its weights: into run.json and the model card."""
+    from medood.card import write_card
+    from medood.checkpoints import read_run
 
-    scores: what scores.json holds. sizes: for each fold and network, patches, pnr and pct.
-    gains: Med-OoD less baseline, by score; empty if only one of them was tested.
+    for fold, of_fold in folders.items():
+        for name, folder in of_fold.items():
+            if record := read_run(folder):
+                record["scores"] = tests[fold].scores[name]
+                write_json(folder / "run.json", record)
+                write_card(folder, record)
+
+
+def table(
+    cfg: Config, scores: dict[int, dict], sizes: dict[int, dict], gains: dict[str, Difference]
+) -> tuple[list[str], list[list[str]]]:
+    """Return the scores of all folds as header and rows, in percent.
+
+    scores: what scores.json holds. sizes: for each fold and network, patches, pnr and pct. gains:
+    second network less first, by score; empty if only one was tested.
     """
-    arms = [name for name in HEADINGS if name in next(iter(scores.values()))]
-    header = ["", *(HEADINGS[arm] for arm in arms), *(["difference"] if gains else [])]
+    arms = list(next(iter(scores.values())))
+    header = ["", *(LABELS.get(arm, arm) for arm in arms), *(["difference"] if gains else [])]
 
     def row(label: str, of: dict[str, list], gain: str, scale: float = 100, digits: int = 1):
         cells = [spread(of[arm], scale, digits) for arm in arms]
@@ -108,14 +139,14 @@ def table(scores: dict[int, dict], sizes: dict[int, dict], gains: dict[str, Diff
 
     rows = [
         row(
-            f"`{name}`",
+            name,
             {arm: [fold[arm][name] for fold in scores.values()] for arm in arms},
             gains[name].text() if gains else "",
         )
         for name in SCORES
     ]
-    for value, nucleus in enumerate(CLASSES):
-        label = f"IoU {nucleus.name}"
+    for value, kind in enumerate(cfg.class_names):
+        label = f"IoU {kind}"
         of = {arm: [fold[arm]["iou"][value] for fold in scores.values()] for arm in arms}
         if all(iou is None for iou in of[arms[0]]):
             rows.append([label, *["absent"] * (len(header) - 1)])
@@ -128,8 +159,9 @@ def table(scores: dict[int, dict], sizes: dict[int, dict], gains: dict[str, Diff
         ("pct", "pct", 2),
     ):
         of = {arm: [sizes[fold].get(arm, {}).get(key) for fold in scores] for arm in arms}
-        rows.append(row(label, of, "", scale=1, digits=digits))
-    return markdown(header, rows)
+        if any(size is not None for arm in arms for size in of[arm]):
+            rows.append(row(label, of, "", scale=1, digits=digits))
+    return header, rows
 
 
 def training_sizes(cfg: Config, fold: int, folders: dict[str, Path]) -> dict[str, dict]:
@@ -145,43 +177,49 @@ def training_sizes(cfg: Config, fold: int, folders: dict[str, Path]) -> dict[str
     return sizes
 
 
-def evaluate(cfg: Config = CONFIG, checkpoint: Path | None = None) -> None:
-    """Test the networks of every fold, or the one in `checkpoint`; print and write the scores."""
-    if checkpoint is not None and not checkpoint.is_dir():
-        found = "a file: give its folder" if checkpoint.exists() else "not there"
-        raise UserError(f"checkpoint: {checkpoint} is {found}")
+def evaluate(cfg: Config = CONFIG, checkpoints: tuple[Path, ...] = ()) -> None:
+    """Test the networks of every fold, or one or two checkpoints; write scores and report."""
+    if len(checkpoints) > 2:
+        raise UserError(f"{len(checkpoints)} checkpoints: give one, or two to compare")
+    for path in checkpoints:
+        if not path.exists():
+            raise UserError(f"checkpoint: {path} is not there")
     # here, so that --help answers without torch
-    from medood.figures import draw_examples
+    from medood.report import write_report
     from medood.statistics import paired_differences
 
-    out = cfg.workspace / "reports" / (checkpoint.resolve().name if checkpoint else cfg.model_name)
-    tests, sizes = {}, {}
-    for fold, folders in networks(cfg, checkpoint).items():
-        tests[fold] = evaluate_fold(cfg, fold, folders)
-        sizes[fold] = training_sizes(cfg, fold, folders)
-    scores = {fold: test.scores for fold, test in tests.items()}
-    counts = [test.counts for test in tests.values()]
+    folders = networks(cfg, checkpoints)
+    tests = {fold: evaluate_fold(cfg, fold, of_fold) for fold, of_fold in folders.items()}
+    sizes = {fold: training_sizes(cfg, fold, of_fold) for fold, of_fold in folders.items()}
+    if not checkpoints:
+        record_scores(tests, folders)
+    arms = list(next(iter(folders.values())))
+    labels = {arm: LABELS.get(arm, arm) for arm in arms}
     gains = {}
-    if "ood" in counts[0]:
-        arms = ([count[name] for count in counts] for name in ("ood", "baseline"))
-        gains = paired_differences(*arms)
-    folds = ", ".join(map(str, scores))
-    over = f"folds {folds}: mean ± standard deviation" if len(scores) > 1 else f"fold {folds} alone"
-    title = f"{data_name(cfg.workspace)}. {checkpoint or cfg.model_name}, percent, {over}"
+    if len(arms) == 2:
+        ours, theirs = ([test.counts[arm] for test in tests.values()] for arm in reversed(arms))
+        gains = paired_differences(ours, theirs, cfg.class_names)
+
+    folds = ", ".join(map(str, tests))
+    over = f"folds {folds}: mean ± standard deviation" if len(tests) > 1 else f"fold {folds} alone"
+    tested = " and ".join(arms) if checkpoints else cfg.model_name
+    title = f"{data_name(cfg.workspace)}. {tested}, percent, {over}"
     if gains:
-        title += f"; difference: Med-OoD less baseline, {INTERVAL}"
-    text = f"{title}\n\n{table(scores, sizes, gains)}"
+        title += f"; difference: {labels[arms[1]]} less {labels[arms[0]]}, {INTERVAL}"
+    scores = {fold: test.scores for fold, test in tests.items()}
+    header, rows = table(cfg, scores, sizes, gains)
+    coded = [[f"`{row[0]}`" if row[0] in SCORES else row[0], *row[1:]] for row in rows]
+    text = f"{title}\n\n{markdown(header, coded)}"
     print(text)
+
+    name = "_vs_".join(Path(arm).name for arm in arms) if checkpoints else cfg.model_name
+    out = cfg.workspace / "reports" / name
     write_json(out / "scores.json", scores)
     write_text(out / "table.md", text)
     if gains:
-        plain = {name: gain.plain() for name, gain in gains.items()}
-        write_json(out / "differences.json", plain)
-    first, test = next(iter(tests.items()))
-    shown = {HEADINGS[name]: predicted for name, predicted in test.predictions.items()}
-    title = f"{data_name(cfg.workspace)}, fold {first}"
-    draw_examples(out / "examples.png", title, test.patches, shown)
-    print(f"{out}: scores.json, table.md, examples.png")
+        write_json(out / "differences.json", {name: gain.plain() for name, gain in gains.items()})
+    write_report(cfg, out, tests, folders, labels, gains, (header, rows), title)
+    print(f"{out / 'index.html'}: open it in a browser; scores.json and table.md lie beside it")
 
 
 if __name__ == "__main__":

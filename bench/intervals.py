@@ -16,12 +16,13 @@ from medood.scores import RegionCounts
 from medood.statistics import RESAMPLES, paired_differences
 
 COMPARISONS, REGIONS, PIXELS = 400, 20, 1000
+CLASSES = ("background", "nucleus")
 MISSED, BETWEEN_TRAININGS, BETWEEN_REGIONS = 0.4, 0.03, 0.02
 
 
 def counts(missed: np.ndarray) -> RegionCounts:
     """Return the counts of a test in which a share (R,) of each region's nuclei is missed."""
-    matrix = np.zeros((len(missed), 7, 7), np.int64)
+    matrix = np.zeros((len(missed), len(CLASSES), len(CLASSES)), np.int64)
     matrix[:, 1, 0] = np.round(PIXELS * missed)
     matrix[:, 1, 1] = PIXELS - matrix[:, 1, 0]
     names = [f"region_{i:03d}" for i in range(len(missed))]
@@ -47,7 +48,7 @@ def main() -> None:
             region = rng.normal(0, BETWEEN_REGIONS, (2, trainings, REGIONS))
             missed = MISSED + training + region
             first, second = ([counts(run) for run in network] for network in missed)
-            ours += not paired_differences(first, second)["fg_to_bg"].holds_zero
+            ours += not paired_differences(first, second, CLASSES)["fg_to_bg"].holds_zero
             alone += by_regions_alone(missed, rng)
         print(
             f"{trainings} trainings of each: a difference is claimed in"

@@ -55,14 +55,15 @@ def plain_region(image_path: Path, label_path: Path, out: Path) -> None:
         cv2.imwrite(str(out / f"ood_{k}.png"), image_patch)
 
 
-def our_region(image_path: Path, label_path: Path, out: Path) -> None:
+def our_region(cfg: Config, image_path: Path, label_path: Path, out: Path) -> None:
     """Prepare one region with the functions of the three steps, in one process."""
     for folder in ("masks", "image", "mask", "ood"):
         (out / folder).mkdir(exist_ok=True)
-    convert(label_path, out / "masks")
-    cut(image_path, out / "masks" / f"{label_path.stem}.png", 128, out / "image", out / "mask")
+    convert(label_path, cfg, out / "masks")
+    mask_path, classes = out / "masks" / f"{label_path.stem}.png", len(cfg.class_names)
+    cut(image_path, mask_path, classes, cfg.patch_size, out / "image", out / "mask")
     for path in (out / "image").iterdir():
-        image, mask = read_image(path), read_mask(out / "mask" / path.name)
+        image, mask = read_image(path), read_mask(out / "mask" / path.name, classes)
         write_png(out / "ood" / path.name, remove_foreground(image, mask, "zero"))
 
 
@@ -72,8 +73,9 @@ def bench(cfg: BenchConfig) -> None:
     with tempfile.TemporaryDirectory() as name:
         workspace = Path(name) / "lizard"
         synthetic_lizard(workspace, cfg.regions)
-        image, label = region_images(workspace)[0], region_labels(workspace)[0]
-        content = read_label(label)
+        step_cfg = replace(cfg, workspace=workspace, patch_size=128, images=None, masks=None)
+        image, label = region_images(step_cfg)[0], region_labels(step_cfg)[0]
+        content = read_label(label, len(cfg.class_names))
         ours, plain = semantic_mask(*content), oracles.semantic_mask(*content)
         assert np.array_equal(ours, plain), "the two label maps differ"
         print(f"a region: {ours.shape[1]} x {ours.shape[0]} pixels, {len(content[1])} nuclei")
@@ -89,11 +91,10 @@ def bench(cfg: BenchConfig) -> None:
         times = interleave(
             cfg.rounds,
             reference=lambda: plain_region(image, label, outs[0]),
-            ours=lambda: our_region(image, label, outs[1]),
+            ours=lambda: our_region(step_cfg, image, label, outs[1]),
         )
         report("labels, patches, OoD", 1, "region", **times)
 
-        step_cfg = replace(cfg, workspace=workspace, patch_size=128)
         total = 0.0
         for step in (generate_semantic_labels, generate_patches, generate_unfiltered_oods):
             started = time.perf_counter()

@@ -4,6 +4,8 @@ models/<fold>_<architecture>_<encoder>[_ood]/
     config.json + model.safetensors   as segmentation-models-pytorch's save_pretrained writes them
     run.json                          all settings, fold, versions, training-set sizes, scores
     log.csv                           a row per epoch
+    trained_on.txt                    the names of the ID patches behind it
+    README.md                         a model card, ready to be published with the weights
 """
 
 import contextlib
@@ -19,15 +21,15 @@ from safetensors.torch import load_file
 from torch import nn
 
 from config import Config, UserError
-from medood.classes import N_CLASSES
 from medood.files import digest, fingerprint, read_json, require_network
-from medood.models import remove_batch_norm
+from medood.models import build_model, read_weights, remove_batch_norm
 
 # the settings that a trained network depends on beside its patches
 TRAINING_SETTINGS = (
     *("architecture", "encoder", "encoder_weights", "epochs", "batch_size", "lr", "loss"),
     *("batch_norm", "ood_weight", "select", "precision", "seed", "deterministic"),
 )
+TRAINED_ON = "trained_on.txt"
 PACKAGES = ("torch", "torchvision", "segmentation-models-pytorch", "timm", "numpy")
 
 
@@ -42,29 +44,53 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
 
 
-def load_model(folder: Path) -> nn.Module:
-    """Return the network in a folder written by train.py or by smp's save_pretrained, in eval mode.
+def load_model(folder: Path, cfg: Config) -> nn.Module:
+    """Return a trained network in eval mode.
 
-    Raises UserError where there is none, or one for other classes.
+    folder: written by train.py or by smp's save_pretrained; or a file that holds weights alone, of
+    the architecture and encoder of cfg. Raises UserError where there is no network, or one for
+    other classes than cfg's.
     """
     require_network(folder)
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # huggingface_hub prints what it does
-            if read_run(folder).get("settings", {}).get("batch_norm", True):
+            if folder.is_file():
+                model = build_model(dataclasses.replace(cfg, encoder_weights="none"))
+                model.load_state_dict(read_weights(folder))
+            elif read_run(folder).get("settings", {}).get("batch_norm", True):
                 model = smp.from_pretrained(folder)
             else:  # smp would build the layers that this network lacks
                 config = json.loads((folder / "config.json").read_text())
                 model = remove_batch_norm(getattr(smp, config["_model_class"])(**config))
                 model.load_state_dict(load_file(folder / "model.safetensors"))
+    except UserError:
+        raise
     except Exception as error:  # key names, shapes, JSON and safetensors each have their own kind
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        cure = "train or copy it again"
+        if folder.is_file():
+            cure = f"set architecture (now {cfg.architecture}), encoder ({cfg.encoder}) and classes"
+            cure += f" ({len(cfg.class_names)} with background) to those of the weights"
+        raise UserError(f"{folder} holds no usable network ({reason}): {cure}") from None
+    known = [name for name, _ in read_run(folder).get("settings", {}).get("classes", cfg.classes)]
+    expected = [name for name, _ in cfg.classes]
+    if model.config.get("classes") != 1 + len(expected) or known != expected:
         raise UserError(
-            f"{folder} holds no usable network ({reason}): train or copy it again"
-        ) from None
-    classes = model.config.get("classes")
-    if classes != N_CLASSES:
-        raise UserError(f"the network in {folder} has {classes} classes, expected {N_CLASSES}")
+            f"the network in {folder} knows other classes ({model.config.get('classes')} with"
+            f" background{': ' + ', '.join(known) if known != expected else ''}) than the settings"
+            f" ({', '.join(expected)}): set classes to the network's"
+        )
     return model.eval()
+
+
+def with_settings_of(cfg: Config, folder: Path) -> Config:
+    """Return cfg as the network in `folder` was trained for, where its folder says so."""
+    settings = read_run(folder).get("settings", {})
+    names = ("architecture", "encoder", "classes", "mpp", "patch_size")
+    known = {name: settings[name] for name in names if name in settings}
+    if "classes" in known:
+        known["classes"] = tuple(map(tuple, known["classes"]))
+    return dataclasses.replace(cfg, **known)
 
 
 def made_from(cfg: Config, fold: int, patches: list[Path]) -> dict:
@@ -73,7 +99,14 @@ def made_from(cfg: Config, fold: int, patches: list[Path]) -> dict:
     used = {name: settings[name] for name in TRAINING_SETTINGS}
     if Path(cfg.encoder_weights).is_file():
         used["encoder_weights"] = digest(Path(cfg.encoder_weights).read_bytes())
+    used["classes"] = list(cfg.class_names)
     return {"fold": fold, "settings": used, "inputs": fingerprint(patches)}
+
+
+def trained_on(folder: Path) -> set[str]:
+    """Return the patches that a network has seen in training; empty if its folder does not say."""
+    path = folder / TRAINED_ON
+    return set(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else set()
 
 
 def read_run(folder: Path) -> dict:

@@ -1,23 +1,12 @@
-"""The classes of Lizard, and the one place that knows them."""
+"""What a value of a class mask stands for, beside the settings' own `classes`."""
 
-from typing import NamedTuple
+import numpy as np
 
-
-class NucleusClass(NamedTuple):
-    """A value of the class masks; its place in CLASSES is that value."""
-
-    name: str
-    colour: tuple[int, int, int]  # RGB, told apart also by colour-blind readers (Okabe and Ito)
-
-
-CLASSES = (
-    NucleusClass("background", (255, 255, 255)),
-    NucleusClass("neutrophil", (240, 228, 66)),
-    NucleusClass("epithelial", (0, 158, 115)),
-    NucleusClass("lymphocyte", (0, 114, 178)),
-    NucleusClass("plasma", (204, 121, 167)),
-    NucleusClass("eosinophil", (213, 94, 0)),
-    NucleusClass("connective", (86, 180, 233)),
-)
-N_CLASSES = len(CLASSES)
 BACKGROUND = 0
+BACKGROUND_COLOUR = "#ffffff"
+
+
+def palette(classes: tuple[tuple[str, str], ...]) -> np.ndarray:
+    """Return the colour of each value of a mask, RGB uint8 (1 + len(classes), 3)."""
+    colours = [BACKGROUND_COLOUR, *(colour for _, colour in classes)]
+    return np.array([tuple(bytes.fromhex(colour[1:])) for colour in colours], np.uint8)

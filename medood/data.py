@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ class Patches:
 
     names: list[str]
     images: Tensor  # uint8 (N, P, P, 3), RGB
-    masks: Tensor  # uint8 (N, P, P), 0..6; all 0 for an OoD patch
+    masks: Tensor  # uint8 (N, P, P), the class; all 0 for an OoD patch
     is_ood: Tensor  # bool (N,)
 
     def __len__(self) -> int:
@@ -40,6 +41,19 @@ def ood_files(cfg: Config, names: list[str]) -> list[Pair]:
     return [(ood_path(cfg, name), None) for name in names]
 
 
+def count_classes(cfg: Config, names: list[str]) -> np.ndarray:
+    """Return how many pixels of each ID patch belong to each class, integers (N, C)."""
+    classes = len(cfg.class_names)
+
+    def count(name: str) -> np.ndarray:
+        mask = read_mask(cfg.workspace / "Mask_Patchs" / name, classes)
+        return np.bincount(mask.ravel(), minlength=classes)
+
+    with ThreadPoolExecutor() as pool:
+        done = pool.map(count, names)
+        return np.array(list(tqdm(done, "counting", len(names), leave=False, disable=None)))
+
+
 def load_patches(cfg: Config, files: list[Pair]) -> Patches:
     """Read patches; a patch without a mask is an OoD patch.
 
@@ -49,9 +63,11 @@ def load_patches(cfg: Config, files: list[Pair]) -> Patches:
     images = np.empty((len(files), side, side, 3), np.uint8)
     masks = np.zeros((len(files), side, side), np.uint8)
 
+    read_truth = partial(read_mask, classes=len(cfg.class_names))
+
     def read(index: int) -> None:
         image, mask = files[index]
-        readers = [(image, read_image, images)] + [(mask, read_mask, masks)] * (mask is not None)
+        readers = [(image, read_image, images)] + [(mask, read_truth, masks)] * (mask is not None)
         for path, reader, out in readers:
             pixels = reader(path)
             if pixels.shape[:2] != (side, side):

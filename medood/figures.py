@@ -1,6 +1,7 @@
 """Pictures of what networks see."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -12,12 +13,16 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from torch import Tensor
 
-from medood.classes import CLASSES
+from medood.classes import BACKGROUND_COLOUR, palette
 from medood.data import Patches
 
 BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"  # told apart also by colour-blind readers
 COLOURS = (BLUE, ORANGE, GREEN, "#cc79a7", "#56b4e9")
-PALETTE = np.array([nucleus.colour for nucleus in CLASSES], np.uint8)  # (C, 3) RGB
+
+GAINED, LOST, BOTH_WRONG = (93, 58, 155), (225, 190, 106), (120, 120, 120)  # RGB, no class's
+matplotlib.rcParams["svg.hashsalt"] = "medood"  # the same picture: the same bytes
+
+Classes = tuple[tuple[str, str], ...]  # name and colour of the foreground classes, as in config.py
 
 
 def share_right(patches: Patches, predictions: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -33,24 +38,30 @@ def choose_examples(right: dict[str, Tensor]) -> dict[str, int]:
 
     right: for each network, the share of pixels that it calls right in each patch, (N,).
     """
-    if "Med-OoD" in right:
-        change = right["Med-OoD"] - right["baseline"]
-        best, middle, worst = "Med-OoD helps most", "median change", "Med-OoD hurts most"
+    first, *others = right.values()
+    if others:
+        change = others[0] - first
+        best, middle, worst = "best change", "median change", "worst change"
     else:
-        change = next(iter(right.values()))
+        change = first
         best, middle, worst = "most pixels right", "median", "fewest pixels right"
     order = change.argsort(stable=True).tolist()
     return {best: order[-1], middle: order[len(order) // 2], worst: order[0]}
 
 
-def draw_examples(path: Path, title: str, patches: Patches, predictions: dict[str, Tensor]) -> None:
+def draw_examples(
+    path: Path, title: str, patches: Patches, predictions: dict[str, Tensor], classes: Classes
+) -> None:
     """Draw image, truth and predictions of three test patches in rows, with the class colours.
 
     predictions: for each network, the class of each pixel, (N, P, P), in the order of `patches`.
+    Of two networks, a last column shows where only one of them is right.
     """
     right = share_right(patches, predictions)
     rows = choose_examples(right)
-    columns = ["image", "truth", *predictions]
+    columns, colours = ["image", "truth", *predictions], palette(classes)
+    if len(predictions) == 2:
+        columns.append("where they differ")
     figure, axes = plt.subplots(
         len(rows), len(columns), figsize=(2.4 * len(columns), 2.7 * len(rows) + 1), squeeze=False
     )
@@ -58,22 +69,82 @@ def draw_examples(path: Path, title: str, patches: Patches, predictions: dict[st
         masks = [patches.masks[index], *(predicted[index] for predicted in predictions.values())]
         line[0].imshow(patches.images[index].numpy())
         line[0].set_ylabel(f"{said}\n{patches.names[index]}", fontsize=7)
-        for ax, mask in zip(line[1:], masks, strict=True):
-            ax.imshow(PALETTE[mask.numpy()])
-        for ax, name in zip(line[2:], predictions, strict=True):
+        for ax, mask in zip(line[1:], masks, strict=False):
+            ax.imshow(colours[mask.numpy()])
+        if len(predictions) == 2:
+            line[-1].imshow(difference(*masks))
+        for ax, name in zip(line[2:], predictions, strict=False):
             ax.set_xlabel(f"{100 * right[name][index]:.1f} % of pixels right", fontsize=7)
         for ax in line:
             ax.set_xticks([])
             ax.set_yticks([])
     for ax, name in zip(axes[0], columns, strict=True):
-        ax.set_title(name)
-    _legend_of_classes(figure)
+        ax.set_title(name, fontsize=10)
+    shown = []
+    if len(predictions) == 2:
+        first, second = predictions
+        of_difference = {f"only {second} right": GAINED, f"only {first} right": LOST}
+        of_difference["both wrong"] = BOTH_WRONG
+        shown = [(name, np.array(colour) / 255) for name, colour in of_difference.items()]
+    _legend_of_classes(figure, classes, shown)
     figure.suptitle(title, fontsize=9)
-    figure.tight_layout(rect=(0, 0.07, 1, 1))
+    figure.tight_layout(rect=(0, 0.09, 1, 1))
     _save(figure, path)
 
 
-def draw_contact_sheet(path: Path, title: str, patches: Patches, predicted: Tensor) -> None:
+def difference(truth: Tensor, first: Tensor, second: Tensor) -> np.ndarray:
+    """Return where only one of two networks is right, RGB uint8 (P, P, 3), white where both are."""
+    right = (first == truth).numpy(), (second == truth).numpy()
+    picture = np.full((*truth.shape, 3), 255, np.uint8)
+    picture[~right[0] & right[1]] = GAINED
+    picture[right[0] & ~right[1]] = LOST
+    picture[~right[0] & ~right[1]] = BOTH_WRONG
+    return picture
+
+
+def draw_confusion(path: Path, matrices: dict[str, np.ndarray], names: tuple[str, ...]) -> None:
+    """Draw the confusion matrix of each network, pixels (C, C), in percent of each true class."""
+    figure, axes = plt.subplots(1, len(matrices), figsize=(4.7 * len(matrices), 4.7), squeeze=False)
+    for ax, (network, matrix) in zip(axes[0], matrices.items(), strict=True):
+        true = matrix.sum(1, keepdims=True)
+        share = 100 * np.divide(matrix, true, out=np.zeros(matrix.shape), where=true > 0)
+        ax.imshow(share, cmap="Blues", vmin=0, vmax=100)
+        for (row, column), value in np.ndenumerate(share):
+            if true[row, 0]:
+                ink = "white" if value > 55 else "black"
+                text = f"{value:.0f}" if value >= 1 or value == 0 else "<1"
+                ax.text(column, row, text, ha="center", va="center", fontsize=8, color=ink)
+        absent = [
+            name if total else f"{name} (absent)"
+            for name, total in zip(names, true[:, 0], strict=True)
+        ]
+        ax.set_xticks(range(len(names)), names, rotation=40, ha="right", fontsize=8)
+        ax.set_yticks(range(len(names)), absent, fontsize=8)
+        ax.set(xlabel="called", ylabel="truth")
+        ax.set_title(network, fontsize=10)
+    figure.tight_layout()
+    _save(figure, path)
+
+
+def draw_curves(path: Path, curves: dict[str, list[dict[str, list[float]]]]) -> None:
+    """Draw the logs of trainings over their epochs: for each network, the columns of each fold."""
+    every = [log for logs in curves.values() for log in logs]
+    shown = ["loss", *(["val_miou"] if any("val_miou" in log for log in every) else [])]
+    figure, axes = plt.subplots(len(shown), figsize=(6.4, 3.4 * len(shown)), squeeze=False)
+    for ax, column in zip(axes[:, 0], shown, strict=True):
+        for colour, (network, logs) in zip(COLOURS, curves.items(), strict=False):
+            for number, log in enumerate(logs):
+                label = network if not number else None  # once in the legend
+                ax.plot(log["epoch"], log[column], color=colour, marker=".", ms=4, label=label)
+        ax.set(xlabel="epoch", ylabel=column)
+        ax.legend(fontsize=8)
+    figure.tight_layout()
+    _save(figure, path)
+
+
+def draw_contact_sheet(
+    path: Path, title: str, patches: Patches, predicted: Tensor, classes: Classes
+) -> None:
     """Draw OoD patches, each beside itself with what the network sees in it painted over.
 
     predicted: the class of each pixel, (N, P, P).
@@ -87,40 +158,40 @@ def draw_contact_sheet(path: Path, title: str, patches: Patches, predicted: Tens
         ax.axis("off")
     for index, mask in enumerate(predicted.numpy()):
         image = patches.images[index].numpy()
-        painted = np.where((mask > 0)[..., None], PALETTE[mask], image)
+        painted = np.where((mask > 0)[..., None], palette(classes)[mask], image)
         line, column = divmod(index, pairs)
         for ax, picture in zip(axes[line, 2 * column :], (image, painted), strict=False):
             ax.imshow(picture)
         axes[line, 2 * column].set_title(
             f"{index + 1}. {patches.names[index]}: {(mask > 0).sum()} px", fontsize=6, loc="left"
         )
-    _legend_of_classes(figure)
+    _legend_of_classes(figure, classes)
     figure.suptitle(f"{title}\nhardest OoD patches, and the nuclei seen in them", fontsize=9)
     figure.tight_layout(rect=(0, 0.5 / (1.5 * lines + 1), 1, 1))
     _save(figure, path)
 
 
-def draw_false_pixels(path: Path, title: str, false: np.ndarray) -> None:
+def draw_false_pixels(path: Path, title: str, false: np.ndarray, classes: Classes) -> None:
     """Draw how many OoD patches show how many false pixels of each class.
 
     false: integers (N, C - 1), the pixels of each patch that are called each foreground class.
     """
     figure, ax = plt.subplots(figsize=(6.4, 4.6))
     edges = np.geomspace(1, max(false.sum(1).max(initial=0), 1) + 1, 16)
-    for kind, pixels, total in zip(CLASSES[1:], false.T, false.sum(0), strict=True):
+    for (name, colour), pixels, total in zip(classes, false.T, false.sum(0), strict=True):
         ax.hist(
             pixels[pixels > 0],
             edges,
             histtype="step",
             lw=1.8,
-            color=np.array(kind.colour) / 255,
-            label=f"{kind.name}: {total} pixels in {(pixels > 0).sum()} patches",
+            color=colour,
+            label=f"{name}: {total} pixels in {(pixels > 0).sum()} patches",
         )
     ax.set(xscale="log", xlabel="false pixels of the class in a patch", ylabel="OoD patches")
     ax.set_title(
         f"{title}\nno false pixel: {(false.sum(1) == 0).sum()} of {len(false)}", fontsize=9
     )
-    ax.legend(fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.14))
+    ax.legend(fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     figure.tight_layout()
     _save(figure, path)
 
@@ -207,15 +278,18 @@ def draw_pct_curve(
     _save(figure, path)
 
 
-def _legend_of_classes(figure: Figure) -> None:
-    handles = [Patch(facecolor=np.array(c.colour) / 255, ec="grey", label=c.name) for c in CLASSES]
-    figure.legend(handles=handles, loc="lower center", ncols=4, fontsize=8, frameon=False)
+def _legend_of_classes(figure: Figure, classes: Classes, others: Sequence[tuple] = ()) -> None:
+    """Name the colours of the classes, and of `others` (name, colour), below a figure."""
+    shown = [("background", BACKGROUND_COLOUR), *classes, *others]
+    handles = [Patch(facecolor=colour, ec="grey", label=name) for name, colour in shown]
+    figure.legend(handles=handles, loc="lower center", ncols=5, fontsize=8, frameon=False)
 
 
 def _save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, whole or not at all."""
+    """Write a figure as PNG or SVG, as its name says, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(path.name + ".partial")
-    figure.savefig(aside, format="png", dpi=110)
+    dated = {"Date": None} if path.suffix == ".svg" else None  # SVG would hold the time
+    figure.savefig(aside, format=path.suffix[1:], dpi=110, metadata=dated)
     plt.close(figure)
     os.replace(aside, path)

@@ -10,35 +10,46 @@ import itertools
 import json
 import os
 import shutil
+import struct
+import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from config import Config, UserError
-from medood.classes import N_CLASSES
 
 cv2.setNumThreads(1)  # images are read and written in parallel: OpenCV's own threads would fight it
 
+TIMES = "times.csv"  # in the workspace: the one file in which two equal runs differ
 RECORD = "made_from.json"  # in a folder that a step wrote: the settings and inputs it came from
 SOURCE_PREFIX = "source-"  # of the name of a patch that was cut from an image of ood_source
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+NUCLEI_LIST = "nuclei.csv"  # in Semantic_Labels
+NUCLEI_COLUMNS = ["region", "class", "x", "y"]
+SAMPLE_NAME = "SAMPLE: synthetic tissue, not Lizard"
 SAMPLE_MARK = "SAMPLE.txt"  # in a workspace whose tissue was drawn by medood/sample.py
 
 # ---------------------------------------------------------------- finding
 
 
-def region_images(workspace: Path) -> list[Path]:
-    """Return the region images of Lizard, in any layout its archives unpack to; [] if none."""
-    return _find(workspace, ("lizard_images", "lizard_images1", "lizard_images2"), ".png", depth=1)
+def region_images(cfg: Config) -> list[Path]:
+    """Return the images of `images`, or of Lizard in any layout its archives unpack to; or []."""
+    if cfg.images is not None:
+        return list_images(cfg.images)
+    folders = ("lizard_images", "lizard_images1", "lizard_images2")
+    return _find(cfg.workspace, folders, ".png", depth=1)
 
 
-def region_labels(workspace: Path) -> list[Path]:
-    """Return Lizard's .mat files, from Labels/ or Lizard_Labels/Labels/; [] if none."""
-    return _find(workspace, ("labels", "lizard_labels"), ".mat", depth=2)
+def region_labels(cfg: Config) -> list[Path]:
+    """Return the masks of `masks`, or the .mat files in Labels/ or Lizard_Labels/Labels/; or []."""
+    if cfg.masks is not None:
+        return list_images(cfg.masks)
+    return _find(cfg.workspace, ("labels", "lizard_labels"), ".mat", depth=2)
 
 
 def official_table(workspace: Path) -> Path | None:
@@ -48,16 +59,18 @@ def official_table(workspace: Path) -> Path | None:
     return beside if beside.exists() else (found[0] if found else None)
 
 
-def require_data(workspace: Path) -> None:
+def require_data(cfg: Config) -> None:
     """Raise UserError, saying what belongs where, if there is nothing to start from."""
+    workspace = cfg.workspace
     prepared = all(any((workspace / f"{kind}_Patchs").glob("*.png")) for kind in ("Image", "Mask"))
-    if prepared or (region_images(workspace) and region_labels(workspace)):
+    if prepared or (region_images(cfg) and region_labels(cfg)):
         return
     raise UserError(
         f"no data in {workspace.resolve()}: looked for Lizard_Images1/ + Lizard_Images2/ (or"
         " Lizard_Images/) with .png and Lizard_Labels/Labels/ (or Labels/) with .mat, and for"
         " prepared Image_Patchs/ + Mask_Patchs/. Put Lizard there (README.md says where to get it),"
-        " name another folder with --workspace, or try `python main.py --sample`"
+        " name another folder with --workspace, set images and masks to folders of your own, or try"
+        " `python main.py --sample`"
     )
 
 
@@ -121,9 +134,7 @@ def list_patch_pairs(workspace: Path) -> tuple[list[Path], list[Path]]:
 
 def data_name(workspace: Path) -> str:
     """Return what a table or picture says its data are; the sample never passes for tissue."""
-    if (workspace / SAMPLE_MARK).exists():
-        return "SAMPLE: synthetic tissue, not Lizard"
-    return str(workspace)
+    return SAMPLE_NAME if (workspace / SAMPLE_MARK).exists() else workspace.resolve().name
 
 
 def model_folder(cfg: Config, fold: int, ood: bool) -> Path:
@@ -132,8 +143,11 @@ def model_folder(cfg: Config, fold: int, ood: bool) -> Path:
 
 
 def require_network(folder: Path) -> None:
-    """Raise UserError, naming the command that trains it, if no network is in `folder`."""
-    if not (folder / "config.json").is_file():
+    """Raise UserError, naming the command that trains it, if no network is in `folder`.
+
+    A file is taken for one of weights.
+    """
+    if not folder.is_file() and not (folder / "config.json").is_file():
         command = "train_ood.py" if folder.name.endswith("_ood") else "train.py"
         raise UserError(
             f"no network (config.json, model.safetensors) in {folder}: run `python {command}` first"
@@ -165,15 +179,21 @@ def read_image(path: Path) -> np.ndarray:
     return cv2.cvtColor(_decode(path, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
 
 
-def read_mask(path: Path) -> np.ndarray:
-    """Return a class mask as uint8 (H, W), values 0..6; raise UserError for any other content."""
+def read_mask(path: Path, classes: int) -> np.ndarray:
+    """Return a class mask as uint8 (H, W), values below `classes`; UserError for other content."""
     mask = _decode(path, cv2.IMREAD_UNCHANGED)
-    if mask.ndim != 2 or mask.dtype != np.uint8 or mask.max() >= N_CLASSES:
+    if mask.ndim != 2 or mask.dtype != np.uint8 or mask.max() >= classes:
         raise UserError(
-            f"{path} is not a class mask (one channel, 8 bits, values 0..{N_CLASSES - 1}):"
+            f"{path} is not a class mask (one channel, 8 bits, values 0..{classes - 1}):"
             " delete its folder to make it anew"
         )
     return mask
+
+
+def png_size(path: Path) -> tuple[int, int]:
+    """Return height and width of a PNG file in pixels, without decoding it."""
+    width, height = struct.unpack(">II", _read_bytes(path)[16:24])
+    return height, width
 
 
 def write_png(path: Path, image: np.ndarray) -> None:
@@ -199,6 +219,19 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: object) -> None:
     """Write `content` as JSON, whole or not at all."""
     write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+@contextmanager
+def timed(workspace: Path, step: str) -> Iterator[None]:
+    """Add how long a block took to <workspace>/times.csv, once it is through."""
+    started = time.perf_counter()
+    yield
+    seconds = round(time.perf_counter() - started, 1)
+    path = workspace / TIMES
+    header = [] if path.exists() else [["finished", "step", "seconds"]]
+    row = [datetime.now(UTC).isoformat(timespec="seconds"), step, seconds]
+    with path.open("a", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows([*header, row])
 
 
 def read_json(path: Path) -> dict | None:

@@ -8,11 +8,13 @@ import csv
 from pathlib import Path
 
 from config import Config, UserError
-from medood.classes import CLASSES
 from medood.files import SOURCE_PREFIX, fingerprint, list_pngs, model_folder, read_json
 from medood.folds import read_fold
 
-COLUMNS = ["rank", "img_name", "miou", "false_pixels", *(c.name for c in CLASSES[1:]), "kept"]
+
+def columns(cfg: Config) -> list[str]:
+    """Return the columns of a ranking: a count of false pixels for each foreground class."""
+    return ["rank", "img_name", "miou", "false_pixels", *cfg.class_names[1:], "kept"]
 
 
 def ranking_path(cfg: Config, fold: int) -> Path:
@@ -48,8 +50,9 @@ def read_hard_oods(cfg: Config, fold: int) -> list[str]:
         raise UserError(f"{path} is missing: run `python rank_prune_ood.py --folds {fold}` first")
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    if any(set(row) != set(COLUMNS) for row in rows):
-        raise UserError(f"{path} lacks columns of {', '.join(COLUMNS)}: remove it and rank again")
+    expected = columns(cfg)
+    if any(set(row) != set(expected) for row in rows):
+        raise UserError(f"{path} lacks columns of {', '.join(expected)}: remove it and rank again")
     if record := read_json(path.with_suffix(".json")):  # a ranking of the user's has none
         _refuse_stale(cfg, fold, record)
     return [row["img_name"] for row in rows if row["kept"] == "1"]

@@ -15,29 +15,41 @@ from medood.scores import Tally
 BATCH = {"cpu": 8, "cuda": 256}
 
 
+class Answer:
+    """A network, in eval mode, as a function of images on a device."""
+
+    def __init__(self, cfg: Config, model: nn.Module, device: torch.device) -> None:
+        self.cfg, self.device, self.classes = cfg, device, model.config["classes"]
+        self.model = model.to(device, memory_format=torch.channels_last)
+        self.normalise = Normalise(model.config["encoder_name"]).to(device)
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return the probabilities, float32 (n, C, H, W), of RGB uint8 (n, H, W, 3)."""
+        batch = images.to(self.device).permute(0, 3, 1, 2).float()
+        with autocast(self.cfg, self.device):
+            logits = self.model(self.normalise(batch))
+        return logits.float().softmax(1)
+
+
 def count_pixels(probability: Tensor) -> Tensor:
     """Return how many pixels of each patch go to each class, int64 (n, C), from (n, C, P, P)."""
     found = probability.argmax(1)
     return torch.stack([(found == value).sum((1, 2)) for value in range(probability.shape[1])], 1)
 
 
-@torch.inference_mode()
 def predict(
     cfg: Config, model: nn.Module, images: Tensor, device: torch.device, task: str
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Yield slices of the patches with their probabilities, float32 (n, 7, P, P) on `device`.
+    """Yield slices of the patches with their probabilities, float32 (n, C, P, P) on `device`.
 
     model: in eval mode. images: RGB uint8 (N, P, P, 3). task: what the progress bar says.
     """
-    model = model.to(device, memory_format=torch.channels_last)
-    normalise = Normalise(model.config["encoder_name"]).to(device)
+    answer = Answer(cfg, model, device)
     size = BATCH.get(device.type, BATCH["cpu"])
     for start in tqdm(range(0, len(images), size), desc=task, leave=False, disable=None):
         part = slice(start, start + size)
-        batch = images[part].to(device).permute(0, 3, 1, 2).float()
-        with autocast(cfg, device):
-            logits = model(normalise(batch))
-        yield part, logits.float().softmax(1)
+        yield part, answer(images[part])
 
 
 def tally_patches(

@@ -11,7 +11,6 @@ from segmentation_models_pytorch.encoders import TimmUniversalEncoder, get_encod
 from torch import Tensor, nn
 
 from config import Config, UserError
-from medood.classes import N_CLASSES
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -49,7 +48,7 @@ def _refuse_unknown(kind: str, name: str, known: list[str]) -> None:
 
 
 def build_model(cfg: Config) -> nn.Module:
-    """Return the network of cfg: float32 RGB (N, 3, P, P), normalised -> logits (N, 7, P, P).
+    """Return the network of cfg: float32 RGB (N, 3, P, P), normalised -> logits (N, C, P, P).
 
     Raises UserError for an unknown name, and where the encoder's weights cannot be had.
     """
@@ -61,7 +60,7 @@ def build_model(cfg: Config) -> nn.Module:
     else:
         _refuse_unknown("encoder", encoder, [*get_encoder_names(), "tu-<name of timm>"])
     try:
-        model = smp.create_model(architecture, encoder, None, classes=N_CLASSES)
+        model = smp.create_model(architecture, encoder, None, classes=len(cfg.class_names))
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"{architecture} cannot be built on encoder {encoder}: {error}") from None
     if Path(cfg.encoder_weights).suffix in WEIGHT_FILES:
@@ -111,15 +110,19 @@ def _download_encoder(model: nn.Module, architecture: str, encoder: str, weights
     model.encoder.load_state_dict(source.encoder.state_dict())
 
 
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a .pth, .pt or .safetensors file; no code in it is ever run."""
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
 def _load_encoder_file(model: nn.Module, encoder: str, path: Path) -> None:
     """Copy the weights of a local file, such as one from torchvision or timm, into the encoder."""
     if not path.is_file():
         raise UserError(f"encoder_weights: there is no file {path}")
     try:
-        if path.suffix == ".safetensors":
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+        state = read_weights(path)
         if encoder.startswith("tu-"):
             source = TimmUniversalEncoder(
                 encoder[3:], pretrained=True, pretrained_cfg_overlay={"file": str(path)}

@@ -14,7 +14,7 @@ from scipy.io import savemat
 from scipy.ndimage import find_objects, gaussian_filter
 from skimage.draw import disk, ellipse
 
-from config import Config
+from config import LIZARD, Config
 from medood.files import (
     SAMPLE_MARK,
     csv_text,
@@ -27,7 +27,10 @@ from medood.files import (
 
 REGIONS = 12
 # what the sample runs with, unless the command line says otherwise
-SETTINGS = {"encoder": "tu-resnet10t", "encoder_weights": "none", "epochs": 16, "lr": 2e-3}
+SETTINGS = {
+    **{"encoder": "tu-resnet10t", "encoder_weights": "none", "epochs": 16, "lr": 2e-3},
+    **{"classes": LIZARD, "images": None, "masks": None, "mask_values": ()},
+}
 NOTE = """SAMPLE: synthetic tissue drawn by medood/sample.py, not Lizard.
 
 Scores made from this folder show that the pipeline runs. They say nothing about real tissue.

@@ -1,6 +1,6 @@
 """Scores, from one confusion matrix of a whole test fold, and the paper's own, patch by patch.
 
-C = 7 classes, 0 is background. Every mean over foreground classes runs over those that occur in the
+C classes, 0 is background. Every mean over foreground classes runs over those that occur in the
 *truth*: the same set for every network compared on the fold, whatever it predicts.
 """
 
@@ -11,18 +11,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from medood.classes import BACKGROUND, N_CLASSES
+from medood.classes import BACKGROUND
 
 
-def confusion(truth: Tensor, predicted: Tensor) -> Tensor:
+def confusion(truth: Tensor, predicted: Tensor, classes: int) -> Tensor:
     """Return the pixel counts of each patch, int64 (n, C, C), rows the truth.
 
-    truth, predicted: integers (n, H, W).
+    truth, predicted: integers (n, H, W), below C = classes.
     """
     patch = torch.arange(len(truth), device=truth.device).view(-1, 1, 1)
-    cell = (patch * N_CLASSES + truth) * N_CLASSES + predicted
-    counts = torch.bincount(cell.flatten(), minlength=len(truth) * N_CLASSES**2)
-    return counts.view(-1, N_CLASSES, N_CLASSES)
+    cell = (patch * classes + truth) * classes + predicted
+    counts = torch.bincount(cell.flatten(), minlength=len(truth) * classes**2)
+    return counts.view(-1, classes, classes)
 
 
 def paper_iou_dice(probability: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,7 +90,7 @@ class Tally:
 
     def add(self, probability: Tensor, truth: Tensor) -> None:
         """Count patches: probability (n, C, H, W), truth (n, H, W)."""
-        self.confusion.append(confusion(truth, probability.argmax(1)).cpu())
+        self.confusion.append(confusion(truth, probability.argmax(1), probability.shape[1]).cpu())
         iou, dice = paper_iou_dice(probability, truth)
         self.iou_paper.append(iou.cpu())
         self.dice_paper.append(dice.cpu())
@@ -137,6 +137,6 @@ def _plain(values: np.ndarray) -> float | None | list:
     return None if np.isnan(values) else float(values)
 
 
-def all_background(truth: Tensor) -> Tensor:
+def all_background(truth: Tensor, classes: int) -> Tensor:
     """Return the probabilities (n, C, H, W) of a network that answers background everywhere."""
-    return F.one_hot(torch.zeros_like(truth, dtype=torch.int64), N_CLASSES).permute(0, 3, 1, 2)
+    return F.one_hot(torch.zeros_like(truth, dtype=torch.int64), classes).permute(0, 3, 1, 2)

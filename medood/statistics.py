@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from medood.classes import CLASSES
 from medood.scores import RegionCounts, scores_of
 
 RESAMPLES = 2000
@@ -34,17 +33,24 @@ class Difference(NamedTuple):
         """Return it as JSON holds it, None for NaN."""
         return {k: None if np.isnan(v) else v for k, v in self._asdict().items()}
 
-    def text(self, digits: int = 1) -> str:
-        """Return it in percentage points, such as `-0.2 [-1.3, 0.9] holds 0`."""
+    def points(self, digits: int = 1) -> str:
+        """Return it in percentage points, such as `-0.2 [-1.3, 0.9]`."""
         if np.isnan(self.mean):
             return "-"
         mean, low, high = (f"{round(100 * value, digits) + 0.0:.{digits}f}" for value in self)
         if np.isnan(self.low):  # a single region: nothing to resample
             return f"{mean} (no interval)"
-        return f"{mean} [{low}, {high}]" + (" holds 0" if self.holds_zero else "")
+        return f"{mean} [{low}, {high}]"
+
+    def text(self, digits: int = 1) -> str:
+        """Return it in percentage points, and whether it holds 0."""
+        holds = not np.isnan(self.low) and self.holds_zero
+        return self.points(digits) + (" holds 0" if holds else "")
 
 
-def named_scores(counts: RegionCounts, weight: np.ndarray) -> dict[str, np.ndarray]:
+def named_scores(
+    counts: RegionCounts, weight: np.ndarray, classes: tuple[str, ...]
+) -> dict[str, np.ndarray]:
     """Return the scores of a test, (B,) each, in which region r counts weight[b, r] times."""
     of_pixels = scores_of(np.tensordot(weight, counts.confusion, 1))
     of_class = of_pixels.pop("iou")
@@ -55,16 +61,17 @@ def named_scores(counts: RegionCounts, weight: np.ndarray) -> dict[str, np.ndarr
             **of_pixels,
             "miou_paper": weight @ counts.iou_paper / patches,
             "dsc_paper": weight @ counts.dice_paper / patches,
-            **{f"IoU {kind.name}": of_class[:, value] for value, kind in enumerate(CLASSES)},
+            **{f"IoU {name}": of_class[:, value] for value, name in enumerate(classes)},
         }
 
 
 def paired_differences(
-    ours: list[RegionCounts], theirs: list[RegionCounts]
+    ours: list[RegionCounts], theirs: list[RegionCounts], classes: tuple[str, ...]
 ) -> dict[str, Difference]:
     """Return the difference of each score, ours less theirs, with its 95 % interval.
 
-    ours[i] and theirs[i] are two networks on the same test patches: one fold, one seed. The
+    ours[i] and theirs[i] are two networks on the same test patches: one fold, one seed. classes:
+    the name of each value of a mask, for the scores `IoU <class>`. The
     difference is the mean over all i. The resampling has a fixed seed: same counts, same result.
     Raises ValueError if a pair was tested on different patches.
     """
@@ -77,7 +84,7 @@ def paired_differences(
         if one.regions != other.regions or (one.patches != other.patches).any():
             raise ValueError("the two networks were tested on different patches")
         of_test = weight[:, np.searchsorted(regions, one.regions)]
-        both = named_scores(one, of_test), named_scores(other, of_test)
+        both = [named_scores(counts, of_test, classes) for counts in (one, other)]
         for name in both[0]:
             per_test.setdefault(name, []).append(both[0][name] - both[1][name])
     # one fewer than there are: with few, as many would vary too little (Rao and Wu, 1988)

@@ -30,10 +30,10 @@ def score_networks(cfg: Config, folders: dict[str, Path], names: list[str], task
     patches = load_patches(cfg, id_files(cfg, names))
     floor = Tally()
     for truth in patches.masks.split(64):
-        floor.add(all_background(truth), truth)
+        floor.add(all_background(truth, len(cfg.class_names)), truth)
     tallies, predictions = {"all_background": floor}, {}
     for name, folder in folders.items():
-        model, device = load_model(folder), pick_device(cfg)
+        model, device = load_model(folder, cfg), pick_device(cfg)
         tallies[name], predictions[name] = tally_patches(
             cfg, model, patches, device, f"{task}: testing {name}"
         )

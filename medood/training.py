@@ -13,10 +13,19 @@ from tqdm import tqdm
 
 from config import Config, UserError
 from medood.augment import augment
-from medood.checkpoints import made_from, plain_settings, read_run, versions
+from medood.board import Board
+from medood.card import write_card
+from medood.checkpoints import TRAINED_ON, made_from, plain_settings, read_run, versions
 from medood.data import Pair, Patches, load_patches
-from medood.files import SOURCE_PREFIX, csv_text, replace_folder, write_json, write_text
-from medood.folds import fold_digest
+from medood.files import (
+    SOURCE_PREFIX,
+    csv_text,
+    data_name,
+    replace_folder,
+    timed,
+    write_json,
+    write_text,
+)
 from medood.inference import tally_patches
 from medood.losses import segmentation_loss
 from medood.models import Normalise, autocast, build_model, for_training, pick_device
@@ -60,7 +69,8 @@ def train_fold(
         print(f"fold {fold}: {folder} kept, trained with the same settings and patches")
     else:
         val = load_patches(cfg, val_files) if val_files else None
-        fit(cfg, fold, load_patches(cfg, files), val, folder, record)
+        with timed(cfg.workspace, f"training {folder.name}"):
+            fit(cfg, fold, load_patches(cfg, files), val, folder, record)
 
 
 def fit(
@@ -91,6 +101,7 @@ def fit(
         f"fold {fold}: {cfg.architecture} on {cfg.encoder}, {len(patches) - n_ood} ID +"
         f" {n_ood} OoD patches, {device.type}" + (f", from epoch {len(log) + 1}" if log else "")
     )
+    board = Board(cfg, folder.name, patches, len(log)) if cfg.tensorboard else None
     print("  epoch    loss       lr  seconds")
     for epoch in range(len(log), cfg.epochs):
         started = time.perf_counter()
@@ -116,6 +127,8 @@ def fit(
             if best is None or row["val_miou"] > best["val_miou"]:
                 best = {**row, "model": copy.deepcopy(model.state_dict())}
         log.append(row)
+        if board is not None:
+            board.add(row, model)
         _save_resume(resume_path, record, model, optimiser, log, best)
         seconds = time.perf_counter() - started
         said = f"  val_miou {row['val_miou']:.4f}" if val is not None else ""
@@ -126,14 +139,14 @@ def fit(
         model.load_state_dict(best["model"])
     finished = folder.with_name(folder.name + ".partial")
     model.eval().save_pretrained(finished)
-    # its template puts the weights, whatever they were trained on, under the library's licence
-    (finished / "README.md").unlink(missing_ok=True)
     write_text(finished / "log.csv", csv_text(list(log[0]), (row.values() for row in log)))
     # an OoD patch is called like the training patch that it was cut from, unless it is external
     names = {name for name in patches.names if not name.startswith(SOURCE_PREFIX)}
+    names |= set(val.names if val else [])
+    write_text(finished / TRAINED_ON, "".join(f"{name}\n" for name in sorted(names)))
     run = {
         "fold": fold,
-        "trained_on": fold_digest(names | set(val.names if val else [])),
+        "data": data_name(cfg.workspace),
         "settings": plain_settings(cfg),
         "epoch": best["epoch"] if best else cfg.epochs,
         "id_patches": len(patches) - n_ood,
@@ -142,6 +155,7 @@ def fit(
         "made_from": record,
     }
     write_json(finished / "run.json", run)
+    write_card(finished, run)
     replace_folder(finished, folder)
 
 

@@ -25,7 +25,6 @@ from generate_patches import generate_patches
 from generate_semantic_labels import generate_semantic_labels
 from generate_unfiltered_oods import generate_unfiltered_oods
 from medood.checkpoints import made_from, plain_settings, read_run, versions
-from medood.classes import CLASSES
 from medood.data import Pair, id_files, ood_files
 from medood.files import (
     csv_text,
@@ -111,7 +110,7 @@ Results = dict[str, dict[tuple[int, int], Result]]  # by arm, then by fold and s
 def baseline(cfg: StudyConfig, fold: int) -> Recipe:
     """Return the training on the ID patches of a fold."""
     train, val, test = read_fold(cfg, fold)
-    positives, negatives = count_id(cfg.workspace, tuple(train))
+    positives, negatives = count_id(cfg.workspace, tuple(train), len(cfg.class_names))
     notes = {"pct": 0.0, "pnr": pnr(positives, negatives, 0)}
     return Recipe(cfg, id_files(cfg, train), id_files(cfg, val), test, notes)
 
@@ -120,7 +119,8 @@ def med_ood(cfg: StudyConfig, fold: int, pct: float | None = None) -> Recipe:
     """Return Med-OoD's training on a fold, with the estimated pct or the given one."""
     plain = baseline(cfg, fold)
     hard, _ = mine(cfg, fold, candidates(cfg, fold))
-    positives, negatives = count_id(cfg.workspace, tuple(read_fold(cfg, fold).train))
+    train = tuple(read_fold(cfg, fold).train)
+    positives, negatives = count_id(cfg.workspace, train, len(cfg.class_names))
     grid = cfg.pct_grid if pct is None else (pct,)
     best, _ = choose_pct(positives, negatives, len(hard), grid, cfg.pnr_opt)
     notes = {"pct": best["pct"], "pnr": best["pnr"], "hard": len(hard)}
@@ -150,9 +150,9 @@ def _mine(cfg: StudyConfig, fold: int, files: tuple[Pair, ...]) -> tuple[list[Pa
 
 
 @functools.cache
-def count_id(workspace: Path, names: tuple[str, ...]) -> tuple[int, int]:
+def count_id(workspace: Path, names: tuple[str, ...], classes: int) -> tuple[int, int]:
     """Return positives and negatives among ID patches."""
-    return count_files([workspace / "Mask_Patchs" / name for name in names])
+    return count_files([workspace / "Mask_Patchs" / name for name in names], classes)
 
 
 # ---------------------------------------------------------------- carrying them out
@@ -164,11 +164,11 @@ def prepare(cfg: StudyConfig, networks: Iterable[Config] = ()) -> None:
     networks: the settings whose networks will be trained, if not those of `cfg`. A wrong encoder,
     or weights out of reach, show now and not after days; a plan needs no weights.
     """
-    require_data(cfg.workspace)
+    require_data(cfg)
     pick_device(cfg)
     for network in networks or [cfg]:
         build_model(replace(network, encoder_weights="none") if cfg.plan else network)
-    if region_labels(cfg.workspace):
+    if region_labels(cfg):
         generate_semantic_labels(cfg)
     generate_patches(cfg)
     generate_unfiltered_oods(cfg)
@@ -256,7 +256,7 @@ def step_seconds(cfg: StudyConfig) -> float:
     optimiser = torch.optim.Adam(model.parameters(), cfg.lr, fused=True)
     shape = (cfg.batch_size, cfg.patch_size, cfg.patch_size)
     images = torch.randint(0, 256, (*shape, 3), dtype=torch.uint8, device=device)
-    masks = torch.randint(0, len(CLASSES), shape, dtype=torch.uint8, device=device)
+    masks = torch.randint(0, len(cfg.class_names), shape, dtype=torch.uint8, device=device)
     weight = torch.ones(cfg.batch_size, device=device)
     times = []
     for _ in range(1 + TIMED_STEPS):  # the first one warms up
@@ -274,8 +274,9 @@ def compare(results: Results, arm: str, against: str) -> dict[str, Difference]:
     both = [key for key in results[arm] if key in results[against]]
     if not both:
         raise UserError(f"no fold in which both {arm} and {against} could be trained")
+    classes = results[arm][both[0]].recipe.cfg.class_names
     return paired_differences(
-        [results[arm][key].counts for key in both], [results[against][key].counts for key in both]
+        *([results[name][key].counts for key in both] for name in (arm, against)), classes
     )
 
 
@@ -287,8 +288,10 @@ def patchwise(results: dict[tuple[int, int], Result], of: str, value: int) -> li
 def values(results: dict[tuple[int, int], Result], name: str) -> list[float | None]:
     """Return a score, or a note of the recipe, of an arm over its folds and seeds."""
     if name.startswith("IoU "):
-        value = [kind.name for kind in CLASSES].index(name[4:])
-        return [result.scores["iou"][value] for result in results.values()]
+        return [
+            result.scores["iou"][result.recipe.cfg.class_names.index(name[4:])]
+            for result in results.values()
+        ]
     return [result.scores.get(name, result.recipe.notes.get(name)) for result in results.values()]
 
 
@@ -297,10 +300,10 @@ def figure_title(cfg: StudyConfig, text: str) -> str:
     return f"{data_name(cfg.workspace)}, {cfg.epochs} epochs\n{text}"
 
 
-def by_class(results: Results) -> dict[str, dict[str, list[float | None]]]:
+def by_class(cfg: Config, results: Results) -> dict[str, dict[str, list[float | None]]]:
     """Return the IoU of every class, background included, of each arm: what draw_bars takes."""
     return {
-        arm: {kind.name: values(of_arm, f"IoU {kind.name}") for kind in CLASSES}
+        arm: {name: values(of_arm, f"IoU {name}") for name in cfg.class_names}
         for arm, of_arm in results.items()
     }
 
@@ -334,7 +337,7 @@ def write_study(
     notes = sorted(
         {note for arm in results.values() for r in arm.values() for note in r.recipe.notes}
     )
-    classes = [f"IoU {kind.name}" for kind in CLASSES]
+    classes = [f"IoU {name}" for name in cfg.class_names]
     header = ["arm", "network", "fold", "seed", "id_patches", "ood_patches", "steps"]
     rows = [
         [

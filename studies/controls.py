@@ -149,7 +149,7 @@ def move_silhouettes(image: np.ndarray, mask: np.ndarray, rng: np.random.Generat
 
 def silhouettes_moved(cfg: StudyConfig, fold: int) -> Recipe:
     """Return the training with holes in the background instead of the nuclei."""
-    names = [image.name for image, _ in extra(cfg, fold)]
+    names, classes = [image.name for image, _ in extra(cfg, fold)], len(cfg.class_names)
     sources = [
         (cfg.workspace / "Image_Patchs" / name, cfg.workspace / "Mask_Patchs" / name)
         for name in names
@@ -160,7 +160,7 @@ def silhouettes_moved(cfg: StudyConfig, fold: int) -> Recipe:
     def move(number: int) -> None:
         image, mask = sources[number]
         rng = np.random.default_rng([cfg.seed, fold, number])
-        moved = move_silhouettes(read_image(image), read_mask(mask), rng)
+        moved = move_silhouettes(read_image(image), read_mask(mask, classes), rng)
         write_png(out / image.name, moved)
 
     if not cfg.plan and not is_kept(folder, record):
@@ -173,13 +173,14 @@ def silhouettes_moved(cfg: StudyConfig, fold: int) -> Recipe:
         (read_image(moved) != read_image(image)).any(-1).sum()
         for (moved, _), (image, _) in zip(files, sources, strict=True)
     )
-    nuclei = sum((read_mask(mask) != BACKGROUND).sum() for _, mask in sources)
+    nuclei = sum((read_mask(mask, classes) != BACKGROUND).sum() for _, mask in sources)
     return adding(cfg, fold, files, moved=float(holes / max(nuclei, 1)))
 
 
 def nucleus_free(cfg: StudyConfig, fold: int) -> Recipe | None:
     """Return the training with repeated ID patches that hold no nucleus; None if there is none."""
-    free = [pair for pair in baseline(cfg, fold).files if not read_mask(pair[1]).any()]
+    classes = len(cfg.class_names)
+    free = [pair for pair in baseline(cfg, fold).files if not read_mask(pair[1], classes).any()]
     return adding(cfg, fold, free) if free else None
 
 

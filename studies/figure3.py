@@ -62,7 +62,7 @@ def figure3(cfg: StudyConfig) -> None:
     )
     seen = {arm: torch.stack([test.predictions[arm][i] for test, i in shown]) for arm in results}
     title = f"{data_name(cfg.workspace)}, {cfg.model_name}, test patches of all folds"
-    draw_examples(Path(f"{out}.png"), title, patches, seen)
+    draw_examples(Path(f"{out}.png"), title, patches, seen, cfg.classes)
     print(f"{out}.csv, .json, .md, .png")
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from medood.classes import CLASSES
 from medood.cli import run
 from medood.figures import draw_bars
 from medood.tables import markdown, spread
@@ -40,14 +39,14 @@ def figure4(cfg: StudyConfig) -> None:
         return
     gains = compare(results, "Med-OoD", "baseline")
     rows = []
-    for value, kind in enumerate(CLASSES):
-        name = f"IoU {kind.name}"
+    for value, kind in enumerate(cfg.class_names):
+        name = f"IoU {kind}"
         ours = [spread(values(results[arm], name)) for arm in results]
         by_patch = [patchwise(results[arm], "network", value) for arm in results]
         rise = [after - before for before, after in zip(*by_patch, strict=True)]
         floor = spread(patchwise(results["baseline"], "floor", value))
-        theirs = f"{paper.FIGURE4_GAIN.get(kind.name, 0):g}" if kind.name != "background" else "-"
-        rows.append([kind.name, *ours, gains[name].text(), floor, *map(spread, by_patch)])
+        theirs = f"{paper.FIGURE4_GAIN[kind]:g}" if kind in paper.FIGURE4_GAIN else "-"
+        rows.append([kind, *ours, gains[name].text(), floor, *map(spread, by_patch)])
         rows[-1] += [spread(rise), theirs]
     header = ["class", "baseline", "Med-OoD", "difference", "patch by patch: floor"]
     header += ["baseline", "Med-OoD", "difference", "paper's (unet vgg11_bn, Lizard)"]
@@ -55,7 +54,7 @@ def figure4(cfg: StudyConfig) -> None:
     tables = {"IoU": markdown(header, rows)}
     out = write_study(cfg, "figure4", results, tables, differences, paper.FIGURE4_GAIN)
     title = figure_title(cfg, f"Figure 4: {cfg.model_name}; dots are folds and seeds")
-    draw_bars(Path(f"{out}.png"), title, "IoU, percent", by_class(results))
+    draw_bars(Path(f"{out}.png"), title, "IoU, percent", by_class(cfg, results))
     print(f"{out}.csv, .json, .md, .png")
 
 

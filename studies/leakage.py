@@ -127,7 +127,7 @@ def leakage(cfg: LeakageConfig) -> None:
         ]
         for arm, of_arm in results.items()
     }
-    fall = paired_differences(by_seed[APART], by_seed[LISTED])
+    fall = paired_differences(by_seed[APART], by_seed[LISTED], cfg.class_names)
     rows = [
         [f"`{name}`", *(spread(values(of_arm, name)) for of_arm in results.values())]
         + [fall[name].text()]

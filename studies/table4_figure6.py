@@ -17,7 +17,6 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from config import UserError
-from medood.classes import CLASSES, N_CLASSES
 from medood.cli import run
 from medood.figures import draw_bars
 from medood.files import read_mask
@@ -51,8 +50,9 @@ def ood_only(cfg: StudyConfig, fold: int) -> Recipe:
 
 def patches_of_class(cfg: StudyConfig, fold: int) -> np.ndarray:
     """Return how many training patches of a fold hold each class, (C,)."""
-    masks = (read_mask(path) for _, path in baseline(cfg, fold).files)
-    return sum(np.bincount(mask.ravel(), minlength=N_CLASSES) > 0 for mask in masks)
+    classes = len(cfg.class_names)
+    masks = (read_mask(path, classes) for _, path in baseline(cfg, fold).files)
+    return sum(np.bincount(mask.ravel(), minlength=classes) > 0 for mask in masks)
 
 
 def table4_figure6(cfg: StudyConfig) -> None:
@@ -76,18 +76,18 @@ def table4_figure6(cfg: StudyConfig) -> None:
     header = ["class", "D_id patches", "D_ood", *(f"IoU {arm}" for arm in arms)]
     header += ["patch by patch: floor", *arms, "paper: D_id patches", "floor"]
     of_class = []
-    for value, kind in enumerate(CLASSES[1:], start=1):
-        printed = paper.TABLE4_PATCHES[kind.name]
+    for value, kind in enumerate(cfg.class_names[1:], start=1):
+        printed = paper.TABLE4_PATCHES.get(kind)
         of_class.append(
             [
-                kind.name,
+                kind,
                 spread([float(count[value]) for count in counts], 1, 0),
                 "0",
-                *(spread(values(of_arm, f"IoU {kind.name}")) for of_arm in results.values()),
+                *(spread(values(of_arm, f"IoU {kind}")) for of_arm in results.values()),
                 spread(patchwise(results["D_id (baseline)"], "floor", value)),
                 *(spread(patchwise(of_arm, "network", value)) for of_arm in results.values()),
-                str(printed),
-                f"{100 * (1 - printed / paper.TABLE2[0.0][0]):.1f}",
+                str(printed or "-"),
+                f"{100 * (1 - printed / paper.TABLE2[0.0][0]):.1f}" if printed else "-",
             ]
         )
     differences = {
@@ -104,7 +104,7 @@ def table4_figure6(cfg: StudyConfig) -> None:
     printed = {"patches": paper.TABLE4_PATCHES, "miou": paper.TABLE4_MIOU}
     out = write_study(cfg, "table4_figure6", results, tables, differences, printed)
     title = figure_title(cfg, f"Figure 6: {cfg.model_name}; dots are folds and seeds")
-    draw_bars(Path(f"{out}.png"), title, "IoU, percent", by_class(results))
+    draw_bars(Path(f"{out}.png"), title, "IoU, percent", by_class(cfg, results))
     print(f"{out}.csv, .json, .md, .png")
 
 

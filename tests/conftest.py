@@ -6,11 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from config import Config
+from config import LIZARD, Config
 from medood.files import write_png
 from medood.sample import draw_region, mat_bytes
 
 TINY = Config(
+    classes=LIZARD,
+    images=None,
+    masks=None,
+    mask_values=(),
+    mpp=0.5,
     patch_size=32,
     folds=(1, 2, 3),
     split="patch",
@@ -34,6 +39,7 @@ TINY = Config(
     precision="float32",
     seed=0,
     deterministic=False,
+    tensorboard=False,
 )
 
 

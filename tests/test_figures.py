@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from config import LIZARD
 from medood import figures
+from medood.classes import palette
 from medood.data import Patches
 from medood.files import read_image
 
@@ -23,10 +25,10 @@ def pixels_of(path, colour):
 
 def test_the_contact_sheet_paints_what_is_seen_in_the_patches(tmp_path, patches):
     predicted = torch.zeros(3, 16, 16, dtype=torch.uint8)
-    figures.draw_contact_sheet(tmp_path / "none.png", "nothing seen", patches, predicted)
+    figures.draw_contact_sheet(tmp_path / "none.png", "nothing seen", patches, predicted, LIZARD)
     predicted[0] = 2  # all of one patch of three
-    figures.draw_contact_sheet(tmp_path / "one.png", "epithelial seen", patches, predicted)
-    green, grey = figures.PALETTE[2], (128, 128, 128)
+    figures.draw_contact_sheet(tmp_path / "one.png", "epithelial seen", patches, predicted, LIZARD)
+    green, grey = palette(LIZARD)[2], (128, 128, 128)
     only_legend = pixels_of(tmp_path / "none.png", green)
     painted = pixels_of(tmp_path / "one.png", green) - only_legend
     left = pixels_of(tmp_path / "none.png", grey) - pixels_of(tmp_path / "one.png", grey)
@@ -39,7 +41,7 @@ def test_examples_are_the_best_the_median_and_the_worst_change():
     baseline = torch.tensor([0.5, 0.5, 0.5, 0.5, 0.5])
     med_ood = torch.tensor([0.6, 0.2, 0.5, 0.9, 0.4])
     chosen = figures.choose_examples({"baseline": baseline, "Med-OoD": med_ood})
-    assert chosen == {"Med-OoD helps most": 3, "median change": 2, "Med-OoD hurts most": 1}
+    assert chosen == {"best change": 3, "median change": 2, "worst change": 1}
 
 
 def test_share_right_by_hand(patches):
@@ -66,5 +68,5 @@ def test_intervals_that_hold_zero_are_grey(tmp_path):
 
 
 def test_no_false_pixel_at_all_can_be_drawn(tmp_path):
-    figures.draw_false_pixels(tmp_path / "false.png", "title", np.zeros((4, 6), int))
+    figures.draw_false_pixels(tmp_path / "false.png", "title", np.zeros((4, 6), int), LIZARD)
     assert (tmp_path / "false.png").exists()

@@ -55,7 +55,7 @@ def small_map(*numbers):
 )
 def test_awkward_files(tmp_path, content, first_pixels):
     savemat(tmp_path / "a.mat", content)
-    inst_map, ids, classes = read_label(tmp_path / "a.mat")
+    inst_map, ids, classes = read_label(tmp_path / "a.mat", 7)
     mask = semantic_mask(inst_map, ids, classes)
     assert mask.dtype == np.uint8
     assert mask.ravel()[: len(first_pixels)].tolist() == first_pixels
@@ -110,7 +110,7 @@ def test_the_step_writes_a_mask_per_region_and_keeps_it(tiny, capsys):
     content = loadmat(tiny.workspace / "Labels" / "region_2.mat")
     ids, classes = content["id"].ravel(), content["class"].ravel()
     expected = oracles.semantic_mask(content["inst_map"], ids, classes)
-    np.testing.assert_array_equal(read_mask(folder / "region_2.png"), expected)
+    np.testing.assert_array_equal(read_mask(folder / "region_2.png", 7), expected)
     generate_semantic_labels(tiny)
     assert "kept" in capsys.readouterr().out
 
@@ -119,4 +119,4 @@ def test_a_changed_label_is_converted_again(tiny):
     generate_semantic_labels(tiny)
     savemat(tiny.workspace / "Labels" / "region_2.mat", GOOD)
     generate_semantic_labels(tiny)
-    assert read_mask(tiny.workspace / "Semantic_Labels" / "region_2.png").shape == (4, 5)
+    assert read_mask(tiny.workspace / "Semantic_Labels" / "region_2.png", 7).shape == (4, 5)

@@ -91,7 +91,7 @@ def test_the_estimate_equals_a_search_that_reads_every_mask_again(patched):
     paths = sorted((patched.workspace / "Mask_Patchs").glob("*.png"))
     from medood.files import read_mask
 
-    positives, negatives = count_samples(map(read_mask, paths))
+    positives, negatives = count_samples(read_mask(path, 7) for path in paths)
     for available in (5, 17, 30):
         best, _ = choose_pct(positives, negatives, available, GRID, 0.65)
         assert best["pct"] == oracles.choose_pct(paths, available, GRID, 0.65)

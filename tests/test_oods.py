@@ -61,7 +61,7 @@ def test_every_patch_gets_an_ood_patch_of_its_name(patched):
     names = sorted(path.name for path in folder.glob("*.png"))
     assert names == sorted(p.name for p in (patched.workspace / "Image_Patchs").glob("*.png"))
     for name in names:
-        mask = read_mask(patched.workspace / "Mask_Patchs" / name)
+        mask = read_mask(patched.workspace / "Mask_Patchs" / name, 7)
         assert (read_image(folder / name)[mask > 0] == 0).all()
 
 

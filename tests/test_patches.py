@@ -37,8 +37,8 @@ def test_patches_are_numbered_row_by_row_from_the_top_left(patched):
     image = read_image(patched.workspace / "Lizard_Images" / "region_0.png")  # 90 x 128
     patch = read_image(patched.workspace / "Image_Patchs" / "region_0_6.png")
     np.testing.assert_array_equal(patch, image[32 - 3 : 64 - 3, 64:96])  # 3 rows of padding on top
-    mask = read_mask(patched.workspace / "Semantic_Labels" / "region_0.png")
-    patch = read_mask(patched.workspace / "Mask_Patchs" / "region_0_6.png")
+    mask = read_mask(patched.workspace / "Semantic_Labels" / "region_0.png", 7)
+    patch = read_mask(patched.workspace / "Mask_Patchs" / "region_0_6.png", 7)
     np.testing.assert_array_equal(patch, mask[32 - 3 : 64 - 3, 64:96])
     assert len(list((patched.workspace / "Image_Patchs").glob("*.png"))) == 12 + 16 + 9
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from scipy.io import loadmat, savemat
 
 from config import UserError
@@ -117,11 +119,68 @@ def test_prepared_patches_alone_are_enough(patched, tmp_path_factory):
 def test_one_checkpoint_is_tested_on_its_own_fold_only(report):
     cfg, out = report
     folder = model_folder(cfg, 2, ood=False)
-    evaluate(cfg, folder)
+    evaluate(cfg, (folder,))
     alone = json.loads((cfg.workspace / "reports" / folder.name / "scores.json").read_text())
     both = json.loads((out / "scores.json").read_text())
     assert list(alone) == ["2"]  # fold 1 tests patches that this network was trained on
-    assert alone["2"]["checkpoint"] == both["2"]["baseline"]
+    assert alone["2"][folder.name] == both["2"]["baseline"]
+
+
+def test_two_checkpoints_of_a_fold_are_compared_as_main_compares_them(report):
+    cfg, out = report
+    cfg = dataclasses.replace(cfg, folds=(2,))
+    evaluate(cfg)
+    expected = json.loads((out / "differences.json").read_text())
+    folders = model_folder(cfg, 2, ood=False), model_folder(cfg, 2, ood=True)
+    evaluate(cfg, folders)
+    compared = cfg.workspace / "reports" / f"{folders[0].name}_vs_{folders[1].name}"
+    assert json.loads((compared / "differences.json").read_text()) == expected
+    assert (compared / "index.html").exists()
+
+
+def test_networks_of_two_folds_have_no_common_test_patches(report):
+    cfg, _ = report
+    folders = tuple(model_folder(cfg, fold, ood=False) for fold in (1, 2))
+    with pytest.raises(UserError, match="every fold tests patches that"):
+        evaluate(cfg, folders)
+    with pytest.raises(UserError, match="3 checkpoints: give one, or two"):
+        evaluate(cfg, (*folders, folders[0]))
+
+
+def test_a_network_from_elsewhere_is_tested_on_every_fold_and_stays_as_it_was(report, tmp_path):
+    cfg, _ = report
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(model_folder(cfg, 1, ood=False), elsewhere)
+    (elsewhere / "trained_on.txt").write_text("another_region_0.png\n")
+    before = {path: path.read_bytes() for path in elsewhere.iterdir()}
+    evaluate(cfg, (elsewhere,))
+    scores = json.loads((cfg.workspace / "reports/elsewhere/scores.json").read_text())
+    assert list(scores) == ["1", "2"]
+    assert {path: path.read_bytes() for path in elsewhere.iterdir()} == before
+
+
+@pytest.mark.parametrize("ending", [".safetensors", ".pth"])
+def test_a_file_of_weights_is_tested_as_the_settings_say(report, tmp_path, ending):
+    cfg, out = report
+    state = load_file(model_folder(cfg, 2, ood=False) / "model.safetensors")
+    path = tmp_path / f"weights{ending}"
+    save_file(state, path) if ending == ".safetensors" else torch.save(state, path)
+    evaluate(dataclasses.replace(cfg, folds=(2,)), (path,))
+    scores = json.loads((cfg.workspace / f"reports/weights{ending}/scores.json").read_text())
+    both = json.loads((out / "scores.json").read_text())
+    assert scores["2"][path.name] == both["2"]["baseline"]
+    other = dataclasses.replace(cfg, folds=(2,), encoder="resnet18")
+    with pytest.raises(UserError, match=r"set architecture \(now unet\), encoder \(resnet18\)"):
+        evaluate(other, (path,))
+
+
+def test_a_network_for_other_classes_is_refused(report):
+    cfg, _ = report
+    folder = model_folder(cfg, 2, ood=False)
+    renamed = (("cell", "#000000"), *cfg.classes[1:])
+    for classes in (renamed, cfg.classes[:2]):
+        with pytest.raises(UserError, match="set classes to the network's|not a class mask"):
+            evaluate(dataclasses.replace(cfg, classes=classes), (folder,))
 
 
 def test_networks_of_different_settings_are_not_compared(report):
@@ -134,9 +193,10 @@ def test_networks_of_different_settings_are_not_compared(report):
 def test_a_network_is_not_tested_on_patches_that_it_was_trained_on(report):
     cfg, _ = report
     generate_patches(dataclasses.replace(cfg, split="region"))
-    for checkpoint in (None, model_folder(cfg, 1, ood=False)):
-        with pytest.raises(UserError, match="1_unet_mobilenet_v2 was trained on other patches"):
-            evaluate(cfg, checkpoint)
+    with pytest.raises(UserError, match="1_unet_mobilenet_v2 was trained on patches that fold 1"):
+        evaluate(cfg)
+    with pytest.raises(UserError, match="every fold tests patches that"):
+        evaluate(cfg, (model_folder(cfg, 1, ood=False),))
 
 
 def test_a_ranking_or_estimate_of_an_older_baseline_is_not_used(report):
@@ -153,11 +213,8 @@ def test_a_ranking_or_estimate_of_an_older_baseline_is_not_used(report):
 
 
 def test_a_checkpoint_that_is_none_is_said(tmp_path):
-    file = tmp_path / "model.safetensors"
-    file.touch()
-    for path, said in ((file, "a file: give its folder"), (tmp_path / "gone", "not there")):
-        with pytest.raises(UserError, match=said):
-            evaluate(checkpoint=path)
+    with pytest.raises(UserError, match="gone is not there"):
+        evaluate(checkpoints=(tmp_path / "gone",))
 
 
 def test_the_baseline_can_be_tested_before_med_ood_is_trained(patched):

@@ -100,7 +100,7 @@ def test_background_everywhere_is_the_floor():
     truth = torch.zeros(2, 10, 10, dtype=torch.long)
     truth[0, 0, :] = 1  # 10 of 100 pixels
     tally = Tally()
-    tally.add(all_background(truth), truth)
+    tally.add(all_background(truth, 7), truth)
     scores = tally.scores()
     assert scores["miou"] == scores["dsc"] == scores["bg_to_fg"] == 0
     assert scores["fg_to_bg"] == 1
@@ -120,7 +120,7 @@ def test_the_patchwise_iou_gives_a_patch_without_the_class_a_whole_point():
     assert iou[1] == pytest.approx((0.5 + 0 + 1 + 1) / 4)
     assert iou[2] == 1  # neither there nor seen
     floor = Tally()
-    floor.add(all_background(truth), truth)
+    floor.add(all_background(truth, 7), truth)
     assert floor.patchwise_iou()[1] == 3 / 4
 
 
@@ -133,7 +133,7 @@ def test_a_fold_without_nuclei_has_no_foreground_scores():
 
 def test_confusion_counts_rows_as_truth():
     truth, predicted = torch.tensor([[[0, 0, 2]], [[3, 3, 3]]]), torch.tensor([[[0, 1, 6]]] * 2)
-    first, second = confusion(truth, predicted)
+    first, second = confusion(truth, predicted, 7)
     assert first[0, 0] == first[0, 1] == first[2, 6] == 1
     assert second[3, 0] == second[3, 1] == second[3, 6] == 1
     assert first.sum() == second.sum() == 3

@@ -7,6 +7,9 @@ import torch.nn.functional as F
 
 from medood.scores import RegionCounts, Tally
 from medood.statistics import Difference, paired_differences, pool
+from tests.conftest import TINY
+
+NAMES = TINY.class_names
 
 
 def region_counts(missed, regions=None, patches=1):
@@ -28,7 +31,7 @@ def tally_of(truth, prediction):
 
 def test_two_regions_by_hand():
     ours, theirs = region_counts([0.5, 0.2]), region_counts([0.3, 0.3])
-    gain = paired_differences([ours], [theirs])["fg_to_bg"]
+    gain = paired_differences([ours], [theirs], NAMES)["fg_to_bg"]
     # of two regions a resample draws the first twice, both, or the second twice: 1/4, 1/2, 1/4
     assert gain == pytest.approx((0.05, -0.1, 0.2))
     assert gain.holds_zero
@@ -36,7 +39,9 @@ def test_two_regions_by_hand():
 
 
 def test_an_interval_that_leaves_out_zero_does_not_say_it_holds_zero():
-    gain = paired_differences([region_counts([0.1, 0.2])], [region_counts([0.4, 0.3])])["fg_to_bg"]
+    gain = paired_differences([region_counts([0.1, 0.2])], [region_counts([0.4, 0.3])], NAMES)[
+        "fg_to_bg"
+    ]
     assert gain == pytest.approx((-0.2, -0.3, -0.1))
     assert gain.text() == "-20.0 [-30.0, -10.0]"
 
@@ -44,7 +49,7 @@ def test_an_interval_that_leaves_out_zero_does_not_say_it_holds_zero():
 def test_more_patches_of_the_same_regions_are_no_more_evidence():
     missed = np.random.default_rng(0).uniform(0.1, 0.5, (2, 12))
     few, many = (
-        paired_differences(*([region_counts(of, patches=count)] for of in missed))
+        paired_differences(*([region_counts(of, patches=count)] for of in missed), NAMES)
         for count in (1, 50)
     )
     for name in ("miou", "fg_to_bg", "miou_paper", "IoU epithelial", "IoU neutrophil"):
@@ -63,7 +68,8 @@ def test_the_difference_is_that_of_the_printed_scores():
                 for p in (0.7, 0.4)
             ]
         )
-    gains = paired_differences(*([pair[i].by_region(regions) for pair in tests] for i in (0, 1)))
+    both = ([pair[i].by_region(regions) for pair in tests] for i in (0, 1))
+    gains = paired_differences(*both, NAMES)
     scores = [[tally.scores() for tally in pair] for pair in tests]
     for name in ("miou", "dsc", "miou_paper", "dsc_paper", "fg_to_bg", "bg_to_fg", "fg_to_fg"):
         expected = np.mean([ours[name] - theirs[name] for ours, theirs in scores])
@@ -88,13 +94,13 @@ def test_counts_by_region_add_up_to_the_whole_test():
 
 def test_equal_networks_do_not_differ():
     counts = region_counts([0.1, 0.4, 0.3])
-    gains = paired_differences([counts], [counts])
+    gains = paired_differences([counts], [counts], NAMES)
     assert gains["miou"] == (0, 0, 0)
     assert gains["miou"].holds_zero
 
 
 def test_a_single_region_gives_no_interval():
-    gain = paired_differences([region_counts([0.5])], [region_counts([0.3])])["fg_to_bg"]
+    gain = paired_differences([region_counts([0.5])], [region_counts([0.3])], NAMES)["fg_to_bg"]
     assert gain.mean == pytest.approx(0.2)
     assert np.isnan([gain.low, gain.high]).all()
     assert gain.text() == "20.0 (no interval)"
@@ -103,7 +109,9 @@ def test_a_single_region_gives_no_interval():
 
 def test_networks_tested_on_different_patches_are_refused():
     with pytest.raises(ValueError, match="different patches"):
-        paired_differences([region_counts([0.5, 0.2])], [region_counts([0.5, 0.2], patches=2)])
+        paired_differences(
+            [region_counts([0.5, 0.2])], [region_counts([0.5, 0.2], patches=2)], NAMES
+        )
 
 
 def test_folds_pool_into_one_test():
@@ -123,7 +131,7 @@ def test_trainings_that_differ_by_chance_seldom_look_like_a_gain():
     for _ in range(60):
         missed = 0.4 + rng.normal(0, 0.03, (2, 9, 1)) + rng.normal(0, 0.02, (2, 9, 20))
         ours, theirs = ([region_counts(run) for run in of] for of in missed)
-        claims += not paired_differences(ours, theirs)["fg_to_bg"].holds_zero
+        claims += not paired_differences(ours, theirs, NAMES)["fg_to_bg"].holds_zero
     assert claims <= 9  # 5 % would be 3; drawing regions alone claims a gain in most
 
 

@@ -209,7 +209,7 @@ def test_nucleus_free_patches_hold_no_nucleus(plan):
     recipe = controls.nucleus_free(cfg, 1)
     added = recipe.files[len(read_fold(plan, 1).train) :]
     assert added
-    assert not any(read_mask(mask).any() for _, mask in added)
+    assert not any(read_mask(mask, 7).any() for _, mask in added)
 
 
 def test_silhouettes_move_into_the_background_and_keep_their_shape():
@@ -256,7 +256,7 @@ def test_controls_run_on_the_sample_with_every_arm(workspace):
         np.stack([read_image(place / name) for name in names])
         for place in (workspace / "Image_Patchs", folder)
     )
-    nuclei = np.stack([read_mask(workspace / "Mask_Patchs" / name) > 0 for name in names])
+    nuclei = np.stack([read_mask(workspace / "Mask_Patchs" / name, 7) > 0 for name in names])
     changed = (images != moved).any(-1)
     assert changed.any()
     assert not changed[nuclei].any()

@@ -18,7 +18,7 @@ from medood.checkpoints import load_model
 from medood.data import id_files
 from medood.files import csv_text, fingerprint, model_folder, write_json, write_png
 from medood.folds import read_fold
-from medood.hard_ood import COLUMNS, pct_path, ranking_path
+from medood.hard_ood import columns, pct_path, ranking_path
 from rank_prune_ood import rank_prune_ood
 from tests.oracles import read_rows
 from train import train
@@ -125,7 +125,7 @@ def test_smp_opens_what_train_saved(one_fold):
     theirs = smp.from_pretrained(folder).eval()
     x = torch.rand(1, 3, 32, 32)
     with torch.inference_mode():
-        torch.testing.assert_close(theirs(x), load_model(folder)(x), rtol=0, atol=0)
+        torch.testing.assert_close(theirs(x), load_model(folder, one_fold)(x), rtol=0, atol=0)
         assert theirs(x).shape == (1, 7, 32, 32)
     run = json.loads((folder / "run.json").read_text())
     assert run["settings"]["encoder"] == "mobilenet_v2"
@@ -171,7 +171,7 @@ def test_med_ood_trains_on_the_hardest_share(one_fold):
     names = read_fold(one_fold, 1).train
     rows = [[i, name, 0.5, 1, 1, 0, 0, 0, 0, 0, int(i <= 6)] for i, name in enumerate(names, 1)]
     ranking_path(one_fold, 1).parent.mkdir()
-    ranking_path(one_fold, 1).write_text(csv_text(COLUMNS, rows))
+    ranking_path(one_fold, 1).write_text(csv_text(columns(one_fold), rows))
     ranking = fingerprint([ranking_path(one_fold, 1)])
     write_json(pct_path(one_fold, 1), {"ood_patches": 4, "ranking": ranking})
     opened = []
@@ -228,7 +228,7 @@ def test_select_val_keeps_the_weights_of_the_best_epoch(with_val, monkeypatch):
     seen = stop_in_epoch(monkeypatch, None, [0.1, 0.3, 0.2, 0.3, 0.1])
     train(with_val)
     folder = model_folder(with_val, 1, ood=False)
-    kept = load_model(folder).state_dict()
+    kept = load_model(folder, with_val).state_dict()
     assert all(torch.equal(kept[name], value) for name, value in seen[1].items())  # first of equals
     assert not torch.equal(
         kept["segmentation_head.0.weight"], seen[4]["segmentation_head.0.weight"]

@@ -1,0 +1,111 @@
+"""Export a trained network to ONNX, and check that it answers as before.
+
+Reads   <folder>/                a checkpoint of train.py or train_ood.py
+Writes  <folder>/model.onnx      `images`, float32 RGB 0..255 (N, 3, P, P) -> `probabilities`,
+                                 float32 (N, C, P, P): normalisation and softmax are inside
+
+N is free, P is the network's patch size. The names of the C classes are in the file's metadata.
+
+`python export.py workspace/models/79_unet_vgg11_bn_ood`
+"""
+
+import json
+import logging
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tyro.conf import Positional
+
+from config import Config, UserError
+from medood.cli import run
+from medood.files import require_network
+
+TOLERANCE = 1e-3  # of a probability, between the two versions of the network
+
+
+@dataclass(frozen=True)
+class ExportConfig(Config):
+    """The settings, and what export.py alone takes."""
+
+    folder: Positional[Path | None] = None
+    """Folder of the trained network."""
+
+
+def export(cfg: Config, folder: Path) -> Path:
+    """Write the network in `folder` as ONNX beside it and return the file.
+
+    Raises UserError, and leaves no file, if it answers differently.
+    """
+    require_network(folder)
+    import torch
+
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401  what torch exports with
+    except ImportError as error:
+        raise UserError(
+            f"export.py needs {error.name}: `pip install onnx onnxscript onnxruntime`"
+        ) from None
+
+    from medood.checkpoints import load_model, with_settings_of
+    from medood.models import Normalise
+
+    cfg = with_settings_of(cfg, folder)
+    model = load_model(folder, cfg)
+    network = torch.nn.Sequential(
+        Normalise(model.config["encoder_name"]), model, torch.nn.Softmax(1)
+    ).eval()
+    shape = (3, cfg.patch_size, cfg.patch_size)
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.simplefilter("ignore")  # of its own insides, none of the user's matter
+        logging.disable(logging.WARNING)
+        program = torch.onnx.export(
+            network,
+            (torch.zeros(2, *shape),),
+            dynamo=True,
+            verbose=False,
+            input_names=["images"],
+            output_names=["probabilities"],
+            dynamic_shapes=({0: torch.export.Dim("n", min=1)},),
+        )
+        logging.disable(logging.NOTSET)
+    program.model.metadata_props["classes"] = json.dumps(cfg.class_names)
+    path = folder / "model.onnx"
+    aside = path.with_name(path.name + ".partial")
+    program.save(aside)
+
+    # smooth blobs: of plain noise every patch looks alike
+    coarse = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    images = 255 * torch.nn.functional.interpolate(coarse, size=shape[1:], mode="bilinear")
+    with torch.inference_mode():
+        expected = network(images).numpy()
+    session = onnxruntime.InferenceSession(aside, providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"images": images.numpy()})
+    furthest = float(np.abs(found - expected).max())
+    if furthest > TOLERANCE:
+        aside.unlink()
+        raise UserError(
+            f"{folder}: the ONNX version differs by up to {furthest:.2g} in a probability, more"
+            f" than {TOLERANCE:g}: use other versions of torch, onnxscript or onnxruntime"
+        )
+    os.replace(aside, path)
+    same = float((found.argmax(1) == expected.argmax(1)).mean())
+    print(
+        f"{path}: {path.stat().st_size / 1e6:.1f} MB; probabilities differ by at most"
+        f" {furthest:.1g}, {same:.4%} of pixels get the same class"
+    )
+    return path
+
+
+def start(cfg: ExportConfig) -> None:
+    """Export the network named on the command line."""
+    if cfg.folder is None:
+        raise UserError("no network: name its folder, `python export.py FOLDER`")
+    export(cfg, cfg.folder)
+
+
+if __name__ == "__main__":
+    run(start, ExportConfig())

@@ -1,0 +1,41 @@
+"""The model card that lies beside the weights, and goes along when they are published."""
+
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from medood.classes import BACKGROUND_COLOUR
+from medood.files import SAMPLE_NAME, write_text
+from medood.models import normalisation
+from medood.tables import SCORES, spread
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def write_card(folder: Path, run: dict) -> None:
+    """Write README.md into a checkpoint folder. run: the content of its run.json."""
+    settings = run["settings"]
+    classes = [("background", BACKGROUND_COLOUR), *settings["classes"]]
+    scores = []
+    if tested := run.get("scores"):
+        scores = [(f"`{name}`", spread([tested[name]])) for name in SCORES]
+        scores += [
+            (f"IoU {name}", spread([value]))
+            for (name, _), value in zip(classes, tested["iou"], strict=True)
+        ]
+    mean, std = normalisation(settings["encoder"])
+    template = Environment(
+        loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, keep_trailing_newline=True
+    ).get_template("card.md")
+    text = template.render(
+        run={"scores": None, **run},
+        sample=run["data"] == SAMPLE_NAME,
+        names=[name for name, _ in classes],
+        classes=classes,
+        # a path says nothing to others
+        encoder_weights=Path(settings["encoder_weights"]).name,
+        mean=mean,
+        std=std,
+        scores=scores,
+    )
+    write_text(folder / "README.md", text)

@@ -1,0 +1,308 @@
+"""The report of a test: reports/<model>/index.html, one file that needs nothing else.
+
+It is written from what test.py counted and from what the steps before left in the workspace: logs,
+the search for pct, pictures of the OoD patches, the settings beside the weights.
+"""
+
+import base64
+import csv
+import os
+import platform
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import torch
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from config import Config
+from medood.card import TEMPLATES
+from medood.checkpoints import read_run
+from medood.classes import BACKGROUND_COLOUR
+from medood.data import count_classes
+from medood.figures import draw_bars, draw_confusion, draw_curves, draw_examples, draw_intervals
+from medood.files import NUCLEI_LIST, SAMPLE_NAME, TIMES, data_name, read_json, write_text
+from medood.folds import read_fold, region_of
+from medood.hard_ood import pct_path, ranking_path
+from medood.statistics import Difference
+from medood.tables import SCORES
+from medood.testing import Tested
+
+MEANING = {
+    "miou": "mean IoU over the foreground classes that occur in the test patches",
+    "dsc": "the same mean of Dice",
+    "miou_paper": "IoU of the whole mask with background, patch by patch, as the paper measures it",
+    "dsc_paper": "the same with Dice; both follow pixel accuracy, so read them from their floor",
+    "fg_to_bg": "share of foreground pixels called background",
+    "bg_to_fg": "share of background pixels called foreground",
+    "fg_to_fg": "share of foreground pixels called another class",
+}
+LOWER_IS_BETTER = ("fg_to_bg", "bg_to_fg", "fg_to_fg")
+
+
+def verdict(gains: dict[str, Difference], ours: str, theirs: str) -> tuple[str, list[str]]:
+    """Return the answer in a sentence, and what is behind it: is `ours` better than `theirs`?
+
+    gains: ours less theirs, by score, as fractions.
+    """
+    miou = gains["miou"]
+    points = f"{miou.points()} points of mean IoU"
+    if np.isnan(miou.mean):
+        answer = "No foreground class occurs in the test patches, so nothing can be said."
+    elif np.isnan(miou.low):
+        answer = f"One region was tested, so no interval can be given: {points}."
+    elif miou.holds_zero:
+        answer = f"No difference is shown between {ours} and {theirs}: {points}; this holds zero."
+    elif miou.mean > 0:
+        answer = f"{ours} is better than {theirs}: {points}."
+    else:
+        answer = f"{ours} is worse than {theirs}: {points}."
+    return answer, [_claim(name, gains[name], ours) for name in ("fg_to_bg", "bg_to_fg")]
+
+
+def _claim(name: str, gain: Difference, ours: str) -> str:
+    """Return what happens to one kind of confusion, in a sentence."""
+    what = {"fg_to_bg": "foreground called background", "bg_to_fg": "background called foreground"}
+    if np.isnan(gain.mean):
+        return f"{what[name].capitalize()}: not defined here."
+    text = f"{what[name].capitalize()} ({name}): {gain.points()} points"
+    if np.isnan(gain.low):
+        return f"{text}."
+    if gain.holds_zero:
+        return f"{text}: no difference shown."
+    return f"{text}: {ours} does this {'more' if gain.mean > 0 else 'less'}."
+
+
+def steps_caveat(runs: list[dict[str, dict]]) -> str | None:
+    """Return how many more steps Med-OoD took than its baseline, in a sentence, if it did."""
+    more = [
+        run["ood"].get("ood_patches", 0) / run["ood"]["id_patches"]
+        for run in runs
+        if run.get("ood", {}).get("id_patches")
+    ]
+    if not more or not np.mean(more):
+        return None
+    return (
+        f"Med-OoD took about {100 * np.mean(more):.0f} % more optimiser steps than the baseline, as"
+        " in the paper. This comparison does not tell the two causes apart: studies/controls.py"
+        " does."
+    )
+
+
+def describe_data(cfg: Config, folds: list[int]) -> dict:
+    """Return the tables of the data: a row for each fold, and one for each class."""
+    parts = {fold: read_fold(cfg, fold) for fold in folds}
+    names = sorted({name for part in parts.values() for side in part for name in side})
+    pixels = dict(zip(names, count_classes(cfg, names), strict=True))
+    by_fold = []
+    for fold, (train, val, test) in parts.items():
+        shared = {region_of(name) for name in train + val} & {region_of(name) for name in test}
+        regions = len({region_of(name) for name in test})
+        by_fold.append([fold, len(train), len(val), len(test), regions, len(shared)])
+    nuclei = _nuclei_of_classes(cfg, parts)
+    header = ["class", "pixels"] + (["nuclei"] if nuclei else [])
+    for fold in folds:
+        header += [f"{fold} train", f"{fold} test"] + ([f"{fold} nuclei"] if nuclei else [])
+    total = np.sum(list(pixels.values()), axis=0)
+    by_class = []
+    for value, name in enumerate(cfg.class_names):
+        row = [name, f"{100 * total[value] / total.sum():.2f} %"]
+        row += [nuclei["all"][value] if value else "-"] if nuclei else []
+        for fold, part in parts.items():
+            row += [sum(pixels[n][value] > 0 for n in part.train + part.val)]
+            row += [sum(pixels[n][value] > 0 for n in part.test)]
+            row += [nuclei[fold][value] if value else "-"] if nuclei else []
+        by_class.append(row)
+    return {
+        "patches": len(names),
+        "regions": len({region_of(name) for name in names}),
+        "by_fold": by_fold,
+        "shared": any(row[-1] for row in by_fold),
+        "header": header,
+        "by_class": by_class,
+    }
+
+
+def _nuclei_of_classes(cfg: Config, parts: dict) -> dict:
+    """Return the nuclei of each class, in all patches and in each fold's test; {} if unknown."""
+    path = cfg.workspace / "Mask_Patchs" / NUCLEI_LIST
+    if not path.exists():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = [(row["img_name"], int(row["class"])) for row in csv.DictReader(file)]
+    found = {"all": Counter(value for _, value in rows)}
+    for fold, part in parts.items():
+        test = set(part.test)
+        found[fold] = Counter(value for name, value in rows if name in test)
+    return found
+
+
+def read_times(workspace: Path, model_name: str) -> list[tuple[str, float]]:
+    """Return what each step of this network took last, in seconds."""
+    path = workspace / TIMES
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        last = {row["step"]: float(row["seconds"]) for row in csv.DictReader(file)}
+    ending = (f"_{model_name}", f"_{model_name}_ood")
+    return [(s, seconds) for s, seconds in last.items() if "_" not in s or s.endswith(ending)]
+
+
+def machine() -> str:
+    """Return what this computer is, in words."""
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ", no GPU"
+    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores{gpu}"
+
+
+def _in_words(value: object) -> str:
+    """Return a setting as it is read: the items of a list one after the other."""
+    return ", ".join(map(_in_words, value)) if isinstance(value, list) else str(value)
+
+
+def embed(path: Path) -> str:
+    """Return a picture as a data address, so that the page needs no other file."""
+    kind = {".svg": "image/svg+xml", ".png": "image/png"}[path.suffix]
+    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def _read_log(folder: Path) -> dict[str, list[float]] | None:
+    path = folder / "log.csv"
+    if not path.is_file():
+        return None
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return {name: [float(row[name]) for row in rows] for name in rows[0]} if rows else None
+
+
+def draw_report(
+    cfg: Config,
+    out: Path,
+    tests: dict[int, Tested],
+    folders: dict[int, dict[str, Path]],
+    labels: dict[str, str],
+    gains: dict[str, Difference],
+) -> dict[str, list[tuple[Path, str]]]:
+    """Draw the figures into `out`; return them, and those of earlier steps, with their captions.
+
+    labels: what people read for the name of each network.
+    """
+    first, test = next(iter(tests.items()))
+    data = data_name(cfg.workspace)
+    arms = {name: labels[name] for name in test.predictions}
+    figures: dict[str, list[tuple[Path, str]]] = {}
+
+    if gains:
+        shown = {name: gains[name] for name in SCORES if not np.isnan(gains[name].low)}
+        if shown:
+            ours, theirs = reversed(arms.values())
+            draw_intervals(out / "differences.svg", "", f"{ours} less {theirs}, points", shown)
+            caption = "Differences with their 95 % intervals; grey ones hold zero."
+            figures["differences"] = [(out / "differences.svg", caption)]
+    bars = {
+        label: {
+            kind: [t.scores[name]["iou"][value] for t in tests.values()]
+            for value, kind in enumerate(cfg.class_names)
+        }
+        for name, label in arms.items()
+    }
+    draw_bars(out / "classes.svg", "", "IoU, percent", bars)
+    caption = "IoU of each class over the whole test fold; a dot is a fold."
+    figures["classes"] = [(out / "classes.svg", caption)]
+    matrices = {
+        label: np.sum([t.scores[name]["confusion"] for t in tests.values()], axis=0)
+        for name, label in arms.items()
+    }
+    draw_confusion(out / "confusion.svg", matrices, cfg.class_names)
+    caption = "Of the pixels of each true class (a row), how many percent are called what."
+    figures["confusion"] = [(out / "confusion.svg", caption)]
+    title = f"{data}, fold {first}"
+    seen = {label: test.predictions[name] for name, label in arms.items()}
+    draw_examples(out / "examples.png", title, test.patches, seen, cfg.classes)
+    caption = "Test patches chosen by rule: with the best, the median and the worst"
+    caption += " change in pixels right." if len(arms) == 2 else " share of pixels right."
+    figures["examples"] = [(out / "examples.png", caption)]
+    logs = {
+        label: [log for of_fold in folders.values() if (log := _read_log(of_fold[name]))]
+        for name, label in arms.items()
+    }
+    if all(logs.values()):
+        draw_curves(out / "curves.svg", logs)
+        figures["curves"] = [(out / "curves.svg", "Loss over the epochs; a line is a fold.")]
+    if "ood" in arms:
+        for kind, path_of, ending, caption in (
+            ("pct", pct_path, ".png", "The search for the share of OoD patches, fold"),
+            ("hardest", ranking_path, "_hardest.png", "The hardest OoD patches of fold"),
+            ("false", ranking_path, "_false_pixels.png", "False pixels in OoD patches, fold"),
+        ):
+            paths = {f: path_of(cfg, f).with_suffix("") for f in folders}
+            found = {f: p.with_name(p.name + ending) for f, p in paths.items()}
+            figures[kind] = [(p, f"{caption} {f}.") for f, p in found.items() if p.exists()]
+    return figures
+
+
+def write_report(
+    cfg: Config,
+    out: Path,
+    tests: dict[int, Tested],
+    folders: dict[int, dict[str, Path]],
+    labels: dict[str, str],
+    gains: dict[str, Difference],
+    table: tuple[list[str], list[list[str]]],
+    title: str,
+) -> None:
+    """Write index.html and its figures into `out`.
+
+    tests, folders: by fold, what test.py counted and the checkpoints it tested. labels: what people
+    read for the name of each network. gains: second network less first, {} if it is one. table:
+    header and rows of the scores. title: of the table, says on which data.
+    """
+    figures = draw_report(cfg, out, tests, folders, labels, gains)
+    arms = list(next(iter(tests.values())).predictions)
+    runs = [{name: read_run(path) for name, path in of.items()} for of in folders.values()]
+    answer, claims = None, []
+    if gains:
+        answer, claims = verdict(gains, labels[arms[1]], labels[arms[0]])
+        if caveat := steps_caveat(runs):
+            claims.append(caveat)
+        if len(tests) == 1:
+            claims.append("One training of each: the interval leaves out chance between trainings.")
+    pct = {
+        fold: estimate
+        for fold in tests
+        if "ood" in arms and (estimate := read_json(pct_path(cfg, fold)))
+    }
+    # of the last network: that of Med-OoD, if both are there
+    run = runs[0][arms[-1]]
+    data = data_name(cfg.workspace)
+    page = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        undefined=StrictUndefined,
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    ).get_template("report.html")
+    text = page.render(
+        data=data,
+        sample=data == SAMPLE_NAME,
+        model=" and ".join(dict.fromkeys(labels[arm] for arm in arms)),
+        name=out.name,
+        answer=answer,
+        claims=claims,
+        title=title,
+        header=table[0],
+        rows=table[1],
+        meaning=MEANING,
+        lower=LOWER_IS_BETTER,
+        classes=[("background", BACKGROUND_COLOUR), *cfg.classes],
+        figures={
+            kind: [(embed(path), caption) for path, caption in shown]
+            for kind, shown in figures.items()
+        },
+        pct=pct,
+        described=describe_data(cfg, list(tests)),
+        settings=[(name, _in_words(value)) for name, value in run.get("settings", {}).items()],
+        versions=run.get("versions", {}),
+        times=read_times(cfg.workspace, cfg.model_name),
+        machine=machine(),
+    )
+    write_text(out / "index.html", text)

@@ -1,0 +1,92 @@
+"""Networks that leave the house: ONNX that answers the same, and a card that says what they are."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from config import UserError
+from medood.card import write_card
+from medood.checkpoints import load_model, read_run
+from medood.files import model_folder
+from medood.inference import Answer
+from tests.conftest import TINY
+from train import train
+
+
+@pytest.fixture
+def trained(patched):
+    cfg = dataclasses.replace(patched, folds=(1,), epochs=1)
+    train(cfg)
+    return cfg, model_folder(cfg, 1, ood=False)
+
+
+def test_onnx_answers_as_the_network_does_on_any_number_of_patches(trained):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    from export import export
+
+    cfg, folder = trained
+    session = onnxruntime.InferenceSession(export(cfg, folder))
+    answer = Answer(cfg, load_model(folder, cfg), torch.device("cpu"))
+    for count in (1, 5):
+        images = np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), np.uint8)
+        given = images.transpose(0, 3, 1, 2).astype(np.float32)
+        (found,) = session.run(None, {"images": given})
+        np.testing.assert_allclose(found, answer(torch.from_numpy(images)), atol=1e-4)
+    names = session.get_modelmeta().custom_metadata_map["classes"]
+    assert json.loads(names) == list(TINY.class_names)
+
+
+def test_a_version_that_answers_differently_is_not_kept(trained, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    import export
+
+    cfg, folder = trained
+    monkeypatch.setattr(export, "TOLERANCE", -1.0)
+    with pytest.raises(UserError, match="the ONNX version differs"):
+        export.export(cfg, folder)
+    assert not list(folder.glob("model.onnx*"))
+
+
+def test_the_card_says_on_what_a_network_was_trained_and_what_it_scored(trained):
+    from test import evaluate
+
+    cfg, folder = trained
+    run = read_run(folder)
+    untested = (folder / "README.md").read_text()
+    assert "Baseline: unet on mobilenet_v2" in untested
+    assert f"{run['id_patches']} patches of 32 x 32 pixels" in untested
+    assert "Not tested yet" in untested
+    assert str(cfg.workspace) not in untested  # a path of this machine says nothing to others
+    evaluate(cfg)
+    tested = (folder / "README.md").read_text()
+    miou = read_run(folder)["scores"]["miou"]
+    assert f"| `miou` | {100 * miou:.1f} |" in tested
+
+
+def test_a_card_of_the_sample_says_so(trained, tmp_path):
+    from medood.files import SAMPLE_NAME
+
+    _, folder = trained
+    write_card(tmp_path, {**read_run(folder), "data": SAMPLE_NAME})
+    assert "it knows nothing about real tissue" in (tmp_path / "README.md").read_text()
+
+
+def test_tensorboard_gets_losses_and_pictures_and_changes_no_weight(trained):
+    event_accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator"
+    )
+    cfg, folder = trained
+    before = (folder / "model.safetensors").read_bytes()
+    watched = dataclasses.replace(cfg, tensorboard=True, epochs=2)
+    train(watched)  # two epochs
+    events = event_accumulator.EventAccumulator(str(cfg.workspace / "tensorboard" / folder.name))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss")] == [1, 2]
+    assert [event.step for event in events.Images("image, truth, prediction")] == [1, 2]
+    train(dataclasses.replace(cfg, tensorboard=True))
+    assert (folder / "model.safetensors").read_bytes() == before

@@ -1,0 +1,130 @@
+"""From class masks to nuclei: parted where they touch, and the same whichever way they come."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+from skimage.draw import disk
+
+from medood import nuclei
+from medood.nuclei import NucleusFinder, outline, part
+from medood.sample import draw_region
+
+
+def discs(*places, shape=(60, 60)):
+    mask = np.zeros(shape, bool)
+    for row, column, radius in places:
+        mask[disk((row, column), radius, shape=shape)] = True
+    return mask
+
+
+def find(classes, certainty=None, apart=5.0, smallest=1, cuts=()):
+    """All nuclei of an image that is given in pieces."""
+    certainty = np.full(classes.shape, 255, np.uint8) if certainty is None else certainty
+    finder = NucleusFinder(classes.shape[1], apart, smallest)
+    edges = [0, *cuts, len(classes)]
+    return [
+        nucleus
+        for top, bottom in zip(edges, edges[1:], strict=False)
+        for nucleus in finder.add(
+            classes[top:bottom], certainty[top:bottom], last=bottom == len(classes)
+        )
+    ]
+
+
+def polygon_area(points):
+    x, y = points[:-1].T
+    return abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2
+
+
+def test_two_overlapping_discs_are_parted_and_one_is_not():
+    assert part(discs((30, 20, 10), (30, 36, 10)), 5).max() == 2
+    assert part(discs((30, 20, 10)), 5).max() == 1
+    ragged = discs((30, 30, 12)) & (np.random.default_rng(0).random((60, 60)) > 0.02)
+    assert part(ragged, 5).max() < 6  # not one for each of some nine holes
+
+
+def test_a_nucleus_by_hand():
+    classes = np.zeros((8, 10), np.uint8)
+    classes[2:5, 4:8] = 3
+    classes[2, 4] = 1  # of another class: a minority
+    certainty = np.full(classes.shape, 51, np.uint8)  # a fifth
+    (nucleus,) = find(classes, certainty)
+    assert (nucleus.value, nucleus.area) == (3, 12)
+    assert (nucleus.x, nucleus.y) == (6.0, 3.5)  # the middle of columns 4..8 and rows 2..5
+    assert nucleus.probability == pytest.approx(0.2)
+    assert nucleus.outline.min(0).tolist() == [4, 2]
+    assert nucleus.outline.max(0).tolist() == [8, 5]
+
+
+def test_an_outline_is_closed_and_holds_the_area():
+    nucleus = discs((30, 30, 9))
+    points = outline(nucleus)
+    assert points[0].tolist() == points[-1].tolist()
+    assert polygon_area(points) == pytest.approx(nucleus.sum(), rel=0.03)
+    single = outline(np.ones((1, 1), bool))
+    assert 0.4 < polygon_area(single) <= 1
+    diagonal = outline(np.eye(4, dtype=bool))
+    assert polygon_area(diagonal) > 1.5  # one piece, not the first of four
+
+
+def test_without_parting_touching_nuclei_are_one():
+    touching = discs((30, 20, 10), (30, 36, 10)).astype(np.uint8)
+    assert len(find(touching, apart=None)) == 1
+    assert len(find(touching)) == 2
+
+
+def test_specks_are_left_out():
+    classes = discs((10, 10, 5)).astype(np.uint8)
+    classes[40, 40:43] = 1
+    assert len(find(classes, smallest=3)) == 2
+    assert len(find(classes, smallest=4)) == 1
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_rows_given_in_pieces_give_the_nuclei_of_the_whole(seed):
+    rng = np.random.default_rng(seed)
+    _, inst_map, ids, values = draw_region(rng, 200, 230)
+    class_of = np.zeros(inst_map.max() + 1, np.uint8)
+    class_of[ids] = values
+    classes = class_of[inst_map]
+    certainty = rng.integers(0, 256, classes.shape, np.uint8)
+    cuts = sorted(rng.choice(np.arange(1, 200), 12, replace=False))
+
+    def listed(found):
+        return sorted(
+            json.dumps([n.value, n.area, n.x, n.y, n.probability, n.outline.tolist()])
+            for n in found
+        )
+
+    whole = find(classes, certainty)
+    assert len(whole) > 20
+    assert listed(find(classes, certainty, cuts=cuts)) == listed(whole)
+    assert sum(n.area for n in whole) == (classes > 0).sum()
+
+
+def test_a_sheet_of_touching_nuclei_that_never_ends_is_cut_and_not_held(monkeypatch):
+    monkeypatch.setattr(nuclei, "LARGEST", 40)
+    classes = np.ones((200, 100), np.uint8)
+    finder = NucleusFinder(100, None, 1)
+    areas, held = [], 0
+    for top in range(0, 200, 10):
+        rows = classes[top : top + 10]
+        areas += [n.area for n in finder.add(rows, rows, last=top == 190)]
+        held = max(held, len(finder.classes))
+    assert sum(areas) == 20_000
+    assert max(areas) == 40 * 40
+    assert held < 50
+
+
+def test_touching_nuclei_of_the_sample_are_mostly_parted():
+    """Counts on drawn tissue, where the truth is known: parting must pay."""
+    true = whole = parted = 0
+    for seed in range(3):
+        _, inst_map, _, _ = draw_region(np.random.default_rng(seed), 300, 300)
+        foreground = (inst_map > 0).astype(np.uint8)
+        true += len(np.unique(inst_map)) - 1
+        whole += cv2.connectedComponents(foreground)[0] - 1
+        parted += len(find(foreground))
+    assert abs(parted - true) < abs(whole - true)

@@ -1,0 +1,147 @@
+"""Data of one's own: other classes, masks of other values, grey images, and a network for them."""
+
+import csv
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from tifffile import imread
+
+from config import Config, UserError
+from generate_semantic_labels import generate_semantic_labels, read_own_mask
+from main import main
+from medood.checkpoints import with_settings_of
+from medood.files import model_folder, read_mask
+from medood.sample import draw_region
+from predict import PredictConfig, predict_images
+from tests.conftest import TINY
+
+CLASSES = (("tumour", "#d55e00"), ("stroma", "#0072b2"))
+
+
+def own_region(seed, height=96, width=120):
+    """A grey image, and its mask with 128 and 255 for two kinds of nuclei."""
+    image, inst_map, ids, values = draw_region(np.random.default_rng(seed), height, width)
+    value_of = np.zeros(inst_map.max() + 1, np.uint8)
+    value_of[ids] = np.where(values <= 3, 128, 255)
+    return image.mean(2).astype(np.uint8), value_of[inst_map]
+
+
+@pytest.fixture
+def own(tmp_path):
+    """Settings for a second data set: two classes, its own folders and values, grey images."""
+    images, masks = tmp_path / "scans", tmp_path / "annotations"
+    images.mkdir()
+    masks.mkdir()
+    for seed, name in enumerate(["a", "a-1", "b_2"]):  # in another order with their endings
+        image, mask = own_region(seed)
+        Image.fromarray(image).save(images / f"{name}.jpg", quality=95)
+        Image.fromarray(mask).save(masks / f"{name}.png")
+    return dataclasses.replace(
+        TINY,
+        workspace=tmp_path / "own",
+        classes=CLASSES,
+        images=images,
+        masks=masks,
+        mask_values=(128, 255),
+        mpp=0.25,
+        folds=(1, 2),
+    )
+
+
+def test_another_data_set_goes_all_the_way_through_config_alone(own, tmp_path):
+    main(own)
+    mask = read_mask(own.workspace / "Semantic_Labels" / "a-1.png", classes=3)
+    np.testing.assert_array_equal(mask, np.searchsorted([0, 128, 255], own_region(1)[1]))
+    out = own.workspace / "reports" / own.model_name
+    scores = json.loads((out / "scores.json").read_text())
+    for network in scores["1"].values():
+        assert len(network["iou"]) == 3
+        assert np.shape(network["confusion"]) == (3, 3)
+    page = (out / "index.html").read_text()
+    assert all(word in page for word in ("tumour", "stroma", "#d55e00"))
+    assert "lymphocyte" not in page
+    with open(own.workspace / "HardOoD" / f"1_{own.model_name}.csv", newline="") as file:
+        assert next(csv.reader(file))[4:] == ["tumour", "stroma", "kept"]
+    folder = model_folder(own, 1, ood=True)
+    card = (folder / "README.md").read_text()
+    assert "| 1 | tumour | `#d55e00` |" in card
+    assert "0.25 microns" in card
+
+    # the network carries its classes: the settings of the one who uses it do not matter
+    assert with_settings_of(Config(), folder).classes == CLASSES
+    predict_images(
+        PredictConfig(image=(own.images,), checkpoint=folder, out=tmp_path / "out", device="cpu")
+    )
+    assert imread(tmp_path / "out" / "a_mask.tif").max() < 3
+    found = json.loads((tmp_path / "out" / "a_nuclei.geojson").read_text())["features"]
+    assert {f["properties"]["classification"]["name"] for f in found} <= {"tumour", "stroma"}
+
+
+def test_a_stain_that_is_bright_on_black_goes_through_too(own):
+    for path in own.images.iterdir():
+        Image.fromarray(255 - np.array(Image.open(path))).save(path, quality=95)
+    main(dataclasses.replace(own, folds=(1,), epochs=1))
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "1", "RGB", "I;16"])
+def test_masks_are_read_in_every_usual_form(tmp_path, mode):
+    mask = np.zeros((20, 30), np.uint8)
+    mask[4:9, 4:9] = 1
+    mask[12:15, 20:29] = 1
+    image = Image.fromarray(mask)
+    if mode == "P":
+        image.putpalette([0, 0, 0, 255, 0, 0])
+    elif mode == "1":
+        image = Image.fromarray(mask > 0)
+    else:
+        image = image.convert(mode)
+    image.save(tmp_path / "mask.png")
+    inst_map, ids, classes = read_own_mask(tmp_path / "mask.png", (), 2)
+    assert classes.tolist() == [1, 1]
+    np.testing.assert_array_equal(np.isin(inst_map, ids), mask > 0)
+
+
+def test_a_mask_with_an_unknown_value_is_named_with_the_cure(own):
+    path = own.masks / "b_2.png"
+    mask = np.array(Image.open(path))
+    mask[3, 3] = 7
+    Image.fromarray(mask).save(path)
+    with pytest.raises(UserError, match=r"b_2\.png holds the value 7, expected 0, 128, 255: set"):
+        generate_semantic_labels(own)
+
+
+def test_a_mask_in_colour_is_refused(own):
+    colour = np.random.default_rng(0).integers(0, 256, (96, 120, 3), np.uint8)
+    Image.fromarray(colour).save(own.masks / "b_2.png")
+    with pytest.raises(UserError, match=r"b_2\.png is a mask in colour"):
+        generate_semantic_labels(own)
+
+
+def test_an_image_without_a_mask_is_named(own):
+    (own.masks / "b_2.png").unlink()
+    with pytest.raises(UserError, match="region b_2 has no label"):
+        main(own)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("classes", ()),
+        ("classes", (("a", "#000000"), ("a", "#ffffff"))),
+        ("classes", (("background", "#000000"),)),
+        ("classes", (("a", "red"),)),
+        ("classes", (("a",),)),
+        ("classes", "tumour"),
+        ("masks", None),
+        ("mask_values", (255,)),
+        ("mask_values", (0, 255)),
+        ("mask_values", (255, 255)),
+        ("mpp", 0.0),
+    ],
+)
+def test_a_wrong_description_of_the_data_is_refused_with_its_name(own, setting, value):
+    with pytest.raises(UserError, match=f"^{setting} = "):
+        dataclasses.replace(own, **{setting: value})

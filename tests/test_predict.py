@@ -1,0 +1,326 @@
+"""New images: tiles that fade into each other, slides read in strips, and what is written."""
+
+import csv
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tifffile import TiffWriter, imread, imwrite
+from torch import nn
+
+from config import UserError
+from medood.classes import palette
+from medood.files import read_image, write_png
+from medood.inference import Answer
+from medood.models import Normalise, build_model
+from medood.outputs import ENDINGS, open_outputs
+from medood.sample import draw_region
+from medood.slides import File, Slide, open_image
+from medood.tiles import OVERLAP, fade, positions, strips
+from predict import PredictConfig, find_images, predict_images
+from tests.conftest import TINY
+
+ROOT = Path(__file__).parents[1]
+COLOURS = palette(TINY.classes)
+
+
+class ByColour(nn.Module):
+    """A network that calls a pixel the class whose colour it has: no learning, known answers."""
+
+    def __init__(self):
+        super().__init__()
+        self.config = {"classes": len(COLOURS), "encoder_name": TINY.encoder}
+        shown = torch.tensor(COLOURS).float().T.view(1, 3, -1, 1)
+        self.register_buffer("colours", Normalise(TINY.encoder)(shown).permute(2, 1, 0, 3))
+
+    def forward(self, images):  # (N, 3, H, W) -> (N, C, H, W)
+        return -20 * (images[:, None] - self.colours[None]).square().sum(2)
+
+
+@pytest.fixture
+def by_colour():
+    return Answer(TINY, ByColour(), torch.device("cpu"))
+
+
+def coloured(height, width, seed=0):
+    """A mask of drawn nuclei, and the image in which each pixel has the colour of its class."""
+    _, inst_map, ids, values = draw_region(np.random.default_rng(seed), height, width)
+    class_of = np.zeros(inst_map.max() + 1, np.uint8)
+    class_of[ids] = values
+    mask = class_of[inst_map]
+    return mask, COLOURS[mask]
+
+
+def write_slide(path, image, mpp=None):
+    """A tiled TIFF, as OpenSlide reads it."""
+    resolution = {} if mpp is None else {"resolution": (1e4 / mpp, 1e4 / mpp), "resolutionunit": 3}
+    imwrite(path, image, tile=(256, 256), photometric="rgb", **resolution)
+
+
+# ---------------------------------------------------------------- tiles
+
+
+@pytest.mark.parametrize("length", [1, 100, 128, 129, 192, 193, 1000])
+@pytest.mark.parametrize("tile", [128, 160, 512])
+def test_tiles_cover_every_pixel_and_their_weights_add_up_to_one_where_they_overlap(length, tile):
+    weight, count = np.zeros(length + tile), np.zeros(length + tile, int)
+    for start in positions(length, tile):
+        weight[start : start + tile] += fade(tile)
+        count[start : start + tile] += 1
+    assert count[:length].min() >= 1
+    assert np.allclose(weight[: length + tile][count == 2], 1)
+    # no tile that the others cover already
+    assert len(positions(length, tile)) == 1 or positions(length, tile)[-1] + OVERLAP < length
+
+
+@pytest.mark.parametrize("size", [(40, 50), (128, 128), (129, 300), (333, 257)])
+@pytest.mark.parametrize("tile", [128, 256])
+def test_strips_give_what_the_network_gives_on_the_whole_image(tmp_path, by_colour, size, tile):
+    mask, image = coloured(*size)
+    write_png(tmp_path / "image.png", image)
+    source = open_image(tmp_path / "image.png")
+    rows, classes, certainty = map(
+        np.concatenate, zip(*strips(by_colour, source, *size, tile, "test"), strict=True)
+    )
+    np.testing.assert_array_equal(rows, image)
+    np.testing.assert_array_equal(classes, mask)
+    whole = by_colour(torch.from_numpy(image)[None])[0].max(0).values.numpy()
+    np.testing.assert_allclose(certainty / 255, whole, atol=0.01)
+
+
+class ByPlace(ByColour):
+    """Its answer changes from left to right within a tile, as at the borders of a real one."""
+
+    def forward(self, images):
+        tilt = torch.linspace(-4, 4, images.shape[-1]).expand(images.shape[0], 1, *images.shape[2:])
+        return torch.cat([tilt, -tilt, -99 * torch.ones(len(images), 5, *images.shape[2:])], 1)
+
+
+def test_tiles_fade_into_each_other(tmp_path):
+    answer = Answer(TINY, ByPlace(), torch.device("cpu"))
+    image = np.random.default_rng(0).integers(0, 256, (128, 320, 3), np.uint8)
+    write_png(tmp_path / "image.png", image)
+    source = open_image(tmp_path / "image.png")
+    ((_, _, certainty),) = strips(answer, source, 128, 320, 128, "test")
+    # a tile ends sure of one class and the next begins sure of the other: no step is left
+    steps = np.abs(np.diff(certainty[64].astype(int)))
+    assert steps.max() < 25
+
+
+def test_a_tile_of_glass_is_background_without_asking_the_network(tmp_path, by_colour, monkeypatch):
+    image = np.full((200, 200, 3), 240, np.uint8)
+    image += np.random.default_rng(0).integers(0, 10, image.shape, np.uint8)
+    write_png(tmp_path / "glass.png", image)
+    monkeypatch.setattr(Answer, "__call__", lambda *_: pytest.fail("asked"))
+    found = list(strips(by_colour, open_image(tmp_path / "glass.png"), 200, 200, 128, "test"))
+    assert not any(classes.any() for _, classes, _ in found)
+    assert all((certainty == 255).all() for _, _, certainty in found)
+
+
+# ---------------------------------------------------------------- slides
+
+
+def test_a_slide_is_read_in_rows_as_it_is(tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (700, 530, 3), np.uint8)
+    write_slide(tmp_path / "slide.tif", image)
+    source = open_image(tmp_path / "slide.tif")
+    assert isinstance(source, Slide)
+    assert (source.height, source.width) == (700, 530)
+    np.testing.assert_array_equal(source.rows(123, 456, 700, 530), image[123:456])
+
+
+def test_a_pyramid_is_read_from_the_level_that_is_fine_enough(tmp_path):
+    fine = np.random.default_rng(0).integers(0, 256, (1024, 1024, 3), np.uint8)
+    coarse = np.zeros((256, 256, 3), np.uint8)
+    with TiffWriter(tmp_path / "slide.tif") as tiff:
+        tiff.write(fine, tile=(256, 256), photometric="rgb", subifds=0)
+        tiff.write(coarse, tile=(256, 256), photometric="rgb", subfiletype=1)
+    source = open_image(tmp_path / "slide.tif")
+    half = fine.reshape(512, 2, 512, 2, 3).mean((1, 3))
+    assert np.abs(source.rows(100, 200, 512, 512) - half[100:200]).max() <= 1
+    assert source.rows(0, 64, 256, 256).max() == 0  # of the coarse level, which is black here
+
+
+def test_an_ordinary_image_is_resized_once_and_whole(tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (100, 80, 3), np.uint8)
+    write_png(tmp_path / "image.png", image)
+    source = open_image(tmp_path / "image.png")
+    assert isinstance(source, File)
+    half = image.reshape(50, 2, 40, 2, 3).mean((1, 3))
+    parts = [source.rows(top, top + 10, 50, 40) for top in range(0, 50, 10)]
+    assert np.abs(np.concatenate(parts) - half).max() <= 1
+
+
+# ---------------------------------------------------------------- the step
+
+
+@pytest.fixture
+def network(tmp_path):
+    """A folder as smp's save_pretrained writes it, of a small network that knows nothing."""
+    torch.manual_seed(0)
+    build_model(TINY).save_pretrained(tmp_path / "network")
+    return tmp_path / "network"
+
+
+def settings(tmp_path, network, *images, **changes):
+    same = {field.name: getattr(TINY, field.name) for field in dataclasses.fields(TINY)}
+    given = {"checkpoint": network, "out": tmp_path / "out", "image": images, **changes}
+    return PredictConfig(**{**same, **given})
+
+
+@pytest.fixture
+def colour_network(monkeypatch):
+    """The network of any folder answers by colour."""
+    monkeypatch.setattr("medood.checkpoints.load_model", lambda *_: ByColour())
+
+
+@pytest.mark.usefixtures("colour_network")
+@pytest.mark.parametrize("ending", [".png", ".tif"])
+def test_mask_table_and_outlines_say_the_same(tmp_path, network, ending):
+    mask, image = coloured(300, 350)
+    path = tmp_path / f"image{ending}"
+    write_png(path, image) if ending == ".png" else write_slide(path, image)
+    predict_images(settings(tmp_path, network, path, tile=128, min_area=0.0))
+    stem = tmp_path / "out" / "image"
+    np.testing.assert_array_equal(imread(f"{stem}_mask.tif"), mask)
+    with open(f"{stem}_nuclei.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    shapes = json.loads(Path(f"{stem}_nuclei.geojson").read_text())
+    assert shapes["type"] == "FeatureCollection"
+    assert len(rows) == len(shapes["features"]) > 40
+    assert sum(float(row["area_px"]) for row in rows) == (mask > 0).sum()
+    colour_of = dict(zip(TINY.class_names, COLOURS.tolist(), strict=True))
+    for row, shape in zip(rows, shapes["features"], strict=True):
+        assert shape["type"] == "Feature"
+        assert shape["geometry"]["type"] == "Polygon"
+        (ring,) = shape["geometry"]["coordinates"]
+        assert ring[0] == ring[-1]
+        assert len(ring) >= 4
+        inner, outer = np.min(ring, axis=0), np.max(ring, axis=0)
+        assert (inner <= [float(row["x"]), float(row["y"])]).all()
+        assert (outer >= [float(row["x"]), float(row["y"])]).all()
+        properties = shape["properties"]
+        assert properties["objectType"] == "detection"
+        assert properties["classification"]["name"] == row["class"]
+        assert properties["classification"]["color"] == colour_of[row["class"]]
+        assert float(row["area_um2"]) == pytest.approx(0.25 * float(row["area_px"]), abs=0.01)
+        assert 0.5 < float(row["probability"]) <= 1
+    overlay = read_image(Path(f"{stem}_overlay.png"))
+    np.testing.assert_array_equal(overlay[mask == 0], image[mask == 0])
+    assert json.loads(Path(f"{stem}.json").read_text())["nuclei"].keys() <= set(TINY.class_names)
+
+
+@pytest.mark.usefixtures("colour_network")
+def test_an_image_of_another_scale_is_brought_to_the_networks_and_back(tmp_path, network):
+    small, image = coloured(200, 260)
+    write_png(tmp_path / "image.png", np.kron(image, np.ones((2, 2, 1), np.uint8)))
+    path = tmp_path / "image.png"
+    predict_images(settings(tmp_path, network, path, image_mpp=0.25, min_area=0.0))
+    np.testing.assert_array_equal(imread(tmp_path / "out" / "image_mask.tif"), small)
+    with open(tmp_path / "out" / "image_nuclei.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert sum(float(row["area_um2"]) for row in rows) == pytest.approx(0.25 * (small > 0).sum())
+    assert sum(float(row["area_px"]) for row in rows) == 4 * (small > 0).sum()
+    assert max(float(row["x"]) for row in rows) > 260  # in pixels of the image as it is
+
+
+def test_what_is_done_is_kept_and_other_settings_do_it_again(tmp_path, network, capsys):
+    write_png(tmp_path / "image.png", coloured(100, 100)[1])
+    cfg = settings(tmp_path, network, tmp_path / "image.png")
+    predict_images(cfg)
+    capsys.readouterr()
+    predict_images(cfg)
+    assert "image.png: kept" in capsys.readouterr().out
+    predict_images(dataclasses.replace(cfg, watershed=False))
+    assert "image.png: kept" not in capsys.readouterr().out
+
+
+def test_one_bad_image_does_not_cost_the_others(tmp_path, network):
+    write_png(tmp_path / "good.png", coloured(64, 64)[1])
+    (tmp_path / "bad.png").write_bytes(b"\x89PNG, not really")
+    with pytest.raises(UserError, match=r"1 images could not be segmented: bad\.png"):
+        predict_images(settings(tmp_path, network, tmp_path))
+    done = {path.name for path in (tmp_path / "out").iterdir()}
+    assert done == {"good.json", *(f"good{ending}" for ending in ENDINGS)}
+
+
+def test_an_error_in_the_middle_leaves_no_file(tmp_path):
+    def stop() -> None:
+        with open_outputs(tmp_path / "image", TINY.classes, (10, 10), (1.0, 1.0), 0.5) as files:
+            files.add_rows(np.zeros((5, 10, 3), np.uint8), np.zeros((5, 10), np.uint8))
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        stop()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"image": ()}, "no image"),
+        ({"image": (Path("nowhere.png"),)}, "1 images could not"),
+        ({"checkpoint": None}, "--checkpoint"),
+        ({"checkpoint": Path("nowhere")}, "no network"),
+    ],
+)
+def test_what_is_missing_is_named(tmp_path, network, change, said):
+    write_png(tmp_path / "image.png", coloured(64, 64)[1])
+    cfg = settings(tmp_path, network, tmp_path / "image.png")
+    with pytest.raises(UserError, match=said):
+        predict_images(dataclasses.replace(cfg, **change))
+
+
+def test_two_images_of_one_name_are_refused(tmp_path):
+    for ending in (".png", ".jpg"):
+        (tmp_path / f"a{ending}").touch()
+    with pytest.raises(UserError, match="two images are called a"):
+        find_images((tmp_path,))
+
+
+@pytest.mark.parametrize(("name", "value"), [("tile", 100), ("image_mpp", 0.0), ("min_area", -1.0)])
+def test_a_wrong_setting_is_refused_with_its_name(name, value):
+    with pytest.raises(UserError, match=f"^{name} = "):
+        PredictConfig(**{name: value})
+
+
+@pytest.mark.slow
+def test_a_slide_of_20000_x_20000_pixels_takes_less_than_2_gb(tmp_path, network):
+    """1.2 GB of pixels and, were they all in memory, 11 GB of probabilities."""
+    side, tile = 20_000, 256
+    _, tissue = coloured(1024, 1024)
+
+    def tiles():
+        for row in range(0, side, tile):
+            for column in range(0, side, tile):
+                part = tissue[row % 1024 :, column % 1024 :][:tile, :tile]
+                # an island of tissue on glass: the network is asked in a tenth of the tiles
+                inside = 8000 <= row < 14000 and 6000 <= column < 12000
+                yield part if inside else np.full((tile, tile, 3), 240, np.uint8)
+
+    with TiffWriter(tmp_path / "slide.tif") as tiff:
+        shape = (side, side, 3)
+        tiff.write(tiles(), shape=shape, dtype=np.uint8, tile=(tile, tile), photometric="rgb",
+                   compression="zlib")  # fmt: skip
+    program = (
+        "import resource, runpy, sys\n"
+        "sys.argv = ['predict.py', *sys.argv[1:]]\n"
+        "runpy.run_path('predict.py', run_name='__main__')\n"
+        "print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)"
+    )
+    arguments = [tmp_path / "slide.tif", "--checkpoint", network, "--out", tmp_path / "out"]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *map(str, arguments)], cwd=ROOT, capture_output=True,
+        text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    peak = float(done.stdout.split("peak ")[1])
+    print(f"{peak:.2f} GB")
+    assert peak < 2
+    assert imread(tmp_path / "out" / "slide_mask.tif").shape == (side, side)
+    assert max(read_image(tmp_path / "out" / "slide_overlay.png").shape) <= 4096
