@@ -7,11 +7,12 @@ import cv2
 import numpy as np
 from scipy.ndimage import find_objects
 from skimage.feature import peak_local_max
-from skimage.measure import approximate_polygon, find_contours
+from skimage.measure import find_contours
 from skimage.segmentation import watershed
 
-APART = 2.5  # microns at the least between the centres of two touching nuclei
+APART = 1.0  # microns at the least between the centres of touching nuclei: bench/nuclei.py
 LARGEST = 1024  # pixels: a sheet of touching nuclei that is higher or wider is cut there
+SMOOTHER = 0.4  # pixels by which an outline with fewer corners may differ
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,12 @@ def part(component: np.ndarray, apart: float) -> np.ndarray:
 def outline(nucleus: np.ndarray) -> np.ndarray:
     """Return the outer border of a nucleus, bool (H, W), as x and y, float (K, 2), closed."""
     borders = find_contours(np.pad(nucleus, 1).astype(float), 0.5, fully_connected="high")
-    border = approximate_polygon(max(borders, key=len), 0.4)
-    return border[:, ::-1] - 0.5  # less the frame, from a pixel's centre to its corner
+    border = max(borders, key=len)[:, None, ::-1].astype(np.float32)
+    corners = cv2.approxPolyDP(border[:-1], SMOOTHER, closed=True)[:, 0]
+    if len(corners) < 3:
+        corners = border[:-1, 0]
+    # less the frame, from a pixel's centre to its corner
+    return np.concatenate([corners, corners[:1]]) - 0.5
 
 
 class NucleusFinder:

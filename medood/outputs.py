@@ -92,6 +92,7 @@ class Outputs:
                 dtype=np.uint8,
                 tile=(TILE, TILE),
                 compression="zlib",
+                maxworkers=1,  # several would hold a quarter of a GB of tiles at a time
                 photometric="minisblack",
                 resolution=(1e4 / self.mpp, 1e4 / self.mpp),
                 resolutionunit="CENTIMETER",

@@ -5,8 +5,10 @@ from collections.abc import Iterator
 import cv2
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
+from medood.classes import BACKGROUND
 from medood.inference import BATCH, Answer
 from medood.slides import Source
 
@@ -19,15 +21,13 @@ def positions(length: int, tile: int) -> list[int]:
     return list(range(0, max(1, length - OVERLAP), tile - OVERLAP))
 
 
-def fade(tile: int) -> np.ndarray:
+def fade(tile: int) -> Tensor:
     """Return the weight of each pixel along a tile's side, float32 (tile,): rising, 1, falling.
 
     Where two tiles overlap, their weights add up to 1.
     """
-    ramp = np.arange(1, OVERLAP + 1, dtype=np.float32) / (OVERLAP + 1)
-    weight = np.ones(tile, np.float32)
-    weight[:OVERLAP], weight[-OVERLAP:] = ramp, ramp[::-1]
-    return weight
+    ramp = torch.arange(1, OVERLAP + 1) / (OVERLAP + 1)
+    return torch.cat([ramp, torch.ones(tile - 2 * OVERLAP), ramp.flip(0)])
 
 
 def strips(
@@ -41,11 +41,12 @@ def strips(
     """
     tops, lefts = positions(height, tile), positions(width, tile)
     full = lefts[-1] + tile  # the last tiles reach beyond the image, which is mirrored there
-    weight = fade(tile)
-    across, down = np.zeros(full, np.float32), np.zeros(tile, np.float32)
+    weight = fade(tile).to(answer.device)
+    square = weight[:, None] * weight
+    across, down = weight.new_zeros(full), weight.new_zeros(tile)
     for left in lefts:
         across[left : left + tile] += weight
-    sums = np.zeros((tile, full, answer.classes), np.float32)  # of weighted probabilities
+    sums = weight.new_zeros(answer.classes, tile, full)  # of weighted probabilities
     with tqdm(total=len(tops) * len(lefts), desc=task, leave=False, disable=None) as bar:
         for top in tops:
             bottom = min(top + tile, height)
@@ -53,39 +54,39 @@ def strips(
             beyond = tile - (bottom - top), full - width
             framed = cv2.copyMakeBorder(rows, 0, beyond[0], 0, beyond[1], cv2.BORDER_REFLECT)
             for left, probability in _probabilities(answer, framed, lefts, tile):
-                sums[:, left : left + tile] += np.outer(weight, weight)[..., None] * probability
+                part = sums[..., left : left + tile]
+                if probability is None:
+                    part[BACKGROUND] += square
+                else:
+                    part.addcmul_(probability, square)
                 bar.update()
             down += weight
             done = bottom - top if top == tops[-1] else tile - OVERLAP
-            ready = sums[:done, :width]
-            certainty = ready.max(2) / np.outer(down[:done], across[:width])
-            yield (
-                rows[:done],
-                ready.argmax(2).astype(np.uint8),
-                np.rint(255 * certainty.clip(0, 1)).astype(np.uint8),
-            )
+            best, classes = sums[:, :done, :width].max(0)
+            best.div_(down[:done, None]).div_(across[:width]).mul_(255).round_().clamp_(max=255)
+            yield rows[:done], *(found.to("cpu", torch.uint8).numpy() for found in (classes, best))
             # what the next tiles share with these moves up
-            sums[:OVERLAP], down[:OVERLAP] = sums[-OVERLAP:].copy(), down[-OVERLAP:].copy()
-            sums[OVERLAP:], down[OVERLAP:] = 0, 0
+            sums[:, :OVERLAP], down[:OVERLAP] = sums[:, -OVERLAP:], down[-OVERLAP:]
+            sums[:, OVERLAP:], down[OVERLAP:] = 0, 0
 
 
 def _probabilities(
     answer: Answer, strip: np.ndarray, lefts: list[int], tile: int
-) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield where each tile of a strip begins, and its probabilities, float32 (tile, tile, C)."""
-    tiles = {left: strip[:, left : left + tile] for left in lefts}
-    glass = np.zeros(answer.classes, np.float32)
-    glass[0] = 1
+) -> Iterator[tuple[int, Tensor | None]]:
+    """Yield where each tile of a strip begins, and its probabilities, float32 (C, tile, tile).
+
+    None stands for a tile of glass: background, without asking the network.
+    """
     busy = []
-    for left, image in tiles.items():
-        if (np.ptp(image.reshape(-1, 3), axis=0) <= GLASS).all():
-            yield left, glass
+    for left in lefts:
+        ranges = [cv2.minMaxLoc(channel)[:2] for channel in cv2.split(strip[:, left : left + tile])]
+        if all(most - least <= GLASS for least, most in ranges):
+            yield left, None
         else:
             busy.append(left)
     # as many pixels at a time as in mining and testing
     size = max(1, BATCH.get(answer.device.type, BATCH["cpu"]) * 128**2 // tile**2)
     for start in range(0, len(busy), size):
         group = busy[start : start + size]
-        images = torch.from_numpy(np.stack([tiles[left] for left in group]))
-        found = answer(images).permute(0, 2, 3, 1).cpu().numpy()
-        yield from zip(group, found, strict=True)
+        images = np.stack([strip[:, left : left + tile] for left in group])
+        yield from zip(group, answer(torch.from_numpy(images)), strict=True)

@@ -68,12 +68,12 @@ def write_slide(path, image, mpp=None):
 @pytest.mark.parametrize("length", [1, 100, 128, 129, 192, 193, 1000])
 @pytest.mark.parametrize("tile", [128, 160, 512])
 def test_tiles_cover_every_pixel_and_their_weights_add_up_to_one_where_they_overlap(length, tile):
-    weight, count = np.zeros(length + tile), np.zeros(length + tile, int)
+    weight, count = torch.zeros(length + tile), torch.zeros(length + tile, dtype=torch.int64)
     for start in positions(length, tile):
         weight[start : start + tile] += fade(tile)
         count[start : start + tile] += 1
     assert count[:length].min() >= 1
-    assert np.allclose(weight[: length + tile][count == 2], 1)
+    torch.testing.assert_close(weight[count == 2], torch.ones(int((count == 2).sum())))
     # no tile that the others cover already
     assert len(positions(length, tile)) == 1 or positions(length, tile)[-1] + OVERLAP < length
 
@@ -299,8 +299,8 @@ def test_a_slide_of_20000_x_20000_pixels_takes_less_than_2_gb(tmp_path, network)
         for row in range(0, side, tile):
             for column in range(0, side, tile):
                 part = tissue[row % 1024 :, column % 1024 :][:tile, :tile]
-                # an island of tissue on glass: the network is asked in a tenth of the tiles
-                inside = 8000 <= row < 14000 and 6000 <= column < 12000
+                # an island of tissue on glass, whose tiles the network is not asked about
+                inside = 8000 <= row < 11000 and 6000 <= column < 12000
                 yield part if inside else np.full((tile, tile, 3), 240, np.uint8)
 
     with TiffWriter(tmp_path / "slide.tif") as tiff:

@@ -1,0 +1,71 @@
+"""How well touching nuclei are parted: `python bench/nuclei.py --workspace workspace`.
+
+Takes the true class masks of a workspace, where it is known which pixels are whose nucleus, and
+finds the nuclei in them as predict.py does: what is lost here is lost by parting alone. With
+`--predicted FOLDER`, takes the masks that predict.py wrote of the same images there instead. A
+nucleus is found if one of those found covers it with an IoU above one half.
+"""
+
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from skimage.measure import label
+from tifffile import imread
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from config import Config, UserError
+from generate_semantic_labels import read_label, semantic_mask
+from medood.cli import run
+from medood.files import region_labels
+from medood.nuclei import APART, part
+from medood.tables import markdown
+
+
+@dataclass(frozen=True)
+class BenchConfig(Config):
+    """The settings, and what to measure on."""
+
+    predicted: Path | None = None
+    """Folder with the results of predict.py for the images of the workspace."""
+
+
+def matched(true: np.ndarray, found: np.ndarray) -> int:
+    """Return how many of the true nuclei, integers (H, W), one of the found covers: IoU > 0.5."""
+    both = (true > 0) & (found > 0)
+    pairs, overlap = np.unique(np.stack([true[both], found[both]]), axis=1, return_counts=True)
+    union = np.bincount(true.ravel())[pairs[0]] + np.bincount(found.ravel())[pairs[1]] - overlap
+    return int((overlap / union > 0.5).sum())
+
+
+def bench(cfg: BenchConfig) -> None:
+    """Print the counts over all regions, with parting and without."""
+    labels = region_labels(replace(cfg, masks=None, images=None))
+    if not labels:
+        raise UserError(f"no .mat file in {cfg.workspace}: the true nuclei are not known")
+    counts = {"touching ones as one": [0, 0], "parted": [0, 0]}
+    nuclei = 0
+    for path in labels:
+        inst_map, ids, classes = read_label(path, len(cfg.class_names))
+        if cfg.predicted is None:
+            foreground = semantic_mask(inst_map, ids, classes) > 0
+        else:
+            foreground = imread(cfg.predicted / f"{path.stem}_mask.tif") > 0
+        nuclei += len(ids)
+        whole = label(foreground, connectivity=2)
+        apart = part(foreground, APART / cfg.mpp)
+        for name, found in zip(counts, (whole, apart), strict=True):
+            counts[name][0] += int(found.max())
+            counts[name][1] += matched(inst_map, found)
+    rows = [
+        [name, str(count), f"{100 * hit / nuclei:.1f}", f"{200 * hit / (count + nuclei):.1f}"]
+        for name, (count, hit) in counts.items()
+    ]
+    print(f"{len(labels)} regions of {cfg.workspace}, {nuclei} nuclei")
+    print(markdown(["", "found", "of the nuclei, %", "F1, %"], rows))
+
+
+if __name__ == "__main__":
+    run(bench, BenchConfig())
