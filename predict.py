@@ -142,11 +142,14 @@ def predict_images(cfg: PredictConfig) -> None:
     for path in images:
         stem = cfg.out / path.stem
         try:
+            if not path.is_file():
+                raise UserError(f"there is no image {path}")
             made_from = json.loads(json.dumps({**record, "image": fingerprint([path])}))
             before = (read_json(Path(f"{stem}.json")) or {}).get("made_from")
             if before == made_from and all(Path(f"{stem}{end}").exists() for end in ENDINGS):
                 print(f"{path.name}: kept, done with the same network and settings")
                 continue
+            Path(f"{stem}.json").unlink(missing_ok=True)  # it would vouch for files half replaced
             counts = segment(cfg, answer, path, stem)
             write_json(Path(f"{stem}.json"), {"nuclei": counts, "made_from": made_from})
         except UserError as error:  # one bad image does not cost the others

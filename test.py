@@ -98,9 +98,10 @@ def evaluate_fold(cfg: Config, fold: int, folders: dict[str, Path]) -> Tested:
     from medood.checkpoints import trained_on
     from medood.testing import score_networks
 
-    names = read_fold(cfg, fold).test
     for folder in folders.values():
         require_network(folder)
+    names = read_fold(cfg, fold).test
+    for folder in folders.values():
         if not trained_on(folder).isdisjoint(names):
             raise UserError(
                 f"{folder} was trained on patches that fold {fold} tests now: train it again, or"

@@ -157,18 +157,25 @@ def require_network(folder: Path) -> None:
 # ---------------------------------------------------------------- images
 
 
+def _missing(path: Path) -> UserError:
+    return UserError(f"{path} is missing: put it back, or make its folder anew")
+
+
 def _read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError:
-        raise UserError(f"{path} is missing: put it back, or make its folder anew") from None
+        raise _missing(path) from None
 
 
 def _decode(path: Path, flag: int) -> np.ndarray:
     data = _read_bytes(path)
     # OpenCV fills what a truncated PNG lacks with black and says nothing: look for its last chunk
     whole = not data.startswith(b"\x89PNG") or b"IEND" in data[-12:]
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), flag) if data and whole else None
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flag) if data and whole else None
+    except cv2.error as error:  # more pixels than OpenCV takes
+        raise UserError(f"{path} cannot be read ({str(error).splitlines()[0]})") from None
     if image is None:
         raise UserError(f"{path} is not a whole image file: unpack or make it again")
     return image
@@ -259,7 +266,12 @@ def fingerprint(paths: Iterable[Path]) -> str:
     """Return one hash of the folders, names and contents of files, in any order."""
 
     def line(path: Path) -> str:
-        return f"{digest(_read_bytes(path))} {path.parent.name}/{path.name}"
+        try:
+            with path.open("rb") as file:
+                content = hashlib.file_digest(file, "sha256").hexdigest()
+        except FileNotFoundError:
+            raise _missing(path) from None
+        return f"{content} {path.parent.name}/{path.name}"
 
     with ThreadPoolExecutor() as pool:
         lines = sorted(pool.map(line, paths))

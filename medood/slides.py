@@ -5,12 +5,14 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import openslide
 
 from config import UserError
 from medood.files import IMAGE_ENDINGS, read_image
 
 SLIDE_ENDINGS = (".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".dcm")
 ENDINGS = (*IMAGE_ENDINGS, *SLIDE_ENDINGS)
+MPP = 0.05, 10  # microns per pixel that a scanner can have; others are a file's default
 BLOCK = 4096  # pixels of a row that are read at a time
 
 
@@ -49,8 +51,6 @@ class Slide(Source):
     """
 
     def __init__(self, path: Path) -> None:
-        import openslide
-
         try:
             self.slide = openslide.OpenSlide(path)
         except openslide.OpenSlideError as error:
@@ -61,8 +61,8 @@ class Slide(Source):
         self.top = int(known.get(openslide.PROPERTY_NAME_BOUNDS_Y, 0))
         self.width = int(known.get(openslide.PROPERTY_NAME_BOUNDS_WIDTH, width))
         self.height = int(known.get(openslide.PROPERTY_NAME_BOUNDS_HEIGHT, height))
-        mpp = known.get(openslide.PROPERTY_NAME_MPP_X)
-        self.mpp = float(mpp) if mpp else None
+        mpp = float(known.get(openslide.PROPERTY_NAME_MPP_X, 0))
+        self.path, self.mpp = path, mpp if MPP[0] <= mpp <= MPP[1] else None
 
     def rows(self, top: int, bottom: int, height: int, width: int) -> np.ndarray:
         scale = self.height / height, self.width / width  # pixels of the slide per pixel asked for
@@ -75,7 +75,11 @@ class Slide(Source):
             x0, x1 = (round(x * scale[1]) for x in (left, right))
             y0, y1 = (round(y * scale[0]) for y in (top, bottom))
             size = max(1, round((x1 - x0) / shrink)), max(1, round((y1 - y0) / shrink))
-            rgba = np.asarray(self.slide.read_region((self.left + x0, self.top + y0), level, size))
+            try:
+                region = self.slide.read_region((self.left + x0, self.top + y0), level, size)
+            except openslide.OpenSlideError as error:
+                raise UserError(f"{self.path} is damaged ({error}): copy it again") from None
+            rgba = np.asarray(region)
             rgb = np.where(rgba[..., 3:] > 0, rgba[..., :3], np.uint8(255))  # not scanned: white
             if size != (right - left, bottom - top):
                 way = cv2.INTER_AREA if size[0] > right - left else cv2.INTER_CUBIC
@@ -86,8 +90,4 @@ class Slide(Source):
 
 def open_image(path: Path) -> Source:
     """Return an image, ready to be read row by row; raise UserError where it cannot be read."""
-    if not path.is_file():
-        raise UserError(f"there is no image {path}")
-    import openslide
-
     return Slide(path) if openslide.OpenSlide.detect_format(path) else File(path)

@@ -52,11 +52,16 @@ def write_region(workspace: Path, name: str, height: int, width: int, seed: int)
     (workspace / "Labels" / f"{name}.mat").write_bytes(mat_bytes(inst_map, ids, classes))
 
 
+def draw_regions(workspace: Path) -> None:
+    """Draw three regions of odd sizes: 12 + 16 + 9 = 37 patches."""
+    for seed, (height, width) in enumerate([(90, 128), (97, 100), (70, 65)]):
+        write_region(workspace, f"region_{seed}", height, width, seed)
+
+
 @pytest.fixture
 def tiny(tmp_path) -> Config:
-    """Settings of a workspace with three regions of odd sizes: 12 + 16 + 9 = 37 patches."""
-    for seed, (height, width) in enumerate([(90, 128), (97, 100), (70, 65)]):
-        write_region(tmp_path, f"region_{seed}", height, width, seed)
+    """Settings of a workspace with three regions."""
+    draw_regions(tmp_path)
     return dataclasses.replace(TINY, workspace=tmp_path)
 
 

@@ -53,10 +53,12 @@ def test_a_wrong_value_is_refused_with_its_name(setting, value):
 def test_there_is_a_script_for_every_step():
     assert SCRIPTS == [
         "estimate_pct.py",
+        "export.py",
         "generate_patches.py",
         "generate_semantic_labels.py",
         "generate_unfiltered_oods.py",
         "main.py",
+        "predict.py",
         "rank_prune_ood.py",
         "test.py",
         "train.py",

@@ -23,7 +23,7 @@ from medood.folds import fold_path, read_fold
 from medood.hard_ood import ranking_path, read_hard_oods, read_pct
 from rank_prune_ood import rank_prune_ood
 from test import evaluate
-from tests.conftest import TINY
+from tests.conftest import TINY, draw_regions
 from tests.oracles import read_rows
 from train import train
 from train_ood import train_ood
@@ -37,11 +37,20 @@ def run_script(*arguments):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    """A workspace after a whole run over two folds."""
+    workspace = tmp_path_factory.mktemp("whole") / "run"
+    draw_regions(workspace)
+    main(dataclasses.replace(TINY, workspace=workspace, folds=(1, 2)))
+    return workspace
+
+
 @pytest.fixture
-def report(tiny):
-    """The folder of the report after a whole run over two folds."""
-    cfg = dataclasses.replace(tiny, folds=(1, 2))
-    main(cfg)
+def report(whole_run, tmp_path):
+    """The settings of such a run, in a copy of its own, and the folder of its report."""
+    cfg = dataclasses.replace(TINY, workspace=tmp_path / "run", folds=(1, 2))
+    shutil.copytree(whole_run, cfg.workspace)
     return cfg, cfg.workspace / "reports" / "unet_mobilenet_v2"
 
 

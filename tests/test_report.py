@@ -12,7 +12,7 @@ from generate_patches import patch_of, tile
 from main import main
 from medood.report import describe_data, steps_caveat, verdict
 from medood.statistics import Difference
-from tests.conftest import TINY
+from tests.conftest import TINY, draw_regions
 
 NAN = float("nan")
 
@@ -86,11 +86,8 @@ def test_patches_without_their_regions_have_no_count_of_nuclei(patched):
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory):
     """A workspace after a whole run on two folds."""
-    from tests.conftest import write_region
-
     folder = tmp_path_factory.mktemp("report")
-    for seed, (height, width) in enumerate([(90, 128), (97, 100), (70, 65)]):
-        write_region(folder, f"region_{seed}", height, width, seed)
+    draw_regions(folder)
     main(dataclasses.replace(TINY, workspace=folder, folds=(1, 2), epochs=4))
     return folder
 
