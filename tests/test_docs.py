@@ -56,6 +56,7 @@ def test_every_command_names_a_script_and_settings_that_exist(command):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_every_command_runs_as_it_stands_unless_it_says_what_it_needs(tmp_path):
     """In the order of the pages, README first, in a copy of the repository."""
     ignored = shutil.ignore_patterns(".git", ".venv", "workspace", "__pycache__", ".*_cache")

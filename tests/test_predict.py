@@ -316,6 +316,7 @@ def test_a_wrong_setting_is_refused_with_its_name(name, value):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_slide_of_20000_x_20000_pixels_takes_less_than_2_gb(tmp_path, network):
     """1.2 GB of pixels and, were they all in memory, 11 GB of probabilities."""
     side, tile = 20_000, 256
