@@ -106,7 +106,7 @@ class Config:
             if not _fits(getattr(self, name), hint):
                 raise UserError(f"{name} = {getattr(self, name)!r} is not {_words(hint)}")
         names = [pair[0] for pair in self.classes if len(pair) == 2]
-        colours = [pair[-1] for pair in self.classes]
+        colours = [pair[-1] for pair in self.classes if len(pair) == 2]
         rules = {
             "classes": (
                 0 < len(names) == len(self.classes) < 255
@@ -120,10 +120,10 @@ class Config:
                 "set together with images, or neither",
             ),
             "mask_values": (
-                len(self.mask_values) in (0, len(self.classes))
+                len(self.mask_values) in ((0,) if self.masks is None else (0, len(self.classes)))
                 and len({0, *self.mask_values}) == len(self.mask_values) + 1
                 and min(self.mask_values, default=1) > 0,
-                f"different numbers above 0, one for each of the {len(self.classes)} classes",
+                f"{len(self.classes)} different numbers above 0, a class each, and only with masks",
             ),
             "mpp": (self.mpp > 0, "above 0"),
             "patch_size": (self.patch_size > 0 and self.patch_size % 32 == 0, "a multiple of 32"),

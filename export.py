@@ -40,6 +40,8 @@ def export(cfg: Config, folder: Path) -> Path:
     Raises UserError, and leaves no file, if it answers differently.
     """
     require_network(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder} is a file: give the folder of the network")
     import torch
 
     try:
@@ -59,39 +61,46 @@ def export(cfg: Config, folder: Path) -> Path:
         Normalise(model.config["encoder_name"]), model, torch.nn.Softmax(1)
     ).eval()
     shape = (3, cfg.patch_size, cfg.patch_size)
-    with warnings.catch_warnings(), torch.inference_mode():
-        warnings.simplefilter("ignore")  # of its own insides, none of the user's matter
-        logging.disable(logging.WARNING)
-        program = torch.onnx.export(
-            network,
-            (torch.zeros(2, *shape),),
-            dynamo=True,
-            verbose=False,
-            input_names=["images"],
-            output_names=["probabilities"],
-            dynamic_shapes=({0: torch.export.Dim("n", min=1)},),
-        )
-        logging.disable(logging.NOTSET)
-    program.model.metadata_props["classes"] = json.dumps(cfg.class_names)
-    path = folder / "model.onnx"
-    aside = path.with_name(path.name + ".partial")
-    program.save(aside)
-
     # smooth blobs: of plain noise every patch looks alike
     coarse = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     images = 255 * torch.nn.functional.interpolate(coarse, size=shape[1:], mode="bilinear")
     with torch.inference_mode():
         expected = network(images).numpy()
-    session = onnxruntime.InferenceSession(aside, providers=["CPUExecutionProvider"])
-    (found,) = session.run(None, {"images": images.numpy()})
-    furthest = float(np.abs(found - expected).max())
-    if furthest > TOLERANCE:
-        aside.unlink()
-        raise UserError(
-            f"{folder}: the ONNX version differs by up to {furthest:.2g} in a probability, more"
-            f" than {TOLERANCE:g}: use other versions of torch, onnxscript or onnxruntime"
-        )
-    os.replace(aside, path)
+
+    path = folder / "model.onnx"
+    aside = path.with_name(path.name + ".partial")
+    logging.disable(logging.WARNING)  # of its own insides, none of the user's matter
+    try:
+        with warnings.catch_warnings(), torch.inference_mode():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                network,
+                (torch.zeros(2, *shape),),
+                dynamo=True,
+                verbose=False,
+                input_names=["images"],
+                output_names=["probabilities"],
+                dynamic_shapes=({0: torch.export.Dim("n", min=1)},),
+            )
+        program.model.metadata_props["classes"] = json.dumps(cfg.class_names)
+        program.save(aside)
+        session = onnxruntime.InferenceSession(aside, providers=["CPUExecutionProvider"])
+        (found,) = session.run(None, {"images": images.numpy()})
+        furthest = float(np.abs(found - expected).max())
+        if furthest > TOLERANCE:
+            raise UserError(
+                f"{folder}: the ONNX version differs by up to {furthest:.2g} in a probability, more"
+                f" than {TOLERANCE:g}: use other versions of torch, onnxscript or onnxruntime"
+            )
+        os.replace(aside, path)
+    except (UserError, OSError):
+        raise
+    except Exception as error:  # torch and onnxruntime each have many kinds for what they lack
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{folder} cannot be exported ({reason}): try other versions") from None
+    finally:
+        logging.disable(logging.NOTSET)
+        aside.unlink(missing_ok=True)
     same = float((found.argmax(1) == expected.argmax(1)).mean())
     print(
         f"{path}: {path.stat().st_size / 1e6:.1f} MB; probabilities differ by at most"

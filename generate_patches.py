@@ -20,6 +20,7 @@ from config import CONFIG, Config, UserError
 from medood.cli import run
 from medood.files import (
     NUCLEI_LIST,
+    SOURCE_PREFIX,
     csv_text,
     fingerprint,
     fresh_folder,
@@ -111,8 +112,13 @@ def cut_regions(cfg: Config, regions: list[Path]) -> None:
         lacks = "label" if name in image_of else "image"
         raise UserError(f"region {name} has no {lacks} ({len(unpaired)} in all): add or remove it")
     masks = [mask_of[path.stem] for path in regions]
+    if any(path.stem.startswith(SOURCE_PREFIX) for path in regions):
+        raise UserError(
+            f"an image is called {SOURCE_PREFIX}..., as patches of ood_source: rename it"
+        )
+    nuclei = [path for path in [masks[0].with_name(NUCLEI_LIST)] if path.exists()]
     images_out, masks_out = cfg.workspace / "Image_Patchs", cfg.workspace / "Mask_Patchs"
-    record = {"patch_size": cfg.patch_size, "inputs": fingerprint([*regions, *masks])}
+    record = {"patch_size": cfg.patch_size, "inputs": fingerprint([*regions, *masks, *nuclei])}
     if is_kept(images_out, record) and is_kept(masks_out, record):
         return
     with (
@@ -126,9 +132,8 @@ def cut_regions(cfg: Config, regions: list[Path]) -> None:
         )
         for _ in tqdm(jobs, total=len(regions), desc="patches", disable=None):
             pass
-        labels = cfg.workspace / "Semantic_Labels"
-        if (labels / NUCLEI_LIST).exists():  # masks of the user's come without
-            rows = nuclei_of_patches(labels, cfg.patch_size)
+        if nuclei:  # class masks of the user's come without
+            rows = nuclei_of_patches(nuclei[0].parent, cfg.patch_size)
             write_text(out / NUCLEI_LIST, csv_text(["img_name", "class"], rows))
 
 

@@ -2,7 +2,7 @@
 
 Reads   images or folders of them, and a checkpoint of train.py or train_ood.py
 Writes  <out>/<image>_mask.tif         uint8, the class of each pixel
-        <out>/<image>_overlay.png      the image under the colours of the classes, 4096 pixels wide
+        <out>/<image>_overlay.png      the image under the colours of the classes, of 4096 pixels
         <out>/<image>_nuclei.csv       a row for each nucleus
         <out>/<image>_nuclei.geojson   their outlines, to be dragged onto the image in QuPath
         <out>/<image>.json             what they were made with, and how many nuclei there are
@@ -57,7 +57,10 @@ class PredictConfig(Config):
         super().__post_init__()
         rules = {
             "tile": (self.tile % 32 == 0 and self.tile >= 128, "a multiple of 32, 128 or more"),
-            "image_mpp": (self.image_mpp is None or self.image_mpp > 0, "above 0"),
+            "image_mpp": (
+                self.image_mpp is None or 0.05 <= self.image_mpp <= 10,
+                "0.05 to 10, in microns: 40x magnification is about 0.25, 20x about 0.5",
+            ),
             "min_area": (self.min_area >= 0, "0 or more"),
         }
         for name, (holds, rule) in rules.items():
@@ -123,6 +126,8 @@ def segment(cfg: PredictConfig, answer: Answer, path: Path, stem: Path) -> Count
 def predict_images(cfg: PredictConfig) -> None:
     """Segment every image; those done with the same network and settings before are kept."""
     images = find_images(cfg.image)
+    if any(path.resolve().parent == cfg.out.resolve() for path in images):
+        raise UserError(f"out = {cfg.out} is where the images are: give the results another folder")
     if cfg.checkpoint is None:
         raise UserError("no network: name its folder with --checkpoint")
     require_network(cfg.checkpoint)
@@ -144,7 +149,9 @@ def predict_images(cfg: PredictConfig) -> None:
         try:
             if not path.is_file():
                 raise UserError(f"there is no image {path}")
-            made_from = json.loads(json.dumps({**record, "image": fingerprint([path])}))
+            # the pixels of a MIRAX slide lie in a folder beside it
+            files = [path, *(p for p in path.with_suffix("").glob("*") if p.is_file())]
+            made_from = json.loads(json.dumps({**record, "image": fingerprint(files)}))
             before = (read_json(Path(f"{stem}.json")) or {}).get("made_from")
             if before == made_from and all(Path(f"{stem}{end}").exists() for end in ENDINGS):
                 print(f"{path.name}: kept, done with the same network and settings")
@@ -152,7 +159,7 @@ def predict_images(cfg: PredictConfig) -> None:
             Path(f"{stem}.json").unlink(missing_ok=True)  # it would vouch for files half replaced
             counts = segment(cfg, answer, path, stem)
             write_json(Path(f"{stem}.json"), {"nuclei": counts, "made_from": made_from})
-        except UserError as error:  # one bad image does not cost the others
+        except (UserError, PermissionError) as error:  # one bad image does not cost the others
             print(f"{path.name}: {error}")
             failed.append(path.name)
     print(f"{len(images) - len(failed)} of {len(images)} images: {cfg.out}")

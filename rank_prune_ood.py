@@ -87,11 +87,12 @@ def draw_ranking(cfg: Config, fold: int, network: Path, rows: list[list]) -> Non
     path = ranking_path(cfg, fold)
     title = f"{data_name(cfg.workspace)}, fold {fold}, {cfg.model_name}"
     hardest = [row for row in rows if row[-1]][:SHOWN]
+    sheet = path.with_name(f"{path.stem}_hardest.png")
+    sheet.unlink(missing_ok=True)
     if hardest:
         patches = load_patches(cfg, ood_files(cfg, [row[1] for row in hardest]))
         model, device = load_model(network, cfg), pick_device(cfg)
         _, predicted = tally_patches(cfg, model, patches, device, "drawing")
-        sheet = path.with_name(f"{path.stem}_hardest.png")
         draw_contact_sheet(sheet, title, patches, predicted, cfg.classes)
     false = np.array([row[4:-1] for row in rows])
     draw_false_pixels(path.with_name(f"{path.stem}_false_pixels.png"), title, false, cfg.classes)
@@ -111,6 +112,7 @@ def rank_fold(cfg: Config, fold: int) -> None:
     path = ranking_path(cfg, fold)
     record = {
         "precision": cfg.precision,
+        "classes": [list(pair) for pair in cfg.classes],
         "network": fingerprint([network / "model.safetensors"]),
         "candidates": fingerprint(path for path, _ in files),
     }

@@ -5,6 +5,7 @@ Reads   models/<fold>_<model>/ and, where trained, models/<fold>_<model>_ood/
 Writes  reports/<model>/index.html                the report, with its figures in one file
         reports/<model>/scores.json, table.md     and the figures alone
         reports/<model>/differences.json, of two networks: the second less the first, as fractions
+        reports/checkpoints/<name>/               the same, of checkpoints named on the command line
 
 `python test.py --checkpoint workspace/models/79_unet_vgg11_bn` tests that network alone, and with a
 second `--checkpoint` compares two.
@@ -54,7 +55,7 @@ def networks(cfg: Config, checkpoints: tuple[Path, ...]) -> dict[int, dict[str, 
     if checkpoints:
         names = [path.resolve().name for path in checkpoints]
         if len(set(names)) < len(names):
-            names = [str(path) for path in checkpoints]
+            names = ["_".join(path.resolve().parts[1:]) for path in checkpoints]
         of_name = dict(zip(names, checkpoints, strict=True))
         return {fold: of_name for fold in unseen_folds(cfg, checkpoints)}
     found = {fold: {"baseline": model_folder(cfg, fold, ood=False)} for fold in cfg.folds}
@@ -73,16 +74,18 @@ def networks(cfg: Config, checkpoints: tuple[Path, ...]) -> dict[int, dict[str, 
 
 def unseen_folds(cfg: Config, checkpoints: tuple[Path, ...]) -> list[int]:
     """Return the folds that hold, on their test side, no patch the networks were trained on."""
-    from medood.checkpoints import read_run, trained_on
+    from medood.checkpoints import has_seen, read_run, seen_in_training
 
+    for path in checkpoints:
+        if seen_in_training(path) is None:
+            print(f"{path} does not say what it was trained on: make sure that it was not on these")
     own = [read_run(path).get("fold") for path in checkpoints]
     # its own fold comes first: a network of ours is tested there
     folds = [fold for fold in own if fold is not None and fold_path(cfg, fold).exists()]
-    seen = set().union(*map(trained_on, checkpoints))
     unseen = [
         fold
         for fold in dict.fromkeys([*folds, *cfg.folds])
-        if seen.isdisjoint(read_fold(cfg, fold).test)
+        if not any(has_seen(cfg, path, read_fold(cfg, fold).test) for path in checkpoints)
     ]
     if not unseen:
         named = " or ".join(map(str, checkpoints))
@@ -95,14 +98,14 @@ def unseen_folds(cfg: Config, checkpoints: tuple[Path, ...]) -> list[int]:
 
 def evaluate_fold(cfg: Config, fold: int, folders: dict[str, Path]) -> Tested:
     """Test each network of a fold on its test patches."""
-    from medood.checkpoints import trained_on
+    from medood.checkpoints import has_seen
     from medood.testing import score_networks
 
     for folder in folders.values():
         require_network(folder)
     names = read_fold(cfg, fold).test
     for folder in folders.values():
-        if not trained_on(folder).isdisjoint(names):
+        if has_seen(cfg, folder, names):
             raise UserError(
                 f"{folder} was trained on patches that fold {fold} tests now: train it again, or"
                 " put the fold's list back"
@@ -117,7 +120,8 @@ def record_scores(tests: dict[int, Tested], folders: dict[int, dict[str, Path]])
 
     for fold, of_fold in folders.items():
         for name, folder in of_fold.items():
-            if record := read_run(folder):
+            record = read_run(folder)
+            if "data" in record:  # written by a training of ours
                 record["scores"] = tests[fold].scores[name]
                 write_json(folder / "run.json", record)
                 write_card(folder, record)
@@ -128,8 +132,8 @@ def table(
 ) -> tuple[list[str], list[list[str]]]:
     """Return the scores of all folds as header and rows, in percent.
 
-    scores: what scores.json holds. sizes: for each fold and network, patches, pnr and pct. gains:
-    second network less first, by score; empty if only one was tested.
+    scores: what scores.json holds. sizes: what training_sizes gives for each fold. gains: second
+    network less first, by score; empty if only one was tested.
     """
     arms = list(next(iter(scores.values())))
     header = ["", *(LABELS.get(arm, arm) for arm in arms), *(["difference"] if gains else [])]
@@ -170,9 +174,14 @@ def training_sizes(cfg: Config, fold: int, folders: dict[str, Path]) -> dict[str
     from medood.checkpoints import read_run
 
     sizes = {name: read_run(folder) for name, folder in folders.items()}
-    estimate = read_json(pct_path(cfg, fold)) or {}
+    estimate = read_json(pct_path(cfg, fold))
+    ood = sizes.get("ood", {}).get("ood_patches")
     # an estimate made anew since is not the one that this network was trained with
-    if "ood" in sizes and estimate.get("ood_patches") == sizes["ood"].get("ood_patches"):
+    if (
+        estimate
+        and model_folder(cfg, fold, ood=True) in folders.values()
+        and (estimate.get("ood_patches") == ood)
+    ):
         sizes["baseline"] |= {"pnr": estimate.get("pnr_id"), "pct": 0.0}
         sizes["ood"] |= {"pnr": estimate.get("pnr"), "pct": estimate.get("pct")}
     return sizes
@@ -187,19 +196,19 @@ def evaluate(cfg: Config = CONFIG, checkpoints: tuple[Path, ...] = ()) -> None:
             raise UserError(f"checkpoint: {path} is not there")
     # here, so that --help answers without torch
     from medood.report import write_report
-    from medood.statistics import paired_differences
+    from medood.statistics import paired_differences, pool
 
     folders = networks(cfg, checkpoints)
     tests = {fold: evaluate_fold(cfg, fold, of_fold) for fold, of_fold in folders.items()}
     sizes = {fold: training_sizes(cfg, fold, of_fold) for fold, of_fold in folders.items()}
-    if not checkpoints:
-        record_scores(tests, folders)
     arms = list(next(iter(folders.values())))
-    labels = {arm: LABELS.get(arm, arm) for arm in arms}
+    labels = {arm: arm if checkpoints else LABELS[arm] for arm in arms}
     gains = {}
     if len(arms) == 2:
-        ours, theirs = ([test.counts[arm] for test in tests.values()] for arm in reversed(arms))
-        gains = paired_differences(ours, theirs, cfg.class_names)
+        counts = [[test.counts[arm] for test in tests.values()] for arm in reversed(arms)]
+        if checkpoints:  # one training each, however many folds it is tested on
+            counts = [[pool(of_arm)] for of_arm in counts]
+        gains = paired_differences(*counts, cfg.class_names)
 
     folds = ", ".join(map(str, tests))
     over = f"folds {folds}: mean ± standard deviation" if len(tests) > 1 else f"fold {folds} alone"
@@ -213,13 +222,18 @@ def evaluate(cfg: Config = CONFIG, checkpoints: tuple[Path, ...] = ()) -> None:
     text = f"{title}\n\n{markdown(header, coded)}"
     print(text)
 
-    name = "_vs_".join(Path(arm).name for arm in arms) if checkpoints else cfg.model_name
-    out = cfg.workspace / "reports" / name
+    out = cfg.workspace / "reports" / cfg.model_name
+    if checkpoints:
+        out = cfg.workspace / "reports" / "checkpoints" / "_vs_".join(arms)
     write_json(out / "scores.json", scores)
     write_text(out / "table.md", text)
+    for old in out.glob("differences.*"):  # of a test of two networks
+        old.unlink()
     if gains:
         write_json(out / "differences.json", {name: gain.plain() for name, gain in gains.items()})
-    write_report(cfg, out, tests, folders, labels, gains, (header, rows), title)
+    write_report(cfg, out, tests, folders, labels, gains, (header, rows), title, sizes)
+    if not checkpoints:
+        record_scores(tests, folders)
     print(f"{out / 'index.html'}: open it in a browser; scores.json and table.md lie beside it")
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from scipy.ndimage import find_objects
 from skimage.measure import label
 from tifffile import imread
 
@@ -22,6 +23,9 @@ from medood.cli import run
 from medood.files import region_labels
 from medood.nuclei import APART, part
 from medood.tables import markdown
+from predict import PredictConfig
+
+MIN_AREA = PredictConfig.min_area
 
 
 @dataclass(frozen=True)
@@ -55,9 +59,14 @@ def bench(cfg: BenchConfig) -> None:
             foreground = imread(cfg.predicted / f"{path.stem}_mask.tif") > 0
         nuclei += len(ids)
         whole = label(foreground, connectivity=2)
-        apart = part(foreground, APART / cfg.mpp)
+        apart = np.zeros_like(whole)
+        for number, box in enumerate(find_objects(whole), start=1):
+            parts = part(whole[box] == number, APART / cfg.mpp)
+            apart[box] += np.where(parts > 0, parts + apart.max(), 0)
         for name, found in zip(counts, (whole, apart), strict=True):
-            counts[name][0] += int(found.max())
+            kept = np.bincount(found.ravel()) >= MIN_AREA / cfg.mpp**2
+            found = found * kept[found]
+            counts[name][0] += int(kept[1:].sum())
             counts[name][1] += matched(inst_map, found)
     rows = [
         [name, str(count), f"{100 * hit / nuclei:.1f}", f"{200 * hit / (count + nuclei):.1f}"]

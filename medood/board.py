@@ -55,3 +55,7 @@ class Board:
         picture = rows.reshape(-1, *rows.shape[2:])
         self.writer.add_image("image, truth, prediction", picture, epoch, dataformats="HWC")
         self.writer.flush()
+
+    def close(self) -> None:
+        """Finish the log."""
+        self.writer.close()

@@ -13,6 +13,7 @@ import dataclasses
 import io
 import json
 import platform
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from torch import nn
 
 from config import Config, UserError
 from medood.files import digest, fingerprint, read_json, require_network
+from medood.folds import region_of
 from medood.models import build_model, read_weights, remove_batch_norm
 
 # the settings that a trained network depends on beside its patches
@@ -72,8 +74,8 @@ def load_model(folder: Path, cfg: Config) -> nn.Module:
             cure = f"set architecture (now {cfg.architecture}), encoder ({cfg.encoder}) and classes"
             cure += f" ({len(cfg.class_names)} with background) to those of the weights"
         raise UserError(f"{folder} holds no usable network ({reason}): {cure}") from None
-    known = [name for name, _ in read_run(folder).get("settings", {}).get("classes", cfg.classes)]
     expected = [name for name, _ in cfg.classes]
+    known = [name for name, _ in with_settings_of(cfg, folder).classes]
     if model.config.get("classes") != 1 + len(expected) or known != expected:
         raise UserError(
             f"the network in {folder} knows other classes ({model.config.get('classes')} with"
@@ -88,9 +90,12 @@ def with_settings_of(cfg: Config, folder: Path) -> Config:
     settings = read_run(folder).get("settings", {})
     names = ("architecture", "encoder", "classes", "mpp", "patch_size")
     known = {name: settings[name] for name in names if name in settings}
-    if "classes" in known:
-        known["classes"] = tuple(map(tuple, known["classes"]))
-    return dataclasses.replace(cfg, **known)
+    try:
+        if "classes" in known:
+            known["classes"] = tuple(map(tuple, known["classes"]))
+        return dataclasses.replace(cfg, **known)
+    except (TypeError, UserError) as error:
+        raise UserError(f"{folder / 'run.json'}: {error}: remove it or copy it again") from None
 
 
 def made_from(cfg: Config, fold: int, patches: list[Path]) -> dict:
@@ -103,12 +108,32 @@ def made_from(cfg: Config, fold: int, patches: list[Path]) -> dict:
     return {"fold": fold, "settings": used, "inputs": fingerprint(patches)}
 
 
-def trained_on(folder: Path) -> set[str]:
-    """Return the patches that a network has seen in training; empty if its folder does not say."""
+def seen_in_training(checkpoint: Path) -> list[str] | None:
+    """Return the patches that a network was trained on, or None if its folder does not say.
+
+    checkpoint: its folder, or the file of weights in it.
+    """
+    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
     path = folder / TRAINED_ON
-    return set(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else set()
+    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else None
+
+
+def has_seen(cfg: Config, checkpoint: Path, names: Iterable[str]) -> bool:
+    """Say whether a network was trained on any of the named patches, as far as its folder tells.
+
+    A network that cut the regions into patches of another size than cfg's has seen all of a region
+    of which it has seen any.
+    """
+    seen = seen_in_training(checkpoint) or []
+    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    if read_run(folder).get("settings", {}).get("patch_size", cfg.patch_size) != cfg.patch_size:
+        seen, names = map(region_of, seen), map(region_of, names)
+    return not set(seen).isdisjoint(names)
 
 
 def read_run(folder: Path) -> dict:
-    """Return run.json of a checkpoint folder, or {} where there is none."""
-    return read_json(folder / "run.json") or {}
+    """Return run.json of a checkpoint folder, or {} where there is none of ours."""
+    run = read_json(folder / "run.json") or {}
+    if not isinstance(run.get("settings", {}), dict):
+        raise UserError(f"{folder / 'run.json'} has no settings: remove it or copy it again")
+    return run

@@ -134,6 +134,8 @@ def draw_curves(path: Path, curves: dict[str, list[dict[str, list[float]]]]) -> 
     for ax, column in zip(axes[:, 0], shown, strict=True):
         for colour, (network, logs) in zip(COLOURS, curves.items(), strict=False):
             for number, log in enumerate(logs):
+                if column not in log:
+                    continue
                 label = network if not number else None  # once in the legend
                 ax.plot(log["epoch"], log[column], color=colour, marker=".", ms=4, label=label)
         ax.set(xlabel="epoch", ylabel=column)

@@ -25,7 +25,7 @@ from config import Config, UserError
 
 cv2.setNumThreads(1)  # images are read and written in parallel: OpenCV's own threads would fight it
 
-TIMES = "times.csv"  # in the workspace: the one file in which two equal runs differ
+TIMES = "times.csv"  # in the workspace: in it, and in the report that shows it, equal runs differ
 RECORD = "made_from.json"  # in a folder that a step wrote: the settings and inputs it came from
 SOURCE_PREFIX = "source-"  # of the name of a patch that was cut from an image of ood_source
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")

@@ -4,7 +4,6 @@ Files   k_folds/<fold>Image_Patchs.csv, columns (index), img_name, obj_tag = tra
 """
 
 import csv
-from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,11 +60,6 @@ def read_official(workspace: Path) -> dict[str, int]:
         return {Path(row["filename"]).stem: int(row["split"]) for row in rows}
     except (AttributeError, KeyError, TypeError, ValueError):
         raise UserError(f"{path} lacks the columns FileName and Split (1, 2, 3)") from None
-
-
-def fold_digest(names: Iterable[str]) -> str:
-    """Return a hash of the names of a fold's training side, in any order."""
-    return digest("\n".join(sorted(names)).encode())
 
 
 def fold_path(cfg: Config, fold: int) -> Path:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from config import Config
+from config import Config, UserError
 from medood.data import Patches
 from medood.models import Normalise, autocast
 from medood.scores import Tally
@@ -25,7 +25,21 @@ class Answer:
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
-        """Return the probabilities, float32 (n, C, H, W), of RGB uint8 (n, H, W, 3)."""
+        """Return the probabilities, float32 (n, C, H, W), of RGB uint8 (n, H, W, 3).
+
+        What does not fit onto the device at once is given to it in halves.
+        """
+        try:
+            return self._answer(images)
+        except torch.OutOfMemoryError:
+            if len(images) == 1:
+                raise UserError(
+                    f"{self.device} has no memory for an image of {images.shape[1]} x"
+                    f" {images.shape[2]} pixels: set device to cpu, or a smaller tile"
+                ) from None
+        return torch.cat([self(half) for half in images.chunk(2)])
+
+    def _answer(self, images: Tensor) -> Tensor:
         batch = images.to(self.device).permute(0, 3, 1, 2).float()
         with autocast(self.cfg, self.device):
             logits = self.model(self.normalise(batch))

@@ -9,6 +9,7 @@ import csv
 import os
 import platform
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,18 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from config import Config
 from medood.card import TEMPLATES
-from medood.checkpoints import read_run
 from medood.classes import BACKGROUND_COLOUR
 from medood.data import count_classes
 from medood.figures import draw_bars, draw_confusion, draw_curves, draw_examples, draw_intervals
-from medood.files import NUCLEI_LIST, SAMPLE_NAME, TIMES, data_name, read_json, write_text
+from medood.files import (
+    NUCLEI_LIST,
+    SAMPLE_NAME,
+    TIMES,
+    data_name,
+    model_folder,
+    read_json,
+    write_text,
+)
 from medood.folds import read_fold, region_of
 from medood.hard_ood import pct_path, ranking_path
 from medood.statistics import Difference
@@ -73,20 +81,29 @@ def _claim(name: str, gain: Difference, ours: str) -> str:
     return f"{text}: {ours} does this {'more' if gain.mean > 0 else 'less'}."
 
 
-def steps_caveat(runs: list[dict[str, dict]]) -> str | None:
-    """Return how many more steps Med-OoD took than its baseline, in a sentence, if it did."""
-    more = [
-        run["ood"].get("ood_patches", 0) / run["ood"]["id_patches"]
-        for run in runs
-        if run.get("ood", {}).get("id_patches")
-    ]
-    if not more or not np.mean(more):
+def steps_caveat(pairs: list[tuple[dict, dict]], ours: str, theirs: str) -> str | None:
+    """Return how many more optimiser steps `ours` took than `theirs`, in a sentence, if it did.
+
+    pairs: for each fold, what run.json says of theirs and of ours.
+    """
+    try:
+        more = [_steps(second) / _steps(first) - 1 for first, second in pairs]
+    except (KeyError, TypeError, ZeroDivisionError):  # a network from elsewhere
         return None
+    if abs(np.mean(more)) < 0.01:
+        return None
+    word = "more" if np.mean(more) > 0 else "fewer"
     return (
-        f"Med-OoD took about {100 * np.mean(more):.0f} % more optimiser steps than the baseline, as"
-        " in the paper. This comparison does not tell the two causes apart: studies/controls.py"
-        " does."
+        f"{ours} took about {100 * abs(np.mean(more)):.0f} % {word} optimiser steps than {theirs}."
+        " This comparison does not tell what comes of the patches and what of the steps:"
+        " studies/controls.py does."
     )
+
+
+def _steps(run: dict) -> float:
+    settings = run["settings"]
+    patches = run["id_patches"] + run["ood_patches"]
+    return patches * settings["epochs"] / settings["batch_size"]
 
 
 def describe_data(cfg: Config, folds: list[int]) -> dict:
@@ -143,7 +160,11 @@ def read_times(workspace: Path, model_name: str) -> list[tuple[str, float]]:
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as file:
-        last = {row["step"]: float(row["seconds"]) for row in csv.DictReader(file)}
+        rows = list(csv.reader(file))[1:]
+    last = {}
+    for row in rows:
+        with suppress(ValueError, IndexError):  # a spreadsheet, or a kill, may have spoilt a line
+            last[row[1]] = float(row[2])
     ending = (f"_{model_name}", f"_{model_name}_ood")
     return [(s, seconds) for s, seconds in last.items() if "_" not in s or s.endswith(ending)]
 
@@ -171,7 +192,16 @@ def _read_log(folder: Path) -> dict[str, list[float]] | None:
         return None
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    return {name: [float(row[name]) for row in rows] for name in rows[0]} if rows else None
+    try:
+        log = {name: [float(row[name]) for row in rows] for name in rows[0]}
+    except (IndexError, TypeError, ValueError):  # of a network from elsewhere
+        return None
+    return log if {"epoch", "loss"} <= log.keys() else None
+
+
+def is_med_ood(cfg: Config, folders: dict[int, dict[str, Path]]) -> bool:
+    """Say whether these are the workspace's own baseline and Med-OoD networks."""
+    return all(model_folder(cfg, fold, True) in of.values() for fold, of in folders.items())
 
 
 def draw_report(
@@ -222,13 +252,17 @@ def draw_report(
     caption += " change in pixels right." if len(arms) == 2 else " share of pixels right."
     figures["examples"] = [(out / "examples.png", caption)]
     logs = {
-        label: [log for of_fold in folders.values() if (log := _read_log(of_fold[name]))]
+        label: [
+            log
+            for folder in dict.fromkeys(of_fold[name] for of_fold in folders.values())
+            if (log := _read_log(folder))
+        ]
         for name, label in arms.items()
     }
     if all(logs.values()):
         draw_curves(out / "curves.svg", logs)
-        figures["curves"] = [(out / "curves.svg", "Loss over the epochs; a line is a fold.")]
-    if "ood" in arms:
+        figures["curves"] = [(out / "curves.svg", "Loss over the epochs; a line is a training.")]
+    if is_med_ood(cfg, folders):
         for kind, path_of, ending, caption in (
             ("pct", pct_path, ".png", "The search for the share of OoD patches, fold"),
             ("hardest", ranking_path, "_hardest.png", "The hardest OoD patches of fold"),
@@ -249,27 +283,30 @@ def write_report(
     gains: dict[str, Difference],
     table: tuple[list[str], list[list[str]]],
     title: str,
+    sizes: dict[int, dict[str, dict]],
 ) -> None:
     """Write index.html and its figures into `out`.
 
     tests, folders: by fold, what test.py counted and the checkpoints it tested. labels: what people
     read for the name of each network. gains: second network less first, {} if it is one. table:
-    header and rows of the scores. title: of the table, says on which data.
+    header and rows of the scores. title: of the table, says on which data. sizes: by fold and
+    network, its run.json, with the pnr and pct that it was trained with.
     """
     figures = draw_report(cfg, out, tests, folders, labels, gains)
     arms = list(next(iter(tests.values())).predictions)
-    runs = [{name: read_run(path) for name, path in of.items()} for of in folders.values()]
+    runs = [{arm: sizes[fold].get(arm, {}) for arm in arms} for fold in tests]
     answer, claims = None, []
     if gains:
         answer, claims = verdict(gains, labels[arms[1]], labels[arms[0]])
-        if caveat := steps_caveat(runs):
+        pairs = [tuple(run.values()) for run in runs]
+        if caveat := steps_caveat(pairs, labels[arms[1]], labels[arms[0]]):
             claims.append(caveat)
-        if len(tests) == 1:
+        if len({path for of in folders.values() for path in of.values()}) == 2:
             claims.append("One training of each: the interval leaves out chance between trainings.")
     pct = {
         fold: estimate
         for fold in tests
-        if "ood" in arms and (estimate := read_json(pct_path(cfg, fold)))
+        if "pct" in sizes[fold].get("ood", {}) and (estimate := read_json(pct_path(cfg, fold)))
     }
     # of the last network: that of Med-OoD, if both are there
     run = runs[0][arms[-1]]
@@ -299,6 +336,11 @@ def write_report(
             for kind, shown in figures.items()
         },
         pct=pct,
+        ood_text=(
+            "The nuclei were cut out of the training patches."
+            if cfg.ood_source is None
+            else "The candidates are, or are joined by, images from elsewhere without nuclei."
+        ),
         described=describe_data(cfg, list(tests)),
         settings=[(name, _in_words(value)) for name, value in run.get("settings", {}).items()],
         versions=run.get("versions", {}),

@@ -10,7 +10,7 @@ import openslide
 from config import UserError
 from medood.files import IMAGE_ENDINGS, read_image
 
-SLIDE_ENDINGS = (".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".dcm")
+SLIDE_ENDINGS = (".svs", ".ndpi", ".mrxs", ".scn", ".bif")
 ENDINGS = (*IMAGE_ENDINGS, *SLIDE_ENDINGS)
 MPP = 0.05, 10  # microns per pixel that a scanner can have; others are a file's default
 BLOCK = 4096  # pixels of a row that are read at a time

@@ -65,8 +65,15 @@ def train_fold(
     patches is kept.
     """
     record = made_from(cfg, fold, [path for pair in files + val_files for path in pair if path])
-    if read_run(folder).get("made_from") == record:
+    run = read_run(folder)
+    if run.get("made_from") == record:
         print(f"fold {fold}: {folder} kept, trained with the same settings and patches")
+        # what training does not depend on, and predict.py does
+        described = {name: plain_settings(cfg)[name] for name in ("classes", "mpp")}
+        if run["settings"] | described != run["settings"]:
+            run["settings"] |= described
+            write_json(folder / "run.json", run)
+            write_card(folder, run)
     else:
         val = load_patches(cfg, val_files) if val_files else None
         with timed(cfg.workspace, f"training {folder.name}"):
@@ -135,6 +142,8 @@ def fit(
         line = f"  {epoch + 1:5d}  {mean_loss:6.4f}  {row['lr']:.1e}  {seconds:7.1f}{said}"
         print(line, flush=True)
 
+    if board is not None:
+        board.close()
     if best is not None:
         model.load_state_dict(best["model"])
     finished = folder.with_name(folder.name + ".partial")

@@ -52,13 +52,30 @@ def test_a_version_that_answers_differently_is_not_kept(trained, monkeypatch):
     assert not list(folder.glob("model.onnx*"))
 
 
+def test_what_cannot_be_exported_is_said_and_leaves_nothing(trained, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    import export
+
+    def fail(*_, **__):
+        raise torch.onnx.OnnxExporterError("no such operator\nmore")
+
+    cfg, folder = trained
+    monkeypatch.setattr(torch.onnx, "export", fail)
+    with pytest.raises(UserError, match=r"cannot be exported \(no such operator\)"):
+        export.export(cfg, folder)
+    with pytest.raises(UserError, match="is a file: give the folder"):
+        export.export(cfg, folder / "model.safetensors")
+    assert not list(folder.glob("model.onnx*"))
+
+
 def test_the_card_says_on_what_a_network_was_trained_and_what_it_scored(trained):
     from test import evaluate
 
     cfg, folder = trained
     run = read_run(folder)
     untested = (folder / "README.md").read_text()
-    assert "Baseline: unet on mobilenet_v2" in untested
+    assert "# unet on mobilenet_v2, without OoD patches" in untested
     assert f"{run['id_patches']} patches of 32 x 32 pixels" in untested
     assert "Not tested yet" in untested
     assert str(cfg.workspace) not in untested  # a path of this machine says nothing to others

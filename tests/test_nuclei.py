@@ -8,7 +8,7 @@ import pytest
 from skimage.draw import disk
 
 from medood import nuclei
-from medood.nuclei import NucleusFinder, outline, part
+from medood.nuclei import APART, NucleusFinder, outline, part
 from medood.sample import draw_region
 
 
@@ -19,7 +19,7 @@ def discs(*places, shape=(60, 60)):
     return mask
 
 
-def find(classes, certainty=None, apart=5.0, smallest=1, cuts=()):
+def find(classes, certainty=None, apart=APART / 0.5, smallest=1, cuts=()):
     """All nuclei of an image that is given in pieces."""
     certainty = np.full(classes.shape, 255, np.uint8) if certainty is None else certainty
     finder = NucleusFinder(classes.shape[1], apart, smallest)
@@ -39,10 +39,17 @@ def polygon_area(points):
 
 
 def test_two_overlapping_discs_are_parted_and_one_is_not():
-    assert part(discs((30, 20, 10), (30, 36, 10)), 5).max() == 2
-    assert part(discs((30, 20, 10)), 5).max() == 1
-    ragged = discs((30, 30, 12)) & (np.random.default_rng(0).random((60, 60)) > 0.02)
-    assert part(ragged, 5).max() < 6  # not one for each of some nine holes
+    assert part(discs((30, 20, 10), (30, 36, 10)), APART / 0.5).max() == 2
+    assert part(discs((30, 20, 10)), APART / 0.5).max() == 1
+    toothed = discs((30, 30, 12))
+    toothed[18::2, 16:20] = False
+    assert part(toothed, APART / 0.5).max() == 1  # not one for each tooth
+
+
+def test_no_pixel_is_lost_where_nuclei_touch_at_corners():
+    mask = np.random.default_rng(0).random((120, 150)) < 0.5
+    for apart in (None, APART / 0.5):
+        assert sum(n.area for n in find(mask.astype(np.uint8), apart=apart)) == mask.sum()
 
 
 def test_a_nucleus_by_hand():
@@ -116,6 +123,15 @@ def test_a_sheet_of_touching_nuclei_that_never_ends_is_cut_and_not_held(monkeypa
     assert sum(areas) == 20_000
     assert max(areas) == 40 * 40
     assert held < 50
+
+
+def test_what_a_cut_leaves_in_pieces_counts_as_pieces(monkeypatch):
+    monkeypatch.setattr(nuclei, "LARGEST", 10)
+    comb = np.zeros((9, 20), np.uint8)
+    comb[:, 0] = 1
+    comb[::4] = 1  # three teeth: one piece up to column 10, three beyond
+    found = find(comb, apart=None)
+    assert sorted(n.area for n in found) == [10, 10, 10, 9 + 3 * 9]
 
 
 def test_touching_nuclei_of_the_sample_are_mostly_parted():

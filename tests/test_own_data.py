@@ -134,6 +134,7 @@ def test_an_image_without_a_mask_is_named(own):
         ("classes", (("background", "#000000"),)),
         ("classes", (("a", "red"),)),
         ("classes", (("a",),)),
+        ("classes", ((),)),
         ("classes", "tumour"),
         ("masks", None),
         ("mask_values", (255,)),

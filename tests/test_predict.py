@@ -162,6 +162,16 @@ def test_the_scale_of_a_slide_is_read(tmp_path, said, mpp):
     assert open_image(tmp_path / "slide.tif").mpp == mpp
 
 
+def test_wide_rows_are_read_in_blocks(tmp_path, monkeypatch):
+    image = np.random.default_rng(0).integers(0, 256, (300, 530, 3), np.uint8)
+    write_slide(tmp_path / "slide.tif", image)
+    source = open_image(tmp_path / "slide.tif")
+    whole = source.rows(10, 100, 150, 265)
+    monkeypatch.setattr("medood.slides.BLOCK", 64)
+    np.testing.assert_array_equal(source.rows(10, 100, 300, 530), image[10:100])
+    assert np.abs(source.rows(10, 100, 150, 265).astype(int) - whole).max() <= 1
+
+
 def test_a_damaged_slide_is_named(tmp_path):
     image = np.random.default_rng(0).integers(0, 256, (600, 600, 3), np.uint8)
     write_slide(tmp_path / "slide.tif", image, compression="zlib")
@@ -302,6 +312,33 @@ def test_what_is_missing_is_named(tmp_path, network, change, said):
         predict_images(dataclasses.replace(cfg, **change))
 
 
+def test_results_do_not_go_among_the_images(tmp_path, network):
+    write_png(tmp_path / "image.png", coloured(64, 64)[1])
+    cfg = settings(tmp_path, network, tmp_path, out=tmp_path)
+    with pytest.raises(UserError, match="is where the images are"):
+        predict_images(cfg)
+
+
+def test_a_batch_that_does_not_fit_is_given_in_halves(by_colour, monkeypatch):
+    mask, image = coloured(64, 64)
+    asked = []
+    answer = Answer._answer
+
+    def small(self, images):
+        asked.append(len(images))
+        if len(images) > 2:
+            raise torch.OutOfMemoryError
+        return answer(self, images)
+
+    monkeypatch.setattr(Answer, "_answer", small)
+    found = by_colour(torch.from_numpy(np.stack([image] * 5)))
+    assert asked == [5, 3, 2, 1, 2]
+    np.testing.assert_array_equal(found.argmax(1).numpy(), np.stack([mask] * 5))
+    monkeypatch.setattr(Answer, "_answer", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError))
+    with pytest.raises(UserError, match="no memory for an image of 64 x 64 pixels: set device"):
+        by_colour(torch.from_numpy(image[None]))
+
+
 def test_two_images_of_one_name_are_refused(tmp_path):
     for ending in (".png", ".jpg"):
         (tmp_path / f"a{ending}").touch()
@@ -309,7 +346,9 @@ def test_two_images_of_one_name_are_refused(tmp_path):
         find_images((tmp_path,))
 
 
-@pytest.mark.parametrize(("name", "value"), [("tile", 100), ("image_mpp", 0.0), ("min_area", -1.0)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("tile", 100), ("image_mpp", 40.0), ("min_area", -1.0)]
+)
 def test_a_wrong_setting_is_refused_with_its_name(name, value):
     with pytest.raises(UserError, match=f"^{name} = "):
         PredictConfig(**{name: value})

@@ -46,10 +46,15 @@ def test_each_confusion_is_said_with_its_direction():
 
 
 def test_more_steps_are_said_and_only_where_there_were_more():
-    run = {"ood": {"id_patches": 100, "ood_patches": 47}}
-    assert "47 % more optimiser steps" in steps_caveat([run])
-    assert steps_caveat([{"ood": {"id_patches": 100, "ood_patches": 0}}]) is None
-    assert steps_caveat([{"baseline": {}}]) is None
+    def run(patches, epochs=2):
+        settings = {"epochs": epochs, "batch_size": 8}
+        return {"id_patches": 100, "ood_patches": patches - 100, "settings": settings}
+
+    said = steps_caveat([(run(100), run(147))], "Med-OoD", "baseline")
+    assert said.startswith("Med-OoD took about 47 % more optimiser steps than baseline.")
+    assert "50 % fewer" in steps_caveat([(run(100), run(100, epochs=1))], "B", "A")
+    assert steps_caveat([(run(100), run(100))], "B", "A") is None
+    assert steps_caveat([(run(100), {})], "B", "A") is None  # from elsewhere
 
 
 @pytest.mark.parametrize("size", [(90, 128), (97, 100), (64, 64), (33, 200)])
