@@ -128,11 +128,11 @@ def record_scores(tests: dict[int, Tested], folders: dict[int, dict[str, Path]])
 
 
 def table(
-    cfg: Config, scores: dict[int, dict], sizes: dict[int, dict], gains: dict[str, Difference]
+    cfg: Config, scores: dict[int, dict], runs: dict[int, dict], gains: dict[str, Difference]
 ) -> tuple[list[str], list[list[str]]]:
     """Return the scores of all folds as header and rows, in percent.
 
-    scores: what scores.json holds. sizes: what training_sizes gives for each fold. gains: second
+    scores: what scores.json holds. runs: what training_runs gives for each fold. gains: second
     network less first, by score; empty if only one was tested.
     """
     arms = list(next(iter(scores.values())))
@@ -163,28 +163,24 @@ def table(
         ("pnr", "pnr", 3),
         ("pct", "pct", 2),
     ):
-        of = {arm: [sizes[fold].get(arm, {}).get(key) for fold in scores] for arm in arms}
+        of = {arm: [runs[fold].get(arm, {}).get(key) for fold in scores] for arm in arms}
         if any(size is not None for arm in arms for size in of[arm]):
             rows.append(row(label, of, "", scale=1, digits=digits))
     return header, rows
 
 
-def training_sizes(cfg: Config, fold: int, folders: dict[str, Path]) -> dict[str, dict]:
-    """Return how many patches each network was trained on, and the pnr and pct behind it."""
+def training_runs(cfg: Config, fold: int, folders: dict[str, Path]) -> dict[str, dict]:
+    """Return the run.json of each network, with the pnr and pct behind its training set."""
     from medood.checkpoints import read_run
 
-    sizes = {name: read_run(folder) for name, folder in folders.items()}
-    estimate = read_json(pct_path(cfg, fold))
-    ood = sizes.get("ood", {}).get("ood_patches")
-    # an estimate made anew since is not the one that this network was trained with
-    if (
-        estimate
-        and model_folder(cfg, fold, ood=True) in folders.values()
-        and (estimate.get("ood_patches") == ood)
-    ):
-        sizes["baseline"] |= {"pnr": estimate.get("pnr_id"), "pct": 0.0}
-        sizes["ood"] |= {"pnr": estimate.get("pnr"), "pct": estimate.get("pct")}
-    return sizes
+    runs = {name: read_run(folder) for name, folder in folders.items()}
+    if folders.get("ood") == model_folder(cfg, fold, ood=True):
+        estimate = read_json(pct_path(cfg, fold)) or {}
+        # an estimate made anew since is not the one that this network was trained with
+        if estimate.get("ood_patches") == runs["ood"].get("ood_patches"):
+            runs["baseline"] |= {"pnr": estimate.get("pnr_id"), "pct": 0.0}
+            runs["ood"] |= {"pnr": estimate.get("pnr"), "pct": estimate.get("pct")}
+    return runs
 
 
 def evaluate(cfg: Config = CONFIG, checkpoints: tuple[Path, ...] = ()) -> None:
@@ -195,12 +191,12 @@ def evaluate(cfg: Config = CONFIG, checkpoints: tuple[Path, ...] = ()) -> None:
         if not path.exists():
             raise UserError(f"checkpoint: {path} is not there")
     # here, so that --help answers without torch
-    from medood.report import write_report
+    from medood.report import Comparison, write_report
     from medood.statistics import paired_differences, pool
 
     folders = networks(cfg, checkpoints)
     tests = {fold: evaluate_fold(cfg, fold, of_fold) for fold, of_fold in folders.items()}
-    sizes = {fold: training_sizes(cfg, fold, of_fold) for fold, of_fold in folders.items()}
+    runs = {fold: training_runs(cfg, fold, of_fold) for fold, of_fold in folders.items()}
     arms = list(next(iter(folders.values())))
     labels = {arm: arm if checkpoints else LABELS[arm] for arm in arms}
     gains = {}
@@ -217,7 +213,7 @@ def evaluate(cfg: Config = CONFIG, checkpoints: tuple[Path, ...] = ()) -> None:
     if gains:
         title += f"; difference: {labels[arms[1]]} less {labels[arms[0]]}, {INTERVAL}"
     scores = {fold: test.scores for fold, test in tests.items()}
-    header, rows = table(cfg, scores, sizes, gains)
+    header, rows = table(cfg, scores, runs, gains)
     coded = [[f"`{row[0]}`" if row[0] in SCORES else row[0], *row[1:]] for row in rows]
     text = f"{title}\n\n{markdown(header, coded)}"
     print(text)
@@ -231,7 +227,7 @@ def evaluate(cfg: Config = CONFIG, checkpoints: tuple[Path, ...] = ()) -> None:
         old.unlink()
     if gains:
         write_json(out / "differences.json", {name: gain.plain() for name, gain in gains.items()})
-    write_report(cfg, out, tests, folders, labels, gains, (header, rows), title, sizes)
+    write_report(Comparison(cfg, tests, folders, runs, labels, gains, header, rows, title), out)
     if not checkpoints:
         record_scores(tests, folders)
     print(f"{out / 'index.html'}: open it in a browser; scores.json and table.md lie beside it")

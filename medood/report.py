@@ -10,6 +10,7 @@ import os
 import platform
 from collections import Counter
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,29 @@ MEANING = {
     "fg_to_fg": "share of foreground pixels called another class",
 }
 LOWER_IS_BETTER = ("fg_to_bg", "bg_to_fg", "fg_to_fg")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What test.py found about one network, or about two on the same patches."""
+
+    cfg: Config
+    tests: dict[int, Tested]  # by fold
+    folders: dict[int, dict[str, Path]]  # by fold and network: its checkpoint
+    runs: dict[int, dict[str, dict]]  # by fold and network: its run.json, pnr and pct
+    labels: dict[str, str]  # by network: what people read
+    gains: dict[str, Difference]  # by score: second network less first; {} if there is one
+    header: list[str]  # of the table of scores
+    rows: list[list[str]]
+    title: str  # of the table: what, and on which data
+
+    @property
+    def is_med_ood(self) -> bool:
+        """Say whether these are the workspace's own baseline and Med-OoD networks."""
+        return all(
+            model_folder(self.cfg, fold, ood=True) in of_fold.values()
+            for fold, of_fold in self.folders.items()
+        )
 
 
 def verdict(gains: dict[str, Difference], ours: str, theirs: str) -> tuple[str, list[str]]:
@@ -199,117 +223,70 @@ def _read_log(folder: Path) -> dict[str, list[float]] | None:
     return log if {"epoch", "loss"} <= log.keys() else None
 
 
-def is_med_ood(cfg: Config, folders: dict[int, dict[str, Path]]) -> bool:
-    """Say whether these are the workspace's own baseline and Med-OoD networks."""
-    return all(model_folder(cfg, fold, True) in of.values() for fold, of in folders.items())
-
-
-def draw_report(
-    cfg: Config,
-    out: Path,
-    tests: dict[int, Tested],
-    folders: dict[int, dict[str, Path]],
-    labels: dict[str, str],
-    gains: dict[str, Difference],
-) -> dict[str, list[tuple[Path, str]]]:
-    """Draw the figures into `out`; return them, and those of earlier steps, with their captions.
-
-    labels: what people read for the name of each network.
-    """
+def draw_report(found: Comparison, out: Path) -> dict[str, list[tuple[Path, str]]]:
+    """Draw the figures into `out`; return them, and those of earlier steps, with their captions."""
+    cfg, tests = found.cfg, found.tests
     first, test = next(iter(tests.items()))
-    data = data_name(cfg.workspace)
-    arms = {name: labels[name] for name in test.predictions}
     figures: dict[str, list[tuple[Path, str]]] = {}
+    shown = {name: gain for name, gain in found.gains.items() if name in SCORES}
+    shown = {name: gain for name, gain in shown.items() if not np.isnan(gain.low)}
+    if shown:
+        theirs, ours = found.labels.values()
+        draw_intervals(out / "differences.svg", "", f"{ours} less {theirs}, points", shown)
+        caption = "Differences with their 95 % intervals; grey ones hold zero."
+        figures["differences"] = [(out / "differences.svg", caption)]
 
-    if gains:
-        shown = {name: gains[name] for name in SCORES if not np.isnan(gains[name].low)}
-        if shown:
-            ours, theirs = reversed(arms.values())
-            draw_intervals(out / "differences.svg", "", f"{ours} less {theirs}, points", shown)
-            caption = "Differences with their 95 % intervals; grey ones hold zero."
-            figures["differences"] = [(out / "differences.svg", caption)]
-    bars = {
-        label: {
-            kind: [t.scores[name]["iou"][value] for t in tests.values()]
+    bars, matrices, logs = {}, {}, {}
+    for name, label in found.labels.items():
+        scores = [test.scores[name] for test in tests.values()]
+        bars[label] = {
+            kind: [of_fold["iou"][value] for of_fold in scores]
             for value, kind in enumerate(cfg.class_names)
         }
-        for name, label in arms.items()
-    }
+        matrices[label] = np.sum([of_fold["confusion"] for of_fold in scores], axis=0)
+        trained = dict.fromkeys(of_fold[name] for of_fold in found.folders.values())
+        logs[label] = [log for folder in trained if (log := _read_log(folder))]
     draw_bars(out / "classes.svg", "", "IoU, percent", bars)
     caption = "IoU of each class over the whole test fold; a dot is a fold."
     figures["classes"] = [(out / "classes.svg", caption)]
-    matrices = {
-        label: np.sum([t.scores[name]["confusion"] for t in tests.values()], axis=0)
-        for name, label in arms.items()
-    }
     draw_confusion(out / "confusion.svg", matrices, cfg.class_names)
     caption = "Of the pixels of each true class (a row), how many percent are called what."
     figures["confusion"] = [(out / "confusion.svg", caption)]
-    title = f"{data}, fold {first}"
-    seen = {label: test.predictions[name] for name, label in arms.items()}
-    draw_examples(out / "examples.png", title, test.patches, seen, cfg.classes)
-    caption = "Test patches chosen by rule: with the best, the median and the worst"
-    caption += " change in pixels right." if len(arms) == 2 else " share of pixels right."
-    figures["examples"] = [(out / "examples.png", caption)]
-    logs = {
-        label: [
-            log
-            for folder in dict.fromkeys(of_fold[name] for of_fold in folders.values())
-            if (log := _read_log(folder))
-        ]
-        for name, label in arms.items()
-    }
     if all(logs.values()):
         draw_curves(out / "curves.svg", logs)
         figures["curves"] = [(out / "curves.svg", "Loss over the epochs; a line is a training.")]
-    if is_med_ood(cfg, folders):
+
+    seen = {label: test.predictions[name] for name, label in found.labels.items()}
+    title = f"{data_name(cfg.workspace)}, fold {first}"
+    draw_examples(out / "examples.png", title, test.patches, seen, cfg.classes)
+    caption = "Test patches chosen by rule: with the best, the median and the worst"
+    caption += " change in pixels right." if len(seen) == 2 else " share of pixels right."
+    figures["examples"] = [(out / "examples.png", caption)]
+    if found.is_med_ood:
         for kind, path_of, ending, caption in (
             ("pct", pct_path, ".png", "The search for the share of OoD patches, fold"),
             ("hardest", ranking_path, "_hardest.png", "The hardest OoD patches of fold"),
             ("false", ranking_path, "_false_pixels.png", "False pixels in OoD patches, fold"),
         ):
-            paths = {f: path_of(cfg, f).with_suffix("") for f in folders}
-            found = {f: p.with_name(p.name + ending) for f, p in paths.items()}
-            figures[kind] = [(p, f"{caption} {f}.") for f, p in found.items() if p.exists()]
+            stems = {fold: path_of(cfg, fold).with_suffix("") for fold in tests}
+            drawn = {fold: stem.with_name(stem.name + ending) for fold, stem in stems.items()}
+            figures[kind] = [(p, f"{caption} {fold}.") for fold, p in drawn.items() if p.exists()]
     return figures
 
 
-def write_report(
-    cfg: Config,
-    out: Path,
-    tests: dict[int, Tested],
-    folders: dict[int, dict[str, Path]],
-    labels: dict[str, str],
-    gains: dict[str, Difference],
-    table: tuple[list[str], list[list[str]]],
-    title: str,
-    sizes: dict[int, dict[str, dict]],
-) -> None:
-    """Write index.html and its figures into `out`.
-
-    tests, folders: by fold, what test.py counted and the checkpoints it tested. labels: what people
-    read for the name of each network. gains: second network less first, {} if it is one. table:
-    header and rows of the scores. title: of the table, says on which data. sizes: by fold and
-    network, its run.json, with the pnr and pct that it was trained with.
-    """
-    figures = draw_report(cfg, out, tests, folders, labels, gains)
-    arms = list(next(iter(tests.values())).predictions)
-    runs = [{arm: sizes[fold].get(arm, {}) for arm in arms} for fold in tests]
+def write_report(found: Comparison, out: Path) -> None:
+    """Write index.html and its figures into the folder `out`."""
+    cfg, labels = found.cfg, list(found.labels.values())
     answer, claims = None, []
-    if gains:
-        answer, claims = verdict(gains, labels[arms[1]], labels[arms[0]])
-        pairs = [tuple(run.values()) for run in runs]
-        if caveat := steps_caveat(pairs, labels[arms[1]], labels[arms[0]]):
+    if found.gains:
+        theirs, ours = labels
+        answer, claims = verdict(found.gains, ours, theirs)
+        pairs = [tuple(of_fold[name] for name in found.labels) for of_fold in found.runs.values()]
+        if caveat := steps_caveat(pairs, ours, theirs):
             claims.append(caveat)
-        if len({path for of in folders.values() for path in of.values()}) == 2:
+        if len({path for of_fold in found.folders.values() for path in of_fold.values()}) == 2:
             claims.append("One training of each: the interval leaves out chance between trainings.")
-    pct = {
-        fold: estimate
-        for fold in tests
-        if "pct" in sizes[fold].get("ood", {}) and (estimate := read_json(pct_path(cfg, fold)))
-    }
-    # of the last network: that of Med-OoD, if both are there
-    run = runs[0][arms[-1]]
+    last = next(iter(found.runs.values()))[list(found.labels)[-1]]  # Med-OoD's, if it is there
     data = data_name(cfg.workspace)
     page = Environment(
         loader=FileSystemLoader(TEMPLATES),
@@ -321,29 +298,34 @@ def write_report(
     text = page.render(
         data=data,
         sample=data == SAMPLE_NAME,
-        model=" and ".join(dict.fromkeys(labels[arm] for arm in arms)),
+        model=" and ".join(labels),
         name=out.name,
         answer=answer,
         claims=claims,
-        title=title,
-        header=table[0],
-        rows=table[1],
+        title=found.title,
+        header=found.header,
+        rows=found.rows,
         meaning=MEANING,
         lower=LOWER_IS_BETTER,
         classes=[("background", BACKGROUND_COLOUR), *cfg.classes],
         figures={
             kind: [(embed(path), caption) for path, caption in shown]
-            for kind, shown in figures.items()
+            for kind, shown in draw_report(found, out).items()
         },
-        pct=pct,
+        # of the estimate that the network was trained with, not of a later one
+        pct={
+            fold: read_json(pct_path(cfg, fold))
+            for fold, of_fold in found.runs.items()
+            if "pct" in of_fold.get("ood", {})
+        },
         ood_text=(
             "The nuclei were cut out of the training patches."
             if cfg.ood_source is None
             else "The candidates are, or are joined by, images from elsewhere without nuclei."
         ),
-        described=describe_data(cfg, list(tests)),
-        settings=[(name, _in_words(value)) for name, value in run.get("settings", {}).items()],
-        versions=run.get("versions", {}),
+        described=describe_data(cfg, list(found.tests)),
+        settings=[(name, _in_words(value)) for name, value in last.get("settings", {}).items()],
+        versions=last.get("versions", {}),
         times=read_times(cfg.workspace, cfg.model_name),
         machine=machine(),
     )
