@@ -1,6 +1,7 @@
 """A tiny Lizard, drawn in the test's own folder, and settings that name all they rely on."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -76,3 +77,22 @@ def patched(tiny) -> Config:
     generate_patches(tiny)
     generate_unfiltered_oods(tiny)
     return tiny
+
+
+@pytest.fixture(scope="session")
+def whole_run(tmp_path_factory):
+    """A workspace after a whole run over two folds."""
+    workspace = tmp_path_factory.mktemp("whole") / "run"
+    draw_regions(workspace)
+    from main import main
+
+    main(dataclasses.replace(TINY, workspace=workspace, folds=(1, 2)))
+    return workspace
+
+
+@pytest.fixture
+def report(whole_run, tmp_path):
+    """The settings of such a run, in a copy of its own, and the folder of its report."""
+    cfg = dataclasses.replace(TINY, workspace=tmp_path / "run", folds=(1, 2))
+    shutil.copytree(whole_run, cfg.workspace)
+    return cfg, cfg.workspace / "reports" / "unet_mobilenet_v2"

@@ -9,10 +9,9 @@ import pytest
 from scipy.io import loadmat
 
 from generate_patches import patch_of, tile
-from main import main
 from medood.report import describe_data, steps_caveat, verdict
 from medood.statistics import Difference
-from tests.conftest import TINY, draw_regions
+from tests.conftest import TINY
 
 NAN = float("nan")
 
@@ -88,17 +87,8 @@ def test_patches_without_their_regions_have_no_count_of_nuclei(patched):
     assert "nuclei" not in describe_data(patched, [1])["header"]
 
 
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory):
-    """A workspace after a whole run on two folds."""
-    folder = tmp_path_factory.mktemp("report")
-    draw_regions(folder)
-    main(dataclasses.replace(TINY, workspace=folder, folds=(1, 2), epochs=4))
-    return folder
-
-
-def test_the_page_holds_all_it_shows(workspace):
-    page = (workspace / "reports/unet_mobilenet_v2/index.html").read_text()
+def test_the_page_holds_all_it_shows(whole_run):
+    page = (whole_run / "reports/unet_mobilenet_v2/index.html").read_text()
     sources = re.findall(r'<img src="([^"]{0,40})', page)
     # differences, classes, confusion, examples, curves; three pictures of each fold's OoD patches
     assert len(sources) == 5 + 3 * 2
@@ -111,29 +101,29 @@ def test_the_page_holds_all_it_shows(workspace):
     assert all(name in page and colour in page for name, colour in TINY.classes)
 
 
-def test_the_sample_says_that_it_is_no_tissue(workspace, tmp_path):
+def test_the_sample_says_that_it_is_no_tissue(whole_run, tmp_path):
     from medood.files import SAMPLE_MARK
     from test import evaluate
 
     copy = tmp_path / "sample"
-    shutil.copytree(workspace, copy)
+    shutil.copytree(whole_run, copy)
     (copy / SAMPLE_MARK).touch()
-    cfg = dataclasses.replace(TINY, workspace=copy, folds=(1, 2), epochs=4)
+    cfg = dataclasses.replace(TINY, workspace=copy, folds=(1, 2))
     evaluate(cfg)
     page = (copy / "reports/unet_mobilenet_v2/index.html").read_text()
     assert "drawn by a program" in page
     assert (
-        "drawn by a program" not in (workspace / "reports/unet_mobilenet_v2/index.html").read_text()
+        "drawn by a program" not in (whole_run / "reports/unet_mobilenet_v2/index.html").read_text()
     )
 
 
 @pytest.mark.slow
-def test_a_browser_shows_every_figure_on_a_phone_and_on_paper_and_asks_nobody(workspace, tmp_path):
+def test_a_browser_shows_every_figure_on_a_phone_and_on_paper_and_asks_nobody(whole_run, tmp_path):
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     sync_api = pytest.importorskip("playwright.sync_api")
     if chromium is None:
         pytest.skip("there is no chromium")
-    page_file = workspace / "reports/unet_mobilenet_v2/index.html"
+    page_file = whole_run / "reports/unet_mobilenet_v2/index.html"
     said, asked = [], []
     flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
     with sync_api.sync_playwright() as playwright:

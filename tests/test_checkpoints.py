@@ -1,0 +1,182 @@
+"""Networks on disk: tested where they have not been trained, compared, kept with what they are."""
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from config import UserError
+from generate_patches import generate_patches
+from medood.checkpoints import has_seen, with_settings_of
+from medood.files import model_folder
+from test import evaluate
+from train import train
+
+
+def test_one_checkpoint_is_tested_on_its_own_fold_only(report):
+    cfg, out = report
+    folder = model_folder(cfg, 2, ood=False)
+    evaluate(cfg, (folder,))
+    path = cfg.workspace / "reports/checkpoints" / folder.name / "scores.json"
+    alone = json.loads(path.read_text())
+    both = json.loads((out / "scores.json").read_text())
+    assert list(alone) == ["2"]  # fold 1 tests patches that this network was trained on
+    assert alone["2"][folder.name] == both["2"]["baseline"]
+
+
+def test_two_checkpoints_of_a_fold_are_compared_as_main_compares_them(report):
+    cfg, out = report
+    cfg = dataclasses.replace(cfg, folds=(2,))
+    evaluate(cfg)
+    expected = json.loads((out / "differences.json").read_text())
+    folders = model_folder(cfg, 2, ood=False), model_folder(cfg, 2, ood=True)
+    evaluate(cfg, folders)
+    compared = cfg.workspace / "reports/checkpoints" / f"{folders[0].name}_vs_{folders[1].name}"
+    assert json.loads((compared / "differences.json").read_text()) == expected
+    assert (compared / "index.html").exists()
+
+
+def test_networks_of_two_folds_have_no_common_test_patches(report):
+    cfg, _ = report
+    folders = tuple(model_folder(cfg, fold, ood=False) for fold in (1, 2))
+    with pytest.raises(UserError, match="every fold tests patches that"):
+        evaluate(cfg, folders)
+    with pytest.raises(UserError, match="3 checkpoints: give one, or two"):
+        evaluate(cfg, (*folders, folders[0]))
+
+
+def test_a_network_from_elsewhere_is_tested_on_every_fold_and_stays_as_it_was(report, tmp_path):
+    cfg, _ = report
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(model_folder(cfg, 1, ood=False), elsewhere)
+    (elsewhere / "trained_on.txt").write_text("another_region_0.png\n")
+    before = {path: path.read_bytes() for path in elsewhere.iterdir()}
+    evaluate(cfg, (elsewhere,))
+    scores = json.loads((cfg.workspace / "reports/checkpoints/elsewhere/scores.json").read_text())
+    assert list(scores) == ["1", "2"]
+    assert {path: path.read_bytes() for path in elsewhere.iterdir()} == before
+
+
+def test_the_file_of_weights_in_a_folder_of_ours_has_seen_what_the_folder_has(report):
+    cfg, _ = report
+    evaluate(cfg, (model_folder(cfg, 2, ood=False) / "model.safetensors",))
+    out = cfg.workspace / "reports/checkpoints/model.safetensors"
+    assert list(json.loads((out / "scores.json").read_text())) == ["2"]
+
+
+def test_a_network_of_other_patches_has_seen_every_patch_of_its_regions(report):
+    cfg, _ = report
+    folder = model_folder(cfg, 2, ood=False)
+    run = json.loads((folder / "run.json").read_text())
+    run["settings"]["patch_size"] = 64
+    (folder / "run.json").write_text(json.dumps(run))
+    assert not has_seen(cfg, folder, ["region_9_0.png"])
+    assert has_seen(cfg, folder, ["region_0_99.png"])  # no such patch, but of a region it has seen
+    with pytest.raises(UserError, match="every fold tests patches that"):
+        evaluate(cfg, (folder,))
+
+
+def test_a_network_that_does_not_say_what_it_has_seen_is_tested_and_it_is_said(report, capsys):
+    cfg, _ = report
+    folder = model_folder(cfg, 2, ood=False)
+    (folder / "trained_on.txt").unlink()
+    evaluate(cfg, (folder,))
+    assert "does not say what it was trained on" in capsys.readouterr().out
+
+
+def test_two_networks_from_elsewhere_are_one_training_each_on_however_many_folds(report, tmp_path):
+    cfg, _ = report
+    folders = []
+    for ood in (False, True):
+        folders.append(tmp_path / f"elsewhere_{ood}")
+        shutil.copytree(model_folder(cfg, 1, ood), folders[-1])
+        (folders[-1] / "trained_on.txt").write_text("another_region_0.png\n")
+    evaluate(cfg, tuple(folders))
+    out = cfg.workspace / "reports/checkpoints/elsewhere_False_vs_elsewhere_True"
+    assert list(json.loads((out / "scores.json").read_text())) == ["1", "2"]
+    page = (out / "index.html").read_text()
+    assert "One training of each" in page
+    assert "more optimiser steps than elsewhere_False" in page
+
+
+def test_a_corrected_scale_or_colour_reaches_a_network_that_is_kept(report, capsys):
+    cfg, _ = report
+    recoloured = (("neutrophil", "#000000"), *cfg.classes[1:])
+    capsys.readouterr()
+    train(dataclasses.replace(cfg, mpp=0.25, classes=recoloured))
+    assert "kept" in capsys.readouterr().out
+    known = with_settings_of(cfg, model_folder(cfg, 1, ood=False))
+    assert (known.mpp, known.classes) == (0.25, recoloured)
+    assert "`#000000`" in (model_folder(cfg, 1, ood=False) / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "content", ['{"settings": null}', '{"settings": {"classes": 3}}', '{"settings": {"mpp": "x"}}']
+)
+def test_a_broken_run_json_is_named(report, content):
+    cfg, _ = report
+    folder = model_folder(cfg, 1, ood=False)
+    (folder / "run.json").write_text(content)
+    with pytest.raises(UserError, match=r"run\.json.* (remove it|copy it)"):
+        with_settings_of(cfg, folder)
+
+
+def test_networks_trained_in_other_ways_are_compared_without_a_traceback(report, tmp_path):
+    cfg, _ = report
+    cfg = dataclasses.replace(cfg, folds=(1,))
+    other = tmp_path / "ood"  # the name of an arm of ours
+    shutil.copytree(model_folder(cfg, 1, ood=False), other)
+    rows = (other / "log.csv").read_text().splitlines()
+    log = [f"{rows[0]},val_miou", *(f"{row},0.5" for row in rows[1:])]
+    (other / "log.csv").write_text("\n".join(log))
+    evaluate(cfg, (model_folder(cfg, 1, ood=False), other))
+    evaluate(cfg, (other,))
+
+
+@pytest.mark.parametrize("ending", [".safetensors", ".pth"])
+def test_a_file_of_weights_is_tested_as_the_settings_say(report, tmp_path, ending):
+    cfg, out = report
+    state = load_file(model_folder(cfg, 2, ood=False) / "model.safetensors")
+    path = tmp_path / f"weights{ending}"
+    save_file(state, path) if ending == ".safetensors" else torch.save(state, path)
+    evaluate(dataclasses.replace(cfg, folds=(2,)), (path,))
+    out_of_file = cfg.workspace / f"reports/checkpoints/weights{ending}"
+    scores = json.loads((out_of_file / "scores.json").read_text())
+    both = json.loads((out / "scores.json").read_text())
+    assert scores["2"][path.name] == both["2"]["baseline"]
+    other = dataclasses.replace(cfg, folds=(2,), encoder="resnet18")
+    with pytest.raises(UserError, match=r"set architecture \(now unet\), encoder \(resnet18\)"):
+        evaluate(other, (path,))
+
+
+def test_a_network_for_other_classes_is_refused(report):
+    cfg, _ = report
+    folder = model_folder(cfg, 2, ood=False)
+    renamed = (("cell", "#000000"), *cfg.classes[1:])
+    for classes in (renamed, cfg.classes[:2]):
+        with pytest.raises(UserError, match="set classes to the network's|not a class mask"):
+            evaluate(dataclasses.replace(cfg, classes=classes), (folder,))
+
+
+def test_networks_of_different_settings_are_not_compared(report):
+    cfg, _ = report
+    train(dataclasses.replace(cfg, epochs=1))
+    with pytest.raises(UserError, match="1_unet_mobilenet_v2_ood was trained with other settings"):
+        evaluate(cfg)
+
+
+def test_a_network_is_not_tested_on_patches_that_it_was_trained_on(report):
+    cfg, _ = report
+    generate_patches(dataclasses.replace(cfg, split="region"))
+    with pytest.raises(UserError, match="1_unet_mobilenet_v2 was trained on patches that fold 1"):
+        evaluate(cfg)
+    with pytest.raises(UserError, match="every fold tests patches that"):
+        evaluate(cfg, (model_folder(cfg, 1, ood=False),))
+
+
+def test_a_checkpoint_that_is_none_is_said(tmp_path):
+    with pytest.raises(UserError, match="gone is not there"):
+        evaluate(checkpoints=(tmp_path / "gone",))
