@@ -51,7 +51,7 @@ class Config:
     ood_fill: Literal["zero", "mean", "inpaint"] = "zero"
     """What stands where a nucleus stood: black (paper), mean background colour, or inpainting."""
     ood_source: Path | None = None
-    """A folder of images without any nucleus, whose patches are mined as OoD candidates too."""
+    """A folder of images without any nucleus, whose patches are mined as OoD candidates."""
     ood_source_use: Literal["instead", "beside"] = "instead"
     """Mine the patches of ood_source instead of the cut training patches, or beside them."""
     workers: int = -1
@@ -125,7 +125,7 @@ class Config:
                 and min(self.mask_values, default=1) > 0,
                 f"{len(self.classes)} different numbers above 0, a class each, and only with masks",
             ),
-            "mpp": (self.mpp > 0, "above 0"),
+            "mpp": (0.05 <= self.mpp <= 10, "0.05 to 10; 40x magnification is about 0.25"),
             "patch_size": (self.patch_size > 0 and self.patch_size % 32 == 0, "a multiple of 32"),
             "folds": (
                 len(self.folds) > 0

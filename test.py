@@ -187,6 +187,8 @@ def evaluate(cfg: Config = CONFIG, checkpoints: tuple[Path, ...] = ()) -> None:
     """Test the networks of every fold, or one or two checkpoints; write scores and report."""
     if len(checkpoints) > 2:
         raise UserError(f"{len(checkpoints)} checkpoints: give one, or two to compare")
+    if len({path.resolve() for path in checkpoints}) < len(checkpoints):
+        raise UserError(f"checkpoint: {checkpoints[0]} is named twice: give two networks")
     for path in checkpoints:
         if not path.exists():
             raise UserError(f"checkpoint: {path} is not there")
