@@ -126,10 +126,14 @@ def segment(cfg: PredictConfig, answer: Answer, path: Path, stem: Path) -> Count
 def predict_images(cfg: PredictConfig) -> None:
     """Segment every image; those done with the same network and settings before are kept."""
     images = find_images(cfg.image)
+    if gone := [path for path in images if not path.exists()]:
+        raise UserError(f"there is no image {gone[0]} ({len(gone)} such in all): correct its name")
     if any(path.resolve().parent == cfg.out.resolve() for path in images):
         raise UserError(f"out = {cfg.out} is where the images are: give the results another folder")
     if cfg.checkpoint is None:
         raise UserError("no network: name its folder with --checkpoint")
+    if not cfg.checkpoint.exists():
+        raise UserError(f"checkpoint: {cfg.checkpoint} is not there: correct its name")
     require_network(cfg.checkpoint)
     # here, so that --help answers without torch
     from medood.checkpoints import load_model, with_settings_of
@@ -147,18 +151,23 @@ def predict_images(cfg: PredictConfig) -> None:
     for path in images:
         stem = cfg.out / path.stem
         try:
-            if not path.is_file():
-                raise UserError(f"there is no image {path}")
             # the pixels of a MIRAX slide lie in a folder beside it
             files = [path, *(p for p in path.with_suffix("").glob("*") if p.is_file())]
             made_from = json.loads(json.dumps({**record, "image": fingerprint(files)}))
-            before = (read_json(Path(f"{stem}.json")) or {}).get("made_from")
+            found = read_json(Path(f"{stem}.json")) or {}
+            before, of_image = found.get("made_from"), found.get("image", str(path.resolve()))
+            if of_image != str(path.resolve()) and Path(of_image).exists():
+                raise UserError(
+                    f"{cfg.out} holds the results of another image of this name, {of_image}: give"
+                    " each its own out"
+                )
             if before == made_from and all(Path(f"{stem}{end}").exists() for end in ENDINGS):
                 print(f"{path.name}: kept, done with the same network and settings")
                 continue
             Path(f"{stem}.json").unlink(missing_ok=True)  # it would vouch for files half replaced
             counts = segment(cfg, answer, path, stem)
-            write_json(Path(f"{stem}.json"), {"nuclei": counts, "made_from": made_from})
+            content = {"image": str(path.resolve()), "nuclei": counts, "made_from": made_from}
+            write_json(Path(f"{stem}.json"), content)
         except (UserError, PermissionError) as error:  # one bad image does not cost the others
             print(f"{path.name}: {error}")
             failed.append(path.name)

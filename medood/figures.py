@@ -11,15 +11,16 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from medood.classes import BACKGROUND_COLOUR, palette
 from medood.data import Patches
 
 BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"  # told apart also by colour-blind readers
-COLOURS = (BLUE, ORANGE, GREEN, "#cc79a7", "#56b4e9")
-
-GAINED, LOST, BOTH_WRONG = (93, 58, 155), (225, 190, 106), (120, 120, 120)  # RGB, no class's
+# of networks, and of where only one of two is right: told apart from the colours of the classes
+GAINED, LOST, BOTH_WRONG = (93, 58, 155), (225, 190, 106), (120, 120, 120)  # RGB
+COLOURS = ("#e1be6a", "#5d3a9b", "#787878", "#1b1b1b", "#a6611a")
 matplotlib.rcParams["svg.hashsalt"] = "medood"  # the same picture: the same bytes
 
 Classes = tuple[tuple[str, str], ...]  # name and colour of the foreground classes, as in config.py
@@ -68,6 +69,9 @@ def draw_examples(
     for line, (said, index) in zip(axes, rows.items(), strict=True):
         masks = [patches.masks[index], *(predicted[index] for predicted in predictions.values())]
         line[0].imshow(patches.images[index].numpy())
+        if len(predictions) == 2:
+            before, after = (100 * float(shares[index]) for shares in right.values())
+            said = f"{said}: {after - before:+.1f} points"
         line[0].set_ylabel(f"{said}\n{patches.names[index]}", fontsize=7)
         for ax, mask in zip(line[1:], masks, strict=False):
             ax.imshow(colours[mask.numpy()])
@@ -180,15 +184,14 @@ def draw_false_pixels(path: Path, title: str, false: np.ndarray, classes: Classe
     """
     figure, ax = plt.subplots(figsize=(6.4, 4.6))
     edges = np.geomspace(1, max(false.sum(1).max(initial=0), 1) + 1, 16)
-    for (name, colour), pixels, total in zip(classes, false.T, false.sum(0), strict=True):
-        ax.hist(
-            pixels[pixels > 0],
-            edges,
-            histtype="step",
-            lw=1.8,
-            color=colour,
-            label=f"{name}: {total} pixels in {(pixels > 0).sum()} patches",
-        )
+    for (name, colour), pixels in zip(classes, false.T, strict=True):
+        seen = pixels[pixels > 0]
+        label = f"{name}: false pixels {seen.sum()}, patches {len(seen)}"
+        if len(seen):
+            ax.hist(seen, edges, histtype="step", lw=1.8, color=colour, label=label)
+        else:
+            ax.plot([], [], lw=1.8, color=colour, label=f"{name}: not seen")
+    ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set(xscale="log", xlabel="false pixels of the class in a patch", ylabel="OoD patches")
     ax.set_title(
         f"{title}\nno false pixel: {(false.sum(1) == 0).sum()} of {len(false)}", fontsize=9

@@ -108,7 +108,9 @@ def list_images(folder: Path) -> list[Path]:
 
     Two that differ in their ending only would give patches of one name: refused.
     """
-    found = folder.iterdir() if folder.is_dir() else []
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}: correct its name")
+    found = folder.iterdir()
     kept = [path for path in found if path.suffix.lower() in IMAGE_ENDINGS]
     paths = sorted((path for path in kept if path.name[0] != "."), key=lambda path: path.stem)
     if not paths:

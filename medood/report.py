@@ -34,7 +34,7 @@ from medood.files import (
 from medood.folds import read_fold, region_of
 from medood.hard_ood import pct_path, ranking_path
 from medood.statistics import Difference
-from medood.tables import SCORES
+from medood.tables import SCORES, spread
 from medood.testing import Tested
 
 MEANING = {
@@ -89,7 +89,28 @@ def verdict(gains: dict[str, Difference], ours: str, theirs: str) -> tuple[str, 
         answer = f"{ours} is better than {theirs}: {points}."
     else:
         answer = f"{ours} is worse than {theirs}: {points}."
-    return answer, [_claim(name, gains[name], ours) for name in ("fg_to_bg", "bg_to_fg")]
+    claims = [_claim(name, gains[name], ours) for name in ("fg_to_bg", "bg_to_fg")]
+    clear = {name: gain for name, gain in gains.items() if name.startswith("IoU ")}
+    clear = {name: gain for name, gain in clear.items() if gain.low > 0 or gain.high < 0}
+    if clear:
+        listed = "; ".join(f"{name} {gain.points()}" for name, gain in clear.items())
+        claims.append(f"Classes whose interval leaves zero out, in points: {listed}.")
+    return answer, claims
+
+
+def floor_caveat(tests: dict[int, Tested], labels: dict[str, str]) -> str | None:
+    """Return which networks score below the floor, in a sentence, if any does."""
+    mean = {
+        name: np.mean([test.scores[name]["miou_paper"] for test in tests.values()])
+        for name in (*labels, "all_background")
+    }
+    below = [label for name, label in labels.items() if mean[name] < mean["all_background"]]
+    if not below:
+        return None
+    return (
+        f"By miou_paper, a network that answers background everywhere is better than"
+        f" {' and '.join(below)}: too short a training, or too few patches?"
+    )
 
 
 def _claim(name: str, gain: Difference, ours: str) -> str:
@@ -286,8 +307,16 @@ def write_report(found: Comparison, out: Path) -> None:
             claims.append(caveat)
         if len({path for of_fold in found.folders.values() for path in of_fold.values()}) == 2:
             claims.append("One training of each: the interval leaves out chance between trainings.")
+    else:
+        (only,) = found.labels
+        mious = [test.scores[only]["miou"] for test in found.tests.values()]
+        answer = f"{labels[0]}: {spread(mious)} % mean IoU; one network, so nothing is compared."
+    if caveat := floor_caveat(found.tests, found.labels):
+        claims.append(caveat)
     last = next(iter(found.runs.values()))[list(found.labels)[-1]]  # Med-OoD's, if it is there
     data = data_name(cfg.workspace)
+    of_checkpoints = labels == list(found.labels)  # they are called after their folders
+    heading = " and ".join(labels) + ("" if of_checkpoints else f": {out.name}") + f" on {data}"
     page = Environment(
         loader=FileSystemLoader(TEMPLATES),
         undefined=StrictUndefined,
@@ -298,7 +327,7 @@ def write_report(found: Comparison, out: Path) -> None:
     text = page.render(
         data=data,
         sample=data == SAMPLE_NAME,
-        model=" and ".join(labels),
+        heading=heading,
         name=out.name,
         answer=answer,
         claims=claims,

@@ -180,3 +180,10 @@ def test_a_network_is_not_tested_on_patches_that_it_was_trained_on(report):
 def test_a_checkpoint_that_is_none_is_said(tmp_path):
     with pytest.raises(UserError, match="gone is not there"):
         evaluate(checkpoints=(tmp_path / "gone",))
+
+
+def test_one_checkpoint_named_twice_is_refused(report):
+    cfg, _ = report
+    folder = model_folder(cfg, 1, ood=False)
+    with pytest.raises(UserError, match="is named twice: give two networks"):
+        evaluate(cfg, (folder, cfg.workspace / "models" / ".." / "models" / folder.name))

@@ -153,5 +153,5 @@ def test_external_images_of_one_name_are_refused(external):
 
 def test_a_source_without_images_is_refused(patched, tmp_path):
     cfg = dataclasses.replace(patched, ood_source=tmp_path / "nothing")
-    with pytest.raises(UserError, match="no image .* in .*nothing: put some there"):
+    with pytest.raises(UserError, match="there is no folder .*nothing: correct its name"):
         generate_unfiltered_oods(cfg)

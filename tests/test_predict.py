@@ -300,9 +300,9 @@ def test_an_error_in_the_middle_leaves_no_file(tmp_path):
     ("change", "said"),
     [
         ({"image": ()}, "no image"),
-        ({"image": (Path("nowhere.png"),)}, "1 images could not"),
+        ({"image": (Path("nowhere.png"),)}, "there is no image nowhere.png"),
         ({"checkpoint": None}, "--checkpoint"),
-        ({"checkpoint": Path("nowhere")}, "no network"),
+        ({"checkpoint": Path("nowhere")}, "checkpoint: nowhere is not there"),
     ],
 )
 def test_what_is_missing_is_named(tmp_path, network, change, said):
@@ -392,3 +392,14 @@ def test_a_slide_of_20000_x_20000_pixels_takes_less_than_2_gb(tmp_path, network)
     assert peak < 2
     assert imread(tmp_path / "out" / "slide_mask.tif").shape == (side, side)
     assert max(read_image(tmp_path / "out" / "slide_overlay.png").shape) <= 4096
+
+
+def test_results_of_another_image_of_the_same_name_are_not_replaced(tmp_path, network):
+    for folder, seed in (("a", 1), ("b", 2)):
+        (tmp_path / folder).mkdir()
+        write_png(tmp_path / folder / "slide.png", coloured(64, 64, seed)[1])
+    predict_images(settings(tmp_path, network, tmp_path / "a" / "slide.png"))
+    before = (tmp_path / "out" / "slide_mask.tif").read_bytes()
+    with pytest.raises(UserError, match="1 images could not be segmented: slide.png"):
+        predict_images(settings(tmp_path, network, tmp_path / "b" / "slide.png"))
+    assert (tmp_path / "out" / "slide_mask.tif").read_bytes() == before

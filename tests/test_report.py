@@ -3,13 +3,14 @@
 import dataclasses
 import re
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from scipy.io import loadmat
 
 from generate_patches import patch_of, tile
-from medood.report import describe_data, steps_caveat, verdict
+from medood.report import describe_data, floor_caveat, steps_caveat, verdict
 from medood.statistics import Difference
 from tests.conftest import TINY
 
@@ -143,3 +144,21 @@ def test_a_browser_shows_every_figure_on_a_phone_and_on_paper_and_asks_nobody(wh
     assert said == []
     assert {url for url in asked if not url.startswith("data:")} == {page_file.as_uri()}
     assert (tmp_path / "page.pdf").stat().st_size > 50_000
+
+
+def test_a_class_that_differs_and_a_network_below_the_floor_are_said():
+    found = gains((0, -0.1, 0.1)) | {
+        "IoU plasma": Difference(0.05, 0.01, 0.09),
+        "IoU connective": Difference(0.05, -0.01, 0.09),
+    }
+    _, claims = verdict(found, "Med-OoD", "baseline")
+    assert [claim for claim in claims if "plasma" in claim] == [
+        "Classes whose interval leaves zero out, in points: IoU plasma 5.0 [1.0, 9.0]."
+    ]
+    scores = {"all_background": 0.7, "baseline": 0.69, "ood": 0.71}
+    test = SimpleNamespace(scores={name: {"miou_paper": x} for name, x in scores.items()})
+    labels = {"baseline": "baseline", "ood": "Med-OoD"}
+    assert "everywhere is better than baseline:" in floor_caveat({79: test}, labels)
+    scores["baseline"] = 0.7
+    test.scores["baseline"] = {"miou_paper": 0.7}
+    assert floor_caveat({79: test}, labels) is None
