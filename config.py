@@ -54,8 +54,12 @@ class Config:
     """A folder of images without any nucleus, whose patches are mined as OoD candidates."""
     ood_source_use: Literal["instead", "beside"] = "instead"
     """Mine the patches of ood_source instead of the cut training patches, or beside them."""
+    max_pixels: int = 2**29
+    """Pixels of an image or label above which it is refused: a small file can claim to be huge."""
+    skip_bad_files: bool = False
+    """Go on without regions or patches that cannot be used; the report names them."""
     workers: int = -1
-    """Processes that prepare the data; -1 is one per core."""
+    """Threads that prepare the data; -1 is one per core."""
 
     # --- network ---
     architecture: str = "unet"
@@ -133,6 +137,7 @@ class Config:
                 and min(self.folds) >= 0,
                 "one or more different whole numbers, none negative",
             ),
+            "max_pixels": (self.max_pixels > 0, "at least 1"),
             "workers": (self.workers == -1 or self.workers > 0, "-1 or at least 1"),
             "epochs": (self.epochs > 0, "at least 1"),
             "batch_size": (self.batch_size > 0, "at least 1"),

@@ -17,9 +17,11 @@ from tqdm import tqdm
 from config import CONFIG, Config, UserError
 from medood.classes import BACKGROUND
 from medood.cli import run
-from medood.files import data_name, fingerprint, read_mask, write_json
+from medood.files import data_name, write_json
 from medood.folds import read_fold
-from medood.hard_ood import pct_path, ranking_path, read_hard_oods
+from medood.hard_ood import pct_path, pct_record, read_hard_oods
+from medood.images import read_mask
+from medood.prepared import require_fresh
 
 
 def count_samples(masks: Iterable[np.ndarray]) -> tuple[int, int]:
@@ -66,6 +68,7 @@ def estimate_pct(cfg: Config = CONFIG) -> None:
     """Write the estimate of every fold."""
     from medood.figures import draw_pct_search  # here, so that --help answers without torch
 
+    require_fresh(cfg, oods=True)
     for fold in cfg.folds:
         names = read_fold(cfg, fold).train
         available = len(read_hard_oods(cfg, fold))
@@ -84,7 +87,7 @@ def estimate_pct(cfg: Config = CONFIG) -> None:
                 "positives": positives,
                 "negatives": negatives,
                 "pnr_id": pnr_id,
-                "ranking": fingerprint([ranking_path(cfg, fold)]),
+                "made_from": pct_record(cfg, fold),
                 "grid": rows,
             },
         )

@@ -11,7 +11,6 @@ N is free, P is the network's patch size. The names of the C classes are in the 
 
 import json
 import logging
-import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from tyro.conf import Positional
 
 from config import Config, UserError
 from medood.cli import run
-from medood.files import require_network
+from medood.files import require_network, whole
 
 TOLERANCE = 1e-3  # of a probability, between the two versions of the network
 
@@ -68,7 +67,6 @@ def export(cfg: Config, folder: Path) -> Path:
         expected = network(images).numpy()
 
     path = folder / "model.onnx"
-    aside = path.with_name(path.name + ".partial")
     logging.disable(logging.WARNING)  # of its own insides, none of the user's matter
     try:
         with warnings.catch_warnings(), torch.inference_mode():
@@ -83,16 +81,17 @@ def export(cfg: Config, folder: Path) -> Path:
                 dynamic_shapes=({0: torch.export.Dim("n", min=1)},),
             )
         program.model.metadata_props["classes"] = json.dumps(cfg.class_names)
-        program.save(aside)
-        session = onnxruntime.InferenceSession(aside, providers=["CPUExecutionProvider"])
-        (found,) = session.run(None, {"images": images.numpy()})
-        furthest = float(np.abs(found - expected).max())
-        if furthest > TOLERANCE:
-            raise UserError(
-                f"{folder}: the ONNX version differs by up to {furthest:.2g} in a probability, more"
-                f" than {TOLERANCE:g}: use other versions of torch, onnxscript or onnxruntime"
-            )
-        os.replace(aside, path)
+        with whole(path) as partial:
+            program.save(partial)
+            session = onnxruntime.InferenceSession(partial, providers=["CPUExecutionProvider"])
+            (found,) = session.run(None, {"images": images.numpy()})
+            furthest = float(np.abs(found - expected).max())
+            if furthest > TOLERANCE:
+                raise UserError(
+                    f"{folder}: the ONNX version differs by up to {furthest:.2g} in a probability,"
+                    f" more than {TOLERANCE:g}: use other versions of torch, onnxscript or"
+                    " onnxruntime"
+                )
     except (UserError, OSError):
         raise
     except Exception as error:  # torch and onnxruntime each have many kinds for what they lack
@@ -100,7 +99,6 @@ def export(cfg: Config, folder: Path) -> Path:
         raise UserError(f"{folder} cannot be exported ({reason}): try other versions") from None
     finally:
         logging.disable(logging.NOTSET)
-        aside.unlink(missing_ok=True)
     same = float((found.argmax(1) == expected.argmax(1)).mean())
     print(
         f"{path}: {path.stat().st_size / 1e6:.1f} MB; probabilities differ by at most"
@@ -117,4 +115,4 @@ def start(cfg: ExportConfig) -> None:
 
 
 if __name__ == "__main__":
-    run(start, ExportConfig())
+    run(start, ExportConfig(), lambda cfg: None)

@@ -10,11 +10,10 @@ With prepared patches and no regions it only draws the folds that are not there.
 """
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from joblib import Parallel, delayed
-from tqdm import tqdm
 
 from config import CONFIG, Config, UserError
 from medood.cli import run
@@ -22,22 +21,36 @@ from medood.files import (
     NUCLEI_LIST,
     SOURCE_PREFIX,
     csv_text,
-    fingerprint,
-    fresh_folder,
-    is_kept,
     list_patch_pairs,
     list_pngs,
-    png_size,
-    read_image,
-    read_mask,
+    read_json,
     region_images,
     region_labels,
     require_data,
     timed,
-    write_png,
+    write_json,
     write_text,
 )
-from medood.folds import write_folds
+from medood.folds import left_out, region_of, write_folds
+from medood.images import image_size, read_image, read_mask, write_png
+from medood.lock import alone_in
+from medood.prepared import (
+    is_prepared,
+    look_at_pair,
+    pair_regions,
+    patches_record,
+    require_masks,
+)
+from medood.records import (
+    RECORD,
+    BadFiles,
+    bad_files,
+    fingerprint,
+    for_each,
+    fresh_folder,
+    is_kept,
+    refuse_bad,
+)
 
 
 def padding(side: int, patch_size: int) -> tuple[int, int]:
@@ -81,72 +94,88 @@ def nuclei_of_patches(folder: Path, patch_size: int) -> list[tuple[str, str]]:
         for row in csv.DictReader(file):  # sorted by region
             if row["region"] != region:
                 region = row["region"]
-                size = png_size(folder / f"{region}.png")
+                size = image_size(folder / f"{region}.png")
             k = patch_of(float(row["x"]), float(row["y"]), *size, patch_size)
             found.append((f"{region}_{k}.png", row["class"]))
     return found
 
 
-def cut(
-    image_path: Path, mask_path: Path, classes: int, patch_size: int, images: Path, masks: Path
-) -> None:
+def cut(image_path: Path, mask_path: Path, cfg: Config, images: Path, masks: Path) -> None:
     """Write the patches of one region."""
-    image, mask = read_image(image_path), read_mask(mask_path, classes)
+    if image_path.stem.startswith(SOURCE_PREFIX):
+        raise UserError(f"{image_path} is called like patches of ood_source: rename it")
+    image = read_image(image_path, cfg.max_pixels)
+    mask = read_mask(mask_path, len(cfg.class_names), cfg.max_pixels)
     if image.shape[:2] != mask.shape:
         raise UserError(
             f"{image_path} is {image.shape[1]} x {image.shape[0]} pixels but its label"
             f" {mask.shape[1]} x {mask.shape[0]}: put the image that the label belongs to there"
         )
-    pairs = zip(tile(image, patch_size), tile(mask, patch_size), strict=True)
+    pairs = zip(tile(image, cfg.patch_size), tile(mask, cfg.patch_size), strict=True)
     for k, (image_patch, mask_patch) in enumerate(pairs):
         write_png(images / f"{image_path.stem}_{k}.png", image_patch)
         write_png(masks / f"{image_path.stem}_{k}.png", mask_patch)
 
 
-def cut_regions(cfg: Config, regions: list[Path]) -> None:
+def cut_regions(cfg: Config) -> None:
     """Write Image_Patchs and Mask_Patchs."""
-    found = list_pngs(cfg.workspace / "Semantic_Labels", made_by="generate_semantic_labels.py")
-    mask_of, image_of = ({path.stem: path for path in paths} for paths in (found, regions))
-    if unpaired := mask_of.keys() ^ image_of.keys():
-        name = min(unpaired)
-        lacks = "label" if name in image_of else "image"
-        raise UserError(f"region {name} has no {lacks} ({len(unpaired)} in all): add or remove it")
-    masks = [mask_of[path.stem] for path in regions]
-    if any(path.stem.startswith(SOURCE_PREFIX) for path in regions):
-        raise UserError(
-            f"an image is called {SOURCE_PREFIX}..., as patches of ood_source: rename it"
-        )
-    nuclei = [path for path in [masks[0].with_name(NUCLEI_LIST)] if path.exists()]
+    list_pngs(cfg.workspace / "Semantic_Labels", made_by="generate_semantic_labels.py")
+    require_masks(cfg)
+    regions, masks, bad = pair_regions(cfg)
+    if not regions:
+        refuse_bad(replace(cfg, skip_bad_files=False), bad)
     images_out, masks_out = cfg.workspace / "Image_Patchs", cfg.workspace / "Mask_Patchs"
-    record = {"patch_size": cfg.patch_size, "inputs": fingerprint([*regions, *masks, *nuclei])}
+    record = patches_record(cfg, regions, masks)
     if is_kept(images_out, record) and is_kept(masks_out, record):
         return
     with (
+        alone_in(cfg.workspace),
         timed(cfg.workspace, "patches"),
-        fresh_folder(images_out, record) as images,
+        fresh_folder(images_out, record, bad) as images,
         fresh_folder(masks_out, record) as out,
     ):
-        jobs = Parallel(n_jobs=cfg.workers, return_as="generator")(
-            delayed(cut)(image, mask, len(cfg.class_names), cfg.patch_size, images, out)
-            for image, mask in zip(regions, masks, strict=True)
-        )
-        for _ in tqdm(jobs, total=len(regions), desc="patches", disable=None):
-            pass
-        if nuclei:  # class masks of the user's come without
-            rows = nuclei_of_patches(nuclei[0].parent, cfg.patch_size)
+        jobs = [(*pair, cfg, images, out) for pair in zip(regions, masks, strict=True)]
+        for_each(cut, jobs, cfg, "patches", bad)
+        nuclei = masks[0].with_name(NUCLEI_LIST)
+        if nuclei.exists():  # class masks of the user's come without
+            cut_of = {Path(name).stem for name in bad}
+            rows = nuclei_of_patches(nuclei.parent, cfg.patch_size)
+            rows = [row for row in rows if region_of(row[0]) not in cut_of]
             write_text(out / NUCLEI_LIST, csv_text(["img_name", "class"], rows))
 
 
+def sift_prepared(cfg: Config) -> None:
+    """Look at every patch that the user prepared; list those that cannot be used in k_folds/."""
+    folders = cfg.workspace / "Image_Patchs", cfg.workspace / "Mask_Patchs"
+    found = [path for folder in folders for path in list_pngs(folder, made_by="generate_patches")]
+    record = {"patch_size": cfg.patch_size, "inputs": fingerprint(found)}
+    path = cfg.workspace / "k_folds" / RECORD
+    if {**(read_json(path) or {}), "bad_files": {}} == {**record, "bad_files": {}}:
+        return
+    bad: BadFiles = {}
+    names = sorted({path.name for path in found})
+    jobs = [(folders[0] / name, folders[1] / name, cfg) for name in names]
+    for_each(look_at_pair, jobs, cfg, "looking at the patches", bad)
+    write_json(path, {**record, "bad_files": bad})
+
+
 def generate_patches(cfg: Config = CONFIG) -> None:
-    """Write the patches of every region and the list of every fold."""
+    """Write the patches of every region and the list of every fold.
+
+    Raises UserError at the end if regions or patches are bad, unless they are to be skipped.
+    """
     require_data(cfg)
-    regions = region_images(cfg)
-    if regions and (region_labels(cfg) or (cfg.workspace / "Semantic_Labels").exists()):
-        cut_regions(cfg, regions)
-    images, _ = list_patch_pairs(cfg.workspace)
+    if region_images(cfg) and (region_labels(cfg) or (cfg.workspace / "Semantic_Labels").exists()):
+        cut_regions(cfg)
+    if is_prepared(cfg.workspace):
+        sift_prepared(cfg)
+    bad = bad_files(cfg.workspace / "Image_Patchs") | bad_files(cfg.workspace / "k_folds")
+    images, _ = list_patch_pairs(cfg.workspace, left_out(cfg.workspace).patches)
     write_folds(cfg, [path.name for path in images])
     folds = ", ".join(map(str, cfg.folds))
-    print(f"{cfg.workspace / 'Image_Patchs'}: {len(images)} patches, dealt into folds {folds}")
+    without = f", without {len(bad)} bad files" if bad else ""
+    print(f"{cfg.workspace / 'Image_Patchs'}: {len(images)} patches{without}, in folds {folds}")
+    refuse_bad(cfg, bad)
 
 
 if __name__ == "__main__":

@@ -10,24 +10,16 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
-from joblib import Parallel, delayed
-from tqdm import tqdm
 
 from config import CONFIG, Config, UserError
 from medood.classes import BACKGROUND
 from medood.cli import run
-from medood.files import (
-    NUCLEI_COLUMNS,
-    NUCLEI_LIST,
-    csv_text,
-    fingerprint,
-    fresh_folder,
-    is_kept,
-    region_labels,
-    timed,
-    write_png,
-    write_text,
-)
+from medood.files import NUCLEI_COLUMNS, NUCLEI_LIST, csv_text, region_labels, timed, write_text
+from medood.images import write_png
+from medood.labels import read_region_label
+from medood.lock import alone_in
+from medood.prepared import masks_record
+from medood.records import bad_files, for_each, fresh_folder, is_kept, refuse_bad
 
 UNLISTED = 255
 
@@ -48,81 +40,6 @@ def semantic_mask(inst_map: np.ndarray, ids: np.ndarray, classes: np.ndarray) ->
     return mask
 
 
-def read_label(path: Path, n_classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return inst_map (H, W), ids (N,) and classes (N,) of a Lizard .mat file, as int32.
-
-    n_classes: background included. Raises UserError, naming the file, for anything that is not such
-    a file.
-    """
-    from scipy.io import loadmat  # here, not above: it doubles the time that --help takes
-
-    keys = ("inst_map", "id", "class")
-    try:
-        content = loadmat(path, variable_names=keys)
-    except Exception as error:  # scipy raises a dozen kinds for a damaged file
-        if isinstance(error, OSError) and error.errno:
-            raise  # the disk's fault, not the file's
-        raise UserError(f"{path} is not a readable .mat file ({error}): unpack it again") from None
-    for key in keys:
-        if key not in content:
-            raise UserError(f"{path} has no `{key}`: unpack Lizard's labels again")
-        values = content[key]
-        whole = values.dtype.kind in "iuf" and (values.size == 0 or (values % 1 == 0).all())
-        if not whole or (values.size and not 0 <= values.min() <= values.max() < 2**24):
-            raise UserError(f"{path}: `{key}` holds something else than whole numbers from 0 up")
-    inst_map, ids, classes = (content[key].astype(np.int32) for key in keys)
-    ids, classes = ids.ravel(), classes.ravel()
-    if inst_map.ndim != 2 or inst_map.size == 0:
-        raise UserError(f"{path}: `inst_map` has shape {inst_map.shape}, expected (height, width)")
-    if len(ids) != len(classes):
-        raise UserError(f"{path}: {len(ids)} values in `id` but {len(classes)} in `class`")
-    if len(np.unique(ids)) < len(ids) or (ids == BACKGROUND).any():
-        raise UserError(f"{path}: `id` lists a nucleus twice, or 0, which is background")
-    if len(classes) and not 1 <= classes.min() <= classes.max() < n_classes:
-        wrong = next(value for value in classes if not 1 <= value < n_classes)
-        raise UserError(f"{path}: `class` holds {wrong}, expected 1..{n_classes - 1}")
-    return inst_map, ids, classes
-
-
-def read_own_mask(
-    path: Path, mask_values: tuple[int, ...], n_classes: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return a class mask of the user's as `read_label` returns Lizard's.
-
-    A nucleus is a set of touching pixels of one class. mask_values: what stands for each class; if
-    empty, 1 up to n_classes - 1. Raises UserError for a mask with any other value.
-    """
-    from PIL import Image  # OpenCV would turn the values of a palette image into colours
-    from skimage.measure import label
-
-    try:
-        with Image.open(path) as file:
-            mask = np.array(file)
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} is not a readable mask ({error}): save it again") from None
-    if mask.ndim == 3 and (mask[..., :1] == mask[..., :3]).all():
-        mask = mask[..., 0]  # grey, saved as RGB
-    if mask.ndim != 2 or mask.dtype.kind not in "bui":
-        raise UserError(
-            f"{path} is a mask in colour: save it with one channel of whole numbers, 0 background"
-            " and others as mask_values lists them"
-        )
-    known = np.array([BACKGROUND, *(mask_values or range(1, n_classes))])
-    order = np.argsort(known)
-    place = np.searchsorted(known[order], mask).clip(max=len(known) - 1)
-    found = order[place]
-    wrong = known[found] != mask
-    if wrong.any():
-        raise UserError(
-            f"{path} holds the value {mask[wrong][0]}, expected {', '.join(map(str, known))}: set"
-            " mask_values to what stands for each of the classes"
-        )
-    inst_map, count = label(found, background=BACKGROUND, connectivity=2, return_num=True)
-    classes = np.zeros(count + 1, np.int32)
-    classes[inst_map] = found  # every pixel of a nucleus has its class
-    return inst_map.astype(np.int32), np.arange(1, count + 1, dtype=np.int32), classes[1:]
-
-
 def centres(inst_map: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return x and y of the centre of each nucleus in pixels, (N,), and whether it has a pixel."""
     size = max(inst_map.max(initial=0), ids.max(initial=0)) + 1
@@ -137,23 +54,18 @@ def centres(inst_map: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 def convert(path: Path, cfg: Config, out: Path) -> list[list]:
     """Write the class mask of one region and return a row of NUCLEI_COLUMNS for each nucleus."""
-    n_classes = len(cfg.class_names)
-    if cfg.masks is None:
-        label = read_label(path, n_classes)
-    else:
-        label = read_own_mask(path, cfg.mask_values, n_classes)
-    try:
-        mask = semantic_mask(*label)
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from None
-    write_png(out / f"{path.stem}.png", mask)
+    label = read_region_label(path, cfg)
+    write_png(out / f"{path.stem}.png", semantic_mask(*label))
     x, y, there = centres(*label[:2])
     columns = label[2][there].tolist(), x[there].round(1).tolist(), y[there].round(1).tolist()
     return [[path.stem, *row] for row in zip(*columns, strict=True)]
 
 
 def generate_semantic_labels(cfg: Config = CONFIG) -> None:
-    """Write the class mask of every region, and the list of nuclei."""
+    """Write the class mask of every region, and the list of nuclei.
+
+    Raises UserError at the end if labels are bad, unless they are to be skipped.
+    """
     labels = region_labels(cfg)
     if not labels:
         raise UserError(
@@ -161,17 +73,22 @@ def generate_semantic_labels(cfg: Config = CONFIG) -> None:
             " put Lizard's labels there (see README.md)"
         )
     folder = cfg.workspace / "Semantic_Labels"
-    values = list(cfg.mask_values or range(1, len(cfg.class_names)))
-    record = {"inputs": fingerprint(labels), "values": values}
+    record, bad = masks_record(cfg, labels), {}
     if is_kept(folder, record):
+        refuse_bad(cfg, bad_files(folder))
         return
-    with timed(cfg.workspace, "class masks"), fresh_folder(folder, record) as out:
-        jobs = Parallel(n_jobs=cfg.workers, return_as="generator")(
-            delayed(convert)(path, cfg, out) for path in labels
-        )
-        nuclei = list(tqdm(jobs, total=len(labels), desc="class masks", disable=None))
-        write_text(out / NUCLEI_LIST, csv_text(NUCLEI_COLUMNS, chain.from_iterable(nuclei)))
-    print(f"{folder}: {len(labels)} class masks, {sum(map(len, nuclei))} nuclei")
+    with (
+        alone_in(cfg.workspace),
+        timed(cfg.workspace, "class masks"),
+        fresh_folder(folder, record, bad) as out,
+    ):
+        jobs = [(path, cfg, out) for path in labels]
+        nuclei = list(chain.from_iterable(for_each(convert, jobs, cfg, "class masks", bad)))
+        if not nuclei:
+            raise UserError(f"no label in {labels[0].parent} holds a nucleus: look at them")
+        write_text(out / NUCLEI_LIST, csv_text(NUCLEI_COLUMNS, nuclei))
+    print(f"{folder}: {len(labels) - len(bad)} class masks, {len(nuclei)} nuclei")
+    refuse_bad(cfg, bad)
 
 
 if __name__ == "__main__":

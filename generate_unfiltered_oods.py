@@ -8,31 +8,23 @@ Writes  OoD_Patchs/<patch>.png        RGB (P, P, 3), the patch without its foreg
 Which of them the baseline is fooled by is found later, by rank_prune_ood.py.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
-from joblib import Parallel, delayed
-from tqdm import tqdm
 
 from config import CONFIG, Config, UserError
 from medood.classes import BACKGROUND
 from medood.cli import run
-from medood.files import (
-    SOURCE_PREFIX,
-    fingerprint,
-    fresh_folder,
-    is_kept,
-    list_images,
-    list_patch_pairs,
-    read_image,
-    read_mask,
-    timed,
-    write_png,
-)
+from medood.files import SOURCE_PREFIX, list_images, list_patch_pairs, timed
+from medood.folds import left_out
+from medood.images import read_image, read_mask, write_png
+from medood.lock import alone_in
+from medood.prepared import oods_record, require_fresh, sources_record
+from medood.records import bad_files, for_each, fresh_folder, is_kept, refuse_bad
 
 INPAINT_RADIUS = 3  # pixels around a hole that it is continued from
-CHUNK = 64  # patches per job: about one region's
 
 
 def remove_foreground(image: np.ndarray, mask: np.ndarray, fill: str) -> np.ndarray:
@@ -52,71 +44,67 @@ def remove_foreground(image: np.ndarray, mask: np.ndarray, fill: str) -> np.ndar
     return out
 
 
-def convert(images: list[Path], masks: list[Path], classes: int, fill: str, out: Path) -> int:
-    """Write the OoD patches of some patches; return how many."""
-    for image_path, mask_path in zip(images, masks, strict=True):
-        image, mask = read_image(image_path), read_mask(mask_path, classes)
-        if image.shape[:2] != mask.shape:
-            raise UserError(f"{image_path} and {mask_path} differ in size: make both anew")
-        write_png(out / image_path.name, remove_foreground(image, mask, fill))
-    return len(images)
+def convert(image_path: Path, mask_path: Path, cfg: Config, out: Path) -> None:
+    """Write the OoD patch of one patch."""
+    image = read_image(image_path)
+    mask = read_mask(mask_path, len(cfg.class_names))
+    if image.shape[:2] != mask.shape:
+        raise UserError(f"{image_path} and {mask_path} differ in size: make both anew")
+    write_png(out / image_path.name, remove_foreground(image, mask, cfg.ood_fill))
 
 
 def write_oods(cfg: Config, folder: Path) -> None:
     """Write the OoD patch of every patch into `folder`."""
-    images, masks = list_patch_pairs(cfg.workspace)
-    record = {
-        "ood_fill": cfg.ood_fill,
-        "inputs": fingerprint(images),
-        "masks": fingerprint(masks),
-    }
+    images, masks = list_patch_pairs(cfg.workspace, left_out(cfg.workspace).patches)
+    record, bad = oods_record(cfg, images, masks), {}
     if is_kept(folder, record):
         return
-    starts = range(0, len(images), CHUNK)
-    with timed(cfg.workspace, "OoD patches"), fresh_folder(folder, record) as out:
-        jobs = Parallel(n_jobs=cfg.workers, return_as="generator")(
-            delayed(convert)(
-                images[i : i + CHUNK],
-                masks[i : i + CHUNK],
-                len(cfg.class_names),
-                cfg.ood_fill,
-                out,
-            )
-            for i in starts
-        )
-        with tqdm(total=len(images), desc="OoD patches", disable=None) as bar:
-            for count in jobs:
-                bar.update(count)
+    with (
+        alone_in(cfg.workspace),
+        timed(cfg.workspace, "OoD patches"),
+        fresh_folder(folder, record) as out,
+    ):
+        jobs = [(*pair, cfg, out) for pair in zip(images, masks, strict=True)]
+        for_each(convert, jobs, cfg, "OoD patches", bad)
+        refuse_bad(replace(cfg, skip_bad_files=False), bad)
     print(f"{folder}: {len(images)} patches without their nuclei, fill {cfg.ood_fill}")
 
 
+def cut_source(path: Path, cfg: Config, out: Path) -> int:
+    """Write the patches of an external image, whole ones from the top left; return how many."""
+    image, side = read_image(path, cfg.max_pixels), cfg.patch_size
+    height, width = (length // side for length in image.shape[:2])
+    if not height or not width:
+        raise UserError(
+            f"{path} is {image.shape[1]} x {image.shape[0]} pixels, smaller than a patch of {side}:"
+            " remove it from ood_source or enlarge it"
+        )
+    for k in range(height * width):
+        top, left = k // width * side, k % width * side
+        patch = image[top : top + side, left : left + side]
+        write_png(out / f"{SOURCE_PREFIX}{path.stem}_{k}.png", patch)
+    return height * width
+
+
 def write_source_patches(cfg: Config) -> None:
-    """Cut the images of ood_source into patches: whole ones, from the top left, not padded."""
+    """Cut the images of ood_source into patches."""
     images = list_images(cfg.ood_source)
-    folder, side = cfg.workspace / "OoD_Source_Patchs", cfg.patch_size
-    record = {"patch_size": side, "inputs": fingerprint(images)}
+    folder = cfg.workspace / "OoD_Source_Patchs"
+    record, bad = sources_record(cfg, images), {}
     if is_kept(folder, record):
+        refuse_bad(cfg, bad_files(folder))
         return
-    count = 0
-    with fresh_folder(folder, record) as out:
-        for path in tqdm(images, desc="external OoD patches", disable=None):
-            image = read_image(path)
-            height, width = (length // side for length in image.shape[:2])
-            if not height or not width:
-                raise UserError(
-                    f"{path} is {image.shape[1]} x {image.shape[0]} pixels, smaller than a patch"
-                    f" of {side}: remove it from ood_source or enlarge it"
-                )
-            for k in range(height * width):
-                top, left = k // width * side, k % width * side
-                patch = image[top : top + side, left : left + side]
-                write_png(out / f"{SOURCE_PREFIX}{path.stem}_{k}.png", patch)
-            count += height * width
-    print(f"{folder}: {count} patches of {len(images)} images from {cfg.ood_source}")
+    with alone_in(cfg.workspace), fresh_folder(folder, record, bad) as out:
+        jobs = [(path, cfg, out) for path in images]
+        count = sum(for_each(cut_source, jobs, cfg, "external OoD patches", bad))
+    used = len(images) - len(bad)
+    print(f"{folder}: {count} patches of {used} images from {cfg.ood_source}")
+    refuse_bad(cfg, bad)
 
 
 def generate_unfiltered_oods(cfg: Config = CONFIG) -> None:
     """Write the OoD patch of every patch and, with ood_source, those of external images."""
+    require_fresh(cfg)
     write_oods(cfg, cfg.workspace / "OoD_Patchs")
     if cfg.ood_source is not None:
         write_source_patches(cfg)

@@ -6,6 +6,7 @@ synthetic data set first and runs on that.
 
 import sys
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from config import CONFIG, Config
 from estimate_pct import estimate_pct
@@ -26,16 +27,13 @@ class MainConfig(Config):
 
     sample: bool = False
     """Draw a small data set in <workspace>/sample and run on it, with small settings of its own."""
+    check: bool = False
+    """Look through the data, say what is wrong and how long it would take, and change nothing."""
 
 
 def main(cfg: Config = CONFIG) -> None:
     """Run every step in its order; what is done already, with the same settings, is kept."""
-    require_data(cfg)
-    from medood.models import build_model, pick_device
-
-    pick_device(cfg)
-    build_model(cfg)  # a wrong encoder, or weights out of reach, show now and not in an hour
-
+    look(cfg)
     if region_labels(cfg):
         generate_semantic_labels(cfg)
     generate_patches(cfg)
@@ -47,14 +45,34 @@ def main(cfg: Config = CONFIG) -> None:
     evaluate(cfg)
 
 
+def look(cfg: Config) -> None:
+    """Find now what would stop the run in an hour: wrong data, encoder, weights or device."""
+    require_data(cfg)
+    from medood.check import check, refuse_findings
+    from medood.models import build_model, pick_device
+
+    pick_device(cfg)
+    build_model(cfg)
+    refuse_findings(cfg, check(cfg))
+
+
+def workspace_of(cfg: MainConfig) -> Path:
+    """Return where to work: the sample has a folder of its own."""
+    return cfg.workspace / "sample" if cfg.sample else cfg.workspace
+
+
 def start(cfg: MainConfig) -> None:
-    """Run on the sample if asked, else on the workspace."""
+    """Run, or only look, on the sample if asked, else on the workspace."""
     if cfg.sample:
         from medood.sample import draw_sample
 
-        cfg = replace(cfg, workspace=cfg.workspace / "sample")
-        draw_sample(cfg)
-    main(cfg)
+        cfg = replace(cfg, workspace=workspace_of(cfg))
+        if not cfg.check:
+            draw_sample(cfg)
+    if cfg.check:
+        look(cfg)
+    else:
+        main(cfg)
 
 
 def defaults() -> MainConfig:
@@ -67,4 +85,5 @@ def defaults() -> MainConfig:
 
 
 if __name__ == "__main__":
-    run(start, defaults())
+    # a look changes nothing, so it needs no folder to itself
+    run(start, defaults(), lambda cfg: None if cfg.check else workspace_of(cfg))

@@ -26,7 +26,8 @@ from tyro.conf import Positional
 
 from config import Config, UserError
 from medood.cli import run
-from medood.files import fingerprint, read_json, require_network, write_json
+from medood.files import read_json, require_network, write_json
+from medood.records import fingerprint
 
 if TYPE_CHECKING:
     from medood.inference import Answer
@@ -97,7 +98,7 @@ def segment(cfg: PredictConfig, answer: Answer, path: Path, stem: Path) -> Count
     from medood.slides import open_image
     from medood.tiles import strips
 
-    source = open_image(path)
+    source = open_image(path, cfg.max_pixels)
     image_mpp = cfg.image_mpp or source.mpp or cfg.mpp
     height, width = (
         max(1, round(side * image_mpp / cfg.mpp)) for side in (source.height, source.width)
@@ -177,4 +178,4 @@ def predict_images(cfg: PredictConfig) -> None:
 
 
 if __name__ == "__main__":
-    run(predict_images, PredictConfig())
+    run(predict_images, PredictConfig(), lambda cfg: cfg.out)

@@ -23,7 +23,6 @@ from medood.files import (
     csv_text,
     data_name,
     digest,
-    fingerprint,
     model_folder,
     read_json,
     require_network,
@@ -33,6 +32,8 @@ from medood.files import (
 )
 from medood.folds import read_fold
 from medood.hard_ood import columns, ood_candidates, ranking_path
+from medood.prepared import require_fresh
+from medood.records import changes, fingerprint
 
 if TYPE_CHECKING:
     from medood.data import Pair
@@ -121,6 +122,8 @@ def rank_fold(cfg: Config, fold: int) -> None:
     if drawn and path.exists() and made_from == {**record, "ranking": digest(path.read_bytes())}:
         print(f"fold {fold}: {path} kept, made from the same network and candidates")
         return
+    if made_from and (why := changes({**made_from, "ranking": ""}, {**record, "ranking": ""})):
+        print(f"fold {fold}: {path} made again, {why}")
     with timed(cfg.workspace, f"mining {network.name}"):
         rows = rank_files(cfg, network, files, f"fold {fold}: mining")
         text = csv_text(columns(cfg), rows)
@@ -133,6 +136,7 @@ def rank_fold(cfg: Config, fold: int) -> None:
 
 def rank_prune_ood(cfg: Config = CONFIG) -> None:
     """Write the ranking of every fold."""
+    require_fresh(cfg, oods=True)
     for fold in cfg.folds:
         rank_fold(cfg, fold)
 

@@ -30,7 +30,9 @@ from medood.files import (
     write_text,
 )
 from medood.folds import fold_path, read_fold
-from medood.hard_ood import pct_path
+from medood.hard_ood import chosen_oods, pct_path
+from medood.prepared import require_fresh
+from medood.records import changes
 from medood.tables import INTERVAL, SCORES, markdown, spread
 
 if TYPE_CHECKING:
@@ -50,26 +52,44 @@ class TestConfig(Config):
 
 def networks(cfg: Config, checkpoints: tuple[Path, ...]) -> dict[int, dict[str, Path]]:
     """Return the checkpoints to test on each fold, by their name in scores.json."""
-    from medood.checkpoints import read_run
-
     if checkpoints:
         names = [path.resolve().name for path in checkpoints]
         if len(set(names)) < len(names):
             names = ["_".join(path.resolve().parts[1:]) for path in checkpoints]
         of_name = dict(zip(names, checkpoints, strict=True))
         return {fold: of_name for fold in unseen_folds(cfg, checkpoints)}
-    found = {fold: {"baseline": model_folder(cfg, fold, ood=False)} for fold in cfg.folds}
-    if not any(model_folder(cfg, fold, ood=True).exists() for fold in cfg.folds):
-        return found
+    arms = {"baseline": False}
+    if any(model_folder(cfg, fold, ood=True).exists() for fold in cfg.folds):
+        arms["ood"] = True
+    found = {
+        fold: {name: model_folder(cfg, fold, ood) for name, ood in arms.items()}
+        for fold in cfg.folds
+    }
     for fold, folders in found.items():
-        folders["ood"] = model_folder(cfg, fold, ood=True)
-        baseline, ood = (read_run(folder).get("made_from", {}) for folder in folders.values())
-        if baseline and ood and baseline["settings"] != ood["settings"]:
-            raise UserError(
-                f"{folders['ood']} was trained with other settings than {folders['baseline']}:"
-                " run `python train_ood.py` with the settings of the baseline first"
-            )
+        for name, folder in folders.items():
+            require_current(cfg, fold, folder, ood=arms[name])
     return found
+
+
+def require_current(cfg: Config, fold: int, folder: Path, ood: bool) -> None:
+    """Raise UserError if a network is not the one that the settings and patches give now."""
+    from medood.checkpoints import made_from, read_run
+    from medood.data import id_files, ood_files
+
+    require_network(folder)
+    run = read_run(folder)
+    if "made_from" not in run:
+        return  # from elsewhere
+    train, val, _ = read_fold(cfg, fold)
+    files = id_files(cfg, train + val)
+    if ood:
+        files += ood_files(cfg, chosen_oods(cfg, fold))
+    if why := changes(run["made_from"], made_from(cfg, fold, files)):
+        script = "train_ood.py" if ood else "train.py"
+        raise UserError(
+            f"{folder} is out of date ({why}): run `python {script}` first, set what it was trained"
+            " with, or name it with --checkpoint to test it as it is"
+        )
 
 
 def unseen_folds(cfg: Config, checkpoints: tuple[Path, ...]) -> list[int]:
@@ -196,6 +216,7 @@ def evaluate(cfg: Config = CONFIG, checkpoints: tuple[Path, ...] = ()) -> None:
     from medood.report import Comparison, write_report
     from medood.statistics import paired_differences, pool
 
+    require_fresh(cfg)
     folders = networks(cfg, checkpoints)
     tests = {fold: evaluate_fold(cfg, fold, of_fold) for fold, of_fold in folders.items()}
     runs = {fold: training_runs(cfg, fold, of_fold) for fold, of_fold in folders.items()}

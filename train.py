@@ -8,6 +8,7 @@ from config import CONFIG, Config
 from medood.cli import run
 from medood.files import model_folder
 from medood.folds import read_fold
+from medood.prepared import require_fresh
 
 
 def train(cfg: Config = CONFIG) -> None:
@@ -16,6 +17,7 @@ def train(cfg: Config = CONFIG) -> None:
     from medood.data import id_files
     from medood.training import train_fold
 
+    require_fresh(cfg)
     for fold in cfg.folds:
         train, val, _ = read_fold(cfg, fold)
         folder = model_folder(cfg, fold, ood=False)

@@ -9,7 +9,8 @@ from config import CONFIG, Config
 from medood.cli import run
 from medood.files import model_folder
 from medood.folds import read_fold
-from medood.hard_ood import read_hard_oods, read_pct
+from medood.hard_ood import chosen_oods
+from medood.prepared import require_fresh
 
 
 def train_ood(cfg: Config = CONFIG) -> None:
@@ -18,9 +19,15 @@ def train_ood(cfg: Config = CONFIG) -> None:
     from medood.data import id_files, ood_files
     from medood.training import train_fold
 
+    require_fresh(cfg, oods=True)
     for fold in cfg.folds:
         train, val, _ = read_fold(cfg, fold)
-        hardest = read_hard_oods(cfg, fold)[: read_pct(cfg, fold)["ood_patches"]]
+        hardest = chosen_oods(cfg, fold)
+        if not hardest:
+            print(
+                f"fold {fold}: no OoD patch is added (the baseline sees nuclei in none, or pct is"
+                " 0): this training is the baseline's again"
+            )
         files = id_files(cfg, train) + ood_files(cfg, hardest)
         train_fold(cfg, fold, files, id_files(cfg, val), model_folder(cfg, fold, ood=True))
 

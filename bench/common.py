@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from medood.files import write_png
+from medood.images import write_png
 from medood.sample import draw_region, mat_bytes
 
 LIZARD = (1016, 917)  # pixels of a typical region

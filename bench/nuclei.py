@@ -18,9 +18,10 @@ from tifffile import imread
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from config import Config, UserError
-from generate_semantic_labels import read_label, semantic_mask
+from generate_semantic_labels import semantic_mask
 from medood.cli import run
 from medood.files import region_labels
+from medood.labels import read_label
 from medood.nuclei import APART, part
 from medood.tables import markdown
 from predict import PredictConfig

@@ -17,15 +17,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from bench.common import interleave, machine, report, synthetic_lizard
 from config import Config
 from generate_patches import cut, generate_patches
-from generate_semantic_labels import (
-    convert,
-    generate_semantic_labels,
-    read_label,
-    semantic_mask,
-)
+from generate_semantic_labels import convert, generate_semantic_labels, semantic_mask
 from generate_unfiltered_oods import generate_unfiltered_oods, remove_foreground
 from medood.cli import run
-from medood.files import read_image, read_mask, region_images, region_labels, write_png
+from medood.files import region_images, region_labels
+from medood.images import read_image, read_mask, write_png
+from medood.labels import read_label
 from tests import oracles
 
 

@@ -85,7 +85,7 @@ class Ours:
         self.model.train()
         for index in torch.randperm(len(self.patches)).split(self.cfg.batch_size):
             batch = self.images[index], self.masks[index], self.weight[index]
-            loss = training_step(self.cfg, self.model, self.normalise, self.optimiser, *batch)
+            loss, _ = training_step(self.cfg, self.model, self.normalise, self.optimiser, *batch)
         loss.item()
 
     def augment_only(self) -> None:

@@ -8,9 +8,7 @@ models/<fold>_<architecture>_<encoder>[_ood]/
     README.md                         a model card, ready to be published with the weights
 """
 
-import contextlib
 import dataclasses
-import io
 import json
 import platform
 from collections.abc import Iterable
@@ -22,9 +20,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from config import Config, UserError
-from medood.files import digest, fingerprint, read_json, require_network
+from medood.data import Pair
+from medood.files import digest, read_json, require_network
 from medood.folds import region_of
-from medood.models import build_model, read_weights, remove_batch_norm
+from medood.foreign import Weights, read_weights, recognise
+from medood.models import build_model, remove_batch_norm, require_known
+from medood.records import fingerprint
 
 # the settings that a trained network depends on beside its patches
 TRAINING_SETTINGS = (
@@ -46,47 +47,80 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
 
 
-def load_model(folder: Path, cfg: Config) -> nn.Module:
+def load_model(checkpoint: Path, cfg: Config) -> nn.Module:
     """Return a trained network in eval mode.
 
-    folder: written by train.py or by smp's save_pretrained; or a file that holds weights alone, of
-    the architecture and encoder of cfg. Raises UserError where there is no network, or one for
-    other classes than cfg's.
+    checkpoint: a folder that train.py or smp's save_pretrained wrote, or a file: weights, or a
+    whole network as torch.save wrote it. No code in it is run. Raises UserError where there is no
+    network, or one for other classes than cfg's.
     """
-    require_network(folder)
+    require_network(checkpoint)
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # huggingface_hub prints what it does
-            if folder.is_file():
-                model = build_model(dataclasses.replace(cfg, encoder_weights="none"))
-                model.load_state_dict(read_weights(folder))
-            elif read_run(folder).get("settings", {}).get("batch_norm", True):
-                model = smp.from_pretrained(folder)
-            else:  # smp would build the layers that this network lacks
-                config = json.loads((folder / "config.json").read_text())
-                model = remove_batch_norm(getattr(smp, config["_model_class"])(**config))
-                model.load_state_dict(load_file(folder / "model.safetensors"))
+        model = (_of_file if checkpoint.is_file() else _of_folder)(checkpoint, cfg)
     except UserError:
         raise
     except Exception as error:  # key names, shapes, JSON and safetensors each have their own kind
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        cure = "train or copy it again"
-        if folder.is_file():
-            cure = f"set architecture (now {cfg.architecture}), encoder ({cfg.encoder}) and classes"
-            cure += f" ({len(cfg.class_names)} with background) to those of the weights"
-        raise UserError(f"{folder} holds no usable network ({reason}): {cure}") from None
+        raise UserError(
+            f"{checkpoint} holds no usable network ({reason}): train or copy it again"
+        ) from None
     expected = [name for name, _ in cfg.classes]
-    known = [name for name, _ in with_settings_of(cfg, folder).classes]
+    known = [name for name, _ in with_settings_of(cfg, checkpoint).classes]
     if model.config.get("classes") != 1 + len(expected) or known != expected:
         raise UserError(
-            f"the network in {folder} knows other classes ({model.config.get('classes')} with"
+            f"the network in {checkpoint} knows other classes ({model.config.get('classes')} with"
             f" background{': ' + ', '.join(known) if known != expected else ''}) than the settings"
             f" ({', '.join(expected)}): set classes to the network's"
         )
     return model.eval()
 
 
+def _of_folder(folder: Path, cfg: Config) -> nn.Module:
+    config = read_json(folder / "config.json") or {}
+    architecture = str(config.get("_model_class", "")).lower()
+    require_known(architecture, str(config.get("encoder_name")))
+    parts = {name: value for name, value in config.items() if not name.startswith("_")}
+    model = smp.MODEL_ARCHITECTURES_MAPPING[architecture](**parts | {"encoder_weights": None})
+    if not read_run(folder).get("settings", {}).get("batch_norm", True):
+        remove_batch_norm(model)
+    model.load_state_dict(load_file(folder / "model.safetensors"))
+    return model
+
+
+def _of_file(path: Path, cfg: Config) -> nn.Module:
+    """Return the network of a file: as the file says, run.json beside it, or the settings.
+
+    If none of them fits, it is recognised from the weights themselves.
+    """
+    weights, said = read_weights(path)
+    settings = {"architecture": cfg.architecture, "encoder": cfg.encoder}
+    beside = read_run(path).get("settings", {})
+    for known in (said, {name: beside[name] for name in settings if name in beside}, settings):
+        if known and (model := _fitted(cfg, known, weights)):
+            return model
+    if (known := recognise(weights)) and (model := _fitted(cfg, known, weights)):
+        return model
+    head = weights.get("segmentation_head.0.weight")
+    classes = f"it has {len(head)} classes with background" if head is not None else "no head"
+    raise UserError(
+        f"{path} holds weights of another network than {cfg.model_name} with"
+        f" {len(cfg.class_names)} classes ({classes}): set architecture, encoder and classes to"
+        " those of the weights"
+    )
+
+
+def _fitted(cfg: Config, known: dict[str, str], weights: Weights) -> nn.Module | None:
+    """Return the network of these settings with the weights, or None if they do not fit."""
+    model = build_model(dataclasses.replace(cfg, **known, encoder_weights="none"))
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError:  # names or shapes differ
+        return None
+    return model
+
+
 def with_settings_of(cfg: Config, folder: Path) -> Config:
-    """Return cfg as the network in `folder` was trained for, where its folder says so."""
+    """Return cfg as the network in `folder` was trained for, where run.json beside it says so."""
     settings = read_run(folder).get("settings", {})
     names = ("architecture", "encoder", "classes", "mpp", "patch_size")
     known = {name: settings[name] for name in names if name in settings}
@@ -98,14 +132,18 @@ def with_settings_of(cfg: Config, folder: Path) -> Config:
         raise UserError(f"{folder / 'run.json'}: {error}: remove it or copy it again") from None
 
 
-def made_from(cfg: Config, fold: int, patches: list[Path]) -> dict:
-    """Return what decides a network: settings, fold and the fingerprint of its training files."""
+def made_from(cfg: Config, fold: int, patches: list[Pair]) -> dict:
+    """Return what decides a network: settings, fold and the fingerprint of its training files.
+
+    patches: image and mask of each, also of those held out to choose the epoch.
+    """
     settings = plain_settings(cfg)
     used = {name: settings[name] for name in TRAINING_SETTINGS}
     if Path(cfg.encoder_weights).is_file():
         used["encoder_weights"] = digest(Path(cfg.encoder_weights).read_bytes())
     used["classes"] = list(cfg.class_names)
-    return {"fold": fold, "settings": used, "inputs": fingerprint(patches)}
+    files = [path for pair in patches for path in pair if path]
+    return {"fold": fold, "settings": used, "inputs": fingerprint(files)}
 
 
 def seen_in_training(checkpoint: Path) -> list[str] | None:
@@ -125,14 +163,14 @@ def has_seen(cfg: Config, checkpoint: Path, names: Iterable[str]) -> bool:
     of which it has seen any.
     """
     seen = seen_in_training(checkpoint) or []
-    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
-    if read_run(folder).get("settings", {}).get("patch_size", cfg.patch_size) != cfg.patch_size:
+    if read_run(checkpoint).get("settings", {}).get("patch_size", cfg.patch_size) != cfg.patch_size:
         seen, names = map(region_of, seen), map(region_of, names)
     return not set(seen).isdisjoint(names)
 
 
-def read_run(folder: Path) -> dict:
-    """Return run.json of a checkpoint folder, or {} where there is none of ours."""
+def read_run(checkpoint: Path) -> dict:
+    """Return run.json of a checkpoint folder, or beside a file; {} where there is none of ours."""
+    folder = checkpoint.parent if checkpoint.is_file() else checkpoint
     run = read_json(folder / "run.json") or {}
     if not isinstance(run.get("settings", {}), dict):
         raise UserError(f"{folder / 'run.json'} has no settings: remove it or copy it again")

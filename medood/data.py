@@ -11,8 +11,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from config import Config, UserError
-from medood.files import read_image, read_mask
 from medood.hard_ood import ood_path
+from medood.images import read_image, read_mask
 
 Pair = tuple[Path, Path | None]  # image and mask of a patch; an OoD patch has no mask
 

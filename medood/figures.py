@@ -1,6 +1,5 @@
 """Pictures of what networks see."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from medood.classes import BACKGROUND_COLOUR, palette
 from medood.data import Patches
+from medood.files import whole
 
 BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"  # told apart also by colour-blind readers
 # of networks, and of where only one of two is right: told apart from the colours of the classes
@@ -292,9 +292,7 @@ def _legend_of_classes(figure: Figure, classes: Classes, others: Sequence[tuple]
 
 def _save(figure: Figure, path: Path) -> None:
     """Write a figure as PNG or SVG, as its name says, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".partial")
     dated = {"Date": None} if path.suffix == ".svg" else None  # SVG would hold the time
-    figure.savefig(aside, format=path.suffix[1:], dpi=110, metadata=dated)
+    with whole(path) as partial:
+        figure.savefig(partial, format=path.suffix[1:], dpi=110, metadata=dated)
     plt.close(figure)
-    os.replace(aside, path)

@@ -1,7 +1,4 @@
-"""Files: where Lizard's may lie, how images are read, and how results are written whole or not.
-
-Images are RGB everywhere in memory; OpenCV's BGR exists in this file only.
-"""
+"""Files: where the user's may lie, and how results are written whole or not at all."""
 
 import csv
 import hashlib
@@ -10,25 +7,19 @@ import itertools
 import json
 import os
 import shutil
-import struct
 import time
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-import cv2
-import numpy as np
-
 from config import Config, UserError
+from medood.images import IMAGE_ENDINGS
 
-cv2.setNumThreads(1)  # images are read and written in parallel: OpenCV's own threads would fight it
-
+PARTIAL, REPLACED = ".partial", ".replaced"  # endings of hidden names, while something is written
+WRITTEN_TO = ("HardOoD", "k_folds", "models", "reports", "studies")  # beside the folders of patches
 TIMES = "times.csv"  # in the workspace: in it, and in the report that shows it, equal runs differ
-RECORD = "made_from.json"  # in a folder that a step wrote: the settings and inputs it came from
 SOURCE_PREFIX = "source-"  # of the name of a patch that was cut from an image of ood_source
-IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 NUCLEI_LIST = "nuclei.csv"  # in Semantic_Labels
 NUCLEI_COLUMNS = ["region", "class", "x", "y"]
 SAMPLE_NAME = "SAMPLE: synthetic tissue, not Lizard"
@@ -121,10 +112,20 @@ def list_images(folder: Path) -> list[Path]:
     return paths
 
 
-def list_patch_pairs(workspace: Path) -> tuple[list[Path], list[Path]]:
-    """Return image and mask of every patch, in one order; UserError where one lacks its pair."""
-    images = list_pngs(workspace / "Image_Patchs", made_by="generate_patches.py")
-    masks = list_pngs(workspace / "Mask_Patchs", made_by="generate_patches.py")
+def list_patch_pairs(
+    workspace: Path, left_out: Container[str] = ()
+) -> tuple[list[Path], list[Path]]:
+    """Return image and mask of every patch, in one order; UserError where one lacks its pair.
+
+    left_out: the names of patches that cannot be used.
+    """
+    images, masks = (
+        [path for path in paths if path.name not in left_out]
+        for paths in (
+            list_pngs(workspace / "Image_Patchs", made_by="generate_patches.py"),
+            list_pngs(workspace / "Mask_Patchs", made_by="generate_patches.py"),
+        )
+    )
     lone = {path.name for path in images} ^ {path.name for path in masks}
     if lone:
         raise UserError(
@@ -156,73 +157,27 @@ def require_network(folder: Path) -> None:
         )
 
 
-# ---------------------------------------------------------------- images
-
-
-def _missing(path: Path) -> UserError:
-    return UserError(f"{path} is missing: put it back, or make its folder anew")
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise _missing(path) from None
-
-
-def _decode(path: Path, flag: int) -> np.ndarray:
-    data = _read_bytes(path)
-    # OpenCV fills what a truncated PNG lacks with black and says nothing: look for its last chunk
-    whole = not data.startswith(b"\x89PNG") or b"IEND" in data[-12:]
-    try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), flag) if data and whole else None
-    except cv2.error as error:  # more pixels than OpenCV takes
-        raise UserError(f"{path} cannot be read ({str(error).splitlines()[0]})") from None
-    if image is None:
-        raise UserError(f"{path} is not a whole image file: unpack or make it again")
-    return image
-
-
-def read_image(path: Path) -> np.ndarray:
-    """Return an image as RGB uint8 (H, W, 3); raise UserError where it cannot be read."""
-    return cv2.cvtColor(_decode(path, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
-
-
-def read_mask(path: Path, classes: int) -> np.ndarray:
-    """Return a class mask as uint8 (H, W), values below `classes`; UserError for other content."""
-    mask = _decode(path, cv2.IMREAD_UNCHANGED)
-    if mask.ndim != 2 or mask.dtype != np.uint8 or mask.max() >= classes:
-        raise UserError(
-            f"{path} is not a class mask (one channel, 8 bits, values 0..{classes - 1}):"
-            " delete its folder to make it anew"
-        )
-    return mask
-
-
-def png_size(path: Path) -> tuple[int, int]:
-    """Return height and width of a PNG file in pixels, without decoding it."""
-    width, height = struct.unpack(">II", _read_bytes(path)[16:24])
-    return height, width
-
-
-def write_png(path: Path, image: np.ndarray) -> None:
-    """Write RGB uint8 (H, W, 3) or a mask uint8 (H, W)."""
-    if image.ndim == 3:
-        image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
-    # OpenCV's default settings write a patch in 0.4 ms; asking for a level takes twice that
-    encoded = cv2.imencode(".png", image)[1]
-    path.write_bytes(encoded.tobytes())
-
-
 # ---------------------------------------------------------------- results, whole or not at all
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write `text` under a temporary name, then rename it: `path` is never half-written."""
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Give a name to write a file to; it is called `path` once it is complete and on the disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".partial")
-    aside.write_bytes(text.encode())
-    os.replace(aside, path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
+    try:
+        yield partial
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text`, whole or not at all."""
+    with whole(path) as partial:
+        partial.write_bytes(text.encode())
 
 
 def write_json(path: Path, content: object) -> None:
@@ -247,8 +202,8 @@ def read_json(path: Path) -> dict | None:
     """Return a JSON object, or None where there is no such file or it is no JSON object."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, UnicodeDecodeError, json.JSONDecodeError):
-        return None
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
+        return None  # ValueError: no UTF-8, no JSON, or a number of thousands of digits
     return content if isinstance(content, dict) else None
 
 
@@ -264,72 +219,32 @@ def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def fingerprint(paths: Iterable[Path]) -> str:
-    """Return one hash of the folders, names and contents of files, in any order."""
-
-    def line(path: Path) -> str:
-        try:
-            with path.open("rb") as file:
-                content = hashlib.file_digest(file, "sha256").hexdigest()
-        except FileNotFoundError:
-            raise _missing(path) from None
-        return f"{content} {path.parent.name}/{path.name}"
-
-    with ThreadPoolExecutor() as pool:
-        lines = sorted(pool.map(line, paths))
-    return digest("\n".join(lines).encode())
-
-
-@contextmanager
-def fresh_folder(folder: Path, record: dict) -> Iterator[Path]:
-    """Give an empty folder to fill; it takes the name `folder`, with `record`, once it is full.
-
-    An error or a kill on the way leaves what stood at `folder` before as it was.
-    """
-    if any(folder.glob("*.png")) and not (folder / RECORD).exists():
-        raise UserError(f"{folder} was put there by you: remove it to have it made anew")
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        write_json(partial / RECORD, {**record, "files": _count_pngs(partial)})
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    replace_folder(partial, folder)
-
-
 def replace_folder(new: Path, folder: Path) -> None:
     """Rename `new` to `folder`, removing what stood there."""
-    old = folder.with_name(folder.name + ".old")
+    old = folder.with_name(f".{folder.name}{REPLACED}")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         folder.rename(old)
-    new.rename(folder)
+    try:
+        new.rename(folder)
+    except OSError:
+        old.rename(folder)
+        raise
     shutil.rmtree(old, ignore_errors=True)
 
 
-def is_kept(folder: Path, record: dict) -> bool:
-    """Say whether `folder` stays: made from `record` and complete, or put there by the user.
-
-    A folder without a record was not written by these scripts, so they never overwrite it.
-    """
-    if not any(folder.glob("*.png")):
-        return False
-    if read_json(folder / RECORD) is None:
-        print(f"{folder}: kept, it was put there by you (remove it to have it made)")
-        return True
-    if is_made_from(folder, record):
-        print(f"{folder}: kept, made from the same inputs and settings")
-        return True
-    return False
-
-
-def is_made_from(folder: Path, record: dict) -> bool:
-    """Say whether `fresh_folder` filled `folder` from `record`, and no image of it is lost."""
-    return read_json(folder / RECORD) == {**record, "files": _count_pngs(folder)}
-
-
-def _count_pngs(folder: Path) -> int:
-    return sum(1 for _ in folder.glob("*.png"))
+def tidy(folder: Path) -> None:
+    """Remove what a killed run left half-written, and put back what it was about to replace."""
+    left = list(folder.glob(".*"))
+    for name in WRITTEN_TO:
+        left += (folder / name).rglob(".*")
+    for path in left:
+        if not path.exists():
+            continue  # its folder went before it
+        stands = path.with_name(path.name[1:].removesuffix(REPLACED))
+        if path.name.endswith(REPLACED) and not stands.exists():
+            path.rename(stands)
+        elif path.name.endswith((PARTIAL, REPLACED)) and path.is_dir():
+            shutil.rmtree(path)
+        elif path.name.endswith(PARTIAL):
+            path.unlink()

@@ -11,6 +11,7 @@ import numpy as np
 
 from config import Config, UserError
 from medood.files import csv_text, digest, official_table, read_json, write_json, write_text
+from medood.records import bad_files, changes
 
 PARTS = 3
 LIST_ENDING = "Image_Patchs.csv"
@@ -53,13 +54,29 @@ def read_official(workspace: Path) -> dict[str, int]:
             f"no info.csv in {workspace / 'Lizard_Labels'}: put Lizard's own there,"
             " or set split to patch or region"
         )
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file))
     try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
         rows = [{column.lower(): value for column, value in row.items()} for row in rows]
         return {Path(row["filename"]).stem: int(row["split"]) for row in rows}
-    except (AttributeError, KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, TypeError, ValueError, csv.Error):
         raise UserError(f"{path} lacks the columns FileName and Split (1, 2, 3)") from None
+
+
+class LeftOut(NamedTuple):
+    """Names of what is not used because a file behind it is bad."""
+
+    regions: set[str]
+    patches: set[str]
+
+    def __contains__(self, patch: str) -> bool:
+        return patch in self.patches or region_of(patch) in self.regions
+
+
+def left_out(workspace: Path) -> LeftOut:
+    """Return which regions, and which patches of the user's, were left out of the patches."""
+    regions = {Path(name).stem for name in bad_files(workspace / "Image_Patchs")}
+    return LeftOut(regions, set(bad_files(workspace / "k_folds")))
 
 
 def fold_path(cfg: Config, fold: int) -> Path:
@@ -70,6 +87,7 @@ def fold_path(cfg: Config, fold: int) -> Path:
 def write_folds(cfg: Config, names: list[str]) -> None:
     """Draw the list of every fold of cfg; lists that the user put there are used as they are."""
     official = read_official(cfg.workspace) if cfg.split == "official" else None
+    drawn_from = _drawn_from(cfg, names)
     if official is not None:
         unknown = sorted({region_of(name) for name in names} - official.keys())
         if unknown:
@@ -79,16 +97,45 @@ def write_folds(cfg: Config, names: list[str]) -> None:
     for fold in cfg.folds:
         path = fold_path(cfg, fold)
         record = path.with_suffix(".json")
-        if path.exists() and (read_json(record) or {}).get("list") != digest(path.read_bytes()):
-            train, test = read_list(path, cfg.workspace / "Image_Patchs")
+        if path.exists() and not is_ours(path):
+            train, test = read_list(path, *_there(cfg))
             print(f"{path}: kept, it was put there by you ({len(train)} train, {len(test)} test)")
             continue
+        if path.exists() and (why := fold_changes(cfg, fold)):
+            print(f"{path}: drawn again, {why}")
         tested = held_out(names, fold, cfg.split, cfg.seed, official)
         rows = [(i, name, "test" if name in tested else "train") for i, name in enumerate(names)]
         text = csv_text(["", "img_name", "obj_tag"], rows)
         path.unlink(missing_ok=True)  # a list that its record does not fit passes for the user's
-        write_json(record, {"split": cfg.split, "seed": cfg.seed, "list": digest(text.encode())})
+        write_json(record, {**drawn_from, "list": digest(text.encode())})
         write_text(path, text)
+
+
+def _drawn_from(cfg: Config, names: list[str]) -> dict:
+    """Return what a list of ours is drawn from."""
+    patches = digest("\n".join(sorted(names)).encode())
+    drawn_from = {"split": cfg.split, "seed": cfg.seed, "list of patches": patches}
+    if cfg.split == "official" and (table := official_table(cfg.workspace)):
+        drawn_from["info.csv"] = digest(table.read_bytes())
+    return drawn_from
+
+
+def is_ours(path: Path) -> bool:
+    """Say whether a list was drawn here, and not put there by the user."""
+    record = read_json(path.with_suffix(".json")) or {}
+    return record.get("list") == digest(path.read_bytes())
+
+
+def fold_changes(cfg: Config, fold: int) -> str:
+    """Return why a list of ours would be drawn otherwise now, or "" if it would not."""
+    path = fold_path(cfg, fold)
+    if not path.exists() or not is_ours(path):
+        return ""
+    bad = left_out(cfg.workspace).patches
+    there = [patch.name for patch in (cfg.workspace / "Image_Patchs").glob("*.png")]
+    record = read_json(path.with_suffix(".json"))
+    now = _drawn_from(cfg, [name for name in there if name not in bad])
+    return changes(record, {**now, "list": record["list"]})
 
 
 class Fold(NamedTuple):
@@ -104,7 +151,7 @@ def read_fold(cfg: Config, fold: int) -> Fold:
 
     Raises UserError where the list is missing, is no such list, or names a patch that is not there.
     """
-    train, test = read_list(fold_path(cfg, fold), cfg.workspace / "Image_Patchs")
+    train, test = read_list(fold_path(cfg, fold), *_there(cfg))
     if cfg.select == "last":
         return Fold(train, [], test)
     val = hold_out_regions(train, [cfg.seed, fold])
@@ -133,8 +180,17 @@ def hold_out_regions(names: list[str], seed: list[int]) -> set[str]:
     return held
 
 
-def read_list(path: Path, images: Path) -> tuple[list[str], list[str]]:
-    """Return the names that a fold list tags train, and those it tags test, all in `images`."""
+def _there(cfg: Config) -> tuple[set[str], LeftOut]:
+    """Return the names of the patches, and of those that are left out, as read_list takes them."""
+    images = cfg.workspace / "Image_Patchs"
+    return {patch.name for patch in images.glob("*.png")}, left_out(cfg.workspace)
+
+
+def read_list(path: Path, there: set[str], bad: LeftOut) -> tuple[list[str], list[str]]:
+    """Return the names that a fold list tags train, and those it tags test.
+
+    there: the patches; UserError if others are named. bad: those left out, which may be named.
+    """
     if not path.exists():
         fold = path.name.removesuffix(LIST_ENDING)
         raise UserError(f"{path} is missing: run `python generate_patches.py --folds {fold}` first")
@@ -151,11 +207,11 @@ def read_list(path: Path, images: Path) -> tuple[list[str], list[str]]:
         raise UserError(f"{path} tags {wrong[0][0]} as {wrong[0][1]!r}, expected train or test")
     if len(tags) < len(rows):
         raise UserError(f"{path} names a patch twice: a patch either trains or tests")
-    there = {patch.name for patch in images.glob("*.png")}
+    tags = {name: tag for name, tag in tags.items() if name not in bad}
     gone = sorted(tags.keys() - there)
     if gone:
         raise UserError(
-            f"{path} names {len(gone)} patches that are not in {images},"
+            f"{path} names {len(gone)} patches that are not in Image_Patchs,"
             f" {gone[0]} for one: run `python generate_patches.py` to make patches and lists anew"
             " (remove a list of your own first)"
         )

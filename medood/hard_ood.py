@@ -8,8 +8,9 @@ import csv
 from pathlib import Path
 
 from config import Config, UserError
-from medood.files import SOURCE_PREFIX, fingerprint, list_pngs, model_folder, read_json
+from medood.files import SOURCE_PREFIX, list_pngs, model_folder, read_json
 from medood.folds import read_fold
+from medood.records import changes, fingerprint
 
 
 def columns(cfg: Config) -> list[str]:
@@ -48,14 +49,29 @@ def read_hard_oods(cfg: Config, fold: int) -> list[str]:
     path = ranking_path(cfg, fold)
     if not path.exists():
         raise UserError(f"{path} is missing: run `python rank_prune_ood.py --folds {fold}` first")
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} is not a CSV in UTF-8 ({error}): rank again") from None
     expected = columns(cfg)
     if any(set(row) != set(expected) for row in rows):
         raise UserError(f"{path} lacks columns of {', '.join(expected)}: remove it and rank again")
     if record := read_json(path.with_suffix(".json")):  # a ranking of the user's has none
         _refuse_stale(cfg, fold, record)
-    return [row["img_name"] for row in rows if row["kept"] == "1"]
+    kept = [row["img_name"] for row in rows if row["kept"] == "1"]
+    # a name from elsewhere must not reach a file outside the workspace
+    if unknown := set(kept) - set(ood_candidates(cfg, read_fold(cfg, fold).train)):
+        raise UserError(
+            f"{path} ranks {min(unknown)}, which is no OoD patch of this fold's training side:"
+            f" run `python rank_prune_ood.py --folds {fold}` again"
+        )
+    return kept
+
+
+def chosen_oods(cfg: Config, fold: int) -> list[str]:
+    """Return the names of the OoD patches that Med-OoD trains on: the hardest share."""
+    return read_hard_oods(cfg, fold)[: read_pct(cfg, fold)["ood_patches"]]
 
 
 def _refuse_stale(cfg: Config, fold: int, record: dict) -> None:
@@ -75,10 +91,21 @@ def _refuse_stale(cfg: Config, fold: int, record: dict) -> None:
 
 def read_pct(cfg: Config, fold: int) -> dict:
     """Return what estimate_pct.py found for a fold, if it was of the ranking that is there."""
-    estimate = read_json(pct_path(cfg, fold))
-    if estimate is None or estimate.get("ranking") != fingerprint([ranking_path(cfg, fold)]):
-        raise UserError(
-            f"{pct_path(cfg, fold)} is missing or older than the ranking:"
-            f" run `python estimate_pct.py --folds {fold}` first"
-        )
+    path, first = pct_path(cfg, fold), f"run `python estimate_pct.py --folds {fold}` first"
+    estimate = read_json(path) or {}
+    if not isinstance(estimate.get("ood_patches"), int):
+        raise UserError(f"{path} is missing, or no estimate: {first}")
+    if why := changes(estimate.get("made_from", {}), pct_record(cfg, fold)):
+        raise UserError(f"{path} is out of date ({why}): {first}")
     return estimate
+
+
+def pct_record(cfg: Config, fold: int) -> dict:
+    """Return what the estimate of a fold is made from."""
+    masks = [cfg.workspace / "Mask_Patchs" / name for name in read_fold(cfg, fold).train]
+    return {
+        "pnr_opt": cfg.pnr_opt,
+        "pct_grid": list(cfg.pct_grid),
+        "ranking": fingerprint([ranking_path(cfg, fold)]),
+        "masks": fingerprint(masks),
+    }

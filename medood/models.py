@@ -6,11 +6,11 @@ from pathlib import Path
 import segmentation_models_pytorch as smp
 import timm
 import torch
-from safetensors.torch import load_file
 from segmentation_models_pytorch.encoders import TimmUniversalEncoder, get_encoder_names
 from torch import Tensor, nn
 
 from config import Config, UserError
+from medood.foreign import read_weights
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -47,18 +47,23 @@ def _refuse_unknown(kind: str, name: str, known: list[str]) -> None:
         raise UserError(f"{kind} = {name!r} is unknown: the nearest names are {', '.join(close)}")
 
 
-def build_model(cfg: Config) -> nn.Module:
-    """Return the network of cfg: float32 RGB (N, 3, P, P), normalised -> logits (N, C, P, P).
-
-    Raises UserError for an unknown name, and where the encoder's weights cannot be had.
-    """
-    architecture, encoder = cfg.architecture, cfg.encoder
+def require_known(architecture: str, encoder: str) -> None:
+    """Raise UserError, with the nearest names, for an architecture or encoder that is not known."""
     _refuse_unknown("architecture", architecture, list(smp.MODEL_ARCHITECTURES_MAPPING))
     if encoder.startswith("tu-"):
         timm_names = [f"tu-{name}" for name in timm.list_models()]
         _refuse_unknown("encoder", encoder.split(".")[0], timm_names)
     else:
         _refuse_unknown("encoder", encoder, [*get_encoder_names(), "tu-<name of timm>"])
+
+
+def build_model(cfg: Config) -> nn.Module:
+    """Return the network of cfg: float32 RGB (N, 3, P, P), normalised -> logits (N, C, P, P).
+
+    Raises UserError for an unknown name, and where the encoder's weights cannot be had.
+    """
+    architecture, encoder = cfg.architecture, cfg.encoder
+    require_known(architecture, encoder)
     try:
         model = smp.create_model(architecture, encoder, None, classes=len(cfg.class_names))
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
@@ -110,25 +115,20 @@ def _download_encoder(model: nn.Module, architecture: str, encoder: str, weights
     model.encoder.load_state_dict(source.encoder.state_dict())
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a .pth, .pt or .safetensors file; no code in it is ever run."""
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    return torch.load(path, map_location="cpu", weights_only=True)
-
-
 def _load_encoder_file(model: nn.Module, encoder: str, path: Path) -> None:
     """Copy the weights of a local file, such as one from torchvision or timm, into the encoder."""
     if not path.is_file():
         raise UserError(f"encoder_weights: there is no file {path}")
     try:
-        state = read_weights(path)
+        state, _ = read_weights(path)
         if encoder.startswith("tu-"):
             source = TimmUniversalEncoder(
                 encoder[3:], pretrained=True, pretrained_cfg_overlay={"file": str(path)}
             )
             state = source.state_dict()
         model.encoder.load_state_dict(state)
+    except UserError:
+        raise
     except Exception as error:  # unpickling, tensor shapes and key names each have their own kind
         reason = str(error).strip().splitlines()[0]
         raise UserError(

@@ -13,7 +13,8 @@ import numpy as np
 from tifffile import TiffWriter
 
 from medood.classes import palette
-from medood.files import write_png
+from medood.files import PARTIAL
+from medood.images import write_png
 from medood.nuclei import Nucleus
 
 ENDINGS = ("_mask.tif", "_overlay.png", "_nuclei.csv", "_nuclei.geojson")
@@ -41,7 +42,8 @@ class Outputs:
         self.colours = palette(classes)
         self.counts = Counter()  # nuclei of each class
         self.overlay, self.step, self.top = [], math.ceil(max(shape) / OVERLAY), 0
-        self.raw = files["_mask.tif"].with_suffix(".raw").open("w+b")
+        mask = files["_mask.tif"]
+        self.raw = mask.with_name(mask.name.removesuffix(PARTIAL) + f".raw{PARTIAL}").open("w+b")
         self.table_file = files["_nuclei.csv"].open("w", newline="", encoding="utf-8")
         self.shapes = files["_nuclei.geojson"].open("w", encoding="utf-8")
         self.table = csv.writer(self.table_file, lineterminator="\n")
@@ -124,7 +126,7 @@ def open_outputs(
 ) -> Iterator[Outputs]:
     """Give the files <stem>_*; they take their names at the end, and none stays after an error."""
     stem.parent.mkdir(parents=True, exist_ok=True)
-    files = {end: Path(f"{stem}{end}.partial") for end in ENDINGS}
+    files = {end: stem.with_name(f".{stem.name}{end}.{os.getpid()}{PARTIAL}") for end in ENDINGS}
     outputs = Outputs(files, classes, shape, scale, mpp)
     try:
         try:

@@ -33,6 +33,7 @@ from medood.files import (
 )
 from medood.folds import read_fold, region_of
 from medood.hard_ood import pct_path, ranking_path
+from medood.records import bad_files
 from medood.statistics import Difference
 from medood.tables import SCORES, spread
 from medood.testing import Tested
@@ -351,6 +352,11 @@ def write_report(found: Comparison, out: Path) -> None:
             "The nuclei were cut out of the training patches."
             if cfg.ood_source is None
             else "The candidates are, or are joined by, images from elsewhere without nuclei."
+        ),
+        left_out=sorted(
+            said
+            for folder in ("Image_Patchs", "k_folds", "OoD_Source_Patchs")
+            for said in bad_files(cfg.workspace / folder).values()
         ),
         described=describe_data(cfg, list(found.tests)),
         settings=[(name, _in_words(value)) for name, value in last.get("settings", {}).items()],

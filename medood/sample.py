@@ -15,15 +15,10 @@ from scipy.ndimage import find_objects, gaussian_filter
 from skimage.draw import disk, ellipse
 
 from config import LIZARD, Config
-from medood.files import (
-    SAMPLE_MARK,
-    csv_text,
-    digest,
-    fresh_folder,
-    is_made_from,
-    write_png,
-    write_text,
-)
+from medood.files import SAMPLE_MARK, csv_text, digest, write_text
+from medood.images import write_png
+from medood.lock import alone_in
+from medood.records import fresh_folder, out_of_date
 
 REGIONS = 12
 # what the sample runs with, unless the command line says otherwise
@@ -147,11 +142,12 @@ def draw_sample(cfg: Config) -> None:
     folders = [cfg.workspace / f for f in ("Lizard_Images1", "Lizard_Images2", "Lizard_Labels")]
     write_text(cfg.workspace / SAMPLE_MARK, NOTE)  # first: no kill leaves a sample unmarked
     record = {"drawn_by": digest(Path(__file__).read_bytes())}
-    if all(is_made_from(folder, record) for folder in folders):
+    if not any(out_of_date(folder, record) for folder in folders):
         print(f"{cfg.workspace}: kept, drawn before")
         return
     names = [f"sample_{number}" for number in range(1, REGIONS + 1)]
     with (
+        alone_in(cfg.workspace),
         fresh_folder(folders[0], record) as first,
         fresh_folder(folders[1], record) as second,
         fresh_folder(folders[2], record) as labels,

@@ -7,8 +7,8 @@ import cv2
 import numpy as np
 import openslide
 
-from config import UserError
-from medood.files import IMAGE_ENDINGS, read_image
+from config import Config, UserError
+from medood.images import IMAGE_ENDINGS, read_image
 
 SLIDE_ENDINGS = (".svs", ".ndpi", ".mrxs", ".scn", ".bif")
 ENDINGS = (*IMAGE_ENDINGS, *SLIDE_ENDINGS)
@@ -31,8 +31,8 @@ class Source(ABC):
 class File(Source):
     """An ordinary image, held in memory."""
 
-    def __init__(self, path: Path) -> None:
-        self.image = read_image(path)
+    def __init__(self, path: Path, max_pixels: int) -> None:
+        self.image = read_image(path, max_pixels)
         self.height, self.width = self.image.shape[:2]
         self.mpp = None
 
@@ -88,6 +88,9 @@ class Slide(Source):
         return out
 
 
-def open_image(path: Path) -> Source:
-    """Return an image, ready to be read row by row; raise UserError where it cannot be read."""
-    return Slide(path) if openslide.OpenSlide.detect_format(path) else File(path)
+def open_image(path: Path, max_pixels: int = Config.max_pixels) -> Source:
+    """Return an image, ready to be read row by row; raise UserError where it cannot be read.
+
+    max_pixels: of an ordinary file; a slide is never in memory as a whole.
+    """
+    return Slide(path) if openslide.OpenSlide.detect_format(path) else File(path, max_pixels)

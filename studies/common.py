@@ -11,13 +11,9 @@ baseline of one study is that of the next, and what main.py trained is not train
 
 import functools
 import json
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-
-import numpy as np
-import torch
 
 from config import Config, UserError
 from estimate_pct import choose_pct, count_files, pnr
@@ -38,15 +34,13 @@ from medood.files import (
 )
 from medood.folds import read_fold
 from medood.hard_ood import ood_candidates
-from medood.models import Normalise, build_model, for_training, pick_device
+from medood.models import build_model, pick_device
 from medood.scores import RegionCounts
 from medood.statistics import Difference, paired_differences
 from medood.tables import INTERVAL, SCORES, markdown
 from medood.testing import score_networks
-from medood.training import batches, train_fold, training_step
+from medood.training import TIMED_STEPS, batches, step_seconds, train_fold
 from rank_prune_ood import rank_files
-
-TIMED_STEPS = 3  # of which a plan takes the median
 
 
 @dataclass(frozen=True)
@@ -177,8 +171,7 @@ def prepare(cfg: StudyConfig, networks: Iterable[Config] = ()) -> None:
 def train_recipe(recipe: Recipe, fold: int) -> Path:
     """Return the folder of the trained network; one that is there already is kept."""
     cfg = recipe.cfg
-    paths = [path for pair in recipe.files + recipe.val_files for path in pair if path]
-    record = made_from(cfg, fold, paths)
+    record = made_from(cfg, fold, recipe.files + recipe.val_files)
     for folder in (model_folder(cfg, fold, ood) for ood in (False, True)):
         if read_run(folder).get("made_from") == record:
             return folder  # trained by main.py
@@ -245,25 +238,6 @@ def print_plan(planned: Iterable[tuple[str, int, Recipe]]) -> None:
         " of each network timed on this machine, without mining and testing. Which OoD patches are"
         " hard shows after mining only: the plan takes all of them for hard."
     )
-
-
-@functools.cache
-def step_seconds(cfg: StudyConfig) -> float:
-    """Return the time of an optimiser step of a network on this machine, in seconds."""
-    device = pick_device(cfg)
-    model = for_training(build_model(replace(cfg, encoder_weights="none")), device)
-    normalise = Normalise(cfg.encoder).to(device)
-    optimiser = torch.optim.Adam(model.parameters(), cfg.lr, fused=True)
-    shape = (cfg.batch_size, cfg.patch_size, cfg.patch_size)
-    images = torch.randint(0, 256, (*shape, 3), dtype=torch.uint8, device=device)
-    masks = torch.randint(0, len(cfg.class_names), shape, dtype=torch.uint8, device=device)
-    weight = torch.ones(cfg.batch_size, device=device)
-    times = []
-    for _ in range(1 + TIMED_STEPS):  # the first one warms up
-        started = time.perf_counter()
-        training_step(cfg, model, normalise, optimiser, images, masks, weight).item()
-        times.append(time.perf_counter() - started)
-    return float(np.median(times[1:]))
 
 
 # ---------------------------------------------------------------- what is made of them

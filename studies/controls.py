@@ -37,8 +37,9 @@ from medood.classes import BACKGROUND
 from medood.cli import run
 from medood.data import Pair
 from medood.figures import draw_intervals
-from medood.files import fingerprint, fresh_folder, is_kept, read_image, read_mask, write_png
 from medood.folds import read_fold
+from medood.images import read_image, read_mask, write_png
+from medood.records import fingerprint, fresh_folder, is_kept
 from medood.tables import markdown, spread
 from studies.common import (
     Recipe,

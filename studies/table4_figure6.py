@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from config import UserError
 from medood.cli import run
 from medood.figures import draw_bars
-from medood.files import read_mask
+from medood.images import read_mask
 from medood.tables import markdown, spread
 from studies import paper
 from studies.common import (

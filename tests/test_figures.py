@@ -8,7 +8,7 @@ from config import LIZARD
 from medood import figures
 from medood.classes import palette
 from medood.data import Patches
-from medood.files import read_image
+from medood.images import read_image
 
 
 @pytest.fixture

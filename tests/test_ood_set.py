@@ -89,7 +89,7 @@ def test_a_tie_goes_to_the_smaller_share():
 
 def test_the_estimate_equals_a_search_that_reads_every_mask_again(patched):
     paths = sorted((patched.workspace / "Mask_Patchs").glob("*.png"))
-    from medood.files import read_mask
+    from medood.images import read_mask
 
     positives, negatives = count_samples(read_mask(path, 7) for path in paths)
     for available in (5, 17, 30):

@@ -1,6 +1,7 @@
 """OoD patches: no foreground is left, whatever stands in its place."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import cv2
@@ -12,9 +13,11 @@ from estimate_pct import estimate_pct
 from generate_patches import generate_patches
 from generate_unfiltered_oods import generate_unfiltered_oods, remove_foreground
 from medood.checkpoints import read_run
-from medood.files import model_folder, read_image, read_mask, write_png
+from medood.files import model_folder
 from medood.folds import read_fold
 from medood.hard_ood import ranking_path, read_hard_oods
+from medood.images import read_image, read_mask, write_png
+from medood.records import RECORD
 from rank_prune_ood import rank_prune_ood
 from tests.oracles import read_rows
 from train import train
@@ -69,6 +72,11 @@ def test_patches_are_paired_by_name_never_by_position(patched):
     names = sorted(path.name for path in (patched.workspace / "Image_Patchs").glob("*.png"))
     (patched.workspace / "Image_Patchs" / names[3]).unlink()
     (patched.workspace / "Mask_Patchs" / names[20]).unlink()
+    with pytest.raises(UserError, match="of its 37 files 36 are there.*generate_patches.py"):
+        generate_unfiltered_oods(patched)
+    for folder in ("Image_Patchs", "Mask_Patchs"):
+        (patched.workspace / folder / RECORD).unlink()  # now they are the user's
+    shutil.rmtree(patched.workspace / "k_folds")
     with pytest.raises(UserError, match=f"{names[3]} is only in one of .*2 such"):
         generate_unfiltered_oods(patched)
 
@@ -134,15 +142,20 @@ def test_a_ranking_of_other_candidates_is_refused(external):
         with pytest.raises(UserError, match="ranks other OoD patches .*rank_prune_ood.py"):
             step(external)
     generate_unfiltered_oods(dataclasses.replace(cut, ood_fill="mean"))
-    with pytest.raises(UserError, match="ranks other OoD patches than there are now"):
+    with pytest.raises(UserError, match="ood_fill was mean, is zero.*generate_unfiltered_oods.py"):
         train_ood(cut)
+    with pytest.raises(UserError, match="ranks other OoD patches than there are now"):
+        train_ood(dataclasses.replace(cut, ood_fill="mean"))
 
 
 def test_an_external_image_smaller_than_a_patch_is_refused(external):
     write_png(external.ood_source / "small.png", np.zeros((31, 64, 3), np.uint8))
     with pytest.raises(UserError, match="small.png is 64 x 31 pixels, smaller than a patch of 32"):
         generate_unfiltered_oods(external)
-    assert not (external.workspace / "OoD_Source_Patchs").exists()
+    skipping = dataclasses.replace(external, skip_bad_files=True)
+    generate_unfiltered_oods(skipping)
+    made = (external.workspace / "OoD_Source_Patchs").glob("*.png")
+    assert {path.name.split("_")[0] for path in made} == {"source-one", "source-wide"}
 
 
 def test_external_images_of_one_name_are_refused(external):

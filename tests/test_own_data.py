@@ -10,10 +10,12 @@ from PIL import Image
 from tifffile import imread
 
 from config import Config, UserError
-from generate_semantic_labels import generate_semantic_labels, read_own_mask
+from generate_semantic_labels import generate_semantic_labels
 from main import main
 from medood.checkpoints import with_settings_of
-from medood.files import model_folder, read_mask
+from medood.files import model_folder
+from medood.images import read_mask
+from medood.labels import read_own_mask
 from medood.sample import draw_region
 from predict import PredictConfig, predict_images
 from tests.conftest import TINY
@@ -109,7 +111,7 @@ def test_a_mask_with_an_unknown_value_is_named_with_the_cure(own):
     mask = np.array(Image.open(path))
     mask[3, 3] = 7
     Image.fromarray(mask).save(path)
-    with pytest.raises(UserError, match=r"b_2\.png holds the value 7, expected 0, 128, 255: set"):
+    with pytest.raises(UserError, match=r"b_2\.png holds the value 7 in 1 pixels .x 3, y 3"):
         generate_semantic_labels(own)
 
 
@@ -122,7 +124,7 @@ def test_a_mask_in_colour_is_refused(own):
 
 def test_an_image_without_a_mask_is_named(own):
     (own.masks / "b_2.png").unlink()
-    with pytest.raises(UserError, match="region b_2 has no label"):
+    with pytest.raises(UserError, match=r"b_2.jpg has no label of its name"):
         main(own)
 
 

@@ -15,12 +15,14 @@ from config import UserError
 from estimate_pct import estimate_pct
 from main import main
 from medood import sample
-from medood.files import model_folder, write_png
+from medood.files import model_folder
 from medood.folds import fold_path, read_fold
 from medood.hard_ood import ranking_path, read_hard_oods, read_pct
+from medood.images import write_png
+from medood.records import RECORD
 from rank_prune_ood import rank_prune_ood
 from test import evaluate
-from tests.conftest import TINY
+from tests.conftest import TINY, write_region
 from tests.oracles import read_rows
 from train import train
 from train_ood import train_ood
@@ -190,9 +192,9 @@ def test_no_data_is_said_with_what_belongs_where_and_no_sample_is_drawn(tmp_path
         ("generate_patches.py", "no data in"),
         ("generate_unfiltered_oods.py", "run `python generate_patches.py` first"),
         ("train.py", "run `python generate_patches.py --folds 79` first"),
-        ("rank_prune_ood.py", "run `python generate_patches.py --folds 79` first"),
-        ("estimate_pct.py", "run `python generate_patches.py --folds 79` first"),
-        ("train_ood.py", "run `python generate_patches.py --folds 79` first"),
+        ("rank_prune_ood.py", "run `python generate_patches.py` first"),
+        ("estimate_pct.py", "run `python generate_patches.py` first"),
+        ("train_ood.py", "run `python generate_patches.py` first"),
         ("test.py", "run `python train.py` first"),
     ],
 )
@@ -220,26 +222,70 @@ def with_class_7(content):
         (with_class_7, "`class` holds 7, expected 1..6"),
     ],
 )
-def test_a_bad_label_ends_in_one_sentence_and_nothing_half_written(tiny, damage, said):
+def test_a_bad_label_is_named_and_costs_no_other(tiny, damage, said):
     path = tiny.workspace / "Labels" / "region_1.mat"
     content = {key: value for key, value in loadmat(path).items() if not key.startswith("_")}
     damage(content)
     savemat(path, content)
-    before = sorted(tiny.workspace.rglob("*"))
-    done = run_script("generate_semantic_labels.py", "--workspace", tiny.workspace)
-    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
-    assert said in done.stderr
-    assert sorted(tiny.workspace.rglob("*")) == before
+    for _ in range(2):  # what is kept is as bad as what was made
+        done = run_script("generate_semantic_labels.py", "--workspace", tiny.workspace)
+        assert done.returncode == 1
+        first, second = done.stderr.splitlines()
+        assert first.startswith("error: 1 file cannot be used: mend or remove them")
+        assert said in second
+    made = {path.stem for path in (tiny.workspace / "Semantic_Labels").glob("*.png")}
+    assert made == {"region_0", "region_2"}
+    done = run_script("generate_patches.py", "--workspace", tiny.workspace, "--patch_size", 32)
+    assert (done.returncode, said in done.stderr) == (1, True)
 
 
-def test_an_image_of_another_size_ends_in_one_sentence_and_nothing_half_written(tiny):
+def test_skipped_files_are_left_out_to_the_end_and_the_report_says_which(tiny):
+    (tiny.workspace / "Labels" / "region_1.mat").write_bytes(b"not a label")
+    write_region(tiny.workspace, "region_3", 64, 96, seed=3)
+    image = tiny.workspace / "Lizard_Images" / "region_3.png"
+    image.write_bytes(image.read_bytes()[:-20])
+    cfg = dataclasses.replace(tiny, folds=(1,), epochs=1)
+    with pytest.raises(UserError) as caught:
+        main(cfg)
+    for name in ("region_1.mat", "region_3.png"):
+        assert name in str(caught.value)
+    assert not (cfg.workspace / "models").exists()
+    main(dataclasses.replace(cfg, skip_bad_files=True))
+    fold = read_fold(cfg, 1)
+    assert {name[:8] for name in fold.train + fold.test} == {"region_0", "region_2"}
+    report = (cfg.workspace / "reports/unet_mobilenet_v2/index.html").read_text()
+    assert "region_1.mat is not a readable .mat file" in report
+    assert "region_3.png is not a whole image file" in report
+
+
+def test_skipped_prepared_patches_are_left_out_of_lists_of_the_user_too(patched):
+    cfg = dataclasses.replace(patched, folds=(1,), epochs=1)
+    for folder in ("Lizard_Images", "Labels", "Semantic_Labels", "OoD_Patchs"):
+        shutil.rmtree(cfg.workspace / folder)
+    for folder in ("Image_Patchs", "Mask_Patchs"):
+        (cfg.workspace / folder / RECORD).unlink()
+    fold_path(cfg, 1).with_suffix(".json").unlink()
+    bad = read_fold(cfg, 1).train[:2] + read_fold(cfg, 1).test[:1]
+    (cfg.workspace / "Image_Patchs" / bad[0]).write_bytes(b"")
+    write_png(cfg.workspace / "Mask_Patchs" / bad[1], np.full((32, 32), 7, np.uint8))
+    (cfg.workspace / "Mask_Patchs" / bad[2]).unlink()
+    with pytest.raises(UserError) as caught:
+        main(cfg)
+    assert all(name in str(caught.value) for name in bad)
+    main(dataclasses.replace(cfg, skip_bad_files=True))
+    fold = read_fold(cfg, 1)
+    assert len(fold.train) + len(fold.test) == 34
+    assert not set(bad) & {*fold.train, *fold.test}
+
+
+def test_an_image_of_another_size_is_named_and_costs_no_other(tiny):
     run_script("generate_semantic_labels.py", "--workspace", tiny.workspace)
     write_png(tiny.workspace / "Lizard_Images" / "region_1.png", np.zeros((9, 9, 3), np.uint8))
-    before = sorted(tiny.workspace.rglob("*"))
-    done = run_script("generate_patches.py", "--workspace", tiny.workspace)
-    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    arguments = ("--workspace", tiny.workspace, "--patch_size", 32)
+    done = run_script("generate_patches.py", *arguments)
+    assert done.returncode == 1
     assert "region_1.png is 9 x 9 pixels but its label 100 x 97" in done.stderr
-    assert sorted(tiny.workspace.rglob("*")) == before
+    assert len(list((tiny.workspace / "Image_Patchs").glob("*.png"))) == 12 + 9
 
 
 def test_a_wrong_encoder_stops_main_before_anything_is_made(tiny):

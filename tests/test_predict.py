@@ -17,7 +17,7 @@ from torch import nn
 
 from config import UserError
 from medood.classes import palette
-from medood.files import read_image, write_png
+from medood.images import read_image, write_png
 from medood.inference import Answer
 from medood.models import Normalise, build_model
 from medood.outputs import ENDINGS, open_outputs

@@ -1,0 +1,189 @@
+"""Look before you leap: what is wrong with the data, before hours are spent on them.
+
+`python main.py --check` prints this and does nothing else; main.py begins with it.
+"""
+
+import itertools
+import math
+import shutil
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from config import Config, UserError
+from medood.files import official_table, region_images, region_labels
+from medood.folds import PARTS, LeftOut, fold_path, is_ours, read_list, read_official, region_of
+from medood.images import read_image
+from medood.labels import read_region_label
+from medood.models import build_model
+from medood.prepared import is_prepared, look_at_pair
+from medood.records import BadFiles, for_each
+from medood.training import step_seconds
+
+# Bytes written for a byte of the images: patches, class masks and OoD patches, as PNG. Measured on
+# CoNSeP and on the sample (1.9 to 2.2).
+WRITTEN = 2.4
+ADAM = 3  # a network in training, as resume.pt: the weights and two moments of each
+
+
+@dataclass
+class Findings:
+    """What a look at the workspace gave."""
+
+    rows: list[list[str]] = field(default_factory=list)  # what, and what was found
+    bad: BadFiles = field(default_factory=dict)  # what skip_bad_files leaves out
+    stops: list[str] = field(default_factory=list)  # what stops the run in any case
+
+    def add(self, what: str, found: str) -> None:
+        """Add a row of the table."""
+        self.rows.append([what, found])
+
+
+def check(cfg: Config) -> Findings:
+    """Look through the data of cfg, changing nothing, and print what was found.
+
+    Reads every label and image. Raises no UserError for what it finds: see `refuse_findings`.
+    """
+    findings = Findings()
+    findings.add("workspace", str(cfg.workspace))
+    patches: list[str] = []
+    if is_prepared(cfg.workspace):
+        patches = _check_patches(cfg, findings)
+    else:
+        patches = _check_regions(cfg, findings)
+    if patches:
+        _check_folds(cfg, patches, findings)
+        _check_cost(cfg, len(patches), findings)
+    width = max(len(what) for what, _ in findings.rows)
+    print("".join(f"{what:>{width}}  {found}\n" for what, found in findings.rows))
+    return findings
+
+
+def refuse_findings(cfg: Config, findings: Findings) -> None:
+    """Raise UserError with all that stops the run."""
+    problems = findings.stops + ([] if cfg.skip_bad_files else list(findings.bad.values()))
+    if problems:
+        cure = " (--skip_bad_files goes on without what is bad)" if findings.bad else ""
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise UserError("\n  ".join([f"{count}{cure}", *problems]))
+
+
+def _check_regions(cfg: Config, findings: Findings) -> list[str]:
+    """Look at every image and its label; return the names of the patches they will give."""
+    try:
+        images = {path.stem: path for path in region_images(cfg)}
+        labels = {path.stem: path for path in region_labels(cfg)}
+    except UserError as error:
+        findings.stops.append(str(error))
+        return []
+    findings.add("images, labels", f"{len(images)}, {len(labels)}")
+    for name in sorted(images.keys() - labels.keys()):
+        path = images[name]
+        said = f"{path} has no label of its name: add it, or remove the image"
+        findings.bad[path.name] = said
+    for name in sorted(labels.keys() - images.keys()):
+        path = labels[name]
+        findings.bad[path.name] = f"{path} has no image of its name: add it, or remove the label"
+    names = sorted(images.keys() & labels.keys())
+    if not names:
+        findings.stops.append("no image has a label of its name: look at their names")
+        return []
+    try:
+        jobs = [(labels[name], images[name], cfg) for name in names]
+        regions = for_each(_look_at_region, jobs, cfg, "looking at the data", findings.bad)
+    except UserError as error:  # every region is bad
+        findings.stops.append(str(error))
+        return []
+    findings.add("regions that fit", str(len(regions)))
+    nuclei = sum((count for _, _, count in regions), Counter())
+    absent = [name for value, name in enumerate(cfg.class_names) if value and not nuclei[value]]
+    findings.add("nuclei", str(nuclei.total()) + (f", none: {', '.join(absent)}" if absent else ""))
+    if not nuclei:
+        findings.stops.append("no label holds a nucleus: look at them")
+    return [f"{name}_{k}.png" for name, count, _ in regions for k in range(count)]
+
+
+def _look_at_region(label: Path, image: Path, cfg: Config) -> tuple[str, int, Counter]:
+    """Return a region's name, its patches and the nuclei of each class; UserError if it is bad."""
+    inst_map, _, classes = read_region_label(label, cfg)
+    height, width = read_image(image, cfg.max_pixels).shape[:2]
+    if inst_map.shape != (height, width):
+        raise UserError(
+            f"{image} is {width} x {height} pixels but its label {inst_map.shape[1]} x"
+            f" {inst_map.shape[0]}: put the image that the label belongs to there"
+        )
+    patches = math.ceil(height / cfg.patch_size) * math.ceil(width / cfg.patch_size)
+    return image.stem, patches, Counter(classes.tolist())
+
+
+def _check_patches(cfg: Config, findings: Findings) -> list[str]:
+    """Look at every patch that the user prepared; return the names of those that can be used."""
+    folders = cfg.workspace / "Image_Patchs", cfg.workspace / "Mask_Patchs"
+    names = sorted({path.name for folder in folders for path in folder.glob("*.png")})
+    try:
+        jobs = [(folders[0] / name, folders[1] / name, cfg) for name in names]
+        used = for_each(look_at_pair, jobs, cfg, "looking at the patches", findings.bad)
+    except UserError as error:  # every patch is bad
+        findings.stops.append(str(error))
+        return []
+    findings.add("prepared patches", f"{len(names)}, of which {len(used)} can be used")
+    return [name for name in names if name not in findings.bad]
+
+
+def _check_folds(cfg: Config, patches: list[str], findings: Findings) -> None:
+    """Look at the fold lists that the user put there, and at what the others are drawn from."""
+    tests = {}
+    out = LeftOut({Path(name).stem for name in findings.bad}, set(findings.bad))
+    for fold in cfg.folds:
+        path = fold_path(cfg, fold)
+        if not path.exists() or is_ours(path):
+            findings.add(f"fold {fold}", f"drawn from {len(patches)} patches, split {cfg.split}")
+            continue
+        try:
+            train, test = read_list(path, set(patches), out)
+        except UserError as error:
+            findings.stops.append(str(error))
+            continue
+        shared = {region_of(name) for name in train} & {region_of(name) for name in test}
+        tests[fold] = set(test)
+        sides = f"yours: {len(train)} train, {len(test)} test patches"
+        findings.add(f"fold {fold}", f"{sides}, {len(shared)} regions on both sides")
+    for (one, first), (other, second) in itertools.combinations(tests.items(), 2):
+        if both := first & second:
+            findings.add(f"folds {one}, {other}", f"test {len(both)} patches both")
+    if cfg.split == "official":
+        try:
+            listed = read_official(cfg.workspace)
+        except UserError as error:
+            findings.stops.append(str(error))
+            return
+        if unknown := sorted({region_of(name) for name in patches} - listed.keys()):
+            table = official_table(cfg.workspace)
+            findings.stops.append(f"{table} does not name region {unknown[0]}: use Lizard's own")
+    elif len({region_of(name) for name in patches}) < PARTS and cfg.split == "region":
+        findings.stops.append("split = region needs three regions: set split to patch")
+
+
+def _check_cost(cfg: Config, patches: int, findings: Findings) -> None:
+    """Compare free disk with what will be written, and say about how long training takes."""
+    images = sum(path.stat().st_size for path in region_images(cfg))
+    weights = 4 * sum(
+        value.numel() for value in build_model(replace(cfg, encoder_weights="none")).parameters()
+    )
+    networks = 2 * len(cfg.folds)
+    needed = int(WRITTEN * images) + (networks + ADAM) * weights
+    place = next(path for path in (cfg.workspace, *cfg.workspace.parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    findings.add("disk", f"{needed / 1e9:.1f} GB at most to be written, {free / 1e9:.1f} GB free")
+    if free < needed:
+        findings.stops.append(
+            f"{place} has {free / 1e9:.1f} GB free, {needed / 1e9:.1f} may be written: free some"
+            " space, or name another folder with --workspace"
+        )
+    steps = cfg.epochs * math.ceil((1 - 1 / PARTS) * patches / cfg.batch_size)
+    hours = np.array([2, 3]) * steps * len(cfg.folds) * step_seconds(cfg) / 3600
+    low, high = (f"{60 * h:.0f} min" if h < 2 else f"{h:.1f} h" for h in hours)
+    said = f"{low} (no OoD patch is added) to {high} (all are), from 3 steps on this machine"
+    findings.add("training", said)

@@ -1,0 +1,175 @@
+"""What a folder was made from: how a step knows that its work is done, out of date, or the user's.
+
+A folder that a step wrote holds made_from.json: the settings and the fingerprint of the inputs
+behind it, how many images it has, and which input files were bad and left out. A folder without
+one was put there by the user and is never overwritten.
+"""
+
+import functools
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from joblib import Parallel, delayed
+from tqdm import tqdm
+
+from config import Config, UserError
+from medood.files import PARTIAL, digest, read_json, replace_folder, write_json
+from medood.images import missing
+
+RECORD = "made_from.json"
+LISTED = 20  # of the bad files, in a message
+
+T = TypeVar("T")
+BadFiles = dict[str, str]  # what is wrong, by the name of the file
+
+
+def fingerprint(paths: Iterable[Path]) -> str:
+    """Return one hash of the folders, names and contents of files, in any order."""
+
+    def line(path: Path) -> str:
+        try:
+            state = path.stat()
+        except FileNotFoundError:
+            raise missing(path) from None
+        content = _hash(path, state.st_size, state.st_mtime_ns, state.st_ino)
+        return f"{content} {path.parent.name}/{path.name}"
+
+    with ThreadPoolExecutor() as pool:
+        lines = sorted(pool.map(line, paths))
+    return digest("\n".join(lines).encode())
+
+
+@functools.cache  # the steps of main.py look at the same files again and again
+def _hash(path: Path, size: int, mtime_ns: int, inode: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def fresh_folder(folder: Path, record: dict, bad: BadFiles | None = None) -> Iterator[Path]:
+    """Give an empty folder to fill; it takes the name `folder`, with `record`, once it is full.
+
+    bad: the input files that are left out; may be filled on the way. An error or a kill leaves
+    what stood at `folder` before as it was.
+    """
+    if any(folder.glob("*.png")) and not (folder / RECORD).exists():
+        raise UserError(f"{folder} was put there by you: remove it to have it made anew")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # a name of its own: nobody left over from a killed run can write into it
+    partial = Path(tempfile.mkdtemp(PARTIAL, f".{folder.name}.", folder.parent))
+    try:
+        partial.chmod(0o777 & ~_umask())  # others may read it, as any folder
+        yield partial
+        content = {**record, "files": _count_pngs(partial), "bad_files": bad or {}}
+        write_json(partial / RECORD, content)
+        replace_folder(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _umask() -> int:
+    value = os.umask(0)
+    os.umask(value)
+    return value
+
+
+def is_kept(folder: Path, record: dict) -> bool:
+    """Say, also to the user, whether `folder` stays: made from `record`, or put there by the user.
+
+    A folder without a record was not written by these scripts, so they never overwrite it.
+    """
+    if not any(folder.glob("*.png")):
+        return False
+    if read_json(folder / RECORD) is None:
+        print(f"{folder}: kept, it was put there by you (remove it to have it made)")
+        return True
+    why = out_of_date(folder, record)
+    said = f"made again: {why}" if why else "kept, made from the same inputs and settings"
+    print(f"{folder}: {said}")
+    return not why
+
+
+def out_of_date(folder: Path, record: dict) -> str:
+    """Return in words why a folder is not what `record` would make now, or "" if it is."""
+    found = dict(read_json(folder / RECORD) or {})
+    found.pop("bad_files", None)
+    return changes(found, {**record, "files": _count_pngs(folder)})
+
+
+def changes(before: dict, now: dict) -> str:
+    """Return what differs between two records, in words; "" if nothing does."""
+    said = []
+    for name in sorted(before.keys() | now.keys()):
+        old, new = before.get(name), now.get(name)
+        if old == new:
+            continue
+        if isinstance(old, dict) and isinstance(new, dict):
+            said.append(changes(old, new))
+        elif name == "files":
+            said.append(f"of its {old} files {new} are there")
+        elif name in ("inputs", "masks"):
+            said.append("what it is made from changed")
+        elif old is None or new is None or max(len(str(old)), len(str(new))) > 40:
+            said.append(f"{name} changed")
+        else:
+            said.append(f"{name} was {old}, is {new}")
+    return ", ".join(dict.fromkeys(said))
+
+
+def bad_files(folder: Path) -> BadFiles:
+    """Return the input files that were left out when `folder` was made."""
+    return (read_json(folder / RECORD) or {}).get("bad_files", {})
+
+
+def for_each(
+    step: Callable[..., T], jobs: Sequence[tuple], cfg: Config, task: str, bad: BadFiles
+) -> list[T]:
+    """Call step(path, ...) for each of `jobs` in threads and return the results, in order.
+
+    A UserError stops no other job: what it says is put into `bad`. Raises UserError if every job
+    ends in one. task: what the progress bar says.
+    """
+
+    def attempt(*job: object) -> T | UserError:
+        try:
+            return step(*job)
+        except UserError as error:
+            return error
+
+    # threads end with their process, and reading, converting and writing images leave them free
+    done = Parallel(n_jobs=cfg.workers, prefer="threads", return_as="generator")(
+        delayed(attempt)(*job) for job in jobs
+    )
+    results = []
+    for job, result in zip(jobs, tqdm(done, task, len(jobs), disable=None), strict=True):
+        if isinstance(result, UserError):
+            bad[job[0].name] = str(result)
+        else:
+            results.append(result)
+    if not results:
+        raise _listed(bad, "mend them")
+    return results
+
+
+def refuse_bad(cfg: Config, bad: BadFiles) -> None:
+    """Raise UserError that lists the bad files, unless they are to be skipped."""
+    if bad and not cfg.skip_bad_files:
+        raise _listed(bad, "mend or remove them, or go on without with --skip_bad_files")
+
+
+def _listed(bad: BadFiles, cure: str) -> UserError:
+    more = [f"and {len(bad) - LISTED} more"] * (len(bad) > LISTED)
+    lines = [*list(bad.values())[:LISTED], *more]
+    files = "1 file" if len(bad) == 1 else f"{len(bad)} files"
+    return UserError("\n  ".join([f"{files} cannot be used: {cure}", *lines]))
+
+
+def _count_pngs(folder: Path) -> int:
+    return sum(1 for _ in folder.glob("*.png"))

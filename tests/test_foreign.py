@@ -1,0 +1,176 @@
+"""Networks from elsewhere: opened whatever they were saved with, and no code in them is run."""
+
+import functools
+import os
+import zipfile
+
+import pytest
+import segmentation_models_pytorch as smp
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from config import Config, UserError
+from medood import foreign
+from medood.checkpoints import load_model
+from tests.conftest import TINY
+
+
+def network(architecture="unet", encoder="mobilenet_v2", classes=7):
+    """A network of smp in eval mode whose normalisations do something."""
+    torch.manual_seed(0)
+    model = smp.create_model(architecture, encoder, None, classes=classes).eval()
+    for weights in model.parameters():
+        if weights.ndim == 1:
+            nn.init.normal_(weights, 1, 0.1)
+    return model
+
+
+def assert_same(found, expected):
+    images = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        torch.testing.assert_close(found(images), expected(images), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "encoder"),
+    [("unet", "mobilenet_v2"), ("fpn", "resnet18"), ("deeplabv3plus", "resnet18")],
+)
+def test_a_whole_network_says_itself_what_it_is(tmp_path, architecture, encoder):
+    expected = network(architecture, encoder)
+    torch.save(expected, tmp_path / "whole.pth")
+    settings = Config(architecture="manet", encoder="vgg11_bn", encoder_weights="none")
+    found = load_model(tmp_path / "whole.pth", settings)
+    assert type(found) is type(expected)
+    assert_same(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "encoder"),
+    [("unet", "resnet18"), ("linknet", "mobilenet_v2"), ("unetplusplus", "efficientnet-b0")],
+)
+def test_weights_alone_are_recognised(tmp_path, architecture, encoder):
+    expected = network(architecture, encoder)
+    torch.save(expected.state_dict(), tmp_path / "weights.pth")
+    save_file(expected.state_dict(), tmp_path / "weights.safetensors")
+    for path in tmp_path.iterdir():
+        assert_same(load_model(path, TINY), expected)
+
+
+@pytest.mark.parametrize("wrapper", ["state_dict", "model_state_dict", "model"])
+def test_weights_as_trainers_file_them_are_found(tmp_path, wrapper):
+    expected = network()
+    weights = {f"module.{name}": value for name, value in expected.state_dict().items()}
+    torch.save({wrapper: weights, "epoch": 3}, tmp_path / "weights.pt")
+    assert_same(load_model(tmp_path / "weights.pt", TINY), expected)
+
+
+def test_no_two_encoders_are_confused():
+    names = foreign.get_encoder_names()
+    shapes = [tuple(sorted(foreign._shapes(name).items())) for name in names]
+    assert len(set(shapes)) == len(names) > 60
+
+
+def test_weights_that_fit_nothing_are_said_with_the_settings_to_give(tmp_path):
+    save_file(network(classes=3).state_dict(), tmp_path / "three.safetensors")
+    with pytest.raises(UserError, match=r"knows other classes \(3 with background\)|it has 3 cl"):
+        load_model(tmp_path / "three.safetensors", TINY)
+    weights = network("unet", "tu-resnet10t").state_dict()  # not one of smp's own encoders
+    save_file(weights, tmp_path / "timm.safetensors")
+    with pytest.raises(UserError, match="set architecture, encoder and classes to those"):
+        load_model(tmp_path / "timm.safetensors", TINY)
+
+
+class Calls:
+    """Pickles as a call of `function`."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [(os.system, "posix.system"), (eval, "builtins.eval"), (exec, "builtins.exec")],
+)
+@pytest.mark.parametrize("place", ["alone", "in a network", "beside weights"])
+def test_code_in_a_pickle_is_named_and_not_run(tmp_path, function, name, place):
+    mark = tmp_path / "it_ran"
+    text = f"touch {mark}" if function is os.system else f"open({str(mark)!r}, 'w')"
+    hostile = content = Calls(function, text)
+    if place == "in a network":
+        content = network()
+        content.register_buffer("extra", None)
+        content.encoder.note = hostile
+    elif place == "beside weights":
+        content = {"state_dict": network().state_dict(), "optimiser": hostile}
+    torch.save(content, tmp_path / "hostile.pth")
+    with pytest.raises(UserError, match=name):
+        load_model(tmp_path / "hostile.pth", TINY)
+    assert not mark.exists()
+    torch.load(tmp_path / "hostile.pth", weights_only=False)
+    assert mark.exists()  # the file would have done it
+
+
+def test_names_of_parts_of_networks_do_nothing_when_they_are_called(tmp_path):
+    # a name that passes, and would load a file if it were the real one
+    hostile = Calls(torch.nn.modules.module.register_module_forward_hook, print)
+    torch.save({"state_dict": network().state_dict(), "x": hostile}, tmp_path / "a.pth")
+    with pytest.raises(UserError, match="builtins.print"):
+        load_model(tmp_path / "a.pth", TINY)
+    hostile = Calls(torch.nn.modules.module.register_module_forward_hook, "hook")
+    torch.save({"state_dict": network().state_dict(), "x": hostile}, tmp_path / "b.pth")
+    load_model(tmp_path / "b.pth", TINY)
+    assert not torch.nn.modules.module._global_forward_hooks
+
+
+def test_a_partial_function_is_no_part_of_a_network(tmp_path):
+    torch.save({"model": functools.partial(print)}, tmp_path / "partial.pth")
+    with pytest.raises(UserError, match="functools.partial"):
+        load_model(tmp_path / "partial.pth", TINY)
+
+
+def test_a_network_that_holds_itself_is_refused(tmp_path, monkeypatch):
+    knot = network()
+    knot.encoder._modules["again"] = knot
+    torch.save(knot, tmp_path / "knot.pth")
+    monkeypatch.setattr(foreign, "MOST_PARTS", 2000)
+    with pytest.raises(UserError, match="more than 2,000 parts"):
+        load_model(tmp_path / "knot.pth", TINY)
+
+
+def test_a_compressed_file_is_refused(tmp_path):
+    torch.save(network().state_dict(), tmp_path / "plain.pth")
+    with (
+        zipfile.ZipFile(tmp_path / "plain.pth") as plain,
+        zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for name in plain.namelist():
+            packed.writestr(name, plain.read(name))
+    with pytest.raises(UserError, match="is compressed"):
+        load_model(tmp_path / "bomb.pth", TINY)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ("[]", "architecture = '' is unknown"),
+        ('{"_model_class": "__loader__", "encoder_name": "resnet18"}', "is unknown"),
+        ('{"_model_class": "Unet", "encoder_name": "tu-hf_hub:someone/net"}', "is unknown"),
+        ('{"_model_class": "Unet", "encoder_name": "resnet18", "in_channels": "x"}', "no usable"),
+        ('{"_model_class": "Unet", "encoder_name": "resnet18", "unheard": 1}', "no usable"),
+    ],
+)
+def test_a_folder_that_asks_for_something_else_is_refused(tmp_path, config, said):
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(UserError, match=said):
+        load_model(tmp_path, TINY)
+
+
+def test_pretrained_weights_that_a_folder_names_are_not_downloaded(tmp_path):
+    expected = network()
+    expected.config["encoder_weights"] = "imagenet"
+    expected.save_pretrained(tmp_path)
+    assert_same(load_model(tmp_path, TINY), expected)
