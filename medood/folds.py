@@ -98,7 +98,7 @@ def write_folds(cfg: Config, names: list[str]) -> None:
         path = fold_path(cfg, fold)
         record = path.with_suffix(".json")
         if path.exists() and not is_ours(path):
-            train, test = read_list(path, *_there(cfg))
+            train, test = read_list(path, *patches_there(cfg.workspace))
             print(f"{path}: kept, it was put there by you ({len(train)} train, {len(test)} test)")
             continue
         if path.exists() and (why := fold_changes(cfg, fold)):
@@ -151,7 +151,7 @@ def read_fold(cfg: Config, fold: int) -> Fold:
 
     Raises UserError where the list is missing, is no such list, or names a patch that is not there.
     """
-    train, test = read_list(fold_path(cfg, fold), *_there(cfg))
+    train, test = read_list(fold_path(cfg, fold), *patches_there(cfg.workspace))
     if cfg.select == "last":
         return Fold(train, [], test)
     val = hold_out_regions(train, [cfg.seed, fold])
@@ -180,10 +180,10 @@ def hold_out_regions(names: list[str], seed: list[int]) -> set[str]:
     return held
 
 
-def _there(cfg: Config) -> tuple[set[str], LeftOut]:
+def patches_there(workspace: Path) -> tuple[set[str], LeftOut]:
     """Return the names of the patches, and of those that are left out, as read_list takes them."""
-    images = cfg.workspace / "Image_Patchs"
-    return {patch.name for patch in images.glob("*.png")}, left_out(cfg.workspace)
+    images = workspace / "Image_Patchs"
+    return {patch.name for patch in images.glob("*.png")}, left_out(workspace)
 
 
 def read_list(path: Path, there: set[str], bad: LeftOut) -> tuple[list[str], list[str]]:

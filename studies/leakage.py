@@ -18,7 +18,7 @@ from config import UserError
 from medood.cli import run
 from medood.data import id_files
 from medood.figures import draw_intervals
-from medood.folds import LIST_ENDING, deal, read_list, region_of
+from medood.folds import LIST_ENDING, deal, patches_there, read_list, region_of
 from medood.statistics import paired_differences, pool
 from medood.tables import SCORES, markdown, spread
 from studies.common import (
@@ -76,8 +76,8 @@ def read_lists(cfg: LeakageConfig) -> dict[str, tuple[list[str], list[str]]]:
     paths = sorted(folder.glob(f"*{LIST_ENDING}")) if folder.is_dir() else []
     if not paths:
         raise UserError(f"no <fold>{LIST_ENDING} in {folder}: name a folder of lists")
-    images = cfg.workspace / "Image_Patchs"
-    return {path.name.removesuffix(LIST_ENDING): read_list(path, images) for path in paths}
+    there = patches_there(cfg.workspace)
+    return {path.name.removesuffix(LIST_ENDING): read_list(path, *there) for path in paths}
 
 
 def leakage(cfg: LeakageConfig) -> None:
