@@ -9,7 +9,6 @@ Writes  Image_Patchs/<region>_<k>.png                RGB (P, P, 3); k counts row
 With prepared patches and no regions it only draws the folds that are not there.
 """
 
-import csv
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from medood.files import (
     list_patch_pairs,
     list_pngs,
     read_json,
+    read_table,
     region_images,
     region_labels,
     require_data,
@@ -87,16 +87,23 @@ def patch_of(x: float, y: float, height: int, width: int, patch_size: int) -> in
     return row * columns + column
 
 
-def nuclei_of_patches(folder: Path, patch_size: int) -> list[tuple[str, str]]:
+def nuclei_of_patches(folder: Path, patch_size: int) -> list[tuple[str, int]]:
     """Return patch and class of every nucleus that Semantic_Labels lists."""
     found, region, size = [], None, (0, 0)
-    with (folder / NUCLEI_LIST).open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):  # sorted by region
+    there = {path.stem for path in folder.glob("*.png")}
+    try:
+        for row in read_table(folder / NUCLEI_LIST):  # sorted by region
             if row["region"] != region:
                 region = row["region"]
+                if region not in there:  # nor can a name reach a file elsewhere
+                    raise ValueError(region)
                 size = image_size(folder / f"{region}.png")
             k = patch_of(float(row["x"]), float(row["y"]), *size, patch_size)
-            found.append((f"{region}_{k}.png", row["class"]))
+            found.append((f"{region}_{k}.png", int(row["class"])))
+    except (KeyError, OverflowError, TypeError, ValueError):
+        raise UserError(
+            f"{folder / NUCLEI_LIST} is damaged: remove {folder} to have it made anew"
+        ) from None
     return found
 
 

@@ -24,13 +24,12 @@ from medood.cli import run
 from medood.files import (
     data_name,
     model_folder,
-    read_json,
     require_network,
     write_json,
     write_text,
 )
 from medood.folds import fold_path, read_fold
-from medood.hard_ood import chosen_oods, pct_path
+from medood.hard_ood import chosen_oods, stored_estimate
 from medood.prepared import require_fresh
 from medood.records import changes
 from medood.tables import INTERVAL, SCORES, markdown, spread
@@ -195,7 +194,7 @@ def training_runs(cfg: Config, fold: int, folders: dict[str, Path]) -> dict[str,
 
     runs = {name: read_run(folder) for name, folder in folders.items()}
     if folders.get("ood") == model_folder(cfg, fold, ood=True):
-        estimate = read_json(pct_path(cfg, fold)) or {}
+        estimate = stored_estimate(cfg, fold)
         # an estimate made anew since is not the one that this network was trained with
         if estimate.get("ood_patches") == runs["ood"].get("ood_patches"):
             runs["baseline"] |= {"pnr": estimate.get("pnr_id"), "pct": 0.0}

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, UndefinedError
 
+from config import UserError
 from medood.classes import BACKGROUND_COLOUR
 from medood.files import SAMPLE_NAME, write_text
 from medood.models import normalisation
@@ -13,7 +14,21 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 def write_card(folder: Path, run: dict) -> None:
-    """Write README.md into a checkpoint folder. run: the content of its run.json."""
+    """Write README.md into a checkpoint folder.
+
+    run: the content of its run.json; UserError if it is not what train.py writes there.
+    """
+    try:
+        text = _card(run)
+    except (AttributeError, KeyError, TypeError, ValueError, UndefinedError) as error:
+        raise UserError(
+            f"{folder / 'run.json'} is not what train.py writes ({type(error).__name__}:"
+            f" {error}): copy it again, or train again"
+        ) from None
+    write_text(folder / "README.md", text)
+
+
+def _card(run: dict) -> str:
     settings = run["settings"]
     classes = [("background", BACKGROUND_COLOUR), *settings["classes"]]
     scores = []
@@ -27,7 +42,7 @@ def write_card(folder: Path, run: dict) -> None:
     template = Environment(
         loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, keep_trailing_newline=True
     ).get_template("card.md")
-    text = template.render(
+    return template.render(
         run={"scores": None, **run},
         sample=run["data"] == SAMPLE_NAME,
         names=[name for name, _ in classes],
@@ -38,4 +53,3 @@ def write_card(folder: Path, run: dict) -> None:
         std=std,
         scores=scores,
     )
-    write_text(folder / "README.md", text)

@@ -33,6 +33,11 @@ TRAINING_SETTINGS = (
     *("batch_norm", "ood_weight", "select", "precision", "seed", "deterministic"),
 )
 TRAINED_ON = "trained_on.txt"
+RUN = {  # what run.json holds
+    **dict.fromkeys(("fold", "epoch", "id_patches", "ood_patches"), int),
+    **dict.fromkeys(("settings", "versions", "made_from", "scores"), dict),
+    "data": str,
+}
 PACKAGES = ("torch", "torchvision", "segmentation-models-pytorch", "timm", "numpy")
 
 
@@ -153,7 +158,10 @@ def seen_in_training(checkpoint: Path) -> list[str] | None:
     """
     folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
     path = folder / TRAINED_ON
-    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else None
+    try:
+        return path.read_text(encoding="utf-8").splitlines() if path.is_file() else None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is no text: remove it or copy it again") from None
 
 
 def has_seen(cfg: Config, checkpoint: Path, names: Iterable[str]) -> bool:
@@ -172,6 +180,9 @@ def read_run(checkpoint: Path) -> dict:
     """Return run.json of a checkpoint folder, or beside a file; {} where there is none of ours."""
     folder = checkpoint.parent if checkpoint.is_file() else checkpoint
     run = read_json(folder / "run.json") or {}
-    if not isinstance(run.get("settings", {}), dict):
-        raise UserError(f"{folder / 'run.json'} has no settings: remove it or copy it again")
+    if wrong := [name for name, kind in RUN.items() if not isinstance(run.get(name, kind()), kind)]:
+        raise UserError(
+            f"{folder / 'run.json'}: {', '.join(wrong)} is not what train.py writes: remove it or"
+            " copy it again"
+        )
     return run

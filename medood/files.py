@@ -207,6 +207,17 @@ def read_json(path: Path) -> dict | None:
     return content if isinstance(content, dict) else None
 
 
+def read_table(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a CSV file with a header; UserError where it is none."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            return list(csv.DictReader(file))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(
+            f"{path} is not a CSV in UTF-8 ({error}): save it as one, or remove it to have it made"
+        ) from None
+
+
 def csv_text(header: list[str], rows: Iterable[Iterable]) -> str:
     """Return a table as CSV."""
     lines = io.StringIO()

@@ -3,14 +3,21 @@
 Files   k_folds/<fold>Image_Patchs.csv, columns (index), img_name, obj_tag = train | test
 """
 
-import csv
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from config import Config, UserError
-from medood.files import csv_text, digest, official_table, read_json, write_json, write_text
+from medood.files import (
+    csv_text,
+    digest,
+    official_table,
+    read_json,
+    read_table,
+    write_json,
+    write_text,
+)
 from medood.records import bad_files, changes
 
 PARTS = 3
@@ -54,12 +61,11 @@ def read_official(workspace: Path) -> dict[str, int]:
             f"no info.csv in {workspace / 'Lizard_Labels'}: put Lizard's own there,"
             " or set split to patch or region"
         )
+    rows = read_table(path)
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
         rows = [{column.lower(): value for column, value in row.items()} for row in rows]
         return {Path(row["filename"]).stem: int(row["split"]) for row in rows}
-    except (AttributeError, KeyError, TypeError, ValueError, csv.Error):
+    except (AttributeError, KeyError, TypeError, ValueError):
         raise UserError(f"{path} lacks the columns FileName and Split (1, 2, 3)") from None
 
 
@@ -194,11 +200,7 @@ def read_list(path: Path, there: set[str], bad: LeftOut) -> tuple[list[str], lis
     if not path.exists():
         fold = path.name.removesuffix(LIST_ENDING)
         raise UserError(f"{path} is missing: run `python generate_patches.py --folds {fold}` first")
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} is not a CSV in UTF-8 ({error}): save it as one") from None
+    rows = read_table(path)
     tags = {row.get("img_name"): row.get("obj_tag") for row in rows}
     if None in tags or None in tags.values() or not rows:
         raise UserError(f"{path} lacks rows with the columns img_name and obj_tag")

@@ -4,13 +4,17 @@ HardOoD/<fold>_<model>.csv         every candidate, hardest first     rank_prune
 HardOoD/<fold>_<model>_pct.json    how many of them are trained on    estimate_pct.py writes it
 """
 
-import csv
 from pathlib import Path
 
 from config import Config, UserError
-from medood.files import SOURCE_PREFIX, list_pngs, model_folder, read_json
+from medood.files import SOURCE_PREFIX, list_pngs, model_folder, read_json, read_table
 from medood.folds import read_fold
 from medood.records import changes, fingerprint
+
+ESTIMATE = {  # what an estimate says, beside the grid
+    **dict.fromkeys(("available", "ood_patches", "id_patches", "positives", "negatives"), int),
+    **dict.fromkeys(("pct", "pnr", "pnr_id", "distance"), (int, float)),
+}
 
 
 def columns(cfg: Config) -> list[str]:
@@ -49,11 +53,7 @@ def read_hard_oods(cfg: Config, fold: int) -> list[str]:
     path = ranking_path(cfg, fold)
     if not path.exists():
         raise UserError(f"{path} is missing: run `python rank_prune_ood.py --folds {fold}` first")
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} is not a CSV in UTF-8 ({error}): rank again") from None
+    rows = read_table(path)
     expected = columns(cfg)
     if any(set(row) != set(expected) for row in rows):
         raise UserError(f"{path} lacks columns of {', '.join(expected)}: remove it and rank again")
@@ -92,12 +92,19 @@ def _refuse_stale(cfg: Config, fold: int, record: dict) -> None:
 def read_pct(cfg: Config, fold: int) -> dict:
     """Return what estimate_pct.py found for a fold, if it was of the ranking that is there."""
     path, first = pct_path(cfg, fold), f"run `python estimate_pct.py --folds {fold}` first"
-    estimate = read_json(path) or {}
-    if not isinstance(estimate.get("ood_patches"), int):
+    estimate = stored_estimate(cfg, fold)
+    if not estimate:
         raise UserError(f"{path} is missing, or no estimate: {first}")
     if why := changes(estimate.get("made_from", {}), pct_record(cfg, fold)):
         raise UserError(f"{path} is out of date ({why}): {first}")
     return estimate
+
+
+def stored_estimate(cfg: Config, fold: int) -> dict:
+    """Return what estimate_pct.py wrote for a fold, whatever ranking it is of; {} if nothing."""
+    estimate = read_json(pct_path(cfg, fold)) or {}
+    numbers = all(isinstance(estimate.get(name), kind) for name, kind in ESTIMATE.items())
+    return estimate if numbers and isinstance(estimate.get("made_from"), dict) else {}
 
 
 def pct_record(cfg: Config, fold: int) -> dict:

@@ -125,7 +125,8 @@ def changes(before: dict, now: dict) -> str:
 
 def bad_files(folder: Path) -> BadFiles:
     """Return the input files that were left out when `folder` was made."""
-    return (read_json(folder / RECORD) or {}).get("bad_files", {})
+    found = (read_json(folder / RECORD) or {}).get("bad_files")
+    return {name: str(said) for name, said in found.items()} if isinstance(found, dict) else {}
 
 
 def for_each(

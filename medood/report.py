@@ -5,7 +5,6 @@ the search for pct, pictures of the OoD patches, the settings beside the weights
 """
 
 import base64
-import csv
 import os
 import platform
 from collections import Counter
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from config import Config
+from config import Config, UserError
 from medood.card import TEMPLATES
 from medood.classes import BACKGROUND_COLOUR
 from medood.data import count_classes
@@ -28,11 +27,11 @@ from medood.files import (
     TIMES,
     data_name,
     model_folder,
-    read_json,
+    read_table,
     write_text,
 )
 from medood.folds import read_fold, region_of
-from medood.hard_ood import pct_path, ranking_path
+from medood.hard_ood import pct_path, ranking_path, stored_estimate
 from medood.records import bad_files
 from medood.statistics import Difference
 from medood.tables import SCORES, spread
@@ -191,8 +190,10 @@ def _nuclei_of_classes(cfg: Config, parts: dict) -> dict:
     path = cfg.workspace / "Mask_Patchs" / NUCLEI_LIST
     if not path.exists():
         return {}
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = [(row["img_name"], int(row["class"])) for row in csv.DictReader(file)]
+    try:
+        rows = [(row["img_name"], int(row["class"])) for row in read_table(path)]
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{path} is damaged: remove Mask_Patchs to have it made anew") from None
     found = {"all": Counter(value for _, value in rows)}
     for fold, part in parts.items():
         test = set(part.test)
@@ -205,12 +206,10 @@ def read_times(workspace: Path, model_name: str) -> list[tuple[str, float]]:
     path = workspace / TIMES
     if not path.exists():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.reader(file))[1:]
     last = {}
-    for row in rows:
-        with suppress(ValueError, IndexError):  # a spreadsheet, or a kill, may have spoilt a line
-            last[row[1]] = float(row[2])
+    for row in read_table(path):
+        with suppress(KeyError, TypeError, ValueError):  # a spreadsheet may have spoilt a line
+            last[row["step"]] = float(row["seconds"])
     ending = (f"_{model_name}", f"_{model_name}_ood")
     return [(s, seconds) for s, seconds in last.items() if "_" not in s or s.endswith(ending)]
 
@@ -236,11 +235,10 @@ def _read_log(folder: Path) -> dict[str, list[float]] | None:
     path = folder / "log.csv"
     if not path.is_file():
         return None
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
     try:
+        rows = read_table(path)
         log = {name: [float(row[name]) for row in rows] for name in rows[0]}
-    except (IndexError, TypeError, ValueError):  # of a network from elsewhere
+    except (IndexError, KeyError, TypeError, ValueError):  # of a network from elsewhere
         return None
     return log if {"epoch", "loss"} <= log.keys() else None
 
@@ -344,7 +342,7 @@ def write_report(found: Comparison, out: Path) -> None:
         },
         # of the estimate that the network was trained with, not of a later one
         pct={
-            fold: read_json(pct_path(cfg, fold))
+            fold: stored_estimate(cfg, fold)
             for fold, of_fold in found.runs.items()
             if "pct" in of_fold.get("ood", {})
         },

@@ -1,0 +1,191 @@
+"""Kill every step in the middle, again and again, and compare what a second run makes of it.
+
+`python tests/faults.py FOLDER --points 20` runs each step of the pipeline on a tiny data set once
+undisturbed. Then, for each point, it runs the step again from where it began and stops it: at a
+random moment, or at a random opening, renaming or removing of a file, by SIGKILL, SIGTERM, Ctrl-C
+or a disk that is full. After that, every file under its final name must be the one of before or
+the one of an undisturbed run, and the same command must end with the tree of an undisturbed run.
+
+Steps run in forks of one process that has imported everything: a run costs its work alone.
+"""
+
+import argparse
+import errno
+import hashlib
+import json
+import os
+import random
+import runpy
+import shutil
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+import export  # noqa: E402, F401  these import what the steps import late
+import medood.checkpoints  # noqa: E402
+import medood.figures  # noqa: E402
+import medood.report  # noqa: E402
+import medood.training  # noqa: E402, F401
+from tests.conftest import TINY, draw_regions  # noqa: E402
+
+STEPS = (
+    *("generate_semantic_labels", "generate_patches", "generate_unfiltered_oods", "train"),
+    *("rank_prune_ood", "estimate_pct", "train_ood", "test"),
+)
+SETTINGS = {
+    name: getattr(TINY, name)
+    for name in ("patch_size", "encoder", "encoder_weights", "epochs", "lr", "precision", "device")
+} | {"folds": 1, "workers": 2}
+WAYS = ("SIGKILL", "SIGTERM", "SIGINT", "disk full")
+# what two equal runs differ in
+UNEQUAL = ("times.csv", "index.html", ".locks", "__pycache__")
+
+
+class Saboteur:
+    """Counts what the process does to files below a folder, and strikes at one of them."""
+
+    def __init__(self, folder: Path, at: int | None, way: str) -> None:
+        self.folder, self.at, self.way, self.count = str(folder), at, way, 0
+        self.lock = threading.Lock()
+        sys.addaudithook(self.hear)
+
+    def hear(self, event: str, arguments: tuple) -> None:
+        if event == "open":
+            path, _, flags = arguments
+            writes = isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        else:
+            path = arguments[0] if arguments else ""
+            writes = event in ("os.rename", "os.remove", "os.rmdir", "os.mkdir")
+        if not writes or not str(path).startswith(self.folder) or ".locks" in str(path):
+            return
+        with self.lock:
+            self.count += 1
+            strike = self.count == self.at
+        if strike and self.way == "disk full":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        if strike:
+            os.kill(os.getpid(), getattr(signal, self.way))
+
+
+def run(step: str, work: Path, log: Path, at: int | None, after: float | None, way: str) -> tuple:
+    """Run a step in a fork and return its exit code, its seconds and how many events it had.
+
+    at: the event to strike at. after: the seconds to strike after. Neither: it is left in peace.
+    """
+    started, note = time.monotonic(), log.with_suffix(".count")
+    note.unlink(missing_ok=True)
+    child = os.fork()
+    if child == 0:
+        out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(out, 1)
+        os.dup2(out, 2)
+        code = 99
+        saboteur = Saboteur(work, at, way)
+        try:
+            values = [f"--{name}={value}" for name, value in SETTINGS.items()]
+            sys.argv = [f"{step}.py", f"--workspace={work}", *values]
+            runpy.run_path(str(ROOT / f"{step}.py"), run_name="__main__")
+            code = 0
+        except SystemExit as stop:
+            if isinstance(stop.code, str):
+                print(stop.code, flush=True)
+            code = stop.code if isinstance(stop.code, int) else 1
+        except KeyboardInterrupt:
+            code = 130  # while Python was still importing: not the step's to catch
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+        finally:
+            note.write_text(str(saboteur.count))
+            sys.stdout.flush()
+            os._exit(code)
+    if after is not None:
+        time.sleep(after)
+        os.kill(child, getattr(signal, way))
+    _, status = os.waitpid(child, 0)
+    count = int(note.read_text()) if note.exists() else 0
+    return os.waitstatus_to_exitcode(status), time.monotonic() - started, count
+
+
+def tree(folder: Path) -> dict[str, str]:
+    """Return the hash of every file that equal runs make equal, by its path."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not any(name in path.parts for name in UNEQUAL)
+    }
+
+
+def half_written(work: Path, before: dict[str, str], after: dict[str, str]) -> list[str]:
+    """Return the files under a final name that are neither of before nor of an undisturbed run."""
+    wrong = []
+    for name, content in tree(work).items():
+        if any(part.startswith(".") for part in Path(name).parts):
+            continue
+        if name.endswith("resume.pt"):
+            torch.load(work / name, weights_only=True)  # an epoch's of its own: it must be whole
+        elif content not in (before.get(name), after.get(name)):
+            wrong.append(name)
+    return wrong
+
+
+def sabotage(folder: Path, points: int, seed: int) -> dict:
+    """Strike each step at `points` points; return what was done and all that went wrong."""
+    work, states, log = folder / "work", folder / "states", folder / "log"
+    draw_regions(work)
+    shutil.copytree(work, states / "0")
+    rng = random.Random(seed)
+    done = {"strikes": 0, "stopped": 0, "failures": []}
+    for number, step in enumerate(STEPS, start=1):
+        code, seconds, events = run(step, work, log, None, None, "")
+        assert code == 0, log.read_text()
+        shutil.copytree(work, states / str(number))
+        before, expected = tree(states / str(number - 1)), tree(work)
+        for point in range(points):
+            way = WAYS[point % len(WAYS)]
+            # a full disk strikes at a file; the others there or at any time
+            by_event = way == "disk full" or rng.random() < 0.5
+            at = rng.randint(1, events) if by_event else None
+            after = None if by_event else rng.uniform(0, seconds)
+            shutil.rmtree(work)
+            shutil.copytree(states / str(number - 1), work)
+            code, _, _ = run(step, work, log, at, after, way)
+            said, wrong = log.read_text(), half_written(work, before, expected)
+            again, _, _ = run(step, work, log, None, None, "")
+            found = tree(work)
+            differ = [n for n in found | expected if found.get(n) != expected.get(n)]
+            done["strikes"] += 1
+            done["stopped"] += code != 0
+            if wrong or differ or again or "Traceback" in said:
+                where = f"event {at}" if by_event else f"{after:.2f} of {seconds:.2f} s"
+                done["failures"].append(
+                    {
+                        "step": step,
+                        "way": f"{way} at {where}",
+                        "code": code,
+                        "half-written": wrong,
+                        "differ": differ,
+                        "said": said[-600:],
+                        "again": log.read_text()[-600:] if again else "",
+                    }
+                )
+        shutil.rmtree(work)
+        shutil.copytree(states / str(number), work)
+    return done
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--points", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    print(json.dumps(sabotage(arguments.folder.resolve(), arguments.points, arguments.seed)))

@@ -1,0 +1,245 @@
+"""Feed damaged files to all that reads files: nothing worse than a sentence may come of it.
+
+`python tests/fuzz.py FOLDER --count 10000` makes a tiny workspace with one trained network, takes
+each file that a user or a stranger could put there, changes bytes of it at random, and gives it to
+whatever reads it. Each reader must return or raise UserError within seconds, and must not write
+outside the folder. Prints, for each kind of file, how many were accepted and how many refused.
+"""
+
+import argparse
+import dataclasses
+import faulthandler
+import json
+import os
+import random
+import signal
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from PIL import Image  # noqa: E402
+from scipy.io import loadmat, savemat  # noqa: E402
+
+from config import Config, UserError  # noqa: E402
+from estimate_pct import estimate_pct  # noqa: E402
+from generate_patches import generate_patches, nuclei_of_patches  # noqa: E402
+from generate_semantic_labels import generate_semantic_labels  # noqa: E402
+from generate_unfiltered_oods import generate_unfiltered_oods  # noqa: E402
+from medood.card import write_card  # noqa: E402
+from medood.checkpoints import load_model, read_run, seen_in_training, with_settings_of  # noqa: E402
+from medood.files import csv_text, read_json, write_text  # noqa: E402
+from medood.folds import fold_changes, fold_path, read_fold, read_official  # noqa: E402
+from medood.hard_ood import pct_path, ranking_path, read_hard_oods, read_pct  # noqa: E402
+from medood.images import image_size, read_image, read_mask  # noqa: E402
+from medood.labels import KEYS, read_own_mask, read_region_label  # noqa: E402
+from medood.records import bad_files, is_kept  # noqa: E402
+from medood.report import _nuclei_of_classes, _read_log, read_times  # noqa: E402
+from rank_prune_ood import rank_prune_ood  # noqa: E402
+from tests.conftest import TINY, draw_regions  # noqa: E402
+from train import train  # noqa: E402
+
+SECONDS = 20  # that a reader may take
+INTERESTING = (
+    b"\x00",
+    b"\xff",
+    b"\x7f",
+    b"\x80",
+    b"\xff\xff\xff\xff",
+    b"\x7f\xff\xff\xff",
+    b"\r\n",
+)
+WORDS = (b"../../escaped.png", b"-1", b"1e999", b"null", b'"', b",", b"[", b"{}", b"NaN", b"\x00")
+
+Reader = Callable[[], object]
+
+
+def mutate(data: bytes, rng: random.Random) -> bytes:
+    """Return `data` with a few changes: bits, bytes, words, pieces cut out, doubled or moved."""
+    out = bytearray(data)
+    for _ in range(rng.choice((1, 1, 2, 4, 16))):
+        place, length = rng.randrange(len(out) + 1), rng.choice((1, 2, 4, 8, 64, 1024))
+        match rng.randrange(8):
+            case 0 if out:
+                out[rng.randrange(len(out))] ^= 1 << rng.randrange(8)
+            case 1:
+                out[place : place + 1] = rng.randbytes(1)
+            case 2:
+                value = rng.choice(INTERESTING)
+                out[place : place + len(value)] = value
+            case 3:
+                out[place:place] = rng.choice(WORDS)
+            case 4:
+                word = rng.choice(WORDS)
+                out[place : place + len(word)] = word
+            case 5:
+                del out[place : place + length]
+            case 6:
+                out[place:place] = out[place : place + length]
+            case _ if rng.random() < 0.3:
+                del out[place:]
+    return bytes(out)
+
+
+def prepare(folder: Path) -> Config:
+    """Make a workspace in which every kind of file lies."""
+    cfg = dataclasses.replace(TINY, workspace=folder, folds=(1,), epochs=1)
+    draw_regions(folder)
+    rows = [(f"region_{number}", "drawn", number + 1) for number in range(3)]
+    write_text(folder / "Labels" / "info.csv", csv_text(["FileName", "Source", "Split"], rows))
+    plain = folder / "Labels" / "region_1.mat"  # as older programs write it: not compressed
+    content = loadmat(plain, variable_names=KEYS)
+    savemat(plain, {name: content[name] for name in KEYS})
+    for step in (generate_semantic_labels, generate_patches, generate_unfiltered_oods):
+        step(cfg)
+    for step in (train, rank_prune_ood, estimate_pct):
+        step(cfg)
+    (folder / "own").mkdir()
+    with Image.open(next((folder / "Mask_Patchs").glob("*.png"))) as mask:
+        for ending in ("tif", "bmp"):
+            mask.save(folder / "own" / f"mask.{ending}")
+    with Image.open(folder / "Lizard_Images" / "region_2.png") as image:
+        for ending in ("tif", "bmp", "jpg"):
+            image.save(folder / "own" / f"image.{ending}")
+    network = load_model(folder / "models" / f"1_{cfg.model_name}", cfg)
+    torch.save(network, folder / "own" / "whole.pth")
+    torch.save(network.state_dict(), folder / "own" / "weights.pth")
+    return cfg
+
+
+def targets(cfg: Config) -> dict[str, list[tuple[Path, Reader, int]]]:
+    """Return, for each kind, files with what reads them and how often they are to be damaged."""
+    work, own = cfg.workspace, cfg.workspace / "own"
+    model, classes = work / "models" / f"1_{cfg.model_name}", len(cfg.class_names)
+    labels = work / "Labels/region_1.mat", work / "Labels/region_2.mat"
+    patch = next((work / "Image_Patchs").glob("*.png"))
+    mask = work / "Mask_Patchs" / patch.name
+    official, record = work / "Labels/info.csv", work / "Image_Patchs/made_from.json"
+    seen = work / "made_from_network"
+
+    def describe() -> None:
+        run = read_run(model)
+        with_settings_of(cfg, model)
+        if "data" in run:
+            write_card(seen, run)
+
+    def picture(path: Path) -> Reader:
+        return lambda: (image_size(path), read_image(path))
+
+    def own_mask(path: Path) -> Reader:
+        return lambda: read_own_mask(path, (), classes)
+
+    def label(path: Path) -> Reader:
+        return lambda: read_region_label(path, cfg)
+
+    nuclei = work / "Semantic_Labels/nuclei.csv", work / "Mask_Patchs/nuclei.csv"
+    fold = fold_path(cfg, 1)
+    return {
+        ".mat": [(path, label(path), 10) for path in labels],
+        ".png": [
+            (patch, picture(patch), 12),
+            (mask, lambda: (read_mask(mask, classes), read_own_mask(mask, (), classes)), 8),
+        ],
+        ".tif, .bmp, .jpg": [
+            *((own / f"image.{end}", picture(own / f"image.{end}"), 4) for end in _PICTURES),
+            *((own / f"mask.{end}", own_mask(own / f"mask.{end}"), 3) for end in ("tif", "bmp")),
+        ],
+        ".csv": [
+            (fold, lambda: read_fold(cfg, 1), 5),
+            (official, lambda: read_official(work), 3),
+            (ranking_path(cfg, 1), lambda: read_hard_oods(cfg, 1), 4),
+            (nuclei[0], lambda: nuclei_of_patches(work / "Semantic_Labels", 32), 3),
+            (nuclei[1], lambda: _nuclei_of_classes(cfg, {}), 2),
+            (work / "times.csv", lambda: read_times(work, cfg.model_name), 1),
+            (model / "log.csv", lambda: _read_log(model), 1),
+            (model / "trained_on.txt", lambda: seen_in_training(model), 1),
+        ],
+        ".json": [
+            (model / "run.json", describe, 5),
+            (model / "config.json", lambda: load_model(model, cfg), 2),
+            (pct_path(cfg, 1), lambda: read_pct(cfg, 1), 4),
+            (record, lambda: (is_kept(record.parent, {}), bad_files(record.parent)), 3),
+            (fold.with_suffix(".json"), lambda: (fold_changes(cfg, 1), read_json(fold)), 2),
+        ],
+        ".safetensors": [(model / "model.safetensors", lambda: load_model(model, cfg), 6)],
+        ".pth": [
+            (own / f"{name}.pth", lambda name=name: load_model(own / f"{name}.pth", cfg), 3)
+            for name in ("whole", "weights")
+        ],
+    }
+
+
+_PICTURES = ("tif", "bmp", "jpg")
+
+
+def watch(folder: Path, found: list[str]) -> None:
+    """Note every file that is opened for writing, renamed or removed outside the folder."""
+
+    def hear(event: str, arguments: tuple) -> None:
+        if event == "open":
+            path, _, flags = arguments
+            writes = isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        else:
+            writes = event in ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.system")
+            path = arguments[0] if arguments else ""
+        if writes and not str(path).startswith((str(folder), "/dev/")):
+            found.append(f"{event} {path}")
+
+    sys.addaudithook(hear)
+
+
+def too_slow(*_: object) -> None:
+    raise TimeoutError
+
+
+def fuzz(folder: Path, count: int, seed: int) -> dict:
+    """Damage `count` files and return what came of it, with all that must not happen."""
+    cfg = prepare(folder / "work")
+    kinds = targets(cfg)
+    share = count / sum(weight for files in kinds.values() for *_, weight in files)
+    rng, outside, wrong = random.Random(seed), [], []
+    watch(folder, outside)
+    signal.signal(signal.SIGALRM, too_slow)
+    faulthandler.enable()
+    warnings.simplefilter("ignore")
+    results = {}
+    for kind, files in kinds.items():
+        tally = results.setdefault(kind, {"files": 0, "accepted": 0, "refused": 0})
+        for path, reader, weight in files:
+            whole = path.read_bytes()
+            reader()  # what is whole is accepted
+            for _ in range(max(1, round(weight * share))):
+                damaged = mutate(whole, rng)
+                path.write_bytes(damaged)
+                tally["files"] += 1
+                signal.alarm(SECONDS)
+                try:
+                    reader()
+                    tally["accepted"] += 1
+                except UserError:
+                    tally["refused"] += 1
+                except BaseException as error:
+                    kept = folder / f"wrong_{len(wrong)}{path.suffix}"
+                    kept.write_bytes(damaged)
+                    wrong.append(f"{path.name}: {type(error).__name__}: {error} ({kept})")
+                finally:
+                    signal.alarm(0)
+            path.write_bytes(whole)
+    return {"kinds": results, "wrong": wrong, "outside": outside}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--count", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    # what the readers print goes to standard error: the results stand alone
+    results, sys.stdout = sys.stdout, sys.stderr
+    found = fuzz(arguments.folder.resolve(), arguments.count, arguments.seed)
+    print(json.dumps(found), file=results)

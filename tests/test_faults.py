@@ -1,0 +1,250 @@
+"""Kill anything, any time: nothing half-written, nothing lost, one run at a time."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from config import UserError
+from generate_patches import generate_patches
+from medood.cli import run
+from medood.files import tidy, whole
+from medood.lock import alone_in, in_use
+from medood.records import fresh_folder
+
+ROOT = Path(__file__).parents[1]
+
+
+def sabotage(folder, points):
+    command = [sys.executable, "tests/faults.py", str(folder), "--points", str(points)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.slow
+def test_steps_that_are_stopped_end_as_undisturbed_ones(tmp_path):
+    done = sabotage(tmp_path, points=2)
+    assert done["failures"] == []
+    assert done["stopped"] > 8  # of 16 strikes; one in time may come too late
+
+
+@pytest.mark.long
+def test_steps_that_are_stopped_at_20_points_end_as_undisturbed_ones(tmp_path):
+    done = sabotage(tmp_path, points=20)
+    print(done["strikes"], "strikes,", done["stopped"], "stopped the step")
+    assert done["failures"] == []
+    assert done["stopped"] > 100  # of 160
+
+
+# ---------------------------------------------------------------- what is left, and put right
+
+
+def test_a_file_takes_its_name_when_it_is_complete(tmp_path):
+    path = tmp_path / "text"
+    path.write_text("before")
+
+    def stop():
+        with whole(path) as partial:
+            partial.write_text("half")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        stop()
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("text", "before")]
+    with whole(path) as partial:
+        partial.write_text("after")
+        assert path.read_text() == "before"
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("text", "after")]
+
+
+def test_what_a_kill_left_is_removed_and_what_it_was_replacing_put_back(tmp_path):
+    for name in (".Image_Patchs.x1.partial", "models/.1_unet.replaced", "models/2_unet"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "file").write_text(name)
+    (tmp_path / "models/.2_unet.replaced").mkdir()  # its successor stands
+    (tmp_path / "models/2_unet/.resume.pt.7.partial").write_text("half")
+    (tmp_path / "notes.partial").write_text("the user's")
+    (tmp_path / ".hidden").write_text("the user's")
+    tidy(tmp_path)
+    left = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
+    assert left == {"models/1_unet/file", "models/2_unet/file", "notes.partial", ".hidden"}
+
+
+def test_a_replaced_folder_is_put_back_if_its_successor_cannot_take_its_name(tmp_path, monkeypatch):
+    with fresh_folder(tmp_path / "made", {}) as out:
+        (out / "a.png").write_text("before")
+    rename = Path.rename
+
+    def fail_for_new(path, target):
+        if path.name.endswith(".partial"):
+            raise OSError
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail_for_new)
+    with pytest.raises(OSError), fresh_folder(tmp_path / "made", {}) as out:  # noqa: PT011
+        (out / "a.png").write_text("after")
+    assert (tmp_path / "made/a.png").read_text() == "before"
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
+
+
+# ---------------------------------------------------------------- one run at a time
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from medood.lock import alone_in, in_use
+folder, *parts = sys.argv[1:]
+with in_use(Path(folder), parts):
+    if "alone" in parts:
+        with alone_in(Path(folder)):
+            print("held", flush=True); time.sleep(60)
+    print("held", flush=True); time.sleep(60)
+"""
+
+
+@pytest.fixture
+def other_run(tmp_path):
+    """Start another process that works in the folder; killed at the end."""
+    started = []
+
+    def start(*parts):
+        command = [sys.executable, "-c", HOLD, str(tmp_path), *parts]
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        started.append(process)
+        assert process.stdout.readline() == "held\n"
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def test_the_part_of_another_run_is_refused_with_its_name(tmp_path, other_run):
+    other = other_run("79_unet")
+    with (
+        pytest.raises(UserError, match=rf"process {other.pid} on .* works in .* on 79_unet"),
+        in_use(tmp_path, ["158_unet", "79_unet"]),
+    ):
+        pass
+    with in_use(tmp_path, ["158_unet"]):  # another fold is free
+        pass
+
+
+def test_data_are_not_made_anew_while_another_run_reads_them(tmp_path, other_run):
+    other_run("79_unet")
+    with in_use(tmp_path, ["158_unet"]):
+        with pytest.raises(UserError, match="another run"), alone_in(tmp_path):
+            pass
+        assert True
+
+
+def test_no_run_begins_while_another_makes_the_data(tmp_path, other_run):
+    other_run("alone")
+    with pytest.raises(UserError, match="another run"), in_use(tmp_path, ["158_unet"]):
+        pass
+
+
+def test_a_killed_run_holds_nothing_and_leaves_nothing_half_written(tmp_path, other_run):
+    other = other_run("79_unet", "alone")
+    (tmp_path / ".Image_Patchs.abc.partial").mkdir()
+    other.kill()
+    other.wait()
+    with in_use(tmp_path, ["79_unet"]), alone_in(tmp_path):
+        assert [path.name for path in tmp_path.iterdir()] == [".locks"]
+
+
+def test_a_run_that_is_at_work_is_not_tidied_up_after(tmp_path, other_run):
+    other_run("79_unet")
+    (tmp_path / ".at_work.1.partial").write_text("its own")
+    with in_use(tmp_path, ["158_unet"]):
+        assert (tmp_path / ".at_work.1.partial").exists()
+
+
+def test_a_second_run_is_refused_on_the_command_line(patched):
+    command = [sys.executable, "train.py", f"--workspace={patched.workspace}", "--folds=1"]
+    with in_use(patched.workspace, ["1_unet_vgg11_bn"]):
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "another run" in done.stderr
+
+
+def test_a_folder_that_was_not_there_is_not_left_behind(tmp_path):
+    with in_use(tmp_path / "a" / "b"):
+        assert (tmp_path / "a" / "b").is_dir()
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---------------------------------------------------------------- disks and pipes
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with (
+        pytest.raises(UserError, match=r"cannot be written to \(Read-only file system\)"),
+        in_use(tmp_path),
+    ):
+        pass
+
+
+def test_a_full_disk_is_said_with_the_cure(tmp_path, monkeypatch, capsys):
+    def fill(cfg):
+        raise OSError(28, "No space left on device", str(tmp_path / "x"))
+
+    monkeypatch.setattr(sys, "argv", ["train.py", f"--workspace={tmp_path}"])
+    with pytest.raises(SystemExit) as stop:
+        run(fill)
+    assert str(stop.value).startswith("error: No space left on device, ")
+    assert "free some space and run the same command again" in str(stop.value)
+
+
+def test_output_into_a_pipe_that_closes_is_no_traceback():
+    command = f"{sys.executable} train.py --help | head -1"
+    done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True)
+    assert done.stderr == ""
+
+
+def test_sigterm_ends_a_step_like_ctrl_c(patched):
+    command = [sys.executable, "train.py", f"--workspace={patched.workspace}", "--folds=1"]
+    options = ["--patch_size=32", "--encoder=mobilenet_v2", "--encoder_weights=none"]
+    process = subprocess.Popen(
+        [*command, *options, "--device=cpu", "--epochs=500"],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    resume = patched.workspace / "models" / "1_unet_mobilenet_v2" / "resume.pt"
+    while not resume.exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.terminate()
+    _, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (130, "stopped: the same command goes on from here\n")
+
+
+# ---------------------------------------------------------------- the same bytes
+
+
+def test_another_number_of_workers_gives_the_same_bytes(patched, tmp_path_factory):
+    from tests.faults import tree
+
+    once = tree(patched.workspace)
+    more = dataclasses.replace(patched, workers=3)
+    for path in patched.workspace.glob("*_Patchs/made_from.json"):
+        path.write_text("{}")  # made from nothing: it is made again
+    os.utime(patched.workspace)
+    generate_patches(more)
+    from generate_unfiltered_oods import generate_unfiltered_oods
+
+    generate_unfiltered_oods(more)
+    assert tree(patched.workspace) == once
