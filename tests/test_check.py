@@ -257,9 +257,7 @@ def test_a_changed_source_is_seen_by_the_steps_behind_it_and_the_reason_is_said(
     train(cfg)
     image = cfg.workspace / "Lizard_Images" / "region_0.png"
     write_png(image, read_image(image)[:, ::-1])
-    with pytest.raises(
-        UserError, match="Image_Patchs is out of date .what it is made from"
-    ):
+    with pytest.raises(UserError, match="Image_Patchs is out of date .what it is made from"):
         train(cfg)
     generate_patches(cfg)
     assert "Image_Patchs: made again: what it is made from changed" in capsys.readouterr().out

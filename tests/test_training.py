@@ -19,7 +19,7 @@ from medood.data import id_files
 from medood.files import csv_text, model_folder, write_json
 from medood.folds import fold_path, read_fold
 from medood.hard_ood import columns, pct_path, pct_record, ranking_path
-from medood.images import write_png
+from medood.images import read_mask, write_png
 from rank_prune_ood import rank_prune_ood
 from tests.oracles import read_rows
 from train import train
@@ -297,3 +297,118 @@ def test_validation_patches_without_a_nucleus_are_refused(with_val):
         write_png(with_val.workspace / "Mask_Patchs" / name, np.zeros((32, 32), np.uint8))
     with pytest.raises(UserError, match="no nucleus in the .* held out of the training side"):
         train(with_val)
+
+
+# ---------------------------------------------------------------- training that goes wrong
+
+
+def spoil(monkeypatch, step, change):
+    """Let the loss of a step, counted from 1 over the whole training, be changed."""
+    real, taken = training.segmentation_loss, []
+
+    def loss(logits, *others):
+        taken.append(1)
+        value = real(logits, *others)
+        return change(value, logits) if len(taken) == step else value
+
+    monkeypatch.setattr(training, "segmentation_loss", loss)
+
+
+def names_of_step(cfg, epoch, step):
+    """The patches of a step, epoch and step counted from 1."""
+    names = read_fold(cfg, 1).train
+    part = training.batches(cfg, 1, epoch - 1, len(names))[step - 1]
+    return ", ".join(names[index] for index in part.tolist())
+
+
+def test_a_gradient_that_is_not_finite_is_named_with_its_step_and_patches(one_fold, monkeypatch):
+    # its loss is finite, and the next one's would not be
+    spoil(monkeypatch, 2, lambda loss, logits: loss + (logits.sum() * 0).sqrt())
+    names = names_of_step(one_fold, 1, 2)
+    with pytest.raises(UserError, match=f"epoch 1, step 2: the gradient is .* patches {names}: "):
+        train(one_fold)
+
+
+def test_the_epochs_before_a_loss_that_is_not_finite_are_kept(one_fold, monkeypatch):
+    steps = len(training.batches(one_fold, 1, 0, len(read_fold(one_fold, 1).train)))
+    folder = model_folder(one_fold, 1, ood=False)
+    with monkeypatch.context() as patch:
+        spoil(patch, steps + 1, lambda loss, _: loss * float("nan"))
+        names = names_of_step(one_fold, 2, 1)
+        with pytest.raises(UserError, match=f"epoch 2, step 1: the loss is nan .* {names}: lower"):
+            train(one_fold)
+    kept = torch.load(folder / "resume.pt", weights_only=True)
+    assert [row["epoch"] for row in kept["log"]] == [1]
+    assert all(value.isfinite().all() for value in kept["model"].values())
+    assert not (folder / "run.json").exists()
+    train(one_fold)  # it was a fault of the machine: it goes on
+    resumed = weights(one_fold)
+    (folder / "run.json").unlink()
+    train(one_fold)
+    assert weights(one_fold) == resumed
+
+
+def test_a_device_without_memory_is_said_with_the_batch_size_to_try(one_fold, monkeypatch):
+    def fill(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(training, "training_step", fill)
+    with pytest.raises(UserError, match="no memory for batches of 8 .* set batch_size to 4$"):
+        train(one_fold)
+    with pytest.raises(UserError, match="batches of 1 .* set device to cpu$"):
+        train(dataclasses.replace(one_fold, batch_size=1))
+
+
+def write_masks(cfg, names, change):
+    for name in names:
+        path = cfg.workspace / "Mask_Patchs" / name
+        write_png(path, change(read_mask(path, 7)))
+
+
+def test_a_class_that_no_training_patch_holds_is_said(one_fold, capsys):
+    write_masks(one_fold, read_fold(one_fold, 1).train, lambda mask: np.where(mask == 4, 0, mask))
+    train(one_fold)
+    assert "fold 1: no training patch holds plasma: the network" in capsys.readouterr().out
+
+
+def test_masks_without_any_nucleus_do_not_train(one_fold):
+    write_masks(one_fold, read_fold(one_fold, 1).train, np.zeros_like)
+    with pytest.raises(UserError, match="no training mask holds a nucleus"):
+        train(one_fold)
+
+
+def test_a_baseline_that_makes_no_mistake_ends_in_the_baseline_again(one_fold, monkeypatch, capsys):
+    train(one_fold)
+    rank = rank_prune_ood.__globals__["rank_and_prune"]
+
+    def nothing_seen(names, counts):
+        return rank(names, np.eye(7, dtype=np.int64)[np.zeros(len(counts), int)] * 32 * 32)
+
+    monkeypatch.setitem(rank_prune_ood.__globals__, "rank_and_prune", nothing_seen)
+    rank_prune_ood(one_fold)
+    estimate_pct(one_fold)
+    train_ood(one_fold)
+    said = capsys.readouterr().out
+    assert "the baseline sees nuclei in 0 of" in said
+    assert "no OoD patch is added (the baseline sees nuclei in none" in said
+    assert weights(one_fold, ood=True) == weights(one_fold)
+
+
+def test_a_damaged_resume_is_refused_and_not_half_loaded(one_fold, monkeypatch):
+    with monkeypatch.context() as patch:
+        spoil(patch, 5, lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(one_fold)
+    path = model_folder(one_fold, 1, ood=False) / "resume.pt"
+    saved = torch.load(path, weights_only=True)
+    del saved["model"]["segmentation_head.0.bias"]
+    torch.save(saved, path)
+    with pytest.raises(UserError, match=r"resume.pt is damaged .* remove it to begin"):
+        train(one_fold)
+
+
+def test_weights_can_be_read_by_whoever_can_read_the_rest(one_fold):
+    train(one_fold)
+    folder = model_folder(one_fold, 1, ood=False)
+    modes = {path.name: path.stat().st_mode for path in folder.iterdir()}
+    assert len(set(modes.values())) == 1, modes
