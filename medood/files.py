@@ -230,17 +230,28 @@ def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def replace_folder(new: Path, folder: Path) -> None:
-    """Rename `new` to `folder`, removing what stood there."""
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Give an empty folder to fill; it takes the place of `folder` once it is full.
+
+    An error or a kill on the way leaves what stood there before as it was.
+    """
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}{PARTIAL}")
     old = folder.with_name(f".{folder.name}{REPLACED}")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
     try:
-        new.rename(folder)
-    except OSError:
-        old.rename(folder)
-        raise
+        yield partial
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            folder.rename(old)
+        try:
+            partial.rename(folder)
+        except OSError:
+            old.rename(folder)
+            raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
 
 

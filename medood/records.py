@@ -7,9 +7,6 @@ one was put there by the user and is never overwritten.
 
 import functools
 import hashlib
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,7 +17,7 @@ from joblib import Parallel, delayed
 from tqdm import tqdm
 
 from config import Config, UserError
-from medood.files import PARTIAL, digest, read_json, replace_folder, write_json
+from medood.files import digest, read_json, whole_folder, write_json
 from medood.images import missing
 
 RECORD = "made_from.json"
@@ -61,23 +58,10 @@ def fresh_folder(folder: Path, record: dict, bad: BadFiles | None = None) -> Ite
     """
     if any(folder.glob("*.png")) and not (folder / RECORD).exists():
         raise UserError(f"{folder} was put there by you: remove it to have it made anew")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # a name of its own: nobody left over from a killed run can write into it
-    partial = Path(tempfile.mkdtemp(PARTIAL, f".{folder.name}.", folder.parent))
-    try:
-        partial.chmod(0o777 & ~_umask())  # others may read it, as any folder
+    with whole_folder(folder) as partial:
         yield partial
         content = {**record, "files": _count_pngs(partial), "bad_files": bad or {}}
         write_json(partial / RECORD, content)
-        replace_folder(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _umask() -> int:
-    value = os.umask(0)
-    os.umask(value)
-    return value
 
 
 def is_kept(folder: Path, record: dict) -> bool:

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import io
 import os
 import time
 from collections.abc import Iterator
@@ -23,13 +24,12 @@ from medood.card import write_card
 from medood.checkpoints import TRAINED_ON, made_from, plain_settings, read_run, versions
 from medood.data import Pair, Patches, load_patches
 from medood.files import (
-    PARTIAL,
     SOURCE_PREFIX,
     csv_text,
     data_name,
-    replace_folder,
     timed,
     whole,
+    whole_folder,
     write_json,
     write_text,
 )
@@ -160,13 +160,9 @@ def fit(
         board.close()
     if best is not None:
         model.load_state_dict(best["model"])
-    finished = folder.with_name(f".{folder.name}.{os.getpid()}{PARTIAL}")
-    save_network(model, finished)
-    write_text(finished / "log.csv", csv_text(list(log[0]), (row.values() for row in log)))
     # an OoD patch is called like the training patch that it was cut from, unless it is external
     names = {name for name in patches.names if not name.startswith(SOURCE_PREFIX)}
     names |= set(val.names if val else [])
-    write_text(finished / TRAINED_ON, "".join(f"{name}\n" for name in sorted(names)))
     run = {
         "fold": fold,
         "data": data_name(cfg.workspace),
@@ -177,9 +173,12 @@ def fit(
         "versions": versions(),
         "made_from": record,
     }
-    write_json(finished / "run.json", run)
-    write_card(finished, run)
-    replace_folder(finished, folder)
+    with whole_folder(folder) as finished:
+        save_network(model, finished)
+        write_text(finished / "log.csv", csv_text(list(log[0]), (row.values() for row in log)))
+        write_text(finished / TRAINED_ON, "".join(f"{name}\n" for name in sorted(names)))
+        write_json(finished / "run.json", run)
+        write_card(finished, run)
 
 
 def training_step(
@@ -283,11 +282,13 @@ def save_network(model: nn.Module, folder: Path) -> None:
     try:
         model.eval().save_pretrained(folder)
     except SafetensorError as error:  # what the disk says comes as text
-        raise UserError(f"{folder.parent}: the weights cannot be written ({error})") from None
+        raise UserError(
+            f"the weights cannot be written to {folder.parent} ({error}): free some space and run"
+            " the same command again, nothing that was done is lost"
+        ) from None
+    mode = (folder / "config.json").stat().st_mode  # safetensors hides its file from others
     for path in folder.iterdir():
-        path.chmod(
-            (folder / "config.json").stat().st_mode
-        )  # safetensors hides its file from others
+        path.chmod(mode)
         with path.open("rb+") as file:
             os.fsync(file.fileno())
 
@@ -314,9 +315,10 @@ def _save_resume(
     best: dict | None,
 ) -> None:
     state = {"model": model.state_dict(), "optimiser": optimiser.state_dict()}
-    with whole(path) as partial, partial.open("wb") as file:
-        # through Python's file, so that a full disk is an OSError and not one of torch's kinds
-        torch.save({"record": record, "log": log, "best": best, **state}, file)
+    buffer = io.BytesIO()  # not to the file: of a full disk torch makes an error of its own kind
+    torch.save({"record": record, "log": log, "best": best, **state}, buffer)
+    with whole(path) as partial:
+        partial.write_bytes(buffer.getbuffer())
 
 
 def _resume(path: Path, record: dict, model: nn.Module, optimiser: torch.optim.Adam) -> tuple:
