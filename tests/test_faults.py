@@ -34,7 +34,7 @@ def test_steps_that_are_stopped_end_as_undisturbed_ones(tmp_path):
     assert done["stopped"] > 8  # of 16 strikes; one in time may come too late
 
 
-@pytest.mark.long
+@pytest.mark.endurance
 def test_steps_that_are_stopped_at_20_points_end_as_undisturbed_ones(tmp_path):
     done = sabotage(tmp_path, points=20)
     print(done["strikes"], "strikes,", done["stopped"], "stopped the step")

@@ -40,7 +40,7 @@ def test_damaged_files_end_in_a_sentence(tmp_path):
         assert tally["refused"] > 0.2 * tally["files"], kind  # they were really damaged
 
 
-@pytest.mark.long
+@pytest.mark.endurance
 def test_10_000_damaged_files_end_in_a_sentence(tmp_path):
     found = fuzz(tmp_path, 10_000)
     print(json.dumps(found["kinds"], indent=1))
