@@ -11,6 +11,7 @@ import os
 import shutil
 import socket
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -23,6 +24,7 @@ from config import UserError
 from medood.files import tidy
 
 LOCKS = ".locks"
+PATIENCE = 3  # seconds: jobs that start together tidy up one after the other
 ALONE, SHARED = (kind | LockFlags.NON_BLOCKING for kind in (LockFlags.EXCLUSIVE, LockFlags.SHARED))
 _held: dict[Path, IO[str]] = {}  # folders that this process works in
 
@@ -46,7 +48,7 @@ def in_use(folder: Path, parts: Iterable[str] = ()) -> Iterator[None]:
         stack.callback(_remove_if_empty, folder, absent)
         if _try(files[0], ALONE):
             tidy(folder)
-        elif not _try(files[0], SHARED):
+        elif not _try(files[0], SHARED, patience=PATIENCE):
             raise _taken(folder, files[0])
         for file in files[1:]:
             if not _try(file, ALONE):
@@ -78,11 +80,15 @@ def _open(folder: Path, name: str) -> IO[str]:
     return (folder / LOCKS / name).open("a+", encoding="utf-8")
 
 
-def _try(file: IO[str], flags: LockFlags) -> bool:
+def _try(file: IO[str], flags: LockFlags, patience: float = 0) -> bool:
+    """Lock a file and say whether that was possible, within some seconds."""
     try:
         portalocker.lock(file, flags)
     except portalocker.AlreadyLocked:
-        return False
+        if patience <= 0:
+            return False
+        time.sleep(0.1)
+        return _try(file, flags, patience - 0.1)
     except portalocker.LockException as error:
         # some network drives know no locks: better without than not at all
         print(f"{file.name}: no lock is to be had here ({error}); start no second run", flush=True)
