@@ -154,7 +154,9 @@ def cut_regions(cfg: Config) -> None:
 def sift_prepared(cfg: Config) -> None:
     """Look at every patch that the user prepared; list those that cannot be used in k_folds/."""
     folders = cfg.workspace / "Image_Patchs", cfg.workspace / "Mask_Patchs"
-    found = [path for folder in folders for path in list_pngs(folder, made_by="generate_patches")]
+    found = [
+        path for folder in folders for path in list_pngs(folder, made_by="generate_patches.py")
+    ]
     record = {"patch_size": cfg.patch_size, "inputs": fingerprint(found)}
     path = cfg.workspace / "k_folds" / RECORD
     if {**(read_json(path) or {}), "bad_files": {}} == {**record, "bad_files": {}}:
@@ -176,6 +178,8 @@ def generate_patches(cfg: Config = CONFIG) -> None:
         cut_regions(cfg)
     if is_prepared(cfg.workspace):
         sift_prepared(cfg)
+    else:
+        (cfg.workspace / "k_folds" / RECORD).unlink(missing_ok=True)  # of the user's, once
     bad = bad_files(cfg.workspace / "Image_Patchs") | bad_files(cfg.workspace / "k_folds")
     images, _ = list_patch_pairs(cfg.workspace, left_out(cfg.workspace).patches)
     write_folds(cfg, [path.name for path in images])

@@ -22,9 +22,7 @@ from medood.prepared import is_prepared, look_at_pair
 from medood.records import BadFiles, for_each
 from medood.training import step_seconds
 
-# Bytes written for a byte of the images: patches, class masks and OoD patches, as PNG. Measured on
-# CoNSeP and on the sample (1.9 to 2.2).
-WRITTEN = 2.4
+WRITTEN = 3 + 3 + 1 + 1  # bytes for a pixel, at most: patch, OoD patch, and class mask twice
 ADAM = 3  # a network in training, as resume.pt: the weights and two moments of each
 
 
@@ -48,11 +46,14 @@ def check(cfg: Config) -> Findings:
     """
     findings = Findings()
     findings.add("workspace", str(cfg.workspace))
-    patches: list[str] = []
-    if is_prepared(cfg.workspace):
-        patches = _check_patches(cfg, findings)
-    else:
-        patches = _check_regions(cfg, findings)
+    try:
+        raw = region_images(cfg), region_labels(cfg)
+    except UserError as error:
+        findings.stops.append(str(error))
+        raw = [], []
+    # patches that the user put there are not made again, nor those that have lost their sources
+    as_they_are = is_prepared(cfg.workspace) or not all(raw)
+    patches = _check_patches(cfg, findings) if as_they_are else _check_regions(cfg, *raw, findings)
     if patches:
         _check_folds(cfg, patches, findings)
         _check_cost(cfg, len(patches), findings)
@@ -70,14 +71,11 @@ def refuse_findings(cfg: Config, findings: Findings) -> None:
         raise UserError("\n  ".join([f"{count}{cure}", *problems]))
 
 
-def _check_regions(cfg: Config, findings: Findings) -> list[str]:
+def _check_regions(
+    cfg: Config, image_paths: list[Path], label_paths: list[Path], findings: Findings
+) -> list[str]:
     """Look at every image and its label; return the names of the patches they will give."""
-    try:
-        images = {path.stem: path for path in region_images(cfg)}
-        labels = {path.stem: path for path in region_labels(cfg)}
-    except UserError as error:
-        findings.stops.append(str(error))
-        return []
+    images, labels = ({path.stem: path for path in paths} for paths in (image_paths, label_paths))
     findings.add("images, labels", f"{len(images)}, {len(labels)}")
     for name in sorted(images.keys() - labels.keys()):
         path = images[name]
@@ -119,7 +117,7 @@ def _look_at_region(label: Path, image: Path, cfg: Config) -> tuple[str, int, Co
 
 
 def _check_patches(cfg: Config, findings: Findings) -> list[str]:
-    """Look at every patch that the user prepared; return the names of those that can be used."""
+    """Look at every patch that is there; return the names of those that can be used."""
     folders = cfg.workspace / "Image_Patchs", cfg.workspace / "Mask_Patchs"
     names = sorted({path.name for folder in folders for path in folder.glob("*.png")})
     try:
@@ -128,7 +126,7 @@ def _check_patches(cfg: Config, findings: Findings) -> list[str]:
     except UserError as error:  # every patch is bad
         findings.stops.append(str(error))
         return []
-    findings.add("prepared patches", f"{len(names)}, of which {len(used)} can be used")
+    findings.add("patches", f"{len(names)}, of which {len(used)} can be used")
     return [name for name in names if name not in findings.bad]
 
 
@@ -168,12 +166,11 @@ def _check_folds(cfg: Config, patches: list[str], findings: Findings) -> None:
 
 def _check_cost(cfg: Config, patches: int, findings: Findings) -> None:
     """Compare free disk with what will be written, and say about how long training takes."""
-    images = sum(path.stat().st_size for path in region_images(cfg))
     weights = 4 * sum(
         value.numel() for value in build_model(replace(cfg, encoder_weights="none")).parameters()
     )
     networks = 2 * len(cfg.folds)
-    needed = int(WRITTEN * images) + (networks + ADAM) * weights
+    needed = WRITTEN * patches * cfg.patch_size**2 + (networks + ADAM) * weights
     place = next(path for path in (cfg.workspace, *cfg.workspace.parents) if path.exists())
     free = shutil.disk_usage(place).free
     findings.add("disk", f"{needed / 1e9:.1f} GB at most to be written, {free / 1e9:.1f} GB free")

@@ -108,13 +108,13 @@ def require_fresh(cfg: Config, oods: bool = False) -> None:
 
     oods: look at the OoD patches too. Bad files are refused, unless they are to be skipped.
     """
-    require_masks(cfg)
     folder = cfg.workspace / "Image_Patchs"
-    images, masks, _ = pair_regions(cfg)
-    if images:
-        record = patches_record(cfg, images, masks)
-        for made in (folder, cfg.workspace / "Mask_Patchs"):
-            _require(made, record, "generate_patches.py")
+    if _are_there(cfg.masks):
+        require_masks(cfg)
+    if _are_there(cfg.images):
+        images, masks, _ = pair_regions(cfg)
+        for made in (folder, cfg.workspace / "Mask_Patchs") if images else ():
+            _require(made, patches_record(cfg, images, masks), "generate_patches.py")
     refuse_bad(cfg, bad_files(folder) | bad_files(cfg.workspace / "k_folds"))
     for fold in cfg.folds:
         if why := fold_changes(cfg, fold):
@@ -128,6 +128,11 @@ def require_fresh(cfg: Config, oods: bool = False) -> None:
             _require(cfg.workspace / "OoD_Source_Patchs", record, made_by)
 
 
+def _are_there(sources: Path | None) -> bool:
+    """Say whether the user's own folder still stands; None is Lizard's, found if it is there."""
+    return sources is None or sources.is_dir()
+
+
 def _require(folder: Path, record: dict, made_by: str) -> None:
     if read_json(folder / RECORD) is None:
         return  # the user's, or not made yet
@@ -136,4 +141,5 @@ def _require(folder: Path, record: dict, made_by: str) -> None:
 
 
 def _old(folder: Path, why: str, made_by: str) -> UserError:
-    return UserError(f"{folder} is out of date ({why}): run `python {made_by}` first")
+    cure = f"set back what changed, or run `python {made_by}` first"
+    return UserError(f"{folder} is out of date ({why}): {cure}")

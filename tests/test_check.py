@@ -15,7 +15,7 @@ from scipy.io import loadmat, savemat
 
 from config import UserError
 from generate_patches import generate_patches
-from main import look
+from main import look, main
 from medood.check import check, refuse_findings
 from medood.folds import fold_path, read_fold
 from medood.images import read_image, write_png
@@ -301,3 +301,24 @@ def test_a_list_of_the_user_is_used_as_it_is(patched):
     expected = read_fold(patched, 1)
     generate_patches(dataclasses.replace(patched, seed=9))
     assert read_fold(patched, 1) == expected
+
+
+@pytest.mark.parametrize("lost", [("Lizard_Images",), ("Lizard_Images", "Labels")])
+def test_patches_whose_sources_are_gone_are_used_as_they_are(patched, lost):
+    for folder in lost:
+        shutil.rmtree(patched.workspace / folder)
+    cfg = dataclasses.replace(patched, folds=(1,), epochs=1)
+    main(cfg)
+    assert (cfg.workspace / "reports/unet_mobilenet_v2/index.html").exists()
+
+
+def test_bad_files_of_patches_that_were_the_users_are_forgotten_with_them(patched):
+    for folder in ("Image_Patchs", "Mask_Patchs"):
+        (patched.workspace / folder / RECORD).unlink()
+    truncate(patched.workspace / "Image_Patchs" / "region_0_1.png")
+    with pytest.raises(UserError, match="region_0_1.png is not a whole"):
+        generate_patches(patched)
+    for folder in ("Image_Patchs", "Mask_Patchs"):
+        shutil.rmtree(patched.workspace / folder)
+    generate_patches(patched)
+    assert "region_0_1.png" in read_fold(patched, 1).train + read_fold(patched, 1).test
