@@ -18,7 +18,7 @@ from medood.checkpoints import load_model
 from medood.data import id_files
 from medood.files import csv_text, model_folder, write_json
 from medood.folds import fold_path, read_fold
-from medood.hard_ood import columns, pct_path, pct_record, ranking_path
+from medood.hard_ood import ESTIMATE, columns, pct_path, pct_record, ranking_path
 from medood.images import read_mask, write_png
 from rank_prune_ood import rank_prune_ood
 from tests.oracles import read_rows
@@ -173,7 +173,8 @@ def test_med_ood_trains_on_the_hardest_share(one_fold):
     rows = [[i, name, 0.5, 1, 1, 0, 0, 0, 0, 0, int(i <= 6)] for i, name in enumerate(names, 1)]
     ranking_path(one_fold, 1).parent.mkdir()
     ranking_path(one_fold, 1).write_text(csv_text(columns(one_fold), rows))
-    write_json(pct_path(one_fold, 1), {"ood_patches": 4, "made_from": pct_record(one_fold, 1)})
+    estimate = dict.fromkeys(ESTIMATE, 0) | {"ood_patches": 4}
+    write_json(pct_path(one_fold, 1), estimate | {"made_from": pct_record(one_fold, 1)})
     opened = []
     load = training.load_patches
 
