@@ -22,6 +22,7 @@ from medood.files import (
     csv_text,
     list_patch_pairs,
     list_pngs,
+    pngs,
     read_json,
     read_table,
     region_images,
@@ -90,7 +91,7 @@ def patch_of(x: float, y: float, height: int, width: int, patch_size: int) -> in
 def nuclei_of_patches(folder: Path, patch_size: int) -> list[tuple[str, int]]:
     """Return patch and class of every nucleus that Semantic_Labels lists."""
     found, region, size = [], None, (0, 0)
-    there = {path.stem for path in folder.glob("*.png")}
+    there = {path.stem for path in pngs(folder)}
     try:
         for row in read_table(folder / NUCLEI_LIST):  # sorted by region
             if row["region"] != region:
@@ -132,7 +133,7 @@ def cut_regions(cfg: Config) -> None:
     if not regions:
         refuse_bad(replace(cfg, skip_bad_files=False), bad)
     images_out, masks_out = cfg.workspace / "Image_Patchs", cfg.workspace / "Mask_Patchs"
-    record = patches_record(cfg, regions, masks)
+    record = patches_record(cfg, regions, masks, bad)
     if is_kept(images_out, record) and is_kept(masks_out, record):
         return
     with (
@@ -157,9 +158,10 @@ def sift_prepared(cfg: Config) -> None:
     found = [
         path for folder in folders for path in list_pngs(folder, made_by="generate_patches.py")
     ]
-    record = {"patch_size": cfg.patch_size, "inputs": fingerprint(found)}
+    classes = len(cfg.class_names)
+    record = {"patch_size": cfg.patch_size, "classes": classes, "inputs": fingerprint(found)}
     path = cfg.workspace / "k_folds" / RECORD
-    if {**(read_json(path) or {}), "bad_files": {}} == {**record, "bad_files": {}}:
+    if read_json(path) == {**record, "bad_files": {}}:
         return
     bad: BadFiles = {}
     names = sorted({path.name for path in found})

@@ -19,7 +19,7 @@ from medood.images import write_png
 from medood.labels import read_region_label
 from medood.lock import alone_in
 from medood.prepared import masks_record
-from medood.records import bad_files, for_each, fresh_folder, is_kept, refuse_bad
+from medood.records import for_each, fresh_folder, is_kept, refuse_bad
 
 UNLISTED = 255
 
@@ -75,7 +75,6 @@ def generate_semantic_labels(cfg: Config = CONFIG) -> None:
     folder = cfg.workspace / "Semantic_Labels"
     record, bad = masks_record(cfg, labels), {}
     if is_kept(folder, record):
-        refuse_bad(cfg, bad_files(folder))
         return
     with (
         alone_in(cfg.workspace),

@@ -21,8 +21,8 @@ from medood.files import SOURCE_PREFIX, list_images, list_patch_pairs, timed
 from medood.folds import left_out
 from medood.images import read_image, read_mask, write_png
 from medood.lock import alone_in
-from medood.prepared import oods_record, require_fresh, sources_record
-from medood.records import bad_files, for_each, fresh_folder, is_kept, refuse_bad
+from medood.prepared import oods_record, require_fresh, sources_record, whole_patches
+from medood.records import for_each, fresh_folder, is_kept, refuse_bad
 
 INPAINT_RADIUS = 3  # pixels around a hole that it is continued from
 
@@ -60,7 +60,7 @@ def write_oods(cfg: Config, folder: Path) -> None:
     if is_kept(folder, record):
         return
     with (
-        alone_in(cfg.workspace),
+        alone_in(folder.parent),  # no other run reads those of a study
         timed(cfg.workspace, "OoD patches"),
         fresh_folder(folder, record) as out,
     ):
@@ -73,17 +73,12 @@ def write_oods(cfg: Config, folder: Path) -> None:
 def cut_source(path: Path, cfg: Config, out: Path) -> int:
     """Write the patches of an external image, whole ones from the top left; return how many."""
     image, side = read_image(path, cfg.max_pixels), cfg.patch_size
-    height, width = (length // side for length in image.shape[:2])
-    if not height or not width:
-        raise UserError(
-            f"{path} is {image.shape[1]} x {image.shape[0]} pixels, smaller than a patch of {side}:"
-            " remove it from ood_source or enlarge it"
-        )
-    for k in range(height * width):
-        top, left = k // width * side, k % width * side
+    count, columns = whole_patches(path, *image.shape[:2], side), image.shape[1] // side
+    for k in range(count):
+        top, left = k // columns * side, k % columns * side
         patch = image[top : top + side, left : left + side]
         write_png(out / f"{SOURCE_PREFIX}{path.stem}_{k}.png", patch)
-    return height * width
+    return count
 
 
 def write_source_patches(cfg: Config) -> None:
@@ -92,7 +87,6 @@ def write_source_patches(cfg: Config) -> None:
     folder = cfg.workspace / "OoD_Source_Patchs"
     record, bad = sources_record(cfg, images), {}
     if is_kept(folder, record):
-        refuse_bad(cfg, bad_files(folder))
         return
     with alone_in(cfg.workspace), fresh_folder(folder, record, bad) as out:
         jobs = [(path, cfg, out) for path in images]

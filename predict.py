@@ -178,4 +178,5 @@ def predict_images(cfg: PredictConfig) -> None:
 
 
 if __name__ == "__main__":
-    run(predict_images, PredictConfig(), lambda cfg: cfg.out)
+    # several may write to one folder: each image has files of its own
+    run(predict_images, PredictConfig(), lambda cfg: cfg.out, parts=lambda cfg: [])

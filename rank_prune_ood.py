@@ -25,7 +25,6 @@ from medood.files import (
     digest,
     model_folder,
     read_json,
-    require_network,
     timed,
     write_json,
     write_text,
@@ -103,13 +102,14 @@ def rank_fold(cfg: Config, fold: int) -> None:
     """Write the ranking of one fold, unless it is there from the same network and candidates."""
     # here, so that --help answers without torch
     from medood.data import ood_files
+    from medood.training import require_current
 
     network = model_folder(cfg, fold, ood=False)
     files = ood_files(cfg, ood_candidates(cfg, read_fold(cfg, fold).train))
     missing = [path for path, _ in files if not path.exists()]
     if missing:
         raise UserError(f"{missing[0]} is missing: run `python generate_unfiltered_oods.py` first")
-    require_network(network)
+    require_current(cfg, fold, network, ood=False)
     path = ranking_path(cfg, fold)
     record = {
         "precision": cfg.precision,
@@ -118,6 +118,9 @@ def rank_fold(cfg: Config, fold: int) -> None:
         "candidates": fingerprint(path for path, _ in files),
     }
     made_from = read_json(path.with_suffix(".json"))
+    if path.exists() and made_from is None:
+        print(f"fold {fold}: {path} kept, it was put there by you (remove it to have it made)")
+        return
     drawn = path.with_name(f"{path.stem}_false_pixels.png").exists()
     if drawn and path.exists() and made_from == {**record, "ranking": digest(path.read_bytes())}:
         print(f"fold {fold}: {path} kept, made from the same network and candidates")

@@ -29,9 +29,8 @@ from medood.files import (
     write_text,
 )
 from medood.folds import fold_path, read_fold
-from medood.hard_ood import chosen_oods, stored_estimate
+from medood.hard_ood import stored_estimate
 from medood.prepared import require_fresh
-from medood.records import changes
 from medood.tables import INTERVAL, SCORES, markdown, spread
 
 if TYPE_CHECKING:
@@ -57,6 +56,8 @@ def networks(cfg: Config, checkpoints: tuple[Path, ...]) -> dict[int, dict[str, 
             names = ["_".join(path.resolve().parts[1:]) for path in checkpoints]
         of_name = dict(zip(names, checkpoints, strict=True))
         return {fold: of_name for fold in unseen_folds(cfg, checkpoints)}
+    from medood.training import require_current
+
     arms = {"baseline": False}
     if any(model_folder(cfg, fold, ood=True).exists() for fold in cfg.folds):
         arms["ood"] = True
@@ -68,27 +69,6 @@ def networks(cfg: Config, checkpoints: tuple[Path, ...]) -> dict[int, dict[str, 
         for name, folder in folders.items():
             require_current(cfg, fold, folder, ood=arms[name])
     return found
-
-
-def require_current(cfg: Config, fold: int, folder: Path, ood: bool) -> None:
-    """Raise UserError if a network is not the one that the settings and patches give now."""
-    from medood.checkpoints import made_from, read_run
-    from medood.data import id_files, ood_files
-
-    require_network(folder)
-    run = read_run(folder)
-    if "made_from" not in run:
-        return  # from elsewhere
-    train, val, _ = read_fold(cfg, fold)
-    files = id_files(cfg, train + val)
-    if ood:
-        files += ood_files(cfg, chosen_oods(cfg, fold))
-    if why := changes(run["made_from"], made_from(cfg, fold, files)):
-        script = "train_ood.py" if ood else "train.py"
-        raise UserError(
-            f"{folder} is out of date ({why}): run `python {script}` first, set what it was trained"
-            " with, or name it with --checkpoint to test it as it is"
-        )
 
 
 def unseen_folds(cfg: Config, checkpoints: tuple[Path, ...]) -> list[int]:

@@ -17,11 +17,14 @@ def train_ood(cfg: Config = CONFIG) -> None:
     """Train the Med-OoD network of every fold."""
     # here, so that --help answers without torch
     from medood.data import id_files, ood_files
-    from medood.training import train_fold
+    from medood.training import require_current, train_fold
 
     require_fresh(cfg, oods=True)
     for fold in cfg.folds:
         train, val, _ = read_fold(cfg, fold)
+        baseline = model_folder(cfg, fold, ood=False)
+        if baseline.exists():  # a ranking may come without the network behind it
+            require_current(cfg, fold, baseline, ood=False)
         hardest = chosen_oods(cfg, fold)
         if not hardest:
             print(

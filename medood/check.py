@@ -13,16 +13,34 @@ from pathlib import Path
 import numpy as np
 
 from config import Config, UserError
-from medood.files import official_table, region_images, region_labels
-from medood.folds import PARTS, LeftOut, fold_path, is_ours, read_list, read_official, region_of
+from medood.files import (
+    list_images,
+    model_folder,
+    official_table,
+    pngs,
+    read_json,
+    region_images,
+    region_labels,
+)
+from medood.folds import (
+    PARTS,
+    LeftOut,
+    fold_path,
+    held_out,
+    is_ours,
+    read_list,
+    read_official,
+    region_of,
+)
 from medood.images import read_image
 from medood.labels import read_region_label
 from medood.models import build_model
-from medood.prepared import is_prepared, look_at_pair
-from medood.records import BadFiles, for_each
+from medood.prepared import is_prepared, look_at_pair, whole_patches
+from medood.records import RECORD, BadFiles, for_each
 from medood.training import step_seconds
 
-WRITTEN = 3 + 3 + 1 + 1  # bytes for a pixel, at most: patch, OoD patch, and class mask twice
+# bytes for a pixel of the patches, at most
+BYTES = {"Semantic_Labels": 1, "Image_Patchs": 3, "Mask_Patchs": 1, "OoD_Patchs": 3}
 ADAM = 3  # a network in training, as resume.pt: the weights and two moments of each
 
 
@@ -54,6 +72,7 @@ def check(cfg: Config) -> Findings:
     # patches that the user put there are not made again, nor those that have lost their sources
     as_they_are = is_prepared(cfg.workspace) or not all(raw)
     patches = _check_patches(cfg, findings) if as_they_are else _check_regions(cfg, *raw, findings)
+    _check_oods(cfg, patches, findings)
     if patches:
         _check_folds(cfg, patches, findings)
         _check_cost(cfg, len(patches), findings)
@@ -91,8 +110,8 @@ def _check_regions(
     try:
         jobs = [(labels[name], images[name], cfg) for name in names]
         regions = for_each(_look_at_region, jobs, cfg, "looking at the data", findings.bad)
-    except UserError as error:  # every region is bad
-        findings.stops.append(str(error))
+    except UserError:  # every region is bad
+        findings.stops.append("no region can be used")
         return []
     findings.add("regions that fit", str(len(regions)))
     nuclei = sum((count for _, _, count in regions), Counter())
@@ -119,25 +138,51 @@ def _look_at_region(label: Path, image: Path, cfg: Config) -> tuple[str, int, Co
 def _check_patches(cfg: Config, findings: Findings) -> list[str]:
     """Look at every patch that is there; return the names of those that can be used."""
     folders = cfg.workspace / "Image_Patchs", cfg.workspace / "Mask_Patchs"
-    names = sorted({path.name for folder in folders for path in folder.glob("*.png")})
+    names = sorted({path.name for folder in folders for path in pngs(folder)})
     try:
         jobs = [(folders[0] / name, folders[1] / name, cfg) for name in names]
         used = for_each(look_at_pair, jobs, cfg, "looking at the patches", findings.bad)
-    except UserError as error:  # every patch is bad
-        findings.stops.append(str(error))
+    except UserError:  # every patch is bad
+        findings.stops.append("no patch can be used")
         return []
     findings.add("patches", f"{len(names)}, of which {len(used)} can be used")
     return [name for name in names if name not in findings.bad]
 
 
+def _check_oods(cfg: Config, patches: list[str], findings: Findings) -> None:
+    """Look at OoD patches that the user put there, and at the images of ood_source."""
+    folder = cfg.workspace / "OoD_Patchs"
+    there = {path.name for path in pngs(folder)}
+    if there and read_json(folder / RECORD) is None and (lost := sorted(set(patches) - there)):
+        findings.stops.append(
+            f"{folder}, which you put there, lacks {len(lost)} patches, {lost[0]} for one: add"
+            " them, or remove the folder to have it made"
+        )
+    if cfg.ood_source is None:
+        return
+    try:
+        jobs = [(path, cfg) for path in list_images(cfg.ood_source)]
+        read = for_each(_look_at_source, jobs, cfg, "looking at ood_source", findings.bad)
+    except UserError as error:  # no image, or every one is bad
+        findings.stops.append(str(error))
+        return
+    findings.add("ood_source", f"{len(jobs)} images, {sum(read)} patches")
+
+
+def _look_at_source(path: Path, cfg: Config) -> int:
+    """Return how many patches an image of ood_source gives; UserError if it gives none."""
+    height, width = read_image(path, cfg.max_pixels).shape[:2]
+    return whole_patches(path, height, width, cfg.patch_size)
+
+
 def _check_folds(cfg: Config, patches: list[str], findings: Findings) -> None:
     """Look at the fold lists that the user put there, and at what the others are drawn from."""
-    tests = {}
+    tests, drawn = {}, []
     out = LeftOut({Path(name).stem for name in findings.bad}, set(findings.bad))
     for fold in cfg.folds:
         path = fold_path(cfg, fold)
         if not path.exists() or is_ours(path):
-            findings.add(f"fold {fold}", f"drawn from {len(patches)} patches, split {cfg.split}")
+            drawn.append(fold)
             continue
         try:
             train, test = read_list(path, set(patches), out)
@@ -151,17 +196,28 @@ def _check_folds(cfg: Config, patches: list[str], findings: Findings) -> None:
     for (one, first), (other, second) in itertools.combinations(tests.items(), 2):
         if both := first & second:
             findings.add(f"folds {one}, {other}", f"test {len(both)} patches both")
-    if cfg.split == "official":
+    official = None
+    if cfg.split == "official" and not all(fold_path(cfg, fold).exists() for fold in drawn):
         try:
-            listed = read_official(cfg.workspace)
+            official = read_official(cfg.workspace)
         except UserError as error:
             findings.stops.append(str(error))
             return
-        if unknown := sorted({region_of(name) for name in patches} - listed.keys()):
+        if unknown := sorted({region_of(name) for name in patches} - official.keys()):
             table = official_table(cfg.workspace)
             findings.stops.append(f"{table} does not name region {unknown[0]}: use Lizard's own")
-    elif len({region_of(name) for name in patches}) < PARTS and cfg.split == "region":
-        findings.stops.append("split = region needs three regions: set split to patch")
+            return
+    for fold in drawn:
+        if cfg.split == "official" and official is None:
+            continue  # drawn before, and its table is gone
+        test = held_out(patches, fold, cfg.split, cfg.seed, official)
+        sides = f"{len(patches) - len(test)} train, {len(test)} test patches"
+        findings.add(f"fold {fold}", f"drawn by {cfg.split}: {sides}")
+        if len(test) in (0, len(patches)):
+            findings.stops.append(
+                f"fold {fold}: split = {cfg.split} leaves a side of it empty, as there are too few"
+                " regions: set split to patch"
+            )
 
 
 def _check_cost(cfg: Config, patches: int, findings: Findings) -> None:
@@ -169,8 +225,13 @@ def _check_cost(cfg: Config, patches: int, findings: Findings) -> None:
     weights = 4 * sum(
         value.numel() for value in build_model(replace(cfg, encoder_weights="none")).parameters()
     )
-    networks = 2 * len(cfg.folds)
-    needed = WRITTEN * patches * cfg.patch_size**2 + (networks + ADAM) * weights
+    made = [model_folder(cfg, fold, ood) for fold in cfg.folds for ood in (False, True)]
+    to_train = [folder for folder in made if not (folder / "run.json").exists()]
+    pixels = patches * cfg.patch_size**2
+    needed = (len(to_train) + ADAM) * weights if to_train else 0
+    for name, size in BYTES.items():
+        if not pngs(cfg.workspace / name):
+            needed += size * pixels
     place = next(path for path in (cfg.workspace, *cfg.workspace.parents) if path.exists())
     free = shutil.disk_usage(place).free
     findings.add("disk", f"{needed / 1e9:.1f} GB at most to be written, {free / 1e9:.1f} GB free")

@@ -100,7 +100,8 @@ def _of_file(path: Path, cfg: Config) -> nn.Module:
     weights, said = read_weights(path)
     settings = {"architecture": cfg.architecture, "encoder": cfg.encoder}
     beside = read_run(path).get("settings", {})
-    for known in (said, {name: beside[name] for name in settings if name in beside}, settings):
+    described = {name: beside[name] for name in (*settings, "batch_norm") if name in beside}
+    for known in (said, described, settings):
         if known and (model := _fitted(cfg, known, weights)):
             return model
     if (known := recognise(weights)) and (model := _fitted(cfg, known, weights)):
@@ -116,10 +117,10 @@ def _of_file(path: Path, cfg: Config) -> nn.Module:
 
 def _fitted(cfg: Config, known: dict[str, str], weights: Weights) -> nn.Module | None:
     """Return the network of these settings with the weights, or None if they do not fit."""
-    model = build_model(dataclasses.replace(cfg, **known, encoder_weights="none"))
     try:
+        model = build_model(dataclasses.replace(cfg, **known, encoder_weights="none"))
         model.load_state_dict(weights)
-    except RuntimeError:  # names or shapes differ
+    except (RuntimeError, UserError):  # names or shapes differ; or smp knows no such encoder
         return None
     return model
 

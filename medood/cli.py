@@ -19,22 +19,29 @@ CURES = {
 }
 
 
+def networks_of(cfg: Config) -> list[str]:
+    """Return the names of the networks that a run with these settings trains or uses."""
+    return [f"{fold}_{cfg.model_name}".replace("/", "_") for fold in cfg.folds]
+
+
 def run(
     step: Callable[[Config], object],
     defaults: Config = CONFIG,
     folder: Callable[[Config], Path | None] = lambda cfg: cfg.workspace,
+    parts: Callable[[Config], list[str]] = networks_of,
 ) -> None:
     """Call `step` with the settings of `defaults`, changed as the command line says.
 
     `defaults` is CONFIG, or an instance of a subclass with the arguments that one script adds.
-    folder: where the step writes, from the settings; another run that writes there is refused. A
-    mistake that the user can mend ends in one sentence on standard error and exit code 1.
+    folder, parts: from the settings, where the step writes, and what of it no other run may write
+    at the same time. A mistake that the user can mend ends in one sentence on standard error and
+    exit code 1.
     """
     try:
         cfg = _parse(defaults)
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # of schedulers: like Ctrl-C
         if place := folder(cfg):
-            with in_use(place, (f"{fold}_{cfg.model_name}" for fold in cfg.folds)):
+            with in_use(place, parts(cfg)):
                 step(cfg)
         else:
             step(cfg)

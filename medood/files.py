@@ -53,7 +53,7 @@ def official_table(workspace: Path) -> Path | None:
 def require_data(cfg: Config) -> None:
     """Raise UserError, saying what belongs where, if there is nothing to start from."""
     workspace = cfg.workspace
-    prepared = all(any((workspace / f"{kind}_Patchs").glob("*.png")) for kind in ("Image", "Mask"))
+    prepared = all(pngs(workspace / f"{kind}_Patchs") for kind in ("Image", "Mask"))
     if prepared or (region_images(cfg) and region_labels(cfg)):
         return
     raise UserError(
@@ -86,9 +86,14 @@ def _find(workspace: Path, folders: tuple[str, ...], ending: str, depth: int) ->
     return sorted(found, key=lambda path: path.name)
 
 
+def pngs(folder: Path) -> list[Path]:
+    """Return the .png files of `folder`, by name, without macOS's hidden ones; [] if no folder."""
+    return sorted(path for path in folder.glob("*.png") if not path.name.startswith("."))
+
+
 def list_pngs(folder: Path, made_by: str) -> list[Path]:
     """Return the .png files of `folder`, by name; UserError naming `made_by` if there is none."""
-    paths = sorted(path for path in folder.glob("*.png") if not path.name.startswith("."))
+    paths = pngs(folder)
     if not paths:
         raise UserError(f"no .png in {folder}: run `python {made_by}` first")
     return paths
@@ -238,11 +243,11 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     """
     partial = folder.with_name(f".{folder.name}.{os.getpid()}{PARTIAL}")
     old = folder.with_name(f".{folder.name}{REPLACED}")
-    shutil.rmtree(partial, ignore_errors=True)
+    _remove(partial)
     partial.mkdir(parents=True)
     try:
         yield partial
-        shutil.rmtree(old, ignore_errors=True)
+        _remove(old)
         if folder.exists():
             folder.rename(old)
         try:
@@ -251,8 +256,16 @@ def whole_folder(folder: Path) -> Iterator[Path]:
             old.rename(folder)
             raise
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
+        _remove(partial)
+    _remove(old)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, a folder with all in it, or a link to one, but not what it leads to."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def tidy(folder: Path) -> None:
@@ -261,12 +274,23 @@ def tidy(folder: Path) -> None:
     for name in WRITTEN_TO:
         left += (folder / name).rglob(".*")
     for path in left:
-        if not path.exists():
-            continue  # its folder went before it
         stands = path.with_name(path.name[1:].removesuffix(REPLACED))
-        if path.name.endswith(REPLACED) and not stands.exists():
+        if path.name.endswith(REPLACED) and path.exists() and not stands.exists():
             path.rename(stands)
-        elif path.name.endswith((PARTIAL, REPLACED)) and path.is_dir():
-            shutil.rmtree(path)
-        elif path.name.endswith(PARTIAL):
-            path.unlink()
+        elif path.name.endswith(REPLACED) or (path.name.endswith(PARTIAL) and not _at_work(path)):
+            _remove(path)
+
+
+def _at_work(partial: Path) -> bool:
+    """Say whether the process that writes a file, as its name tells, still runs on this machine.
+
+    export.py and predict.py write without holding the workspace.
+    """
+    process = partial.name.removesuffix(PARTIAL).rpartition(".")[2]
+    if os.name != "posix" or not process.isdigit():
+        return False
+    try:
+        os.kill(int(process), 0)
+    except (OSError, OverflowError):
+        return False
+    return True

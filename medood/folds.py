@@ -3,6 +3,7 @@
 Files   k_folds/<fold>Image_Patchs.csv, columns (index), img_name, obj_tag = train | test
 """
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,11 +14,13 @@ from medood.files import (
     csv_text,
     digest,
     official_table,
+    pngs,
     read_json,
     read_table,
     write_json,
     write_text,
 )
+from medood.lock import alone_in
 from medood.records import bad_files, changes
 
 PARTS = 3
@@ -92,29 +95,35 @@ def fold_path(cfg: Config, fold: int) -> Path:
 
 def write_folds(cfg: Config, names: list[str]) -> None:
     """Draw the list of every fold of cfg; lists that the user put there are used as they are."""
-    official = read_official(cfg.workspace) if cfg.split == "official" else None
-    drawn_from = _drawn_from(cfg, names)
-    if official is not None:
-        unknown = sorted({region_of(name) for name in names} - official.keys())
-        if unknown:
+    changed = {fold: fold_changes(cfg, fold) for fold in cfg.folds}
+    to_draw = [fold for fold in cfg.folds if changed[fold] or not fold_path(cfg, fold).exists()]
+    official = None
+    if cfg.split == "official" and to_draw:
+        official = read_official(cfg.workspace)
+        if unknown := sorted({region_of(name) for name in names} - official.keys()):
             raise UserError(f"info.csv does not name region {unknown[0]}: use Lizard's own table")
     if len({fold % PARTS for fold in cfg.folds}) < min(len(cfg.folds), PARTS):
         print(f"folds {cfg.folds}: some test the same part, so not every patch is tested once")
+    drawn_from = _drawn_from(cfg, names)
     for fold in cfg.folds:
         path = fold_path(cfg, fold)
-        record = path.with_suffix(".json")
-        if path.exists() and not is_ours(path):
-            train, test = read_list(path, *patches_there(cfg.workspace))
-            print(f"{path}: kept, it was put there by you ({len(train)} train, {len(test)} test)")
+        if fold not in to_draw:
+            if not is_ours(path):
+                train, test = read_list(path, *patches_there(cfg.workspace))
+                sides = f"{len(train)} train, {len(test)} test"
+                print(f"{path}: kept, it was put there by you ({sides})")
             continue
-        if path.exists() and (why := fold_changes(cfg, fold)):
-            print(f"{path}: drawn again, {why}")
         tested = held_out(names, fold, cfg.split, cfg.seed, official)
         rows = [(i, name, "test" if name in tested else "train") for i, name in enumerate(names)]
         text = csv_text(["", "img_name", "obj_tag"], rows)
-        path.unlink(missing_ok=True)  # a list that its record does not fit passes for the user's
-        write_json(record, {**drawn_from, "list": digest(text.encode())})
-        write_text(path, text)
+        # another run may be reading the list that this one replaces
+        with alone_in(cfg.workspace) if changed[fold] else nullcontext():
+            if changed[fold]:
+                print(f"{path}: drawn again, {changed[fold]}")
+            path.unlink(missing_ok=True)  # a list that its record does not fit passes for a user's
+            record = {**drawn_from, "list": digest(text.encode())}
+            write_json(path.with_suffix(".json"), record)
+            write_text(path, text)
 
 
 def _drawn_from(cfg: Config, names: list[str]) -> dict:
@@ -138,9 +147,11 @@ def fold_changes(cfg: Config, fold: int) -> str:
     if not path.exists() or not is_ours(path):
         return ""
     bad = left_out(cfg.workspace).patches
-    there = [patch.name for patch in (cfg.workspace / "Image_Patchs").glob("*.png")]
+    there = [patch.name for patch in pngs(cfg.workspace / "Image_Patchs")]
     record = read_json(path.with_suffix(".json"))
     now = _drawn_from(cfg, [name for name in there if name not in bad])
+    if cfg.split == "official" and "info.csv" not in now:  # its source is gone
+        record.pop("info.csv", None)
     return changes(record, {**now, "list": record["list"]})
 
 
@@ -189,7 +200,7 @@ def hold_out_regions(names: list[str], seed: list[int]) -> set[str]:
 def patches_there(workspace: Path) -> tuple[set[str], LeftOut]:
     """Return the names of the patches, and of those that are left out, as read_list takes them."""
     images = workspace / "Image_Patchs"
-    return {patch.name for patch in images.glob("*.png")}, left_out(workspace)
+    return {patch.name for patch in pngs(images)}, left_out(workspace)
 
 
 def read_list(path: Path, there: set[str], bad: LeftOut) -> tuple[list[str], list[str]]:

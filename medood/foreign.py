@@ -23,7 +23,7 @@ PARTS_OF_NETWORKS = (
     *("efficientnet_pytorch.", "pretrainedmodels."),  # held encoders of smp before 0.4
 )
 WRAPPERS = ("state_dict", "model_state_dict", "model")  # keys under which trainers file weights
-MOST_PARTS = 100_000  # of a network
+MOST_PARTS, LONGEST_NAME = 100_000, 1000  # parts of a network, letters of the name of one
 Weights = dict[str, Tensor]
 
 
@@ -60,9 +60,10 @@ def read_weights(path: Path) -> tuple[Weights, dict[str, str]]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     if isinstance(content, Inert):
         name_of = {cls: name for cls, name in stand_ins}
-        return _tensors_of(content), _described(content, name_of[type(content)])
-    while isinstance(content, dict) and (key := next((k for k in WRAPPERS if k in content), None)):
-        content = content[key]
+        return _tensors_of(content), _described(content, name_of)
+    for _ in WRAPPERS:  # one in another, but no dict in itself for ever
+        if isinstance(content, dict) and (found := [k for k in WRAPPERS if k in content]):
+            content = content[found[0]]
     if isinstance(content, Inert):
         return _tensors_of(content), {}
     is_weights = isinstance(content, dict) and all(
@@ -70,8 +71,12 @@ def read_weights(path: Path) -> tuple[Weights, dict[str, str]]:
     )
     if not is_weights or not content:
         raise UserError(f"{path} holds no weights: give a file with the state_dict of a network")
-    # as torch.nn.DataParallel names them
-    return {name.removeprefix("module."): value for name, value in content.items()}, {}
+    return _without_prefix(content), {}
+
+
+def _without_prefix(weights: Weights) -> Weights:
+    """Return weights under their names in the network itself: DataParallel puts one in front."""
+    return {name.removeprefix("module."): value for name, value in weights.items()}
 
 
 def _globals_of(path: Path) -> list[str]:
@@ -92,8 +97,9 @@ def _tensors_of(network: Inert) -> Weights:
         prefix, module = waiting.pop()
         held = vars(module)
         seen += 1
-        if seen > MOST_PARTS:  # parts that hold themselves, or each other many times over
-            raise UserError(f"the network has more than {MOST_PARTS:,} parts: it was not opened")
+        # parts that hold themselves, or each other many times over
+        if seen + len(waiting) + len(found) > MOST_PARTS or len(prefix) > LONGEST_NAME:
+            raise UserError("the network has more parts than any: it was not opened")
         passing = held.get("_non_persistent_buffers_set") or ()
         for kind in ("_parameters", "_buffers"):
             for name, value in (held.get(kind) or {}).items():
@@ -102,12 +108,14 @@ def _tensors_of(network: Inert) -> Weights:
         for name, child in (held.get("_modules") or {}).items():
             if isinstance(child, Inert):
                 waiting.append((f"{prefix}{name}.", child))
-    return found
+    return _without_prefix(found)
 
 
-def _described(network: Inert, name: str) -> dict[str, str]:
+def _described(network: Inert, name_of: dict[type, str]) -> dict[str, str]:
     """Return architecture and encoder of a network of smp: `Unet`, called `u-vgg11_bn`."""
-    architecture = name.rpartition(".")[2].lower()
+    inner = (vars(network).get("_modules") or {}).get("module")  # of DataParallel
+    network = inner if isinstance(inner, Inert) else network
+    architecture = name_of[type(network)].rpartition(".")[2].lower()
     called = vars(network).get("name")
     if architecture not in smp.MODEL_ARCHITECTURES_MAPPING or not isinstance(called, str):
         return {}

@@ -69,7 +69,8 @@ def refuse_unfit(path: Path, data: bytes, max_pixels: int, deep: bool = False) -
         try:
             with Image.open(BytesIO(data)) as file:
                 (width, height), pages = file.size, getattr(file, "n_frames", 1)
-                clear = not path.suffix.lower().startswith(".jp")
+                of_camera = file.format in ("JPEG", "MPO")  # the latter with a preview
+                pages, clear = 1 if of_camera else pages, not of_camera
         except Exception:  # Pillow raises a dozen kinds for a damaged header
             raise _not_whole(path) from None
         if pages > 1:

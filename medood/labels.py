@@ -14,6 +14,12 @@ from medood.classes import BACKGROUND
 from medood.images import read_bytes, refuse_huge, refuse_unfit
 
 Label = tuple[np.ndarray, np.ndarray, np.ndarray]  # inst_map, ids, classes
+NUMBERS = (
+    "logical",
+    "double",
+    "single",
+    *(f"{u}int{n}" for u in ("", "u") for n in (8, 16, 32, 64)),
+)
 KEYS = ("inst_map", "id", "class")  # of a Lizard file
 LARGEST_ID = 2**24  # its table of classes has one byte each
 
@@ -35,7 +41,9 @@ def read_label(path: Path, n_classes: int, max_pixels: int = Config.max_pixels) 
     from scipy.io import loadmat, whosmat  # here: they double the time that --help takes
 
     try:
-        for name, shape, _ in whosmat(path):
+        for name, shape, kind in whosmat(path):
+            if name in KEYS and kind not in NUMBERS:  # a cell may hold any size
+                raise UserError(f"{path}: `{name}` is of kind {kind}, expected whole numbers")
             if name in KEYS:
                 refuse_huge(path, math.prod(map(int, shape)), max_pixels)
         content = loadmat(path, variable_names=KEYS)

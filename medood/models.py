@@ -123,7 +123,7 @@ def _load_encoder_file(model: nn.Module, encoder: str, path: Path) -> None:
         state, _ = read_weights(path)
         if encoder.startswith("tu-"):
             source = TimmUniversalEncoder(
-                encoder[3:], pretrained=True, pretrained_cfg_overlay={"file": str(path)}
+                encoder[3:], pretrained=True, pretrained_cfg_overlay={"state_dict": state}
             )
             state = source.state_dict()
         model.encoder.load_state_dict(state)

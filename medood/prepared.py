@@ -10,6 +10,7 @@
 What the user put there has no record, and is taken as it is. So is what has lost its sources.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from config import Config, UserError
@@ -17,6 +18,7 @@ from medood.files import (
     NUCLEI_LIST,
     list_images,
     list_patch_pairs,
+    pngs,
     read_json,
     region_images,
     region_labels,
@@ -39,11 +41,17 @@ def masks_record(cfg: Config, labels: list[Path]) -> dict:
     return {"inputs": fingerprint(labels), "mask_values": values}
 
 
-def patches_record(cfg: Config, images: list[Path], masks: list[Path]) -> dict:
-    """Return what Image_Patchs and Mask_Patchs are made from."""
+def patches_record(
+    cfg: Config, images: list[Path], masks: list[Path], unpaired: Iterable[str]
+) -> dict:
+    """Return what Image_Patchs and Mask_Patchs are made from.
+
+    unpaired: the names of images and labels that are left out, as pair_regions gives them.
+    """
     folder = cfg.workspace / "Semantic_Labels"
     nuclei = [path for path in [folder / NUCLEI_LIST] if path.exists()]
-    return {"patch_size": cfg.patch_size, "inputs": fingerprint([*images, *masks, *nuclei])}
+    inputs = fingerprint([*images, *masks, *nuclei])
+    return {"patch_size": cfg.patch_size, "inputs": inputs, "left out": sorted(unpaired)}
 
 
 def oods_record(cfg: Config, images: list[Path], masks: list[Path]) -> dict:
@@ -60,7 +68,7 @@ def sources_record(cfg: Config, images: list[Path]) -> dict:
 def pair_regions(cfg: Config) -> tuple[list[Path], list[Path], BadFiles]:
     """Return image and class mask of each region that has both, and what is wrong with the rest."""
     folder = cfg.workspace / "Semantic_Labels"
-    masks = {path.stem: path for path in folder.glob("*.png")}
+    masks = {path.stem: path for path in pngs(folder)}
     images = {path.stem: path for path in region_images(cfg)}
     bad = bad_files(folder)
     unlabelled = images.keys() - masks.keys() - {Path(name).stem for name in bad}
@@ -90,10 +98,20 @@ def look_at_pair(image: Path, mask: Path, cfg: Config) -> None:
             )
 
 
+def whole_patches(path: Path, height: int, width: int, side: int) -> int:
+    """Return how many whole patches an image of ood_source gives; UserError if it gives none."""
+    if height < side or width < side:
+        raise UserError(
+            f"{path} is {width} x {height} pixels, smaller than a patch of {side}: remove it from"
+            " ood_source or enlarge it"
+        )
+    return (height // side) * (width // side)
+
+
 def is_prepared(workspace: Path) -> bool:
     """Say whether the user put the patches there."""
     folder = workspace / "Image_Patchs"
-    return any(folder.glob("*.png")) and read_json(folder / RECORD) is None
+    return bool(pngs(folder)) and read_json(folder / RECORD) is None
 
 
 def require_masks(cfg: Config) -> None:
@@ -112,9 +130,9 @@ def require_fresh(cfg: Config, oods: bool = False) -> None:
     if _are_there(cfg.masks):
         require_masks(cfg)
     if _are_there(cfg.images):
-        images, masks, _ = pair_regions(cfg)
+        images, masks, bad = pair_regions(cfg)
         for made in (folder, cfg.workspace / "Mask_Patchs") if images else ():
-            _require(made, patches_record(cfg, images, masks), "generate_patches.py")
+            _require(made, patches_record(cfg, images, masks, bad), "generate_patches.py")
     refuse_bad(cfg, bad_files(folder) | bad_files(cfg.workspace / "k_folds"))
     for fold in cfg.folds:
         if why := fold_changes(cfg, fold):

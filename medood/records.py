@@ -17,7 +17,7 @@ from joblib import Parallel, delayed
 from tqdm import tqdm
 
 from config import Config, UserError
-from medood.files import digest, read_json, whole_folder, write_json
+from medood.files import digest, pngs, read_json, whole_folder, write_json
 from medood.images import missing
 
 RECORD = "made_from.json"
@@ -56,11 +56,11 @@ def fresh_folder(folder: Path, record: dict, bad: BadFiles | None = None) -> Ite
     bad: the input files that are left out; may be filled on the way. An error or a kill leaves
     what stood at `folder` before as it was.
     """
-    if any(folder.glob("*.png")) and not (folder / RECORD).exists():
+    if pngs(folder) and not (folder / RECORD).exists():
         raise UserError(f"{folder} was put there by you: remove it to have it made anew")
     with whole_folder(folder) as partial:
         yield partial
-        content = {**record, "files": _count_pngs(partial), "bad_files": bad or {}}
+        content = {**record, "files": len(pngs(partial)), "bad_files": bad or {}}
         write_json(partial / RECORD, content)
 
 
@@ -69,12 +69,14 @@ def is_kept(folder: Path, record: dict) -> bool:
 
     A folder without a record was not written by these scripts, so they never overwrite it.
     """
-    if not any(folder.glob("*.png")):
+    if not pngs(folder):
         return False
     if read_json(folder / RECORD) is None:
         print(f"{folder}: kept, it was put there by you (remove it to have it made)")
         return True
     why = out_of_date(folder, record)
+    if not why and bad_files(folder):
+        why = "files behind it could not be used"  # it may be the settings that were mended
     said = f"made again: {why}" if why else "kept, made from the same inputs and settings"
     print(f"{folder}: {said}")
     return not why
@@ -84,7 +86,7 @@ def out_of_date(folder: Path, record: dict) -> str:
     """Return in words why a folder is not what `record` would make now, or "" if it is."""
     found = dict(read_json(folder / RECORD) or {})
     found.pop("bad_files", None)
-    return changes(found, {**record, "files": _count_pngs(folder)})
+    return changes(found, {**record, "files": len(pngs(folder))})
 
 
 def changes(before: dict, now: dict) -> str:
@@ -154,7 +156,3 @@ def _listed(bad: BadFiles, cure: str) -> UserError:
     lines = [*list(bad.values())[:LISTED], *more]
     files = "1 file" if len(bad) == 1 else f"{len(bad)} files"
     return UserError("\n  ".join([f"{files} cannot be used: {cure}", *lines]))
-
-
-def _count_pngs(folder: Path) -> int:
-    return sum(1 for _ in folder.glob("*.png"))

@@ -22,17 +22,20 @@ from medood.augment import augment
 from medood.board import Board
 from medood.card import write_card
 from medood.checkpoints import TRAINED_ON, made_from, plain_settings, read_run, versions
-from medood.data import Pair, Patches, load_patches
+from medood.data import Pair, Patches, id_files, load_patches, ood_files
 from medood.files import (
     SOURCE_PREFIX,
     csv_text,
     data_name,
+    require_network,
     timed,
     whole,
     whole_folder,
     write_json,
     write_text,
 )
+from medood.folds import read_fold
+from medood.hard_ood import chosen_oods
 from medood.inference import tally_patches
 from medood.losses import segmentation_loss
 from medood.models import Normalise, autocast, build_model, for_training, pick_device
@@ -75,6 +78,11 @@ def train_fold(
     """
     record = made_from(cfg, fold, files + val_files)
     run = read_run(folder)
+    if (folder / "config.json").exists() and "made_from" not in run:
+        raise UserError(
+            f"{folder} was put there by you: remove it to have it trained, or test it as it is with"
+            " `python test.py --checkpoint`"
+        )
     if run.get("made_from") == record:
         print(f"fold {fold}: {folder} kept, trained with the same settings and patches")
         # what training does not depend on, and predict.py does
@@ -89,6 +97,27 @@ def train_fold(
         val = load_patches(cfg, val_files) if val_files else None
         with timed(cfg.workspace, f"training {folder.name}"):
             fit(cfg, fold, load_patches(cfg, files), val, folder, record)
+
+
+def require_current(cfg: Config, fold: int, folder: Path, ood: bool) -> None:
+    """Raise UserError if a network is not the one that the settings and patches give now.
+
+    One that comes from elsewhere does not say what it was made from, and is taken as it is.
+    """
+    require_network(folder)
+    run = read_run(folder)
+    if "made_from" not in run:
+        return
+    train, val, _ = read_fold(cfg, fold)
+    files = id_files(cfg, train + val)
+    if ood:
+        files += ood_files(cfg, chosen_oods(cfg, fold))
+    if why := changes(run["made_from"], made_from(cfg, fold, files)):
+        script = "train_ood.py" if ood else "train.py"
+        raise UserError(
+            f"{folder} is out of date ({why}): set back what changed, or run `python {script}`"
+            " first (test.py takes it as it is with --checkpoint)"
+        )
 
 
 def fit(
@@ -108,7 +137,8 @@ def fit(
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(cfg.deterministic)
     torch.manual_seed(stream_seed(cfg, fold, INITIALISATION))
-    model = for_training(build_model(cfg), device)
+    with memory_needed(cfg, device):
+        model = for_training(build_model(cfg), device)
     normalise = Normalise(cfg.encoder).to(device)
     optimiser = torch.optim.Adam(model.parameters(), cfg.lr, fused=True)
     resume_path = folder / "resume.pt"
@@ -212,6 +242,11 @@ def training_step(
 def step_seconds(cfg: Config) -> float:
     """Return the time of an optimiser step of a network on this machine, in seconds."""
     device = pick_device(cfg)
+    with memory_needed(cfg, device):
+        return _step_seconds(cfg, device)
+
+
+def _step_seconds(cfg: Config, device: torch.device) -> float:
     model = for_training(build_model(replace(cfg, encoder_weights="none")), device)
     normalise = Normalise(cfg.encoder).to(device)
     optimiser = torch.optim.Adam(model.parameters(), cfg.lr, fused=True)
@@ -243,8 +278,8 @@ def refuse_not_finite(
     what, value = ("gradient", norms) if losses[step].isfinite() else ("loss", losses)
     raise UserError(
         f"{when}, step {step + 1}: the {what} is {value[step].item()} on the patches {names}: lower"
-        f" lr (now {cfg.lr:g}) or set precision to float32, and train again; resume.pt keeps the"
-        " epochs before"
+        f" lr (now {cfg.lr:g}) or set precision to float32, and train again; with the same settings"
+        " it goes on after the epochs before"
     )
 
 

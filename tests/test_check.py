@@ -10,14 +10,18 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from scipy.io import loadmat, savemat
 
 from config import UserError
 from generate_patches import generate_patches
 from main import look, main
+from medood import training
 from medood.check import check, refuse_findings
+from medood.files import model_folder
 from medood.folds import fold_path, read_fold
+from medood.hard_ood import ranking_path
 from medood.images import read_image, write_png
 from medood.records import RECORD
 from tests.conftest import write_region
@@ -42,7 +46,7 @@ def test_a_look_at_good_data_says_what_is_there_and_changes_nothing(tiny):
     done = run_check(tiny)
     assert (done.returncode, done.stderr) == (0, "")
     assert files(tiny.workspace) == before
-    for said in ("images, labels  3, 3", "regions that fit  3", "drawn from 37 patches", "GB free"):
+    for said in ("images, labels  3, 3", "regions that fit  3", "drawn by patch", "GB free"):
         assert said in done.stdout
     assert "3 steps on this machine" in done.stdout
 
@@ -322,3 +326,109 @@ def test_bad_files_of_patches_that_were_the_users_are_forgotten_with_them(patche
         shutil.rmtree(patched.workspace / folder)
     generate_patches(patched)
     assert "region_0_1.png" in read_fold(patched, 1).train + read_fold(patched, 1).test
+
+
+# ---------------------------------------------------------------- what was mended
+
+
+def test_a_setting_that_was_corrected_lets_a_file_in(tiny):
+    from generate_semantic_labels import generate_semantic_labels
+
+    with pytest.raises(UserError, match="9,700 pixels, more than max_pixels"):
+        generate_semantic_labels(dataclasses.replace(tiny, max_pixels=97 * 100 - 1, workers=1))
+    generate_semantic_labels(tiny)
+    generate_patches(tiny)
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_an_image_without_a_label_is_seen_when_it_comes_and_forgotten_when_it_goes(patched, skip):
+    from train import train
+
+    cfg = dataclasses.replace(patched, folds=(1,), epochs=1, skip_bad_files=skip)
+    lone = cfg.workspace / "Lizard_Images" / "lone.png"
+    write_png(lone, np.zeros((40, 40, 3), np.uint8))
+    with pytest.raises(UserError, match="Image_Patchs is out of date .left out"):
+        train(cfg)
+    if skip:
+        generate_patches(cfg)
+    else:
+        with pytest.raises(UserError, match="lone.png has no label of its name"):
+            generate_patches(cfg)
+    lone.unlink()
+    generate_patches(cfg)
+    train(cfg)
+
+
+def test_hidden_files_of_macos_are_no_patches(patched):
+    from train import train
+
+    for folder in ("Image_Patchs", "Mask_Patchs", "Lizard_Images"):
+        name = next((patched.workspace / folder).glob("*.png")).name
+        (patched.workspace / folder / f"._{name}").write_bytes(b"macOS")
+    generate_patches(patched)
+    train(dataclasses.replace(patched, folds=(1,), epochs=1))
+
+
+def test_an_estimate_of_time_without_memory_is_said_with_the_batch_size_to_try(tiny, monkeypatch):
+    def fill(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(training, "training_step", fill)
+    training.step_seconds.cache_clear()
+    with pytest.raises(UserError, match="set batch_size to 4$"):
+        look(tiny)
+
+
+def test_own_ood_patches_that_lack_some_are_found_before_the_training(patched):
+    folder = patched.workspace / "OoD_Patchs"
+    (folder / RECORD).unlink()
+    (folder / "region_0_3.png").unlink()
+    (problem,) = check(patched).stops
+    assert "lacks 1 patches, region_0_3.png for one" in problem
+    wrong = dataclasses.replace(patched, ood_source=Path("nowhere"))
+    assert any("there is no folder nowhere" in said for said in check(wrong).stops)
+
+
+@pytest.mark.parametrize("again", ["rank_prune_ood", "train_ood"])
+def test_a_baseline_of_other_settings_is_not_mined_nor_trained_on(report, again):
+    import importlib
+
+    step = getattr(importlib.import_module(again), again)
+    cfg, _ = report
+    with pytest.raises(UserError, match="is out of date .epochs was 2, is 3.*train.py"):
+        step(dataclasses.replace(cfg, epochs=3))
+
+
+def test_a_network_and_a_ranking_of_the_user_are_not_overwritten(report, capsys):
+    from rank_prune_ood import rank_prune_ood
+    from train import train
+
+    cfg, _ = report
+    cfg = dataclasses.replace(cfg, folds=(1,))
+    ranking = ranking_path(cfg, 1)
+    ranking.with_suffix(".json").unlink()
+    before = ranking.read_bytes()
+    ranking.write_bytes(before + b"\n")
+    rank_prune_ood(cfg)
+    assert "kept, it was put there by you" in capsys.readouterr().out
+    assert ranking.read_bytes() == before + b"\n"
+    folder = model_folder(cfg, 1, ood=False)
+    (folder / "run.json").unlink()
+    with pytest.raises(UserError, match="was put there by you: remove it to have it trained"):
+        train(cfg)
+    assert (folder / "model.safetensors").exists()
+
+
+def test_a_table_that_is_gone_does_not_undo_its_lists(tiny):
+    from generate_semantic_labels import generate_semantic_labels
+    from medood.prepared import require_fresh
+
+    rows = "".join(f"region_{n},drawn,{n + 1}\n" for n in range(3))
+    (tiny.workspace / "info.csv").write_text("FileName,Source,Split\n" + rows)
+    cfg = dataclasses.replace(tiny, split="official")
+    generate_semantic_labels(cfg)
+    generate_patches(cfg)
+    (tiny.workspace / "info.csv").unlink()
+    require_fresh(cfg)
+    generate_patches(cfg)
+    assert check(cfg).stops == []

@@ -68,12 +68,43 @@ def test_what_a_kill_left_is_removed_and_what_it_was_replacing_put_back(tmp_path
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "file").write_text(name)
     (tmp_path / "models/.2_unet.replaced").mkdir()  # its successor stands
-    (tmp_path / "models/2_unet/.resume.pt.7.partial").write_text("half")
+    (tmp_path / "models/2_unet/.resume.pt.99999999.partial").write_text("half")
+    exporting = f"models/2_unet/.model.onnx.{os.getpid()}.partial"  # by a process at work
+    (tmp_path / exporting).write_text("half")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "data").write_text("the user's")
+    (tmp_path / ".Mask_Patchs.replaced").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "Mask_Patchs").mkdir()
     (tmp_path / "notes.partial").write_text("the user's")
     (tmp_path / ".hidden").write_text("the user's")
     tidy(tmp_path)
     left = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
-    assert left == {"models/1_unet/file", "models/2_unet/file", "notes.partial", ".hidden"}
+    kept = {"models/1_unet/file", "models/2_unet/file", "notes.partial", ".hidden"}
+    assert left == {*kept, exporting, "elsewhere/data"}
+    assert not (tmp_path / ".Mask_Patchs.replaced").is_symlink()
+
+
+def test_a_linked_folder_is_replaced_and_what_it_leads_to_is_not_touched(patched, tmp_path):
+    folder = patched.workspace / "Image_Patchs"
+    folder.rename(patched.workspace / "elsewhere")
+    folder.symlink_to(patched.workspace / "elsewhere")
+    before = sorted(path.name for path in (patched.workspace / "elsewhere").iterdir())
+    cfg = dataclasses.replace(patched, patch_size=64)
+    with in_use(cfg.workspace):
+        generate_patches(cfg)
+    assert not folder.is_symlink()
+    assert sorted(path.name for path in (patched.workspace / "elsewhere").iterdir()) == before
+    with in_use(cfg.workspace):
+        generate_patches(cfg)
+
+
+def test_lists_are_not_drawn_again_while_another_run_reads_them(patched, other_run):
+    with in_use(patched.workspace, ["2_unet"]):
+        generate_patches(patched)
+        other_run("1_unet")
+        generate_patches(patched)  # what is there stays
+        with pytest.raises(UserError, match="another run"):
+            generate_patches(dataclasses.replace(patched, seed=5))
 
 
 def test_a_replaced_folder_is_put_back_if_its_successor_cannot_take_its_name(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Networks from elsewhere: opened whatever they were saved with, and no code in them is run."""
 
+import dataclasses
 import functools
 import os
 import zipfile
@@ -13,6 +14,7 @@ from torch import nn
 from config import Config, UserError
 from medood import foreign
 from medood.checkpoints import load_model
+from medood.models import build_model, remove_batch_norm
 from tests.conftest import TINY
 
 
@@ -132,13 +134,48 @@ def test_a_partial_function_is_no_part_of_a_network(tmp_path):
         load_model(tmp_path / "partial.pth", TINY)
 
 
-def test_a_network_that_holds_itself_is_refused(tmp_path, monkeypatch):
+@pytest.mark.parametrize("children", [1, 200])
+def test_a_network_that_holds_itself_is_refused(tmp_path, children):
     knot = network()
-    knot.encoder._modules["again"] = knot
+    for number in range(children):
+        knot.encoder._modules[f"again{number}"] = knot
     torch.save(knot, tmp_path / "knot.pth")
-    monkeypatch.setattr(foreign, "MOST_PARTS", 2000)
-    with pytest.raises(UserError, match="more than 2,000 parts"):
+    with pytest.raises(UserError, match="more parts than any"):
         load_model(tmp_path / "knot.pth", TINY)
+
+
+def test_weights_filed_in_themselves_are_refused(tmp_path):
+    knot = {}
+    knot["model"] = knot
+    torch.save(knot, tmp_path / "knot.pth")
+    with pytest.raises(UserError, match="holds no weights"):
+        load_model(tmp_path / "knot.pth", TINY)
+
+
+def test_a_whole_network_of_several_gpus_is_opened(tmp_path):
+    expected = network("fpn", "resnet18")
+    torch.save(nn.DataParallel(expected), tmp_path / "parallel.pth")
+    assert_same(load_model(tmp_path / "parallel.pth", TINY), expected)
+
+
+def test_a_file_is_read_as_run_json_beside_it_says(tmp_path):
+    expected = remove_batch_norm(network())
+    save_file(expected.state_dict(), tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="holds weights of another network"):
+        load_model(tmp_path / "model.safetensors", TINY)
+    (tmp_path / "run.json").write_text('{"settings": {"batch_norm": false}}')
+    assert_same(load_model(tmp_path / "model.safetensors", TINY), expected)
+
+
+def test_weights_of_an_encoder_of_timm_are_read_without_their_code(tmp_path):
+    mark = tmp_path / "it_ran"
+    torch.save({"x": Calls(os.system, f"touch {mark}")}, tmp_path / "hostile.pth")
+    cfg = dataclasses.replace(
+        TINY, encoder="tu-resnet10t", encoder_weights=str(tmp_path / "hostile.pth")
+    )
+    with pytest.raises(UserError, match="posix.system"):
+        build_model(cfg)
+    assert not mark.exists()
 
 
 def test_a_compressed_file_is_refused(tmp_path):

@@ -82,6 +82,7 @@ GOOD = {"inst_map": small_map(1, 2), "id": [[1], [2]], "class": [[1], [2]]}
         ({"inst_map": small_map(1, 2) + 0.5}, "whole numbers"),
         ({"inst_map": np.zeros((2, 2, 2))}, "has shape"),
         ({"id": "text"}, "whole numbers"),
+        ({"id": np.array([[np.zeros((900, 900))]], object)}, "`id` is of kind cell"),
     ],
 )
 def test_a_wrong_file_is_named_with_what_is_wrong(tiny, change, said):

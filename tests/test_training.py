@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -42,7 +43,7 @@ def test_two_equal_runs_give_equal_bytes_and_another_seed_does_not(one_fold):
     fold_path(one_fold, 1).with_suffix(".json").unlink()  # the list is the user's: no seed's
     for seed in (0, 0, 1):
         cfg = dataclasses.replace(one_fold, seed=seed)
-        (model_folder(cfg, 1, ood=False) / "run.json").unlink(missing_ok=True)
+        shutil.rmtree(model_folder(cfg, 1, ood=False), ignore_errors=True)
         train(cfg)
         results.append(weights(cfg))
     assert results[0] == results[1]
@@ -55,7 +56,7 @@ def test_a_killed_training_ends_with_the_weights_of_an_undisturbed_one(one_fold,
     train(cfg)
     expected = weights(cfg)
     folder = model_folder(cfg, 1, ood=False)
-    (folder / "run.json").unlink()
+    shutil.rmtree(folder)
     settings = dataclasses.asdict(cfg)
     names = ("workspace", "patch_size", "encoder", "encoder_weights", "epochs", "lr", "precision")
     arguments = [f"--{name}={settings[name]}" for name in names]
@@ -91,7 +92,7 @@ def test_a_resume_of_other_settings_is_not_continued(one_fold, monkeypatch, caps
     train(changed)
     assert "not continued" in capsys.readouterr().out
     interrupted = weights(changed)
-    (model_folder(changed, 1, ood=False) / "run.json").unlink()
+    shutil.rmtree(model_folder(changed, 1, ood=False))
     train(changed)
     assert weights(changed) == interrupted
 
@@ -138,7 +139,7 @@ def test_smp_opens_what_train_saved(one_fold):
 def test_a_fold_changes_no_other(patched):
     train(dataclasses.replace(patched, folds=(2,)))
     alone = weights(patched, 2)
-    (model_folder(patched, 2, ood=False) / "run.json").unlink()
+    shutil.rmtree(model_folder(patched, 2, ood=False))
     train(dataclasses.replace(patched, folds=(1, 2)))
     assert weights(patched, 2) == alone
 
@@ -247,7 +248,7 @@ def test_a_stopped_training_remembers_its_best_epoch(with_val, monkeypatch):
         stop_in_epoch(patch, None, scores)
         train(with_val)
     expected = weights(with_val)
-    (model_folder(with_val, 1, ood=False) / "run.json").unlink()
+    shutil.rmtree(model_folder(with_val, 1, ood=False))
     with monkeypatch.context() as patch:
         stop_in_epoch(patch, 4, scores)
         with pytest.raises(KeyboardInterrupt):
@@ -344,7 +345,7 @@ def test_the_epochs_before_a_loss_that_is_not_finite_are_kept(one_fold, monkeypa
     assert not (folder / "run.json").exists()
     train(one_fold)  # it was a fault of the machine: it goes on
     resumed = weights(one_fold)
-    (folder / "run.json").unlink()
+    shutil.rmtree(folder)
     train(one_fold)
     assert weights(one_fold) == resumed
 
