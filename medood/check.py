@@ -162,11 +162,14 @@ def _check_oods(cfg: Config, patches: list[str], findings: Findings) -> None:
         return
     try:
         jobs = [(path, cfg) for path in list_images(cfg.ood_source)]
-        read = for_each(_look_at_source, jobs, cfg, "looking at ood_source", findings.bad)
-    except UserError as error:  # no image, or every one is bad
+    except UserError as error:
         findings.stops.append(str(error))
         return
-    findings.add("ood_source", f"{len(jobs)} images, {sum(read)} patches")
+    try:
+        counts = for_each(_look_at_source, jobs, cfg, "looking at ood_source", findings.bad)
+        findings.add("ood_source", f"{len(jobs)} images, {sum(counts)} patches")
+    except UserError:  # every image is bad
+        findings.stops.append("no image of ood_source can be used")
 
 
 def _look_at_source(path: Path, cfg: Config) -> int:

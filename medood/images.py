@@ -119,7 +119,7 @@ def read_mask(path: Path, classes: int, max_pixels: int = Config.max_pixels) -> 
     if mask.ndim != 2 or mask.dtype != np.uint8 or mask.max() >= classes:
         raise UserError(
             f"{path} is not a class mask (one channel, 8 bits, values 0..{classes - 1}):"
-            " delete its folder to make it anew"
+            " mend it, or delete its folder if a step made it"
         )
     return mask
 
