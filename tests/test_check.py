@@ -19,7 +19,7 @@ from generate_patches import generate_patches
 from main import look, main
 from medood import training
 from medood.check import check, refuse_findings
-from medood.files import model_folder
+from medood.files import csv_text, model_folder, write_text
 from medood.folds import fold_path, read_fold
 from medood.hard_ood import ranking_path
 from medood.images import read_image, write_png
@@ -432,3 +432,25 @@ def test_a_table_that_is_gone_does_not_undo_its_lists(tiny):
     require_fresh(cfg)
     generate_patches(cfg)
     assert check(cfg).stops == []
+
+
+def test_names_in_tables_do_not_reach_outside_the_workspace(patched):
+    from generate_patches import nuclei_of_patches
+    from medood.hard_ood import columns, read_hard_oods
+
+    cfg = dataclasses.replace(patched, folds=(1,))
+    secret = cfg.workspace.parent / "secret.png"
+    write_png(secret, np.zeros((32, 32, 3), np.uint8))
+    rows = [[1, "../../secret.png", 0.5, 1, *[1, 0, 0, 0, 0, 0], 1]]
+    write_text(ranking_path(cfg, 1), csv_text(columns(cfg), rows))
+    with pytest.raises(UserError, match=r"ranks ../../secret.png, which is no OoD patch"):
+        read_hard_oods(cfg, 1)
+    folder = cfg.workspace / "Semantic_Labels"
+    write_text(folder / "nuclei.csv", "region,class,x,y\n../../secret,1,3.0,4.0\n")
+    with pytest.raises(UserError, match="nuclei.csv is damaged"):
+        nuclei_of_patches(folder, 32)
+    fold_path(cfg, 1).write_text(
+        ",img_name,obj_tag\n0,../../secret.png,train\n1,region_0_0.png,test\n"
+    )
+    with pytest.raises(UserError, match="names 1 patches that are not in Image_Patchs"):
+        read_fold(cfg, 1)
