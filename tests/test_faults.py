@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import portalocker
 import pytest
 
 from config import UserError
@@ -279,3 +280,13 @@ def test_another_number_of_workers_gives_the_same_bytes(patched, tmp_path_factor
 
     generate_unfiltered_oods(more)
     assert tree(patched.workspace) == once
+
+
+def test_a_drive_that_knows_no_locks_is_said_and_used(tmp_path, monkeypatch, capsys):
+    def unknown(*_):
+        raise portalocker.LockException("No locks available")
+
+    monkeypatch.setattr(portalocker, "lock", unknown)
+    with in_use(tmp_path, ["79_unet"]), alone_in(tmp_path):
+        pass
+    assert "no lock is to be had here (No locks available)" in capsys.readouterr().out
