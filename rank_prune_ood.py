@@ -95,7 +95,13 @@ def draw_ranking(cfg: Config, fold: int, network: Path, rows: list[list]) -> Non
         _, predicted = tally_patches(cfg, model, patches, device, "drawing")
         draw_contact_sheet(sheet, title, patches, predicted, cfg.classes)
     false = np.array([row[4:-1] for row in rows])
-    draw_false_pixels(path.with_name(f"{path.stem}_false_pixels.png"), title, false, cfg.classes)
+    draw_false_pixels(false_pixels_path(cfg, fold), title, false, cfg.classes)
+
+
+def false_pixels_path(cfg: Config, fold: int) -> Path:
+    """Return the picture that is drawn last."""
+    path = ranking_path(cfg, fold)
+    return path.with_name(f"{path.stem}_false_pixels.png")
 
 
 def rank_fold(cfg: Config, fold: int) -> None:
@@ -117,22 +123,26 @@ def rank_fold(cfg: Config, fold: int) -> None:
         "network": fingerprint([network / "model.safetensors"]),
         "candidates": fingerprint(path for path, _ in files),
     }
-    made_from = read_json(path.with_suffix(".json"))
-    if path.exists() and made_from is None:
+    made_from, picture = read_json(path.with_suffix(".json")) or {}, false_pixels_path(cfg, fold)
+    ours = path.exists() and made_from.get("ranking") == digest(path.read_bytes())
+    if path.exists() and not ours:
         print(f"fold {fold}: {path} kept, it was put there by you (remove it to have it made)")
         return
-    drawn = path.with_name(f"{path.stem}_false_pixels.png").exists()
-    if drawn and path.exists() and made_from == {**record, "ranking": digest(path.read_bytes())}:
+    why = changes({**made_from, "ranking": ""}, {**record, "ranking": ""})
+    if ours and not why and picture.exists():
         print(f"fold {fold}: {path} kept, made from the same network and candidates")
         return
-    if made_from and (why := changes({**made_from, "ranking": ""}, {**record, "ranking": ""})):
+    if ours and why:
         print(f"fold {fold}: {path} made again, {why}")
     with timed(cfg.workspace, f"mining {network.name}"):
         rows = rank_files(cfg, network, files, f"fold {fold}: mining")
         text = csv_text(columns(cfg), rows)
+        # a ranking that its record does not fit passes for the user's; a picture says all is done
+        for old in (path, picture):
+            old.unlink(missing_ok=True)
+        write_json(path.with_suffix(".json"), {**record, "ranking": digest(text.encode())})
         write_text(path, text)
         draw_ranking(cfg, fold, network, rows)
-        write_json(path.with_suffix(".json"), {**record, "ranking": digest(text.encode())})
     kept = sum(row[-1] for row in rows)
     print(f"fold {fold}: the baseline sees nuclei in {kept} of {len(rows)} OoD patches: {path}")
 
