@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import faulthandler
 import json
+import math
 import os
 import random
 import signal
@@ -213,7 +214,7 @@ def fuzz(folder: Path, count: int, seed: int) -> dict:
         for path, reader, weight in files:
             whole = path.read_bytes()
             reader()  # what is whole is accepted
-            for _ in range(max(1, round(weight * share))):
+            for _ in range(math.ceil(weight * share)):
                 damaged = mutate(whole, rng)
                 path.write_bytes(damaged)
                 tally["files"] += 1
