@@ -6,6 +6,7 @@ anything but parts of networks is refused, and says what it asked for.
 """
 
 import functools
+import re
 import zipfile
 from pathlib import Path
 
@@ -49,6 +50,20 @@ def read_weights(path: Path) -> tuple[Weights, dict[str, str]]:
     """
     if path.suffix == ".safetensors":
         return load_file(path), {}
+    try:
+        return _unpickled(path)
+    except UserError:
+        raise
+    except Exception as error:  # torch raises many kinds, and advises what nobody should do
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f"asks for {named[1]}" if named else "is not a whole file of weights"
+        raise UserError(
+            f"{path} {what}, and was not opened: ask its author for the weights alone, as"
+            " .safetensors"
+        ) from None
+
+
+def _unpickled(path: Path) -> tuple[Weights, dict[str, str]]:
     names = _globals_of(path)
     if strange := sorted(name for name in names if not name.startswith(PARTS_OF_NETWORKS)):
         raise UserError(

@@ -55,7 +55,7 @@ def read_hard_oods(cfg: Config, fold: int) -> list[str]:
         raise UserError(f"{path} is missing: run `python rank_prune_ood.py --folds {fold}` first")
     rows = read_table(path)
     expected = columns(cfg)
-    if any(set(row) != set(expected) for row in rows):
+    if not rows or any(set(row) != set(expected) for row in rows):
         raise UserError(f"{path} lacks columns of {', '.join(expected)}: remove it and rank again")
     if record := read_json(path.with_suffix(".json")):  # a ranking of the user's has none
         _refuse_stale(cfg, fold, record)
@@ -76,7 +76,7 @@ def chosen_oods(cfg: Config, fold: int) -> list[str]:
 
 def _refuse_stale(cfg: Config, fold: int, record: dict) -> None:
     """Raise UserError if the ranking was made from another network or other OoD patches."""
-    again = f"run `python rank_prune_ood.py --folds {fold}` again"
+    again = f"remove it and run `python rank_prune_ood.py --folds {fold}` again"
     weights = model_folder(cfg, fold, ood=False) / "model.safetensors"
     if weights.exists() and record.get("network") != fingerprint([weights]):
         path = ranking_path(cfg, fold)

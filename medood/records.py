@@ -31,16 +31,19 @@ def fingerprint(paths: Iterable[Path]) -> str:
     """Return one hash of the folders, names and contents of files, in any order."""
 
     def line(path: Path) -> str:
-        try:
-            state = path.stat()
-        except FileNotFoundError:
-            raise missing(path) from None
-        content = _hash(path, state.st_size, state.st_mtime_ns, state.st_ino)
-        return f"{content} {path.parent.name}/{path.name}"
+        return f"{_hash_now(path)} {path.parent.name}/{path.name}"
 
     with ThreadPoolExecutor() as pool:
         lines = sorted(pool.map(line, paths))
     return digest("\n".join(lines).encode())
+
+
+def _hash_now(path: Path) -> str:
+    try:
+        state = path.stat()
+    except FileNotFoundError:
+        raise missing(path) from None
+    return _hash(path, state.st_size, state.st_mtime_ns, state.st_ino)
 
 
 @functools.cache  # the steps of main.py look at the same files again and again
@@ -60,7 +63,8 @@ def fresh_folder(folder: Path, record: dict, bad: BadFiles | None = None) -> Ite
         raise UserError(f"{folder} was put there by you: remove it to have it made anew")
     with whole_folder(folder) as partial:
         yield partial
-        content = {**record, "files": len(pngs(partial)), "bad_files": bad or {}}
+        outputs = {"files": len(pngs(partial)), "outputs": _contents(partial)}
+        content = {**record, **outputs, "bad_files": bad or {}}
         write_json(partial / RECORD, content)
 
 
@@ -75,6 +79,12 @@ def is_kept(folder: Path, record: dict) -> bool:
         print(f"{folder}: kept, it was put there by you (remove it to have it made)")
         return True
     why = out_of_date(folder, record)
+    outputs = read_json(folder / RECORD).get("outputs")
+    if not why and outputs and outputs != _contents(folder):
+        raise UserError(
+            f"{folder} was changed, or damaged, since it was made: remove it to have it made anew,"
+            f" or remove its {RECORD} to keep it as your own"
+        )
     if not why and bad_files(folder):
         why = "files behind it could not be used"  # it may be the settings that were mended
     said = f"made again: {why}" if why else "kept, made from the same inputs and settings"
@@ -82,10 +92,20 @@ def is_kept(folder: Path, record: dict) -> bool:
     return not why
 
 
+def _contents(folder: Path) -> str:
+    """Return one hash of the names and contents of the images in a folder."""
+    paths = pngs(folder)
+    with ThreadPoolExecutor() as pool:
+        hashes = pool.map(_hash_now, paths)
+        lines = [f"{content} {path.name}" for content, path in zip(hashes, paths, strict=True)]
+    return digest("\n".join(lines).encode())
+
+
 def out_of_date(folder: Path, record: dict) -> str:
     """Return in words why a folder is not what `record` would make now, or "" if it is."""
     found = dict(read_json(folder / RECORD) or {})
-    found.pop("bad_files", None)
+    for name in ("bad_files", "outputs"):
+        found.pop(name, None)
     return changes(found, {**record, "files": len(pngs(folder))})
 
 

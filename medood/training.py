@@ -78,6 +78,8 @@ def train_fold(
     """
     record = made_from(cfg, fold, files + val_files)
     run = read_run(folder)
+    if (folder / "run.json").exists() and not run:
+        raise UserError(f"{folder / 'run.json'} cannot be read: remove {folder} to have it trained")
     if (folder / "config.json").exists() and "made_from" not in run:
         raise UserError(
             f"{folder} was put there by you: remove it to have it trained, or test it as it is with"

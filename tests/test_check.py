@@ -454,3 +454,29 @@ def test_names_in_tables_do_not_reach_outside_the_workspace(patched):
     )
     with pytest.raises(UserError, match="names 1 patches that are not in Image_Patchs"):
         read_fold(cfg, 1)
+
+
+@pytest.mark.parametrize("folder", ["Image_Patchs", "Mask_Patchs", "OoD_Patchs"])
+def test_a_folder_of_ours_that_was_damaged_is_neither_kept_nor_overwritten(patched, folder):
+    from generate_unfiltered_oods import generate_unfiltered_oods
+
+    path = patched.workspace / folder / "region_0_1.png"
+    truncate(path)
+    damaged = path.read_bytes()
+    step = generate_unfiltered_oods if folder == "OoD_Patchs" else generate_patches
+    with pytest.raises(UserError, match=f"{folder} was changed, or damaged, since it was made"):
+        step(patched)
+    assert path.read_bytes() == damaged  # it may be the user's own correction
+    shutil.rmtree(patched.workspace / folder)
+    generate_patches(patched)
+    generate_unfiltered_oods(patched)
+    assert path.read_bytes() != damaged
+
+
+def test_a_ranking_without_rows_is_none(report):
+    from medood.hard_ood import read_hard_oods
+
+    cfg, _ = report
+    ranking_path(cfg, 1).write_text("a,b\n")
+    with pytest.raises(UserError, match="lacks columns of rank"):
+        read_hard_oods(cfg, 1)

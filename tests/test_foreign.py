@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import os
+import pickle
 import zipfile
 
 import pytest
@@ -211,3 +212,15 @@ def test_pretrained_weights_that_a_folder_names_are_not_downloaded(tmp_path):
     expected.config["encoder_weights"] = "imagenet"
     expected.save_pretrained(tmp_path)
     assert_same(load_model(tmp_path, TINY), expected)
+
+
+@pytest.mark.parametrize("content", [b"", b"only text", "pickle"])
+def test_what_torch_cannot_open_is_said_without_its_advice(tmp_path, content):
+    mark = tmp_path / "it_ran"
+    if content == "pickle":
+        content = pickle.dumps(Calls(os.system, f"touch {mark}"))
+    (tmp_path / "file.pth").write_bytes(content)
+    with pytest.raises(UserError, match="was not opened") as caught:
+        load_model(tmp_path / "file.pth", TINY)
+    assert "weights_only" not in str(caught.value)
+    assert not mark.exists()
