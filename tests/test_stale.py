@@ -1,0 +1,251 @@
+"""Stale, foreign and damaged things in a workspace: seen by every step behind them, and said."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.io import loadmat
+
+from config import UserError
+from generate_patches import generate_patches
+from main import look, main
+from medood import training
+from medood.check import check
+from medood.files import csv_text, model_folder, write_text
+from medood.folds import fold_path, read_fold
+from medood.hard_ood import ranking_path
+from medood.images import read_image, write_png
+from medood.records import RECORD
+from tests.test_check import change_label, truncate
+
+
+def test_a_changed_source_is_seen_by_the_steps_behind_it_and_the_reason_is_said(patched, capsys):
+    from generate_semantic_labels import generate_semantic_labels
+    from train import train
+
+    cfg = dataclasses.replace(patched, folds=(1,), epochs=1)
+    train(cfg)
+    image = cfg.workspace / "Lizard_Images" / "region_0.png"
+    write_png(image, read_image(image)[:, ::-1])
+    with pytest.raises(UserError, match="Image_Patchs is out of date .what it is made from"):
+        train(cfg)
+    generate_patches(cfg)
+    assert "Image_Patchs: made again: what it is made from changed" in capsys.readouterr().out
+    train(cfg)
+    assert "trained again, what it is made from changed" in capsys.readouterr().out
+    label = cfg.workspace / "Labels" / "region_0.mat"
+    change_label(label, **{"class": loadmat(label)["class"] * 0 + 2})
+    with pytest.raises(UserError, match="Semantic_Labels is out of date"):
+        generate_patches(cfg)
+    generate_semantic_labels(cfg)
+    said = capsys.readouterr().out
+    assert "Semantic_Labels: made again: what it is made from changed" in said
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"patch_size": 64}, r"Image_Patchs is out of date .patch_size was 32, is 64.*patches.py"),
+        ({"split": "region"}, r"fold 1: split was patch, is region.*generate_patches.py"),
+        ({"seed": 4}, r"fold 1: seed was 0, is 4.*generate_patches.py"),
+        ({"ood_fill": "mean"}, r"OoD_Patchs is out of date .ood_fill was zero, is mean.*oods.py"),
+    ],
+)
+def test_a_changed_setting_is_seen_by_the_steps_behind_it(patched, change, said):
+    from rank_prune_ood import rank_prune_ood
+
+    with pytest.raises(UserError, match=said):
+        rank_prune_ood(dataclasses.replace(patched, folds=(1,), **change))
+
+
+def test_an_estimate_for_another_aim_is_not_used(report):
+    from train_ood import train_ood
+
+    cfg, _ = report
+    with pytest.raises(UserError, match=r"pnr_opt was 0.65, is 0.8.*estimate_pct.py --folds 1"):
+        train_ood(dataclasses.replace(cfg, pnr_opt=0.8))
+
+
+def test_a_list_of_the_user_is_used_as_it_is(patched):
+    fold_path(patched, 1).with_suffix(".json").unlink()
+    expected = read_fold(patched, 1)
+    generate_patches(dataclasses.replace(patched, seed=9))
+    assert read_fold(patched, 1) == expected
+
+
+@pytest.mark.parametrize("lost", [("Lizard_Images",), ("Lizard_Images", "Labels")])
+def test_patches_whose_sources_are_gone_are_used_as_they_are(patched, lost):
+    for folder in lost:
+        shutil.rmtree(patched.workspace / folder)
+    cfg = dataclasses.replace(patched, folds=(1,), epochs=1)
+    main(cfg)
+    assert (cfg.workspace / "reports/unet_mobilenet_v2/index.html").exists()
+
+
+def test_bad_files_of_patches_that_were_the_users_are_forgotten_with_them(patched):
+    for folder in ("Image_Patchs", "Mask_Patchs"):
+        (patched.workspace / folder / RECORD).unlink()
+    truncate(patched.workspace / "Image_Patchs" / "region_0_1.png")
+    with pytest.raises(UserError, match="region_0_1.png is not a whole"):
+        generate_patches(patched)
+    for folder in ("Image_Patchs", "Mask_Patchs"):
+        shutil.rmtree(patched.workspace / folder)
+    generate_patches(patched)
+    assert "region_0_1.png" in read_fold(patched, 1).train + read_fold(patched, 1).test
+
+
+# ---------------------------------------------------------------- what was mended
+
+
+def test_a_setting_that_was_corrected_lets_a_file_in(tiny):
+    from generate_semantic_labels import generate_semantic_labels
+
+    with pytest.raises(UserError, match="9,700 pixels, more than max_pixels"):
+        generate_semantic_labels(dataclasses.replace(tiny, max_pixels=97 * 100 - 1, workers=1))
+    generate_semantic_labels(tiny)
+    generate_patches(tiny)
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_an_image_without_a_label_is_seen_when_it_comes_and_forgotten_when_it_goes(patched, skip):
+    from train import train
+
+    cfg = dataclasses.replace(patched, folds=(1,), epochs=1, skip_bad_files=skip)
+    lone = cfg.workspace / "Lizard_Images" / "lone.png"
+    write_png(lone, np.zeros((40, 40, 3), np.uint8))
+    with pytest.raises(UserError, match="Image_Patchs is out of date .left out"):
+        train(cfg)
+    if skip:
+        generate_patches(cfg)
+    else:
+        with pytest.raises(UserError, match="lone.png has no label of its name"):
+            generate_patches(cfg)
+    lone.unlink()
+    generate_patches(cfg)
+    train(cfg)
+
+
+def test_hidden_files_of_macos_are_no_patches(patched):
+    from train import train
+
+    for folder in ("Image_Patchs", "Mask_Patchs", "Lizard_Images"):
+        name = next((patched.workspace / folder).glob("*.png")).name
+        (patched.workspace / folder / f"._{name}").write_bytes(b"macOS")
+    generate_patches(patched)
+    train(dataclasses.replace(patched, folds=(1,), epochs=1))
+
+
+def test_an_estimate_of_time_without_memory_is_said_with_the_batch_size_to_try(tiny, monkeypatch):
+    def fill(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(training, "training_step", fill)
+    training.step_seconds.cache_clear()
+    with pytest.raises(UserError, match="set batch_size to 4$"):
+        look(tiny)
+
+
+def test_own_ood_patches_that_lack_some_are_found_before_the_training(patched):
+    folder = patched.workspace / "OoD_Patchs"
+    (folder / RECORD).unlink()
+    (folder / "region_0_3.png").unlink()
+    (problem,) = check(patched).stops
+    assert "lacks 1 patches, region_0_3.png for one" in problem
+    wrong = dataclasses.replace(patched, ood_source=Path("nowhere"))
+    assert any("there is no folder nowhere" in said for said in check(wrong).stops)
+
+
+@pytest.mark.parametrize("again", ["rank_prune_ood", "train_ood"])
+def test_a_baseline_of_other_settings_is_not_mined_nor_trained_on(report, again):
+    import importlib
+
+    step = getattr(importlib.import_module(again), again)
+    cfg, _ = report
+    with pytest.raises(UserError, match="is out of date .epochs was 2, is 3.*train.py"):
+        step(dataclasses.replace(cfg, epochs=3))
+
+
+def test_a_network_and_a_ranking_of_the_user_are_not_overwritten(report, capsys):
+    from rank_prune_ood import rank_prune_ood
+    from train import train
+
+    cfg, _ = report
+    cfg = dataclasses.replace(cfg, folds=(1,))
+    ranking = ranking_path(cfg, 1)
+    ranking.with_suffix(".json").unlink()
+    before = ranking.read_bytes()
+    ranking.write_bytes(before + b"\n")
+    rank_prune_ood(cfg)
+    assert "kept, it was put there by you" in capsys.readouterr().out
+    assert ranking.read_bytes() == before + b"\n"
+    folder = model_folder(cfg, 1, ood=False)
+    (folder / "run.json").unlink()
+    with pytest.raises(UserError, match="was put there by you: remove it to have it trained"):
+        train(cfg)
+    assert (folder / "model.safetensors").exists()
+
+
+def test_a_table_that_is_gone_does_not_undo_its_lists(tiny):
+    from generate_semantic_labels import generate_semantic_labels
+    from medood.prepared import require_fresh
+
+    rows = "".join(f"region_{n},drawn,{n + 1}\n" for n in range(3))
+    (tiny.workspace / "info.csv").write_text("FileName,Source,Split\n" + rows)
+    cfg = dataclasses.replace(tiny, split="official")
+    generate_semantic_labels(cfg)
+    generate_patches(cfg)
+    (tiny.workspace / "info.csv").unlink()
+    require_fresh(cfg)
+    generate_patches(cfg)
+    assert check(cfg).stops == []
+
+
+def test_names_in_tables_do_not_reach_outside_the_workspace(patched):
+    from generate_patches import nuclei_of_patches
+    from medood.hard_ood import columns, read_hard_oods
+
+    cfg = dataclasses.replace(patched, folds=(1,))
+    secret = cfg.workspace.parent / "secret.png"
+    write_png(secret, np.zeros((32, 32, 3), np.uint8))
+    rows = [[1, "../../secret.png", 0.5, 1, *[1, 0, 0, 0, 0, 0], 1]]
+    write_text(ranking_path(cfg, 1), csv_text(columns(cfg), rows))
+    with pytest.raises(UserError, match=r"ranks ../../secret.png, which is no OoD patch"):
+        read_hard_oods(cfg, 1)
+    folder = cfg.workspace / "Semantic_Labels"
+    write_text(folder / "nuclei.csv", "region,class,x,y\n../../secret,1,3.0,4.0\n")
+    with pytest.raises(UserError, match="nuclei.csv is damaged"):
+        nuclei_of_patches(folder, 32)
+    fold_path(cfg, 1).write_text(
+        ",img_name,obj_tag\n0,../../secret.png,train\n1,region_0_0.png,test\n"
+    )
+    with pytest.raises(UserError, match="names 1 patches that are not in Image_Patchs"):
+        read_fold(cfg, 1)
+
+
+@pytest.mark.parametrize("folder", ["Image_Patchs", "Mask_Patchs", "OoD_Patchs"])
+def test_a_folder_of_ours_that_was_damaged_is_neither_kept_nor_overwritten(patched, folder):
+    from generate_unfiltered_oods import generate_unfiltered_oods
+
+    path = patched.workspace / folder / "region_0_1.png"
+    truncate(path)
+    damaged = path.read_bytes()
+    step = generate_unfiltered_oods if folder == "OoD_Patchs" else generate_patches
+    with pytest.raises(UserError, match=f"{folder} was changed, or damaged, since it was made"):
+        step(patched)
+    assert path.read_bytes() == damaged  # it may be the user's own correction
+    shutil.rmtree(patched.workspace / folder)
+    generate_patches(patched)
+    generate_unfiltered_oods(patched)
+    assert path.read_bytes() != damaged
+
+
+def test_a_ranking_without_rows_is_none(report):
+    from medood.hard_ood import read_hard_oods
+
+    cfg, _ = report
+    ranking_path(cfg, 1).write_text("a,b\n")
+    with pytest.raises(UserError, match="lacks columns of rank"):
+        read_hard_oods(cfg, 1)
