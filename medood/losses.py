@@ -33,11 +33,12 @@ def segmentation_loss(logits: Tensor, target: Tensor, weight: Tensor, loss: str)
     logits = logits.float()
     probability = logits.softmax(1)
     classes = torch.arange(logits.shape[1], device=logits.device)
-    truth = target[:, None] == classes[:, None, None]  # (N, C, H, W); one_hot would stall a GPU
+    # (N, C, H, W); one_hot would stall a GPU, and sums of booleans go by way of int64
+    truth = (target[:, None] == classes[:, None, None]).float()
     # (N, C) sums over pixels, then (C,) over the weighted patches of the batch
     hit = weight @ (probability * truth).sum((2, 3))
     predicted = weight @ probability.sum((2, 3))
-    true = weight @ truth.sum((2, 3)).float()
+    true = weight @ truth.sum((2, 3))
     smooth = SMOOTH * true.sum() + EPS
     if loss == "paper_code":
         hit, predicted, true = hit.sum(), predicted.sum(), true.sum()
