@@ -71,6 +71,8 @@ class Config:
 
     batch_norm: bool = True
     """False removes every batch normalisation of encoder and decoder (Table 3 of the paper)."""
+    sync_batch_norm: bool = False
+    """With torchrun on several GPUs, normalise over the whole batch instead of each GPU's part."""
 
     # --- training ---
     epochs: int = 36
@@ -100,6 +102,8 @@ class Config:
     """`auto` is bfloat16 where the hardware computes in it, else float32."""
     seed: int = 0
     """Deals the patches into parts and, with the fold's number, seeds each training."""
+    compile: bool = False
+    """Compile the training step with torch.compile; slower on CPUs that were tried."""
     deterministic: bool = False
     """Refuse CUDA operations that may differ between runs; the CPU's never do."""
     tensorboard: bool = False

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from config import CONFIG, Config, UserError
+from medood import ranks
 from medood.classes import BACKGROUND
 from medood.cli import run
 from medood.files import (
@@ -60,20 +61,25 @@ def rank_and_prune(names: list[str], counts: np.ndarray) -> list[list]:
     ]
 
 
+@ranks.together
 def rank_files(cfg: Config, network: Path, files: list[Pair], task: str) -> list[list]:
-    """Return the ranking of OoD patches by what the network in a folder sees in them."""
+    """Return the ranking of OoD patches by what the network in a folder sees in them.
+
+    Each process looks at a share of them.
+    """
     # here, so that --help answers without torch
     from medood.checkpoints import load_model
     from medood.data import load_patches
-    from medood.inference import count_pixels, predict
+    from medood.inference import batch_size, count_pixels, predict
     from medood.models import pick_device
 
-    patches = load_patches(cfg, files)
+    device = pick_device(cfg)
+    patches = load_patches(cfg, files[ranks.shard(len(files), batch_size(device))])
     counts = np.zeros((len(patches), len(cfg.class_names)), np.int64)
-    found = predict(cfg, load_model(network, cfg), patches.images, pick_device(cfg), task)
-    for part, probability in found:
+    for part, probability in predict(cfg, load_model(network, cfg), patches.images, device, task):
         counts[part] = count_pixels(probability).cpu().numpy()
-    return rank_and_prune(patches.names, counts)
+    names = [image.name for image, _ in files]
+    return rank_and_prune(names, np.concatenate(ranks.gathered(counts)))
 
 
 def draw_ranking(cfg: Config, fold: int, network: Path, rows: list[list]) -> None:

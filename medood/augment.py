@@ -16,14 +16,21 @@ SHIFT = 0.1  # of the patch's side, either way
 PERSPECTIVE = 0.05  # change of depth from the centre to an edge
 BRIGHTNESS = CONTRAST = SATURATION = 0.2  # factors from 1 - x to 1 + x
 TINT = 0.05  # factors of the single colour channels
+DRAWN = 13  # random numbers that make a view
 
 
-def augment(images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+def draw_views(count: int, seed: int, device: torch.device) -> Tensor:
+    """Return what makes the views of `count` patches, (count, DRAWN), uniform in -1..1."""
+    generator = torch.Generator(device).manual_seed(seed)
+    return torch.rand(count, DRAWN, generator=generator, device=device) * 2 - 1
+
+
+def augment(images: Tensor, masks: Tensor, draw: Tensor) -> tuple[Tensor, Tensor]:
     """Return views (N, 3, P, P) as float in 0..255 and their masks (N, P, P) as int64.
 
-    images: RGB uint8 (N, P, P, 3). masks: uint8 (N, P, P). Drawn from torch's random state.
+    images: RGB uint8 (N, P, P, 3). masks: uint8 (N, P, P). draw: (N, DRAWN), as draw_views gives;
+    all zeros leave a patch as it is.
     """
-    draw = torch.rand(len(images), 13, device=images.device) * 2 - 1  # uniform in -1..1
     warp = _homography(draw[:, :7])
     images = images.permute(0, 3, 1, 2).float()
     grid = _grid(warp, images.shape[-1])

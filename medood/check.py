@@ -37,7 +37,7 @@ from medood.labels import read_region_label
 from medood.models import build_model
 from medood.prepared import is_prepared, look_at_pair, whole_patches
 from medood.records import RECORD, BadFiles, for_each
-from medood.training import step_seconds
+from medood.step import step_seconds
 
 # bytes for a pixel of the patches, at most
 BYTES = {"Semantic_Labels": 1, "Image_Patchs": 3, "Mask_Patchs": 1, "OoD_Patchs": 3}

@@ -30,7 +30,8 @@ from medood.records import fingerprint
 # the settings that a trained network depends on beside its patches
 TRAINING_SETTINGS = (
     *("architecture", "encoder", "encoder_weights", "epochs", "batch_size", "lr", "loss"),
-    *("batch_norm", "ood_weight", "select", "precision", "seed", "deterministic"),
+    *("batch_norm", "sync_batch_norm", "compile", "ood_weight", "select", "precision", "seed"),
+    "deterministic",
 )
 TRAINED_ON = "trained_on.txt"
 RUN = {  # what run.json holds

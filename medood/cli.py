@@ -10,6 +10,7 @@ from pathlib import Path
 import tyro
 
 from config import CONFIG, Config, UserError
+from medood import ranks
 from medood.lock import in_use
 
 CURES = {
@@ -38,14 +39,18 @@ def run(
     exit code 1.
     """
     try:
-        cfg = _parse(defaults)
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # of schedulers: like Ctrl-C
-        if place := folder(cfg):
-            with in_use(place, parts(cfg)):
+        with ranks.team() as leads:
+            if not leads:
+                return
+            cfg = _parse(defaults)
+            signal.signal(signal.SIGTERM, signal.default_int_handler)  # of schedulers: like Ctrl-C
+            if place := folder(cfg):
+                with in_use(place, parts(cfg)):
+                    step(cfg)
+            else:
                 step(cfg)
-        else:
-            step(cfg)
     except UserError as error:
+        ranks.let_the_first_speak()
         sys.exit(f"error: {error}")
     except BrokenPipeError:  # whoever read the output, such as `head`, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -57,6 +62,7 @@ def run(
     except MemoryError:
         sys.exit("error: the memory is full: close other programs, or lower max_pixels")
     except KeyboardInterrupt:
+        ranks.let_the_first_speak()
         print("stopped: the same command goes on from here", file=sys.stderr)
         sys.exit(130)
 

@@ -29,6 +29,10 @@ class Patches:
     def __len__(self) -> int:
         return len(self.names)
 
+    def part(self, which: slice) -> "Patches":
+        """Return some of the patches, without a copy."""
+        return Patches(self.names[which], self.images[which], self.masks[which], self.is_ood[which])
+
 
 def id_files(cfg: Config, names: list[str]) -> list[Pair]:
     """Return image and mask path of each ID patch."""

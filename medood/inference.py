@@ -48,6 +48,11 @@ class Answer:
         return probability.contiguous(memory_format=torch.channels_last)
 
 
+def batch_size(device: torch.device) -> int:
+    """Return how many patches a device answers at once."""
+    return BATCH.get(device.type, BATCH["cpu"])
+
+
 def count_pixels(probability: Tensor) -> Tensor:
     """Return how many pixels of each patch go to each class, int64 (n, C), from (n, C, P, P)."""
     found = probability.argmax(1)
@@ -61,8 +66,7 @@ def predict(
 
     model: in eval mode. images: RGB uint8 (N, P, P, 3). task: what the progress bar says.
     """
-    answer = Answer(cfg, model, device)
-    size = BATCH.get(device.type, BATCH["cpu"])
+    answer, size = Answer(cfg, model, device), batch_size(device)
     for start in tqdm(range(0, len(images), size), desc=task, leave=False, disable=None):
         part = slice(start, start + size)
         yield part, answer(images[part])

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from medood import ranks
+
 # Added to both sides of a class's Dice, as a share of the batch's pixels: about one pixel of 8
 # patches. A hundred times more makes an absent class cost more, 1 - s / (sum p + s), and an all-OoD
 # batch pull harder; but then every batch without a rare class pulls on it too, and it is lost: on
@@ -24,7 +26,7 @@ EPS = 1e-6  # for a batch that weighs nothing: OoD patches alone, with lambda 0
 
 
 def segmentation_loss(logits: Tensor, target: Tensor, weight: Tensor, loss: str) -> Tensor:
-    """Return the scalar loss of a batch, computed in float32.
+    """Return the scalar loss of a batch, computed in float32: of the patches of all processes.
 
     logits: (N, C, H, W), before the softmax. target: int64 (N, H, W), 0 where background.
     weight: (N,), what a pixel of each patch counts: 1 for ID, lambda for OoD patches.
@@ -39,6 +41,7 @@ def segmentation_loss(logits: Tensor, target: Tensor, weight: Tensor, loss: str)
     hit = weight @ (probability * truth).sum((2, 3))
     predicted = weight @ probability.sum((2, 3))
     true = weight @ truth.sum((2, 3))
+    hit, predicted, true = ranks.summed(torch.stack([hit, predicted, true]))
     smooth = SMOOTH * true.sum() + EPS
     if loss == "paper_code":
         hit, predicted, true = hit.sum(), predicted.sum(), true.sum()
@@ -46,4 +49,5 @@ def segmentation_loss(logits: Tensor, target: Tensor, weight: Tensor, loss: str)
     if loss != "dice_ce":
         return dice
     per_pixel = F.cross_entropy(logits, target, reduction="none")  # (N, H, W)
-    return dice + weight @ per_pixel.mean((1, 2)) / (weight.sum() + EPS)
+    entropy, patches = ranks.summed(torch.stack([weight @ per_pixel.mean((1, 2)), weight.sum()]))
+    return dice + entropy / (patches + EPS)

@@ -8,9 +8,11 @@ import segmentation_models_pytorch as smp
 import timm
 import torch
 from segmentation_models_pytorch.encoders import TimmUniversalEncoder, get_encoder_names
+from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 
 from config import Config, UserError
+from medood import ranks
 from medood.foreign import read_weights
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -136,6 +138,20 @@ def _load_encoder_file(model: nn.Module, encoder: str, path: Path) -> None:
             f"{path} does not hold weights of encoder {encoder} ({reason}):"
             " give the file of that encoder, or set encoder to the file's"
         ) from None
+
+
+def synchronise(cfg: Config, model: nn.Module, device: torch.device) -> nn.Module:
+    """Return `model` with batch normalisation over the batches of all processes, if cfg says so.
+
+    Raises UserError on a CPU, for which torch has none.
+    """
+    if not cfg.sync_batch_norm or ranks.size() == 1:
+        return model
+    if device.type == "cpu":
+        raise UserError(
+            "sync_batch_norm = True: torch has none for CPUs: set it to False, or batch_norm too"
+        )
+    return convert_sync_batchnorm(model)  # timm's keeps the activation in its own layers
 
 
 def for_training(model: nn.Module, device: torch.device) -> nn.Module:

@@ -88,6 +88,16 @@ class Tally:
         self.iou_paper: list[Tensor] = []
         self.dice_paper: list[Tensor] = []
 
+    @staticmethod
+    def merged(tallies: list["Tally"]) -> "Tally":
+        """Return the tally of all patches of some, one after the other."""
+        whole = Tally()
+        for tally in tallies:
+            whole.confusion += tally.confusion
+            whole.iou_paper += tally.iou_paper
+            whole.dice_paper += tally.dice_paper
+        return whole
+
     def add(self, probability: Tensor, truth: Tensor) -> None:
         """Count patches: probability (n, C, H, W), truth (n, H, W)."""
         self.confusion.append(confusion(truth, probability.argmax(1), probability.shape[1]).cpu())

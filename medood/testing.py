@@ -3,15 +3,43 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from config import Config
+from medood import ranks
 from medood.checkpoints import load_model
-from medood.data import Patches, id_files, load_patches
+from medood.data import Pair, Patches, id_files, load_patches
 from medood.folds import region_of
-from medood.inference import tally_patches
+from medood.inference import batch_size, tally_patches
 from medood.models import pick_device
 from medood.scores import RegionCounts, Tally, all_background
+
+
+@ranks.together
+def _answers(
+    cfg: Config, folders: dict[str, Path], files: list[Pair], task: str
+) -> tuple[Patches, dict[str, Tally], dict[str, Tensor]]:
+    """Return the patches, and tallies and predictions of each network on them.
+
+    Each process tests a share; all of the patches are the first's.
+    """
+    device = pick_device(cfg)
+    own = ranks.shard(len(files), batch_size(device))
+    if ranks.leads():
+        patches = load_patches(cfg, files)
+        share = patches.part(own)
+    else:
+        patches = share = load_patches(cfg, files[own])
+    tallies, predictions = {"all_background": Tally()}, {}
+    for truth in patches.masks.split(64):
+        tallies["all_background"].add(all_background(truth, len(cfg.class_names)), truth)
+    for name, folder in folders.items():
+        model = load_model(folder, cfg)
+        found = tally_patches(cfg, model, share, device, f"{task}: testing {name}")
+        shares, pixels = zip(*ranks.gathered(found), strict=True)
+        tallies[name], predictions[name] = Tally.merged(shares), torch.cat(pixels)
+    return patches, tallies, predictions
 
 
 @dataclass(frozen=True)
@@ -27,16 +55,7 @@ class Tested:
 
 def score_networks(cfg: Config, folders: dict[str, Path], names: list[str], task: str) -> Tested:
     """Test the networks in some folders on the named patches. task: what the progress bar says."""
-    patches = load_patches(cfg, id_files(cfg, names))
-    floor = Tally()
-    for truth in patches.masks.split(64):
-        floor.add(all_background(truth, len(cfg.class_names)), truth)
-    tallies, predictions = {"all_background": floor}, {}
-    for name, folder in folders.items():
-        model, device = load_model(folder, cfg), pick_device(cfg)
-        tallies[name], predictions[name] = tally_patches(
-            cfg, model, patches, device, f"{task}: testing {name}"
-        )
+    patches, tallies, predictions = _answers(cfg, folders, id_files(cfg, names), task)
     regions = [region_of(name) for name in names]
     return Tested(
         {name: tally.scores() for name, tally in tallies.items()},

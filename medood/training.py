@@ -1,24 +1,20 @@
 """The one training loop: what it trains on is the only difference between baseline and Med-OoD."""
 
 import copy
-import functools
 import io
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.nn.utils import get_total_norm
 from tqdm import tqdm
 
 from config import Config, UserError
-from medood.augment import augment
+from medood import ranks
+from medood.augment import draw_views
 from medood.board import Board
 from medood.card import write_card
 from medood.checkpoints import TRAINED_ON, made_from, plain_settings, read_run, versions
@@ -36,15 +32,15 @@ from medood.files import (
 )
 from medood.folds import read_fold
 from medood.hard_ood import chosen_oods
-from medood.inference import tally_patches
-from medood.losses import segmentation_loss
-from medood.models import Normalise, autocast, build_model, for_training, pick_device
+from medood.inference import batch_size, tally_patches
+from medood.models import pick_device
 from medood.records import changes
+from medood.scores import Tally
+from medood.step import Learner, memory_needed
 
-TIMED_STEPS = 3  # of which step_seconds takes the median
 SLOW_SHARE = 10 / 36  # of the epochs, the last ones, run at a tenth of the learning rate
 # each stream of random numbers depends on seed and fold alone, so no fold changes another
-INITIALISATION, ORDER, VIEWS = range(3)
+INITIALISATION, ORDER, VIEWS, DROPOUT = range(4)
 
 
 def stream_seed(cfg: Config, fold: int, stream: int, epoch: int = 0) -> int:
@@ -96,9 +92,8 @@ def train_fold(
     else:
         if "made_from" in run:
             print(f"fold {fold}: {folder} trained again, {changes(run['made_from'], record)}")
-        val = load_patches(cfg, val_files) if val_files else None
         with timed(cfg.workspace, f"training {folder.name}"):
-            fit(cfg, fold, load_patches(cfg, files), val, folder, record)
+            fit(cfg, fold, files, val_files, folder, record)
 
 
 def require_current(cfg: Config, fold: int, folder: Path, ood: bool) -> None:
@@ -122,27 +117,33 @@ def require_current(cfg: Config, fold: int, folder: Path, ood: bool) -> None:
         )
 
 
+@ranks.together
 def fit(
-    cfg: Config, fold: int, patches: Patches, val: Patches | None, folder: Path, record: dict
+    cfg: Config, fold: int, files: list[Pair], val_files: list[Pair], folder: Path, record: dict
 ) -> None:
-    """Train the network of cfg on `patches` and write it to `folder`.
+    """Train the network of cfg on patches and write it to `folder`.
 
-    val: the weights of the epoch with the highest `miou` on them are kept; None keeps the last.
-    record: what the network is made from. A run that was interrupted goes on after its last whole
-    epoch and ends with the same weights, to the bit on the CPU, as if it had not been.
-    Raises UserError if no nucleus is in the ID patches or in `val`, if loss or gradient stop being
-    finite, and if the device has no memory for a batch.
+    val_files: the weights of the epoch with the highest `miou` on them are kept; without any, the
+    last. record: what the network is made from. A run that was interrupted goes on after its last
+    whole epoch and ends with the same weights, to the bit on the CPU, as if it had not been.
+    Raises UserError if no nucleus is in the ID patches or in those of `val_files`, if loss or
+    gradient stop being finite, and if the device has no memory for a batch.
     """
+    if 1 < ranks.size() > cfg.batch_size // 2:
+        raise UserError(
+            f"batch_size = {cfg.batch_size} leaves {ranks.size()} processes fewer than two patches"
+            f" each: set it to {2 * ranks.size()} or more, or start fewer processes"
+        )
+    patches = load_patches(cfg, files)
+    val = load_patches(cfg, val_files) if val_files else None
     said = without_classes(cfg, patches)
     device = pick_device(cfg)
     if cfg.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(cfg.deterministic)
     torch.manual_seed(stream_seed(cfg, fold, INITIALISATION))
-    with memory_needed(cfg, device):
-        model = for_training(build_model(cfg), device)
-    normalise = Normalise(cfg.encoder).to(device)
-    optimiser = torch.optim.Adam(model.parameters(), cfg.lr, fused=True)
+    learner = Learner(cfg, device)
+    model, optimiser = learner.model, learner.optimiser
     resume_path = folder / "resume.pt"
     log, best = _resume(resume_path, record, model, optimiser)
 
@@ -152,28 +153,29 @@ def fit(
     n_ood = int(patches.is_ood.sum())
     print(
         f"fold {fold}: {cfg.architecture} on {cfg.encoder}, {len(patches) - n_ood} ID +"
-        f" {n_ood} OoD patches, {device.type}" + (f", from epoch {len(log) + 1}" if log else "")
+        f" {n_ood} OoD patches, {device.type}"
+        + (f" in {ranks.size()} processes" if ranks.size() > 1 else "")
+        + (f", from epoch {len(log) + 1}" if log else "")
     )
     if said:
         print(f"fold {fold}: {said}")
-    board = Board(cfg, folder.name, patches, len(log)) if cfg.tensorboard else None
+    board = None
+    if cfg.tensorboard and ranks.leads():
+        board = Board(cfg, folder.name, patches, len(log))
     print("  epoch    loss       lr  seconds")
     for epoch in range(len(log), cfg.epochs):
         started = time.perf_counter()
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(cfg, epoch)
-        torch.manual_seed(stream_seed(cfg, fold, VIEWS, epoch))  # augmentation and dropout
+        torch.manual_seed(stream_seed(cfg, fold, DROPOUT, epoch) + ranks.rank())
+        draw = draw_views(len(patches), stream_seed(cfg, fold, VIEWS, epoch), device)
         parts = batches(cfg, fold, epoch, len(patches))
-        losses, norms = torch.empty(2, len(parts), device=device)
-        bar = tqdm(parts, desc=f"  epoch {epoch + 1}", leave=False, disable=None)
         with memory_needed(cfg, device):
-            for step, part in enumerate(bar):
-                index = part.to(device)
-                batch = images[index], masks[index], weight[index]
-                # no .item() here: it would wait for the device at every step
-                losses[step], norms[step] = training_step(cfg, model, normalise, optimiser, *batch)
+            data = images, masks, weight, draw
+            losses, norms = train_epoch(learner, data, parts, f"  epoch {epoch + 1}")
         refuse_not_finite(cfg, f"fold {fold}, epoch {epoch + 1}", losses, norms, parts, patches)
         mean_loss = losses.mean().item()
+        ranks.average_statistics(model)
         row = {"epoch": epoch + 1, "loss": round(mean_loss, 6), "lr": learning_rate(cfg, epoch)}
         if val is not None:
             row["val_miou"] = validate(cfg, model, val, device)
@@ -182,7 +184,8 @@ def fit(
         log.append(row)
         if board is not None:
             board.add(row, model)
-        _save_resume(resume_path, record, model, optimiser, log, best)
+        if ranks.leads():
+            _save_resume(resume_path, record, model, optimiser, log, best)
         seconds = time.perf_counter() - started
         scored = f"  val_miou {row['val_miou']:.4f}" if val is not None else ""
         line = f"  {epoch + 1:5d}  {mean_loss:6.4f}  {row['lr']:.1e}  {seconds:7.1f}{scored}"
@@ -192,6 +195,8 @@ def fit(
         board.close()
     if best is not None:
         model.load_state_dict(best["model"])
+    if not ranks.leads():
+        return
     # an OoD patch is called like the training patch that it was cut from, unless it is external
     names = {name for name in patches.names if not name.startswith(SOURCE_PREFIX)}
     names |= set(val.names if val else [])
@@ -213,55 +218,38 @@ def fit(
         write_card(finished, run)
 
 
-def training_step(
-    cfg: Config,
-    model: nn.Module,
-    normalise: Normalise,
-    optimiser: torch.optim.Optimizer,
-    images: Tensor,
-    masks: Tensor,
-    weight: Tensor,
+def train_epoch(
+    learner: Learner, data: tuple[Tensor, ...], parts: list[Tensor], task: str
 ) -> tuple[Tensor, Tensor]:
-    """Take one optimiser step on a batch; return its loss and the norm of the gradient.
+    """Take a step on each batch; return the losses and the norms of the gradient, (S,) each.
 
-    Both are scalars on the device. A gradient that is not finite spoils the weights: see
-    refuse_not_finite.
-
-    images: RGB uint8 (N, P, P, 3). masks: uint8 (N, P, P). weight: (N,), see segmentation_loss.
+    data: images, masks, weight and draw of all patches, as Learner.step takes them. parts: the
+    indices of each batch, on the CPU; of several processes, each takes its own share of a batch.
+    task: what the progress bar says.
     """
-    views, target = augment(images, masks)
-    with autocast(cfg, images.device):
-        logits = model(normalise(views))
-    loss = segmentation_loss(logits, target, weight, cfg.loss)
-    optimiser.zero_grad()
-    loss.backward()
-    norm = get_total_norm([part.grad for part in model.parameters() if part.grad is not None])
-    optimiser.step()
-    return loss.detach(), norm
+    images, masks, weight, draw = data
+    own = [own_share(part) for part in parts]
+    # all indices at once: to copy those of a batch would wait for the device at every step
+    indices = torch.cat([index for index, _ in own]).to(weight.device)
+    indices = indices.split([len(index) for index, _ in own])
+    losses, norms = torch.empty(2, len(parts), device=weight.device)
+    for step, index in enumerate(tqdm(indices, desc=task, leave=False, disable=None)):
+        share = own[step][1]
+        batch = images[index], masks[index], share * weight[index], draw[index]
+        # no .item() here: it would wait too
+        losses[step], norms[step] = learner.step(*batch)
+    return losses, norms
 
 
-@functools.cache
-def step_seconds(cfg: Config) -> float:
-    """Return the time of an optimiser step of a network on this machine, in seconds."""
-    device = pick_device(cfg)
-    with memory_needed(cfg, device):
-        return _step_seconds(cfg, device)
+def own_share(part: Tensor) -> tuple[Tensor, float]:
+    """Return which patches of a batch are this process's, and how much each of them counts.
 
-
-def _step_seconds(cfg: Config, device: torch.device) -> float:
-    model = for_training(build_model(replace(cfg, encoder_weights="none")), device)
-    normalise = Normalise(cfg.encoder).to(device)
-    optimiser = torch.optim.Adam(model.parameters(), cfg.lr, fused=True)
-    shape = (cfg.batch_size, cfg.patch_size, cfg.patch_size)
-    images = torch.randint(0, 256, (*shape, 3), dtype=torch.uint8, device=device)
-    masks = torch.randint(0, len(cfg.class_names), shape, dtype=torch.uint8, device=device)
-    weight = torch.ones(cfg.batch_size, device=device)
-    times = []
-    for _ in range(1 + TIMED_STEPS):  # the first one warms up
-        started = time.perf_counter()
-        training_step(cfg, model, normalise, optimiser, images, masks, weight)[0].item()
-        times.append(time.perf_counter() - started)
-    return float(np.median(times[1:]))
+    Of a last batch too small to give each process the two that batch normalisation needs, every
+    process takes all, and counts them in part.
+    """
+    if len(part) < 2 * ranks.size():
+        return part, 1 / ranks.size()
+    return part[ranks.rank() :: ranks.size()], 1.0
 
 
 def refuse_not_finite(
@@ -301,19 +289,6 @@ def without_classes(cfg: Config, patches: Patches) -> str:
     return f"no training patch holds {' or '.join(absent)}: the network will not know it"
 
 
-@contextmanager
-def memory_needed(cfg: Config, device: torch.device) -> Iterator[None]:
-    """Turn a lack of memory on the device into a UserError with the setting that cures it."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        half = cfg.batch_size // 2
-        raise UserError(
-            f"{device} has no memory for batches of {cfg.batch_size} patches of {cfg.patch_size}"
-            f" pixels: set {f'batch_size to {half}' if half else 'device to cpu'}"
-        ) from None
-
-
 def save_network(model: nn.Module, folder: Path) -> None:
     """Write a network as smp's save_pretrained does, all of it on the disk when this returns."""
     try:
@@ -331,10 +306,14 @@ def save_network(model: nn.Module, folder: Path) -> None:
 
 
 def validate(cfg: Config, model: nn.Module, val: Patches, device: torch.device) -> float:
-    """Return `miou` of a network in training on held-out patches, and leave it in training."""
-    tally, _ = tally_patches(cfg, model.eval(), val, device, "  validation")
+    """Return `miou` of a network in training on held-out patches, and leave it in training.
+
+    Each process tests a share of them.
+    """
+    own = val.part(ranks.shard(len(val), batch_size(device)))
+    tally, _ = tally_patches(cfg, model.eval(), own, device, "  validation")
     model.train()
-    miou = tally.scores()["miou"]
+    miou = Tally.merged(ranks.gathered(tally)).scores()["miou"]
     if miou is None:
         raise UserError(
             f"select = val: no nucleus in the {len(val)} patches held out of the training side:"

@@ -37,9 +37,10 @@ from medood.hard_ood import ood_candidates
 from medood.models import build_model, pick_device
 from medood.scores import RegionCounts
 from medood.statistics import Difference, paired_differences
+from medood.step import TIMED_STEPS, step_seconds
 from medood.tables import INTERVAL, SCORES, markdown
 from medood.testing import score_networks
-from medood.training import TIMED_STEPS, batches, step_seconds, train_fold
+from medood.training import batches, train_fold
 from rank_prune_ood import rank_files
 
 

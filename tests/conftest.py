@@ -28,6 +28,7 @@ TINY = Config(
     encoder="mobilenet_v2",
     encoder_weights="none",
     batch_norm=True,
+    sync_batch_norm=False,
     epochs=2,
     batch_size=8,
     lr=1e-3,
@@ -39,6 +40,7 @@ TINY = Config(
     device="cpu",
     precision="float32",
     seed=0,
+    compile=False,
     deterministic=False,
     tensorboard=False,
 )

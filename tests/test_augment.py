@@ -5,8 +5,14 @@ import pytest
 import torch
 
 from medood import augment as module
-from medood.augment import augment
+from medood.augment import DRAWN, augment, draw_views
 from medood.sample import draw_region
+
+CPU = torch.device("cpu")
+
+
+def views_of(images, masks, seed=0):
+    return augment(images, masks, draw_views(len(images), seed, CPU))
 
 
 @pytest.fixture
@@ -22,7 +28,7 @@ def batch():
 
 
 def test_shapes_ranges_and_labels(batch):
-    images, masks = augment(*batch)
+    images, masks = views_of(*batch)
     assert images.shape == (6, 3, 128, 128)
     assert images.dtype == torch.float32
     assert 0 <= images.min() < images.max() <= 255
@@ -35,7 +41,7 @@ def test_the_mask_goes_where_the_image_goes(batch, monkeypatch):
         monkeypatch.setattr(module, constant, 0.0)
     _, masks = batch
     painted = (masks[..., None] * 40).expand(-1, -1, -1, 3)  # each class in a grey of its own
-    images, views = augment(painted, masks)
+    images, views = views_of(painted, masks)
     shown = images[:, 0] / 40
     settled = (shown - shown.round()).abs() < 1e-3  # off the edges, which bilinear blends
     assert settled.float().mean() > 0.7
@@ -43,26 +49,22 @@ def test_the_mask_goes_where_the_image_goes(batch, monkeypatch):
     assert agree > 0.99
 
 
-def test_without_draws_a_view_is_the_patch_itself(batch, monkeypatch):
-    monkeypatch.setattr(torch, "rand", lambda *shape, **_: torch.full(shape, 0.5))
-    images, masks = augment(*batch)
+def test_without_draws_a_view_is_the_patch_itself(batch):
+    images, masks = augment(*batch, torch.zeros(6, DRAWN))
     torch.testing.assert_close(images, batch[0].permute(0, 3, 1, 2).float(), atol=0.01, rtol=0)
     torch.testing.assert_close(masks, batch[1].long())
 
 
 def test_no_black_border_comes_in(batch):
     bright = torch.full((16, 64, 64, 3), 200, dtype=torch.uint8)
-    images, _ = augment(bright, torch.zeros(16, 64, 64, dtype=torch.uint8))
+    images, _ = views_of(bright, torch.zeros(16, 64, 64, dtype=torch.uint8))
     assert images.min() > 100
 
 
 def test_equal_seeds_draw_equal_views_and_patches_differ(batch):
-    views = []
-    for seed in (0, 0, 1):
-        torch.manual_seed(seed)
-        views.append(augment(*batch)[0])
+    views = [views_of(*batch, seed)[0] for seed in (0, 0, 1)]
     torch.testing.assert_close(views[0], views[1], rtol=0, atol=0)
     assert not torch.equal(views[0], views[2])
     same_patch = batch[0][:1].expand(6, -1, -1, -1), batch[1][:1].expand(6, -1, -1)
-    images, _ = augment(*same_patch)
+    images, _ = views_of(*same_patch)
     assert len({image.sum().item() for image in images}) == 6

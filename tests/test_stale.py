@@ -12,7 +12,7 @@ from scipy.io import loadmat
 from config import UserError
 from generate_patches import generate_patches
 from main import look, main
-from medood import training
+from medood import step
 from medood.check import check
 from medood.files import csv_text, model_folder, write_text
 from medood.folds import fold_path, read_fold
@@ -142,8 +142,8 @@ def test_an_estimate_of_time_without_memory_is_said_with_the_batch_size_to_try(t
     def fill(*_):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr(training, "training_step", fill)
-    training.step_seconds.cache_clear()
+    monkeypatch.setattr(step.Learner, "step", fill)
+    step.step_seconds.cache_clear()
     with pytest.raises(UserError, match="set batch_size to 4$"):
         look(tiny)
 

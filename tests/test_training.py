@@ -14,6 +14,7 @@ import torch
 
 from config import UserError
 from estimate_pct import estimate_pct
+from medood import step as step_module
 from medood import training
 from medood.checkpoints import load_model
 from medood.data import id_files
@@ -192,8 +193,8 @@ def test_med_ood_trains_on_the_hardest_share(one_fold):
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_cure(one_fold, monkeypatch):
-    real = training.segmentation_loss
-    monkeypatch.setattr(training, "segmentation_loss", lambda *a: real(*a) * float("nan"))
+    real = step_module.segmentation_loss
+    monkeypatch.setattr(step_module, "segmentation_loss", lambda *a: real(*a) * float("nan"))
     with pytest.raises(UserError, match=r"epoch 1, step 1: the loss is nan on the patches region"):
         train(one_fold)
     assert not (model_folder(one_fold, 1, ood=False) / "run.json").exists()
@@ -306,14 +307,14 @@ def test_validation_patches_without_a_nucleus_are_refused(with_val):
 
 def spoil(monkeypatch, step, change):
     """Let the loss of a step, counted from 1 over the whole training, be changed."""
-    real, taken = training.segmentation_loss, []
+    real, taken = step_module.segmentation_loss, []
 
     def loss(logits, *others):
         taken.append(1)
         value = real(logits, *others)
         return change(value, logits) if len(taken) == step else value
 
-    monkeypatch.setattr(training, "segmentation_loss", loss)
+    monkeypatch.setattr(step_module, "segmentation_loss", loss)
 
 
 def names_of_step(cfg, epoch, step):
@@ -354,7 +355,7 @@ def test_a_device_without_memory_is_said_with_the_batch_size_to_try(one_fold, mo
     def fill(*_):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr(training, "training_step", fill)
+    monkeypatch.setattr(training.Learner, "step", fill)
     with pytest.raises(UserError, match="no memory for batches of 8 .* set batch_size to 4$"):
         train(one_fold)
     with pytest.raises(UserError, match="batches of 1 .* set device to cpu$"):

@@ -1,0 +1,231 @@
+"""Two processes as one: the same losses, the same files, one writer, no process left waiting."""
+
+import dataclasses
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from config import Config, UserError
+from estimate_pct import estimate_pct
+from main import main
+from medood import ranks
+from medood.files import model_folder
+from medood.losses import segmentation_loss
+from medood.models import synchronise
+from medood.training import own_share
+from tests.conftest import TINY, draw_regions
+from tests.oracles import read_rows
+
+ROOT = Path(__file__).parents[1]
+
+
+def arguments(cfg):
+    """The command line of the settings that differ from config.py's."""
+    parts = []
+    for field in dataclasses.fields(Config):
+        value = getattr(cfg, field.name)
+        if value == getattr(Config(), field.name):
+            continue
+        if isinstance(value, bool):
+            parts.append(f"--{'' if value else 'no_'}{field.name}")
+        else:
+            parts += [f"--{field.name}", *map(str, value if isinstance(value, tuple) else [value])]
+    return parts
+
+
+def launched(script, cfg, processes=2):
+    """How to start a script in some processes of one thread each."""
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
+    command += ["--standalone", str(ROOT / script), *arguments(cfg)]
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    return {"args": command, "cwd": ROOT, "env": variables, "text": True}
+
+
+def run(script, cfg, processes=2):
+    """Run a script and return how it ended."""
+    return subprocess.run(**launched(script, cfg, processes), capture_output=True, timeout=300)
+
+
+def files_in(folder):
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """Settings whose workspaces hold a whole run, one by one process, one by two.
+
+    Without batch normalisation, which each process would compute on its own share of a batch.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as torchrun sets it
+    cfgs = []
+    for count in ("one", "two"):
+        # one name for both folders, as files hold it
+        workspace = tmp_path_factory.mktemp(count) / "run"
+        draw_regions(workspace)
+        cfg = dataclasses.replace(TINY, workspace=workspace, folds=(1,), select="val", epochs=3)
+        # Adam turns rounding into whole steps where a gradient is next to nothing: small ones
+        cfg = dataclasses.replace(
+            cfg, batch_norm=False, encoder="mobilenet_v2", batch_size=6, lr=1e-5
+        )
+        cfgs.append(cfg)
+    main(cfgs[0])
+    done = run("main.py", cfgs[1])
+    assert done.returncode == 0, done.stderr
+    yield cfgs
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.slow
+def test_two_processes_lose_what_one_loses(both):
+    """The losses of all epochs agree to rounding: those of the last follow from all before."""
+    for ood in (False, True):
+        logs = [read_rows(model_folder(cfg, 1, ood) / "log.csv") for cfg in both]
+        losses, scores = (
+            [[float(row[column]) for row in log] for log in logs] for column in ("loss", "val_miou")
+        )
+        np.testing.assert_allclose(*losses, atol=2e-6)
+        np.testing.assert_allclose(*scores, atol=1e-3)
+        assert len(losses[0]) == 3
+
+
+@pytest.mark.slow
+def test_two_processes_write_the_same_files_once(both):
+    one, two = (set(files_in(cfg.workspace)) for cfg in both)
+    locks = {name for name in two if name.startswith(".locks")}  # of scripts alone
+    assert one == two - locks
+
+
+@pytest.mark.slow
+def test_two_processes_mine_and_test_one_network_to_the_same_bytes(both, tmp_path):
+    cfg = dataclasses.replace(both[0], workspace=tmp_path / "run")
+    shutil.copytree(both[0].workspace, cfg.workspace)
+    expected = files_in(cfg.workspace / "HardOoD")
+    scores = (cfg.workspace / "reports" / cfg.model_name / "scores.json").read_bytes()
+    for name in expected:
+        (cfg.workspace / "HardOoD" / name).unlink()
+    shutil.rmtree(cfg.workspace / "reports")
+    for step in ("rank_prune_ood.py", "test.py"):
+        done = run(step, cfg)
+        assert done.returncode == 0, done.stderr
+        estimate_pct(cfg)
+    ours = files_in(cfg.workspace / "HardOoD")
+    rankings = [name for name in expected if name.endswith((".csv", ".json"))]
+    assert len(rankings) == 3
+    assert {name: ours[name] for name in rankings} == {name: expected[name] for name in rankings}
+    assert (cfg.workspace / "reports" / cfg.model_name / "scores.json").read_bytes() == scores
+
+
+@pytest.mark.slow
+def test_a_mistake_is_said_once_and_no_process_waits_for_ever(both):
+    wrong = dataclasses.replace(both[0], batch_size=3, epochs=1)
+    done = run("train.py", wrong)
+    assert done.returncode == 1
+    assert done.stderr.count("error: batch_size = 3 leaves 2 processes fewer than two") == 1
+    absent = dataclasses.replace(both[0], workspace=both[0].workspace / "none")
+    done = run("test.py", absent)
+    assert done.returncode == 1
+    assert done.stderr.count("error: ") == 1
+    assert not absent.workspace.exists()
+
+
+@pytest.mark.slow
+def test_an_interrupted_training_goes_on_in_two_processes_to_the_same_bytes(both):
+    folder = model_folder(both[1], 1, ood=False)
+    weights = (folder / "model.safetensors").read_bytes()
+    shutil.rmtree(folder)
+    with subprocess.Popen(**launched("train.py", both[1]), stdout=subprocess.PIPE) as process:
+        next(line for line in process.stdout if line.split()[:1] == ["1"])  # this epoch is kept
+        process.terminate()
+    assert not (folder / "run.json").exists()
+    done = run("train.py", both[1])
+    assert "2 processes, from epoch 2" in done.stdout
+    assert (folder / "model.safetensors").read_bytes() == weights
+
+
+# ---------------------------------------------------------------- who does what
+
+
+@pytest.fixture
+def as_rank(monkeypatch):
+    """A function that makes this process pass for one of several."""
+
+    def become(rank, size):
+        monkeypatch.setattr(ranks, "rank", lambda: rank)
+        monkeypatch.setattr(ranks, "size", lambda: size)
+
+    return become
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+@pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 40, 41])
+def test_shards_are_disjoint_in_order_whole_batches_and_cover_all(as_rank, size, count):
+    found = []
+    for rank in range(size):
+        as_rank(rank, size)
+        own = list(range(count))[ranks.shard(count, 8)]
+        assert not own or own[0] % 8 == 0
+        found += own
+    assert found == list(range(count))
+
+
+@pytest.mark.parametrize(
+    ("count", "size"), [(8, 2), (9, 2), (8, 3), (5, 2), (3, 2), (5, 4), (1, 1)]
+)
+def test_each_patch_of_a_batch_counts_once_over_all_processes(as_rank, count, size):
+    part, counted = torch.arange(count) + 10, torch.zeros(count)
+    for rank in range(size):
+        as_rank(rank, size)
+        index, share = own_share(part)
+        counted[index - 10] += share
+        assert len(index) >= min(count, 2)  # what batch normalisation needs
+    torch.testing.assert_close(counted, torch.ones(count))
+
+
+@pytest.mark.parametrize("loss", ["dice", "dice_ce", "paper_code"])
+def test_the_loss_and_gradient_of_a_batch_do_not_depend_on_how_it_is_dealt(monkeypatch, loss):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(6, 7, 8, 8, generator=generator).requires_grad_()
+    target = torch.randint(0, 7, (6, 8, 8), generator=generator)
+    weight = torch.tensor([1, 1, 0.5, 1, 0.5, 1])
+    whole = segmentation_loss(logits, target, weight, loss)
+    (expected,) = torch.autograd.grad(whole, logits)
+
+    seen = []  # the sums of each half, in the order in which they are added up
+    monkeypatch.setattr(ranks, "summed", lambda sums: seen.append(sums) or sums)
+    halves = [slice(0, None, 2), slice(1, None, 2)]
+    for half in halves:
+        segmentation_loss(logits[half], target[half], weight[half], loss)
+    count = len(seen) // 2
+    totals = [(seen[i] + seen[i + count]).detach() for i in range(count)]
+
+    found = torch.zeros_like(logits)
+    for half in halves:
+        left = iter(totals)
+        monkeypatch.setattr(
+            ranks, "summed", lambda sums, left=left: sums + (next(left) - sums.detach())
+        )
+        value = segmentation_loss(logits[half], target[half], weight[half], loss)
+        torch.testing.assert_close(value, whole)
+        found += torch.autograd.grad(value, logits)[0]
+    torch.testing.assert_close(found, expected)
+
+
+def test_batch_normalisation_over_processes_is_refused_on_a_cpu(as_rank, tiny):
+    as_rank(0, 2)
+    wanted = dataclasses.replace(tiny, sync_batch_norm=True)
+    with pytest.raises(UserError, match="torch has none for CPUs"):
+        synchronise(wanted, torch.nn.Identity(), torch.device("cpu"))
+    layer = synchronise(wanted, torch.nn.BatchNorm2d(3), torch.device("meta"))
+    assert isinstance(layer, torch.nn.SyncBatchNorm)
+    assert list(layer.state_dict()) == list(torch.nn.BatchNorm2d(3).state_dict())
