@@ -60,6 +60,8 @@ class Config:
     """Go on without regions or patches that cannot be used; the report names them."""
     workers: int = -1
     """Threads that prepare the data; -1 is one per core."""
+    dask_scheduler: str | None = None
+    """Let the workers of this dask scheduler, such as tcp://10.0.0.1:8786, prepare the data."""
 
     # --- network ---
     architecture: str = "unet"
@@ -143,6 +145,11 @@ class Config:
             ),
             "max_pixels": (self.max_pixels > 0, "at least 1"),
             "workers": (self.workers == -1 or self.workers > 0, "-1 or at least 1"),
+            "dask_scheduler": (
+                self.dask_scheduler is None
+                or re.fullmatch(r"(tcp|tls)://\S+:\d+", self.dask_scheduler),
+                "as `python -m dask scheduler` prints it, such as tcp://10.0.0.1:8786",
+            ),
             "epochs": (self.epochs > 0, "at least 1"),
             "batch_size": (self.batch_size > 0, "at least 1"),
             "lr": (self.lr > 0, "above 0"),

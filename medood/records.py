@@ -9,7 +9,7 @@ import functools
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,6 +17,7 @@ from joblib import Parallel, delayed
 from tqdm import tqdm
 
 from config import Config, UserError
+from medood.cluster import dask_cluster
 from medood.files import digest, pngs, read_json, whole_folder, write_json
 from medood.images import missing
 
@@ -138,10 +139,10 @@ def bad_files(folder: Path) -> BadFiles:
 def for_each(
     step: Callable[..., T], jobs: Sequence[tuple], cfg: Config, task: str, bad: BadFiles
 ) -> list[T]:
-    """Call step(path, ...) for each of `jobs` in threads and return the results, in order.
+    """Call step(path, ...) for each of `jobs` in threads, or on the workers of `dask_scheduler`.
 
-    A UserError stops no other job: what it says is put into `bad`. Raises UserError if every job
-    ends in one. task: what the progress bar says.
+    Returns the results, in order. A UserError stops no other job: what it says is put into `bad`.
+    Raises UserError if every job ends in one. task: what the progress bar says.
     """
 
     def attempt(*job: object) -> T | UserError:
@@ -150,19 +151,35 @@ def for_each(
         except UserError as error:
             return error
 
-    # threads end with their process, and reading, converting and writing images leave them free
-    done = Parallel(n_jobs=cfg.workers, prefer="threads", return_as="generator")(
-        delayed(attempt)(*job) for job in jobs
-    )
+    elsewhere = cfg.dask_scheduler is not None
     results = []
-    for job, result in zip(jobs, tqdm(done, task, len(jobs), disable=None), strict=True):
-        if isinstance(result, UserError):
-            bad[job[0].name] = str(result)
-        else:
-            results.append(result)
+    with dask_cluster(cfg) if elsewhere else nullcontext():
+        # threads end with their process, and reading, converting and writing images leave them
+        # free; a worker of dask may end its image after us, in a folder that nobody renames then
+        done = Parallel(n_jobs=cfg.workers, prefer="threads", return_as="generator")(
+            delayed(attempt)(*(_absolute(job) if elsewhere else job)) for job in jobs
+        )
+        for job, result in zip(jobs, tqdm(done, task, len(jobs), disable=None), strict=True):
+            if isinstance(result, UserError):
+                bad[job[0].name] = _named_as_in(job, str(result))
+            else:
+                results.append(result)
     if not results:
         raise _listed(bad, "mend them")
     return results
+
+
+def _absolute(job: tuple) -> tuple:
+    """Return a job for a process that works in another folder."""
+    return tuple(item.absolute() if isinstance(item, Path) else item for item in job)
+
+
+def _named_as_in(job: tuple, said: str) -> str:
+    """Return what was said of an `_absolute` job with its paths as they are in `job`."""
+    for path in job:
+        if isinstance(path, Path):
+            said = said.replace(str(path.absolute()), str(path))
+    return said
 
 
 def refuse_bad(cfg: Config, bad: BadFiles) -> None:

@@ -24,6 +24,7 @@ TINY = Config(
     ood_source=None,
     ood_source_use="instead",
     workers=1,
+    dask_scheduler=None,
     architecture="unet",
     encoder="mobilenet_v2",
     encoder_weights="none",

@@ -25,6 +25,7 @@ SCRIPTS = sorted(path.name for path in ROOT.glob("*.py") if path.name != "config
         ("split", "patient"),
         ("ood_fill", "black"),
         ("workers", 0),
+        ("dask_scheduler", "10.0.0.1"),
         ("epochs", 0),
         ("batch_size", 0),
         ("lr", 0.0),

@@ -1,0 +1,149 @@
+"""Preparing the data on the workers of a dask cluster: the same bytes, the same messages."""
+
+import dataclasses
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from config import UserError
+from generate_patches import generate_patches
+from generate_semantic_labels import generate_semantic_labels
+from generate_unfiltered_oods import generate_unfiltered_oods
+from medood.cluster import dask_cluster
+from medood.records import for_each
+from tests.conftest import TINY, draw_regions
+from tests.faults import tree
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """Two workers, each a process of its own, on this machine alone and in another folder."""
+    distributed = pytest.importorskip("distributed")
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(elsewhere)
+        with distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address=None
+        ) as cluster:
+            yield cluster
+
+
+@pytest.fixture
+def over_dask(cluster):
+    return dataclasses.replace(TINY, dask_scheduler=cluster.scheduler_address)
+
+
+def prepare(folder, dask_scheduler, monkeypatch):
+    """Prepare three regions, one of them bad, in `folder`, named as seen from it; return a tree."""
+    draw_regions(folder / "workspace")
+    (folder / "workspace" / "Labels" / "region_2.mat").write_bytes(b"no label")
+    monkeypatch.chdir(folder)
+    cfg = dataclasses.replace(TINY, workspace=Path("workspace"), dask_scheduler=dask_scheduler)
+    with pytest.raises(UserError, match="1 file cannot be used") as refused:
+        generate_semantic_labels(cfg)
+    cfg = dataclasses.replace(cfg, skip_bad_files=True)
+    generate_patches(cfg)
+    generate_unfiltered_oods(cfg)
+    return tree(folder), str(refused.value)
+
+
+@pytest.mark.slow
+def test_data_and_messages_are_those_of_threads_to_the_byte(tmp_path, over_dask, monkeypatch):
+    for name in ("threads", "dask"):
+        (tmp_path / name).mkdir()
+    made, said = prepare(tmp_path / "threads", None, monkeypatch)
+    assert "workspace/Labels/region_2.mat is not" in said
+    assert len(made) > 3 * 28
+    assert prepare(tmp_path / "dask", over_dask.dask_scheduler, monkeypatch) == (made, said)
+
+
+@pytest.mark.slow
+def test_data_prepared_by_threads_are_kept(patched, over_dask, capsys):
+    generate_patches(dataclasses.replace(patched, dask_scheduler=over_dask.dask_scheduler))
+    assert "kept, made from the same inputs and settings" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_script_sends_what_it_defines_itself(tiny, over_dask):
+    """The workers cannot import it: there, `__main__` is another one."""
+    command = [sys.executable, "generate_semantic_labels.py", "--workspace", tiny.workspace]
+    done = subprocess.run(
+        [*command, "--dask_scheduler", over_dask.dask_scheduler],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "3 class masks" in done.stdout
+
+
+@pytest.mark.slow
+def test_results_come_in_order_from_both_processes_with_a_bar(
+    over_dask, tmp_path, monkeypatch, capsys
+):
+    def process_of(path, seconds):
+        time.sleep(seconds)
+        return path.name, os.getpid()
+
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    cfg = dataclasses.replace(over_dask, workspace=tmp_path)
+    jobs = [(tmp_path / str(i), 0.3 if i == 0 else 0.05) for i in range(12)]
+    names, processes = zip(*for_each(process_of, jobs, cfg, "a task", {}), strict=True)
+    assert names == tuple(map(str, range(12)))
+    assert len(set(processes)) == 2
+    assert "a task: 100%" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_another_error_on_a_worker_arrives_as_it_is(over_dask, tmp_path):
+    def write(path):
+        raise OSError(28, "No space left on device", str(path))
+
+    cfg = dataclasses.replace(over_dask, workspace=tmp_path)
+    with pytest.raises(OSError, match="No space left on device") as stopped:
+        for_each(write, [(tmp_path / str(i),) for i in range(5)], cfg, "a task", {})
+    assert stopped.value.errno == 28
+
+
+@pytest.mark.slow
+def test_a_workspace_that_workers_do_not_see_is_named(over_dask, tmp_path):
+    cfg = dataclasses.replace(over_dask, workspace=tmp_path / "not_there")
+    with pytest.raises(UserError, match=r"does not see .*not_there: put the workspace on a disk"):
+        for_each(print, [(tmp_path,)], cfg, "a task", {})
+
+
+@pytest.mark.slow
+def test_workers_without_this_repository_are_named(over_dask, tmp_path, monkeypatch):
+    monkeypatch.setattr("medood.cluster.NEEDED", "no_such_module")
+    cfg = dataclasses.replace(over_dask, workspace=tmp_path)
+    with pytest.raises(UserError, match="cannot import this repository") as refused:
+        for_each(print, [(tmp_path,)], cfg, "a task", {})
+    assert "No module named 'no_such_module'" in str(refused.value)
+
+
+@pytest.mark.slow
+def test_a_scheduler_that_does_not_answer_is_named_within_seconds(tiny):
+    pytest.importorskip("distributed")
+    with socket.socket() as bound:  # and not listening: nobody answers, nobody else takes the port
+        bound.bind(("127.0.0.1", 0))
+        address = f"tcp://127.0.0.1:{bound.getsockname()[1]}"
+        started = time.monotonic()
+        with pytest.raises(UserError, match=f"no dask scheduler answers at {address}: start one"):
+            generate_semantic_labels(dataclasses.replace(tiny, dask_scheduler=address))
+    assert time.monotonic() - started < 20
+    assert not (tiny.workspace / "Semantic_Labels").exists()
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    cfg = dataclasses.replace(TINY, dask_scheduler="tcp://127.0.0.1:8786")
+    with (
+        pytest.raises(UserError, match=r"run `pip install \"dask\[distributed\]\"`"),
+        dask_cluster(cfg),
+    ):
+        pass
