@@ -84,6 +84,8 @@ def test_what_a_block_needs_is_one_of_few_things():
         "# needs your images and masks",
         "# needs pip install onnx onnxscript onnxruntime",
         "# needs an account on the Hugging Face Hub",
+        "# needs SLURM",
+        '# needs pip install "dask[distributed]"',
     }
 
 
