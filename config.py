@@ -102,6 +102,8 @@ class Config:
     """`auto` is CUDA if there, else the CPU; or any device that torch names, such as cuda:1."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """`auto` is bfloat16 where the hardware computes in it, else float32."""
+    max_memory: float | None = None
+    """Gigabytes of patches to hold in memory, others in a file; None is half the machine's."""
     seed: int = 0
     """Deals the patches into parts and, with the fold's number, seeds each training."""
     compile: bool = False
@@ -159,6 +161,7 @@ class Config:
                 len(self.pct_grid) > 0 and all(0 <= pct <= 1 for pct in self.pct_grid),
                 "one or more fractions from 0 to 1",
             ),
+            "max_memory": (self.max_memory is None or self.max_memory > 0, "above 0"),
             "seed": (self.seed >= 0, "0 or more"),
         }
         for name, (holds, rule) in rules.items():

@@ -7,7 +7,6 @@ Writes  HardOoD/<fold>_<model>_pct.json                     the share, its pnr, 
 
 import math
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from medood.folds import read_fold
 from medood.hard_ood import pct_path, pct_record, read_hard_oods
 from medood.images import read_mask
 from medood.prepared import require_fresh
+from medood.threads import in_threads
 
 
 def count_samples(masks: Iterable[np.ndarray]) -> tuple[int, int]:
@@ -36,9 +36,8 @@ def count_samples(masks: Iterable[np.ndarray]) -> tuple[int, int]:
 
 def count_files(masks: list[Path], classes: int) -> tuple[int, int]:
     """Return what count_samples finds in files of masks with values below `classes`."""
-    with ThreadPoolExecutor() as pool:
-        read = pool.map(partial(read_mask, classes=classes), masks)
-        return count_samples(tqdm(read, total=len(masks), desc="masks", leave=False, disable=None))
+    read = in_threads(partial(read_mask, classes=classes), masks)
+    return count_samples(tqdm(read, total=len(masks), desc="masks", leave=False, disable=None))
 
 
 def pnr(positives: int, negatives: int, ood_patches: int) -> float:

@@ -3,11 +3,12 @@
 import shutil
 
 import numpy as np
+import torch
 from torch import nn
 
 from config import Config, UserError
 from medood.classes import palette
-from medood.data import Patches
+from medood.data import CHUNK, Patches
 from medood.inference import predict
 from medood.models import pick_device
 
@@ -34,7 +35,7 @@ class Board:
             shutil.rmtree(folder, ignore_errors=True)
         self.cfg, self.colours = cfg, palette(cfg.classes)
         self.writer = SummaryWriter(folder, purge_step=epochs_done + 1)
-        foreground = (patches.masks > 0).sum((1, 2))
+        foreground = torch.cat([(part > 0).sum((1, 2)) for part in patches.masks.split(CHUNK)])
         self.shown = foreground.argsort(descending=True, stable=True)[:SHOWN]
         self.images, self.masks = patches.images[self.shown], patches.masks[self.shown]
 

@@ -60,7 +60,9 @@ def run(
         cure = f": {CURES[error.errno]}" if error.errno in CURES else ""
         sys.exit(f"error: {', '.join(known) or error}{cure}")
     except MemoryError:
-        sys.exit("error: the memory is full: close other programs, or lower max_pixels")
+        sys.exit(
+            "error: the memory is full: close other programs, or lower max_pixels or max_memory"
+        )
     except KeyboardInterrupt:
         ranks.let_the_first_speak()
         print("stopped: the same command goes on from here", file=sys.stderr)

@@ -1,6 +1,5 @@
-"""Patches in memory: decoded once, held as uint8 until a batch is made."""
+"""Patches decoded once, and held as uint8 until a batch is made."""
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,8 +12,11 @@ from tqdm import tqdm
 from config import Config, UserError
 from medood.hard_ood import ood_path
 from medood.images import read_image, read_mask
+from medood.store import GB, exceeds_memory, memory_limit, zeros
+from medood.threads import in_threads
 
 Pair = tuple[Path, Path | None]  # image and mask of a patch; an OoD patch has no mask
+CHUNK = 64  # patches to look at in one go: a copy of all of them may not fit into the memory
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Patches:
     images: Tensor  # uint8 (N, P, P, 3), RGB
     masks: Tensor  # uint8 (N, P, P), the class; all 0 for an OoD patch
     is_ood: Tensor  # bool (N,)
+    mapped: bool = False  # images and masks lie in files: see medood/store.py
 
     def __len__(self) -> int:
         return len(self.names)
@@ -53,9 +56,8 @@ def count_classes(cfg: Config, names: list[str]) -> np.ndarray:
         mask = read_mask(cfg.workspace / "Mask_Patchs" / name, classes)
         return np.bincount(mask.ravel(), minlength=classes)
 
-    with ThreadPoolExecutor() as pool:
-        done = pool.map(count, names)
-        return np.array(list(tqdm(done, "counting", len(names), leave=False, disable=None)))
+    done = in_threads(count, names)
+    return np.array(list(tqdm(done, "counting", len(names), leave=False, disable=None)))
 
 
 def load_patches(cfg: Config, files: list[Pair]) -> Patches:
@@ -64,9 +66,14 @@ def load_patches(cfg: Config, files: list[Pair]) -> Patches:
     Raises UserError for a patch that is not patch_size pixels wide and high.
     """
     side = cfg.patch_size
-    images = np.empty((len(files), side, side, 3), np.uint8)
-    masks = np.zeros((len(files), side, side), np.uint8)
-
+    shape = len(files), side, side
+    size = 4 * len(files) * side**2  # bytes: three colours and a class
+    if mapped := exceeds_memory(cfg, size):
+        print(
+            f"{len(files)} patches, {size / GB:.3g} GB, lie in a file in {cfg.workspace} while they"
+            f" are used: max_memory is {memory_limit(cfg) / GB:.3g} GB"
+        )
+    images, masks = zeros(cfg, (*shape, 3), mapped), zeros(cfg, shape, mapped)
     read_truth = partial(read_mask, classes=len(cfg.class_names))
 
     def read(index: int) -> None:
@@ -79,14 +86,15 @@ def load_patches(cfg: Config, files: list[Pair]) -> Patches:
                     f"{path} is {pixels.shape[1]} x {pixels.shape[0]} pixels but patch_size is"
                     f" {side}: set patch_size to its size, or make the patches anew"
                 )
-            out[index] = pixels
+            out[index] = torch.from_numpy(pixels)
 
-    with ThreadPoolExecutor() as pool:
-        done = pool.map(read, range(len(files)))
-        list(tqdm(done, total=len(files), desc="reading patches", leave=False, disable=None))
+    done = in_threads(read, range(len(files)))
+    for _ in tqdm(done, total=len(files), desc="reading patches", leave=False, disable=None):
+        pass
     return Patches(
         [image.name for image, _ in files],
-        torch.from_numpy(images),
-        torch.from_numpy(masks),
+        images,
+        masks,
         torch.tensor([mask is None for _, mask in files], dtype=torch.bool),
+        mapped,
     )

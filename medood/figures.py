@@ -8,13 +8,14 @@ import matplotlib
 matplotlib.use("Agg")  # files only: no window system is needed
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from medood.classes import BACKGROUND_COLOUR, palette
-from medood.data import Patches
+from medood.data import CHUNK, Patches
 from medood.files import whole
 
 BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"  # told apart also by colour-blind readers
@@ -28,10 +29,12 @@ Classes = tuple[tuple[str, str], ...]  # name and colour of the foreground class
 
 def share_right(patches: Patches, predictions: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the share of pixels that each network calls right in each patch, (N,)."""
-    return {
-        name: (predicted == patches.masks).float().mean((1, 2))
-        for name, predicted in predictions.items()
-    }
+
+    def share(predicted: Tensor) -> Tensor:
+        pairs = zip(predicted.split(CHUNK), patches.masks.split(CHUNK), strict=True)
+        return torch.cat([(part == truth).float().mean((1, 2)) for part, truth in pairs])
+
+    return {name: share(predicted) for name, predicted in predictions.items()}
 
 
 def choose_examples(right: dict[str, Tensor]) -> dict[str, int]:

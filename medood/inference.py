@@ -10,6 +10,7 @@ from config import Config, UserError
 from medood.data import Patches
 from medood.models import Normalise, autocast
 from medood.scores import Tally
+from medood.store import exceeds_memory, zeros
 
 # patches per forward pass: larger batches leave a CPU's cache, smaller ones leave a GPU idle
 BATCH = {"cpu": 8, "cuda": 256}
@@ -76,7 +77,8 @@ def tally_patches(
     cfg: Config, model: nn.Module, patches: Patches, device: torch.device, task: str
 ) -> tuple[Tally, Tensor]:
     """Return the tally of a network on patches, and the class it gives each pixel, (N, P, P)."""
-    tally, predicted = Tally(), torch.empty_like(patches.masks)
+    shape = tuple(patches.masks.shape)
+    tally, predicted = Tally(), zeros(cfg, shape, exceeds_memory(cfg, patches.masks.nbytes))
     for part, probability in predict(cfg, model, patches.images, device, task):
         tally.add(probability, patches.masks[part].to(device))
         predicted[part] = probability.argmax(1).to("cpu", torch.uint8)

@@ -8,7 +8,6 @@ one was put there by the user and is never overwritten.
 import functools
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TypeVar
@@ -20,6 +19,7 @@ from config import Config, UserError
 from medood.cluster import dask_cluster
 from medood.files import digest, pngs, read_json, whole_folder, write_json
 from medood.images import missing
+from medood.threads import in_threads
 
 RECORD = "made_from.json"
 LISTED = 20  # of the bad files, in a message
@@ -34,9 +34,7 @@ def fingerprint(paths: Iterable[Path]) -> str:
     def line(path: Path) -> str:
         return f"{_hash_now(path)} {path.parent.name}/{path.name}"
 
-    with ThreadPoolExecutor() as pool:
-        lines = sorted(pool.map(line, paths))
-    return digest("\n".join(lines).encode())
+    return digest("\n".join(sorted(in_threads(line, paths))).encode())
 
 
 def _hash_now(path: Path) -> str:
@@ -96,9 +94,8 @@ def is_kept(folder: Path, record: dict) -> bool:
 def _contents(folder: Path) -> str:
     """Return one hash of the names and contents of the images in a folder."""
     paths = pngs(folder)
-    with ThreadPoolExecutor() as pool:
-        hashes = pool.map(_hash_now, paths)
-        lines = [f"{content} {path.name}" for content, path in zip(hashes, paths, strict=True)]
+    hashes = in_threads(_hash_now, paths)
+    lines = [f"{content} {path.name}" for content, path in zip(hashes, paths, strict=True)]
     return digest("\n".join(lines).encode())
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from config import Config
 from medood import ranks
 from medood.checkpoints import load_model
-from medood.data import Pair, Patches, id_files, load_patches
+from medood.data import CHUNK, Pair, Patches, id_files, load_patches
 from medood.folds import region_of
 from medood.inference import batch_size, tally_patches
 from medood.models import pick_device
@@ -32,13 +32,14 @@ def _answers(
     else:
         patches = share = load_patches(cfg, files[own])
     tallies, predictions = {"all_background": Tally()}, {}
-    for truth in patches.masks.split(64):
+    for truth in patches.masks.split(CHUNK):
         tallies["all_background"].add(all_background(truth, len(cfg.class_names)), truth)
     for name, folder in folders.items():
         model = load_model(folder, cfg)
         found = tally_patches(cfg, model, share, device, f"{task}: testing {name}")
         shares, pixels = zip(*ranks.gathered(found), strict=True)
-        tallies[name], predictions[name] = Tally.merged(shares), torch.cat(pixels)
+        tallies[name] = Tally.merged(shares)
+        predictions[name] = torch.cat(pixels) if len(pixels) > 1 else found[1]
     return patches, tallies, predictions
 
 

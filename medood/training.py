@@ -18,7 +18,7 @@ from medood.augment import draw_views
 from medood.board import Board
 from medood.card import write_card
 from medood.checkpoints import TRAINED_ON, made_from, plain_settings, read_run, versions
-from medood.data import Pair, Patches, id_files, load_patches, ood_files
+from medood.data import CHUNK, Pair, Patches, id_files, load_patches, ood_files
 from medood.files import (
     SOURCE_PREFIX,
     csv_text,
@@ -147,9 +147,11 @@ def fit(
     resume_path = folder / "resume.pt"
     log, best = _resume(resume_path, record, model, optimiser)
 
+    # patches beyond max_memory stay in their file, and a batch at a time goes to the device
+    home = torch.device("cpu") if patches.mapped else device
+    weight = torch.where(patches.is_ood, cfg.ood_weight, 1.0)
     with memory_needed(cfg, device):
-        images, masks = patches.images.to(device), patches.masks.to(device)
-    weight = torch.where(patches.is_ood, cfg.ood_weight, 1.0).to(device)
+        held = [part.to(home) for part in (patches.images, patches.masks, weight)]
     n_ood = int(patches.is_ood.sum())
     print(
         f"fold {fold}: {cfg.architecture} on {cfg.encoder}, {len(patches) - n_ood} ID +"
@@ -168,11 +170,11 @@ def fit(
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(cfg, epoch)
         torch.manual_seed(stream_seed(cfg, fold, DROPOUT, epoch) + ranks.rank())
-        draw = draw_views(len(patches), stream_seed(cfg, fold, VIEWS, epoch), device)
+        draw = draw_views(len(patches), stream_seed(cfg, fold, VIEWS, epoch), home)
         parts = batches(cfg, fold, epoch, len(patches))
         with memory_needed(cfg, device):
-            data = images, masks, weight, draw
-            losses, norms = train_epoch(learner, data, parts, f"  epoch {epoch + 1}")
+            data = *held, draw
+            losses, norms = train_epoch(learner, data, parts, device, f"  epoch {epoch + 1}")
         refuse_not_finite(cfg, f"fold {fold}, epoch {epoch + 1}", losses, norms, parts, patches)
         mean_loss = losses.mean().item()
         ranks.average_statistics(model)
@@ -219,25 +221,28 @@ def fit(
 
 
 def train_epoch(
-    learner: Learner, data: tuple[Tensor, ...], parts: list[Tensor], task: str
+    learner: Learner,
+    data: tuple[Tensor, ...],
+    parts: list[Tensor],
+    device: torch.device,
+    task: str,
 ) -> tuple[Tensor, Tensor]:
     """Take a step on each batch; return the losses and the norms of the gradient, (S,) each.
 
-    data: images, masks, weight and draw of all patches, as Learner.step takes them. parts: the
-    indices of each batch, on the CPU; of several processes, each takes its own share of a batch.
-    task: what the progress bar says.
+    data: images, masks, weight and draw of all patches, as Learner.step takes them, together on
+    `device` or on the CPU. parts: the indices of each batch; of several processes, each takes its
+    own share of a batch. task: what the progress bar says.
     """
-    images, masks, weight, draw = data
     own = [own_share(part) for part in parts]
     # all indices at once: to copy those of a batch would wait for the device at every step
-    indices = torch.cat([index for index, _ in own]).to(weight.device)
+    indices = torch.cat([index for index, _ in own]).to(data[0].device)
     indices = indices.split([len(index) for index, _ in own])
-    losses, norms = torch.empty(2, len(parts), device=weight.device)
+    losses, norms = torch.empty(2, len(parts), device=device)
     for step, index in enumerate(tqdm(indices, desc=task, leave=False, disable=None)):
-        share = own[step][1]
-        batch = images[index], masks[index], share * weight[index], draw[index]
+        batch = (part[index].to(device, non_blocking=True) for part in data)
+        images, masks, weight, draw = batch
         # no .item() here: it would wait too
-        losses[step], norms[step] = learner.step(*batch)
+        losses[step], norms[step] = learner.step(images, masks, own[step][1] * weight, draw)
     return losses, norms
 
 
@@ -280,7 +285,7 @@ def without_classes(cfg: Config, patches: Patches) -> str:
     """
     if patches.is_ood.all():
         return ""
-    present = set(patches.masks[~patches.is_ood].unique().tolist())
+    present = {value for part in patches.masks.split(CHUNK) for value in part.unique().tolist()}
     absent = [name for value, name in enumerate(cfg.class_names) if value and value not in present]
     if len(absent) == len(cfg.classes):
         raise UserError("no training mask holds a nucleus: look at Mask_Patchs")
