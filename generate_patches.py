@@ -9,6 +9,7 @@ Writes  Image_Patchs/<region>_<k>.png                RGB (P, P, 3); k counts row
 With prepared patches and no regions it only draws the folds that are not there.
 """
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,18 +20,17 @@ from medood.cli import run
 from medood.files import (
     NUCLEI_LIST,
     SOURCE_PREFIX,
-    csv_text,
     list_patch_pairs,
     list_pngs,
     pngs,
     read_json,
-    read_table,
+    read_rows,
     region_images,
     region_labels,
     require_data,
     timed,
     write_json,
-    write_text,
+    write_table,
 )
 from medood.folds import left_out, region_of, write_folds
 from medood.images import image_size, read_image, read_mask, write_png
@@ -88,24 +88,23 @@ def patch_of(x: float, y: float, height: int, width: int, patch_size: int) -> in
     return row * columns + column
 
 
-def nuclei_of_patches(folder: Path, patch_size: int) -> list[tuple[str, int]]:
-    """Return patch and class of every nucleus that Semantic_Labels lists."""
-    found, region, size = [], None, (0, 0)
+def nuclei_of_patches(folder: Path, patch_size: int) -> Iterator[tuple[str, int]]:
+    """Yield patch and class of every nucleus that Semantic_Labels lists."""
+    region, size = None, (0, 0)
     there = {path.stem for path in pngs(folder)}
     try:
-        for row in read_table(folder / NUCLEI_LIST):  # sorted by region
+        for row in read_rows(folder / NUCLEI_LIST):  # sorted by region
             if row["region"] != region:
                 region = row["region"]
                 if region not in there:  # nor can a name reach a file elsewhere
                     raise ValueError(region)
                 size = image_size(folder / f"{region}.png")
             k = patch_of(float(row["x"]), float(row["y"]), *size, patch_size)
-            found.append((f"{region}_{k}.png", int(row["class"])))
+            yield f"{region}_{k}.png", int(row["class"])
     except (KeyError, OverflowError, TypeError, ValueError):
         raise UserError(
             f"{folder / NUCLEI_LIST} is damaged: remove {folder} to have it made anew"
         ) from None
-    return found
 
 
 def cut(image_path: Path, mask_path: Path, cfg: Config, images: Path, masks: Path) -> None:
@@ -148,8 +147,8 @@ def cut_regions(cfg: Config) -> None:
         if nuclei.exists():  # class masks of the user's come without
             cut_of = {Path(name).stem for name in bad}
             rows = nuclei_of_patches(nuclei.parent, cfg.patch_size)
-            rows = [row for row in rows if region_of(row[0]) not in cut_of]
-            write_text(out / NUCLEI_LIST, csv_text(["img_name", "class"], rows))
+            kept = (row for row in rows if region_of(row[0]) not in cut_of)
+            write_table(out / NUCLEI_LIST, ["img_name", "class"], kept)
 
 
 def sift_prepared(cfg: Config) -> None:

@@ -14,12 +14,12 @@ import numpy as np
 from config import CONFIG, Config, UserError
 from medood.classes import BACKGROUND
 from medood.cli import run
-from medood.files import NUCLEI_COLUMNS, NUCLEI_LIST, csv_text, region_labels, timed, write_text
+from medood.files import NUCLEI_COLUMNS, NUCLEI_LIST, region_labels, timed, write_table
 from medood.images import write_png
 from medood.labels import read_region_label
 from medood.lock import alone_in
 from medood.prepared import masks_record
-from medood.records import for_each, fresh_folder, is_kept, refuse_bad
+from medood.records import each_result, fresh_folder, is_kept, refuse_bad
 
 UNLISTED = 255
 
@@ -82,11 +82,11 @@ def generate_semantic_labels(cfg: Config = CONFIG) -> None:
         fresh_folder(folder, record, bad) as out,
     ):
         jobs = [(path, cfg, out) for path in labels]
-        nuclei = list(chain.from_iterable(for_each(convert, jobs, cfg, "class masks", bad)))
+        found = chain.from_iterable(each_result(convert, jobs, cfg, "class masks", bad))
+        nuclei = write_table(out / NUCLEI_LIST, NUCLEI_COLUMNS, found)
         if not nuclei:
             raise UserError(f"no label in {labels[0].parent} holds a nucleus: look at them")
-        write_text(out / NUCLEI_LIST, csv_text(NUCLEI_COLUMNS, nuclei))
-    print(f"{folder}: {len(labels) - len(bad)} class masks, {len(nuclei)} nuclei")
+    print(f"{folder}: {len(labels) - len(bad)} class masks, {nuclei} nuclei")
     refuse_bad(cfg, bad)
 
 

@@ -36,6 +36,8 @@ from medood.prepared import require_fresh
 from medood.records import changes, fingerprint
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from medood.data import Pair
 
 SHOWN = 24  # of the hardest patches, in the contact sheet
@@ -61,23 +63,32 @@ def rank_and_prune(names: list[str], counts: np.ndarray) -> list[list]:
     ]
 
 
+def count_seen(cfg: Config, model: nn.Module, files: list[Pair], task: str) -> np.ndarray:
+    """Return the pixels of each patch that a network, in eval mode, gives to each class: (N, C)."""
+    # here, so that --help answers without torch
+    from medood.data import load_patches
+    from medood.inference import count_pixels, predict
+    from medood.models import pick_device
+
+    images = load_patches(cfg, files).images
+    counts = np.zeros((len(files), len(cfg.class_names)), np.int64)
+    for part, probability in predict(cfg, model, images, pick_device(cfg), task):
+        counts[part] = count_pixels(probability).cpu().numpy()
+    return counts
+
+
 @ranks.together
 def rank_files(cfg: Config, network: Path, files: list[Pair], task: str) -> list[list]:
     """Return the ranking of OoD patches by what the network in a folder sees in them.
 
     Each process looks at a share of them.
     """
-    # here, so that --help answers without torch
     from medood.checkpoints import load_model
-    from medood.data import load_patches
-    from medood.inference import batch_size, count_pixels, predict
+    from medood.inference import batch_size
     from medood.models import pick_device
 
-    device = pick_device(cfg)
-    patches = load_patches(cfg, files[ranks.shard(len(files), batch_size(device))])
-    counts = np.zeros((len(patches), len(cfg.class_names)), np.int64)
-    for part, probability in predict(cfg, load_model(network, cfg), patches.images, device, task):
-        counts[part] = count_pixels(probability).cpu().numpy()
+    own = files[ranks.shard(len(files), batch_size(pick_device(cfg)))]
+    counts = count_seen(cfg, load_model(network, cfg), own, task)
     names = [image.name for image, _ in files]
     return rank_and_prune(names, np.concatenate(ranks.gathered(counts)))
 

@@ -38,6 +38,7 @@ from medood.models import build_model
 from medood.prepared import is_prepared, look_at_pair, whole_patches
 from medood.records import RECORD, BadFiles, for_each
 from medood.step import step_seconds
+from medood.store import exceeds_memory
 
 # bytes for a pixel of the patches, at most
 BYTES = {"Semantic_Labels": 1, "Image_Patchs": 3, "Mask_Patchs": 1, "OoD_Patchs": 3}
@@ -235,6 +236,8 @@ def _check_cost(cfg: Config, patches: int, findings: Findings) -> None:
     for name, size in BYTES.items():
         if not pngs(cfg.workspace / name):
             needed += size * pixels
+    held = 2 * 4 * round((1 - 1 / PARTS) * pixels)  # in training: if all OoD patches are added
+    needed += held if exceeds_memory(cfg, held) else 0
     place = next(path for path in (cfg.workspace, *cfg.workspace.parents) if path.exists())
     free = shutil.disk_usage(place).free
     findings.add("disk", f"{needed / 1e9:.1f} GB at most to be written, {free / 1e9:.1f} GB free")

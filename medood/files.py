@@ -214,9 +214,14 @@ def read_json(path: Path) -> dict | None:
 
 def read_table(path: Path) -> list[dict[str, str]]:
     """Return the rows of a CSV file with a header; UserError where it is none."""
+    return list(read_rows(path))
+
+
+def read_rows(path: Path) -> Iterator[dict[str, str]]:
+    """Yield what `read_table` returns: of a long table, one row at a time is in memory."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            return list(csv.DictReader(file))
+            yield from csv.DictReader(file)
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(
             f"{path} is not a CSV in UTF-8 ({error}): save it as one, or remove it to have it made"
@@ -228,6 +233,17 @@ def csv_text(header: list[str], rows: Iterable[Iterable]) -> str:
     lines = io.StringIO()
     csv.writer(lines, lineterminator="\n").writerows([header, *rows])
     return lines.getvalue()
+
+
+def write_table(path: Path, header: list[str], rows: Iterable[Iterable]) -> int:
+    """Write a table as CSV, whole or not at all, row by row; return the number of rows."""
+    count = 0
+    with whole(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        for count, row in enumerate(rows, start=1):
+            writer.writerow(row)
+    return count
 
 
 def digest(data: bytes) -> str:

@@ -136,9 +136,16 @@ def bad_files(folder: Path) -> BadFiles:
 def for_each(
     step: Callable[..., T], jobs: Sequence[tuple], cfg: Config, task: str, bad: BadFiles
 ) -> list[T]:
+    """Call step(path, ...) for each of `jobs` as `each_result` does, and return the results."""
+    return list(each_result(step, jobs, cfg, task, bad))
+
+
+def each_result(
+    step: Callable[..., T], jobs: Sequence[tuple], cfg: Config, task: str, bad: BadFiles
+) -> Iterator[T]:
     """Call step(path, ...) for each of `jobs` in threads, or on the workers of `dask_scheduler`.
 
-    Returns the results, in order. A UserError stops no other job: what it says is put into `bad`.
+    Yields the results, in order. A UserError stops no other job: what it says is put into `bad`.
     Raises UserError if every job ends in one. task: what the progress bar says.
     """
 
@@ -149,7 +156,7 @@ def for_each(
             return error
 
     elsewhere = cfg.dask_scheduler is not None
-    results = []
+    good = 0
     with dask_cluster(cfg) if elsewhere else nullcontext():
         # threads end with their process, and reading, converting and writing images leave them
         # free; a worker of dask may end its image after us, in a folder that nobody renames then
@@ -160,10 +167,10 @@ def for_each(
             if isinstance(result, UserError):
                 bad[job[0].name] = _named_as_in(job, str(result))
             else:
-                results.append(result)
-    if not results:
+                good += 1
+                yield result
+    if not good:
         raise _listed(bad, "mend them")
-    return results
 
 
 def _absolute(job: tuple) -> tuple:

@@ -129,15 +129,15 @@ class Tally:
     def by_region(self, regions: list[str]) -> RegionCounts:
         """Return the counts of each region, given the region of each patch in the order added."""
         names, of_patch = np.unique(regions, return_inverse=True)
-        member = np.equal.outer(np.arange(len(names)), of_patch).astype(np.int64)  # (R, N)
-        matrices = torch.cat(self.confusion).numpy()
-        return RegionCounts(
-            names.tolist(),
-            np.tensordot(member, matrices, 1),
-            member @ torch.cat(self.iou_paper).numpy(),
-            member @ torch.cat(self.dice_paper).numpy(),
-            member.sum(1),
-        )
+
+        def sums(parts: list[Tensor]) -> np.ndarray:
+            of_patches = torch.cat(parts).numpy()
+            total = np.zeros((len(names), *of_patches.shape[1:]), of_patches.dtype)
+            np.add.at(total, of_patch, of_patches)
+            return total
+
+        of_region = map(sums, (self.confusion, self.iou_paper, self.dice_paper))
+        return RegionCounts(names.tolist(), *of_region, np.bincount(of_patch))
 
 
 def _plain(values: np.ndarray) -> float | None | list:

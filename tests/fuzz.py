@@ -154,7 +154,7 @@ def targets(cfg: Config) -> dict[str, list[tuple[Path, Reader, int]]]:
             (fold, lambda: read_fold(cfg, 1), 5),
             (official, lambda: read_official(work), 3),
             (ranking_path(cfg, 1), lambda: read_hard_oods(cfg, 1), 4),
-            (nuclei[0], lambda: nuclei_of_patches(work / "Semantic_Labels", 32), 3),
+            (nuclei[0], lambda: list(nuclei_of_patches(work / "Semantic_Labels", 32)), 3),
             (nuclei[1], lambda: _nuclei_of_classes(cfg, {}), 2),
             (work / "times.csv", lambda: read_times(work, cfg.model_name), 1),
             (model / "log.csv", lambda: _read_log(model), 1),

@@ -217,7 +217,7 @@ def test_names_in_tables_do_not_reach_outside_the_workspace(patched):
     folder = cfg.workspace / "Semantic_Labels"
     write_text(folder / "nuclei.csv", "region,class,x,y\n../../secret,1,3.0,4.0\n")
     with pytest.raises(UserError, match="nuclei.csv is damaged"):
-        nuclei_of_patches(folder, 32)
+        list(nuclei_of_patches(folder, 32))
     fold_path(cfg, 1).write_text(
         ",img_name,obj_tag\n0,../../secret.png,train\n1,region_0_0.png,test\n"
     )
