@@ -72,7 +72,7 @@ class Learner:
 
 @contextmanager
 def memory_needed(cfg: Config, device: torch.device) -> Iterator[None]:
-    """Turn a lack of memory on the device into a UserError with the setting that cures it."""
+    """Turn a lack of memory, or of a compiler, into a UserError with the setting that cures it."""
     try:
         yield
     except torch.OutOfMemoryError:
@@ -80,6 +80,13 @@ def memory_needed(cfg: Config, device: torch.device) -> Iterator[None]:
         raise UserError(
             f"{device} has no memory for batches of {cfg.batch_size} patches of {cfg.patch_size}"
             f" pixels: set {f'batch_size to {half}' if half else 'device to cpu'}"
+        ) from None
+    except RuntimeError as error:
+        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"compile = True: {cfg.model_name} cannot be compiled here ({reason}): set it to False"
         ) from None
 
 

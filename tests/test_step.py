@@ -1,0 +1,75 @@
+"""An optimiser step: what it computes when compiled, and that a GPU's host need not wait for it."""
+
+import dataclasses
+from functools import partial
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from config import UserError
+from medood.augment import draw_views
+from medood.step import Learner, memory_needed
+from tests.conftest import TINY
+
+CPU = torch.device("cpu")
+# a value on the host, or a shape that depends on values: on a GPU, the host waits for both
+WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "bincount", "is_nonzero")
+
+
+def batch(cfg, count=4):
+    generator = torch.Generator().manual_seed(0)
+    shape = (count, cfg.patch_size, cfg.patch_size)
+    images = torch.randint(0, 256, (*shape, 3), generator=generator, dtype=torch.uint8)
+    masks = torch.randint(0, 7, shape, generator=generator, dtype=torch.uint8)
+    return images, masks, torch.ones(count), draw_views(count, 0, CPU)
+
+
+def learner(cfg):
+    torch.manual_seed(0)
+    return Learner(cfg, CPU)
+
+
+@pytest.mark.parametrize("loss", ["dice", "dice_ce", "paper_code"])
+def test_a_step_asks_for_no_value_that_the_host_would_wait_for(loss):
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            name = function.overloadpacket.__name__
+            assert name not in WAITS, f"{name} makes the host wait"
+            seen.append(name)
+            return function(*args, **(kwargs or {}))
+
+    cfg, seen = dataclasses.replace(TINY, loss=loss), []
+    ours = learner(cfg)
+    ours.step(*batch(cfg))  # torch's Adam looks at its settings at first
+    with Watch():
+        ours.step(*batch(cfg))
+    assert "_fused_adam_" in seen
+    with Watch(), pytest.raises(AssertionError, match="makes the host wait"):
+        torch.ones(1).item()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_step_compiles_as_one_graph_and_learns_the_same(monkeypatch, precision):
+    plain = dataclasses.replace(TINY, encoder="tu-resnet10t", precision=precision)
+    compiled = dataclasses.replace(plain, compile=True)
+    # any break of the graph is an error here; inductor would take a minute to compile it
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager", fullgraph=True))
+    first, second = learner(plain), learner(compiled)
+    for _ in range(3):
+        found, expected = second.step(*batch(plain)), first.step(*batch(plain))
+        torch.testing.assert_close(found, expected)
+
+
+def test_what_cannot_be_compiled_is_said_with_the_cure(monkeypatch):
+    def fail(*_):
+        raise OSError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=fail))
+    cfg = dataclasses.replace(TINY, compile=True)
+    with (
+        pytest.raises(UserError, match="compile = True: unet_mobilenet_v2 cannot .* to False$"),
+        memory_needed(cfg, CPU),
+    ):
+        learner(cfg).step(*batch(cfg))
