@@ -7,8 +7,6 @@ Writes  HardOoD/<fold>_<model>_pct.json                     the share, its pnr, 
 
 import math
 from collections.abc import Iterable
-from functools import partial
-from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
@@ -16,28 +14,41 @@ from tqdm import tqdm
 from config import CONFIG, Config, UserError
 from medood.classes import BACKGROUND
 from medood.cli import run
-from medood.files import data_name, write_json
+from medood.files import FOREGROUND, data_name, read_json, write_json
 from medood.folds import read_fold
 from medood.hard_ood import pct_path, pct_record, read_hard_oods
 from medood.images import read_mask
 from medood.prepared import require_fresh
+from medood.records import is_unchanged
 from medood.threads import in_threads
 
 
-def count_samples(masks: Iterable[np.ndarray]) -> tuple[int, int]:
-    """Return the positives and negatives among ID patches, given their masks (P, P).
+def count_samples(foreground: Iterable[int], pixels: int) -> tuple[int, int]:
+    """Return the positives and negatives among ID patches of so many pixels.
 
-    A patch with any foreground pixel is a positive, one with any background pixel a negative; most
-    are both (Sec. 3.2 of the paper).
+    foreground: how many of them are foreground in each. A patch with any is a positive, one with
+    any background pixel a negative; most are both (Sec. 3.2 of the paper).
     """
-    kinds = [((mask != BACKGROUND).any(), (mask == BACKGROUND).any()) for mask in masks]
-    return sum(bool(kind[0]) for kind in kinds), sum(bool(kind[1]) for kind in kinds)
+    counts = np.array(list(foreground))
+    return int((counts > 0).sum()), int((counts < pixels).sum())
 
 
-def count_files(masks: list[Path], classes: int) -> tuple[int, int]:
-    """Return what count_samples finds in files of masks with values below `classes`."""
-    read = in_threads(partial(read_mask, classes=classes), masks)
-    return count_samples(tqdm(read, total=len(masks), desc="masks", leave=False, disable=None))
+def foreground_of(cfg: Config, names: Iterable[str]) -> list[int]:
+    """Return how many pixels of each ID patch are foreground.
+
+    They were counted when the patches were cut; masks of the user's, or changed since, are read.
+    """
+    folder, names = cfg.workspace / "Mask_Patchs", list(names)
+    stored = read_json(folder / FOREGROUND) if is_unchanged(folder) else None
+    if isinstance(stored, dict) and all(isinstance(stored.get(name), int) for name in names):
+        return [stored[name] for name in names]
+
+    def count(name: str) -> int:
+        mask = read_mask(folder / name, len(cfg.class_names))
+        return np.count_nonzero(mask != BACKGROUND)
+
+    found = in_threads(count, names)
+    return list(tqdm(found, total=len(names), desc="masks", leave=False, disable=None))
 
 
 def pnr(positives: int, negatives: int, ood_patches: int) -> float:
@@ -71,8 +82,7 @@ def estimate_pct(cfg: Config = CONFIG) -> None:
     for fold in cfg.folds:
         names = read_fold(cfg, fold).train
         available = len(read_hard_oods(cfg, fold))
-        masks = [cfg.workspace / "Mask_Patchs" / name for name in names]
-        positives, negatives = count_files(masks, len(cfg.class_names))
+        positives, negatives = count_samples(foreground_of(cfg, names), cfg.patch_size**2)
         if not positives:
             raise UserError(f"fold {fold}: no training mask holds a nucleus: check Mask_Patchs")
         best, rows = choose_pct(positives, negatives, available, cfg.pct_grid, cfg.pnr_opt)

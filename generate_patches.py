@@ -3,6 +3,7 @@
 Reads   Lizard_Images/*.png, Semantic_Labels/*.png   (generate_semantic_labels.py)
 Writes  Image_Patchs/<region>_<k>.png                RGB (P, P, 3); k counts row by row from 0
         Mask_Patchs/<region>_<k>.png                 uint8 (P, P)
+        Mask_Patchs/foreground.json                  how many pixels of each patch are foreground
         Mask_Patchs/nuclei.csv                       patch and class of every nucleus, by its centre
         k_folds/<fold>Image_Patchs.csv               which patches train, which test
 
@@ -16,8 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from config import CONFIG, Config, UserError
+from medood.classes import BACKGROUND
 from medood.cli import run
 from medood.files import (
+    FOREGROUND,
     NUCLEI_LIST,
     SOURCE_PREFIX,
     list_patch_pairs,
@@ -46,6 +49,7 @@ from medood.records import (
     RECORD,
     BadFiles,
     bad_files,
+    each_result,
     fingerprint,
     for_each,
     fresh_folder,
@@ -107,8 +111,10 @@ def nuclei_of_patches(folder: Path, patch_size: int) -> Iterator[tuple[str, int]
         ) from None
 
 
-def cut(image_path: Path, mask_path: Path, cfg: Config, images: Path, masks: Path) -> None:
-    """Write the patches of one region."""
+def cut(
+    image_path: Path, mask_path: Path, cfg: Config, images: Path, masks: Path
+) -> dict[str, int]:
+    """Write the patches of one region; return how many pixels of each are foreground."""
     if image_path.stem.startswith(SOURCE_PREFIX):
         raise UserError(f"{image_path} is called like patches of ood_source: rename it")
     image = read_image(image_path, cfg.max_pixels)
@@ -119,9 +125,13 @@ def cut(image_path: Path, mask_path: Path, cfg: Config, images: Path, masks: Pat
             f" {mask.shape[1]} x {mask.shape[0]}: put the image that the label belongs to there"
         )
     pairs = zip(tile(image, cfg.patch_size), tile(mask, cfg.patch_size), strict=True)
+    foreground = {}
     for k, (image_patch, mask_patch) in enumerate(pairs):
-        write_png(images / f"{image_path.stem}_{k}.png", image_patch)
-        write_png(masks / f"{image_path.stem}_{k}.png", mask_patch)
+        name = f"{image_path.stem}_{k}.png"
+        write_png(images / name, image_patch)
+        write_png(masks / name, mask_patch)
+        foreground[name] = int(np.count_nonzero(mask_patch != BACKGROUND))
+    return foreground
 
 
 def cut_regions(cfg: Config) -> None:
@@ -142,7 +152,10 @@ def cut_regions(cfg: Config) -> None:
         fresh_folder(masks_out, record) as out,
     ):
         jobs = [(*pair, cfg, images, out) for pair in zip(regions, masks, strict=True)]
-        for_each(cut, jobs, cfg, "patches", bad)
+        foreground: dict[str, int] = {}
+        for of_region in each_result(cut, jobs, cfg, "patches", bad):
+            foreground |= of_region
+        write_json(out / FOREGROUND, foreground)
         nuclei = masks[0].with_name(NUCLEI_LIST)
         if nuclei.exists():  # class masks of the user's come without
             cut_of = {Path(name).stem for name in bad}

@@ -20,6 +20,7 @@ PARTIAL, REPLACED = ".partial", ".replaced"  # endings of hidden names, while so
 WRITTEN_TO = ("HardOoD", "k_folds", "models", "reports", "studies")  # beside the folders of patches
 TIMES = "times.csv"  # in the workspace: in it, and in the report that shows it, equal runs differ
 SOURCE_PREFIX = "source-"  # of the name of a patch that was cut from an image of ood_source
+FOREGROUND = "foreground.json"  # in Mask_Patchs: how many pixels of each patch are foreground
 NUCLEI_LIST = "nuclei.csv"  # in Semantic_Labels
 NUCLEI_COLUMNS = ["region", "class", "x", "y"]
 SAMPLE_NAME = "SAMPLE: synthetic tissue, not Lizard"

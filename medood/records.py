@@ -78,8 +78,7 @@ def is_kept(folder: Path, record: dict) -> bool:
         print(f"{folder}: kept, it was put there by you (remove it to have it made)")
         return True
     why = out_of_date(folder, record)
-    outputs = read_json(folder / RECORD).get("outputs")
-    if not why and outputs and outputs != _contents(folder):
+    if not why and not is_unchanged(folder):
         raise UserError(
             f"{folder} was changed, or damaged, since it was made: remove it to have it made anew,"
             f" or remove its {RECORD} to keep it as your own"
@@ -89,6 +88,11 @@ def is_kept(folder: Path, record: dict) -> bool:
     said = f"made again: {why}" if why else "kept, made from the same inputs and settings"
     print(f"{folder}: {said}")
     return not why
+
+
+def is_unchanged(folder: Path) -> bool:
+    """Say whether the images in a folder of ours are, to the byte, those that were made."""
+    return (read_json(folder / RECORD) or {}).get("outputs") == _contents(folder)
 
 
 def _contents(folder: Path) -> str:

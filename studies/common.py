@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from config import Config, UserError
-from estimate_pct import choose_pct, count_files, pnr
+from estimate_pct import choose_pct, count_samples, foreground_of, pnr
 from generate_patches import generate_patches
 from generate_semantic_labels import generate_semantic_labels
 from generate_unfiltered_oods import generate_unfiltered_oods
@@ -105,7 +105,7 @@ Results = dict[str, dict[tuple[int, int], Result]]  # by arm, then by fold and s
 def baseline(cfg: StudyConfig, fold: int) -> Recipe:
     """Return the training on the ID patches of a fold."""
     train, val, test = read_fold(cfg, fold)
-    positives, negatives = count_id(cfg.workspace, tuple(train), len(cfg.class_names))
+    positives, negatives = count_id(cfg, tuple(train))
     notes = {"pct": 0.0, "pnr": pnr(positives, negatives, 0)}
     return Recipe(cfg, id_files(cfg, train), id_files(cfg, val), test, notes)
 
@@ -115,7 +115,7 @@ def med_ood(cfg: StudyConfig, fold: int, pct: float | None = None) -> Recipe:
     plain = baseline(cfg, fold)
     hard, _ = mine(cfg, fold, candidates(cfg, fold))
     train = tuple(read_fold(cfg, fold).train)
-    positives, negatives = count_id(cfg.workspace, train, len(cfg.class_names))
+    positives, negatives = count_id(cfg, train)
     grid = cfg.pct_grid if pct is None else (pct,)
     best, _ = choose_pct(positives, negatives, len(hard), grid, cfg.pnr_opt)
     notes = {"pct": best["pct"], "pnr": best["pnr"], "hard": len(hard)}
@@ -145,9 +145,9 @@ def _mine(cfg: StudyConfig, fold: int, files: tuple[Pair, ...]) -> tuple[list[Pa
 
 
 @functools.cache
-def count_id(workspace: Path, names: tuple[str, ...], classes: int) -> tuple[int, int]:
+def count_id(cfg: Config, names: tuple[str, ...]) -> tuple[int, int]:
     """Return positives and negatives among ID patches."""
-    return count_files([workspace / "Mask_Patchs" / name for name in names], classes)
+    return count_samples(foreground_of(cfg, names), cfg.patch_size**2)
 
 
 # ---------------------------------------------------------------- carrying them out

@@ -3,7 +3,10 @@
 import numpy as np
 import pytest
 
-from estimate_pct import choose_pct, count_samples, pnr
+import estimate_pct as module
+from estimate_pct import choose_pct, count_samples, foreground_of, pnr
+from medood.images import read_mask, write_png
+from medood.records import RECORD
 from rank_prune_ood import rank_and_prune
 from tests import oracles
 
@@ -64,8 +67,8 @@ def test_ties_go_to_the_name():
 
 
 def test_samples_by_hand():
-    both, foreground, background = np.array([[0, 1]]), np.array([[2, 1]]), np.array([[0, 0]])
-    assert count_samples([both, foreground, background]) == (2, 2)
+    both, foreground, background = 1, 2, 0
+    assert count_samples([both, foreground, background], pixels=2) == (2, 2)
 
 
 def test_the_papers_own_numbers():
@@ -89,9 +92,35 @@ def test_a_tie_goes_to_the_smaller_share():
 
 def test_the_estimate_equals_a_search_that_reads_every_mask_again(patched):
     paths = sorted((patched.workspace / "Mask_Patchs").glob("*.png"))
-    from medood.images import read_mask
-
-    positives, negatives = count_samples(read_mask(path, 7) for path in paths)
+    foreground = foreground_of(patched, [path.name for path in paths])
+    positives, negatives = count_samples(foreground, patched.patch_size**2)
     for available in (5, 17, 30):
         best, _ = choose_pct(positives, negatives, available, GRID, 0.65)
         assert best["pct"] == oracles.choose_pct(paths, available, GRID, 0.65)
+
+
+def test_foreground_is_that_of_the_masks_also_where_they_were_changed_or_come_from_the_user(
+    patched,
+):
+    folder = patched.workspace / "Mask_Patchs"
+    names = sorted(path.name for path in folder.glob("*.png"))
+
+    def read():
+        return [int((read_mask(folder / name, 7) > 0).sum()) for name in names]
+
+    assert foreground_of(patched, names) == read()
+    before = read()
+    write_png(folder / names[0], np.full((32, 32), 3, np.uint8))
+    assert foreground_of(patched, names) == read() != before
+    (folder / RECORD).unlink()  # the user's own now
+    assert foreground_of(patched, names) == read()
+
+
+def test_foreground_is_not_read_again_where_nothing_changed(patched, monkeypatch):
+    names = sorted(path.name for path in (patched.workspace / "Mask_Patchs").glob("*.png"))
+    expected = foreground_of(patched, names)
+    monkeypatch.setattr(module, "read_mask", lambda *_: pytest.fail("a mask was read"))
+    assert foreground_of(patched, names) == expected
+    (patched.workspace / "Mask_Patchs" / "foreground.json").write_text("[1, 2")
+    with pytest.raises(pytest.fail.Exception):  # a damaged list is not believed
+        foreground_of(patched, names)
