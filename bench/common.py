@@ -1,20 +1,37 @@
-"""What the benchmarks share: interleaved timing and a synthetic Lizard."""
+"""What the benchmarks share: interleaved timing, the limits of the machine, a synthetic Lizard."""
 
 import os
 import platform
 import shutil
 import statistics
+import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from config import Config
+from medood.checkpoints import versions
+from medood.files import write_json
 from medood.images import write_png
 from medood.sample import draw_region, mat_bytes
 
 LIZARD = (1016, 917)  # pixels of a typical region
+RATE_ROUNDS = 10  # of which a rate of the machine takes the best
+
+
+@dataclass(frozen=True)
+class BenchConfig(Config):
+    """The settings, and what every benchmark takes."""
+
+    rounds: int = 7
+    """Times that each pair of versions is compared."""
+    json: Path | None = None
+    """File to write the figures to."""
 
 
 def interleave(rounds: int, **versions: Callable[[], object]) -> dict[str, list[float]]:
@@ -24,27 +41,108 @@ def interleave(rounds: int, **versions: Callable[[], object]) -> dict[str, list[
         for name, version in versions.items():
             started = time.perf_counter()
             version()
+            finish()
             if count:
                 times[name].append(time.perf_counter() - started)
     return times
 
 
-def report(what: str, per: int, unit: str, reference: list[float], ours: list[float]) -> None:
-    """Print medians in milliseconds per unit, and the ratio's median and range over the rounds."""
-    ratios = [a / b for a, b in zip(reference, ours, strict=True)]
-    a, b = (1000 * statistics.median(times) / per for times in (reference, ours))
-    print(
-        f"{what:<24} reference {a:9.2f}   ours {b:8.2f}   ms per {unit:<6}"
-        f"   ratio {statistics.median(ratios):6.1f} ({min(ratios):.1f} to {max(ratios):.1f})"
-    )
+def finish() -> None:
+    """Wait until a GPU is through with what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
-def machine() -> str:
-    """Return what the figures were measured on, in one line."""
-    return (
-        f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads,"
-        f" Python {platform.python_version()}, torch {torch.__version__}"
-    )
+@dataclass
+class Figures:
+    """What a benchmark measured: printed as it comes, and written as JSON."""
+
+    bench: str
+    about: str
+    content: dict = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.content |= {"bench": self.bench, "about": self.about, "machine": machine()}
+        self.content |= {"command": " ".join(["python", *_command()]), "rows": [], "shares": {}}
+        self.content["date"] = date.today().isoformat()
+        print(f"{self.about}\n{self.content['machine']['said']}", flush=True)
+
+    def compare(
+        self, what: str, per: int, unit: str, reference: list[float], ours: list[float]
+    ) -> None:
+        """Add medians in milliseconds per unit, and the median and range of the rounds' ratios."""
+        ratios = [a / b for a, b in zip(reference, ours, strict=True)]
+        row = {"what": what, "unit": unit, "rounds": len(ratios)}
+        row["reference_ms"], row["ours_ms"] = (
+            1000 * statistics.median(times) / per for times in (reference, ours)
+        )
+        row["ratio"], row["low"], row["high"] = statistics.median(ratios), min(ratios), max(ratios)
+        self.content["rows"].append(row)
+        print(
+            f"{what:<34} reference {row['reference_ms']:10.3f}   ours {row['ours_ms']:9.4f}"
+            f"   ms per {unit:<6}   ratio {row['ratio']:8.1f} ({row['low']:.1f} to"
+            f" {row['high']:.1f})",
+            flush=True,
+        )
+
+    def share(self, of: str, shares: dict[str, float]) -> None:
+        """Add shares of a whole, as fractions, the largest first."""
+        ordered = dict(sorted(shares.items(), key=lambda pair: -pair[1]))
+        self.content["shares"][of] = ordered
+        print(f"{of}: " + ", ".join(f"{name} {share:.1%}" for name, share in ordered.items()))
+
+    def note(self, name: str, value: object, said: str) -> None:
+        """Add any other figure, and how it is said."""
+        self.content[name] = value
+        print(f"{said}", flush=True)
+
+    def write(self, path: Path | None) -> None:
+        """Write all of it, if a file is named."""
+        if path is not None:
+            write_json(path, self.content)
+
+
+def _command() -> list[str]:
+    """Return the command line, without where its figures are written to."""
+    script, *arguments = sys.argv
+    for index, argument in enumerate(arguments):
+        if argument == "--json":
+            arguments[index : index + 2] = []
+            break
+    return [f"bench/{Path(script).name}", *arguments]
+
+
+def machine() -> dict:
+    """Return what the figures were measured on."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else processor()
+    known = {"device": device, "threads": torch.get_num_threads(), **versions()}
+    said = f"{device}, {known['threads']} threads, Python {known['python']}, torch {known['torch']}"
+    return {**known, "said": said}
+
+
+def processor() -> str:
+    """Return the processor's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def matrix_rate(device: torch.device, precision: torch.dtype) -> float:
+    """Return the FLOP/s of a large matrix product, 2 for each multiplication with its addition."""
+    side = 8192 if device.type == "cuda" else 2048
+    a, b = (torch.randn(side, side, device=device, dtype=precision) for _ in range(2))
+    seconds = interleave(RATE_ROUNDS, product=lambda: a @ b)["product"]
+    return 2 * side**3 / min(seconds)
+
+
+def copy_rate(device: torch.device) -> float:
+    """Return the bytes/s that a large copy reads and writes together."""
+    source = torch.zeros(2**28, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    seconds = interleave(RATE_ROUNDS, copy=lambda: target.copy_(source))["copy"]
+    return 2 * source.nbytes / min(seconds)
 
 
 def synthetic_lizard(

@@ -1,108 +1,151 @@
-"""What training and mining cost per patch, against a plain loop: `python bench/train.py`.
+"""What training costs per patch, against a plain loop: `python bench/train.py`.
 
-The plain loop decodes and augments patch by patch in a DataLoader, computes in float32 and mines
-one patch at a time. Patches are drawn in a temporary folder; nothing is left behind.
+Patches are drawn in a temporary folder; nothing is left behind. With `--encoder` and
+`--architecture` another network, with `--compile` as that setting has it.
 """
 
 import statistics
 import sys
 import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from unittest import mock
 
-import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench.common import interleave, machine, report, synthetic_lizard
+from bench.common import BenchConfig as Common
+from bench.common import Figures, finish, interleave, matrix_rate, synthetic_lizard
+from bench.plain import Plain
 from config import Config
 from generate_patches import generate_patches
 from generate_semantic_labels import generate_semantic_labels
-from medood.augment import augment
+from medood import step
+from medood.augment import draw_views
 from medood.cli import run
 from medood.data import id_files, load_patches
-from medood.inference import count_pixels, predict
-from medood.models import Normalise, build_model, normalisation, pick_device
-from medood.training import training_step
-from tests import oracles
+from medood.models import pick_device
+from medood.step import Learner
+from medood.training import train_epoch
+
+# the parts of a step by what computes them: the start of a name in torch's profile, or a piece
+KINDS = {
+    "convolution": ("conv", "cudnn", "implicit_gemm"),
+    "batch normalisation": ("batch_norm", "bn_"),
+    "optimiser": ("adam", "Optimizer"),
+    "copies between types and layouts": ("copy_", "cat", "contiguous", "fill_", "zero_"),
+    "activations": ("threshold", "clamp", "hardtanh", "relu", "silu", "sigmoid", "hardswish"),
+    "pooling and upsampling": ("pool", "upsample"),
+    "norm of the gradient": ("norm",),
+    "augmentation": ("grid_sampler", "bmm", "lerp"),
+}
+PROFILED = 5  # steps
 
 
 @dataclass(frozen=True)
-class BenchConfig(Config):
+class BenchConfig(Common):
     """The settings, and how much to measure; encoder weights are random."""
 
     patches: int = 48
-    """Patches that each round trains on and mines."""
-    rounds: int = 5
-    """Times that each pair of versions is compared."""
-
-
-class Plain:
-    """Network and optimiser of the plain loop."""
-
-    def __init__(self, cfg: Config, files: list) -> None:
-        self.model = build_model(cfg)
-        self.optimiser = torch.optim.Adam(self.model.parameters(), cfg.lr)
-        constants = normalisation(cfg.encoder)
-        self.training = DataLoader(oracles.PlainDataset(files, *constants), cfg.batch_size, True)
-        self.candidates = oracles.PlainDataset(files, *constants, augmented=False)
-
-    def train(self) -> None:
-        self.model.train()
-        for images, masks in self.training:
-            self.optimiser.zero_grad()
-            loss = oracles.plain_loss(self.model(images), masks)
-            loss.backward()
-            self.optimiser.step()
-            loss.item()
-
-    def mine(self) -> np.ndarray:
-        self.model.eval()
-        counts = []
-        with torch.no_grad():
-            for image, _ in DataLoader(self.candidates, 1):
-                found = self.model(image).softmax(1).argmax(1)
-                counts.append([(found == value).sum().item() for value in range(7)])
-        return np.array(counts)
+    """Patches of an epoch."""
 
 
 class Ours:
-    """The same with what the package does in a step; the patches are decoded before."""
+    """What train.py does in an epoch, with the patches read before."""
 
-    def __init__(self, cfg: Config, files: list) -> None:
-        self.cfg, self.device = cfg, pick_device(cfg)
+    def __init__(self, cfg: Config, files: list, device: torch.device) -> None:
+        started = time.perf_counter()
         self.patches = load_patches(cfg, files)
-        self.images = self.patches.images.to(self.device)
-        self.masks = self.patches.masks.to(self.device)
-        self.weight = torch.ones(len(files), device=self.device)
-        self.model = build_model(cfg).to(self.device, memory_format=torch.channels_last)
-        self.normalise = Normalise(cfg.encoder).to(self.device)
-        self.optimiser = torch.optim.Adam(self.model.parameters(), cfg.lr, fused=True)
+        self.read = time.perf_counter() - started
+        self.cfg, self.device = cfg, device
+        self.learner = Learner(cfg, device)
+        held = self.patches.images, self.patches.masks, torch.ones(len(files))
+        self.held = [part.to(device) for part in held]
 
     def train(self) -> None:
-        self.model.train()
-        for index in torch.randperm(len(self.patches)).split(self.cfg.batch_size):
-            batch = self.images[index], self.masks[index], self.weight[index]
-            loss, _ = training_step(self.cfg, self.model, self.normalise, self.optimiser, *batch)
-        loss.item()
+        """Train for an epoch."""
+        self.learner.model.train()
+        parts = list(torch.randperm(len(self.patches)).split(self.cfg.batch_size))
+        data = *self.held, draw_views(len(self.patches), 0, self.device)
+        losses, _ = train_epoch(self.learner, data, parts, self.device, "")
+        losses.mean().item()
 
-    def augment_only(self) -> None:
-        for index in torch.arange(len(self.patches)).split(self.cfg.batch_size):
-            augment(self.images[index], self.masks[index])
+    def batch(self) -> list[Tensor]:
+        """Return what a step takes."""
+        size = self.cfg.batch_size
+        return [part[:size] for part in self.held] + [draw_views(size, 0, self.device)]
 
-    def mine(self) -> np.ndarray:
-        self.model.eval()
-        batches = predict(self.cfg, self.model, self.patches.images, self.device, "")
-        return torch.cat([count_pixels(probability).cpu() for _, probability in batches]).numpy()
+
+def parts_of_step(ours: Ours) -> dict[str, float]:
+    """Return the share of a step's time in each of its parts, which wait for each other here."""
+    spent: dict[str, float] = defaultdict(float)
+
+    def timed(name: str, function: Callable) -> Callable:
+        def call(*args, **kwargs):
+            finish()
+            started = time.perf_counter()
+            answer = function(*args, **kwargs)
+            finish()
+            spent[name] += time.perf_counter() - started
+            return answer
+
+        return call
+
+    learner, batch = ours.learner, ours.batch()
+    learner.step(*batch)
+    with (
+        mock.patch.object(step, "augment", timed("augmentation", step.augment)),
+        mock.patch.object(learner.model, "forward", timed("forward", learner.model.forward)),
+        mock.patch.object(step, "segmentation_loss", timed("loss", step.segmentation_loss)),
+        mock.patch.object(Tensor, "backward", timed("backward", Tensor.backward)),
+        mock.patch.object(learner.optimiser, "step", timed("optimiser", learner.optimiser.step)),
+    ):
+        started = time.perf_counter()
+        for _ in range(PROFILED):
+            learner.step(*batch)
+        finish()
+        whole = time.perf_counter() - started
+    spent["else"] = whole - sum(spent.values())
+    return {name: seconds / whole for name, seconds in spent.items()}
+
+
+def kinds_of_step(ours: Ours) -> dict[str, float]:
+    """Return the share of a step's computing time in each kind of operation."""
+    batch, on_gpu = ours.batch(), ours.device.type == "cuda"
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu
+    with profile(activities=activities) as found:
+        for _ in range(PROFILED):
+            ours.learner.step(*batch)
+        finish()
+    spent: dict[str, float] = defaultdict(float)
+    for event in found.key_averages():
+        seconds = event.self_device_time_total if on_gpu else event.self_cpu_time_total
+        names = (kind for kind, marks in KINDS.items() if any(mark in event.key for mark in marks))
+        spent[next(names, "all else")] += seconds
+    return {name: seconds / sum(spent.values()) for name, seconds in spent.items()}
+
+
+def flop_of_step(ours: Ours) -> int:
+    """Return the floating-point operations of a step, 2 for a multiplication with its addition."""
+    with FlopCounterMode(display=False) as counter:
+        ours.learner.step(*ours.batch())
+    return counter.get_total_flops()
 
 
 def bench(cfg: BenchConfig) -> None:
-    """Print training and mining per patch for both versions, and the share of augmentation."""
+    """Compare an epoch with the plain loop's, and say where its time goes."""
     torch.manual_seed(0)
-    cfg = replace(cfg, encoder_weights="none")
-    print(f"{machine()}\n{cfg.architecture} on {cfg.encoder}, batches of {cfg.batch_size}")
+    cfg, device = replace(cfg, encoder_weights="none"), pick_device(cfg)
+    figures = Figures(
+        "train", f"training {cfg.architecture} on {cfg.encoder}, batches of {cfg.batch_size}"
+    )
     with tempfile.TemporaryDirectory() as name:
         cfg = replace(cfg, workspace=Path(name) / "lizard")
         synthetic_lizard(cfg.workspace, regions=1)
@@ -110,24 +153,32 @@ def bench(cfg: BenchConfig) -> None:
         generate_patches(cfg)
         names = sorted(path.name for path in (cfg.workspace / "Image_Patchs").glob("*.png"))
         files = id_files(cfg, names[: cfg.patches])
-        plain, ours = Plain(cfg, files), Ours(cfg, files)
+        plain, ours = Plain(cfg, files, device), Ours(cfg, files, device)
         times = interleave(cfg.rounds, reference=plain.train, ours=ours.train)
-        report("training", len(files), "patch", **times)
-        alone = statistics.median(interleave(cfg.rounds, a=ours.augment_only)["a"])
-        share = alone / statistics.median(times["ours"])
-        print(f"{'':<24} augmentation is {share:.1%} of ours")
+        figures.compare("training", len(files), "patch", **times)
 
-        ours.model.load_state_dict(plain.model.state_dict())
-        counts, our_counts = plain.mine(), ours.mine()
-        pixels = counts[0].sum()
-        same = (counts[:, 0] < pixels) == (our_counts[:, 0] < pixels)
-        moved = np.abs(counts - our_counts).sum() / 2 / counts.sum()
-        print(
-            f"{'':<24} mining keeps or prunes {same.sum()} of {len(same)} patches alike;"
-            f" {moved:.2%} of pixels change class"
-        )
-        times = interleave(cfg.rounds, reference=plain.mine, ours=ours.mine)
-        report("mining", len(files), "patch", **times)
+        # the plain loop tests the fold after every epoch: half as many patches as it trains on
+        evaluation = interleave(cfg.rounds, plain=plain.test)["plain"]
+        with_tests = [
+            train + test / 2 for train, test in zip(times["reference"], evaluation, strict=True)
+        ]
+        what = "training, plain loop tests each epoch"
+        figures.compare(what, len(files), "patch", with_tests, times["ours"])
+        read = 1000 * ours.read / len(files)
+        figures.note("read_ms", read, f"reading, once in a training: {read:.2f} ms a patch")
+    figures.share("parts of a step", parts_of_step(ours))
+    figures.share("kinds of operation", kinds_of_step(ours))
+    step_seconds = statistics.median(times["ours"]) / len(files) * cfg.batch_size
+    precision = torch.bfloat16 if ours.learner.precision._enabled else torch.float32
+    flop, rate = flop_of_step(ours), matrix_rate(device, precision)
+    reached = flop / step_seconds / rate
+    figures.note(
+        "limit",
+        {"flop_per_step": flop, "matrix_rate": rate, "reached": reached},
+        f"{flop / 1e9:.1f} GFLOP a step: {reached:.0%} of the {rate / 1e9:.0f} GFLOP/s of a"
+        f" {str(precision).removeprefix('torch.')} matrix product",
+    )
+    figures.write(cfg.json)
 
 
 if __name__ == "__main__":

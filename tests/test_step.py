@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from config import UserError
 from medood.augment import draw_views
-from medood.step import Learner, memory_needed
+from medood.step import Learner, Stored, memory_needed
 from tests.conftest import TINY
 
 CPU = torch.device("cpu")
@@ -73,3 +73,25 @@ def test_what_cannot_be_compiled_is_said_with_the_cure(monkeypatch):
         memory_needed(cfg, CPU),
     ):
         learner(cfg).step(*batch(cfg))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("of_gradient", [torch.contiguous_format, torch.channels_last])
+def test_adam_takes_each_gradient_to_its_own_weight_whatever_the_layouts(layout, of_gradient):
+    """torch's fused Adam mixes up the elements where a weight and its gradient lie differently."""
+    torch.manual_seed(0)
+    weight = torch.nn.Parameter(torch.randn(8, 4, 3, 3).contiguous(memory_format=layout))
+    plain = torch.nn.Parameter(weight.detach().clone())
+    ours, theirs = Stored(weight), torch.optim.Adam([plain], 0.1, fused=False)
+    adam = torch.optim.Adam([ours.stored], 0.1, fused=True)
+    for _ in range(3):
+        plain.grad = torch.randn(8, 4, 3, 3)
+        weight.grad = plain.grad.contiguous(memory_format=of_gradient)
+        assert torch.equal(
+            ours.take_gradient().permute(*map(ours.axes.index, range(4))), plain.grad
+        )
+        adam.step()
+        theirs.step()
+    torch.testing.assert_close(weight, plain)
+    assert weight.grad is None
+    assert ours.take_gradient() is None

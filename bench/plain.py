@@ -1,0 +1,56 @@
+"""The plain loops that training, mining and testing are compared with.
+
+As a first script would have it: patches are decoded and augmented one by one in a DataLoader, all
+is computed in float32, and networks are evaluated one patch at a time.
+"""
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from config import Config
+from medood.models import build_model, normalisation
+from tests import oracles
+
+
+class Plain:
+    """A network with its optimiser and data."""
+
+    def __init__(self, cfg: Config, files: list, device: torch.device) -> None:
+        self.device, constants = device, normalisation(cfg.encoder)
+        self.model = build_model(cfg).to(device)
+        self.optimiser = torch.optim.Adam(self.model.parameters(), cfg.lr)
+        self.training = DataLoader(oracles.PlainDataset(files, *constants), cfg.batch_size, True)
+        whole = oracles.PlainDataset(files, *constants, augmented=False)
+        self.evaluation = DataLoader(whole, 1)
+
+    def train(self) -> None:
+        """Train for an epoch."""
+        self.model.train()
+        for images, masks in self.training:
+            self.optimiser.zero_grad()
+            logits = self.model(images.to(self.device))
+            loss = oracles.plain_loss(logits, masks.to(self.device))
+            loss.backward()
+            self.optimiser.step()
+            loss.item()
+
+    @torch.no_grad()
+    def mine(self) -> np.ndarray:
+        """Return the pixels of each patch that go to each class, (N, 7)."""
+        self.model.eval()
+        counts = []
+        for image, _ in self.evaluation:
+            found = self.model(image.to(self.device)).softmax(1).argmax(1)
+            counts.append([(found == value).sum().item() for value in range(7)])
+        return np.array(counts)
+
+    @torch.no_grad()
+    def test(self) -> np.ndarray:
+        """Return the confusion matrix of all patches, (7, 7), rows the truth."""
+        self.model.eval()
+        matrix = np.zeros((7, 7), np.int64)
+        for image, mask in self.evaluation:
+            found = self.model(image.to(self.device)).softmax(1).argmax(1).cpu().numpy()
+            np.add.at(matrix, (mask.numpy().ravel(), found.ravel()), 1)
+        return matrix
