@@ -17,7 +17,7 @@ class Plain:
     """A network with its optimiser and data."""
 
     def __init__(self, cfg: Config, files: list, device: torch.device) -> None:
-        self.device, constants = device, normalisation(cfg.encoder)
+        self.files, self.device, constants = files, device, normalisation(cfg.encoder)
         self.model = build_model(cfg).to(device)
         self.optimiser = torch.optim.Adam(self.model.parameters(), cfg.lr)
         self.training = DataLoader(oracles.PlainDataset(files, *constants), cfg.batch_size, True)
@@ -44,6 +44,16 @@ class Plain:
             found = self.model(image.to(self.device)).softmax(1).argmax(1)
             counts.append([(found == value).sum().item() for value in range(7)])
         return np.array(counts)
+
+    @torch.no_grad()
+    def margins(self) -> list[float]:
+        """Return the most by which a nucleus's logit is above background's, of each patch.
+
+        A patch in which this is above 0 is kept.
+        """
+        self.model.eval()
+        logits = (self.model(image.to(self.device)) for image, _ in self.evaluation)
+        return [(each[:, 1:].amax(1) - each[:, 0]).max().item() for each in logits]
 
     @torch.no_grad()
     def test(self) -> np.ndarray:

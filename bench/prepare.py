@@ -3,6 +3,7 @@
 Draws Lizard-sized regions in a temporary folder; nothing is left behind.
 """
 
+import statistics
 import sys
 import tempfile
 import time
@@ -11,12 +12,14 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench.common import interleave, machine, report, synthetic_lizard
+from bench.common import BenchConfig as Common
+from bench.common import Figures, copy_rate, interleave, synthetic_lizard
 from config import Config
-from generate_patches import cut, generate_patches
+from generate_patches import cut, generate_patches, tile
 from generate_semantic_labels import convert, generate_semantic_labels, semantic_mask
 from generate_unfiltered_oods import generate_unfiltered_oods, remove_foreground
 from medood.cli import run
@@ -29,13 +32,11 @@ N_CLASSES = 7  # of Lizard, background included
 
 
 @dataclass(frozen=True)
-class BenchConfig(Config):
+class BenchConfig(Common):
     """The settings, and how much to measure."""
 
     regions: int = 238
     """Regions that the three steps prepare."""
-    rounds: int = 3
-    """Times that each pair of versions is compared."""
 
 
 def plain_region(image_path: Path, label_path: Path, out: Path) -> None:
@@ -66,9 +67,35 @@ def our_region(cfg: Config, image_path: Path, label_path: Path, out: Path) -> No
         write_png(out / "ood" / path.name, remove_foreground(image, mask, "zero"))
 
 
+def parts(cfg: Config, image_path: Path, label_path: Path, out: Path) -> dict[str, float]:
+    """Return the seconds of each part of preparing a region."""
+    content = read_label(label_path, N_CLASSES)
+    image, mask = read_image(image_path), semantic_mask(*content)
+    pairs = list(zip(tile(image, cfg.patch_size), tile(mask, cfg.patch_size), strict=True))
+
+    def write() -> None:
+        write_png(out / "region.png", mask)
+        for image_patch, mask_patch in pairs:
+            for written in (image_patch, mask_patch, image_patch):
+                write_png(out / "patch.png", written)
+
+    times = interleave(
+        cfg.rounds,
+        **{
+            "read labels": lambda: read_label(label_path, N_CLASSES),
+            "read image": lambda: read_image(image_path),
+            "look up classes": lambda: semantic_mask(*content),
+            "cut": lambda: [np.ascontiguousarray(each) for pair in pairs for each in pair],
+            "remove nuclei": lambda: [remove_foreground(*pair, cfg.ood_fill) for pair in pairs],
+            "write PNGs": write,
+        },
+    )
+    return {name: statistics.median(seconds) for name, seconds in times.items()}
+
+
 def bench(cfg: BenchConfig) -> None:
     """Print the comparison per region, then the time of the three steps on all regions."""
-    print(machine())
+    figures = Figures("prepare", "preparing Lizard-sized synthetic regions")
     with tempfile.TemporaryDirectory() as name:
         workspace = Path(name) / "lizard"
         synthetic_lizard(workspace, cfg.regions)
@@ -77,13 +104,19 @@ def bench(cfg: BenchConfig) -> None:
         content = read_label(label, N_CLASSES)
         ours, plain = semantic_mask(*content), oracles.semantic_mask(*content)
         assert np.array_equal(ours, plain), "the two label maps differ"
-        print(f"a region: {ours.shape[1]} x {ours.shape[0]} pixels, {len(content[1])} nuclei")
+        size = {"height": ours.shape[0], "width": ours.shape[1], "nuclei": len(content[1])}
+        said = f"a region: {size['width']} x {size['height']} pixels, {size['nuclei']} nuclei"
+        figures.note("region", size, said)
         times = interleave(
             cfg.rounds,
             reference=lambda: oracles.semantic_mask(*content),
             ours=lambda: semantic_mask(*content),
         )
-        report("label map", 1, "region", **times)
+        figures.compare("label map", 1, "region", **times)
+        moved = content[0].nbytes + ours.nbytes  # the map is read, the classes are written
+        reached = moved / statistics.median(times["ours"]) / copy_rate(torch.device("cpu"))
+        figures.note("limit", reached, f"a label map reaches {reached:.0%} of the rate of a copy")
+
         outs = Path(name) / "plain", Path(name) / "ours"
         for out in outs:
             out.mkdir()
@@ -92,16 +125,31 @@ def bench(cfg: BenchConfig) -> None:
             reference=lambda: plain_region(image, label, outs[0]),
             ours=lambda: our_region(step_cfg, image, label, outs[1]),
         )
-        report("labels, patches, OoD", 1, "region", **times)
+        refuse_difference(*outs)
+        figures.compare("labels, patches, OoD, one thread", 1, "region", **times)
+        seconds = parts(step_cfg, image, label, outs[1])
+        whole = sum(seconds.values())
+        figures.share("parts of a region", {part: each / whole for part, each in seconds.items()})
 
-        total = 0.0
+        taken = {}
         for step in (generate_semantic_labels, generate_patches, generate_unfiltered_oods):
             started = time.perf_counter()
             step(step_cfg)
-            seconds = time.perf_counter() - started
-            total += seconds
-            print(f"{step.__name__:<28} {seconds:6.1f} s for {cfg.regions} regions")
-        print(f"{'all three':<28} {total:6.1f} s")
+            taken[step.__name__] = time.perf_counter() - started
+        said = ", ".join(f"{step} {seconds:.1f} s" for step, seconds in taken.items())
+        figures.note("steps", {"regions": cfg.regions, **taken}, f"{cfg.regions} regions: {said}")
+    figures.write(cfg.json)
+
+
+def refuse_difference(plain: Path, ours: Path) -> None:
+    """Stop if the two versions cut different patches."""
+    for kind in ("image", "mask", "ood"):
+        paths = sorted((ours / kind).iterdir())
+        assert paths, f"no {kind} patches"
+        for path in paths:
+            theirs = plain / f"{kind}_{path.stem.rpartition('_')[2]}.png"
+            same = [cv2.imread(str(each), cv2.IMREAD_UNCHANGED) for each in (path, theirs)]
+            assert np.array_equal(*same), f"{path.name} differs"
 
 
 if __name__ == "__main__":

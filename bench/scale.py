@@ -26,7 +26,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench.common import link, machine, synthetic_lizard
+from bench.common import Figures, link, synthetic_lizard
 from bench.lizard import REGIONS, SIZES
 from config import LIZARD, Config, UserError
 from estimate_pct import estimate_pct
@@ -36,7 +36,7 @@ from generate_unfiltered_oods import generate_unfiltered_oods
 from medood.augment import augment, draw_views
 from medood.cli import run
 from medood.data import id_files, load_patches, ood_files
-from medood.files import csv_text, pngs, write_json, write_text
+from medood.files import csv_text, pngs, write_text
 from medood.folds import read_fold, write_folds
 from medood.hard_ood import columns, ranking_path
 from medood.training import batches
@@ -156,12 +156,12 @@ def has_room(cfg: Config, what: str, needed: float) -> bool:
     return free >= 2 * needed
 
 
-def bench(cfg: BenchConfig) -> list[dict]:
-    """Measure every step at every factor; print and return a row of each."""
+def bench(cfg: BenchConfig) -> None:
+    """Measure every step at every factor, and print a row of each."""
     if not Path("/proc/self/status").exists():
         raise UserError("no /proc: the memory of a process is looked up there, so use Linux")
-    print(machine(), flush=True)
-    rows = []
+    figures = Figures("scale", "the steps as the data grow")
+    rows = figures.content["rows"]
     with tempfile.TemporaryDirectory(dir=cfg.workspace) as name:
         cfg = replace(cfg, folds=(FOLD,), patch_size=128, classes=LIZARD, device="cpu")
         cfg = replace(cfg, images=None, masks=None, ood_source=None, split="patch", select="last")
@@ -201,9 +201,7 @@ def bench(cfg: BenchConfig) -> list[dict]:
             f"{row['factor']:>5}x  {row['step']:<12} {row['patches']:>8}  {row['seconds']:>7.1f} "
             f" {each:>10.2f}  {row['anonymous_mb']:>5}"
         )
-    if cfg.json is not None:
-        write_json(cfg.json, {"bench": "scale", "rows": rows})
-    return rows
+    figures.write(cfg.json)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,68 @@
+"""What testing a network costs per patch, against a plain loop: `python bench/infer.py`.
+
+Both versions count the confusion matrix of the same patches, one patch at a time or in batches.
+"""
+
+import copy
+import sys
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from bench.common import BenchConfig as Common
+from bench.common import Figures, interleave, synthetic_lizard
+from bench.plain import Plain
+from generate_patches import generate_patches
+from generate_semantic_labels import generate_semantic_labels
+from medood.cli import run
+from medood.data import id_files, load_patches
+from medood.files import pngs
+from medood.inference import tally_patches
+from medood.models import pick_device
+
+
+@dataclass(frozen=True)
+class BenchConfig(Common):
+    """The settings, and how much to measure; encoder weights are random."""
+
+    patches: int = 64
+    """Patches that each round tests."""
+
+
+def bench(cfg: BenchConfig) -> None:
+    """Compare times and confusion matrices of one network."""
+    torch.manual_seed(0)
+    cfg, device = replace(cfg, encoder_weights="none"), pick_device(cfg)
+    figures = Figures("infer", f"testing {cfg.architecture} on {cfg.encoder}")
+    with tempfile.TemporaryDirectory() as name:
+        cfg = replace(cfg, workspace=Path(name) / "lizard")
+        synthetic_lizard(cfg.workspace, regions=1)
+        generate_semantic_labels(cfg)
+        generate_patches(cfg)
+        names = [path.name for path in pngs(cfg.workspace / "Image_Patchs")]
+        files = id_files(cfg, names[: cfg.patches])
+        plain, patches = Plain(cfg, files, device), load_patches(cfg, files)
+        plain.train()  # for statistics of the batch normalisation
+        model = copy.deepcopy(plain.model).eval()
+
+        def test() -> np.ndarray:
+            tally, _ = tally_patches(cfg, model, patches, device, "")
+            return np.array(tally.scores()["confusion"])
+
+        matrices = plain.test(), test()
+        moved = np.abs(matrices[0] - matrices[1]).sum() / 2 / matrices[0].sum()
+        figures.note(
+            "moved", float(moved), f"{moved:.2%} of the pixels go to another class, by rounding"
+        )
+        times = interleave(cfg.rounds, reference=plain.test, ours=test)
+        figures.compare("testing", len(files), "patch", **times)
+    figures.write(cfg.json)
+
+
+if __name__ == "__main__":
+    run(bench, BenchConfig())

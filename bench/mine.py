@@ -1,0 +1,145 @@
+"""What finding the OoD set costs, against plain loops: `python bench/mine.py`.
+
+Mines OoD patches with a network and searches for pct, on patches that are drawn in a temporary
+folder. Both versions must come to the same: the pct exactly; the patches that are kept, up to those
+in which the answer hangs on the rounding of bfloat16, which are counted and named.
+
+The search is compared on as many masks as Lizard has in a fold, names of the drawn ones: the plain
+loop reads each of them again for each of the 11 values, ours looks up what was counted when they
+were cut. (bench/scale.py times the whole of estimate_pct.py, which also looks for what is stale.)
+"""
+
+import copy
+import sys
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from bench.common import BenchConfig as Common
+from bench.common import Figures, interleave, matrix_rate, synthetic_lizard
+from bench.plain import Plain
+from estimate_pct import choose_pct, count_samples
+from generate_patches import generate_patches
+from generate_semantic_labels import generate_semantic_labels
+from generate_unfiltered_oods import generate_unfiltered_oods
+from medood.cli import run
+from medood.data import id_files, load_patches, ood_files
+from medood.files import FOREGROUND, pngs, read_json, write_json
+from medood.inference import batch_size, count_pixels, predict
+from medood.models import autocast, pick_device
+from tests import oracles
+
+LIZARD, LIZARD_FOLD = 18_374, 12_249  # patches, and those that train in a fold
+KEPT = 9_684 / 12_249  # of Lizard's OoD patches, in the paper
+LR = 1e-3  # so that a few epochs come to something
+SEARCHES = 3  # rounds: a search of the plain loop takes its time
+
+
+@dataclass(frozen=True)
+class BenchConfig(Common):
+    """The settings, and how much to measure; encoder weights are random."""
+
+    patches: int = 64
+    """OoD patches that each round mines."""
+    trained: int = 12
+    """Epochs that the network is trained for first, so that it sees nuclei in some patches."""
+
+
+def bench(cfg: BenchConfig) -> None:
+    """Compare mining and the search for pct with plain loops."""
+    torch.manual_seed(0)
+    cfg, device = replace(cfg, encoder_weights="none", lr=LR), pick_device(cfg)
+    figures = Figures("mine", f"mining with {cfg.architecture} on {cfg.encoder}")
+    with tempfile.TemporaryDirectory() as name:
+        cfg = replace(cfg, workspace=Path(name) / "lizard")
+        synthetic_lizard(cfg.workspace, regions=4)
+        for step in (generate_semantic_labels, generate_patches, generate_unfiltered_oods):
+            step(cfg)
+        names = [path.name for path in pngs(cfg.workspace / "OoD_Patchs")]
+        chosen = names[:: len(names) // cfg.patches][: cfg.patches]
+        learned = Plain(cfg, id_files(cfg, chosen), device)
+        for _ in range(cfg.trained):
+            learned.train()
+        plain = Plain(cfg, ood_files(cfg, chosen), device)
+        plain.model.load_state_dict(learned.model.state_dict())
+        compare_mining(cfg, figures, plain, device)
+        compare_search(cfg, figures, names)
+    figures.write(cfg.json)
+
+
+def compare_mining(cfg: BenchConfig, figures: Figures, plain: Plain, device: torch.device) -> None:
+    """Compare times and decisions of one network."""
+    model, files = copy.deepcopy(plain.model).eval(), plain.files
+    images = load_patches(cfg, files).images
+
+    def mine() -> np.ndarray:
+        found = predict(cfg, model, images, device, "")
+        return torch.cat([count_pixels(probability).cpu() for _, probability in found]).numpy()
+
+    kept, ours = (counts[:, 1:].sum(1) > 0 for counts in (plain.mine(), mine()))
+    margins = np.array(plain.margins())
+    logits = (probability.log() for _, probability in predict(cfg, model, images, device, ""))
+    rounded = [(each[:, 1:].amax(1) - each[:, 0]).amax((1, 2)).cpu() for each in logits]
+    moved = np.abs(margins - torch.cat(rounded).numpy())  # by rounding, of each patch
+    unlike = np.abs(margins[kept != ours])
+    decisions = {"patches": len(kept), "kept": int(kept.sum()), "unlike": len(unlike)}
+    decisions |= {"furthest": float(unlike.max(initial=0)), "rounding": float(moved.max())}
+    figures.note(
+        "decisions",
+        decisions,
+        f"{kept.sum()} of {len(kept)} patches kept by the plain loop; {len(unlike)} otherwise by"
+        f" ours, with a deciding pixel at most {decisions['furthest']:.2f} from a tie of logits:"
+        f" bfloat16 moves it by {np.median(moved):.2f} in half of the patches,"
+        f" {moved.max():.2f} at most",
+    )
+    times = interleave(cfg.rounds, reference=plain.mine, ours=mine)
+    figures.compare("mining", len(files), "patch", **times)
+
+    with FlopCounterMode(display=False) as counter:
+        next(predict(cfg, model, images, device, ""))
+    flop = counter.get_total_flops() / min(batch_size(device), len(images))
+    precision = torch.bfloat16 if autocast(cfg, device)._enabled else torch.float32
+    rate = matrix_rate(device, precision)
+    reached = flop * len(images) / np.median(times["ours"]) / rate
+    figures.note(
+        "limit",
+        {"flop_per_patch": flop, "matrix_rate": rate, "reached": reached},
+        f"{flop / 1e9:.2f} GFLOP a patch: {reached:.0%} of the {rate / 1e9:.0f} GFLOP/s of a"
+        f" {str(precision).removeprefix('torch.')} matrix product",
+    )
+
+
+def compare_search(cfg: BenchConfig, figures: Figures, names: list[str]) -> None:
+    """Compare times and results of the search for pct at Lizard's size."""
+    folder = cfg.workspace / "Mask_Patchs"
+    counted = read_json(folder / FOREGROUND)
+    drawn = {
+        f"{number}_{names[number % len(names)]}": names[number % len(names)]
+        for number in range(LIZARD)
+    }
+    stored = cfg.workspace / FOREGROUND
+    write_json(stored, {name: counted[source] for name, source in drawn.items()})
+    names = list(drawn)[:LIZARD_FOLD]
+    masks, available = [folder / drawn[name] for name in names], round(LIZARD_FOLD * KEPT)
+
+    def reference() -> float:
+        return oracles.choose_pct(masks, available, cfg.pct_grid, cfg.pnr_opt)
+
+    def ours() -> float:
+        counts = read_json(stored)
+        samples = count_samples((counts[name] for name in names), cfg.patch_size**2)
+        return choose_pct(*samples, available, cfg.pct_grid, cfg.pnr_opt)[0]["pct"]
+
+    assert ours() == reference(), "the two estimates of pct differ"
+    times = interleave(min(cfg.rounds, SEARCHES), reference=reference, ours=ours)
+    figures.compare(f"search for pct, {len(names)} masks", 1, "search", **times)
+
+
+if __name__ == "__main__":
+    run(bench, BenchConfig())

@@ -1,0 +1,97 @@
+"""Whether speed costs scores: a plain loop and ours train on the sample, `python bench/seeds.py`.
+
+The plain loop augments patch by patch and computes in float32; ours is taken in float32 and as it
+is by default. Each trains with several seeds, on the same side of fold 79, and is tested by the
+same code, in float32, on the other. What differs by less than seeds do, speed has not cost.
+"""
+
+import sys
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from bench.common import BenchConfig as Common
+from bench.common import Figures
+from bench.plain import Plain
+from config import Config
+from generate_patches import generate_patches
+from generate_semantic_labels import generate_semantic_labels
+from medood.checkpoints import load_model
+from medood.cli import run
+from medood.data import id_files, load_patches
+from medood.folds import read_fold
+from medood.inference import tally_patches
+from medood.models import pick_device
+from medood.sample import SETTINGS, draw_sample
+from medood.tables import SCORES, spread
+from medood.training import learning_rate, train_fold
+
+FOLD = 79
+
+
+@dataclass(frozen=True)
+class BenchConfig(Common):
+    """The settings, those of the sample, and how much to measure."""
+
+    seeds: int = 5
+    """Trainings of each kind."""
+
+
+def train_plainly(cfg: Config) -> nn.Module:
+    """Return the network of the plain loop after all its epochs."""
+    torch.manual_seed(cfg.seed)
+    names = read_fold(cfg, FOLD).train
+    plain = Plain(cfg, id_files(cfg, names), pick_device(cfg))
+    for epoch in range(cfg.epochs):
+        for group in plain.optimiser.param_groups:
+            group["lr"] = learning_rate(cfg, epoch)
+        plain.train()
+    return plain.model.eval()
+
+
+def train_ours(cfg: Config) -> nn.Module:
+    """Return the network that train.py trains."""
+    folder = cfg.workspace / "models" / f"{cfg.seed}_{cfg.precision}"
+    train_fold(cfg, FOLD, id_files(cfg, read_fold(cfg, FOLD).train), [], folder)
+    return load_model(folder, cfg)
+
+
+def bench(cfg: BenchConfig) -> None:
+    """Print the scores of each kind of training, with their spread over seeds."""
+    figures = Figures("seeds", f"{cfg.seeds} trainings each of {cfg.model_name} on the sample")
+    with tempfile.TemporaryDirectory() as name:
+        cfg = replace(cfg, workspace=Path(name) / "sample", folds=(FOLD,))
+        draw_sample(cfg)
+        generate_semantic_labels(cfg)
+        generate_patches(cfg)
+        names = read_fold(cfg, FOLD).test
+        patches = load_patches(cfg, id_files(cfg, names))
+        kinds = {
+            "plain loop, float32": (train_plainly, "float32"),
+            "ours, float32": (train_ours, "float32"),
+            "ours": (train_ours, "auto"),
+        }
+        found: dict[str, list[dict]] = {kind: [] for kind in kinds}
+        for seed in range(cfg.seeds):
+            for kind, (how, precision) in kinds.items():
+                trained = replace(cfg, seed=seed, precision=precision)
+                model = how(trained)
+                tested = replace(cfg, precision="float32")
+                tally, _ = tally_patches(tested, model, patches, pick_device(cfg), "testing")
+                scores = {score: tally.scores()[score] for score in SCORES}
+                found[kind].append(scores)
+                print(kind, seed, {score: round(100 * scores[score], 2) for score in SCORES})
+    figures.content["scores"] = found
+    for kind, scores in found.items():
+        each = (f"{score} {spread([one[score] for one in scores])}" for score in SCORES)
+        print(f"{kind}: {', '.join(each)}")
+    figures.write(cfg.json)
+
+
+if __name__ == "__main__":
+    run(bench, BenchConfig(**SETTINGS))

@@ -1,0 +1,177 @@
+"""What was tried to make training and inference faster, one change at a time against the defaults.
+
+`python bench/variants.py` takes a step of training, and the answer to the same batch, in every
+variant in turn. A ratio above 1 is slower than what the scripts do by default; what is kept by
+default stands there in reverse, as what its absence would cost. "Once more" shows the noise.
+"""
+
+import copy
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from bench.common import BenchConfig as Common
+from bench.common import Figures, interleave
+from config import Config
+from medood.augment import draw_views
+from medood.cli import run
+from medood.inference import Answer, batch_size
+from medood.models import pick_device
+from medood.step import Learner
+
+PATCHES = 32  # that each variant of inference answers
+
+
+@dataclass(frozen=True)
+class BenchConfig(Common):
+    """The settings, and how much to measure; encoder weights are random."""
+
+
+def step_of(cfg: Config, change: Callable[[Learner], object] = lambda learner: None) -> Callable:
+    """Return a function that takes a training step, with something changed."""
+    torch.manual_seed(0)
+    device = pick_device(cfg)
+    learner = Learner(cfg, device)
+    change(learner)
+    shape = (cfg.batch_size, cfg.patch_size, cfg.patch_size)
+    images = torch.randint(0, 256, (*shape, 3), dtype=torch.uint8, device=device)
+    masks = torch.randint(0, len(cfg.class_names), shape, dtype=torch.uint8, device=device)
+    weight = torch.ones(cfg.batch_size, device=device)
+    draw = draw_views(cfg.batch_size, 0, device)
+    return lambda: learner.step(images, masks, weight, draw)
+
+
+def by_pixel_last(learner: Learner) -> None:
+    """Let channels lie first again, as torch has it unless told otherwise."""
+    learner.model.to(memory_format=torch.contiguous_format)
+    learner.normalise.register_forward_hook(lambda *found: found[-1].contiguous())
+    use_adam(learner, fused=True)
+
+
+def use_adam(learner: Learner, **how: bool) -> None:
+    """Let Adam take the weights as they are, by torch's own ways."""
+    learner.weights = [AsItIs(weight) for weight in learner.model.parameters()]
+    weights = [weight.stored for weight in learner.weights]
+    learner.optimiser = torch.optim.Adam(weights, learner.cfg.lr, **how)
+
+
+class AsItIs:
+    """A weight for the optimiser, in whatever layout it has: see medood.step.Stored."""
+
+    def __init__(self, weight: nn.Parameter) -> None:
+        self.weight, self.stored = weight, weight.detach()
+
+    def take_gradient(self) -> torch.Tensor | None:
+        self.stored.grad, self.weight.grad = self.weight.grad, None
+        return self.stored.grad
+
+
+def depthwise_as_the_rest(learner: Learner) -> None:
+    """Let strided depthwise convolutions compute in bfloat16 too: see for_training."""
+    for module in learner.model.modules():
+        if isinstance(module, nn.Conv2d):
+            vars(module).pop("forward", None)
+
+
+def on_one_thread(function: Callable) -> Callable:
+    """Return a function that does the same with one thread."""
+
+    def call() -> None:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        function()
+        torch.set_num_threads(threads)
+
+    return call
+
+
+def answer_of(cfg: Config, model: nn.Module, size: int = 0) -> Callable:
+    """Return a function that answers PATCHES patches in batches, of the default size if 0."""
+    device = pick_device(cfg)
+    answer = Answer(cfg, copy.deepcopy(model), device)
+    images = torch.randint(0, 256, (PATCHES, cfg.patch_size, cfg.patch_size, 3), dtype=torch.uint8)
+    return lambda: [answer(part).argmax(1) for part in images.split(size or batch_size(device))]
+
+
+def folded(model: nn.Module) -> nn.Module:
+    """Return the network with batch normalisations in its convolutions, where one follows one."""
+    model = copy.deepcopy(model)
+    for part in model.modules():
+        if type(part).forward is not nn.Sequential.forward:
+            continue
+        children = list(part.named_children())
+        for (name, first), (after, second) in zip(children, children[1:], strict=False):
+            if isinstance(first, nn.Conv2d) and type(second) is nn.BatchNorm2d:
+                setattr(part, name, fuse_conv_bn_eval(first, second))
+                setattr(part, after, nn.Identity())
+    return model
+
+
+def compare(cfg: BenchConfig, figures: Figures, what: str, of: dict[str, Callable]) -> None:
+    """Add the medians of the variants and their ratios to the first."""
+    times = interleave(cfg.rounds, **of)
+    default, *_ = times.values()
+    rows = []
+    for name, seconds in times.items():
+        ratios = [a / b for a, b in zip(seconds, default, strict=True)]
+        row = {"variant": name, "ms": 1000 * statistics.median(seconds)}
+        row["ratio"], row["low"], row["high"] = statistics.median(ratios), min(ratios), max(ratios)
+        rows.append(row)
+        print(
+            f"  {name:<52} {row['ms']:8.1f} ms   {row['ratio']:.2f}"
+            f" ({row['low']:.2f} to {row['high']:.2f})",
+            flush=True,
+        )
+    figures.content.setdefault("variants", {})[what] = rows
+
+
+def bench(cfg: BenchConfig) -> None:
+    """Print what each change costs or saves."""
+    cfg = replace(cfg, encoder_weights="none")
+    figures = Figures("variants", f"variants of {cfg.architecture} on {cfg.encoder}")
+    started = time.perf_counter()
+    compiled = step_of(replace(cfg, compile=True))
+    compiled()
+    seconds = time.perf_counter() - started
+    figures.note("compile_seconds", seconds, f"torch.compile takes {seconds:.0f} s")
+    plain = step_of(cfg)
+    training = {
+        "as it is": plain,
+        "float32": step_of(replace(cfg, precision="float32")),
+        "channels first in memory": step_of(cfg, by_pixel_last),
+        "strided depthwise convolutions in bfloat16": step_of(cfg, depthwise_as_the_rest),
+        "fused Adam on weights as torch has them": step_of(
+            cfg, lambda learner: use_adam(learner, fused=True)
+        ),
+        "Adam in torch's default way": step_of(cfg, use_adam),
+        "torch.compile": compiled,
+        "one thread": on_one_thread(plain),
+        "as it is, once more": step_of(cfg),
+    }
+    print(f"a step of {cfg.batch_size} patches")
+    compare(cfg, figures, f"a training step of {cfg.batch_size} patches", training)
+
+    model = Learner(cfg, pick_device(cfg)).model.eval()
+    inference = {"as it is": answer_of(cfg, model)}
+    inference["float32"] = answer_of(replace(cfg, precision="float32"), model)
+    for size in (1, 4, 16, 32):
+        inference[f"batches of {size}"] = answer_of(cfg, model, size)
+    inference["batch normalisation folded into convolutions"] = answer_of(cfg, folded(model))
+    inference["one thread"] = on_one_thread(inference["as it is"])
+    inference["as it is, once more"] = answer_of(cfg, model)
+    print(f"{PATCHES} patches answered, batches of {batch_size(pick_device(cfg))}")
+    compare(cfg, figures, f"{PATCHES} patches answered", inference)
+    figures.write(cfg.json)
+
+
+if __name__ == "__main__":
+    run(bench, BenchConfig())
