@@ -103,7 +103,7 @@ class Config:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """`auto` is bfloat16 where the hardware computes in it, else float32."""
     max_memory: float | None = None
-    """Gigabytes of patches to hold in memory, others in a file; None is half the machine's."""
+    """Gigabytes of patches to hold in memory, the rest in a file; None is half of the machine's."""
     seed: int = 0
     """Deals the patches into parts and, with the fold's number, seeds each training."""
     compile: bool = False

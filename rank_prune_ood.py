@@ -11,6 +11,7 @@ and, with ood_source, those of external images.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -87,10 +88,11 @@ def rank_files(cfg: Config, network: Path, files: list[Pair], task: str) -> list
     from medood.inference import batch_size
     from medood.models import pick_device
 
+    model = load_model(network, cfg)
     own = files[ranks.shard(len(files), batch_size(pick_device(cfg)))]
-    counts = count_seen(cfg, load_model(network, cfg), own, task)
+    counts = ranks.gathered(partial(count_seen, cfg, model, own, task))
     names = [image.name for image, _ in files]
-    return rank_and_prune(names, np.concatenate(ranks.gathered(counts)))
+    return rank_and_prune(names, np.concatenate(counts)) if ranks.leads() else []
 
 
 def draw_ranking(cfg: Config, fold: int, network: Path, rows: list[list]) -> None:

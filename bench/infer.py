@@ -46,11 +46,12 @@ def bench(cfg: BenchConfig) -> None:
         generate_patches(cfg)
         names = [path.name for path in pngs(cfg.workspace / "Image_Patchs")]
         files = id_files(cfg, names[: cfg.patches])
-        plain, patches = Plain(cfg, files, device), load_patches(cfg, files)
+        plain = Plain(cfg, files, device)
         plain.train()  # for statistics of the batch normalisation
         model = copy.deepcopy(plain.model).eval()
 
         def test() -> np.ndarray:
+            patches = load_patches(cfg, files)  # as the plain loop reads them
             tally, _ = tally_patches(cfg, model, patches, device, "")
             return np.array(tally.scores()["confusion"])
 

@@ -99,7 +99,7 @@ def loading(cfg: Config) -> None:
     started = time.perf_counter()
     patches = load_patches(cfg, id_files(cfg, read_fold(cfg, FOLD).train))
     read = time.perf_counter()
-    draw = draw_views(len(patches), 0, torch.device("cpu"))
+    draw = draw_views(len(patches), 0)
     for index in batches(cfg, FOLD, 0, len(patches)):
         augment(patches.images[index], patches.masks[index], draw[index])
     print(f"reading {read - started:.1f} s, batches {time.perf_counter() - read:.1f} s")

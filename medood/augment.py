@@ -19,10 +19,12 @@ TINT = 0.05  # factors of the single colour channels
 DRAWN = 13  # random numbers that make a view
 
 
-def draw_views(count: int, seed: int, device: torch.device) -> Tensor:
-    """Return what makes the views of `count` patches, (count, DRAWN), uniform in -1..1."""
-    generator = torch.Generator(device).manual_seed(seed)
-    return torch.rand(count, DRAWN, generator=generator, device=device) * 2 - 1
+def draw_views(count: int, seed: int) -> Tensor:
+    """Return what makes the views of `count` patches, (count, DRAWN), uniform in -1..1.
+
+    On the CPU: other devices would draw other numbers.
+    """
+    return torch.rand(count, DRAWN, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
 def augment(images: Tensor, masks: Tensor, draw: Tensor) -> tuple[Tensor, Tensor]:

@@ -35,7 +35,7 @@ TRAINING_SETTINGS = (
 )
 TRAINED_ON = "trained_on.txt"
 RUN = {  # what run.json holds
-    **dict.fromkeys(("fold", "epoch", "id_patches", "ood_patches"), int),
+    **dict.fromkeys(("fold", "epoch", "id_patches", "ood_patches", "processes"), int),
     **dict.fromkeys(("settings", "versions", "made_from", "scores"), dict),
     "data": str,
 }

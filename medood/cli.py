@@ -50,7 +50,6 @@ def run(
             else:
                 step(cfg)
     except UserError as error:
-        ranks.let_the_first_speak()
         sys.exit(f"error: {error}")
     except BrokenPipeError:  # whoever read the output, such as `head`, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -64,7 +63,6 @@ def run(
             "error: the memory is full: close other programs, or lower max_pixels or max_memory"
         )
     except KeyboardInterrupt:
-        ranks.let_the_first_speak()
         print("stopped: the same command goes on from here", file=sys.stderr)
         sys.exit(130)
 

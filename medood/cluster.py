@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from distributed import Client
 
 PATIENCE = 5  # seconds for the scheduler to answer, then for a first worker to be there
-NEEDED = "medood.prepared"  # imports what any job needs
+NEEDED = "medood.check"  # the first job is one of its functions, and needs the most
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from config import Config, UserError
 from medood.data import Patches
-from medood.models import Normalise, autocast
+from medood.models import Normalise, autocast, folded
 from medood.scores import Tally
 from medood.store import exceeds_memory, zeros
 
@@ -21,7 +21,7 @@ class Answer:
 
     def __init__(self, cfg: Config, model: nn.Module, device: torch.device) -> None:
         self.cfg, self.device, self.classes = cfg, device, model.config["classes"]
-        self.model = model.to(device, memory_format=torch.channels_last)
+        self.model = folded(model).to(device, memory_format=torch.channels_last)
         self.normalise = Normalise(model.config["encoder_name"]).to(device)
 
     @torch.inference_mode()

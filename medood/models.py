@@ -1,6 +1,8 @@
 """From the settings to a network, its input normalisation and the device it runs on."""
 
+import copy
 import difflib
+from itertools import pairwise
 from pathlib import Path
 from types import MethodType
 
@@ -10,6 +12,7 @@ import torch
 from segmentation_models_pytorch.encoders import TimmUniversalEncoder, get_encoder_names
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from config import Config, UserError
 from medood import ranks
@@ -145,12 +148,10 @@ def synchronise(cfg: Config, model: nn.Module, device: torch.device) -> nn.Modul
 
     Raises UserError on a CPU, for which torch has none.
     """
-    if not cfg.sync_batch_norm or ranks.size() == 1:
+    if not cfg.sync_batch_norm or not cfg.batch_norm or ranks.size() == 1:
         return model
     if device.type == "cpu":
-        raise UserError(
-            "sync_batch_norm = True: torch has none for CPUs: set it to False, or batch_norm too"
-        )
+        raise UserError("sync_batch_norm = True: torch has none for CPUs: set it to False")
     return convert_sync_batchnorm(model)  # timm's keeps the activation in its own layers
 
 
@@ -168,7 +169,7 @@ def for_training(model: nn.Module, device: torch.device) -> nn.Module:
             continue
         if device.type == "cpu" and 1 < module.groups == module.in_channels:
             module.forward = MethodType(_forward_in_float32, module)
-        elif module.kernel_size == (1, 1) and module.in_channels < 16:
+        if module.kernel_size == (1, 1) and module.in_channels < 16:
             down, right = module.stride
             module.stride = (1, 1)
             module.register_forward_pre_hook(
@@ -183,8 +184,37 @@ def _forward_in_float32(module: nn.Module, features: Tensor) -> Tensor:
         return type(module).forward(module, features.float()).to(features.dtype)
 
 
+def folded(model: nn.Module) -> nn.Module:
+    """Return a copy of a network, in eval mode, that computes the same with less to do.
+
+    A batch normalisation that follows a convolution becomes part of it, where it is sure to follow:
+    in an nn.Sequential. Of vgg11_bn's inference on a CPU, a fifth of the time goes with them.
+    """
+    model = copy.deepcopy(model)
+    for part in model.modules():
+        if type(part).forward is not nn.Sequential.forward:
+            continue
+        layers = list(part.named_children())
+        for (name, layer), (next_name, following) in pairwise(layers):
+            if isinstance(layer, nn.Conv2d) and type(following) is nn.BatchNorm2d:
+                setattr(part, name, fuse_conv_bn_eval(layer, following))
+                setattr(part, next_name, nn.Identity())
+    return model
+
+
 def pick_device(cfg: Config) -> torch.device:
-    """Return the device of cfg; `auto` is CUDA where there is one."""
+    """Return the device of cfg; `auto` is CUDA where there is one.
+
+    Of several processes, each has a GPU of its own.
+    """
+    gpus = torch.cuda.device_count()
+    if ranks.size() > 1 and ((gpus and cfg.device == "auto") or cfg.device.startswith("cuda")):
+        if ":" in cfg.device or ranks.local_size() > gpus:
+            raise UserError(
+                f"device = {cfg.device!r} is not one GPU for each of {ranks.local_size()} processes"
+                f" ({gpus} are here): set it to auto and --nproc-per-node to {max(gpus, 1)} or less"
+            )
+        return torch.device("cuda", ranks.local_rank())
     if cfg.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

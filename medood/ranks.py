@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from config import UserError
 
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.distributed import ProcessGroup
 
+T = TypeVar("T")
+
+BREATH = 5  # seconds that the first process takes to end, at most
 PATIENCE = timedelta(days=30)  # of those who serve: preparing the data, say, is the first's alone
 
 _calls: "ProcessGroup | None" = None  # the group on which calls and answers travel
@@ -31,6 +34,16 @@ _at_work = False  # in a function that all carry out: the others do not listen f
 def rank() -> int:
     """Return the number of this process, 0 for the one that leads."""
     return int(os.environ.get("RANK", 0)) if _calls else 0
+
+
+def local_rank() -> int:
+    """Return the number of this process among those of its machine."""
+    return int(os.environ["LOCAL_RANK"]) if _calls else 0
+
+
+def local_size() -> int:
+    """Return the number of processes at work as one on this machine."""
+    return int(os.environ["LOCAL_WORLD_SIZE"]) if _calls else 1
 
 
 def size() -> int:
@@ -47,8 +60,7 @@ def leads() -> bool:
 def team() -> Iterator[bool]:
     """Join the processes that torchrun started, if it did, and yield whether this one leads.
 
-    For the others, all work is done by the time they are told so. Raises UserError where there are
-    more processes than GPUs.
+    For the others, all work is done by the time they are told so.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield True
@@ -58,33 +70,37 @@ def team() -> Iterator[bool]:
     import torch.distributed as dist
 
     if torch.cuda.is_available():
-        local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-        if local >= gpus:
-            raise UserError(f"{gpus} GPUs are here: set --nproc-per-node to {gpus} or less")
-        torch.cuda.set_device(local)
-        dist.init_process_group("cpu:gloo,cuda:nccl", device_id=torch.device("cuda", local))
+        torch.cuda.set_device(local_rank() % torch.cuda.device_count())
+        dist.init_process_group("cpu:gloo,cuda:nccl")
     else:
         dist.init_process_group("gloo")
     _calls = dist.new_group(backend="gloo", timeout=PATIENCE)
-    try:
-        if leads():
+    if leads():
+        try:
             yield True
-        else:
-            _hush()
+        finally:
+            if not _at_work:
+                from_first(None)
+    else:
+        _hush()
+        try:
             _serve()
-            yield False
-    finally:
-        if leads() and not _at_work:
-            _told(None)
-        dist.destroy_process_group()
-        _calls = None
+        except BaseException:
+            # the first one most likely says the same: it ends at once, and torchrun then ends this
+            # one, which speaks only if it still lives
+            time.sleep(BREATH)
+            raise
+        yield False
+    # not after an error: it would wait for what the others no longer do
+    dist.destroy_process_group()
+    _calls = None
 
 
 def together(function: Callable) -> Callable:
     """Mark a function that all processes carry out when the first calls it.
 
-    The others are sent its arguments by pickle. All of them must return, or raise, at the same
-    point; what the others return is not used.
+    The others are sent its arguments by pickle. All of them must come to the same calls of this
+    module in the same order, or raise; what the others return is not used.
     """
 
     @functools.wraps(function)
@@ -93,7 +109,7 @@ def together(function: Callable) -> Callable:
         if size() == 1 or _at_work:
             return function(*args, **kwargs)
         if leads():
-            _told((function.__module__, function.__qualname__, args, kwargs))
+            from_first((function.__module__, function.__qualname__, args, kwargs))
         _at_work = True
         answer = function(*args, **kwargs)
         _at_work = False  # and if it raised, the others are still at it: nobody would listen
@@ -102,29 +118,11 @@ def together(function: Callable) -> Callable:
     return call
 
 
-def let_the_first_speak() -> None:
-    """Keep silent, in a process that serves, about what the first one most likely says too.
-
-    It ends at once, and torchrun then ends the others: who still lives after a second says it.
-    """
-    if int(os.environ.get("RANK", 0)) > 0:
-        time.sleep(1)
-
-
 def _serve() -> None:
     """Carry out what the first process calls, until there is no more."""
-    while task := _told(None):
+    while task := from_first(None):
         module, name, args, kwargs = task
         getattr(importlib.import_module(module), name)(*args, **kwargs)
-
-
-def _told(task: object) -> object:
-    """Return what the first process says here."""
-    import torch.distributed as dist
-
-    message = [task]
-    dist.broadcast_object_list(message, 0, group=_calls)
-    return message[0]
 
 
 def _hush() -> None:
@@ -148,15 +146,38 @@ def shard(count: int, unit: int) -> slice:
     return slice(min(first, count), min(last, count))
 
 
-def gathered(value: object) -> list:
-    """Return what each process gives, in the order of their ranks, to all of them."""
+def from_first(value: T) -> T:
+    """Return what the first process gives here, in all of them."""
     if size() == 1:
-        return [value]
+        return value
     import torch.distributed as dist
 
-    values = [None] * size()
-    dist.all_gather_object(values, value, group=_calls)
-    return values
+    values = [value]
+    dist.broadcast_object_list(values, 0, group=_calls)
+    return values[0]
+
+
+def gathered(work: Callable[[], T]) -> list[T]:
+    """Do each process's own work, and return what comes of it, in the order of their ranks.
+
+    The list is the first's; the others get an empty one. A UserError of one is raised in all.
+    """
+    if size() == 1:
+        return [work()]
+    import torch.distributed as dist
+
+    answer, error = None, None
+    try:
+        answer = work()
+    except UserError as said:
+        error = said
+    errors = [None] * size()
+    dist.all_gather_object(errors, error, group=_calls)
+    for error in filter(None, errors):
+        raise error
+    answers = [None] * size() if leads() else None
+    dist.gather_object(answer, answers, 0, group=_calls)
+    return answers or []
 
 
 def summed(values: "Tensor") -> "Tensor":

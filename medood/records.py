@@ -42,11 +42,11 @@ def _hash_now(path: Path) -> str:
         state = path.stat()
     except FileNotFoundError:
         raise missing(path) from None
-    return _hash(path, state.st_size, state.st_mtime_ns, state.st_ino)
+    return hash_once(path, state.st_size, state.st_mtime_ns, state.st_ino)
 
 
 @functools.cache  # the steps of main.py look at the same files again and again
-def _hash(path: Path, size: int, mtime_ns: int, inode: int) -> str:
+def hash_once(path: Path, size: int, mtime_ns: int, inode: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -62,7 +62,7 @@ def fresh_folder(folder: Path, record: dict, bad: BadFiles | None = None) -> Ite
         raise UserError(f"{folder} was put there by you: remove it to have it made anew")
     with whole_folder(folder) as partial:
         yield partial
-        outputs = {"files": len(pngs(partial)), "outputs": _contents(partial)}
+        outputs = {"files": len(pngs(partial)), "outputs": contents(partial)}
         content = {**record, **outputs, "bad_files": bad or {}}
         write_json(partial / RECORD, content)
 
@@ -92,10 +92,10 @@ def is_kept(folder: Path, record: dict) -> bool:
 
 def is_unchanged(folder: Path) -> bool:
     """Say whether the images in a folder of ours are, to the byte, those that were made."""
-    return (read_json(folder / RECORD) or {}).get("outputs") == _contents(folder)
+    return (read_json(folder / RECORD) or {}).get("outputs") == contents(folder)
 
 
-def _contents(folder: Path) -> str:
+def contents(folder: Path) -> str:
     """Return one hash of the names and contents of the images in a folder."""
     paths = pngs(folder)
     hashes = in_threads(_hash_now, paths)

@@ -4,6 +4,7 @@ C classes, 0 is background. Every mean over foreground classes runs over those t
 *truth*: the same set for every network compared on the fold, whatever it predicts.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -89,7 +90,7 @@ class Tally:
         self.dice_paper: list[Tensor] = []
 
     @staticmethod
-    def merged(tallies: list["Tally"]) -> "Tally":
+    def merged(tallies: Iterable["Tally"]) -> "Tally":
         """Return the tally of all patches of some, one after the other."""
         whole = Tally()
         for tally in tallies:

@@ -47,7 +47,15 @@ class Learner:
     """
 
     def __init__(self, cfg: Config, device: torch.device) -> None:
-        """Build the network of cfg. Raises UserError if the device has no memory for it."""
+        """Build the network of cfg.
+
+        Raises UserError if the device has no memory for it, or a batch too few patches for all.
+        """
+        if 1 < ranks.size() > cfg.batch_size // 2:
+            raise UserError(
+                f"batch_size = {cfg.batch_size} leaves {ranks.size()} processes fewer than two"
+                f" patches each: set it to {2 * ranks.size()} or more, or start fewer processes"
+            )
         self.cfg = cfg if ranks.leads() else replace(cfg, encoder_weights="none")
         with memory_needed(cfg, device):
             model = synchronise(self.cfg, build_model(self.cfg), device)
@@ -75,12 +83,16 @@ class Learner:
         images: RGB uint8 (N, P, P, 3). masks: uint8 (N, P, P). weight: (N,), see segmentation_loss.
         draw: (N, DRAWN), see augment.
         """
+        if self.cfg.compile:
+            # what is recorded may write over the last step's gradients now
+            torch.compiler.cudagraph_mark_step_begin()
         loss = self.loss(images, masks, weight, draw)
         loss.backward()
         ranks.sum_gradients(self.model.parameters())
         gradients = [weight.take_gradient() for weight in self.weights]
         norm = get_total_norm([part for part in gradients if part is not None])
         self.optimiser.step()
+        self.optimiser.zero_grad()  # their memory is of use to the next forward pass
         return loss.detach(), norm
 
     def _loss(self, images: Tensor, masks: Tensor, weight: Tensor, draw: Tensor) -> Tensor:
@@ -117,7 +129,7 @@ def step_seconds(cfg: Config) -> float:
     device = pick_device(cfg)
     with memory_needed(cfg, device):
         learner = Learner(replace(cfg, encoder_weights="none"), device)
-        shape = (max(2, cfg.batch_size // ranks.size()), cfg.patch_size, cfg.patch_size)
+        shape = (cfg.batch_size // ranks.size(), cfg.patch_size, cfg.patch_size)
         images = torch.randint(0, 256, (*shape, 3), dtype=torch.uint8, device=device)
         masks = torch.randint(0, len(cfg.class_names), shape, dtype=torch.uint8, device=device)
         weight, draw = torch.ones(len(images), device=device), torch.zeros(len(images), DRAWN)

@@ -5,6 +5,7 @@ tensor in it, also after a kill. What is read of it, the system keeps in memory 
 else needs that.
 """
 
+import errno
 import math
 import mmap
 import os
@@ -17,16 +18,19 @@ import torch
 from torch import Tensor
 
 from config import Config, UserError
+from medood import ranks
 from medood.files import PARTIAL
 
 GB = 1e9  # bytes
 UNTOLD = 16 * GB  # is assumed of a machine that does not tell its memory (Windows)
+LIMIT_1 = "memory.limit_in_bytes"  # in version 1 of Linux's control groups
 _held = 0  # bytes that zeros has given out in memory and not got back
 
 
 def memory_limit(cfg: Config) -> float:
-    """Return max_memory in bytes."""
-    return _machine_memory() / 2 if cfg.max_memory is None else cfg.max_memory * GB
+    """Return in bytes what max_memory leaves to this process, of those on this machine."""
+    whole = _machine_memory() / 2 if cfg.max_memory is None else cfg.max_memory * GB
+    return whole / ranks.local_size()
 
 
 def exceeds_memory(cfg: Config, size: int) -> bool:
@@ -53,18 +57,27 @@ def _map_file(cfg: Config, size: int) -> mmap.mmap:
     """Return so many bytes, all 0, of a file that is gone when they are."""
     try:
         with tempfile.TemporaryFile(prefix=".", suffix=PARTIAL, dir=cfg.workspace) as file:
-            if hasattr(os, "posix_fallocate"):
-                # a disk that fills up later, at a write into memory, would kill the process
-                os.posix_fallocate(file.fileno(), 0, size)
-            else:
-                file.truncate(size)
+            _reserve(file.fileno(), size)
             return mmap.mmap(file.fileno(), size)
     except OSError as error:
         raise UserError(
             f"{cfg.workspace} takes no file of {size / GB:.3g} GB ({error.strerror}) for the"
-            f" patches beyond max_memory = {memory_limit(cfg) / GB:.3g}: free some space there, or"
-            " raise max_memory"
+            f" patches beyond max_memory = {memory_limit(cfg) / GB:.3g}: make it take one, or raise"
+            " max_memory"
         ) from None
+
+
+def _reserve(file: int, size: int) -> None:
+    """Give an open file so many bytes, on the disk if it can: else it is asked for them later."""
+    if hasattr(os, "posix_fallocate"):
+        try:
+            # a disk that fills up later, at a write into memory, would kill the process
+            os.posix_fallocate(file, 0, size)
+            return
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                raise
+    os.ftruncate(file, size)
 
 
 def _machine_memory() -> float:
@@ -76,15 +89,24 @@ def _machine_memory() -> float:
 
 
 def _group_limits() -> list[int]:
-    """Return the limits of Linux's control groups, version 2: of containers and of job queues."""
+    """Return the limits of Linux's control groups: of containers and of job queues."""
     try:
-        own = Path("/proc/self/cgroup").read_text().rpartition("::/")[2].strip()
+        groups = Path("/proc/self/cgroup").read_text().splitlines()
     except OSError:
         return []
-    root, limits = Path("/sys/fs/cgroup"), []
-    for folder in (root / own, *(root / own).parents):
-        try:
-            limits.append(int((folder / "memory.max").read_text()))
-        except (OSError, ValueError):  # there is none, or it says "max"
-            continue
-    return limits
+    limits = []
+    for _, controllers, own in (line.split(":", 2) for line in groups):
+        root = Path("/sys/fs/cgroup", "" if not controllers else "memory")
+        if controllers in ("", "memory"):  # version 2, or 1
+            folder = root / own.lstrip("/")
+            for place in (folder, *folder.parents):
+                limits += [_number(place / "memory.max"), _number(place / LIMIT_1)]
+    return [limit for limit in limits if limit is not None]
+
+
+def _number(path: Path) -> int | None:
+    """Return the number that a file holds; None if it is not there, or holds a word."""
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None

@@ -1,6 +1,7 @@
 """Networks on the test patches of a fold: what test.py and the studies count."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,32 +16,23 @@ from medood.inference import batch_size, tally_patches
 from medood.models import pick_device
 from medood.scores import RegionCounts, Tally, all_background
 
+Answers = tuple[Tally, Tensor]  # on some patches, and the class of each of their pixels
+
 
 @ranks.together
 def _answers(
     cfg: Config, folders: dict[str, Path], files: list[Pair], task: str
-) -> tuple[Patches, dict[str, Tally], dict[str, Tensor]]:
-    """Return the patches, and tallies and predictions of each network on them.
+) -> tuple[Patches, dict[str, list[Answers]]]:
+    """Return the patches, and what each network answers on the share of each process.
 
-    Each process tests a share; all of the patches are the first's.
+    All processes read all patches: so what is wrong with one of them is found by all alike.
     """
-    device = pick_device(cfg)
-    own = ranks.shard(len(files), batch_size(device))
-    if ranks.leads():
-        patches = load_patches(cfg, files)
-        share = patches.part(own)
-    else:
-        patches = share = load_patches(cfg, files[own])
-    tallies, predictions = {"all_background": Tally()}, {}
-    for truth in patches.masks.split(CHUNK):
-        tallies["all_background"].add(all_background(truth, len(cfg.class_names)), truth)
+    patches, device, found = load_patches(cfg, files), pick_device(cfg), {}
+    share = patches.part(ranks.shard(len(patches), batch_size(device)))
     for name, folder in folders.items():
-        model = load_model(folder, cfg)
-        found = tally_patches(cfg, model, share, device, f"{task}: testing {name}")
-        shares, pixels = zip(*ranks.gathered(found), strict=True)
-        tallies[name] = Tally.merged(shares)
-        predictions[name] = torch.cat(pixels) if len(pixels) > 1 else found[1]
-    return patches, tallies, predictions
+        model, doing = load_model(folder, cfg), f"{task}: testing {name}"
+        found[name] = ranks.gathered(partial(tally_patches, cfg, model, share, device, doing))
+    return patches, found
 
 
 @dataclass(frozen=True)
@@ -56,7 +48,15 @@ class Tested:
 
 def score_networks(cfg: Config, folders: dict[str, Path], names: list[str], task: str) -> Tested:
     """Test the networks in some folders on the named patches. task: what the progress bar says."""
-    patches, tallies, predictions = _answers(cfg, folders, id_files(cfg, names), task)
+    patches, found = _answers(cfg, folders, id_files(cfg, names), task)
+    floor = Tally()
+    for truth in patches.masks.split(CHUNK):
+        floor.add(all_background(truth, len(cfg.class_names)), truth)
+    tallies, predictions = {"all_background": floor}, {}
+    for name, shares in found.items():
+        of_shares, pixels = zip(*shares, strict=True)
+        tallies[name] = Tally.merged(of_shares)
+        predictions[name] = torch.cat(pixels) if len(pixels) > 1 else pixels[0]
     regions = [region_of(name) for name in names]
     return Tested(
         {name: tally.scores() for name, tally in tallies.items()},

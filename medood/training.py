@@ -4,6 +4,7 @@ import copy
 import io
 import os
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -129,11 +130,6 @@ def fit(
     Raises UserError if no nucleus is in the ID patches or in those of `val_files`, if loss or
     gradient stop being finite, and if the device has no memory for a batch.
     """
-    if 1 < ranks.size() > cfg.batch_size // 2:
-        raise UserError(
-            f"batch_size = {cfg.batch_size} leaves {ranks.size()} processes fewer than two patches"
-            f" each: set it to {2 * ranks.size()} or more, or start fewer processes"
-        )
     patches = load_patches(cfg, files)
     val = load_patches(cfg, val_files) if val_files else None
     said = without_classes(cfg, patches)
@@ -145,10 +141,10 @@ def fit(
     learner = Learner(cfg, device)
     model, optimiser = learner.model, learner.optimiser
     resume_path = folder / "resume.pt"
-    log, best = _resume(resume_path, record, model, optimiser)
+    begun = record | {"processes": ranks.size()}  # which batch normalisation depends on
+    log, best = _resume(resume_path, begun, model, optimiser)
 
-    # patches beyond max_memory stay in their file, and a batch at a time goes to the device
-    home = torch.device("cpu") if patches.mapped else device
+    home = home_of(patches, device)
     weight = torch.where(patches.is_ood, cfg.ood_weight, 1.0)
     with memory_needed(cfg, device):
         held = [part.to(home) for part in (patches.images, patches.masks, weight)]
@@ -170,7 +166,7 @@ def fit(
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(cfg, epoch)
         torch.manual_seed(stream_seed(cfg, fold, DROPOUT, epoch) + ranks.rank())
-        draw = draw_views(len(patches), stream_seed(cfg, fold, VIEWS, epoch), home)
+        draw = draw_views(len(patches), stream_seed(cfg, fold, VIEWS, epoch)).to(home)
         parts = batches(cfg, fold, epoch, len(patches))
         with memory_needed(cfg, device):
             data = *held, draw
@@ -187,7 +183,7 @@ def fit(
         if board is not None:
             board.add(row, model)
         if ranks.leads():
-            _save_resume(resume_path, record, model, optimiser, log, best)
+            _save_resume(resume_path, begun, model, optimiser, log, best)
         seconds = time.perf_counter() - started
         scored = f"  val_miou {row['val_miou']:.4f}" if val is not None else ""
         line = f"  {epoch + 1:5d}  {mean_loss:6.4f}  {row['lr']:.1e}  {seconds:7.1f}{scored}"
@@ -209,6 +205,7 @@ def fit(
         "epoch": best["epoch"] if best else cfg.epochs,
         "id_patches": len(patches) - n_ood,
         "ood_patches": n_ood,
+        "processes": ranks.size(),
         "versions": versions(),
         "made_from": record,
     }
@@ -218,6 +215,17 @@ def fit(
         write_text(finished / TRAINED_ON, "".join(f"{name}\n" for name in sorted(names)))
         write_json(finished / "run.json", run)
         write_card(finished, run)
+
+
+def home_of(patches: Patches, device: torch.device) -> torch.device:
+    """Return where the patches of a training lie: on its device if there is room for them.
+
+    A batch at a time goes there from the CPU if they are more than half of what is free on a GPU,
+    whose other half networks need, or lie in a file, beyond max_memory.
+    """
+    size = patches.images.nbytes + patches.masks.nbytes
+    crowded = device.type == "cuda" and 2 * size > torch.cuda.mem_get_info(device)[0]
+    return torch.device("cpu") if patches.mapped or crowded else device
 
 
 def train_epoch(
@@ -239,8 +247,7 @@ def train_epoch(
     indices = indices.split([len(index) for index, _ in own])
     losses, norms = torch.empty(2, len(parts), device=device)
     for step, index in enumerate(tqdm(indices, desc=task, leave=False, disable=None)):
-        batch = (part[index].to(device, non_blocking=True) for part in data)
-        images, masks, weight, draw = batch
+        images, masks, weight, draw = (part[index].to(device) for part in data)
         # no .item() here: it would wait too
         losses[step], norms[step] = learner.step(images, masks, own[step][1] * weight, draw)
     return losses, norms
@@ -316,9 +323,10 @@ def validate(cfg: Config, model: nn.Module, val: Patches, device: torch.device) 
     Each process tests a share of them.
     """
     own = val.part(ranks.shard(len(val), batch_size(device)))
-    tally, _ = tally_patches(cfg, model.eval(), own, device, "  validation")
+    found = ranks.gathered(partial(tally_patches, cfg, model.eval(), own, device, "  validation"))
     model.train()
-    miou = Tally.merged(ranks.gathered(tally)).scores()["miou"]
+    tally = Tally.merged(share for share, _ in found)
+    miou = ranks.from_first(tally.scores()["miou"] if ranks.leads() else None)
     if miou is None:
         raise UserError(
             f"select = val: no nucleus in the {len(val)} patches held out of the training side:"

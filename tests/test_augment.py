@@ -8,11 +8,9 @@ from medood import augment as module
 from medood.augment import DRAWN, augment, draw_views
 from medood.sample import draw_region
 
-CPU = torch.device("cpu")
-
 
 def views_of(images, masks, seed=0):
-    return augment(images, masks, draw_views(len(images), seed, CPU))
+    return augment(images, masks, draw_views(len(images), seed))
 
 
 @pytest.fixture

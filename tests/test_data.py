@@ -19,8 +19,10 @@ from medood.files import model_folder
 from medood.folds import read_fold
 from medood.testing import score_networks
 from medood.threads import AHEAD, in_threads
+from medood.training import home_of
 from tests.conftest import TINY
 
+CPU = torch.device("cpu")
 NOTHING = 1e-9  # gigabytes, less than a patch
 
 
@@ -143,3 +145,17 @@ def test_patches_are_looked_at_a_few_at_a_time_with_the_same_answers():
     assert said == f"no training patch holds {TINY.class_names[5]}: the network will not know it"
     right = share_right(patches, {"a": predicted})["a"]
     assert torch.equal(right, (predicted == truth).float().mean((1, 2)))
+
+
+def test_patches_stay_off_a_gpu_that_has_no_room_for_them(monkeypatch):
+    images, masks = (
+        torch.zeros(10, 4, 4, 3, dtype=torch.uint8),
+        torch.zeros(10, 4, 4, dtype=torch.uint8),
+    )
+    patches = Patches([""] * 10, images, masks, torch.zeros(10, dtype=torch.bool))
+    gpu = torch.device("cuda")
+    for free, home in ((1280, gpu), (1279, CPU)):  # the patches are 640 bytes
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, free=free: (free, 10**12))
+        assert home_of(patches, gpu) == home
+    assert home_of(dataclasses.replace(patches, mapped=True), gpu) == CPU
+    assert home_of(patches, CPU) == CPU

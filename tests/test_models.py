@@ -14,6 +14,7 @@ from medood.models import (
     Normalise,
     batch_norms,
     build_model,
+    folded,
     for_training,
     normalisation,
     pick_device,
@@ -220,3 +221,39 @@ def test_a_strided_depthwise_convolution_trains_in_float32_and_answers_as_asked(
         answer = layer(images.bfloat16())
     assert answer.dtype is torch.bfloat16
     assert torch.equal(answer, layer(images.bfloat16().float()).bfloat16())  # rounded once, at last
+
+
+@pytest.mark.parametrize("encoder", ["vgg11_bn", "mobilenet_v2", "resnet18", "mobileone_s0"])
+def test_folding_leaves_the_answers_and_the_network_as_they_were(encoder):
+    torch.manual_seed(0)
+    model = for_training(
+        build_model(dataclasses.replace(TINY, encoder=encoder)), torch.device("cpu")
+    )
+    x = torch.rand(4, 3, 64, 64)
+    for part in batch_norms(model):
+        torch.nn.init.uniform_(part.weight, 0.5, 1.5)
+        torch.nn.init.uniform_(part.bias, -0.5, 0.5)
+    model(x)  # running statistics of its own
+    model.eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    ours = folded(model)
+    with torch.inference_mode():
+        theirs = model(x)
+        assert (ours(x) - theirs).abs().max() < 1e-4 * theirs.abs().max()
+    assert len(batch_norms(ours)) < len(batch_norms(model))
+    assert model.state_dict().keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_only_a_batch_normalisation_that_is_sure_to_follow_is_folded():
+    class Apart(torch.nn.Module):
+        """Its layers stand in another order than they are called in."""
+
+        def __init__(self):
+            super().__init__()
+            self.convolution, self.norm = torch.nn.Conv2d(3, 3, 1), torch.nn.BatchNorm2d(3)
+
+        def forward(self, images):
+            return self.convolution(self.norm(images))
+
+    assert len(batch_norms(folded(Apart().eval()))) == 1

@@ -15,7 +15,8 @@ from config import Config, UserError
 from estimate_pct import estimate_pct
 from main import main
 from medood import ranks
-from medood.files import model_folder
+from medood.files import TIMES, model_folder
+from medood.folds import read_fold
 from medood.losses import segmentation_loss
 from medood.models import synchronise
 from medood.training import own_share
@@ -104,6 +105,9 @@ def test_two_processes_write_the_same_files_once(both):
     one, two = (set(files_in(cfg.workspace)) for cfg in both)
     locks = {name for name in two if name.startswith(".locks")}  # of scripts alone
     assert one == two - locks
+    # each writer adds a line to it
+    steps = [[row["step"] for row in read_rows(cfg.workspace / TIMES)] for cfg in both]
+    assert steps[0] == steps[1]
 
 
 @pytest.mark.slow
@@ -137,6 +141,18 @@ def test_a_mistake_is_said_once_and_no_process_waits_for_ever(both):
     assert done.returncode == 1
     assert done.stderr.count("error: ") == 1
     assert not absent.workspace.exists()
+
+
+@pytest.mark.slow
+def test_a_bad_patch_in_the_share_of_the_other_process_is_named_once(both, tmp_path):
+    cfg = dataclasses.replace(both[0], workspace=tmp_path / "run")
+    shutil.copytree(both[0].workspace, cfg.workspace)
+    last = read_fold(cfg, 1).train[-1]
+    (cfg.workspace / "OoD_Patchs" / last).write_bytes(b"no PNG")
+    done = run("rank_prune_ood.py", cfg)
+    assert done.returncode == 1
+    assert done.stderr.count(last) == 1
+    assert "RuntimeError" not in done.stderr
 
 
 @pytest.mark.slow

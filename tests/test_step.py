@@ -9,7 +9,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from config import UserError
 from medood.augment import draw_views
+from medood.inference import Answer
 from medood.step import Learner, Stored, memory_needed
+from medood.training import train_epoch
 from tests.conftest import TINY
 
 CPU = torch.device("cpu")
@@ -22,7 +24,7 @@ def batch(cfg, count=4):
     shape = (count, cfg.patch_size, cfg.patch_size)
     images = torch.randint(0, 256, (*shape, 3), generator=generator, dtype=torch.uint8)
     masks = torch.randint(0, 7, shape, generator=generator, dtype=torch.uint8)
-    return images, masks, torch.ones(count), draw_views(count, 0, CPU)
+    return images, masks, torch.ones(count), draw_views(count, 0)
 
 
 def learner(cfg):
@@ -45,8 +47,24 @@ def test_a_step_asks_for_no_value_that_the_host_would_wait_for(loss):
     with Watch():
         ours.step(*batch(cfg))
     assert "_fused_adam_" in seen
+    seen.clear()
+    data = batch(cfg)
+    with Watch():
+        train_epoch(ours, data, [torch.tensor([2, 0]), torch.tensor([3, 1])], CPU, "")
+    assert seen.count("_fused_adam_") == 2
     with Watch(), pytest.raises(AssertionError, match="makes the host wait"):
         torch.ones(1).item()
+
+
+def test_neither_answers_nor_a_resume_part_the_weights_from_the_optimiser(tmp_path):
+    """Weights of shape (C, 1, 1, 1) would be copied by each change to channels last."""
+    cfg = dataclasses.replace(TINY, encoder="mobileone_s0")
+    ours = learner(cfg)
+    assert any(weight.weight.shape[1:] == (1, 1, 1) for weight in ours.weights)
+    Answer(cfg, ours.model.eval(), CPU)(batch(cfg)[0])
+    ours.model.load_state_dict(ours.model.state_dict())
+    for weight in ours.weights:
+        assert weight.stored.data_ptr() == weight.weight.data_ptr()
 
 
 @pytest.mark.slow

@@ -1,0 +1,128 @@
+"""Write docs/performance.md from what the benchmarks measured: `python bench/page.py`.
+
+Every figure comes from a JSON in bench/results, which a benchmark wrote with --json; the words
+between them are in bench/performance.md.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from medood.files import write_text
+from medood.tables import SCORES, markdown, spread
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+PAGE = HERE.parent / "docs" / "performance.md"
+LIZARD_STEPS = 36 * 3 * (12_249 + 18_059)  # patches that the paper's main experiment trains on
+
+
+def network(figures: dict) -> str:
+    """Return what a benchmark says that it ran on, such as `unet on vgg11_bn`."""
+    words = figures["about"].split(",")[0].split(" ")
+    return " ".join(words[-3:])
+
+
+def comparisons(results: dict[str, dict]) -> str:
+    """Return the table of ours against the plain loops."""
+    rows = [
+        [
+            row["what"],
+            network(figures) if " on " in figures["about"] else "",
+            f"{row['reference_ms']:,.4g} ms",
+            f"{row['ours_ms']:,.3g} ms",
+            row["unit"],
+            f"{row['ratio']:,.3g} ({row['low']:,.3g} to {row['high']:,.3g})",
+        ]
+        for figures in results.values()
+        for row in figures["rows"]
+        if "ratio" in row
+    ]
+    return markdown(["", "network", "plain loop", "ours", "per", "ratio"], rows)
+
+
+def shares(results: dict[str, dict], of: str) -> str:
+    """Return a table of shares, a column for each benchmark that has them."""
+    found = {network(each): each["shares"][of] for each in results.values() if of in each["shares"]}
+    first = next(iter(found.values()))
+    rows = [
+        [part, *(f"{100 * each.get(part, 0):.1f}" for each in found.values())] for part in first
+    ]
+    return markdown(["%", *found], rows)
+
+
+def variants(results: dict[str, dict], of: str) -> str:
+    """Return a table of what was tried, a column for each network."""
+    found = {network(each): each["variants"] for each in results.values() if "variants" in each}
+    tables = {
+        name: next(rows for what, rows in each.items() if of in what)
+        for name, each in found.items()
+    }
+    rows = []
+    for i, row in enumerate(next(iter(tables.values()))):
+        cells = [table[i] for table in tables.values()]
+        said = (
+            f"{each['ms']:.1f} ms"
+            if not i
+            else f"{each['ratio']:.2f} ({each['low']:.2f} to {each['high']:.2f})"
+            for each in cells
+        )
+        rows.append([row["variant"], *said])
+    return markdown(["", *tables], rows)
+
+
+def seeds(results: dict[str, dict]) -> str:
+    """Return the table of scores over seeds."""
+    scores = results["seeds"]["scores"]
+    rows = [
+        [kind, *(spread([run[score] for run in runs]) for score in SCORES)]
+        for kind, runs in scores.items()
+    ]
+    return markdown(["", *(f"`{score}`" for score in SCORES)], rows)
+
+
+def growth(results: dict[str, dict]) -> str:
+    """Return the table of time and memory as the data grow."""
+    rows = [
+        [
+            f"{row['factor']}x",
+            row["step"],
+            f"{row['patches']:,}",
+            f"{row['seconds']:,.1f}",
+            f"{1000 * row['seconds'] / row['patches']:.2f}",
+            f"{row['anonymous_mb']:,}",
+        ]
+        for row in results["scale"]["rows"]
+    ]
+    return markdown(["", "step", "patches", "s", "ms a patch", "MB of memory"], rows)
+
+
+def page() -> str:
+    """Return docs/performance.md."""
+    results = {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
+    words = Environment(
+        loader=FileSystemLoader(HERE), undefined=StrictUndefined, keep_trailing_newline=True
+    )
+    words.globals |= {"markdown": markdown}
+    commands = [f"`{figures['command']}`" for figures in results.values()]
+    return words.get_template("performance.md").render(
+        results=results,
+        comparisons=comparisons(results),
+        parts=shares(results, "parts of a step"),
+        kinds=shares(results, "kinds of operation"),
+        region=results["prepare"]["shares"]["parts of a region"],
+        training_variants=variants(results, "training step"),
+        inference_variants=variants(results, "answered"),
+        seeds=seeds(results),
+        growth=growth(results),
+        commands=", ".join(commands),
+        lizard_steps=LIZARD_STEPS,
+    )
+
+
+if __name__ == "__main__":
+    write_text(PAGE, page())
