@@ -30,7 +30,7 @@ from medood.models import pick_device
 class BenchConfig(Common):
     """The settings, and how much to measure; encoder weights are random."""
 
-    patches: int = 64
+    patches: int = 192
     """Patches that each round tests."""
 
 
@@ -41,7 +41,7 @@ def bench(cfg: BenchConfig) -> None:
     figures = Figures("infer", f"testing {cfg.architecture} on {cfg.encoder}")
     with tempfile.TemporaryDirectory() as name:
         cfg = replace(cfg, workspace=Path(name) / "lizard")
-        synthetic_lizard(cfg.workspace, regions=1)
+        synthetic_lizard(cfg.workspace, regions=3)
         generate_semantic_labels(cfg)
         generate_patches(cfg)
         names = [path.name for path in pngs(cfg.workspace / "Image_Patchs")]
