@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+TOLD = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR")  # by torchrun
 BREATH = 5  # seconds that the first process takes to end, at most
 PATIENCE = timedelta(days=30)  # of those who serve: preparing the data, say, is the first's alone
 
@@ -62,7 +63,7 @@ def team() -> Iterator[bool]:
 
     For the others, all work is done by the time they are told so.
     """
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    if not all(name in os.environ for name in TOLD) or os.environ["WORLD_SIZE"] == "1":
         yield True
         return
     global _calls
@@ -70,7 +71,7 @@ def team() -> Iterator[bool]:
     import torch.distributed as dist
 
     if torch.cuda.is_available():
-        torch.cuda.set_device(local_rank() % torch.cuda.device_count())
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
         dist.init_process_group("cpu:gloo,cuda:nccl")
     else:
         dist.init_process_group("gloo")

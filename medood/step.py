@@ -23,8 +23,8 @@ TIMED_STEPS = 3  # of which step_seconds takes the median
 class Stored:
     """A weight for the optimiser: the same numbers, with the axes in the order of the memory.
 
-    torch's fused Adam copies tensors that lie otherwise on a CPU, as channels last does, half of
-    its time; and where a weight and its gradient differ in layout, it mixes up their elements.
+    On a CPU torch's fused Adam copies tensors that lie otherwise, as channels last does, and where
+    a weight and its gradient differ in layout, it mixes up their elements.
     """
 
     def __init__(self, weight: nn.Parameter) -> None:

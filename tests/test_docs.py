@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from bench.page import PAGE
+from bench.page import page as measured_page
+
 ROOT = Path(__file__).parents[1]
 PAGES = {
     path: path.read_text(encoding="utf-8")
@@ -118,3 +121,8 @@ def test_links_lead_to_files_and_headings(page):
 def test_every_page_is_listed_in_the_readme():
     for page in PAGES:
         assert page.name == "README.md" or f"docs/{page.name}" in PAGES[ROOT / "README.md"]
+
+
+def test_the_page_on_performance_says_what_the_benchmarks_measured():
+    """A figure that is changed by hand, or measured anew and not written down, shows here."""
+    assert PAGES[PAGE] == measured_page()
