@@ -18,6 +18,7 @@ from medood.tables import SCORES, markdown, spread
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 PAGE = HERE.parent / "docs" / "performance.md"
+ORDER = ("train", "mine", "infer", "prepare")  # of the benchmarks that compare with plain loops
 LIZARD_STEPS = 36 * 3 * (12_249 + 18_059)  # patches that the paper's main experiment trains on
 
 
@@ -27,22 +28,32 @@ def network(figures: dict) -> str:
     return " ".join(words[-3:])
 
 
+def duration(ms: float) -> str:
+    """Return a time in the unit that suits it."""
+    return f"{ms / 1000:.1f} s" if ms >= 1000 else f"{ms:.3g} ms"
+
+
+def times(ratio: float) -> str:
+    """Return a ratio with the digits that mean something."""
+    return f"{ratio:,.0f}" if ratio >= 100 else f"{ratio:.1f}"
+
+
 def comparisons(results: dict[str, dict]) -> str:
     """Return the table of ours against the plain loops."""
-    rows = [
-        [
-            row["what"],
-            network(figures) if " on " in figures["about"] else "",
-            f"{row['reference_ms']:,.4g} ms",
-            f"{row['ours_ms']:,.3g} ms",
-            row["unit"],
-            f"{row['ratio']:,.3g} ({row['low']:,.3g} to {row['high']:,.3g})",
-        ]
-        for figures in results.values()
-        for row in figures["rows"]
-        if "ratio" in row
-    ]
-    return markdown(["", "network", "plain loop", "ours", "per", "ratio"], rows)
+    rows = {}
+    for bench in ORDER:
+        for figures in (each for each in results.values() if each["bench"] == bench):
+            for row in figures["rows"]:
+                of = network(figures) if row["unit"] == "patch" else ""
+                rows[row["what"], of] = [
+                    row["what"],
+                    of,
+                    duration(row["reference_ms"]),
+                    duration(row["ours_ms"]),
+                    row["unit"],
+                    f"{times(row['ratio'])} ({times(row['low'])} to {times(row['high'])})",
+                ]
+    return markdown(["", "network", "plain loop", "ours", "per", "ratio"], list(rows.values()))
 
 
 def shares(results: dict[str, dict], of: str) -> str:
@@ -108,7 +119,7 @@ def page() -> str:
         loader=FileSystemLoader(HERE), undefined=StrictUndefined, keep_trailing_newline=True
     )
     words.globals |= {"markdown": markdown}
-    commands = [f"`{figures['command']}`" for figures in results.values()]
+    commands = [figures["command"] for figures in results.values()]
     return words.get_template("performance.md").render(
         results=results,
         comparisons=comparisons(results),
@@ -119,7 +130,7 @@ def page() -> str:
         inference_variants=variants(results, "answered"),
         seeds=seeds(results),
         growth=growth(results),
-        commands=", ".join(commands),
+        commands="\n".join(commands),
         lizard_steps=LIZARD_STEPS,
     )
 

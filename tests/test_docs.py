@@ -88,6 +88,7 @@ def test_what_a_block_needs_is_one_of_few_things():
         "# needs pip install onnx onnxscript onnxruntime",
         "# needs an account on the Hugging Face Hub",
         "# needs SLURM",
+        "# needs a quiet machine for an hour",
         "# needs several GPUs",
         '# needs pip install "dask[distributed]"',
     }
