@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -25,7 +26,8 @@ def cluster(tmp_path_factory):
     """Two workers, each a process of its own, on this machine alone and in another folder."""
     distributed = pytest.importorskip("distributed")
     elsewhere = tmp_path_factory.mktemp("elsewhere")
-    with pytest.MonkeyPatch.context() as patch:
+    # dask sets one thread for its workers, and here too: later tests' processes would round otherwise
+    with pytest.MonkeyPatch.context() as patch, mock.patch.dict(os.environ):
         patch.chdir(elsewhere)
         with distributed.LocalCluster(
             n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address=None
