@@ -26,7 +26,7 @@ def cluster(tmp_path_factory):
     """Two workers, each a process of its own, on this machine alone and in another folder."""
     distributed = pytest.importorskip("distributed")
     elsewhere = tmp_path_factory.mktemp("elsewhere")
-    # dask sets one thread for its workers, and here too: later tests' processes would round otherwise
+    # dask sets one thread, for its workers and here: later tests' processes would round otherwise
     with pytest.MonkeyPatch.context() as patch, mock.patch.dict(os.environ):
         patch.chdir(elsewhere)
         with distributed.LocalCluster(
