@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,8 +19,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench.common import BenchConfig as Common
-from bench.common import Figures, interleave
+from bench.common import BenchConfig, Figures, interleave
 from config import Config
 from medood.augment import draw_views
 from medood.cli import run
@@ -29,11 +28,6 @@ from medood.models import pick_device
 from medood.step import Learner
 
 PATCHES = 32  # that each variant of inference answers
-
-
-@dataclass(frozen=True)
-class BenchConfig(Common):
-    """The settings, and how much to measure; encoder weights are random."""
 
 
 def step_of(cfg: Config, change: Callable[[Learner], object] = lambda learner: None) -> Callable:
@@ -50,7 +44,7 @@ def step_of(cfg: Config, change: Callable[[Learner], object] = lambda learner: N
     return lambda: learner.step(images, masks, weight, draw)
 
 
-def by_pixel_last(learner: Learner) -> None:
+def channels_first(learner: Learner) -> None:
     """Let channels lie first again, as torch has it unless told otherwise."""
     learner.model.to(memory_format=torch.contiguous_format)
     learner.normalise.register_forward_hook(lambda *found: found[-1].contiguous())
@@ -137,7 +131,7 @@ def bench(cfg: BenchConfig) -> None:
     training = {
         "as it is": plain,
         "float32": step_of(replace(cfg, precision="float32")),
-        "channels first in memory": step_of(cfg, by_pixel_last),
+        "channels first in memory": step_of(cfg, channels_first),
         "strided depthwise convolutions in bfloat16": step_of(cfg, depthwise_as_the_rest),
         "fused Adam on weights as torch has them": step_of(
             cfg, lambda learner: use_adam(learner, fused=True)
