@@ -12,15 +12,15 @@ import numpy as np
 from tqdm import tqdm
 
 from config import CONFIG, Config, UserError
-from medood.classes import BACKGROUND
-from medood.cli import run
-from medood.files import FOREGROUND, data_name, read_json, write_json
-from medood.folds import read_fold
-from medood.hard_ood import pct_path, pct_record, read_hard_oods
-from medood.images import read_mask
-from medood.prepared import require_fresh
-from medood.records import is_unchanged
-from medood.threads import in_threads
+from medood.data.files import FOREGROUND, data_name, read_json, write_json
+from medood.data.folds import read_fold
+from medood.data.images import read_mask
+from medood.data.labels import BACKGROUND
+from medood.data.ood_set import pct_path, pct_record, read_hard_oods
+from medood.data.records import is_unchanged
+from medood.data.threads import in_threads
+from medood.runs.command_line import run
+from medood.runs.prepared import require_fresh
 
 
 def count_samples(foreground: Iterable[int], pixels: int) -> tuple[int, int]:
@@ -76,7 +76,9 @@ def choose_pct(
 
 def estimate_pct(cfg: Config = CONFIG) -> None:
     """Write the estimate of every fold."""
-    from medood.figures import draw_pct_search  # here, so that --help answers without torch
+    from medood.evaluation.figures import (
+        draw_pct_search,  # here, so that --help answers without torch
+    )
 
     require_fresh(cfg, oods=True)
     for fold in cfg.folds:

@@ -19,8 +19,8 @@ import numpy as np
 from tyro.conf import Positional
 
 from config import Config, UserError
-from medood.cli import run
-from medood.files import require_network, whole
+from medood.data.files import require_network, whole
+from medood.runs.command_line import run
 
 TOLERANCE = 1e-3  # of a probability, between the two versions of the network
 
@@ -51,8 +51,8 @@ def export(cfg: Config, folder: Path) -> Path:
             f"export.py needs {error.name}: `pip install onnx onnxscript onnxruntime`"
         ) from None
 
-    from medood.checkpoints import load_model, with_settings_of
-    from medood.models import Normalise
+    from medood.models.checkpoints import load_model, with_settings_of
+    from medood.models.network import Normalise
 
     cfg = with_settings_of(cfg, folder)
     model = load_model(folder, cfg)

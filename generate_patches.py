@@ -17,9 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from config import CONFIG, Config, UserError
-from medood.classes import BACKGROUND
-from medood.cli import run
-from medood.files import (
+from medood.data.files import (
     FOREGROUND,
     NUCLEI_LIST,
     SOURCE_PREFIX,
@@ -35,26 +33,27 @@ from medood.files import (
     write_json,
     write_table,
 )
-from medood.folds import left_out, region_of, write_folds
-from medood.images import image_size, read_image, read_mask, write_png
-from medood.lock import alone_in
-from medood.prepared import (
+from medood.data.folds import left_out, region_of, write_folds
+from medood.data.images import image_size, read_image, read_mask, write_png
+from medood.data.labels import BACKGROUND
+from medood.data.records import (
+    RECORD,
+    BadFiles,
+    bad_files,
+    fingerprint,
+    fresh_folder,
+    is_kept,
+    refuse_bad,
+)
+from medood.runs.command_line import run
+from medood.runs.jobs import each_result, for_each
+from medood.runs.locks import alone_in
+from medood.runs.prepared import (
     is_prepared,
     look_at_pair,
     pair_regions,
     patches_record,
     require_masks,
-)
-from medood.records import (
-    RECORD,
-    BadFiles,
-    bad_files,
-    each_result,
-    fingerprint,
-    for_each,
-    fresh_folder,
-    is_kept,
-    refuse_bad,
 )
 
 

@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 
 from config import CONFIG, Config, UserError
-from medood.classes import BACKGROUND
-from medood.cli import run
-from medood.files import NUCLEI_COLUMNS, NUCLEI_LIST, region_labels, timed, write_table
-from medood.images import write_png
-from medood.labels import read_region_label
-from medood.lock import alone_in
-from medood.prepared import masks_record
-from medood.records import each_result, fresh_folder, is_kept, refuse_bad
+from medood.data.files import NUCLEI_COLUMNS, NUCLEI_LIST, region_labels, timed, write_table
+from medood.data.images import write_png
+from medood.data.labels import BACKGROUND, read_region_label
+from medood.data.records import fresh_folder, is_kept, refuse_bad
+from medood.runs.command_line import run
+from medood.runs.jobs import each_result
+from medood.runs.locks import alone_in
+from medood.runs.prepared import masks_record
 
 UNLISTED = 255
 

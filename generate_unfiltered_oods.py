@@ -15,14 +15,15 @@ import cv2
 import numpy as np
 
 from config import CONFIG, Config, UserError
-from medood.classes import BACKGROUND
-from medood.cli import run
-from medood.files import SOURCE_PREFIX, list_images, list_patch_pairs, timed
-from medood.folds import left_out
-from medood.images import read_image, read_mask, write_png
-from medood.lock import alone_in
-from medood.prepared import oods_record, require_fresh, sources_record, whole_patches
-from medood.records import for_each, fresh_folder, is_kept, refuse_bad
+from medood.data.files import SOURCE_PREFIX, list_images, list_patch_pairs, timed
+from medood.data.folds import left_out
+from medood.data.images import read_image, read_mask, write_png
+from medood.data.labels import BACKGROUND
+from medood.data.records import fresh_folder, is_kept, refuse_bad
+from medood.runs.command_line import run
+from medood.runs.jobs import for_each
+from medood.runs.locks import alone_in
+from medood.runs.prepared import oods_record, require_fresh, sources_record, whole_patches
 
 INPAINT_RADIUS = 3  # pixels around a hole that it is continued from
 

@@ -13,8 +13,8 @@ from estimate_pct import estimate_pct
 from generate_patches import generate_patches
 from generate_semantic_labels import generate_semantic_labels
 from generate_unfiltered_oods import generate_unfiltered_oods
-from medood.cli import run
-from medood.files import region_labels, require_data
+from medood.data.files import region_labels, require_data
+from medood.runs.command_line import run
 from rank_prune_ood import rank_prune_ood
 from test import evaluate
 from train import train
@@ -49,7 +49,7 @@ def look(cfg: Config) -> None:
     """Find now what would stop the run in an hour: wrong data, encoder, weights or device."""
     require_data(cfg)
     from medood.check import check, refuse_findings
-    from medood.models import build_model, pick_device
+    from medood.models.network import build_model, pick_device
 
     pick_device(cfg)
     build_model(cfg)

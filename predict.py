@@ -25,12 +25,12 @@ from typing import TYPE_CHECKING
 from tyro.conf import Positional
 
 from config import Config, UserError
-from medood.cli import run
-from medood.files import read_json, require_network, write_json
-from medood.records import fingerprint
+from medood.data.files import read_json, require_network, write_json
+from medood.data.records import fingerprint
+from medood.runs.command_line import run
 
 if TYPE_CHECKING:
-    from medood.inference import Answer
+    from medood.models.inference import Answer
 
 MADE_WITH = ("image_mpp", "mpp", "tile", "watershed", "min_area", "classes", "precision")
 
@@ -71,7 +71,7 @@ class PredictConfig(Config):
 
 def find_images(named: tuple[Path, ...]) -> list[Path]:
     """Return the images named, and those in the folders named, in order."""
-    from medood.slides import ENDINGS
+    from medood.predicting.slides import ENDINGS
 
     if not named:
         raise UserError("no image: name images or folders, `python predict.py IMAGE ...`")
@@ -93,10 +93,10 @@ def segment(cfg: PredictConfig, answer: Answer, path: Path, stem: Path) -> Count
 
     cfg: with classes and mpp of the network.
     """
-    from medood.nuclei import APART, NucleusFinder
-    from medood.outputs import open_outputs
-    from medood.slides import open_image
-    from medood.tiles import strips
+    from medood.predicting.nuclei import APART, NucleusFinder
+    from medood.predicting.outputs import open_outputs
+    from medood.predicting.slides import open_image
+    from medood.predicting.tiles import strips
 
     source = open_image(path, cfg.max_pixels)
     image_mpp = cfg.image_mpp or source.mpp or cfg.mpp
@@ -137,10 +137,10 @@ def predict_images(cfg: PredictConfig) -> None:
         raise UserError(f"checkpoint: {cfg.checkpoint} is not there: correct its name")
     require_network(cfg.checkpoint)
     # here, so that --help answers without torch
-    from medood.checkpoints import load_model, with_settings_of
-    from medood.inference import Answer
-    from medood.models import pick_device
-    from medood.outputs import ENDINGS
+    from medood.models.checkpoints import load_model, with_settings_of
+    from medood.models.inference import Answer
+    from medood.models.network import pick_device
+    from medood.predicting.outputs import ENDINGS
 
     cfg = with_settings_of(cfg, cfg.checkpoint)
     answer = Answer(cfg, load_model(cfg.checkpoint, cfg), pick_device(cfg))

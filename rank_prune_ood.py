@@ -18,10 +18,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from config import CONFIG, Config, UserError
-from medood import ranks
-from medood.classes import BACKGROUND
-from medood.cli import run
-from medood.files import (
+from medood import processes
+from medood.data.files import (
     csv_text,
     data_name,
     digest,
@@ -31,15 +29,17 @@ from medood.files import (
     write_json,
     write_text,
 )
-from medood.folds import read_fold
-from medood.hard_ood import columns, ood_candidates, ranking_path
-from medood.prepared import require_fresh
-from medood.records import changes, fingerprint
+from medood.data.folds import read_fold
+from medood.data.labels import BACKGROUND
+from medood.data.ood_set import columns, ood_candidates, ranking_path
+from medood.data.records import changes, fingerprint
+from medood.runs.command_line import run
+from medood.runs.prepared import require_fresh
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from medood.data import Pair
+    from medood.data.dataset import Pair
 
 SHOWN = 24  # of the hardest patches, in the contact sheet
 
@@ -67,9 +67,9 @@ def rank_and_prune(names: list[str], counts: np.ndarray) -> list[list]:
 def count_seen(cfg: Config, model: nn.Module, files: list[Pair], task: str) -> np.ndarray:
     """Return the pixels of each patch that a network, in eval mode, gives to each class: (N, C)."""
     # here, so that --help answers without torch
-    from medood.data import load_patches
-    from medood.inference import count_pixels, predict
-    from medood.models import pick_device
+    from medood.data.dataset import load_patches
+    from medood.models.inference import count_pixels, predict
+    from medood.models.network import pick_device
 
     images = load_patches(cfg, files).images
     counts = np.zeros((len(files), len(cfg.class_names)), np.int64)
@@ -78,30 +78,30 @@ def count_seen(cfg: Config, model: nn.Module, files: list[Pair], task: str) -> n
     return counts
 
 
-@ranks.together
+@processes.together
 def rank_files(cfg: Config, network: Path, files: list[Pair], task: str) -> list[list]:
     """Return the ranking of OoD patches by what the network in a folder sees in them.
 
     Each process looks at a share of them.
     """
-    from medood.checkpoints import load_model
-    from medood.inference import batch_size
-    from medood.models import pick_device
+    from medood.models.checkpoints import load_model
+    from medood.models.inference import batch_size
+    from medood.models.network import pick_device
 
     model = load_model(network, cfg)
-    own = files[ranks.shard(len(files), batch_size(pick_device(cfg)))]
-    counts = ranks.gathered(partial(count_seen, cfg, model, own, task))
+    own = files[processes.shard(len(files), batch_size(pick_device(cfg)))]
+    counts = processes.gathered(partial(count_seen, cfg, model, own, task))
     names = [image.name for image, _ in files]
-    return rank_and_prune(names, np.concatenate(counts)) if ranks.leads() else []
+    return rank_and_prune(names, np.concatenate(counts)) if processes.leads() else []
 
 
 def draw_ranking(cfg: Config, fold: int, network: Path, rows: list[list]) -> None:
     """Draw the hardest OoD patches with what is seen in them, and the false pixels by class."""
-    from medood.checkpoints import load_model
-    from medood.data import load_patches, ood_files
-    from medood.figures import draw_contact_sheet, draw_false_pixels
-    from medood.inference import tally_patches
-    from medood.models import pick_device
+    from medood.data.dataset import load_patches, ood_files
+    from medood.evaluation.figures import draw_contact_sheet, draw_false_pixels
+    from medood.evaluation.testing import tally_patches
+    from medood.models.checkpoints import load_model
+    from medood.models.network import pick_device
 
     path = ranking_path(cfg, fold)
     title = f"{data_name(cfg.workspace)}, fold {fold}, {cfg.model_name}"
@@ -126,8 +126,8 @@ def false_pixels_path(cfg: Config, fold: int) -> Path:
 def rank_fold(cfg: Config, fold: int) -> None:
     """Write the ranking of one fold, unless it is there from the same network and candidates."""
     # here, so that --help answers without torch
-    from medood.data import ood_files
-    from medood.training import require_current
+    from medood.data.dataset import ood_files
+    from medood.training.loop import require_current
 
     network = model_folder(cfg, fold, ood=False)
     files = ood_files(cfg, ood_candidates(cfg, read_fold(cfg, fold).train))

@@ -20,22 +20,22 @@ from typing import TYPE_CHECKING
 from tyro.conf import UseAppendAction
 
 from config import CONFIG, Config, UserError
-from medood.cli import run
-from medood.files import (
+from medood.data.files import (
     data_name,
     model_folder,
     require_network,
     write_json,
     write_text,
 )
-from medood.folds import fold_path, read_fold
-from medood.hard_ood import stored_estimate
-from medood.prepared import require_fresh
-from medood.tables import INTERVAL, SCORES, markdown, spread
+from medood.data.folds import fold_path, read_fold
+from medood.data.ood_set import stored_estimate
+from medood.evaluation.tables import INTERVAL, SCORES, markdown, spread
+from medood.runs.command_line import run
+from medood.runs.prepared import require_fresh
 
 if TYPE_CHECKING:
-    from medood.statistics import Difference
-    from medood.testing import Tested
+    from medood.evaluation.statistics import Difference
+    from medood.evaluation.testing import Tested
 
 LABELS = {"all_background": "all background", "baseline": "baseline", "ood": "Med-OoD"}
 
@@ -56,7 +56,7 @@ def networks(cfg: Config, checkpoints: tuple[Path, ...]) -> dict[int, dict[str, 
             names = ["_".join(path.resolve().parts[1:]) for path in checkpoints]
         of_name = dict(zip(names, checkpoints, strict=True))
         return {fold: of_name for fold in unseen_folds(cfg, checkpoints)}
-    from medood.training import require_current
+    from medood.training.loop import require_current
 
     arms = {"baseline": False}
     if any(model_folder(cfg, fold, ood=True).exists() for fold in cfg.folds):
@@ -73,7 +73,7 @@ def networks(cfg: Config, checkpoints: tuple[Path, ...]) -> dict[int, dict[str, 
 
 def unseen_folds(cfg: Config, checkpoints: tuple[Path, ...]) -> list[int]:
     """Return the folds that hold, on their test side, no patch the networks were trained on."""
-    from medood.checkpoints import has_seen, read_run, seen_in_training
+    from medood.models.checkpoints import has_seen, read_run, seen_in_training
 
     for path in checkpoints:
         if seen_in_training(path) is None:
@@ -97,8 +97,8 @@ def unseen_folds(cfg: Config, checkpoints: tuple[Path, ...]) -> list[int]:
 
 def evaluate_fold(cfg: Config, fold: int, folders: dict[str, Path]) -> Tested:
     """Test each network of a fold on its test patches."""
-    from medood.checkpoints import has_seen
-    from medood.testing import score_networks
+    from medood.evaluation.testing import score_networks
+    from medood.models.checkpoints import has_seen
 
     for folder in folders.values():
         require_network(folder)
@@ -114,8 +114,8 @@ def evaluate_fold(cfg: Config, fold: int, folders: dict[str, Path]) -> Tested:
 
 def record_scores(tests: dict[int, Tested], folders: dict[int, dict[str, Path]]) -> None:
     """Write the scores of each network beside its weights: into run.json and the model card."""
-    from medood.card import write_card
-    from medood.checkpoints import read_run
+    from medood.evaluation.model_card import write_card
+    from medood.models.checkpoints import read_run
 
     for fold, of_fold in folders.items():
         for name, folder in of_fold.items():
@@ -170,7 +170,7 @@ def table(
 
 def training_runs(cfg: Config, fold: int, folders: dict[str, Path]) -> dict[str, dict]:
     """Return the run.json of each network, with the pnr and pct behind its training set."""
-    from medood.checkpoints import read_run
+    from medood.models.checkpoints import read_run
 
     runs = {name: read_run(folder) for name, folder in folders.items()}
     if folders.get("ood") == model_folder(cfg, fold, ood=True):
@@ -192,8 +192,8 @@ def evaluate(cfg: Config = CONFIG, checkpoints: tuple[Path, ...] = ()) -> None:
         if not path.exists():
             raise UserError(f"checkpoint: {path} is not there")
     # here, so that --help answers without torch
-    from medood.report import Comparison, write_report
-    from medood.statistics import paired_differences, pool
+    from medood.evaluation.report import Comparison, write_report
+    from medood.evaluation.statistics import paired_differences, pool
 
     require_fresh(cfg)
     folders = networks(cfg, checkpoints)

@@ -5,17 +5,17 @@ Writes  models/<fold>_<architecture>_<encoder>/    weights, settings, log
 """
 
 from config import CONFIG, Config
-from medood.cli import run
-from medood.files import model_folder
-from medood.folds import read_fold
-from medood.prepared import require_fresh
+from medood.data.files import model_folder
+from medood.data.folds import read_fold
+from medood.runs.command_line import run
+from medood.runs.prepared import require_fresh
 
 
 def train(cfg: Config = CONFIG) -> None:
     """Train the baseline of every fold."""
     # here, so that --help answers without torch
-    from medood.data import id_files
-    from medood.training import train_fold
+    from medood.data.dataset import id_files
+    from medood.training.loop import train_fold
 
     require_fresh(cfg)
     for fold in cfg.folds:

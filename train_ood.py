@@ -6,18 +6,18 @@ Writes  models/<fold>_<architecture>_<encoder>_ood/                   weights, s
 """
 
 from config import CONFIG, Config
-from medood.cli import run
-from medood.files import model_folder
-from medood.folds import read_fold
-from medood.hard_ood import chosen_oods
-from medood.prepared import require_fresh
+from medood.data.files import model_folder
+from medood.data.folds import read_fold
+from medood.data.ood_set import chosen_oods
+from medood.runs.command_line import run
+from medood.runs.prepared import require_fresh
 
 
 def train_ood(cfg: Config = CONFIG) -> None:
     """Train the Med-OoD network of every fold."""
     # here, so that --help answers without torch
-    from medood.data import id_files, ood_files
-    from medood.training import require_current, train_fold
+    from medood.data.dataset import id_files, ood_files
+    from medood.training.loop import require_current, train_fold
 
     require_fresh(cfg, oods=True)
     for fold in cfg.folds:

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from config import Config
-from medood.checkpoints import versions
-from medood.files import write_json
-from medood.images import write_png
+from medood.data.files import write_json
+from medood.data.images import write_png
+from medood.models.checkpoints import versions
 from medood.sample import draw_region, mat_bytes
 
 LIZARD = (1016, 917)  # pixels of a typical region

@@ -19,11 +19,11 @@ from bench.common import Figures, interleave, synthetic_lizard
 from bench.plain import Plain
 from generate_patches import generate_patches
 from generate_semantic_labels import generate_semantic_labels
-from medood.cli import run
-from medood.data import id_files, load_patches
-from medood.files import pngs
-from medood.inference import tally_patches
-from medood.models import pick_device
+from medood.data.dataset import id_files, load_patches
+from medood.data.files import pngs
+from medood.evaluation.testing import tally_patches
+from medood.models.network import pick_device
+from medood.runs.command_line import run
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from medood.scores import RegionCounts
-from medood.statistics import RESAMPLES, paired_differences
+from medood.evaluation.scores import RegionCounts
+from medood.evaluation.statistics import RESAMPLES, paired_differences
 
 COMPARISONS, REGIONS, PIXELS = 400, 20, 1000
 CLASSES = ("background", "nucleus")

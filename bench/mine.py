@@ -30,12 +30,12 @@ from estimate_pct import choose_pct, count_samples, foreground_of
 from generate_patches import generate_patches
 from generate_semantic_labels import generate_semantic_labels
 from generate_unfiltered_oods import generate_unfiltered_oods
-from medood.cli import run
-from medood.data import id_files, load_patches, ood_files
-from medood.files import FOREGROUND, pngs, read_json, write_json
-from medood.inference import batch_size, count_pixels, predict
-from medood.models import autocast, pick_device
-from medood.records import RECORD, contents, hash_once
+from medood.data.dataset import id_files, load_patches, ood_files
+from medood.data.files import FOREGROUND, pngs, read_json, write_json
+from medood.data.records import RECORD, contents, hash_once
+from medood.models.inference import batch_size, count_pixels, predict
+from medood.models.network import autocast, pick_device
+from medood.runs.command_line import run
 from tests import oracles
 
 LIZARD, LIZARD_FOLD = 18_374, 12_249  # patches, and those that train in a fold

@@ -19,11 +19,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from config import Config, UserError
 from generate_semantic_labels import semantic_mask
-from medood.cli import run
-from medood.files import region_labels
-from medood.labels import read_label
-from medood.nuclei import APART, part
-from medood.tables import markdown
+from medood.data.files import region_labels
+from medood.data.labels import read_label
+from medood.evaluation.tables import markdown
+from medood.predicting.nuclei import APART, part
+from medood.runs.command_line import run
 from predict import PredictConfig
 
 MIN_AREA = PredictConfig.min_area

@@ -12,8 +12,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from medood.files import write_text
-from medood.tables import SCORES, markdown, spread
+from medood.data.files import write_text
+from medood.evaluation.tables import SCORES, markdown, spread
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"

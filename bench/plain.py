@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from config import Config
-from medood.models import build_model, normalisation
+from medood.models.network import build_model, normalisation
 from tests import oracles
 
 

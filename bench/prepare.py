@@ -22,10 +22,10 @@ from config import Config
 from generate_patches import cut, generate_patches, tile
 from generate_semantic_labels import convert, generate_semantic_labels, semantic_mask
 from generate_unfiltered_oods import generate_unfiltered_oods, remove_foreground
-from medood.cli import run
-from medood.files import region_images, region_labels
-from medood.images import read_image, read_mask, write_png
-from medood.labels import read_label
+from medood.data.files import region_images, region_labels
+from medood.data.images import read_image, read_mask, write_png
+from medood.data.labels import read_label
+from medood.runs.command_line import run
 from tests import oracles
 
 N_CLASSES = 7  # of Lizard, background included

@@ -21,15 +21,15 @@ from bench.plain import Plain
 from config import Config
 from generate_patches import generate_patches
 from generate_semantic_labels import generate_semantic_labels
-from medood.checkpoints import load_model
-from medood.cli import run
-from medood.data import id_files, load_patches
-from medood.folds import read_fold
-from medood.inference import tally_patches
-from medood.models import pick_device
+from medood.data.dataset import id_files, load_patches
+from medood.data.folds import read_fold
+from medood.evaluation.tables import SCORES, spread
+from medood.evaluation.testing import tally_patches
+from medood.models.checkpoints import load_model
+from medood.models.network import pick_device
+from medood.runs.command_line import run
 from medood.sample import SETTINGS, draw_sample
-from medood.tables import SCORES, spread
-from medood.training import learning_rate, train_fold
+from medood.training.loop import learning_rate, train_fold
 
 FOLD = 79
 

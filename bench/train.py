@@ -28,13 +28,13 @@ from bench.plain import Plain
 from config import Config
 from generate_patches import generate_patches
 from generate_semantic_labels import generate_semantic_labels
-from medood import step
-from medood.augment import draw_views
-from medood.cli import run
-from medood.data import id_files, load_patches
-from medood.models import pick_device
-from medood.step import Learner
-from medood.training import train_epoch
+from medood.data.dataset import id_files, load_patches
+from medood.models.network import pick_device
+from medood.runs.command_line import run
+from medood.training import step
+from medood.training.augmentation import draw_views
+from medood.training.loop import train_epoch
+from medood.training.step import Learner
 
 # the parts of a step by what computes them: the start of a name in torch's profile, or a piece
 KINDS = {

@@ -21,11 +21,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.common import BenchConfig, Figures, interleave
 from config import Config
-from medood.augment import draw_views
-from medood.cli import run
-from medood.inference import Answer, batch_size
-from medood.models import pick_device
-from medood.step import Learner
+from medood.models.inference import Answer, batch_size
+from medood.models.network import pick_device
+from medood.runs.command_line import run
+from medood.training.augmentation import draw_views
+from medood.training.step import Learner
 
 PATCHES = 32  # that each variant of inference answers
 
@@ -59,7 +59,7 @@ def use_adam(learner: Learner, **how: bool) -> None:
 
 
 class AsItIs:
-    """A weight for the optimiser, in whatever layout it has: see medood.step.Stored."""
+    """A weight for the optimiser, in whatever layout it has: see medood.training.step.Stored."""
 
     def __init__(self, weight: nn.Parameter) -> None:
         self.weight, self.stored = weight, weight.detach()

@@ -1,1 +1,12 @@
-"""What two or more steps share."""
+"""What two or more steps share, in rooms; each of them imports only from those before it.
+
+processes     the processes that torchrun started, if it did
+data          what lies in a workspace, and how it is read and written
+runs          what a step does beside its science: command line, locks, provenance, parallel jobs
+models        networks: built, loaded, applied to images
+evaluation    scores of networks, their differences, the report
+training      how a network learns: augmentation, losses, the one training loop
+predicting    new images of any size, whole slides included
+sample        the small synthetic data set
+check         a look at the data before hours are spent on them
+"""

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from config import Config, UserError
-from medood.files import (
+from medood.data.files import (
     list_images,
     model_folder,
     official_table,
@@ -22,7 +22,7 @@ from medood.files import (
     region_images,
     region_labels,
 )
-from medood.folds import (
+from medood.data.folds import (
     PARTS,
     LeftOut,
     fold_path,
@@ -32,13 +32,14 @@ from medood.folds import (
     read_official,
     region_of,
 )
-from medood.images import read_image
-from medood.labels import read_region_label
-from medood.models import build_model
-from medood.prepared import is_prepared, look_at_pair, whole_patches
-from medood.records import RECORD, BadFiles, for_each
-from medood.step import step_seconds
-from medood.store import exceeds_memory
+from medood.data.images import read_image
+from medood.data.labels import read_region_label
+from medood.data.memory import exceeds_memory
+from medood.data.records import RECORD, BadFiles
+from medood.models.network import build_model
+from medood.runs.jobs import for_each
+from medood.runs.prepared import is_prepared, look_at_pair, whole_patches
+from medood.training.step import step_seconds
 
 # bytes for a pixel of the patches, at most
 BYTES = {"Semantic_Labels": 1, "Image_Patchs": 3, "Mask_Patchs": 1, "OoD_Patchs": 3}

@@ -15,10 +15,10 @@ from scipy.ndimage import find_objects, gaussian_filter
 from skimage.draw import disk, ellipse
 
 from config import LIZARD, Config
-from medood.files import SAMPLE_MARK, csv_text, digest, write_text
-from medood.images import write_png
-from medood.lock import alone_in
-from medood.records import fresh_folder, out_of_date
+from medood.data.files import SAMPLE_MARK, csv_text, digest, write_text
+from medood.data.images import write_png
+from medood.data.records import fresh_folder, out_of_date
+from medood.runs.locks import alone_in
 
 REGIONS = 12
 # what the sample runs with, unless the command line says otherwise

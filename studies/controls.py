@@ -33,14 +33,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from config import UserError
 from generate_unfiltered_oods import write_oods
-from medood.classes import BACKGROUND
-from medood.cli import run
-from medood.data import Pair
-from medood.figures import draw_intervals
-from medood.folds import read_fold
-from medood.images import read_image, read_mask, write_png
-from medood.records import fingerprint, fresh_folder, is_kept
-from medood.tables import markdown, spread
+from medood.data.dataset import Pair
+from medood.data.folds import read_fold
+from medood.data.images import read_image, read_mask, write_png
+from medood.data.labels import BACKGROUND
+from medood.data.records import fingerprint, fresh_folder, is_kept
+from medood.evaluation.figures import draw_intervals
+from medood.evaluation.tables import markdown, spread
+from medood.runs.command_line import run
 from studies.common import (
     Recipe,
     StudyConfig,

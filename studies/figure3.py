@@ -13,12 +13,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from medood.cli import run
-from medood.data import Patches
-from medood.figures import choose_examples, draw_examples, share_right
-from medood.files import data_name
-from medood.tables import SCORES, markdown
-from medood.testing import score_networks
+from medood.data.dataset import Patches
+from medood.data.files import data_name
+from medood.evaluation.figures import choose_examples, draw_examples, share_right
+from medood.evaluation.tables import SCORES, markdown
+from medood.evaluation.testing import score_networks
+from medood.runs.command_line import run
 from studies.common import StudyConfig, baseline, compare, med_ood, prepare, run_arms, write_study
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from medood.cli import run
-from medood.figures import draw_bars
-from medood.tables import markdown, spread
+from medood.evaluation.figures import draw_bars
+from medood.evaluation.tables import markdown, spread
+from medood.runs.command_line import run
 from studies import paper
 from studies.common import (
     StudyConfig,

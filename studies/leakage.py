@@ -15,12 +15,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from config import UserError
-from medood.cli import run
-from medood.data import id_files
-from medood.figures import draw_intervals
-from medood.folds import LIST_ENDING, deal, patches_there, read_list, region_of
-from medood.statistics import paired_differences, pool
-from medood.tables import SCORES, markdown, spread
+from medood.data.dataset import id_files
+from medood.data.folds import LIST_ENDING, deal, patches_there, read_list, region_of
+from medood.evaluation.figures import draw_intervals
+from medood.evaluation.statistics import paired_differences, pool
+from medood.evaluation.tables import SCORES, markdown, spread
+from medood.runs.command_line import run
 from studies.common import (
     Recipe,
     StudyConfig,

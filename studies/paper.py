@@ -1,6 +1,6 @@
 """The numbers that Gao and Xu print (SPIE 13442, 2025), to stand beside ours. Lizard, percent.
 
-Their mIoU and DSC are what medood/scores.py calls `miou_paper` and `dsc_paper`; D is |pnr - 0.65|.
+Their mIoU and DSC are `miou_paper` and `dsc_paper` of evaluation/scores.py; D is |pnr - 0.65|.
 """
 
 from typing import NamedTuple

@@ -14,10 +14,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from config import UserError
-from medood.cli import run
-from medood.figures import draw_bars
-from medood.models import batch_norms, build_model
-from medood.tables import markdown, spread
+from medood.evaluation.figures import draw_bars
+from medood.evaluation.tables import markdown, spread
+from medood.models.network import batch_norms, build_model
+from medood.runs.command_line import run
 from studies import paper
 from studies.common import (
     Recipe,

@@ -17,10 +17,10 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from config import UserError
-from medood.cli import run
-from medood.figures import draw_bars
-from medood.images import read_mask
-from medood.tables import markdown, spread
+from medood.data.images import read_mask
+from medood.evaluation.figures import draw_bars
+from medood.evaluation.tables import markdown, spread
+from medood.runs.command_line import run
 from studies import paper
 from studies.common import (
     Recipe,

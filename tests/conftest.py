@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from config import LIZARD, Config
-from medood.images import write_png
+from medood.data.images import write_png
 from medood.sample import draw_region, mat_bytes
 
 TINY = Config(

@@ -29,10 +29,10 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 import export  # noqa: E402, F401  these import what the steps import late
-import medood.checkpoints  # noqa: E402
-import medood.figures  # noqa: E402
-import medood.report  # noqa: E402
-import medood.training  # noqa: E402, F401
+import medood.evaluation.figures  # noqa: E402
+import medood.evaluation.report  # noqa: E402
+import medood.models.checkpoints  # noqa: E402
+import medood.training.loop  # noqa: E402, F401
 from tests.conftest import TINY, draw_regions  # noqa: E402
 
 STEPS = (

@@ -32,15 +32,15 @@ from estimate_pct import estimate_pct  # noqa: E402
 from generate_patches import generate_patches, nuclei_of_patches  # noqa: E402
 from generate_semantic_labels import generate_semantic_labels  # noqa: E402
 from generate_unfiltered_oods import generate_unfiltered_oods  # noqa: E402
-from medood.card import write_card  # noqa: E402
-from medood.checkpoints import load_model, read_run, seen_in_training, with_settings_of  # noqa: E402
-from medood.files import csv_text, read_json, write_text  # noqa: E402
-from medood.folds import fold_changes, fold_path, read_fold, read_official  # noqa: E402
-from medood.hard_ood import pct_path, ranking_path, read_hard_oods, read_pct  # noqa: E402
-from medood.images import image_size, read_image, read_mask  # noqa: E402
-from medood.labels import KEYS, read_own_mask, read_region_label  # noqa: E402
-from medood.records import bad_files, is_kept  # noqa: E402
-from medood.report import _nuclei_of_classes, _read_log, read_times  # noqa: E402
+from medood.data.files import csv_text, read_json, write_text  # noqa: E402
+from medood.data.folds import fold_changes, fold_path, read_fold, read_official  # noqa: E402
+from medood.data.images import image_size, read_image, read_mask  # noqa: E402
+from medood.data.labels import KEYS, read_own_mask, read_region_label  # noqa: E402
+from medood.data.ood_set import pct_path, ranking_path, read_hard_oods, read_pct  # noqa: E402
+from medood.data.records import bad_files, is_kept  # noqa: E402
+from medood.evaluation.model_card import write_card  # noqa: E402
+from medood.evaluation.report import _nuclei_of_classes, _read_log, read_times  # noqa: E402
+from medood.models.checkpoints import load_model, read_run, seen_in_training, with_settings_of  # noqa: E402
 from rank_prune_ood import rank_prune_ood  # noqa: E402
 from tests.conftest import TINY, draw_regions  # noqa: E402
 from train import train  # noqa: E402

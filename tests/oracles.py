@@ -110,7 +110,7 @@ class PlainDataset(Dataset):
 
     @staticmethod
     def augment(image, mask):
-        """The same kinds of change as medood/augment.py, on one patch."""
+        """The same kinds of change as medood/training/augmentation.py, on one patch."""
         side = image.shape[0]
         u = np.random.default_rng().uniform(-1, 1, 13)
         warp = cv2.getRotationMatrix2D((side / 2, side / 2), 180 * u[0], 1.25 ** u[1])

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from medood import augment as module
-from medood.augment import DRAWN, augment, draw_views
 from medood.sample import draw_region
+from medood.training import augmentation as module
+from medood.training.augmentation import DRAWN, augment, draw_views
 
 
 def views_of(images, masks, seed=0):

@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from config import UserError
 from generate_patches import generate_patches
-from medood.checkpoints import has_seen, with_settings_of
-from medood.files import model_folder
+from medood.data.files import model_folder
+from medood.models.checkpoints import has_seen, with_settings_of
 from test import evaluate
 from train import train
 

@@ -15,8 +15,7 @@ from config import UserError
 from generate_patches import generate_patches
 from generate_semantic_labels import generate_semantic_labels
 from generate_unfiltered_oods import generate_unfiltered_oods
-from medood.cluster import dask_cluster
-from medood.records import for_each
+from medood.runs.jobs import dask_cluster, for_each
 from tests.conftest import TINY, draw_regions
 from tests.faults import tree
 
@@ -121,7 +120,7 @@ def test_a_workspace_that_workers_do_not_see_is_named(over_dask, tmp_path):
 
 @pytest.mark.slow
 def test_workers_without_this_repository_are_named(over_dask, tmp_path, monkeypatch):
-    monkeypatch.setattr("medood.cluster.NEEDED", "no_such_module")
+    monkeypatch.setattr("medood.runs.jobs.NEEDED", "no_such_module")
     cfg = dataclasses.replace(over_dask, workspace=tmp_path)
     with pytest.raises(UserError, match="cannot import this repository") as refused:
         for_each(print, [(tmp_path,)], cfg, "a task", {})

@@ -12,14 +12,16 @@ import pytest
 import torch
 
 from config import UserError
-from medood import checkpoints, store, training
-from medood.data import Patches, id_files, load_patches, ood_files
-from medood.figures import share_right
-from medood.files import model_folder
-from medood.folds import read_fold
-from medood.testing import score_networks
-from medood.threads import AHEAD, in_threads
-from medood.training import home_of
+from medood.data import memory as store
+from medood.data.dataset import Patches, id_files, load_patches, ood_files
+from medood.data.files import model_folder
+from medood.data.folds import read_fold
+from medood.data.threads import AHEAD, in_threads
+from medood.evaluation.figures import share_right
+from medood.evaluation.testing import score_networks
+from medood.models import checkpoints
+from medood.training import loop as training
+from medood.training.loop import home_of
 from tests.conftest import TINY
 
 CPU = torch.device("cpu")

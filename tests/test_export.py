@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from config import UserError
-from medood.card import write_card
-from medood.checkpoints import load_model, read_run
-from medood.files import model_folder
-from medood.inference import Answer
+from medood.data.files import model_folder
+from medood.evaluation.model_card import write_card
+from medood.models.checkpoints import load_model, read_run
+from medood.models.inference import Answer
 from tests.conftest import TINY
 from train import train
 
@@ -86,7 +86,7 @@ def test_the_card_says_on_what_a_network_was_trained_and_what_it_scored(trained)
 
 
 def test_a_card_of_the_sample_says_so(trained, tmp_path):
-    from medood.files import SAMPLE_NAME
+    from medood.data.files import SAMPLE_NAME
 
     _, folder = trained
     write_card(tmp_path, {**read_run(folder), "data": SAMPLE_NAME})

@@ -13,10 +13,10 @@ import pytest
 
 from config import UserError
 from generate_patches import generate_patches
-from medood.cli import run
-from medood.files import tidy, whole
-from medood.lock import alone_in, in_use
-from medood.records import fresh_folder
+from medood.data.files import tidy, whole
+from medood.data.records import fresh_folder
+from medood.runs.command_line import run
+from medood.runs.locks import alone_in, in_use
 
 ROOT = Path(__file__).parents[1]
 
@@ -130,7 +130,7 @@ def test_a_replaced_folder_is_put_back_if_its_successor_cannot_take_its_name(tmp
 HOLD = """
 import sys, time
 from pathlib import Path
-from medood.lock import alone_in, in_use
+from medood.runs.locks import alone_in, in_use
 folder, *parts = sys.argv[1:]
 with in_use(Path(folder), parts):
     if "alone" in parts:

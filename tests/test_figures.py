@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from config import LIZARD
-from medood import figures
-from medood.classes import palette
-from medood.data import Patches
-from medood.images import read_image
+from medood.data.dataset import Patches
+from medood.data.images import read_image
+from medood.data.labels import palette
+from medood.evaluation import figures
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import pytest
 from config import UserError
 from estimate_pct import estimate_pct
 from generate_patches import generate_patches
-from medood.folds import fold_path, held_out, hold_out_regions, read_fold, region_of
-from medood.hard_ood import ranking_path, read_pct
+from medood.data.folds import fold_path, held_out, hold_out_regions, read_fold, region_of
+from medood.data.ood_set import ranking_path, read_pct
 from rank_prune_ood import rank_prune_ood
 from tests.oracles import read_rows
 from train import train

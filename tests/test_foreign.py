@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from config import Config, UserError
-from medood import foreign
-from medood.checkpoints import load_model
-from medood.models import build_model, remove_batch_norm
+from medood.models import foreign
+from medood.models.checkpoints import load_model
+from medood.models.network import build_model, remove_batch_norm
 from tests.conftest import TINY
 
 

@@ -15,7 +15,7 @@ from hypothesis.extra.numpy import arrays
 from estimate_pct import choose_pct, count_samples, pnr
 from generate_patches import patch_of, tile, untile
 from generate_semantic_labels import semantic_mask
-from medood.scores import Tally, all_background
+from medood.evaluation.scores import Tally, all_background
 from tests import oracles
 
 ROOT = Path(__file__).parents[1]

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from config import UserError
-from medood.images import read_image, write_png
+from medood.data.images import read_image, write_png
 
 
 @pytest.mark.parametrize("kind", ["L", "P", "RGBA", "1"])

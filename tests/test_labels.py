@@ -6,8 +6,8 @@ from scipy.io import loadmat, savemat
 
 from config import UserError
 from generate_semantic_labels import generate_semantic_labels, semantic_mask
-from medood.images import read_mask
-from medood.labels import read_label
+from medood.data.images import read_mask
+from medood.data.labels import read_label
 from medood.sample import draw_region
 from tests import oracles
 

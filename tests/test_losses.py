@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from medood.losses import EPS, SMOOTH, segmentation_loss
+from medood.training.losses import EPS, SMOOTH, segmentation_loss
 from tests import oracles
 
 LOSSES = ["dice", "dice_ce", "paper_code"]
@@ -157,6 +157,8 @@ def test_half_precision_logits_are_summed_in_float32():
 def test_dice_equals_a_plain_loop_over_classes(monkeypatch):
     logits = torch.randn(4, 7, 64, 64, generator=torch.Generator().manual_seed(0))
     target = torch.randint(0, 7, (4, 64, 64), generator=torch.Generator().manual_seed(1))
-    monkeypatch.setattr("medood.losses.SMOOTH", 1 / target.numel())  # the loop smooths by 1 pixel
+    monkeypatch.setattr(
+        "medood.training.losses.SMOOTH", 1 / target.numel()
+    )  # the loop smooths by 1 pixel
     ours = segmentation_loss(logits, target, torch.ones(4), "dice")
     torch.testing.assert_close(ours, oracles.plain_loss(logits, target))

@@ -8,8 +8,7 @@ import safetensors.torch
 import torch
 
 from config import UserError
-from medood.losses import segmentation_loss
-from medood.models import (
+from medood.models.network import (
     IMAGENET,
     Normalise,
     batch_norms,
@@ -19,6 +18,7 @@ from medood.models import (
     normalisation,
     pick_device,
 )
+from medood.training.losses import segmentation_loss
 from studies import paper
 from tests.conftest import TINY
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from skimage.draw import disk
 
-from medood import nuclei
-from medood.nuclei import APART, NucleusFinder, outline, part
+from medood.predicting import nuclei
+from medood.predicting.nuclei import APART, NucleusFinder, outline, part
 from medood.sample import draw_region
 
 

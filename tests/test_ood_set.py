@@ -5,8 +5,8 @@ import pytest
 
 import estimate_pct as module
 from estimate_pct import choose_pct, count_samples, foreground_of, pnr
-from medood.images import read_mask, write_png
-from medood.records import RECORD
+from medood.data.images import read_mask, write_png
+from medood.data.records import RECORD
 from rank_prune_ood import rank_and_prune
 from tests import oracles
 

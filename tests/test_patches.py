@@ -9,7 +9,7 @@ import pytest
 from config import UserError
 from generate_patches import generate_patches, padding, tile, untile
 from generate_semantic_labels import generate_semantic_labels
-from medood.images import read_image, read_mask, write_png
+from medood.data.images import read_image, read_mask, write_png
 from tests import oracles
 
 SIDES = [1, 31, 127, 128, 129, 255, 256, 257, 300]

@@ -16,14 +16,14 @@ from tifffile import TiffWriter, imread, imwrite
 from torch import nn
 
 from config import UserError
-from medood.classes import palette
-from medood.images import read_image, write_png
-from medood.inference import Answer
-from medood.models import Normalise, build_model
-from medood.outputs import ENDINGS, open_outputs
+from medood.data.images import read_image, write_png
+from medood.data.labels import palette
+from medood.models.inference import Answer
+from medood.models.network import Normalise, build_model
+from medood.predicting.outputs import ENDINGS, open_outputs
+from medood.predicting.slides import File, Slide, open_image
+from medood.predicting.tiles import OVERLAP, fade, positions, strips
 from medood.sample import draw_region
-from medood.slides import File, Slide, open_image
-from medood.tiles import OVERLAP, fade, positions, strips
 from predict import PredictConfig, find_images, predict_images
 from tests.conftest import TINY
 
@@ -167,7 +167,7 @@ def test_wide_rows_are_read_in_blocks(tmp_path, monkeypatch):
     write_slide(tmp_path / "slide.tif", image)
     source = open_image(tmp_path / "slide.tif")
     whole = source.rows(10, 100, 150, 265)
-    monkeypatch.setattr("medood.slides.BLOCK", 64)
+    monkeypatch.setattr("medood.predicting.slides.BLOCK", 64)
     np.testing.assert_array_equal(source.rows(10, 100, 300, 530), image[10:100])
     assert np.abs(source.rows(10, 100, 150, 265).astype(int) - whole).max() <= 1
 
@@ -212,7 +212,7 @@ def settings(tmp_path, network, *images, **changes):
 @pytest.fixture
 def colour_network(monkeypatch):
     """The network of any folder answers by colour."""
-    monkeypatch.setattr("medood.checkpoints.load_model", lambda *_: ByColour())
+    monkeypatch.setattr("medood.models.checkpoints.load_model", lambda *_: ByColour())
 
 
 @pytest.mark.usefixtures("colour_network")

@@ -13,12 +13,12 @@ import torch
 
 from config import Config, UserError
 from estimate_pct import estimate_pct
-from medood import ranks
-from medood.files import TIMES, model_folder
-from medood.folds import read_fold
-from medood.losses import segmentation_loss
-from medood.models import synchronise
-from medood.training import own_share
+from medood import processes
+from medood.data.files import TIMES, model_folder
+from medood.data.folds import read_fold
+from medood.models.network import synchronise
+from medood.training.loop import own_share
+from medood.training.losses import segmentation_loss
 from tests.conftest import TINY, draw_regions
 from tests.oracles import read_rows
 
@@ -67,16 +67,16 @@ def both(tmp_path_factory):
     Without batch normalisation, which each process would compute on its own share of a batch.
     """
     cfgs = []
-    for processes in (1, 2):
+    for count in (1, 2):
         # one name for both folders, as files hold it
-        workspace = tmp_path_factory.mktemp(f"of_{processes}") / "run"
+        workspace = tmp_path_factory.mktemp(f"of_{count}") / "run"
         draw_regions(workspace)
         cfg = dataclasses.replace(TINY, workspace=workspace, folds=(1,), select="val", epochs=3)
         # Adam turns rounding into whole steps where a gradient is next to nothing: small ones
         cfg = dataclasses.replace(
             cfg, batch_norm=False, encoder="mobilenet_v2", batch_size=6, lr=1e-5
         )
-        done = run("main.py", cfg, processes)
+        done = run("main.py", cfg, count)
         assert done.returncode == 0, done.stderr
         cfgs.append(cfg)
     return cfgs
@@ -171,8 +171,8 @@ def as_rank(monkeypatch):
     """A function that makes this process pass for one of several."""
 
     def become(rank, size):
-        monkeypatch.setattr(ranks, "rank", lambda: rank)
-        monkeypatch.setattr(ranks, "size", lambda: size)
+        monkeypatch.setattr(processes, "rank", lambda: rank)
+        monkeypatch.setattr(processes, "size", lambda: size)
 
     return become
 
@@ -183,7 +183,7 @@ def test_shards_are_disjoint_in_order_whole_batches_and_cover_all(as_rank, size,
     found = []
     for rank in range(size):
         as_rank(rank, size)
-        own = list(range(count))[ranks.shard(count, 8)]
+        own = list(range(count))[processes.shard(count, 8)]
         assert not own or own[0] % 8 == 0
         found += own
     assert found == list(range(count))
@@ -212,7 +212,7 @@ def test_the_loss_and_gradient_of_a_batch_do_not_depend_on_how_it_is_dealt(monke
     (expected,) = torch.autograd.grad(whole, logits)
 
     seen = []  # the sums of each half, in the order in which they are added up
-    monkeypatch.setattr(ranks, "summed", lambda sums: seen.append(sums) or sums)
+    monkeypatch.setattr(processes, "summed", lambda sums: seen.append(sums) or sums)
     halves = [slice(0, None, 2), slice(1, None, 2)]
     for half in halves:
         segmentation_loss(logits[half], target[half], weight[half], loss)
@@ -223,7 +223,7 @@ def test_the_loss_and_gradient_of_a_batch_do_not_depend_on_how_it_is_dealt(monke
     for half in halves:
         left = iter(totals)
         monkeypatch.setattr(
-            ranks, "summed", lambda sums, left=left: sums + (next(left) - sums.detach())
+            processes, "summed", lambda sums, left=left: sums + (next(left) - sums.detach())
         )
         value = segmentation_loss(logits[half], target[half], weight[half], loss)
         torch.testing.assert_close(value, whole)

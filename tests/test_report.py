@@ -10,8 +10,8 @@ import pytest
 from scipy.io import loadmat
 
 from generate_patches import patch_of, tile
-from medood.report import describe_data, floor_caveat, steps_caveat, verdict
-from medood.statistics import Difference
+from medood.evaluation.report import describe_data, floor_caveat, steps_caveat, verdict
+from medood.evaluation.statistics import Difference
 from tests.conftest import TINY
 
 NAN = float("nan")
@@ -103,7 +103,7 @@ def test_the_page_holds_all_it_shows(whole_run):
 
 
 def test_the_sample_says_that_it_is_no_tissue(whole_run, tmp_path):
-    from medood.files import SAMPLE_MARK
+    from medood.data.files import SAMPLE_MARK
     from test import evaluate
 
     copy = tmp_path / "sample"

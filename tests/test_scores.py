@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from medood.scores import Tally, all_background, confusion, paper_iou_dice, scores_of
+from medood.evaluation.scores import Tally, all_background, confusion, paper_iou_dice, scores_of
 from tests import oracles
 
 

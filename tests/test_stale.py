@@ -12,13 +12,13 @@ from scipy.io import loadmat
 from config import UserError
 from generate_patches import generate_patches
 from main import look, main
-from medood import step
 from medood.check import check
-from medood.files import csv_text, model_folder, write_text
-from medood.folds import fold_path, read_fold
-from medood.hard_ood import ranking_path
-from medood.images import read_image, write_png
-from medood.records import RECORD
+from medood.data.files import csv_text, model_folder, write_text
+from medood.data.folds import fold_path, read_fold
+from medood.data.images import read_image, write_png
+from medood.data.ood_set import ranking_path
+from medood.data.records import RECORD
+from medood.training import step
 from tests.test_check import change_label, truncate
 
 
@@ -190,7 +190,7 @@ def test_a_network_and_a_ranking_of_the_user_are_not_overwritten(report, capsys)
 
 def test_a_table_that_is_gone_does_not_undo_its_lists(tiny):
     from generate_semantic_labels import generate_semantic_labels
-    from medood.prepared import require_fresh
+    from medood.runs.prepared import require_fresh
 
     rows = "".join(f"region_{n},drawn,{n + 1}\n" for n in range(3))
     (tiny.workspace / "info.csv").write_text("FileName,Source,Split\n" + rows)
@@ -205,7 +205,7 @@ def test_a_table_that_is_gone_does_not_undo_its_lists(tiny):
 
 def test_names_in_tables_do_not_reach_outside_the_workspace(patched):
     from generate_patches import nuclei_of_patches
-    from medood.hard_ood import columns, read_hard_oods
+    from medood.data.ood_set import columns, read_hard_oods
 
     cfg = dataclasses.replace(patched, folds=(1,))
     secret = cfg.workspace.parent / "secret.png"
@@ -243,7 +243,7 @@ def test_a_folder_of_ours_that_was_damaged_is_neither_kept_nor_overwritten(patch
 
 
 def test_a_ranking_without_rows_is_none(report):
-    from medood.hard_ood import read_hard_oods
+    from medood.data.ood_set import read_hard_oods
 
     cfg, _ = report
     ranking_path(cfg, 1).write_text("a,b\n")

@@ -5,8 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from medood.scores import RegionCounts, Tally
-from medood.statistics import Difference, paired_differences, pool
+from medood.evaluation.scores import RegionCounts, Tally
+from medood.evaluation.statistics import Difference, paired_differences, pool
 from tests.conftest import TINY
 
 NAMES = TINY.class_names

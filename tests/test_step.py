@@ -8,10 +8,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from config import UserError
-from medood.augment import draw_views
-from medood.inference import Answer
-from medood.step import Learner, Stored, memory_needed
-from medood.training import train_epoch
+from medood.models.inference import Answer
+from medood.training.augmentation import draw_views
+from medood.training.loop import train_epoch
+from medood.training.step import Learner, Stored, memory_needed
 from tests.conftest import TINY
 
 CPU = torch.device("cpu")

@@ -14,14 +14,14 @@ import torch
 
 from config import UserError
 from estimate_pct import estimate_pct
-from medood import step as step_module
-from medood import training
-from medood.checkpoints import load_model
-from medood.data import id_files
-from medood.files import csv_text, digest, model_folder, write_json
-from medood.folds import fold_path, read_fold
-from medood.hard_ood import ESTIMATE, columns, pct_path, pct_record, ranking_path
-from medood.images import read_mask, write_png
+from medood.data.dataset import id_files
+from medood.data.files import csv_text, digest, model_folder, write_json
+from medood.data.folds import fold_path, read_fold
+from medood.data.images import read_mask, write_png
+from medood.data.ood_set import ESTIMATE, columns, pct_path, pct_record, ranking_path
+from medood.models.checkpoints import load_model
+from medood.training import loop as training
+from medood.training import step as step_module
 from rank_prune_ood import rank_prune_ood
 from tests.oracles import read_rows
 from train import train

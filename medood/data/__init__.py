@@ -1,0 +1,1 @@
+"""What lies in a workspace, and how it is read and written."""

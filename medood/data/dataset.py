@@ -1,0 +1,100 @@
+"""Patches decoded once, and held as uint8 until a batch is made."""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from config import Config, UserError
+from medood.data.images import read_image, read_mask
+from medood.data.memory import GB, exceeds_memory, memory_limit, zeros
+from medood.data.ood_set import ood_path
+from medood.data.threads import in_threads
+
+Pair = tuple[Path, Path | None]  # image and mask of a patch; an OoD patch has no mask
+CHUNK = 64  # patches to look at in one go: a copy of all of them may not fit into the memory
+
+
+@dataclass(frozen=True)
+class Patches:
+    """N patches of P x P pixels."""
+
+    names: list[str]
+    images: Tensor  # uint8 (N, P, P, 3), RGB
+    masks: Tensor  # uint8 (N, P, P), the class; all 0 for an OoD patch
+    is_ood: Tensor  # bool (N,)
+    mapped: bool = False  # images and masks lie in files: see medood/data/memory.py
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def part(self, which: slice) -> "Patches":
+        """Return some of the patches, without a copy."""
+        return Patches(self.names[which], self.images[which], self.masks[which], self.is_ood[which])
+
+
+def id_files(cfg: Config, names: list[str]) -> list[Pair]:
+    """Return image and mask path of each ID patch."""
+    folders = cfg.workspace / "Image_Patchs", cfg.workspace / "Mask_Patchs"
+    return [(folders[0] / name, folders[1] / name) for name in names]
+
+
+def ood_files(cfg: Config, names: list[str]) -> list[Pair]:
+    """Return image path and no mask of each OoD patch: its truth is background everywhere."""
+    return [(ood_path(cfg, name), None) for name in names]
+
+
+def count_classes(cfg: Config, names: list[str]) -> np.ndarray:
+    """Return how many pixels of each ID patch belong to each class, integers (N, C)."""
+    classes = len(cfg.class_names)
+
+    def count(name: str) -> np.ndarray:
+        mask = read_mask(cfg.workspace / "Mask_Patchs" / name, classes)
+        return np.bincount(mask.ravel(), minlength=classes)
+
+    done = in_threads(count, names)
+    return np.array(list(tqdm(done, "counting", len(names), leave=False, disable=None)))
+
+
+def load_patches(cfg: Config, files: list[Pair]) -> Patches:
+    """Read patches; a patch without a mask is an OoD patch.
+
+    Raises UserError for a patch that is not patch_size pixels wide and high.
+    """
+    side = cfg.patch_size
+    shape = len(files), side, side
+    size = 4 * len(files) * side**2  # bytes: three colours and a class
+    if mapped := exceeds_memory(cfg, size):
+        print(
+            f"{len(files)} patches, {size / GB:.3g} GB, lie in a file in {cfg.workspace} while they"
+            f" are used: max_memory is {memory_limit(cfg) / GB:.3g} GB"
+        )
+    images, masks = zeros(cfg, (*shape, 3), mapped), zeros(cfg, shape, mapped)
+    read_truth = partial(read_mask, classes=len(cfg.class_names))
+
+    def read(index: int) -> None:
+        image, mask = files[index]
+        readers = [(image, read_image, images)] + [(mask, read_truth, masks)] * (mask is not None)
+        for path, reader, out in readers:
+            pixels = reader(path)
+            if pixels.shape[:2] != (side, side):
+                raise UserError(
+                    f"{path} is {pixels.shape[1]} x {pixels.shape[0]} pixels but patch_size is"
+                    f" {side}: set patch_size to its size, or make the patches anew"
+                )
+            out[index] = torch.from_numpy(pixels)
+
+    done = in_threads(read, range(len(files)))
+    for _ in tqdm(done, total=len(files), desc="reading patches", leave=False, disable=None):
+        pass
+    return Patches(
+        [image.name for image, _ in files],
+        images,
+        masks,
+        torch.tensor([mask is None for _, mask in files], dtype=torch.bool),
+        mapped,
+    )

@@ -1,0 +1,236 @@
+"""Which patches train and which test: one list per fold.
+
+Files   k_folds/<fold>Image_Patchs.csv, columns (index), img_name, obj_tag = train | test
+"""
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from config import Config, UserError
+from medood.data.files import (
+    csv_text,
+    digest,
+    official_table,
+    pngs,
+    read_json,
+    read_table,
+    write_json,
+    write_text,
+)
+from medood.data.records import bad_files, changes
+from medood.runs.locks import alone_in
+
+PARTS = 3
+LIST_ENDING = "Image_Patchs.csv"
+VAL_SHARE = 0.1  # of the training side's patches, at the least
+
+
+def region_of(patch: str) -> str:
+    """Return the region that a patch was cut from: `glas_1_07.png` -> `glas_1`."""
+    return patch.rsplit("_", 1)[0]
+
+
+def deal(units: list[str], seed: int, parts: int = PARTS) -> dict[str, int]:
+    """Return the part, from 0, of each unit: shuffled by `seed`, then dealt like cards."""
+    order = np.random.default_rng(seed).permutation(len(units))
+    return {units[position]: rank % parts for rank, position in enumerate(order)}
+
+
+def held_out(
+    names: list[str], fold: int, split: str, seed: int, official: dict[str, int] | None
+) -> set[str]:
+    """Return the patches that fold number `fold` tests; it trains on the others.
+
+    official: the part of each region, 1..3, for split = "official".
+    """
+    if split == "official":
+        parts = {name: official[region_of(name)] % PARTS for name in names}
+    elif split == "region":
+        of_region = deal(sorted({region_of(name) for name in names}), seed)
+        parts = {name: of_region[region_of(name)] for name in names}
+    else:
+        parts = deal(sorted(names), seed)
+    return {name for name in names if parts[name] == fold % PARTS}
+
+
+def read_official(workspace: Path) -> dict[str, int]:
+    """Return the part, 1..3, of each region, from Lizard's info.csv."""
+    path = official_table(workspace)
+    if path is None:
+        raise UserError(
+            f"no info.csv in {workspace / 'Lizard_Labels'}: put Lizard's own there,"
+            " or set split to patch or region"
+        )
+    rows = read_table(path)
+    try:
+        rows = [{column.lower(): value for column, value in row.items()} for row in rows]
+        return {Path(row["filename"]).stem: int(row["split"]) for row in rows}
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise UserError(f"{path} lacks the columns FileName and Split (1, 2, 3)") from None
+
+
+class LeftOut(NamedTuple):
+    """Names of what is not used because a file behind it is bad."""
+
+    regions: set[str]
+    patches: set[str]
+
+    def __contains__(self, patch: str) -> bool:
+        return patch in self.patches or region_of(patch) in self.regions
+
+
+def left_out(workspace: Path) -> LeftOut:
+    """Return which regions, and which patches of the user's, were left out of the patches."""
+    regions = {Path(name).stem for name in bad_files(workspace / "Image_Patchs")}
+    return LeftOut(regions, set(bad_files(workspace / "k_folds")))
+
+
+def fold_path(cfg: Config, fold: int) -> Path:
+    """Return where the list of a fold lies."""
+    return cfg.workspace / "k_folds" / f"{fold}{LIST_ENDING}"
+
+
+def write_folds(cfg: Config, names: list[str]) -> None:
+    """Draw the list of every fold of cfg; lists that the user put there are used as they are."""
+    changed = {fold: fold_changes(cfg, fold) for fold in cfg.folds}
+    to_draw = [fold for fold in cfg.folds if changed[fold] or not fold_path(cfg, fold).exists()]
+    official = None
+    if cfg.split == "official" and to_draw:
+        official = read_official(cfg.workspace)
+        if unknown := sorted({region_of(name) for name in names} - official.keys()):
+            raise UserError(f"info.csv does not name region {unknown[0]}: use Lizard's own table")
+    if len({fold % PARTS for fold in cfg.folds}) < min(len(cfg.folds), PARTS):
+        print(f"folds {cfg.folds}: some test the same part, so not every patch is tested once")
+    drawn_from = _drawn_from(cfg, names)
+    for fold in cfg.folds:
+        path = fold_path(cfg, fold)
+        if fold not in to_draw:
+            if not is_ours(path):
+                train, test = read_list(path, *patches_there(cfg.workspace))
+                sides = f"{len(train)} train, {len(test)} test"
+                print(f"{path}: kept, it was put there by you ({sides})")
+            continue
+        tested = held_out(names, fold, cfg.split, cfg.seed, official)
+        rows = [(i, name, "test" if name in tested else "train") for i, name in enumerate(names)]
+        text = csv_text(["", "img_name", "obj_tag"], rows)
+        # another run may be reading the list that this one replaces
+        with alone_in(cfg.workspace) if changed[fold] else nullcontext():
+            if changed[fold]:
+                print(f"{path}: drawn again, {changed[fold]}")
+            path.unlink(missing_ok=True)  # a list that its record does not fit passes for a user's
+            record = {**drawn_from, "list": digest(text.encode())}
+            write_json(path.with_suffix(".json"), record)
+            write_text(path, text)
+
+
+def _drawn_from(cfg: Config, names: list[str]) -> dict:
+    """Return what a list of ours is drawn from."""
+    patches = digest("\n".join(sorted(names)).encode())
+    drawn_from = {"split": cfg.split, "seed": cfg.seed, "list of patches": patches}
+    if cfg.split == "official" and (table := official_table(cfg.workspace)):
+        drawn_from["info.csv"] = digest(table.read_bytes())
+    return drawn_from
+
+
+def is_ours(path: Path) -> bool:
+    """Say whether a list was drawn here, and not put there by the user."""
+    record = read_json(path.with_suffix(".json")) or {}
+    return record.get("list") == digest(path.read_bytes())
+
+
+def fold_changes(cfg: Config, fold: int) -> str:
+    """Return why a list of ours would be drawn otherwise now, or "" if it would not."""
+    path = fold_path(cfg, fold)
+    if not path.exists() or not is_ours(path):
+        return ""
+    bad = left_out(cfg.workspace).patches
+    there = [patch.name for patch in pngs(cfg.workspace / "Image_Patchs")]
+    record = read_json(path.with_suffix(".json"))
+    now = _drawn_from(cfg, [name for name in there if name not in bad])
+    if cfg.split == "official" and "info.csv" not in now:  # its source is gone
+        record.pop("info.csv", None)
+    return changes(record, {**now, "list": record["list"]})
+
+
+class Fold(NamedTuple):
+    """Names of the patches of a fold, each in list order."""
+
+    train: list[str]
+    val: list[str]  # held out of the training side, for select = "val"; else empty
+    test: list[str]
+
+
+def read_fold(cfg: Config, fold: int) -> Fold:
+    """Return the patches of a fold.
+
+    Raises UserError where the list is missing, is no such list, or names a patch that is not there.
+    """
+    train, test = read_list(fold_path(cfg, fold), *patches_there(cfg.workspace))
+    if cfg.select == "last":
+        return Fold(train, [], test)
+    val = hold_out_regions(train, [cfg.seed, fold])
+    kept, held = ([name for name in train if (name in val) == side] for side in (False, True))
+    return Fold(kept, held, test)
+
+
+def hold_out_regions(names: list[str], seed: list[int]) -> set[str]:
+    """Return the patches of just so many regions, drawn by `seed`, as make VAL_SHARE of all.
+
+    Raises UserError if that leaves none.
+    """
+    of_region: dict[str, list[str]] = {}
+    for name in sorted(names):
+        of_region.setdefault(region_of(name), []).append(name)
+    if len(of_region) < 2:
+        raise UserError(
+            f"select = val needs two regions on the training side, found {len(of_region)}:"
+            " set select to last"
+        )
+    held: set[str] = set()
+    for region in np.random.default_rng(seed).permutation(list(of_region))[:-1]:
+        if len(held) >= VAL_SHARE * len(names):
+            break
+        held.update(of_region[region])
+    return held
+
+
+def patches_there(workspace: Path) -> tuple[set[str], LeftOut]:
+    """Return the names of the patches, and of those that are left out, as read_list takes them."""
+    images = workspace / "Image_Patchs"
+    return {patch.name for patch in pngs(images)}, left_out(workspace)
+
+
+def read_list(path: Path, there: set[str], bad: LeftOut) -> tuple[list[str], list[str]]:
+    """Return the names that a fold list tags train, and those it tags test.
+
+    there: the patches; UserError if others are named. bad: those left out, which may be named.
+    """
+    if not path.exists():
+        fold = path.name.removesuffix(LIST_ENDING)
+        raise UserError(f"{path} is missing: run `python generate_patches.py --folds {fold}` first")
+    rows = read_table(path)
+    tags = {row.get("img_name"): row.get("obj_tag") for row in rows}
+    if None in tags or None in tags.values() or not rows:
+        raise UserError(f"{path} lacks rows with the columns img_name and obj_tag")
+    wrong = [(name, tag) for name, tag in tags.items() if tag not in ("train", "test")]
+    if wrong:
+        raise UserError(f"{path} tags {wrong[0][0]} as {wrong[0][1]!r}, expected train or test")
+    if len(tags) < len(rows):
+        raise UserError(f"{path} names a patch twice: a patch either trains or tests")
+    tags = {name: tag for name, tag in tags.items() if name not in bad}
+    gone = sorted(tags.keys() - there)
+    if gone:
+        raise UserError(
+            f"{path} names {len(gone)} patches that are not in Image_Patchs,"
+            f" {gone[0]} for one: run `python generate_patches.py` to make patches and lists anew"
+            " (remove a list of your own first)"
+        )
+    train = [name for name, tag in tags.items() if tag == "train"]
+    test = [name for name, tag in tags.items() if tag == "test"]
+    for tag, members in (("train", train), ("test", test)):
+        if not members:
+            raise UserError(f"{path} has no patch tagged {tag}: remove it to have it drawn anew")
+    return train, test

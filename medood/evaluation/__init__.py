@@ -1,0 +1,1 @@
+"""How good networks are: their scores, the differences between two, figures and the report."""

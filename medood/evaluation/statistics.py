@@ -1,0 +1,130 @@
+"""Is one network better than another? Paired differences with a bootstrap interval.
+
+Patches of a region look alike and are not independent, so regions are drawn, not patches: each
+resample takes as many regions as there are, with replacement, and all folds and seeds in which a
+region was tested come along. Two trainings of one network differ as well: where several folds or
+seeds are compared, each resample also draws from these, one fewer than there are. A single pair of
+networks says nothing about that, and its interval speaks of these two networks only.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from medood.evaluation.scores import RegionCounts, scores_of
+
+RESAMPLES = 2000
+LEVEL = 95  # percent
+
+
+class Difference(NamedTuple):
+    """A score of one network less that of another, as fractions; NaN where it is undefined."""
+
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def holds_zero(self) -> bool:
+        """Say whether the interval leaves open which network is better."""
+        return not (self.low > 0 or self.high < 0)
+
+    def plain(self) -> dict[str, float | None]:
+        """Return it as JSON holds it, None for NaN."""
+        return {k: None if np.isnan(v) else v for k, v in self._asdict().items()}
+
+    def points(self, digits: int = 1) -> str:
+        """Return it in percentage points, such as `-0.2 [-1.3, 0.9]`."""
+        if np.isnan(self.mean):
+            return "-"
+        mean, low, high = (f"{round(100 * value, digits) + 0.0:.{digits}f}" for value in self)
+        if np.isnan(self.low):  # a single region: nothing to resample
+            return f"{mean} (no interval)"
+        return f"{mean} [{low}, {high}]"
+
+    def text(self, digits: int = 1) -> str:
+        """Return it in percentage points, and whether it holds 0."""
+        holds = not np.isnan(self.low) and self.holds_zero
+        return self.points(digits) + (" holds 0" if holds else "")
+
+
+def named_scores(
+    counts: RegionCounts, weight: np.ndarray, classes: tuple[str, ...]
+) -> dict[str, np.ndarray]:
+    """Return the scores of a test, (B,) each, in which region r counts weight[b, r] times."""
+    of_pixels = scores_of(np.tensordot(weight, counts.confusion, 1))
+    of_class = of_pixels.pop("iou")
+    del of_pixels["dice"]
+    with np.errstate(invalid="ignore"):  # 0 / 0: no region of this test was drawn
+        patches = weight @ counts.patches
+        return {
+            **of_pixels,
+            "miou_paper": weight @ counts.iou_paper / patches,
+            "dsc_paper": weight @ counts.dice_paper / patches,
+            **{f"IoU {name}": of_class[:, value] for value, name in enumerate(classes)},
+        }
+
+
+def paired_differences(
+    ours: list[RegionCounts], theirs: list[RegionCounts], classes: tuple[str, ...]
+) -> dict[str, Difference]:
+    """Return the difference of each score, ours less theirs, with its 95 % interval.
+
+    ours[i] and theirs[i] are two networks on the same test patches: one fold, one seed. classes:
+    the name of each value of a mask, for the scores `IoU <class>`. The
+    difference is the mean over all i. The resampling has a fixed seed: same counts, same result.
+    Raises ValueError if a pair was tested on different patches.
+    """
+    regions = sorted({region for counts in ours for region in counts.regions})
+    rng = np.random.default_rng(0)
+    drawn = rng.multinomial(len(regions), [1 / len(regions)] * len(regions), size=RESAMPLES)
+    weight = np.vstack([np.ones_like(drawn[:1]), drawn])  # row 0 is the data as it is
+    per_test: dict[str, list[np.ndarray]] = {}
+    for one, other in zip(ours, theirs, strict=True):
+        if one.regions != other.regions or (one.patches != other.patches).any():
+            raise ValueError("the two networks were tested on different patches")
+        of_test = weight[:, np.searchsorted(regions, one.regions)]
+        both = [named_scores(counts, of_test, classes) for counts in (one, other)]
+        for name in both[0]:
+            per_test.setdefault(name, []).append(both[0][name] - both[1][name])
+    # one fewer than there are: with few, as many would vary too little (Rao and Wu, 1988)
+    tests = rng.integers(len(ours), size=(max(1, len(ours) - 1), RESAMPLES))
+    return {
+        name: _interval(np.stack(values), tests, len(regions)) for name, values in per_test.items()
+    }
+
+
+def _interval(differences: np.ndarray, tests: np.ndarray, regions: int) -> Difference:
+    """Return the mean of differences (T, 1 + B) over tests, and its interval.
+
+    Column 0 is the data as it is, the others are resampled over regions. tests: (D, B), the tests
+    that each resample draws.
+    """
+    mean = float(_mean_of_known(differences[:, :1])[0])
+    if np.isnan(mean) or regions < 2:
+        return Difference(mean, np.nan, np.nan)
+    resampled = _mean_of_known(np.take_along_axis(differences[:, 1:], tests, 0))
+    tail = (100 - LEVEL) / 2
+    low, high = np.nanpercentile(resampled, [tail, 100 - tail])
+    return Difference(mean, float(low), float(high))
+
+
+def _mean_of_known(values: np.ndarray) -> np.ndarray:
+    """Return the mean of each column over what is not NaN, NaN where nothing is known."""
+    known = ~np.isnan(values)
+    count = known.sum(0)
+    total = np.where(known, values, 0).sum(0)
+    return np.divide(total, count, out=np.full(len(count), np.nan), where=count > 0)
+
+
+def pool(parts: list[RegionCounts]) -> RegionCounts:
+    """Return the counts of tests on disjoint patches, such as three folds, as one test."""
+    regions = sorted({region for part in parts for region in part.regions})
+    confusion = np.zeros((len(regions), *parts[0].confusion.shape[1:]), np.int64)
+    sums = {name: np.zeros(len(regions)) for name in ("iou_paper", "dice_paper", "patches")}
+    for part in parts:
+        place = np.searchsorted(regions, part.regions)  # a region occurs once in a part
+        confusion[place] += part.confusion
+        for name, total in sums.items():
+            total[place] += getattr(part, name)
+    return RegionCounts(regions, confusion, **sums)

@@ -1,0 +1,1 @@
+"""Networks: built from the settings, loaded from anywhere, applied to images."""

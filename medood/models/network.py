@@ -1,0 +1,238 @@
+"""From the settings to a network, its input normalisation and the device it runs on."""
+
+import copy
+import difflib
+from itertools import pairwise
+from pathlib import Path
+from types import MethodType
+
+import segmentation_models_pytorch as smp
+import timm
+import torch
+from segmentation_models_pytorch.encoders import TimmUniversalEncoder, get_encoder_names
+from timm.layers import convert_sync_batchnorm
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from config import Config, UserError
+from medood import processes
+from medood.models.foreign import read_weights
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+DPN = ((124 / 255, 117 / 255, 104 / 255), (1 / (0.0167 * 255),) * 3)
+# The weights' own constants, by the start of the encoder's name, where they are not ImageNet's.
+# The library's get_preprocessing_fn would ask a server for them.
+NORMALISATION = {"inception": HALF, "xception": HALF, "dpn": DPN}
+WEIGHT_FILES = (".pth", ".pt", ".safetensors")
+
+
+def normalisation(encoder: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation of RGB in 0..1 that the encoder's weights expect."""
+    if encoder.startswith("tu-"):
+        known = timm.get_pretrained_cfg(encoder[3:])
+        return (known.mean, known.std) if known else IMAGENET
+    return next((v for start, v in NORMALISATION.items() if encoder.startswith(start)), IMAGENET)
+
+
+class Normalise(nn.Module):
+    """RGB (N, 3, H, W) in 0..255 -> the float input that a network with this encoder expects."""
+
+    def __init__(self, encoder: str) -> None:
+        super().__init__()
+        for name, values in zip(("mean", "std"), normalisation(encoder), strict=True):
+            self.register_buffer(name, 255 * torch.tensor(values).view(1, 3, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (images - self.mean) / self.std
+
+
+def _refuse_unknown(kind: str, name: str, known: list[str]) -> None:
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=4, cutoff=0.5) or known
+        raise UserError(f"{kind} = {name!r} is unknown: the nearest names are {', '.join(close)}")
+
+
+def require_known(architecture: str, encoder: str) -> None:
+    """Raise UserError, with the nearest names, for an architecture or encoder that is not known."""
+    _refuse_unknown("architecture", architecture, list(smp.MODEL_ARCHITECTURES_MAPPING))
+    if encoder.startswith("tu-"):
+        timm_names = [f"tu-{name}" for name in timm.list_models()]
+        _refuse_unknown("encoder", encoder.split(".")[0], timm_names)
+    else:
+        _refuse_unknown("encoder", encoder, [*get_encoder_names(), "tu-<name of timm>"])
+
+
+def build_model(cfg: Config) -> nn.Module:
+    """Return the network of cfg: float32 RGB (N, 3, P, P), normalised -> logits (N, C, P, P).
+
+    Raises UserError for an unknown name, and where the encoder's weights cannot be had.
+    """
+    architecture, encoder = cfg.architecture, cfg.encoder
+    require_known(architecture, encoder)
+    try:
+        model = smp.create_model(architecture, encoder, None, classes=len(cfg.class_names))
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"{architecture} cannot be built on encoder {encoder}: {error}") from None
+    if Path(cfg.encoder_weights).suffix in WEIGHT_FILES:
+        _load_encoder_file(model, encoder, Path(cfg.encoder_weights))
+    elif cfg.encoder_weights != "none":
+        _download_encoder(model, architecture, encoder, cfg.encoder_weights)
+    return model if cfg.batch_norm else remove_batch_norm(model)
+
+
+def batch_norms(module: nn.Module) -> list[nn.Module]:
+    """Return every batch normalisation in `module`."""
+    return [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+
+
+def remove_batch_norm(module: nn.Module) -> nn.Module:
+    """Replace every batch normalisation in `module` by the identity, and return it.
+
+    timm's layers hold their activation too: that stays.
+    """
+    for name, child in module.named_children():
+        if isinstance(child, nn.modules.batchnorm._BatchNorm):
+            setattr(module, name, getattr(child, "act", nn.Identity()))
+        else:
+            remove_batch_norm(child)
+    return module
+
+
+def _download_encoder(model: nn.Module, architecture: str, encoder: str, weights: str) -> None:
+    """Copy pretrained weights of the library into the encoder of `model`."""
+    if of_timm := encoder.startswith("tu-"):
+        known = ["imagenet"]
+    else:
+        known = list(smp.encoders.encoders[encoder]["pretrained_settings"])
+    if weights not in known:
+        raise UserError(
+            f"encoder_weights = {weights!r}: encoder {encoder} has {', '.join(known)}; else give"
+            f" none, or the path of a {' or '.join(WEIGHT_FILES)} file"
+        )
+    try:
+        source = smp.create_model(architecture, encoder, of_timm or weights)
+    except Exception as error:  # the libraries raise what their network layer happens to raise
+        raise UserError(
+            f"the {weights} weights of encoder {encoder} could not be downloaded"
+            f" ({type(error).__name__}): set encoder_weights to the path of a"
+            f" {' or '.join(WEIGHT_FILES)} file, or to none for random weights"
+        ) from None
+    model.encoder.load_state_dict(source.encoder.state_dict())
+
+
+def _load_encoder_file(model: nn.Module, encoder: str, path: Path) -> None:
+    """Copy the weights of a local file, such as one from torchvision or timm, into the encoder."""
+    if not path.is_file():
+        raise UserError(f"encoder_weights: there is no file {path}")
+    try:
+        state, _ = read_weights(path)
+        if encoder.startswith("tu-"):
+            source = TimmUniversalEncoder(
+                encoder[3:], pretrained=True, pretrained_cfg_overlay={"state_dict": state}
+            )
+            state = source.state_dict()
+        model.encoder.load_state_dict(state)
+    except UserError:
+        raise
+    except Exception as error:  # unpickling, tensor shapes and key names each have their own kind
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"{path} does not hold weights of encoder {encoder} ({reason}):"
+            " give the file of that encoder, or set encoder to the file's"
+        ) from None
+
+
+def synchronise(cfg: Config, model: nn.Module, device: torch.device) -> nn.Module:
+    """Return `model` with batch normalisation over the batches of all processes, if cfg says so.
+
+    Raises UserError on a CPU, for which torch has none.
+    """
+    if not cfg.sync_batch_norm or not cfg.batch_norm or processes.size() == 1:
+        return model
+    if device.type == "cpu":
+        raise UserError("sync_batch_norm = True: torch has none for CPUs: set it to False")
+    return convert_sync_batchnorm(model)  # timm's keeps the activation in its own layers
+
+
+def for_training(model: nn.Module, device: torch.device) -> nn.Module:
+    """Return `model` on the device, channels last and in training mode.
+
+    Two kinds of strided convolution need help in their backward pass on the CPU (oneDNN, torch 2.8
+    to 2.15). One of 1 x 1 and fewer than 16 channels, as at the start of MobileOne, writes outside
+    its memory in this layout: such a layer drops the pixels that it would step over first, and
+    computes the same. A depthwise one takes 5 to 30 times as long in bfloat16 as in float32, with
+    MobileNet's four a fifth of a training step: it computes in float32.
+    """
+    for module in model.modules():
+        if not isinstance(module, nn.Conv2d) or module.stride == (1, 1):
+            continue
+        if device.type == "cpu" and 1 < module.groups == module.in_channels:
+            module.forward = MethodType(_forward_in_float32, module)
+        if module.kernel_size == (1, 1) and module.in_channels < 16:
+            down, right = module.stride
+            module.stride = (1, 1)
+            module.register_forward_pre_hook(
+                lambda _, inputs, down=down, right=right: (inputs[0][..., ::down, ::right],)
+            )
+    return model.to(device, memory_format=torch.channels_last).train()
+
+
+def _forward_in_float32(module: nn.Module, features: Tensor) -> Tensor:
+    """Do what a module's class does, in float32, and answer in the precision that it was asked."""
+    with torch.autocast("cpu", enabled=False):
+        return type(module).forward(module, features.float()).to(features.dtype)
+
+
+def folded(model: nn.Module) -> nn.Module:
+    """Return a copy of a network, in eval mode, that computes the same with less to do.
+
+    A batch normalisation that follows a convolution becomes part of it, where it is sure to follow:
+    in an nn.Sequential. Of vgg11_bn's inference on a CPU, a fifth of the time goes with them.
+    """
+    model = copy.deepcopy(model)
+    for part in model.modules():
+        if type(part).forward is not nn.Sequential.forward:
+            continue
+        layers = list(part.named_children())
+        for (name, layer), (next_name, following) in pairwise(layers):
+            if isinstance(layer, nn.Conv2d) and type(following) is nn.BatchNorm2d:
+                setattr(part, name, fuse_conv_bn_eval(layer, following))
+                setattr(part, next_name, nn.Identity())
+    return model
+
+
+def pick_device(cfg: Config) -> torch.device:
+    """Return the device of cfg; `auto` is CUDA where there is one.
+
+    Of several processes, each has a GPU of its own.
+    """
+    gpus = torch.cuda.device_count()
+    if processes.size() > 1 and ((gpus and cfg.device == "auto") or cfg.device.startswith("cuda")):
+        if ":" in cfg.device or processes.local_size() > gpus:
+            raise UserError(
+                f"device = {cfg.device!r} is not one GPU for each of {processes.local_size()}"
+                f" processes ({gpus} are here): set it to auto and --nproc-per-node to"
+                f" {max(gpus, 1)} or less"
+            )
+        return torch.device("cuda", processes.local_rank())
+    if cfg.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=cfg.device).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"device = {cfg.device!r} is not there ({reason}): try auto") from None
+
+
+def autocast(cfg: Config, device: torch.device) -> torch.autocast:
+    """Return the context in which the network computes: bfloat16 or float32."""
+    if cfg.precision == "auto":
+        if device.type == "cuda":
+            enabled = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            # without the instructions bfloat16 is emulated, slower than float32
+            enabled = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    else:
+        enabled = cfg.precision == "bfloat16"
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)

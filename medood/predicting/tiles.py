@@ -1,0 +1,92 @@
+"""An image of any size through a network: overlapping tiles that fade into each other."""
+
+from collections.abc import Iterator
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from medood.data.labels import BACKGROUND
+from medood.models.inference import BATCH, Answer
+from medood.predicting.slides import Source
+
+OVERLAP = 64  # pixels that neighbouring tiles share
+GLASS = 24  # grey levels: a tile whose channels vary less shows nothing, and no network is asked
+
+
+def positions(length: int, tile: int) -> list[int]:
+    """Return where tiles begin so that they cover `length` pixels, OVERLAP of each shared."""
+    return list(range(0, max(1, length - OVERLAP), tile - OVERLAP))
+
+
+def fade(tile: int) -> Tensor:
+    """Return the weight of each pixel along a tile's side, float32 (tile,): rising, 1, falling.
+
+    Where two tiles overlap, their weights add up to 1.
+    """
+    ramp = torch.arange(1, OVERLAP + 1) / (OVERLAP + 1)
+    return torch.cat([ramp, torch.ones(tile - 2 * OVERLAP), ramp.flip(0)])
+
+
+def strips(
+    answer: Answer, source: Source, height: int, width: int, tile: int, task: str
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Yield an image from top to bottom: its rows, their classes, and how sure the network is.
+
+    The image is brought to height x width pixels; of it, and of the probabilities, one strip of
+    `tile` rows is in memory. Yields RGB uint8 (n, width, 3), the class of each pixel, uint8
+    (n, width), and the probability of that class in 255ths, uint8 (n, width).
+    """
+    tops, lefts = positions(height, tile), positions(width, tile)
+    full = lefts[-1] + tile  # the last tiles reach beyond the image, which is mirrored there
+    weight = fade(tile).to(answer.device)
+    square = weight[:, None] * weight
+    across, down = weight.new_zeros(full), weight.new_zeros(tile)
+    for left in lefts:
+        across[left : left + tile] += weight
+    sums = weight.new_zeros(answer.classes, tile, full)  # of weighted probabilities
+    with tqdm(total=len(tops) * len(lefts), desc=task, leave=False, disable=None) as bar:
+        for top in tops:
+            bottom = min(top + tile, height)
+            rows = source.rows(top, bottom, height, width)
+            beyond = tile - (bottom - top), full - width
+            framed = cv2.copyMakeBorder(rows, 0, beyond[0], 0, beyond[1], cv2.BORDER_REFLECT)
+            for left, probability in _probabilities(answer, framed, lefts, tile):
+                part = sums[..., left : left + tile]
+                if probability is None:
+                    part[BACKGROUND] += square
+                else:
+                    part.addcmul_(probability, square)
+                bar.update()
+            down += weight
+            done = bottom - top if top == tops[-1] else tile - OVERLAP
+            best, classes = sums[:, :done, :width].max(0)
+            best.div_(down[:done, None]).div_(across[:width]).mul_(255).round_().clamp_(max=255)
+            yield rows[:done], *(found.to("cpu", torch.uint8).numpy() for found in (classes, best))
+            # what the next tiles share with these moves up
+            sums[:, :OVERLAP], down[:OVERLAP] = sums[:, -OVERLAP:], down[-OVERLAP:]
+            sums[:, OVERLAP:], down[OVERLAP:] = 0, 0
+
+
+def _probabilities(
+    answer: Answer, strip: np.ndarray, lefts: list[int], tile: int
+) -> Iterator[tuple[int, Tensor | None]]:
+    """Yield where each tile of a strip begins, and its probabilities, float32 (C, tile, tile).
+
+    None stands for a tile of glass: background, without asking the network.
+    """
+    busy = []
+    for left in lefts:
+        ranges = [cv2.minMaxLoc(channel)[:2] for channel in cv2.split(strip[:, left : left + tile])]
+        if all(most - least <= GLASS for least, most in ranges):
+            yield left, None
+        else:
+            busy.append(left)
+    # as many pixels at a time as in mining and testing
+    size = max(1, BATCH.get(answer.device.type, BATCH["cpu"]) * 128**2 // tile**2)
+    for start in range(0, len(busy), size):
+        group = busy[start : start + size]
+        images = np.stack([strip[:, left : left + tile] for left in group])
+        yield from zip(group, answer(torch.from_numpy(images)), strict=True)

@@ -1,0 +1,1 @@
+"""What a step does beside its science: command line, locks, provenance, parallel jobs."""

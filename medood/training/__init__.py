@@ -1,0 +1,1 @@
+"""How a network learns: augmentation, losses, one optimiser step, the one training loop."""

@@ -1,0 +1,62 @@
+"""TensorBoard's view of one training, for who asks for it with --tensorboard."""
+
+import shutil
+
+import numpy as np
+import torch
+from torch import nn
+
+from config import Config, UserError
+from medood.data.dataset import CHUNK, Patches
+from medood.data.labels import palette
+from medood.models.inference import predict
+from medood.models.network import pick_device
+
+SHOWN = 4  # patches whose image, truth and prediction are drawn after every epoch
+
+
+class Board:
+    """Writes a training's rows of numbers, and what the network makes of a few of its patches."""
+
+    def __init__(self, cfg: Config, name: str, patches: Patches, epochs_done: int) -> None:
+        """Open <workspace>/tensorboard/<name>; what an earlier training left there goes.
+
+        patches: the training's, of which those with the most foreground are shown. epochs_done: of
+        an interrupted training that goes on. Raises UserError if TensorBoard is not installed.
+        """
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise UserError(
+                "tensorboard = True needs TensorBoard: `pip install tensorboard`"
+            ) from None
+        folder = cfg.workspace / "tensorboard" / name
+        if not epochs_done:
+            shutil.rmtree(folder, ignore_errors=True)
+        self.cfg, self.colours = cfg, palette(cfg.classes)
+        self.writer = SummaryWriter(folder, purge_step=epochs_done + 1)
+        foreground = torch.cat([(part > 0).sum((1, 2)) for part in patches.masks.split(CHUNK)])
+        self.shown = foreground.argsort(descending=True, stable=True)[:SHOWN]
+        self.images, self.masks = patches.images[self.shown], patches.masks[self.shown]
+
+    def add(self, row: dict[str, float], model: nn.Module) -> None:
+        """Add an epoch: the row of its log, and a picture of the network, which stays in training.
+
+        A row of the picture is a patch: image, truth, prediction.
+        """
+        epoch = row["epoch"]
+        for name, value in row.items():
+            if name != "epoch":
+                self.writer.add_scalar(name, value, epoch)
+        found = predict(self.cfg, model.eval(), self.images, pick_device(self.cfg), "  picture")
+        predicted = np.concatenate([part.argmax(1).cpu().numpy() for _, part in found])
+        model.train()
+        columns = self.images.numpy(), self.colours[self.masks.numpy()], self.colours[predicted]
+        rows = np.concatenate(columns, axis=2)  # (n, P, 3 P, 3)
+        picture = rows.reshape(-1, *rows.shape[2:])
+        self.writer.add_image("image, truth, prediction", picture, epoch, dataformats="HWC")
+        self.writer.flush()
+
+    def close(self) -> None:
+        """Finish the log."""
+        self.writer.close()
