@@ -9,18 +9,18 @@ import math
 from collections.abc import Iterable
 
 import numpy as np
-from tqdm import tqdm
 
 from config import CONFIG, Config, UserError
-from medood.data.files import FOREGROUND, data_name, read_json, write_json
+from medood.data.files import in_threads, read_json, write_json
 from medood.data.folds import read_fold
 from medood.data.images import read_mask
 from medood.data.labels import BACKGROUND
-from medood.data.ood_set import pct_path, pct_record, read_hard_oods
-from medood.data.records import is_unchanged
-from medood.data.threads import in_threads
+from medood.data.ood_set import read_hard_oods
+from medood.data.records import contents, read_record
+from medood.data.workspace import FOREGROUND, data_name, pct_path
+from medood.processes import on_main
 from medood.runs.command_line import run
-from medood.runs.prepared import require_fresh
+from medood.runs.provenance import made_from, require
 
 
 def count_samples(foreground: Iterable[int], pixels: int) -> tuple[int, int]:
@@ -39,7 +39,8 @@ def foreground_of(cfg: Config, names: Iterable[str]) -> list[int]:
     They were counted when the patches were cut; masks of the user's, or changed since, are read.
     """
     folder, names = cfg.workspace / "Mask_Patchs", list(names)
-    stored = read_json(folder / FOREGROUND) if is_unchanged(folder) else None
+    ours = (read_record(folder) or {}).get("outputs") == contents(folder)
+    stored = read_json(folder / FOREGROUND) if ours else None
     if isinstance(stored, dict) and all(isinstance(stored.get(name), int) for name in names):
         return [stored[name] for name in names]
 
@@ -47,8 +48,7 @@ def foreground_of(cfg: Config, names: Iterable[str]) -> list[int]:
         mask = read_mask(folder / name, len(cfg.class_names))
         return np.count_nonzero(mask != BACKGROUND)
 
-    found = in_threads(count, names)
-    return list(tqdm(found, total=len(names), desc="masks", leave=False, disable=None))
+    return in_threads(count, names, "masks")
 
 
 def pnr(positives: int, negatives: int, ood_patches: int) -> float:
@@ -74,13 +74,12 @@ def choose_pct(
     return min(rows, key=lambda row: row["distance"]), rows  # min keeps the first of equals
 
 
+@on_main
 def estimate_pct(cfg: Config = CONFIG) -> None:
     """Write the estimate of every fold."""
-    from medood.evaluation.figures import (
-        draw_pct_search,  # here, so that --help answers without torch
-    )
+    from medood.evaluation.figures import draw_pct_search  # not for --help
 
-    require_fresh(cfg, oods=True)
+    require(cfg, "masks", "fold", "ranking")
     for fold in cfg.folds:
         names = read_fold(cfg, fold).train
         available = len(read_hard_oods(cfg, fold))
@@ -98,7 +97,7 @@ def estimate_pct(cfg: Config = CONFIG) -> None:
                 "positives": positives,
                 "negatives": negatives,
                 "pnr_id": pnr_id,
-                "made_from": pct_record(cfg, fold),
+                "made_from": made_from(cfg, "estimate", fold),
                 "grid": rows,
             },
         )

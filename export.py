@@ -19,7 +19,8 @@ import numpy as np
 from tyro.conf import Positional
 
 from config import Config, UserError
-from medood.data.files import require_network, whole
+from medood.data.files import whole
+from medood.data.workspace import require_network
 from medood.runs.command_line import run
 
 TOLERANCE = 1e-3  # of a probability, between the two versions of the network

@@ -11,30 +11,23 @@ With prepared patches and no regions it only draws the folds that are not there.
 """
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from config import CONFIG, Config, UserError
-from medood.data.files import (
-    FOREGROUND,
-    NUCLEI_LIST,
-    SOURCE_PREFIX,
-    list_patch_pairs,
-    list_pngs,
-    pngs,
-    read_json,
-    read_rows,
-    region_images,
-    region_labels,
-    require_data,
-    timed,
-    write_json,
-    write_table,
+from medood.data.files import csv_text, pngs, read_json, read_rows, timed, write_json, write_table
+from medood.data.folds import PARTS, held_out, patches_there, read_list, read_official, region_of
+from medood.data.images import (
+    image_size,
+    look_at_pair,
+    read_image,
+    read_mask,
+    require_same_size,
+    write_png,
 )
-from medood.data.folds import left_out, region_of, write_folds
-from medood.data.images import image_size, read_image, read_mask, write_png
 from medood.data.labels import BACKGROUND
 from medood.data.records import (
     RECORD,
@@ -43,18 +36,26 @@ from medood.data.records import (
     fingerprint,
     fresh_folder,
     is_kept,
+    is_yours,
     refuse_bad,
+    write_recorded,
 )
+from medood.data.workspace import (
+    FOREGROUND,
+    NUCLEI_LIST,
+    SOURCE_PREFIX,
+    fold_path,
+    list_patch_pairs,
+    pair_regions,
+    region_images,
+    region_labels,
+    require_data,
+)
+from medood.processes import on_main
 from medood.runs.command_line import run
 from medood.runs.jobs import each_result, for_each
 from medood.runs.locks import alone_in
-from medood.runs.prepared import (
-    is_prepared,
-    look_at_pair,
-    pair_regions,
-    patches_record,
-    require_masks,
-)
+from medood.runs.provenance import made_from, require
 
 
 def padding(side: int, patch_size: int) -> tuple[int, int]:
@@ -118,11 +119,7 @@ def cut(
         raise UserError(f"{image_path} is called like patches of ood_source: rename it")
     image = read_image(image_path, cfg.max_pixels)
     mask = read_mask(mask_path, len(cfg.class_names), cfg.max_pixels)
-    if image.shape[:2] != mask.shape:
-        raise UserError(
-            f"{image_path} is {image.shape[1]} x {image.shape[0]} pixels but its label"
-            f" {mask.shape[1]} x {mask.shape[0]}: put the image that the label belongs to there"
-        )
+    require_same_size(image_path, image, mask)
     pairs = zip(tile(image, cfg.patch_size), tile(mask, cfg.patch_size), strict=True)
     foreground = {}
     for k, (image_patch, mask_patch) in enumerate(pairs):
@@ -135,13 +132,12 @@ def cut(
 
 def cut_regions(cfg: Config) -> None:
     """Write Image_Patchs and Mask_Patchs."""
-    list_pngs(cfg.workspace / "Semantic_Labels", made_by="generate_semantic_labels.py")
-    require_masks(cfg)
+    require(cfg, "class masks")
     regions, masks, bad = pair_regions(cfg)
     if not regions:
         refuse_bad(replace(cfg, skip_bad_files=False), bad)
     images_out, masks_out = cfg.workspace / "Image_Patchs", cfg.workspace / "Mask_Patchs"
-    record = patches_record(cfg, regions, masks, bad)
+    record = made_from(cfg, "images")
     if is_kept(images_out, record) and is_kept(masks_out, record):
         return
     with (
@@ -166,11 +162,10 @@ def cut_regions(cfg: Config) -> None:
 def sift_prepared(cfg: Config) -> None:
     """Look at every patch that the user prepared; list those that cannot be used in k_folds/."""
     folders = cfg.workspace / "Image_Patchs", cfg.workspace / "Mask_Patchs"
-    found = [
-        path for folder in folders for path in list_pngs(folder, made_by="generate_patches.py")
-    ]
+    found = [path for folder in folders for path in pngs(folder)]
     classes = len(cfg.class_names)
-    record = {"patch_size": cfg.patch_size, "classes": classes, "inputs": fingerprint(found)}
+    settings = {"patch_size": cfg.patch_size, "classes": classes}
+    record = {"made_from": {"settings": settings, "inputs": fingerprint(found)}}
     path = cfg.workspace / "k_folds" / RECORD
     if read_json(path) == {**record, "bad_files": {}}:
         return
@@ -181,6 +176,24 @@ def sift_prepared(cfg: Config) -> None:
     write_json(path, {**record, "bad_files": bad})
 
 
+def write_folds(cfg: Config, names: list[str]) -> None:
+    """Draw the list of every fold; lists that the user put there are used as they are."""
+    if len({fold % PARTS for fold in cfg.folds}) < min(len(cfg.folds), PARTS):
+        print(f"folds {cfg.folds}: some test the same part, so not every patch is tested once")
+    for fold in cfg.folds:
+        path, record = fold_path(cfg, fold), made_from(cfg, "fold", fold)
+        if is_kept(path, record):
+            read_list(path, *patches_there(cfg.workspace))  # is it one?
+            continue
+        official = read_official(cfg.workspace, names) if cfg.split == "official" else None
+        tested = held_out(names, fold, cfg.split, cfg.seed, official)
+        rows = [(i, name, "test" if name in tested else "train") for i, name in enumerate(names)]
+        # another run may be reading the list that this one replaces
+        with alone_in(cfg.workspace) if path.exists() else nullcontext():
+            write_recorded(path, csv_text(["", "img_name", "obj_tag"], rows), record)
+
+
+@on_main
 def generate_patches(cfg: Config = CONFIG) -> None:
     """Write the patches of every region and the list of every fold.
 
@@ -189,12 +202,12 @@ def generate_patches(cfg: Config = CONFIG) -> None:
     require_data(cfg)
     if region_images(cfg) and (region_labels(cfg) or (cfg.workspace / "Semantic_Labels").exists()):
         cut_regions(cfg)
-    if is_prepared(cfg.workspace):
+    if is_yours(cfg.workspace / "Image_Patchs"):
         sift_prepared(cfg)
     else:
         (cfg.workspace / "k_folds" / RECORD).unlink(missing_ok=True)  # of the user's, once
     bad = bad_files(cfg.workspace / "Image_Patchs") | bad_files(cfg.workspace / "k_folds")
-    images, _ = list_patch_pairs(cfg.workspace, left_out(cfg.workspace).patches)
+    images, _ = list_patch_pairs(cfg.workspace)
     write_folds(cfg, [path.name for path in images])
     folds = ", ".join(map(str, cfg.folds))
     without = f", without {len(bad)} bad files" if bad else ""

@@ -12,14 +12,16 @@ from pathlib import Path
 import numpy as np
 
 from config import CONFIG, Config, UserError
-from medood.data.files import NUCLEI_COLUMNS, NUCLEI_LIST, region_labels, timed, write_table
+from medood.data.files import timed, write_table
 from medood.data.images import write_png
 from medood.data.labels import BACKGROUND, read_region_label
 from medood.data.records import fresh_folder, is_kept, refuse_bad
+from medood.data.workspace import NUCLEI_COLUMNS, NUCLEI_LIST, region_labels
+from medood.processes import on_main
 from medood.runs.command_line import run
 from medood.runs.jobs import each_result
 from medood.runs.locks import alone_in
-from medood.runs.prepared import masks_record
+from medood.runs.provenance import made_from
 
 UNLISTED = 255
 
@@ -61,6 +63,7 @@ def convert(path: Path, cfg: Config, out: Path) -> list[list]:
     return [[path.stem, *row] for row in zip(*columns, strict=True)]
 
 
+@on_main
 def generate_semantic_labels(cfg: Config = CONFIG) -> None:
     """Write the class mask of every region, and the list of nuclei.
 
@@ -73,7 +76,7 @@ def generate_semantic_labels(cfg: Config = CONFIG) -> None:
             " put Lizard's labels there (see README.md)"
         )
     folder = cfg.workspace / "Semantic_Labels"
-    record, bad = masks_record(cfg, labels), {}
+    record, bad = made_from(cfg, "class masks"), {}
     if is_kept(folder, record):
         return
     with (

@@ -15,15 +15,16 @@ import cv2
 import numpy as np
 
 from config import CONFIG, Config, UserError
-from medood.data.files import SOURCE_PREFIX, list_images, list_patch_pairs, timed
-from medood.data.folds import left_out
-from medood.data.images import read_image, read_mask, write_png
+from medood.data.files import timed
+from medood.data.images import read_image, read_mask, whole_patches, write_png
 from medood.data.labels import BACKGROUND
 from medood.data.records import fresh_folder, is_kept, refuse_bad
+from medood.data.workspace import SOURCE_PREFIX, list_images, list_patch_pairs
+from medood.processes import on_main
 from medood.runs.command_line import run
 from medood.runs.jobs import for_each
 from medood.runs.locks import alone_in
-from medood.runs.prepared import oods_record, require_fresh, sources_record, whole_patches
+from medood.runs.provenance import made_from, require
 
 INPAINT_RADIUS = 3  # pixels around a hole that it is continued from
 
@@ -54,10 +55,11 @@ def convert(image_path: Path, mask_path: Path, cfg: Config, out: Path) -> None:
     write_png(out / image_path.name, remove_foreground(image, mask, cfg.ood_fill))
 
 
+@on_main
 def write_oods(cfg: Config, folder: Path) -> None:
     """Write the OoD patch of every patch into `folder`."""
-    images, masks = list_patch_pairs(cfg.workspace, left_out(cfg.workspace).patches)
-    record, bad = oods_record(cfg, images, masks), {}
+    images, masks = list_patch_pairs(cfg.workspace)
+    record, bad = made_from(cfg, "OoD patches"), {}
     if is_kept(folder, record):
         return
     with (
@@ -74,7 +76,7 @@ def write_oods(cfg: Config, folder: Path) -> None:
 def cut_source(path: Path, cfg: Config, out: Path) -> int:
     """Write the patches of an external image, whole ones from the top left; return how many."""
     image, side = read_image(path, cfg.max_pixels), cfg.patch_size
-    count, columns = whole_patches(path, *image.shape[:2], side), image.shape[1] // side
+    count, columns = whole_patches(path, image, side), image.shape[1] // side
     for k in range(count):
         top, left = k // columns * side, k % columns * side
         patch = image[top : top + side, left : left + side]
@@ -86,7 +88,7 @@ def write_source_patches(cfg: Config) -> None:
     """Cut the images of ood_source into patches."""
     images = list_images(cfg.ood_source)
     folder = cfg.workspace / "OoD_Source_Patchs"
-    record, bad = sources_record(cfg, images), {}
+    record, bad = made_from(cfg, "source patches"), {}
     if is_kept(folder, record):
         return
     with alone_in(cfg.workspace), fresh_folder(folder, record, bad) as out:
@@ -97,9 +99,10 @@ def write_source_patches(cfg: Config) -> None:
     refuse_bad(cfg, bad)
 
 
+@on_main
 def generate_unfiltered_oods(cfg: Config = CONFIG) -> None:
     """Write the OoD patch of every patch and, with ood_source, those of external images."""
-    require_fresh(cfg)
+    require(cfg, "images", "masks", "fold")
     write_oods(cfg, cfg.workspace / "OoD_Patchs")
     if cfg.ood_source is not None:
         write_source_patches(cfg)

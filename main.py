@@ -13,7 +13,8 @@ from estimate_pct import estimate_pct
 from generate_patches import generate_patches
 from generate_semantic_labels import generate_semantic_labels
 from generate_unfiltered_oods import generate_unfiltered_oods
-from medood.data.files import region_labels, require_data
+from medood.data.workspace import region_labels, require_data
+from medood.processes import on_main
 from medood.runs.command_line import run
 from rank_prune_ood import rank_prune_ood
 from test import evaluate
@@ -45,6 +46,7 @@ def main(cfg: Config = CONFIG) -> None:
     evaluate(cfg)
 
 
+@on_main
 def look(cfg: Config) -> None:
     """Find now what would stop the run in an hour: wrong data, encoder, weights or device."""
     require_data(cfg)

@@ -25,12 +25,13 @@ from typing import TYPE_CHECKING
 from tyro.conf import Positional
 
 from config import Config, UserError
-from medood.data.files import read_json, require_network, write_json
+from medood.data.files import read_json, write_json
 from medood.data.records import fingerprint
+from medood.data.workspace import require_network
 from medood.runs.command_line import run
 
 if TYPE_CHECKING:
-    from medood.models.inference import Answer
+    from medood.models.inference import Predictor
 
 MADE_WITH = ("image_mpp", "mpp", "tile", "watershed", "min_area", "classes", "precision")
 
@@ -88,7 +89,7 @@ def find_images(named: tuple[Path, ...]) -> list[Path]:
     return found
 
 
-def segment(cfg: PredictConfig, answer: Answer, path: Path, stem: Path) -> Counter:
+def segment(cfg: PredictConfig, predictor: Predictor, path: Path, stem: Path) -> Counter:
     """Write the results of one image as <stem>_* and return how many nuclei of each class it has.
 
     cfg: with classes and mpp of the network.
@@ -109,7 +110,7 @@ def segment(cfg: PredictConfig, answer: Answer, path: Path, stem: Path) -> Count
     finder = NucleusFinder(width, apart, cfg.min_area / cfg.mpp**2)
     with open_outputs(stem, cfg.classes, (height, width), scale, cfg.mpp) as outputs:
         top = 0
-        for rows, classes, certainty in strips(answer, source, height, width, tile, path.name):
+        for rows, classes, certainty in strips(predictor, source, height, width, tile, path.name):
             outputs.add_rows(rows, classes)
             top += len(rows)
             for nucleus in finder.add(classes, certainty, last=top == height):
@@ -138,12 +139,12 @@ def predict_images(cfg: PredictConfig) -> None:
     require_network(cfg.checkpoint)
     # here, so that --help answers without torch
     from medood.models.checkpoints import load_model, with_settings_of
-    from medood.models.inference import Answer
+    from medood.models.inference import Predictor
     from medood.models.network import pick_device
     from medood.predicting.outputs import ENDINGS
 
     cfg = with_settings_of(cfg, cfg.checkpoint)
-    answer = Answer(cfg, load_model(cfg.checkpoint, cfg), pick_device(cfg))
+    predictor = Predictor(cfg, load_model(cfg.checkpoint, cfg), pick_device(cfg))
     weights = cfg.checkpoint
     if weights.is_dir():
         weights = weights / "model.safetensors"
@@ -166,7 +167,7 @@ def predict_images(cfg: PredictConfig) -> None:
                 print(f"{path.name}: kept, done with the same network and settings")
                 continue
             Path(f"{stem}.json").unlink(missing_ok=True)  # it would vouch for files half replaced
-            counts = segment(cfg, answer, path, stem)
+            counts = segment(cfg, predictor, path, stem)
             content = {"image": str(path.resolve()), "nuclei": counts, "made_from": made_from}
             write_json(Path(f"{stem}.json"), content)
         except (UserError, PermissionError) as error:  # one bad image does not cost the others

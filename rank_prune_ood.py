@@ -11,35 +11,24 @@ and, with ood_source, those of external images.
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from config import CONFIG, Config, UserError
-from medood import processes
-from medood.data.files import (
-    csv_text,
-    data_name,
-    digest,
-    model_folder,
-    read_json,
-    timed,
-    write_json,
-    write_text,
-)
+from config import CONFIG, Config
+from medood.data.files import csv_text, timed
 from medood.data.folds import read_fold
 from medood.data.labels import BACKGROUND
-from medood.data.ood_set import columns, ood_candidates, ranking_path
-from medood.data.records import changes, fingerprint
+from medood.data.ood_set import columns, ood_candidates
+from medood.data.records import is_kept, write_recorded
+from medood.data.workspace import Pair, data_name, model_folder, ood_files, ranking_path
+from medood.processes import add_up, agreed, on_main, share
 from medood.runs.command_line import run
-from medood.runs.prepared import require_fresh
+from medood.runs.provenance import made_from, require
 
 if TYPE_CHECKING:
     from torch import nn
-
-    from medood.data.dataset import Pair
 
 SHOWN = 24  # of the hardest patches, in the contact sheet
 
@@ -65,39 +54,37 @@ def rank_and_prune(names: list[str], counts: np.ndarray) -> list[list]:
 
 
 def count_seen(cfg: Config, model: nn.Module, files: list[Pair], task: str) -> np.ndarray:
-    """Return the pixels of each patch that a network, in eval mode, gives to each class: (N, C)."""
-    # here, so that --help answers without torch
-    from medood.data.dataset import load_patches
-    from medood.models.inference import count_pixels, predict
-    from medood.models.network import pick_device
+    """Return the pixels of each patch that a network, in eval mode, gives to each class: (N, C).
 
-    images = load_patches(cfg, files).images
-    counts = np.zeros((len(files), len(cfg.class_names)), np.int64)
-    for part, probability in predict(cfg, model, images, pick_device(cfg), task):
-        counts[part] = count_pixels(probability).cpu().numpy()
-    return counts
-
-
-@processes.together
-def rank_files(cfg: Config, network: Path, files: list[Pair], task: str) -> list[list]:
-    """Return the ranking of OoD patches by what the network in a folder sees in them.
-
-    Each process looks at a share of them.
+    Each process looks at its share of the patches.
     """
-    from medood.models.checkpoints import load_model
-    from medood.models.inference import batch_size
+    import torch  # here, so that --help answers without it
+
+    from medood.data.dataset import load_patches
+    from medood.models.inference import batch_size, count_pixels, predict
     from medood.models.network import pick_device
 
-    model = load_model(network, cfg)
-    own = files[processes.shard(len(files), batch_size(pick_device(cfg)))]
-    counts = processes.gathered(partial(count_seen, cfg, model, own, task))
-    names = [image.name for image, _ in files]
-    return rank_and_prune(names, np.concatenate(counts)) if processes.leads() else []
+    device = pick_device(cfg)
+    counts = torch.zeros(len(files), len(cfg.class_names), dtype=torch.int64)
+    own = share(len(files), batch_size(device))
+    with agreed():
+        images = load_patches(cfg, files[own]).images
+        for part, probability in predict(cfg, model, images, device, task):
+            counts[own][part] = count_pixels(probability).cpu()
+    return add_up(counts).numpy()
+
+
+def rank_files(cfg: Config, network: Path, files: list[Pair], task: str) -> list[list]:
+    """Return the ranking of OoD patches by what the network in a folder sees in them."""
+    from medood.models.checkpoints import load_model
+
+    counts = count_seen(cfg, load_model(network, cfg), files, task)
+    return rank_and_prune([image.name for image, _ in files], counts)
 
 
 def draw_ranking(cfg: Config, fold: int, network: Path, rows: list[list]) -> None:
     """Draw the hardest OoD patches with what is seen in them, and the false pixels by class."""
-    from medood.data.dataset import load_patches, ood_files
+    from medood.data.dataset import load_patches
     from medood.evaluation.figures import draw_contact_sheet, draw_false_pixels
     from medood.evaluation.testing import tally_patches
     from medood.models.checkpoints import load_model
@@ -114,63 +101,30 @@ def draw_ranking(cfg: Config, fold: int, network: Path, rows: list[list]) -> Non
         _, predicted = tally_patches(cfg, model, patches, device, "drawing")
         draw_contact_sheet(sheet, title, patches, predicted, cfg.classes)
     false = np.array([row[4:-1] for row in rows])
-    draw_false_pixels(false_pixels_path(cfg, fold), title, false, cfg.classes)
+    draw_false_pixels(path.with_name(f"{path.stem}_false_pixels.png"), title, false, cfg.classes)
 
 
-def false_pixels_path(cfg: Config, fold: int) -> Path:
-    """Return the picture that is drawn last."""
+@on_main
+def write_ranking(cfg: Config, fold: int, network: Path, rows: list[list]) -> None:
+    """Write the ranking of a fold, after its pictures."""
     path = ranking_path(cfg, fold)
-    return path.with_name(f"{path.stem}_false_pixels.png")
-
-
-def rank_fold(cfg: Config, fold: int) -> None:
-    """Write the ranking of one fold, unless it is there from the same network and candidates."""
-    # here, so that --help answers without torch
-    from medood.data.dataset import ood_files
-    from medood.training.loop import require_current
-
-    network = model_folder(cfg, fold, ood=False)
-    files = ood_files(cfg, ood_candidates(cfg, read_fold(cfg, fold).train))
-    missing = [path for path, _ in files if not path.exists()]
-    if missing:
-        raise UserError(f"{missing[0]} is missing: run `python generate_unfiltered_oods.py` first")
-    require_current(cfg, fold, network, ood=False)
-    path = ranking_path(cfg, fold)
-    record = {
-        "precision": cfg.precision,
-        "classes": [list(pair) for pair in cfg.classes],
-        "network": fingerprint([network / "model.safetensors"]),
-        "candidates": fingerprint(path for path, _ in files),
-    }
-    made_from, picture = read_json(path.with_suffix(".json")) or {}, false_pixels_path(cfg, fold)
-    ours = path.exists() and made_from.get("ranking") == digest(path.read_bytes())
-    if path.exists() and not ours:
-        print(f"fold {fold}: {path} kept, it was put there by you (remove it to have it made)")
-        return
-    why = changes({**made_from, "ranking": ""}, {**record, "ranking": ""})
-    if ours and not why and picture.exists():
-        print(f"fold {fold}: {path} kept, made from the same network and candidates")
-        return
-    if ours and why:
-        print(f"fold {fold}: {path} made again, {why}")
-    with timed(cfg.workspace, f"mining {network.name}"):
-        rows = rank_files(cfg, network, files, f"fold {fold}: mining")
-        text = csv_text(columns(cfg), rows)
-        # a ranking that its record does not fit passes for the user's; a picture says all is done
-        for old in (path, picture):
-            old.unlink(missing_ok=True)
-        write_json(path.with_suffix(".json"), {**record, "ranking": digest(text.encode())})
-        write_text(path, text)
-        draw_ranking(cfg, fold, network, rows)
+    draw_ranking(cfg, fold, network, rows)
+    write_recorded(path, csv_text(columns(cfg), rows), made_from(cfg, "ranking", fold))
     kept = sum(row[-1] for row in rows)
     print(f"fold {fold}: the baseline sees nuclei in {kept} of {len(rows)} OoD patches: {path}")
 
 
 def rank_prune_ood(cfg: Config = CONFIG) -> None:
-    """Write the ranking of every fold."""
-    require_fresh(cfg, oods=True)
+    """Write the ranking of every fold, unless it is there from the same network and candidates."""
+    require(cfg, "fold", "baseline", "OoD patches", *["source patches"] * bool(cfg.ood_source))
     for fold in cfg.folds:
-        rank_fold(cfg, fold)
+        if is_kept(ranking_path(cfg, fold), made_from(cfg, "ranking", fold)):
+            continue
+        network = model_folder(cfg, fold, ood=False)
+        files = ood_files(cfg, ood_candidates(cfg, read_fold(cfg, fold).train))
+        with timed(cfg.workspace, f"mining {network.name}"):
+            rows = rank_files(cfg, network, files, f"fold {fold}: mining")
+            write_ranking(cfg, fold, network, rows)
 
 
 if __name__ == "__main__":

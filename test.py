@@ -20,18 +20,15 @@ from typing import TYPE_CHECKING
 from tyro.conf import UseAppendAction
 
 from config import CONFIG, Config, UserError
-from medood.data.files import (
-    data_name,
-    model_folder,
-    require_network,
-    write_json,
-    write_text,
-)
-from medood.data.folds import fold_path, read_fold
-from medood.data.ood_set import stored_estimate
+from medood.data.files import write_json, write_text
+from medood.data.folds import read_fold
+from medood.data.ood_set import read_estimate
+from medood.data.records import RUN
+from medood.data.workspace import data_name, fold_path, model_folder, require_network
 from medood.evaluation.tables import INTERVAL, SCORES, markdown, spread
+from medood.processes import is_main
 from medood.runs.command_line import run
-from medood.runs.prepared import require_fresh
+from medood.runs.provenance import require
 
 if TYPE_CHECKING:
     from medood.evaluation.statistics import Difference
@@ -56,19 +53,14 @@ def networks(cfg: Config, checkpoints: tuple[Path, ...]) -> dict[int, dict[str, 
             names = ["_".join(path.resolve().parts[1:]) for path in checkpoints]
         of_name = dict(zip(names, checkpoints, strict=True))
         return {fold: of_name for fold in unseen_folds(cfg, checkpoints)}
-    from medood.training.loop import require_current
-
     arms = {"baseline": False}
     if any(model_folder(cfg, fold, ood=True).exists() for fold in cfg.folds):
         arms["ood"] = True
-    found = {
+    require(cfg, "baseline", *["Med-OoD"] * ("ood" in arms))
+    return {
         fold: {name: model_folder(cfg, fold, ood) for name, ood in arms.items()}
         for fold in cfg.folds
     }
-    for fold, folders in found.items():
-        for name, folder in folders.items():
-            require_current(cfg, fold, folder, ood=arms[name])
-    return found
 
 
 def unseen_folds(cfg: Config, checkpoints: tuple[Path, ...]) -> list[int]:
@@ -122,7 +114,7 @@ def record_scores(tests: dict[int, Tested], folders: dict[int, dict[str, Path]])
             record = read_run(folder)
             if "data" in record:  # written by a training of ours
                 record["scores"] = tests[fold].scores[name]
-                write_json(folder / "run.json", record)
+                write_json(folder / RUN, record)
                 write_card(folder, record)
 
 
@@ -174,7 +166,7 @@ def training_runs(cfg: Config, fold: int, folders: dict[str, Path]) -> dict[str,
 
     runs = {name: read_run(folder) for name, folder in folders.items()}
     if folders.get("ood") == model_folder(cfg, fold, ood=True):
-        estimate = stored_estimate(cfg, fold)
+        estimate = read_estimate(cfg, fold)
         # an estimate made anew since is not the one that this network was trained with
         if estimate.get("ood_patches") == runs["ood"].get("ood_patches"):
             runs["baseline"] |= {"pnr": estimate.get("pnr_id"), "pct": 0.0}
@@ -195,9 +187,11 @@ def evaluate(cfg: Config = CONFIG, checkpoints: tuple[Path, ...] = ()) -> None:
     from medood.evaluation.report import Comparison, write_report
     from medood.evaluation.statistics import paired_differences, pool
 
-    require_fresh(cfg)
+    require(cfg, "images", "masks", "fold")
     folders = networks(cfg, checkpoints)
     tests = {fold: evaluate_fold(cfg, fold, of_fold) for fold, of_fold in folders.items()}
+    if not is_main():
+        return
     runs = {fold: training_runs(cfg, fold, of_fold) for fold, of_fold in folders.items()}
     arms = list(next(iter(folders.values())))
     labels = {arm: arm if checkpoints else LABELS[arm] for arm in arms}

@@ -5,19 +5,17 @@ Writes  models/<fold>_<architecture>_<encoder>/    weights, settings, log
 """
 
 from config import CONFIG, Config
-from medood.data.files import model_folder
 from medood.data.folds import read_fold
+from medood.data.workspace import id_files, model_folder
 from medood.runs.command_line import run
-from medood.runs.prepared import require_fresh
+from medood.runs.provenance import require
 
 
 def train(cfg: Config = CONFIG) -> None:
     """Train the baseline of every fold."""
-    # here, so that --help answers without torch
-    from medood.data.dataset import id_files
-    from medood.training.loop import train_fold
+    from medood.training.loop import train_fold  # here, so that --help answers without torch
 
-    require_fresh(cfg)
+    require(cfg, "images", "masks", "fold")
     for fold in cfg.folds:
         train, val, _ = read_fold(cfg, fold)
         folder = model_folder(cfg, fold, ood=False)

@@ -6,25 +6,20 @@ Writes  models/<fold>_<architecture>_<encoder>_ood/                   weights, s
 """
 
 from config import CONFIG, Config
-from medood.data.files import model_folder
 from medood.data.folds import read_fold
 from medood.data.ood_set import chosen_oods
+from medood.data.workspace import id_files, model_folder, ood_files
 from medood.runs.command_line import run
-from medood.runs.prepared import require_fresh
+from medood.runs.provenance import require
 
 
 def train_ood(cfg: Config = CONFIG) -> None:
     """Train the Med-OoD network of every fold."""
-    # here, so that --help answers without torch
-    from medood.data.dataset import id_files, ood_files
-    from medood.training.loop import require_current, train_fold
+    from medood.training.loop import train_fold  # here, so that --help answers without torch
 
-    require_fresh(cfg, oods=True)
+    require(cfg, "images", "masks", "fold", "OoD patches", "ranking", "estimate")
     for fold in cfg.folds:
         train, val, _ = read_fold(cfg, fold)
-        baseline = model_folder(cfg, fold, ood=False)
-        if baseline.exists():  # a ranking may come without the network behind it
-            require_current(cfg, fold, baseline, ood=False)
         hardest = chosen_oods(cfg, fold)
         if not hardest:
             print(

@@ -19,8 +19,9 @@ from bench.common import Figures, interleave, synthetic_lizard
 from bench.plain import Plain
 from generate_patches import generate_patches
 from generate_semantic_labels import generate_semantic_labels
-from medood.data.dataset import id_files, load_patches
+from medood.data.dataset import load_patches
 from medood.data.files import pngs
+from medood.data.workspace import id_files
 from medood.evaluation.testing import tally_patches
 from medood.models.network import pick_device
 from medood.runs.command_line import run

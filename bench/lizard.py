@@ -19,7 +19,8 @@ from estimate_pct import estimate_pct
 from generate_patches import generate_patches
 from generate_semantic_labels import generate_semantic_labels
 from generate_unfiltered_oods import generate_unfiltered_oods
-from medood.data.files import SAMPLE_MARK, write_text
+from medood.data.files import write_text
+from medood.data.workspace import SAMPLE_MARK
 from medood.runs.command_line import run
 from medood.sample import NOTE
 from rank_prune_ood import rank_prune_ood

@@ -30,9 +30,10 @@ from estimate_pct import choose_pct, count_samples, foreground_of
 from generate_patches import generate_patches
 from generate_semantic_labels import generate_semantic_labels
 from generate_unfiltered_oods import generate_unfiltered_oods
-from medood.data.dataset import id_files, load_patches, ood_files
-from medood.data.files import FOREGROUND, pngs, read_json, write_json
+from medood.data.dataset import load_patches
+from medood.data.files import pngs, read_json, write_json
 from medood.data.records import RECORD, contents, hash_once
+from medood.data.workspace import FOREGROUND, id_files, ood_files
 from medood.models.inference import batch_size, count_pixels, predict
 from medood.models.network import autocast, pick_device
 from medood.runs.command_line import run

@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from config import Config, UserError
 from generate_semantic_labels import semantic_mask
-from medood.data.files import region_labels
 from medood.data.labels import read_label
+from medood.data.workspace import region_labels
 from medood.evaluation.tables import markdown
 from medood.predicting.nuclei import APART, part
 from medood.runs.command_line import run

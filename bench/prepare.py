@@ -22,9 +22,9 @@ from config import Config
 from generate_patches import cut, generate_patches, tile
 from generate_semantic_labels import convert, generate_semantic_labels, semantic_mask
 from generate_unfiltered_oods import generate_unfiltered_oods, remove_foreground
-from medood.data.files import region_images, region_labels
 from medood.data.images import read_image, read_mask, write_png
 from medood.data.labels import read_label
+from medood.data.workspace import region_images, region_labels
 from medood.runs.command_line import run
 from tests import oracles
 

@@ -33,10 +33,11 @@ from estimate_pct import estimate_pct
 from generate_patches import generate_patches
 from generate_semantic_labels import generate_semantic_labels
 from generate_unfiltered_oods import generate_unfiltered_oods
-from medood.data.dataset import id_files, load_patches, ood_files
+from medood.data.dataset import load_patches
 from medood.data.files import csv_text, pngs, write_text
 from medood.data.folds import read_fold, write_folds
-from medood.data.ood_set import columns, ranking_path
+from medood.data.ood_set import columns
+from medood.data.workspace import id_files, ood_files, ranking_path
 from medood.runs.command_line import run
 from medood.training.augmentation import augment, draw_views
 from medood.training.loop import batches

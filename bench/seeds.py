@@ -21,8 +21,9 @@ from bench.plain import Plain
 from config import Config
 from generate_patches import generate_patches
 from generate_semantic_labels import generate_semantic_labels
-from medood.data.dataset import id_files, load_patches
+from medood.data.dataset import load_patches
 from medood.data.folds import read_fold
+from medood.data.workspace import id_files
 from medood.evaluation.tables import SCORES, spread
 from medood.evaluation.testing import tally_patches
 from medood.models.checkpoints import load_model

@@ -28,7 +28,8 @@ from bench.plain import Plain
 from config import Config
 from generate_patches import generate_patches
 from generate_semantic_labels import generate_semantic_labels
-from medood.data.dataset import id_files, load_patches
+from medood.data.dataset import load_patches
+from medood.data.workspace import id_files
 from medood.models.network import pick_device
 from medood.runs.command_line import run
 from medood.training import step

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.common import BenchConfig, Figures, interleave
 from config import Config
-from medood.models.inference import Answer, batch_size
+from medood.models.inference import Predictor, batch_size
 from medood.models.network import pick_device
 from medood.runs.command_line import run
 from medood.training.augmentation import draw_views
@@ -91,7 +91,7 @@ def on_one_thread(function: Callable) -> Callable:
 def answer_of(cfg: Config, model: nn.Module, size: int = 0, fold: bool = True) -> Callable:
     """Return a function that answers PATCHES patches in batches, of the default size if 0."""
     device = pick_device(cfg)
-    answer = Answer(cfg, model, device)
+    answer = Predictor(cfg, model, device)
     if not fold:
         answer.model = model
     images = torch.randint(0, 256, (PATCHES, cfg.patch_size, cfg.patch_size, 3), dtype=torch.uint8)

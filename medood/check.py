@@ -13,32 +13,16 @@ from pathlib import Path
 import numpy as np
 
 from config import Config, UserError
-from medood.data.files import (
-    list_images,
-    model_folder,
-    official_table,
-    pngs,
-    read_json,
-    region_images,
-    region_labels,
-)
-from medood.data.folds import (
-    PARTS,
-    LeftOut,
-    fold_path,
-    held_out,
-    is_ours,
-    read_list,
-    read_official,
-    region_of,
-)
-from medood.data.images import read_image
+from medood.data.files import pngs
+from medood.data.folds import PARTS, LeftOut, held_out, read_list, read_official, region_of
+from medood.data.images import look_at_pair, read_image, require_same_size, whole_patches
 from medood.data.labels import read_region_label
 from medood.data.memory import exceeds_memory
-from medood.data.records import RECORD, BadFiles
+from medood.data.records import BadFiles, is_yours
+from medood.data.workspace import fold_path, list_images, model_folder, region_images, region_labels
 from medood.models.network import build_model
 from medood.runs.jobs import for_each
-from medood.runs.prepared import is_prepared, look_at_pair, whole_patches
+from medood.runs.provenance import survey
 from medood.training.step import step_seconds
 
 # bytes for a pixel of the patches, at most
@@ -72,12 +56,13 @@ def check(cfg: Config) -> Findings:
         findings.stops.append(str(error))
         raw = [], []
     # patches that the user put there are not made again, nor those that have lost their sources
-    as_they_are = is_prepared(cfg.workspace) or not all(raw)
+    as_they_are = is_yours(cfg.workspace / "Image_Patchs") or not all(raw)
     patches = _check_patches(cfg, findings) if as_they_are else _check_regions(cfg, *raw, findings)
     _check_oods(cfg, patches, findings)
     if patches:
         _check_folds(cfg, patches, findings)
         _check_cost(cfg, len(patches), findings)
+    findings.rows += survey(cfg)
     width = max(len(what) for what, _ in findings.rows)
     print("".join(f"{what:>{width}}  {found}\n" for what, found in findings.rows))
     return findings
@@ -127,13 +112,8 @@ def _check_regions(
 def _look_at_region(label: Path, image: Path, cfg: Config) -> tuple[str, int, Counter]:
     """Return a region's name, its patches and the nuclei of each class; UserError if it is bad."""
     inst_map, _, classes = read_region_label(label, cfg)
-    height, width = read_image(image, cfg.max_pixels).shape[:2]
-    if inst_map.shape != (height, width):
-        raise UserError(
-            f"{image} is {width} x {height} pixels but its label {inst_map.shape[1]} x"
-            f" {inst_map.shape[0]}: put the image that the label belongs to there"
-        )
-    patches = math.ceil(height / cfg.patch_size) * math.ceil(width / cfg.patch_size)
+    require_same_size(image, read_image(image, cfg.max_pixels), inst_map)
+    patches = math.prod(math.ceil(side / cfg.patch_size) for side in inst_map.shape)
     return image.stem, patches, Counter(classes.tolist())
 
 
@@ -155,7 +135,7 @@ def _check_oods(cfg: Config, patches: list[str], findings: Findings) -> None:
     """Look at OoD patches that the user put there, and at the images of ood_source."""
     folder = cfg.workspace / "OoD_Patchs"
     there = {path.name for path in pngs(folder)}
-    if there and read_json(folder / RECORD) is None and (lost := sorted(set(patches) - there)):
+    if is_yours(folder) and (lost := sorted(set(patches) - there)):
         findings.stops.append(
             f"{folder}, which you put there, lacks {len(lost)} patches, {lost[0]} for one: add"
             " them, or remove the folder to have it made"
@@ -176,8 +156,7 @@ def _check_oods(cfg: Config, patches: list[str], findings: Findings) -> None:
 
 def _look_at_source(path: Path, cfg: Config) -> int:
     """Return how many patches an image of ood_source gives; UserError if it gives none."""
-    height, width = read_image(path, cfg.max_pixels).shape[:2]
-    return whole_patches(path, height, width, cfg.patch_size)
+    return whole_patches(path, read_image(path, cfg.max_pixels), cfg.patch_size)
 
 
 def _check_folds(cfg: Config, patches: list[str], findings: Findings) -> None:
@@ -186,7 +165,7 @@ def _check_folds(cfg: Config, patches: list[str], findings: Findings) -> None:
     out = LeftOut({Path(name).stem for name in findings.bad}, set(findings.bad))
     for fold in cfg.folds:
         path = fold_path(cfg, fold)
-        if not path.exists() or is_ours(path):
+        if not is_yours(path):
             drawn.append(fold)
             continue
         try:
@@ -204,13 +183,9 @@ def _check_folds(cfg: Config, patches: list[str], findings: Findings) -> None:
     official = None
     if cfg.split == "official" and not all(fold_path(cfg, fold).exists() for fold in drawn):
         try:
-            official = read_official(cfg.workspace)
+            official = read_official(cfg.workspace, patches)
         except UserError as error:
             findings.stops.append(str(error))
-            return
-        if unknown := sorted({region_of(name) for name in patches} - official.keys()):
-            table = official_table(cfg.workspace)
-            findings.stops.append(f"{table} does not name region {unknown[0]}: use Lizard's own")
             return
     for fold in drawn:
         if cfg.split == "official" and official is None:

@@ -15,9 +15,11 @@ from scipy.ndimage import find_objects, gaussian_filter
 from skimage.draw import disk, ellipse
 
 from config import LIZARD, Config
-from medood.data.files import SAMPLE_MARK, csv_text, digest, write_text
+from medood.data.files import csv_text, digest, write_text
 from medood.data.images import write_png
-from medood.data.records import fresh_folder, out_of_date
+from medood.data.records import fresh_folder, is_there, out_of_date
+from medood.data.workspace import SAMPLE_MARK
+from medood.processes import on_main
 from medood.runs.locks import alone_in
 
 REGIONS = 12
@@ -136,13 +138,14 @@ def mat_bytes(inst_map: np.ndarray, ids: np.ndarray, classes: np.ndarray) -> byt
     return bytes(data)
 
 
+@on_main
 def draw_sample(cfg: Config) -> None:
     """Write the sample to the workspace of cfg, as Lizard's three archives unpack."""
     print(NOTE.splitlines()[0])
     folders = [cfg.workspace / f for f in ("Lizard_Images1", "Lizard_Images2", "Lizard_Labels")]
     write_text(cfg.workspace / SAMPLE_MARK, NOTE)  # first: no kill leaves a sample unmarked
     record = {"drawn_by": digest(Path(__file__).read_bytes())}
-    if not any(out_of_date(folder, record) for folder in folders):
+    if not any(not is_there(folder) or out_of_date(folder, record) for folder in folders):
         print(f"{cfg.workspace}: kept, drawn before")
         return
     names = [f"sample_{number}" for number in range(1, REGIONS + 1)]

@@ -20,25 +20,25 @@ from estimate_pct import choose_pct, count_samples, foreground_of, pnr
 from generate_patches import generate_patches
 from generate_semantic_labels import generate_semantic_labels
 from generate_unfiltered_oods import generate_unfiltered_oods
-from medood.data.dataset import Pair, id_files, ood_files
-from medood.data.files import (
-    csv_text,
-    data_name,
-    digest,
-    model_folder,
-    region_labels,
-    require_data,
-    write_json,
-    write_text,
-)
+from medood.data.files import csv_text, digest, write_json, write_text
 from medood.data.folds import read_fold
 from medood.data.ood_set import ood_candidates
+from medood.data.workspace import (
+    Pair,
+    data_name,
+    id_files,
+    model_folder,
+    ood_files,
+    region_labels,
+    require_data,
+)
 from medood.evaluation.scores import RegionCounts
 from medood.evaluation.statistics import Difference, paired_differences
 from medood.evaluation.tables import INTERVAL, SCORES, markdown
 from medood.evaluation.testing import score_networks
-from medood.models.checkpoints import made_from, plain_settings, read_run, versions
+from medood.models.checkpoints import read_run, versions
 from medood.models.network import build_model, pick_device
+from medood.runs.provenance import made_from, plain_settings
 from medood.training.loop import batches, train_fold
 from medood.training.step import TIMED_STEPS, step_seconds
 from rank_prune_ood import rank_files

@@ -14,7 +14,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from medood.data.dataset import Patches
-from medood.data.files import data_name
+from medood.data.workspace import data_name
 from medood.evaluation.figures import choose_examples, draw_examples, share_right
 from medood.evaluation.tables import SCORES, markdown
 from medood.evaluation.testing import score_networks

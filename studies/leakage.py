@@ -15,8 +15,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from config import UserError
-from medood.data.dataset import id_files
-from medood.data.folds import LIST_ENDING, deal, patches_there, read_list, region_of
+from medood.data.folds import deal, patches_there, read_list, region_of
+from medood.data.workspace import LIST_ENDING, id_files
 from medood.evaluation.figures import draw_intervals
 from medood.evaluation.statistics import paired_differences, pool
 from medood.evaluation.tables import SCORES, markdown, spread

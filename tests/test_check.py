@@ -15,9 +15,9 @@ from scipy.io import loadmat, savemat
 from config import UserError
 from main import look
 from medood.check import check, refuse_findings
-from medood.data.folds import fold_path
 from medood.data.images import write_png
 from medood.data.records import RECORD
+from medood.data.workspace import fold_path
 from tests.conftest import write_region
 
 ROOT = Path(__file__).parents[1]

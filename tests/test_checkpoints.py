@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from config import UserError
 from generate_patches import generate_patches
-from medood.data.files import model_folder
+from medood.data.workspace import model_folder
 from medood.models.checkpoints import has_seen, with_settings_of
 from test import evaluate
 from train import train

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from medood.data.threads import AHEAD, in_threads
 
 from config import UserError
 from medood.data import memory as store
-from medood.data.dataset import Patches, id_files, load_patches, ood_files
-from medood.data.files import model_folder
+from medood.data.dataset import Patches, load_patches
 from medood.data.folds import read_fold
-from medood.data.threads import AHEAD, in_threads
+from medood.data.workspace import id_files, model_folder, ood_files
 from medood.evaluation.figures import share_right
 from medood.evaluation.testing import score_networks
 from medood.models import checkpoints

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from config import UserError
-from medood.data.files import model_folder
+from medood.data.workspace import model_folder
 from medood.evaluation.model_card import write_card
 from medood.models.checkpoints import load_model, read_run
-from medood.models.inference import Answer
+from medood.models.inference import Predictor
 from tests.conftest import TINY
 from train import train
 
@@ -30,7 +30,7 @@ def test_onnx_answers_as_the_network_does_on_any_number_of_patches(trained):
 
     cfg, folder = trained
     session = onnxruntime.InferenceSession(export(cfg, folder))
-    answer = Answer(cfg, load_model(folder, cfg), torch.device("cpu"))
+    answer = Predictor(cfg, load_model(folder, cfg), torch.device("cpu"))
     for count in (1, 5):
         images = np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), np.uint8)
         given = images.transpose(0, 3, 1, 2).astype(np.float32)
@@ -86,7 +86,7 @@ def test_the_card_says_on_what_a_network_was_trained_and_what_it_scored(trained)
 
 
 def test_a_card_of_the_sample_says_so(trained, tmp_path):
-    from medood.data.files import SAMPLE_NAME
+    from medood.data.workspace import SAMPLE_NAME
 
     _, folder = trained
     write_card(tmp_path, {**read_run(folder), "data": SAMPLE_NAME})

@@ -7,8 +7,9 @@ import pytest
 from config import UserError
 from estimate_pct import estimate_pct
 from generate_patches import generate_patches
-from medood.data.folds import fold_path, held_out, hold_out_regions, read_fold, region_of
-from medood.data.ood_set import ranking_path, read_pct
+from medood.data.folds import held_out, hold_out_regions, read_fold, region_of
+from medood.data.ood_set import read_pct
+from medood.data.workspace import fold_path, ranking_path
 from rank_prune_ood import rank_prune_ood
 from tests.oracles import read_rows
 from train import train

@@ -12,11 +12,11 @@ from config import UserError
 from estimate_pct import estimate_pct
 from generate_patches import generate_patches
 from generate_unfiltered_oods import generate_unfiltered_oods, remove_foreground
-from medood.data.files import model_folder
 from medood.data.folds import read_fold
 from medood.data.images import read_image, read_mask, write_png
-from medood.data.ood_set import ranking_path, read_hard_oods
+from medood.data.ood_set import read_hard_oods
 from medood.data.records import RECORD
+from medood.data.workspace import model_folder, ranking_path
 from medood.models.checkpoints import read_run
 from rank_prune_ood import rank_prune_ood
 from tests.oracles import read_rows

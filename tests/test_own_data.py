@@ -12,9 +12,9 @@ from tifffile import imread
 from config import Config, UserError
 from generate_semantic_labels import generate_semantic_labels
 from main import main
-from medood.data.files import model_folder
 from medood.data.images import read_mask
 from medood.data.labels import read_own_mask
+from medood.data.workspace import model_folder
 from medood.models.checkpoints import with_settings_of
 from medood.sample import draw_region
 from predict import PredictConfig, predict_images

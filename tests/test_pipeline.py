@@ -15,11 +15,11 @@ from config import UserError
 from estimate_pct import estimate_pct
 from main import main
 from medood import sample
-from medood.data.files import model_folder
-from medood.data.folds import fold_path, read_fold
+from medood.data.folds import read_fold
 from medood.data.images import write_png
-from medood.data.ood_set import ranking_path, read_hard_oods, read_pct
+from medood.data.ood_set import read_hard_oods, read_pct
 from medood.data.records import RECORD
+from medood.data.workspace import fold_path, model_folder, ranking_path
 from rank_prune_ood import rank_prune_ood
 from test import evaluate
 from tests.conftest import TINY, write_region

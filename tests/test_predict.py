@@ -18,7 +18,7 @@ from torch import nn
 from config import UserError
 from medood.data.images import read_image, write_png
 from medood.data.labels import palette
-from medood.models.inference import Answer
+from medood.models.inference import Predictor
 from medood.models.network import Normalise, build_model
 from medood.predicting.outputs import ENDINGS, open_outputs
 from medood.predicting.slides import File, Slide, open_image
@@ -46,7 +46,7 @@ class ByColour(nn.Module):
 
 @pytest.fixture
 def by_colour():
-    return Answer(TINY, ByColour(), torch.device("cpu"))
+    return Predictor(TINY, ByColour(), torch.device("cpu"))
 
 
 def coloured(height, width, seed=0):
@@ -103,7 +103,7 @@ class ByPlace(ByColour):
 
 
 def test_tiles_fade_into_each_other(tmp_path):
-    answer = Answer(TINY, ByPlace(), torch.device("cpu"))
+    answer = Predictor(TINY, ByPlace(), torch.device("cpu"))
     image = np.random.default_rng(0).integers(0, 256, (128, 320, 3), np.uint8)
     write_png(tmp_path / "image.png", image)
     source = open_image(tmp_path / "image.png")
@@ -117,7 +117,7 @@ def test_a_tile_of_glass_is_background_without_asking_the_network(tmp_path, by_c
     image = np.full((200, 200, 3), 240, np.uint8)
     image += np.random.default_rng(0).integers(0, 10, image.shape, np.uint8)
     write_png(tmp_path / "glass.png", image)
-    monkeypatch.setattr(Answer, "__call__", lambda *_: pytest.fail("asked"))
+    monkeypatch.setattr(Predictor, "__call__", lambda *_: pytest.fail("asked"))
     found = list(strips(by_colour, open_image(tmp_path / "glass.png"), 200, 200, 128, "test"))
     assert not any(classes.any() for _, classes, _ in found)
     assert all((certainty == 255).all() for _, _, certainty in found)
@@ -322,7 +322,7 @@ def test_results_do_not_go_among_the_images(tmp_path, network):
 def test_a_batch_that_does_not_fit_is_given_in_halves(by_colour, monkeypatch):
     mask, image = coloured(64, 64)
     asked = []
-    answer = Answer._answer
+    answer = Predictor._answer
 
     def small(self, images):
         asked.append(len(images))
@@ -330,11 +330,13 @@ def test_a_batch_that_does_not_fit_is_given_in_halves(by_colour, monkeypatch):
             raise torch.OutOfMemoryError
         return answer(self, images)
 
-    monkeypatch.setattr(Answer, "_answer", small)
+    monkeypatch.setattr(Predictor, "_answer", small)
     found = by_colour(torch.from_numpy(np.stack([image] * 5)))
     assert asked == [5, 3, 2, 1, 2]
     np.testing.assert_array_equal(found.argmax(1).numpy(), np.stack([mask] * 5))
-    monkeypatch.setattr(Answer, "_answer", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError))
+    monkeypatch.setattr(
+        Predictor, "_answer", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError)
+    )
     with pytest.raises(UserError, match="no memory for an image of 64 x 64 pixels: set device"):
         by_colour(torch.from_numpy(image[None]))
 

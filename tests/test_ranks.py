@@ -14,8 +14,9 @@ import torch
 from config import Config, UserError
 from estimate_pct import estimate_pct
 from medood import processes
-from medood.data.files import TIMES, model_folder
+from medood.data.files import TIMES
 from medood.data.folds import read_fold
+from medood.data.workspace import model_folder
 from medood.models.network import synchronise
 from medood.training.loop import own_share
 from medood.training.losses import segmentation_loss

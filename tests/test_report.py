@@ -103,7 +103,7 @@ def test_the_page_holds_all_it_shows(whole_run):
 
 
 def test_the_sample_says_that_it_is_no_tissue(whole_run, tmp_path):
-    from medood.data.files import SAMPLE_MARK
+    from medood.data.workspace import SAMPLE_MARK
     from test import evaluate
 
     copy = tmp_path / "sample"

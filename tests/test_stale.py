@@ -13,11 +13,11 @@ from config import UserError
 from generate_patches import generate_patches
 from main import look, main
 from medood.check import check
-from medood.data.files import csv_text, model_folder, write_text
-from medood.data.folds import fold_path, read_fold
+from medood.data.files import csv_text, write_text
+from medood.data.folds import read_fold
 from medood.data.images import read_image, write_png
-from medood.data.ood_set import ranking_path
 from medood.data.records import RECORD
+from medood.data.workspace import fold_path, model_folder, ranking_path
 from medood.training import step
 from tests.test_check import change_label, truncate
 
@@ -189,8 +189,9 @@ def test_a_network_and_a_ranking_of_the_user_are_not_overwritten(report, capsys)
 
 
 def test_a_table_that_is_gone_does_not_undo_its_lists(tiny):
-    from generate_semantic_labels import generate_semantic_labels
     from medood.runs.prepared import require_fresh
+
+    from generate_semantic_labels import generate_semantic_labels
 
     rows = "".join(f"region_{n},drawn,{n + 1}\n" for n in range(3))
     (tiny.workspace / "info.csv").write_text("FileName,Source,Split\n" + rows)

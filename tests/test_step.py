@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from config import UserError
-from medood.models.inference import Answer
+from medood.models.inference import Predictor
 from medood.training.augmentation import draw_views
 from medood.training.loop import train_epoch
 from medood.training.step import Learner, Stored, memory_needed
@@ -61,7 +61,7 @@ def test_neither_answers_nor_a_resume_part_the_weights_from_the_optimiser(tmp_pa
     cfg = dataclasses.replace(TINY, encoder="mobileone_s0")
     ours = learner(cfg)
     assert any(weight.weight.shape[1:] == (1, 1, 1) for weight in ours.weights)
-    Answer(cfg, ours.model.eval(), CPU)(batch(cfg)[0])
+    Predictor(cfg, ours.model.eval(), CPU)(batch(cfg)[0])
     ours.model.load_state_dict(ours.model.state_dict())
     for weight in ours.weights:
         assert weight.stored.data_ptr() == weight.weight.data_ptr()

@@ -13,8 +13,9 @@ import pytest
 
 from config import UserError
 from main import main
-from medood.data.folds import fold_path, read_fold, region_of
+from medood.data.folds import read_fold, region_of
 from medood.data.images import read_image, read_mask, write_png
+from medood.data.workspace import fold_path
 from studies import common, controls, figure3, figure4, leakage, table1, table2_figure5, table3
 from studies import table4_figure6 as table4
 from studies.common import StudyConfig

@@ -14,11 +14,11 @@ import torch
 
 from config import UserError
 from estimate_pct import estimate_pct
-from medood.data.dataset import id_files
-from medood.data.files import csv_text, digest, model_folder, write_json
-from medood.data.folds import fold_path, read_fold
+from medood.data.files import csv_text, digest, write_json
+from medood.data.folds import read_fold
 from medood.data.images import read_mask, write_png
-from medood.data.ood_set import ESTIMATE, columns, pct_path, pct_record, ranking_path
+from medood.data.ood_set import ESTIMATE, columns, pct_record
+from medood.data.workspace import fold_path, id_files, model_folder, pct_path, ranking_path
 from medood.models.checkpoints import load_model
 from medood.training import loop as training
 from medood.training import step as step_module

@@ -2,20 +2,17 @@
 
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from config import Config, UserError
-from medood.data.images import read_image, read_mask
+from config import Config
+from medood.data.files import in_threads
+from medood.data.images import read_image, read_mask, require_side
 from medood.data.memory import GB, exceeds_memory, memory_limit, zeros
-from medood.data.ood_set import ood_path
-from medood.data.threads import in_threads
+from medood.data.workspace import Pair
 
-Pair = tuple[Path, Path | None]  # image and mask of a patch; an OoD patch has no mask
 CHUNK = 64  # patches to look at in one go: a copy of all of them may not fit into the memory
 
 
@@ -32,21 +29,6 @@ class Patches:
     def __len__(self) -> int:
         return len(self.names)
 
-    def part(self, which: slice) -> "Patches":
-        """Return some of the patches, without a copy."""
-        return Patches(self.names[which], self.images[which], self.masks[which], self.is_ood[which])
-
-
-def id_files(cfg: Config, names: list[str]) -> list[Pair]:
-    """Return image and mask path of each ID patch."""
-    folders = cfg.workspace / "Image_Patchs", cfg.workspace / "Mask_Patchs"
-    return [(folders[0] / name, folders[1] / name) for name in names]
-
-
-def ood_files(cfg: Config, names: list[str]) -> list[Pair]:
-    """Return image path and no mask of each OoD patch: its truth is background everywhere."""
-    return [(ood_path(cfg, name), None) for name in names]
-
 
 def count_classes(cfg: Config, names: list[str]) -> np.ndarray:
     """Return how many pixels of each ID patch belong to each class, integers (N, C)."""
@@ -56,8 +38,7 @@ def count_classes(cfg: Config, names: list[str]) -> np.ndarray:
         mask = read_mask(cfg.workspace / "Mask_Patchs" / name, classes)
         return np.bincount(mask.ravel(), minlength=classes)
 
-    done = in_threads(count, names)
-    return np.array(list(tqdm(done, "counting", len(names), leave=False, disable=None)))
+    return np.array(in_threads(count, names, "counting"))
 
 
 def load_patches(cfg: Config, files: list[Pair]) -> Patches:
@@ -81,16 +62,10 @@ def load_patches(cfg: Config, files: list[Pair]) -> Patches:
         readers = [(image, read_image, images)] + [(mask, read_truth, masks)] * (mask is not None)
         for path, reader, out in readers:
             pixels = reader(path)
-            if pixels.shape[:2] != (side, side):
-                raise UserError(
-                    f"{path} is {pixels.shape[1]} x {pixels.shape[0]} pixels but patch_size is"
-                    f" {side}: set patch_size to its size, or make the patches anew"
-                )
+            require_side(path, pixels, side)
             out[index] = torch.from_numpy(pixels)
 
-    done = in_threads(read, range(len(files)))
-    for _ in tqdm(done, total=len(files), desc="reading patches", leave=False, disable=None):
-        pass
+    in_threads(read, range(len(files)), "reading patches")
     return Patches(
         [image.name for image, _ in files],
         images,

@@ -1,169 +1,45 @@
-"""Files: where the user's may lie, and how results are written whole or not at all."""
+"""Reading files, and writing them whole or not at all."""
 
 import csv
 import hashlib
 import io
-import itertools
 import json
 import os
 import shutil
 import time
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from typing import TypeVar
 
-from config import Config, UserError
-from medood.data.images import IMAGE_ENDINGS
+from tqdm import tqdm
+
+from config import UserError
+from medood.processes import is_main
 
 PARTIAL, REPLACED = ".partial", ".replaced"  # endings of hidden names, while something is written
 WRITTEN_TO = ("HardOoD", "k_folds", "models", "reports", "studies")  # beside the folders of patches
 TIMES = "times.csv"  # in the workspace: in it, and in the report that shows it, equal runs differ
-SOURCE_PREFIX = "source-"  # of the name of a patch that was cut from an image of ood_source
-FOREGROUND = "foreground.json"  # in Mask_Patchs: how many pixels of each patch are foreground
-NUCLEI_LIST = "nuclei.csv"  # in Semantic_Labels
-NUCLEI_COLUMNS = ["region", "class", "x", "y"]
-SAMPLE_NAME = "SAMPLE: synthetic tissue, not Lizard"
-SAMPLE_MARK = "SAMPLE.txt"  # in a workspace whose tissue was drawn by medood/sample.py
+THREADS = min(32, (os.cpu_count() or 1) + 4)  # more than cores: some wait for the disk
+CHUNK = 16  # files that a thread takes at once
 
-# ---------------------------------------------------------------- finding
+A = TypeVar("A")
+T = TypeVar("T")
 
 
-def region_images(cfg: Config) -> list[Path]:
-    """Return the images of `images`, or of Lizard in any layout its archives unpack to; or []."""
-    if cfg.images is not None:
-        return list_images(cfg.images)
-    folders = ("lizard_images", "lizard_images1", "lizard_images2")
-    return _find(cfg.workspace, folders, ".png", depth=1)
-
-
-def region_labels(cfg: Config) -> list[Path]:
-    """Return the masks of `masks`, or the .mat files in Labels/ or Lizard_Labels/Labels/; or []."""
-    if cfg.masks is not None:
-        return list_images(cfg.masks)
-    return _find(cfg.workspace, ("labels", "lizard_labels"), ".mat", depth=2)
-
-
-def official_table(workspace: Path) -> Path | None:
-    """Return Lizard's info.csv, or None."""
-    found = _find(workspace, ("labels", "lizard_labels"), "info.csv", depth=1)
-    beside = workspace / "info.csv"
-    return beside if beside.exists() else (found[0] if found else None)
-
-
-def require_data(cfg: Config) -> None:
-    """Raise UserError, saying what belongs where, if there is nothing to start from."""
-    workspace = cfg.workspace
-    prepared = all(pngs(workspace / f"{kind}_Patchs") for kind in ("Image", "Mask"))
-    if prepared or (region_images(cfg) and region_labels(cfg)):
-        return
-    raise UserError(
-        f"no data in {workspace.resolve()}: looked for Lizard_Images1/ + Lizard_Images2/ (or"
-        " Lizard_Images/) with .png and Lizard_Labels/Labels/ (or Labels/) with .mat, and for"
-        " prepared Image_Patchs/ + Mask_Patchs/. Put Lizard there (README.md says where to get it),"
-        " name another folder with --workspace, set images and masks to folders of your own, or try"
-        " `python main.py --sample`"
-    )
-
-
-def _find(workspace: Path, folders: tuple[str, ...], ending: str, depth: int) -> list[Path]:
-    """Files with `ending` in the named folders (any case) and `depth` levels of folders below."""
-    if not workspace.is_dir():
-        return []
-    roots = [folder for folder in workspace.iterdir() if folder.name.lower() in folders]
-    found = [
-        path
-        for root in roots
-        for level in range(depth + 1)
-        for path in root.glob("*/" * level + "*")
-        # macOS archives carry a hidden `._name` beside each file
-        if path.name.lower().endswith(ending) and not path.name.startswith(".")
-    ]
-    by_name: dict[str, Path] = {}
-    for path in found:
-        if path.name in by_name:
-            raise UserError(f"{by_name[path.name]} and {path} have one name: remove one of them")
-        by_name[path.name] = path
-    return sorted(found, key=lambda path: path.name)
+def in_threads(function: Callable[[A], T], items: Iterable[A], task: str = "") -> list[T]:
+    """Return function(item) of each item, in order. task: what the progress bar says, if any."""
+    items = list(items)
+    with ThreadPool(THREADS) as pool:
+        done = pool.imap(function, items, CHUNK)
+        return list(tqdm(done, task, len(items), leave=False, disable=None if task else True))
 
 
 def pngs(folder: Path) -> list[Path]:
     """Return the .png files of `folder`, by name, without macOS's hidden ones; [] if no folder."""
     return sorted(path for path in folder.glob("*.png") if not path.name.startswith("."))
-
-
-def list_pngs(folder: Path, made_by: str) -> list[Path]:
-    """Return the .png files of `folder`, by name; UserError naming `made_by` if there is none."""
-    paths = pngs(folder)
-    if not paths:
-        raise UserError(f"no .png in {folder}: run `python {made_by}` first")
-    return paths
-
-
-def list_images(folder: Path) -> list[Path]:
-    """Return the images in a folder of the user's, by name; UserError if there is none.
-
-    Two that differ in their ending only would give patches of one name: refused.
-    """
-    if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}: correct its name")
-    found = folder.iterdir()
-    kept = [path for path in found if path.suffix.lower() in IMAGE_ENDINGS]
-    paths = sorted((path for path in kept if path.name[0] != "."), key=lambda path: path.stem)
-    if not paths:
-        raise UserError(f"no image ({', '.join(IMAGE_ENDINGS)}) in {folder}: put some there")
-    for path, following in itertools.pairwise(paths):
-        if path.stem == following.stem:
-            raise UserError(f"{path} and {following} have one name: rename one of them")
-    return paths
-
-
-def list_patch_pairs(
-    workspace: Path, left_out: Container[str] = ()
-) -> tuple[list[Path], list[Path]]:
-    """Return image and mask of every patch, in one order; UserError where one lacks its pair.
-
-    left_out: the names of patches that cannot be used.
-    """
-    images, masks = (
-        [path for path in paths if path.name not in left_out]
-        for paths in (
-            list_pngs(workspace / "Image_Patchs", made_by="generate_patches.py"),
-            list_pngs(workspace / "Mask_Patchs", made_by="generate_patches.py"),
-        )
-    )
-    lone = {path.name for path in images} ^ {path.name for path in masks}
-    if lone:
-        raise UserError(
-            f"{min(lone)} is only in one of Image_Patchs and Mask_Patchs ({len(lone)} such in all):"
-            " put its partner there, or run `python generate_patches.py` to make both anew"
-        )
-    return images, masks
-
-
-def data_name(workspace: Path) -> str:
-    """Return what a table or picture says its data are; the sample never passes for tissue."""
-    return SAMPLE_NAME if (workspace / SAMPLE_MARK).exists() else workspace.resolve().name
-
-
-def model_folder(cfg: Config, fold: int, ood: bool) -> Path:
-    """Return where the baseline, or the Med-OoD network, of a fold lies."""
-    return cfg.workspace / "models" / f"{fold}_{cfg.model_name}{'_ood' if ood else ''}"
-
-
-def require_network(folder: Path) -> None:
-    """Raise UserError, naming the command that trains it, if no network is in `folder`.
-
-    A file is taken for one of weights.
-    """
-    if not folder.is_file() and not (folder / "config.json").is_file():
-        command = "train_ood.py" if folder.name.endswith("_ood") else "train.py"
-        raise UserError(
-            f"no network (config.json, model.safetensors) in {folder}: run `python {command}` first"
-        )
-
-
-# ---------------------------------------------------------------- results, whole or not at all
 
 
 @contextmanager
@@ -196,6 +72,8 @@ def timed(workspace: Path, step: str) -> Iterator[None]:
     """Add how long a block took to <workspace>/times.csv, once it is through."""
     started = time.perf_counter()
     yield
+    if not is_main():
+        return
     seconds = round(time.perf_counter() - started, 1)
     path = workspace / TIMES
     header = [] if path.exists() else [["finished", "step", "seconds"]]

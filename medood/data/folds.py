@@ -3,28 +3,17 @@
 Files   k_folds/<fold>Image_Patchs.csv, columns (index), img_name, obj_tag = train | test
 """
 
-from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from config import Config, UserError
-from medood.data.files import (
-    csv_text,
-    digest,
-    official_table,
-    pngs,
-    read_json,
-    read_table,
-    write_json,
-    write_text,
-)
-from medood.data.records import bad_files, changes
-from medood.runs.locks import alone_in
+from medood.data.files import pngs, read_table
+from medood.data.records import bad_files
+from medood.data.workspace import LIST_ENDING, fold_path, official_table
 
 PARTS = 3
-LIST_ENDING = "Image_Patchs.csv"
 VAL_SHARE = 0.1  # of the training side's patches, at the least
 
 
@@ -56,8 +45,8 @@ def held_out(
     return {name for name in names if parts[name] == fold % PARTS}
 
 
-def read_official(workspace: Path) -> dict[str, int]:
-    """Return the part, 1..3, of each region, from Lizard's info.csv."""
+def read_official(workspace: Path, patches: list[str]) -> dict[str, int]:
+    """Return the part, 1..3, of each region, from Lizard's info.csv; it must name all of them."""
     path = official_table(workspace)
     if path is None:
         raise UserError(
@@ -67,9 +56,12 @@ def read_official(workspace: Path) -> dict[str, int]:
     rows = read_table(path)
     try:
         rows = [{column.lower(): value for column, value in row.items()} for row in rows]
-        return {Path(row["filename"]).stem: int(row["split"]) for row in rows}
+        parts = {Path(row["filename"]).stem: int(row["split"]) for row in rows}
     except (AttributeError, KeyError, TypeError, ValueError):
         raise UserError(f"{path} lacks the columns FileName and Split (1, 2, 3)") from None
+    if unknown := sorted({region_of(name) for name in patches} - parts.keys()):
+        raise UserError(f"{path} does not name region {unknown[0]}: use Lizard's own table")
+    return parts
 
 
 class LeftOut(NamedTuple):
@@ -86,73 +78,6 @@ def left_out(workspace: Path) -> LeftOut:
     """Return which regions, and which patches of the user's, were left out of the patches."""
     regions = {Path(name).stem for name in bad_files(workspace / "Image_Patchs")}
     return LeftOut(regions, set(bad_files(workspace / "k_folds")))
-
-
-def fold_path(cfg: Config, fold: int) -> Path:
-    """Return where the list of a fold lies."""
-    return cfg.workspace / "k_folds" / f"{fold}{LIST_ENDING}"
-
-
-def write_folds(cfg: Config, names: list[str]) -> None:
-    """Draw the list of every fold of cfg; lists that the user put there are used as they are."""
-    changed = {fold: fold_changes(cfg, fold) for fold in cfg.folds}
-    to_draw = [fold for fold in cfg.folds if changed[fold] or not fold_path(cfg, fold).exists()]
-    official = None
-    if cfg.split == "official" and to_draw:
-        official = read_official(cfg.workspace)
-        if unknown := sorted({region_of(name) for name in names} - official.keys()):
-            raise UserError(f"info.csv does not name region {unknown[0]}: use Lizard's own table")
-    if len({fold % PARTS for fold in cfg.folds}) < min(len(cfg.folds), PARTS):
-        print(f"folds {cfg.folds}: some test the same part, so not every patch is tested once")
-    drawn_from = _drawn_from(cfg, names)
-    for fold in cfg.folds:
-        path = fold_path(cfg, fold)
-        if fold not in to_draw:
-            if not is_ours(path):
-                train, test = read_list(path, *patches_there(cfg.workspace))
-                sides = f"{len(train)} train, {len(test)} test"
-                print(f"{path}: kept, it was put there by you ({sides})")
-            continue
-        tested = held_out(names, fold, cfg.split, cfg.seed, official)
-        rows = [(i, name, "test" if name in tested else "train") for i, name in enumerate(names)]
-        text = csv_text(["", "img_name", "obj_tag"], rows)
-        # another run may be reading the list that this one replaces
-        with alone_in(cfg.workspace) if changed[fold] else nullcontext():
-            if changed[fold]:
-                print(f"{path}: drawn again, {changed[fold]}")
-            path.unlink(missing_ok=True)  # a list that its record does not fit passes for a user's
-            record = {**drawn_from, "list": digest(text.encode())}
-            write_json(path.with_suffix(".json"), record)
-            write_text(path, text)
-
-
-def _drawn_from(cfg: Config, names: list[str]) -> dict:
-    """Return what a list of ours is drawn from."""
-    patches = digest("\n".join(sorted(names)).encode())
-    drawn_from = {"split": cfg.split, "seed": cfg.seed, "list of patches": patches}
-    if cfg.split == "official" and (table := official_table(cfg.workspace)):
-        drawn_from["info.csv"] = digest(table.read_bytes())
-    return drawn_from
-
-
-def is_ours(path: Path) -> bool:
-    """Say whether a list was drawn here, and not put there by the user."""
-    record = read_json(path.with_suffix(".json")) or {}
-    return record.get("list") == digest(path.read_bytes())
-
-
-def fold_changes(cfg: Config, fold: int) -> str:
-    """Return why a list of ours would be drawn otherwise now, or "" if it would not."""
-    path = fold_path(cfg, fold)
-    if not path.exists() or not is_ours(path):
-        return ""
-    bad = left_out(cfg.workspace).patches
-    there = [patch.name for patch in pngs(cfg.workspace / "Image_Patchs")]
-    record = read_json(path.with_suffix(".json"))
-    now = _drawn_from(cfg, [name for name in there if name not in bad])
-    if cfg.split == "official" and "info.csv" not in now:  # its source is gone
-        record.pop("info.csv", None)
-    return changes(record, {**now, "list": record["list"]})
 
 
 class Fold(NamedTuple):

@@ -145,3 +145,42 @@ def write_png(path: Path, image: np.ndarray) -> None:
     # OpenCV's default settings write a patch in 0.4 ms; asking for a level takes twice that
     encoded = cv2.imencode(".png", image)[1]
     path.write_bytes(encoded.tobytes())
+
+
+def require_side(path: Path, pixels: np.ndarray, side: int) -> None:
+    """Raise UserError for a patch, or its mask, that is not `side` pixels high and wide."""
+    height, width = pixels.shape[:2]
+    if (height, width) != (side, side):
+        raise UserError(
+            f"{path} is {width} x {height} pixels but patch_size is {side}: set patch_size to its"
+            " size, or make the patches anew"
+        )
+
+
+def require_same_size(path: Path, image: np.ndarray, label: np.ndarray) -> None:
+    """Raise UserError for the image of a region, at `path`, whose label is of another size."""
+    if image.shape[:2] != label.shape:
+        raise UserError(
+            f"{path} is {image.shape[1]} x {image.shape[0]} pixels but its label {label.shape[1]} x"
+            f" {label.shape[0]}: put the image that the label belongs to there"
+        )
+
+
+def look_at_pair(image: Path, mask: Path, cfg: Config) -> None:
+    """Raise UserError if a patch and its mask cannot be used."""
+    if not image.exists() or not mask.exists():
+        lost = mask if image.exists() else image
+        raise UserError(f"{lost} is missing: put it there, or remove its partner")
+    require_side(image, read_image(image, cfg.max_pixels), cfg.patch_size)
+    require_side(mask, read_mask(mask, len(cfg.class_names), cfg.max_pixels), cfg.patch_size)
+
+
+def whole_patches(path: Path, image: np.ndarray, side: int) -> int:
+    """Return how many whole patches an image of ood_source gives; UserError if it gives none."""
+    height, width = image.shape[:2]
+    if height < side or width < side:
+        raise UserError(
+            f"{path} is {width} x {height} pixels, smaller than a patch of {side}: remove it from"
+            " ood_source or enlarge it"
+        )
+    return (height // side) * (width // side)

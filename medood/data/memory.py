@@ -30,7 +30,7 @@ _held = 0  # bytes that zeros has given out in memory and not got back
 def memory_limit(cfg: Config) -> float:
     """Return in bytes what max_memory leaves to this process, of those on this machine."""
     whole = _machine_memory() / 2 if cfg.max_memory is None else cfg.max_memory * GB
-    return whole / processes.local_size()
+    return whole / processes.local_world_size()
 
 
 def exceeds_memory(cfg: Config, size: int) -> bool:

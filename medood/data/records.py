@@ -1,8 +1,14 @@
-"""What a folder was made from: how a step knows that its work is done, out of date, or the user's.
+"""Records: what a product was made from, so that a step knows whether its work is done.
 
-A folder that a step wrote holds made_from.json: the settings and the fingerprint of the inputs
-behind it, how many images it has, and which input files were bad and left out. A folder without
-one was put there by the user and is never overwritten.
+A product is a folder or a file that a step wrote. Its record is a JSON file: made_from.json in a
+folder of images, run.json in a network's folder, <name>.json beside <name>.csv. It holds
+
+    made_from   the settings and the fingerprints of the inputs that decide the product
+    outputs     the hash of the product itself; a table that it does not fit is the user's
+    files       how many images a folder has
+    bad_files   which inputs could not be used and were left out, and why
+
+What has no record was put there by the user and is never overwritten.
 """
 
 import functools
@@ -10,126 +16,178 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
 
 from config import Config, UserError
-from medood.data.files import digest, pngs, read_json, whole_folder, write_json
+from medood.data.files import (
+    digest,
+    in_threads,
+    pngs,
+    read_json,
+    whole_folder,
+    write_json,
+    write_text,
+)
 from medood.data.images import missing
-from medood.data.threads import in_threads
 
-RECORD = "made_from.json"
+RECORD, RUN = "made_from.json", "run.json"
 LISTED = 20  # of the bad files, in a message
 
-T = TypeVar("T")
 BadFiles = dict[str, str]  # what is wrong, by the name of the file
+
+# ---------------------------------------------------------------- hashes
 
 
 def fingerprint(paths: Iterable[Path]) -> str:
     """Return one hash of the folders, names and contents of files, in any order."""
 
     def line(path: Path) -> str:
-        return f"{_hash_now(path)} {path.parent.name}/{path.name}"
+        return f"{hash_of(path)} {path.parent.name}/{path.name}"
 
     return digest("\n".join(sorted(in_threads(line, paths))).encode())
 
 
-def _hash_now(path: Path) -> str:
-    try:
-        state = path.stat()
-    except FileNotFoundError:
-        raise missing(path) from None
-    return hash_once(path, state.st_size, state.st_mtime_ns, state.st_ino)
-
-
-@functools.cache  # the steps of main.py look at the same files again and again
-def hash_once(path: Path, size: int, mtime_ns: int, inode: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextmanager
-def fresh_folder(folder: Path, record: dict, bad: BadFiles | None = None) -> Iterator[Path]:
-    """Give an empty folder to fill; it takes the name `folder`, with `record`, once it is full.
-
-    bad: the input files that are left out; may be filled on the way. An error or a kill leaves
-    what stood at `folder` before as it was.
-    """
-    if pngs(folder) and not (folder / RECORD).exists():
-        raise UserError(f"{folder} was put there by you: remove it to have it made anew")
-    with whole_folder(folder) as partial:
-        yield partial
-        outputs = {"files": len(pngs(partial)), "outputs": contents(partial)}
-        content = {**record, **outputs, "bad_files": bad or {}}
-        write_json(partial / RECORD, content)
-
-
-def is_kept(folder: Path, record: dict) -> bool:
-    """Say, also to the user, whether `folder` stays: made from `record`, or put there by the user.
-
-    A folder without a record was not written by these scripts, so they never overwrite it.
-    """
-    if not pngs(folder):
-        return False
-    if read_json(folder / RECORD) is None:
-        print(f"{folder}: kept, it was put there by you (remove it to have it made)")
-        return True
-    why = out_of_date(folder, record)
-    if not why and not is_unchanged(folder):
-        raise UserError(
-            f"{folder} was changed, or damaged, since it was made: remove it to have it made anew,"
-            f" or remove its {RECORD} to keep it as your own"
-        )
-    if not why and bad_files(folder):
-        why = "files behind it could not be used"  # it may be the settings that were mended
-    said = f"made again: {why}" if why else "kept, made from the same inputs and settings"
-    print(f"{folder}: {said}")
-    return not why
-
-
-def is_unchanged(folder: Path) -> bool:
-    """Say whether the images in a folder of ours are, to the byte, those that were made."""
-    return (read_json(folder / RECORD) or {}).get("outputs") == contents(folder)
-
-
-def contents(folder: Path) -> str:
-    """Return one hash of the names and contents of the images in a folder."""
-    paths = pngs(folder)
-    hashes = in_threads(_hash_now, paths)
+def contents(product: Path) -> str:
+    """Return one hash of a file, or of the names and contents of the images in a folder."""
+    if product.is_file():
+        return hash_of(product)
+    paths = pngs(product)
+    hashes = in_threads(hash_of, paths)
     lines = [f"{content} {path.name}" for content, path in zip(hashes, paths, strict=True)]
     return digest("\n".join(lines).encode())
 
 
-def out_of_date(folder: Path, record: dict) -> str:
-    """Return in words why a folder is not what `record` would make now, or "" if it is."""
-    found = dict(read_json(folder / RECORD) or {})
-    for name in ("bad_files", "outputs"):
-        found.pop(name, None)
-    return changes(found, {**record, "files": len(pngs(folder))})
+def hash_of(path: Path) -> str:
+    """Return the SHA-256 of a file's content; UserError if it is not there."""
+    try:
+        state = path.stat()
+    except FileNotFoundError:
+        raise missing(path) from None
+    return _hash_once(path, state.st_size, state.st_mtime_ns, state.st_ino)
 
 
-def changes(before: dict, now: dict) -> str:
-    """Return what differs between two records, in words; "" if nothing does."""
+@functools.cache  # the steps of main.py look at the same files again and again
+def _hash_once(path: Path, size: int, mtime_ns: int, inode: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# ---------------------------------------------------------------- records
+
+
+def record_path(product: Path) -> Path:
+    """Return where the record of a product lies."""
+    if product.suffix in (".csv", ".json"):
+        return product.with_suffix(".json")
+    run = product / RUN
+    return run if run.exists() else product / RECORD
+
+
+def is_there(product: Path) -> bool:
+    """Say whether a product has any content."""
+    ours = any((product / name).is_file() for name in (RECORD, "config.json"))
+    return product.is_file() or ours or bool(pngs(product))
+
+
+def read_record(product: Path) -> dict | None:
+    """Return the record of a product; None if it is not there, or was put there by the user."""
+    record = read_json(record_path(product)) if is_there(product) else None
+    if record is None or (product / "config.json").is_file() and "made_from" not in record:
+        return None
+    if product.suffix == ".csv" and record.get("outputs") != contents(product):
+        return None
+    made_from = record.get("made_from")
+    return record | {"made_from": made_from if isinstance(made_from, dict) else {}}
+
+
+def is_yours(product: Path) -> bool:
+    """Say whether a product is there that the user put there."""
+    return is_there(product) and read_record(product) is None
+
+
+def out_of_date(product: Path, made_from: dict) -> str:
+    """Return in words why a product is not what `made_from` gives, or "" if it is.
+
+    So is what the user put there, and what has lost a source (None in `made_from`): nobody could
+    make that again.
+    """
+    record = read_record(product)
+    if record is None or None in made_from.values():
+        return ""
+    found, there = record.get("files"), len(pngs(product))
+    lost = [f"of its {found} files {there} are there"] if found not in (None, there) else []
+    return ", ".join([*lost, *changes(record["made_from"], made_from)])
+
+
+def changes(before: dict, now: dict) -> list[str]:
+    """Return what differs between two `made_from`, in words."""
     said = []
     for name in sorted(before.keys() | now.keys()):
         old, new = before.get(name), now.get(name)
         if old == new:
             continue
         if isinstance(old, dict) and isinstance(new, dict):
-            said.append(changes(old, new))
-        elif name == "files":
-            said.append(f"of its {old} files {new} are there")
+            said += changes(old, new)
         elif name in ("inputs", "masks"):
             said.append("what it is made from changed")
         elif old is None or new is None or max(len(str(old)), len(str(new))) > 40:
             said.append(f"{name} changed")
         else:
             said.append(f"{name} was {old}, is {new}")
-    return ", ".join(dict.fromkeys(said))
+    return list(dict.fromkeys(said))
 
 
-def bad_files(folder: Path) -> BadFiles:
-    """Return the input files that were left out when `folder` was made."""
-    found = (read_json(folder / RECORD) or {}).get("bad_files")
+def is_kept(product: Path, made_from: dict) -> bool:
+    """Say, also to the user, whether a product stays: made from `made_from`, or the user's.
+
+    Raises UserError for one of ours whose content has changed since.
+    """
+    if not is_there(product):
+        return False
+    record = read_record(product)
+    if record is None:
+        print(f"{product}: kept, it was put there by you (remove it to have it made)")
+        return True
+    why = out_of_date(product, made_from)
+    if not why and record.get("outputs", contents(product)) != contents(product):
+        raise UserError(
+            f"{product} was changed, or damaged, since it was made: remove it to have it made anew,"
+            f" or remove its {RECORD} to keep it as your own"
+        )
+    if not why and record.get("bad_files"):
+        why = "files behind it could not be used"  # it may be the settings that were mended
+    said = f"made again: {why}" if why else "kept, made from the same inputs and settings"
+    print(f"{product}: {said}")
+    return not why
+
+
+@contextmanager
+def fresh_folder(folder: Path, made_from: dict, bad: BadFiles | None = None) -> Iterator[Path]:
+    """Give an empty folder to fill; it takes the name `folder`, with its record, once it is full.
+
+    bad: the input files that are left out; may be filled on the way. An error or a kill leaves
+    what stood at `folder` before as it was.
+    """
+    if is_yours(folder):
+        raise UserError(f"{folder} was put there by you: remove it to have it made anew")
+    with whole_folder(folder) as partial:
+        yield partial
+        outputs = {"files": len(pngs(partial)), "outputs": contents(partial)}
+        write_json(partial / RECORD, {"made_from": made_from, **outputs, "bad_files": bad or {}})
+
+
+def write_recorded(path: Path, text: str, made_from: dict) -> None:
+    """Write a table with its record."""
+    path.unlink(missing_ok=True)  # a table that its record does not fit passes for the user's
+    write_json(record_path(path), {"made_from": made_from, "outputs": digest(text.encode())})
+    write_text(path, text)
+
+
+# ---------------------------------------------------------------- bad files
+
+
+def bad_files(product: Path) -> BadFiles:
+    """Return the input files that were left out when a folder was made."""
+    found = (read_json(product / RECORD) or {}).get("bad_files")
     return {name: str(said) for name, said in found.items()} if isinstance(found, dict) else {}
 
 

@@ -5,8 +5,9 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, UndefinedError
 
 from config import UserError
-from medood.data.files import SAMPLE_NAME, write_text
+from medood.data.files import write_text
 from medood.data.labels import BACKGROUND_COLOUR
+from medood.data.workspace import SAMPLE_NAME
 from medood.evaluation.tables import SCORES, spread
 from medood.models.network import normalisation
 

@@ -18,19 +18,19 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from config import Config, UserError
 from medood.data.dataset import count_classes
-from medood.data.files import (
-    NUCLEI_LIST,
-    SAMPLE_NAME,
-    TIMES,
-    data_name,
-    model_folder,
-    read_table,
-    write_text,
-)
+from medood.data.files import TIMES, read_table, write_text
 from medood.data.folds import read_fold, region_of
 from medood.data.labels import BACKGROUND_COLOUR
-from medood.data.ood_set import pct_path, ranking_path, stored_estimate
+from medood.data.ood_set import read_estimate
 from medood.data.records import bad_files
+from medood.data.workspace import (
+    NUCLEI_LIST,
+    SAMPLE_NAME,
+    data_name,
+    model_folder,
+    pct_path,
+    ranking_path,
+)
 from medood.evaluation.figures import (
     draw_bars,
     draw_confusion,
@@ -348,7 +348,7 @@ def write_report(found: Comparison, out: Path) -> None:
         },
         # of the estimate that the network was trained with, not of a later one
         pct={
-            fold: stored_estimate(cfg, fold)
+            fold: read_estimate(cfg, fold)
             for fold, of_fold in found.runs.items()
             if "pct" in of_fold.get("ood", {})
         },

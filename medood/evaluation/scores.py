@@ -4,7 +4,6 @@ C classes, 0 is background. Every mean over foreground classes runs over those t
 *truth*: the same set for every network compared on the fold, whatever it predicts.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,37 +81,26 @@ class RegionCounts:
 
 
 class Tally:
-    """The scores of one network, gathered batch by batch over a test fold."""
+    """What a network got right in each of N patches: the scores of a test fold come from it."""
 
-    def __init__(self) -> None:
-        self.confusion: list[Tensor] = []
-        self.iou_paper: list[Tensor] = []
-        self.dice_paper: list[Tensor] = []
+    def __init__(self, patches: int, classes: int) -> None:
+        self.confusion = torch.zeros(patches, classes, classes, dtype=torch.int64)  # rows the truth
+        self.iou_paper = torch.zeros(patches, dtype=torch.float64)
+        self.dice_paper = torch.zeros(patches, dtype=torch.float64)
 
-    @staticmethod
-    def merged(tallies: Iterable["Tally"]) -> "Tally":
-        """Return the tally of all patches of some, one after the other."""
-        whole = Tally()
-        for tally in tallies:
-            whole.confusion += tally.confusion
-            whole.iou_paper += tally.iou_paper
-            whole.dice_paper += tally.dice_paper
-        return whole
-
-    def add(self, probability: Tensor, truth: Tensor) -> None:
-        """Count patches: probability (n, C, H, W), truth (n, H, W)."""
-        self.confusion.append(confusion(truth, probability.argmax(1), probability.shape[1]).cpu())
+    def add(self, part: slice, probability: Tensor, truth: Tensor) -> None:
+        """Count the patches `part`: probability (n, C, H, W), truth (n, H, W)."""
+        self.confusion[part] = confusion(truth, probability.argmax(1), probability.shape[1]).cpu()
         iou, dice = paper_iou_dice(probability, truth)
-        self.iou_paper.append(iou.cpu())
-        self.dice_paper.append(dice.cpu())
+        self.iou_paper[part], self.dice_paper[part] = iou.cpu(), dice.cpu()
 
     def scores(self) -> dict:
         """Return every score of the patches added, plain numbers, None where one is undefined."""
-        matrix = torch.cat(self.confusion).sum(0).numpy()
+        matrix = self.confusion.sum(0).numpy()
         of_pixels = {name: _plain(value) for name, value in scores_of(matrix).items()}
         paper = {
-            "miou_paper": torch.cat(self.iou_paper).mean().item(),
-            "dsc_paper": torch.cat(self.dice_paper).mean().item(),
+            "miou_paper": self.iou_paper.mean().item(),
+            "dsc_paper": self.dice_paper.mean().item(),
         }
         return {**of_pixels, **paper, "confusion": matrix.tolist()}
 
@@ -122,7 +110,7 @@ class Tally:
         A patch in which a class neither is nor is seen counts as 1, so a class that is rare scores
         high where nothing is seen of it: read it from the floor of `all_background`.
         """
-        matrix = torch.cat(self.confusion).double()
+        matrix = self.confusion.double()
         hit = matrix.diagonal(dim1=1, dim2=2)
         union = matrix.sum(1) + matrix.sum(2) - hit
         return torch.where(union > 0, hit / union, 1.0).mean(0).tolist()
@@ -131,8 +119,8 @@ class Tally:
         """Return the counts of each region, given the region of each patch in the order added."""
         names, of_patch = np.unique(regions, return_inverse=True)
 
-        def sums(parts: list[Tensor]) -> np.ndarray:
-            of_patches = torch.cat(parts).numpy()
+        def sums(values: Tensor) -> np.ndarray:
+            of_patches = values.numpy()
             total = np.zeros((len(names), *of_patches.shape[1:]), of_patches.dtype)
             np.add.at(total, of_patch, of_patches)
             return total

@@ -9,7 +9,6 @@ models/<fold>_<architecture>_<encoder>[_ood]/
 """
 
 import dataclasses
-import json
 import platform
 from collections.abc import Iterable
 from importlib.metadata import version
@@ -20,32 +19,20 @@ from safetensors.torch import load_file
 from torch import nn
 
 from config import Config, UserError
-from medood.data.dataset import Pair
-from medood.data.files import digest, read_json, require_network
+from medood.data.files import read_json
 from medood.data.folds import region_of
-from medood.data.records import fingerprint
+from medood.data.records import RUN
+from medood.data.workspace import require_network
 from medood.models.foreign import Weights, read_weights, recognise
 from medood.models.network import build_model, remove_batch_norm, require_known
 
-# the settings that a trained network depends on beside its patches
-TRAINING_SETTINGS = (
-    *("architecture", "encoder", "encoder_weights", "epochs", "batch_size", "lr", "loss"),
-    *("batch_norm", "sync_batch_norm", "compile", "ood_weight", "select", "precision", "seed"),
-    "deterministic",
-)
 TRAINED_ON = "trained_on.txt"
-RUN = {  # what run.json holds
+IN_RUN = {  # what run.json holds
     **dict.fromkeys(("fold", "epoch", "id_patches", "ood_patches", "processes"), int),
     **dict.fromkeys(("settings", "versions", "made_from", "scores"), dict),
     "data": str,
 }
 PACKAGES = ("torch", "torchvision", "segmentation-models-pytorch", "timm", "numpy")
-
-
-def plain_settings(cfg: Config) -> dict:
-    """Return the settings of config.py as JSON holds them."""
-    values = {field.name: getattr(cfg, field.name) for field in dataclasses.fields(Config)}
-    return json.loads(json.dumps(values, default=str))
 
 
 def versions() -> dict[str, str]:
@@ -139,20 +126,6 @@ def with_settings_of(cfg: Config, folder: Path) -> Config:
         raise UserError(f"{folder / 'run.json'}: {error}: remove it or copy it again") from None
 
 
-def made_from(cfg: Config, fold: int, patches: list[Pair]) -> dict:
-    """Return what decides a network: settings, fold and the fingerprint of its training files.
-
-    patches: image and mask of each, also of those held out to choose the epoch.
-    """
-    settings = plain_settings(cfg)
-    used = {name: settings[name] for name in TRAINING_SETTINGS}
-    if Path(cfg.encoder_weights).is_file():
-        used["encoder_weights"] = digest(Path(cfg.encoder_weights).read_bytes())
-    used["classes"] = list(cfg.class_names)
-    files = [path for pair in patches for path in pair if path]
-    return {"fold": fold, "settings": used, "inputs": fingerprint(files)}
-
-
 def seen_in_training(checkpoint: Path) -> list[str] | None:
     """Return the patches that a network was trained on, or None if its folder does not say.
 
@@ -181,8 +154,10 @@ def has_seen(cfg: Config, checkpoint: Path, names: Iterable[str]) -> bool:
 def read_run(checkpoint: Path) -> dict:
     """Return run.json of a checkpoint folder, or beside a file; {} where there is none of ours."""
     folder = checkpoint.parent if checkpoint.is_file() else checkpoint
-    run = read_json(folder / "run.json") or {}
-    if wrong := [name for name, kind in RUN.items() if not isinstance(run.get(name, kind()), kind)]:
+    run = read_json(folder / RUN) or {}
+    if wrong := [
+        name for name, kind in IN_RUN.items() if not isinstance(run.get(name, kind()), kind)
+    ]:
         raise UserError(
             f"{folder / 'run.json'}: {', '.join(wrong)} is not what train.py writes: remove it or"
             " copy it again"

@@ -13,7 +13,7 @@ from medood.models.network import Normalise, autocast, folded
 BATCH = {"cpu": 8, "cuda": 256}
 
 
-class Answer:
+class Predictor:
     """A network, in eval mode, as a function of images on a device."""
 
     def __init__(self, cfg: Config, model: nn.Module, device: torch.device) -> None:
@@ -28,7 +28,7 @@ class Answer:
         What does not fit onto the device at once is given to it in halves.
         """
         try:
-            return self._answer(images)
+            return self._probabilities(images)
         except torch.OutOfMemoryError:
             if len(images) == 1:
                 raise UserError(
@@ -37,7 +37,7 @@ class Answer:
                 ) from None
         return torch.cat([self(half) for half in images.chunk(2)])
 
-    def _answer(self, images: Tensor) -> Tensor:
+    def _probabilities(self, images: Tensor) -> Tensor:
         batch = images.to(self.device).permute(0, 3, 1, 2).float()
         with autocast(self.cfg, self.device):
             logits = self.model(self.normalise(batch))
@@ -47,7 +47,7 @@ class Answer:
 
 
 def batch_size(device: torch.device) -> int:
-    """Return how many patches a device answers at once."""
+    """Return how many patches a device takes at once."""
     return BATCH.get(device.type, BATCH["cpu"])
 
 
@@ -64,7 +64,7 @@ def predict(
 
     model: in eval mode. images: RGB uint8 (N, P, P, 3). task: what the progress bar says.
     """
-    answer, size = Answer(cfg, model, device), batch_size(device)
+    predictor, size = Predictor(cfg, model, device), batch_size(device)
     for start in tqdm(range(0, len(images), size), desc=task, leave=False, disable=None):
         part = slice(start, start + size)
-        yield part, answer(images[part])
+        yield part, predictor(images[part])

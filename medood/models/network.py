@@ -148,7 +148,7 @@ def synchronise(cfg: Config, model: nn.Module, device: torch.device) -> nn.Modul
 
     Raises UserError on a CPU, for which torch has none.
     """
-    if not cfg.sync_batch_norm or not cfg.batch_norm or processes.size() == 1:
+    if not cfg.sync_batch_norm or not cfg.batch_norm or processes.world_size() == 1:
         return model
     if device.type == "cpu":
         raise UserError("sync_batch_norm = True: torch has none for CPUs: set it to False")
@@ -208,10 +208,12 @@ def pick_device(cfg: Config) -> torch.device:
     Of several processes, each has a GPU of its own.
     """
     gpus = torch.cuda.device_count()
-    if processes.size() > 1 and ((gpus and cfg.device == "auto") or cfg.device.startswith("cuda")):
-        if ":" in cfg.device or processes.local_size() > gpus:
+    if processes.world_size() > 1 and (
+        (gpus and cfg.device == "auto") or cfg.device.startswith("cuda")
+    ):
+        if ":" in cfg.device or processes.local_world_size() > gpus:
             raise UserError(
-                f"device = {cfg.device!r} is not one GPU for each of {processes.local_size()}"
+                f"device = {cfg.device!r} is not one GPU for each of {processes.local_world_size()}"
                 f" processes ({gpus} are here): set it to auto and --nproc-per-node to"
                 f" {max(gpus, 1)} or less"
             )

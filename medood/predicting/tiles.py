@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from medood.data.labels import BACKGROUND
-from medood.models.inference import BATCH, Answer
+from medood.models.inference import BATCH, Predictor
 from medood.predicting.slides import Source
 
 OVERLAP = 64  # pixels that neighbouring tiles share
@@ -31,7 +31,7 @@ def fade(tile: int) -> Tensor:
 
 
 def strips(
-    answer: Answer, source: Source, height: int, width: int, tile: int, task: str
+    predictor: Predictor, source: Source, height: int, width: int, tile: int, task: str
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Yield an image from top to bottom: its rows, their classes, and how sure the network is.
 
@@ -41,19 +41,19 @@ def strips(
     """
     tops, lefts = positions(height, tile), positions(width, tile)
     full = lefts[-1] + tile  # the last tiles reach beyond the image, which is mirrored there
-    weight = fade(tile).to(answer.device)
+    weight = fade(tile).to(predictor.device)
     square = weight[:, None] * weight
     across, down = weight.new_zeros(full), weight.new_zeros(tile)
     for left in lefts:
         across[left : left + tile] += weight
-    sums = weight.new_zeros(answer.classes, tile, full)  # of weighted probabilities
+    sums = weight.new_zeros(predictor.classes, tile, full)  # of weighted probabilities
     with tqdm(total=len(tops) * len(lefts), desc=task, leave=False, disable=None) as bar:
         for top in tops:
             bottom = min(top + tile, height)
             rows = source.rows(top, bottom, height, width)
             beyond = tile - (bottom - top), full - width
             framed = cv2.copyMakeBorder(rows, 0, beyond[0], 0, beyond[1], cv2.BORDER_REFLECT)
-            for left, probability in _probabilities(answer, framed, lefts, tile):
+            for left, probability in _probabilities(predictor, framed, lefts, tile):
                 part = sums[..., left : left + tile]
                 if probability is None:
                     part[BACKGROUND] += square
@@ -71,7 +71,7 @@ def strips(
 
 
 def _probabilities(
-    answer: Answer, strip: np.ndarray, lefts: list[int], tile: int
+    predictor: Predictor, strip: np.ndarray, lefts: list[int], tile: int
 ) -> Iterator[tuple[int, Tensor | None]]:
     """Yield where each tile of a strip begins, and its probabilities, float32 (C, tile, tile).
 
@@ -85,8 +85,8 @@ def _probabilities(
         else:
             busy.append(left)
     # as many pixels at a time as in mining and testing
-    size = max(1, BATCH.get(answer.device.type, BATCH["cpu"]) * 128**2 // tile**2)
+    size = max(1, BATCH.get(predictor.device.type, BATCH["cpu"]) * 128**2 // tile**2)
     for start in range(0, len(busy), size):
         group = busy[start : start + size]
         images = np.stack([strip[:, left : left + tile] for left in group])
-        yield from zip(group, answer(torch.from_numpy(images)), strict=True)
+        yield from zip(group, predictor(torch.from_numpy(images)), strict=True)

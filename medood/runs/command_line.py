@@ -4,13 +4,14 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import tyro
 
 from config import CONFIG, Config, UserError
-from medood import processes
+from medood.processes import is_main, joined
 from medood.runs.locks import in_use
 
 CURES = {
@@ -39,15 +40,9 @@ def run(
     exit code 1.
     """
     try:
-        with processes.team() as leads:
-            if not leads:
-                return
+        with joined():
             cfg = _parse(defaults)
-            signal.signal(signal.SIGTERM, signal.default_int_handler)  # of schedulers: like Ctrl-C
-            if place := folder(cfg):
-                with in_use(place, parts(cfg)):
-                    step(cfg)
-            else:
+            with nullcontext() if not is_main() else _held(folder(cfg), parts(cfg)):
                 step(cfg)
     except UserError as error:
         sys.exit(f"error: {error}")
@@ -65,6 +60,14 @@ def run(
     except KeyboardInterrupt:
         print("stopped: the same command goes on from here", file=sys.stderr)
         sys.exit(130)
+
+
+@contextmanager
+def _held(folder: Path | None, parts: list[str]) -> Iterator[None]:
+    """Hold the folder that a step writes to, if any, and be stopped by SIGTERM as by Ctrl-C."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # of schedulers
+    with in_use(folder, parts) if folder else nullcontext():
+        yield
 
 
 def _parse(defaults: Config) -> Config:

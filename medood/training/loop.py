@@ -4,7 +4,6 @@ import copy
 import io
 import os
 import time
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,30 +13,18 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from config import Config, UserError
-from medood import processes
-from medood.data.dataset import CHUNK, Pair, Patches, id_files, load_patches, ood_files
-from medood.data.files import (
-    SOURCE_PREFIX,
-    csv_text,
-    data_name,
-    require_network,
-    timed,
-    whole,
-    whole_folder,
-    write_json,
-    write_text,
-)
-from medood.data.folds import read_fold
-from medood.data.ood_set import chosen_oods
-from medood.data.records import changes
+from medood.data.dataset import CHUNK, Patches, load_patches
+from medood.data.files import csv_text, timed, whole, whole_folder, write_json, write_text
+from medood.data.records import RUN, is_kept, is_yours
+from medood.data.workspace import SOURCE_PREFIX, Pair, data_name
 from medood.evaluation.model_card import write_card
-from medood.evaluation.scores import Tally
 from medood.evaluation.testing import tally_patches
-from medood.models.checkpoints import TRAINED_ON, made_from, plain_settings, read_run, versions
-from medood.models.inference import batch_size
+from medood.models.checkpoints import TRAINED_ON, read_run, versions
 from medood.models.network import pick_device
+from medood.processes import agreed, is_main, rank, world_size
+from medood.runs.provenance import network_made_from, plain_settings
 from medood.training.augmentation import draw_views
-from medood.training.step import Learner, memory_needed
+from medood.training.step import Learner, average_statistics, memory_needed
 from medood.training.tensorboard import Board
 
 SLOW_SHARE = 10 / 36  # of the epochs, the last ones, run at a tenth of the learning rate
@@ -74,52 +61,26 @@ def train_fold(
     choose the epoch, for select = "val". A network that was trained with the same settings and
     patches is kept.
     """
-    record = made_from(cfg, fold, files + val_files)
-    run = read_run(folder)
-    if (folder / "run.json").exists() and not run:
-        raise UserError(f"{folder / 'run.json'} cannot be read: remove {folder} to have it trained")
-    if (folder / "config.json").exists() and "made_from" not in run:
+    record, run = network_made_from(cfg, fold, files + val_files), read_run(folder)
+    if (folder / RUN).exists() and not run:
+        raise UserError(f"{folder / RUN} cannot be read: remove {folder} to have it trained")
+    if is_yours(folder):
         raise UserError(
             f"{folder} was put there by you: remove it to have it trained, or test it as it is with"
             " `python test.py --checkpoint`"
         )
-    if run.get("made_from") == record:
-        print(f"fold {fold}: {folder} kept, trained with the same settings and patches")
-        # what training does not depend on, and predict.py does
-        described = {name: plain_settings(cfg)[name] for name in ("classes", "mpp")}
-        if run["settings"] | described != run["settings"]:
-            run["settings"] |= described
-            write_json(folder / "run.json", run)
-            write_card(folder, run)
-    else:
-        if "made_from" in run:
-            print(f"fold {fold}: {folder} trained again, {changes(run['made_from'], record)}")
+    if not is_kept(folder, record):
         with timed(cfg.workspace, f"training {folder.name}"):
             fit(cfg, fold, files, val_files, folder, record)
-
-
-def require_current(cfg: Config, fold: int, folder: Path, ood: bool) -> None:
-    """Raise UserError if a network is not the one that the settings and patches give now.
-
-    One that comes from elsewhere does not say what it was made from, and is taken as it is.
-    """
-    require_network(folder)
-    run = read_run(folder)
-    if "made_from" not in run:
         return
-    train, val, _ = read_fold(cfg, fold)
-    files = id_files(cfg, train + val)
-    if ood:
-        files += ood_files(cfg, chosen_oods(cfg, fold))
-    if why := changes(run["made_from"], made_from(cfg, fold, files)):
-        script = "train_ood.py" if ood else "train.py"
-        raise UserError(
-            f"{folder} is out of date ({why}): set back what changed, or run `python {script}`"
-            " first (test.py takes it as it is with --checkpoint)"
-        )
+    # what training does not depend on, and predict.py does
+    described = {name: plain_settings(cfg)[name] for name in ("classes", "mpp")}
+    if is_main() and run["settings"] | described != run["settings"]:
+        run["settings"] |= described
+        write_json(folder / RUN, run)
+        write_card(folder, run)
 
 
-@processes.together
 def fit(
     cfg: Config, fold: int, files: list[Pair], val_files: list[Pair], folder: Path, record: dict
 ) -> None:
@@ -131,9 +92,10 @@ def fit(
     Raises UserError if no nucleus is in the ID patches or in those of `val_files`, if loss or
     gradient stop being finite, and if the device has no memory for a batch.
     """
-    patches = load_patches(cfg, files)
-    val = load_patches(cfg, val_files) if val_files else None
-    said = without_classes(cfg, patches)
+    with agreed():
+        patches = load_patches(cfg, files)
+        val = load_patches(cfg, val_files) if val_files else None
+        said = without_classes(cfg, patches)
     device = pick_device(cfg)
     if cfg.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -142,7 +104,7 @@ def fit(
     learner = Learner(cfg, device)
     model, optimiser = learner.model, learner.optimiser
     resume_path = folder / "resume.pt"
-    begun = record | {"processes": processes.size()}  # which batch normalisation depends on
+    begun = record | {"processes": world_size()}  # which batch normalisation depends on
     log, best = _resume(resume_path, begun, model, optimiser)
 
     home = home_of(patches, device)
@@ -153,20 +115,20 @@ def fit(
     print(
         f"fold {fold}: {cfg.architecture} on {cfg.encoder}, {len(patches) - n_ood} ID +"
         f" {n_ood} OoD patches, {device.type}"
-        + (f" in {processes.size()} processes" if processes.size() > 1 else "")
+        + (f" in {world_size()} processes" if world_size() > 1 else "")
         + (f", from epoch {len(log) + 1}" if log else "")
     )
     if said:
         print(f"fold {fold}: {said}")
     board = None
-    if cfg.tensorboard and processes.leads():
+    if cfg.tensorboard and is_main():
         board = Board(cfg, folder.name, patches, len(log))
     print("  epoch    loss       lr  seconds")
     for epoch in range(len(log), cfg.epochs):
         started = time.perf_counter()
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(cfg, epoch)
-        torch.manual_seed(stream_seed(cfg, fold, DROPOUT, epoch) + processes.rank())
+        torch.manual_seed(stream_seed(cfg, fold, DROPOUT, epoch) + rank())
         draw = draw_views(len(patches), stream_seed(cfg, fold, VIEWS, epoch)).to(home)
         parts = batches(cfg, fold, epoch, len(patches))
         with memory_needed(cfg, device):
@@ -174,7 +136,7 @@ def fit(
             losses, norms = train_epoch(learner, data, parts, device, f"  epoch {epoch + 1}")
         refuse_not_finite(cfg, f"fold {fold}, epoch {epoch + 1}", losses, norms, parts, patches)
         mean_loss = losses.mean().item()
-        processes.average_statistics(model)
+        average_statistics(model)
         row = {"epoch": epoch + 1, "loss": round(mean_loss, 6), "lr": learning_rate(cfg, epoch)}
         if val is not None:
             row["val_miou"] = validate(cfg, model, val, device)
@@ -183,7 +145,7 @@ def fit(
         log.append(row)
         if board is not None:
             board.add(row, model)
-        if processes.leads():
+        if is_main():
             _save_resume(resume_path, begun, model, optimiser, log, best)
         seconds = time.perf_counter() - started
         scored = f"  val_miou {row['val_miou']:.4f}" if val is not None else ""
@@ -194,7 +156,7 @@ def fit(
         board.close()
     if best is not None:
         model.load_state_dict(best["model"])
-    if not processes.leads():
+    if not is_main():
         return
     # an OoD patch is called like the training patch that it was cut from, unless it is external
     names = {name for name in patches.names if not name.startswith(SOURCE_PREFIX)}
@@ -206,7 +168,7 @@ def fit(
         "epoch": best["epoch"] if best else cfg.epochs,
         "id_patches": len(patches) - n_ood,
         "ood_patches": n_ood,
-        "processes": processes.size(),
+        "processes": world_size(),
         "versions": versions(),
         "made_from": record,
     }
@@ -260,9 +222,9 @@ def own_share(part: Tensor) -> tuple[Tensor, float]:
     Of a last batch too small to give each process the two that batch normalisation needs, every
     process takes all, and counts them in part.
     """
-    if len(part) < 2 * processes.size():
-        return part, 1 / processes.size()
-    return part[processes.rank() :: processes.size()], 1.0
+    if len(part) < 2 * world_size():
+        return part, 1 / world_size()
+    return part[rank() :: world_size()], 1.0
 
 
 def refuse_not_finite(
@@ -319,17 +281,10 @@ def save_network(model: nn.Module, folder: Path) -> None:
 
 
 def validate(cfg: Config, model: nn.Module, val: Patches, device: torch.device) -> float:
-    """Return `miou` of a network in training on held-out patches, and leave it in training.
-
-    Each process tests a share of them.
-    """
-    own = val.part(processes.shard(len(val), batch_size(device)))
-    found = processes.gathered(
-        partial(tally_patches, cfg, model.eval(), own, device, "  validation")
-    )
+    """Return `miou` of a network in training on held-out patches, and leave it in training."""
+    tally, _ = tally_patches(cfg, model.eval(), val, device, "  validation")
     model.train()
-    tally = Tally.merged(share for share, _ in found)
-    miou = processes.from_first(tally.scores()["miou"] if processes.leads() else None)
+    miou = tally.scores()["miou"]
     if miou is None:
         raise UserError(
             f"select = val: no nucleus in the {len(val)} patches held out of the training side:"

@@ -9,10 +9,10 @@ from dataclasses import replace
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import get_total_norm
 
 from config import Config, UserError
-from medood import processes
 from medood.models.network import (
     Normalise,
     autocast,
@@ -21,6 +21,7 @@ from medood.models.network import (
     pick_device,
     synchronise,
 )
+from medood.processes import add_up, agreed, is_main, world_size
 from medood.training.augmentation import DRAWN, augment
 from medood.training.losses import segmentation_loss
 
@@ -49,8 +50,8 @@ class Stored:
 class Learner:
     """A network in training, with its optimiser, on a device.
 
-    Several processes learn as one: all start from the weights of the first, each takes its patches
-    of a batch, and their gradients are added up.
+    With several processes, each takes its patches of a batch, and DistributedDataParallel starts
+    all from the weights of the main one and adds up their gradients during the backward pass.
     """
 
     def __init__(self, cfg: Config, device: torch.device) -> None:
@@ -58,16 +59,21 @@ class Learner:
 
         Raises UserError if the device has no memory for it, or a batch too few patches for all.
         """
-        if 1 < processes.size() > cfg.batch_size // 2:
+        if 1 < world_size() > cfg.batch_size // 2:
             raise UserError(
-                f"batch_size = {cfg.batch_size} leaves {processes.size()} processes fewer than two"
-                f" patches each: set it to {2 * processes.size()} or more, or start fewer processes"
+                f"batch_size = {cfg.batch_size} leaves {world_size()} processes fewer than two"
+                f" patches each: set it to {2 * world_size()} or more, or start fewer processes"
             )
-        self.cfg = cfg if processes.leads() else replace(cfg, encoder_weights="none")
-        with memory_needed(cfg, device):
+        self.cfg = cfg if is_main() else replace(cfg, encoder_weights="none")
+        with agreed(), memory_needed(cfg, device):
             model = synchronise(self.cfg, build_model(self.cfg), device)
             self.model: nn.Module = for_training(model, device)
-        processes.copy_from_first(self.model)
+        self.network = self.model
+        if world_size() > 1:
+            # running statistics are averaged after an epoch; some encoders have unused weights
+            self.network = DistributedDataParallel(
+                self.model, broadcast_buffers=False, static_graph=True
+            )
         self.normalise = Normalise(cfg.encoder).to(device)
         self.weights = [Stored(weight) for weight in self.model.parameters()]
         stored = [weight.stored for weight in self.weights]
@@ -95,7 +101,6 @@ class Learner:
             torch.compiler.cudagraph_mark_step_begin()
         loss = self.loss(images, masks, weight, draw)
         loss.backward()
-        processes.sum_gradients(self.model.parameters())
         gradients = [weight.take_gradient() for weight in self.weights]
         norm = get_total_norm([part for part in gradients if part is not None])
         self.optimiser.step()
@@ -105,7 +110,7 @@ class Learner:
     def _loss(self, images: Tensor, masks: Tensor, weight: Tensor, draw: Tensor) -> Tensor:
         views, target = augment(images, masks, draw)
         with self.precision:
-            logits = self.model(self.normalise(views))
+            logits = self.network(self.normalise(views))
         return segmentation_loss(logits, target, weight, self.cfg.loss)
 
 
@@ -129,14 +134,21 @@ def memory_needed(cfg: Config, device: torch.device) -> Iterator[None]:
         ) from None
 
 
+def average_statistics(model: nn.Module) -> None:
+    """Give all processes the mean of their running means and variances."""
+    if world_size() > 1:
+        for values in model.buffers():
+            if values.is_floating_point():
+                add_up(values).div_(world_size())
+
+
 @functools.cache
-@processes.together
 def step_seconds(cfg: Config) -> float:
     """Return the time of an optimiser step of a network on this machine, in seconds."""
     device = pick_device(cfg)
     with memory_needed(cfg, device):
         learner = Learner(replace(cfg, encoder_weights="none"), device)
-        shape = (cfg.batch_size // processes.size(), cfg.patch_size, cfg.patch_size)
+        shape = (cfg.batch_size, cfg.patch_size, cfg.patch_size)
         images = torch.randint(0, 256, (*shape, 3), dtype=torch.uint8, device=device)
         masks = torch.randint(0, len(cfg.class_names), shape, dtype=torch.uint8, device=device)
         weight, draw = torch.ones(len(images), device=device), torch.zeros(len(images), DRAWN)

@@ -1,0 +1,185 @@
+"""Where everything lies: the user's data in any layout, and what the steps make of them."""
+
+import itertools
+from pathlib import Path
+
+from config import Config, UserError
+from medood.data.files import pngs
+from medood.data.images import IMAGE_ENDINGS
+from medood.data.records import BadFiles, bad_files
+
+LIST_ENDING = "Image_Patchs.csv"  # of the list of a fold
+Pair = tuple[Path, Path | None]  # image and mask of a patch; an OoD patch has no mask
+SOURCE_PREFIX = "source-"  # of the name of a patch that was cut from an image of ood_source
+FOREGROUND = "foreground.json"  # in Mask_Patchs: how many pixels of each patch are foreground
+NUCLEI_LIST = "nuclei.csv"  # in Semantic_Labels
+NUCLEI_COLUMNS = ["region", "class", "x", "y"]
+SAMPLE_NAME = "SAMPLE: synthetic tissue, not Lizard"
+SAMPLE_MARK = "SAMPLE.txt"  # in a workspace whose tissue was drawn by medood/sample.py
+
+# ---------------------------------------------------------------- the user's data
+
+
+def region_images(cfg: Config) -> list[Path]:
+    """Return the images of `images`, or of Lizard in any layout its archives unpack to; or []."""
+    if cfg.images is not None:
+        return list_images(cfg.images)
+    folders = ("lizard_images", "lizard_images1", "lizard_images2")
+    return _find(cfg.workspace, folders, ".png", depth=1)
+
+
+def region_labels(cfg: Config) -> list[Path]:
+    """Return the masks of `masks`, or the .mat files in Labels/ or Lizard_Labels/Labels/; or []."""
+    if cfg.masks is not None:
+        return list_images(cfg.masks)
+    return _find(cfg.workspace, ("labels", "lizard_labels"), ".mat", depth=2)
+
+
+def official_table(workspace: Path) -> Path | None:
+    """Return Lizard's info.csv, or None."""
+    found = _find(workspace, ("labels", "lizard_labels"), "info.csv", depth=1)
+    beside = workspace / "info.csv"
+    return beside if beside.exists() else (found[0] if found else None)
+
+
+def require_data(cfg: Config) -> None:
+    """Raise UserError, saying what belongs where, if there is nothing to start from."""
+    workspace = cfg.workspace
+    prepared = all(pngs(workspace / f"{kind}_Patchs") for kind in ("Image", "Mask"))
+    if prepared or (region_images(cfg) and region_labels(cfg)):
+        return
+    raise UserError(
+        f"no data in {workspace.resolve()}: looked for Lizard_Images1/ + Lizard_Images2/ (or"
+        " Lizard_Images/) with .png and Lizard_Labels/Labels/ (or Labels/) with .mat, and for"
+        " prepared Image_Patchs/ + Mask_Patchs/. Put Lizard there (README.md says where to get it),"
+        " name another folder with --workspace, set images and masks to folders of your own, or try"
+        " `python main.py --sample`"
+    )
+
+
+def _find(workspace: Path, folders: tuple[str, ...], ending: str, depth: int) -> list[Path]:
+    """Files with `ending` in the named folders (any case) and `depth` levels of folders below."""
+    if not workspace.is_dir():
+        return []
+    roots = [folder for folder in workspace.iterdir() if folder.name.lower() in folders]
+    found = [
+        path
+        for root in roots
+        for level in range(depth + 1)
+        for path in root.glob("*/" * level + "*")
+        # macOS archives carry a hidden `._name` beside each file
+        if path.name.lower().endswith(ending) and not path.name.startswith(".")
+    ]
+    by_name: dict[str, Path] = {}
+    for path in found:
+        if path.name in by_name:
+            raise UserError(f"{by_name[path.name]} and {path} have one name: remove one of them")
+        by_name[path.name] = path
+    return sorted(found, key=lambda path: path.name)
+
+
+def list_images(folder: Path) -> list[Path]:
+    """Return the images in a folder of the user's, by name; UserError if there is none.
+
+    Two that differ in their ending only would give patches of one name: refused.
+    """
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}: correct its name")
+    found = folder.iterdir()
+    kept = [path for path in found if path.suffix.lower() in IMAGE_ENDINGS]
+    paths = sorted((path for path in kept if path.name[0] != "."), key=lambda path: path.stem)
+    if not paths:
+        raise UserError(f"no image ({', '.join(IMAGE_ENDINGS)}) in {folder}: put some there")
+    for path, following in itertools.pairwise(paths):
+        if path.stem == following.stem:
+            raise UserError(f"{path} and {following} have one name: rename one of them")
+    return paths
+
+
+def pair_regions(cfg: Config) -> tuple[list[Path], list[Path], BadFiles]:
+    """Return image and class mask of each region that has both, and what is wrong with the rest."""
+    folder = cfg.workspace / "Semantic_Labels"
+    masks = {path.stem: path for path in pngs(folder)}
+    images = {path.stem: path for path in region_images(cfg)}
+    bad = bad_files(folder)
+    unlabelled = images.keys() - masks.keys() - {Path(name).stem for name in bad}
+    for name in sorted(unlabelled):
+        path = images[name]
+        bad[path.name] = f"{path} has no label of its name: add it, or remove the image"
+    for name in sorted(masks.keys() - images.keys()):
+        bad[f"{name}.png"] = f"region {name} has a label but no image: add it, or remove the label"
+    names = [name for name in images if name in masks]
+    return [images[name] for name in names], [masks[name] for name in names], bad
+
+
+def data_name(workspace: Path) -> str:
+    """Return what a table or picture says its data are; the sample never passes for tissue."""
+    return SAMPLE_NAME if (workspace / SAMPLE_MARK).exists() else workspace.resolve().name
+
+
+# ---------------------------------------------------------------- what the steps make
+
+
+def list_patch_pairs(workspace: Path) -> tuple[list[Path], list[Path]]:
+    """Return image and mask of every patch that can be used; UserError where one lacks its pair."""
+    left_out = bad_files(workspace / "k_folds")
+    images, masks = (
+        [path for path in pngs(workspace / folder) if path.name not in left_out]
+        for folder in ("Image_Patchs", "Mask_Patchs")
+    )
+    if lone := {path.name for path in images} ^ {path.name for path in masks}:
+        raise UserError(
+            f"{min(lone)} is only in one of Image_Patchs and Mask_Patchs ({len(lone)} such in all):"
+            " put its partner there, or run `python generate_patches.py` to make both anew"
+        )
+    return images, masks
+
+
+def fold_path(cfg: Config, fold: int) -> Path:
+    """Return where the list of a fold lies."""
+    return cfg.workspace / "k_folds" / f"{fold}{LIST_ENDING}"
+
+
+def ood_path(cfg: Config, name: str) -> Path:
+    """Return where an OoD patch lies: one cut from the ID set, or one of ood_source."""
+    if cfg.ood_source is not None and name.startswith(SOURCE_PREFIX):
+        return cfg.workspace / "OoD_Source_Patchs" / name
+    return cfg.workspace / "OoD_Patchs" / name
+
+
+def id_files(cfg: Config, names: list[str]) -> list[Pair]:
+    """Return image and mask path of each ID patch."""
+    folders = cfg.workspace / "Image_Patchs", cfg.workspace / "Mask_Patchs"
+    return [(folders[0] / name, folders[1] / name) for name in names]
+
+
+def ood_files(cfg: Config, names: list[str]) -> list[Pair]:
+    """Return image path and no mask of each OoD patch: its truth is background everywhere."""
+    return [(ood_path(cfg, name), None) for name in names]
+
+
+def ranking_path(cfg: Config, fold: int) -> Path:
+    """Return where the ranked candidates of a fold lie."""
+    return cfg.workspace / "HardOoD" / f"{fold}_{cfg.model_name}.csv"
+
+
+def pct_path(cfg: Config, fold: int) -> Path:
+    """Return where the estimate of a fold lies."""
+    return cfg.workspace / "HardOoD" / f"{fold}_{cfg.model_name}_pct.json"
+
+
+def model_folder(cfg: Config, fold: int, ood: bool) -> Path:
+    """Return where the baseline, or the Med-OoD network, of a fold lies."""
+    return cfg.workspace / "models" / f"{fold}_{cfg.model_name}{'_ood' if ood else ''}"
+
+
+def require_network(folder: Path) -> None:
+    """Raise UserError, naming the command that trains it, if no network is in `folder`.
+
+    A file is taken for one of weights.
+    """
+    if not folder.is_file() and not (folder / "config.json").is_file():
+        command = "train_ood.py" if folder.name.endswith("_ood") else "train.py"
+        raise UserError(
+            f"no network (config.json, model.safetensors) in {folder}: run `python {command}` first"
+        )
