@@ -21,6 +21,7 @@ from tyro.conf import Positional
 from config import Config, UserError
 from medood.data.files import whole
 from medood.data.workspace import require_network
+from medood.processes import on_main
 from medood.runs.command_line import run
 
 TOLERANCE = 1e-3  # of a probability, between the two versions of the network
@@ -108,6 +109,7 @@ def export(cfg: Config, folder: Path) -> Path:
     return path
 
 
+@on_main
 def start(cfg: ExportConfig) -> None:
     """Export the network named on the command line."""
     if cfg.folder is None:

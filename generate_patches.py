@@ -73,17 +73,6 @@ def tile(image: np.ndarray, patch_size: int) -> np.ndarray:
     return grid.swapaxes(1, 2).reshape(-1, patch_size, patch_size, *image.shape[2:])
 
 
-def untile(tiles: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Put (N, P, P, ...) from `tile` together again to (height, width, ...)."""
-    patch_size = tiles.shape[1]
-    top, bottom = padding(height, patch_size)
-    left, right = padding(width, patch_size)
-    rows, columns = (top + height + bottom) // patch_size, (left + width + right) // patch_size
-    grid = tiles.reshape(rows, columns, *tiles.shape[1:]).swapaxes(1, 2)
-    padded = grid.reshape(rows * patch_size, columns * patch_size, *tiles.shape[3:])
-    return padded[top : top + height, left : left + width]
-
-
 def patch_of(x: float, y: float, height: int, width: int, patch_size: int) -> int:
     """Return the number of the patch that holds a point of a region of height x width pixels."""
     top, left = padding(height, patch_size)[0], padding(width, patch_size)[0]

@@ -28,6 +28,7 @@ from config import Config, UserError
 from medood.data.files import read_json, write_json
 from medood.data.records import fingerprint
 from medood.data.workspace import require_network
+from medood.processes import on_main
 from medood.runs.command_line import run
 
 if TYPE_CHECKING:
@@ -125,6 +126,7 @@ def segment(cfg: PredictConfig, predictor: Predictor, path: Path, stem: Path) ->
     return counts
 
 
+@on_main
 def predict_images(cfg: PredictConfig) -> None:
     """Segment every image; those done with the same network and settings before are kept."""
     images = find_images(cfg.image)

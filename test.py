@@ -25,16 +25,13 @@ from medood.data.folds import read_fold
 from medood.data.ood_set import read_estimate
 from medood.data.records import RUN
 from medood.data.workspace import data_name, fold_path, model_folder, require_network
-from medood.evaluation.tables import INTERVAL, SCORES, markdown, spread
+from medood.evaluation.tables import INTERVAL, LABELS, SCORES, markdown, score_table
 from medood.processes import is_main
 from medood.runs.command_line import run
 from medood.runs.provenance import require
 
 if TYPE_CHECKING:
-    from medood.evaluation.statistics import Difference
     from medood.evaluation.testing import Tested
-
-LABELS = {"all_background": "all background", "baseline": "baseline", "ood": "Med-OoD"}
 
 
 @dataclass(frozen=True)
@@ -118,48 +115,6 @@ def record_scores(tests: dict[int, Tested], folders: dict[int, dict[str, Path]])
                 write_card(folder, record)
 
 
-def table(
-    cfg: Config, scores: dict[int, dict], runs: dict[int, dict], gains: dict[str, Difference]
-) -> tuple[list[str], list[list[str]]]:
-    """Return the scores of all folds as header and rows, in percent.
-
-    scores: what scores.json holds. runs: what training_runs gives for each fold. gains: second
-    network less first, by score; empty if only one was tested.
-    """
-    arms = list(next(iter(scores.values())))
-    header = ["", *(LABELS.get(arm, arm) for arm in arms), *(["difference"] if gains else [])]
-
-    def row(label: str, of: dict[str, list], gain: str, scale: float = 100, digits: int = 1):
-        cells = [spread(of[arm], scale, digits) for arm in arms]
-        return [label, *cells, *([gain] if gains else [])]
-
-    rows = [
-        row(
-            name,
-            {arm: [fold[arm][name] for fold in scores.values()] for arm in arms},
-            gains[name].text() if gains else "",
-        )
-        for name in SCORES
-    ]
-    for value, kind in enumerate(cfg.class_names):
-        label = f"IoU {kind}"
-        of = {arm: [fold[arm]["iou"][value] for fold in scores.values()] for arm in arms}
-        if all(iou is None for iou in of[arms[0]]):
-            rows.append([label, *["absent"] * (len(header) - 1)])
-        else:
-            rows.append(row(label, of, gains[label].text() if gains else ""))
-    for label, key, digits in (
-        ("ID training patches", "id_patches", 0),
-        ("OoD training patches", "ood_patches", 0),
-        ("pnr", "pnr", 3),
-        ("pct", "pct", 2),
-    ):
-        of = {arm: [runs[fold].get(arm, {}).get(key) for fold in scores] for arm in arms}
-        if any(size is not None for arm in arms for size in of[arm]):
-            rows.append(row(label, of, "", scale=1, digits=digits))
-    return header, rows
-
-
 def training_runs(cfg: Config, fold: int, folders: dict[str, Path]) -> dict[str, dict]:
     """Return the run.json of each network, with the pnr and pct behind its training set."""
     from medood.models.checkpoints import read_run
@@ -209,7 +164,7 @@ def evaluate(cfg: Config = CONFIG, checkpoints: tuple[Path, ...] = ()) -> None:
     if gains:
         title += f"; difference: {labels[arms[1]]} less {labels[arms[0]]}, {INTERVAL}"
     scores = {fold: test.scores for fold, test in tests.items()}
-    header, rows = table(cfg, scores, runs, gains)
+    header, rows = score_table(cfg.class_names, scores, runs, gains)
     coded = [[f"`{row[0]}`" if row[0] in SCORES else row[0], *row[1:]] for row in rows]
     text = f"{title}\n\n{markdown(header, coded)}"
     print(text)

@@ -32,7 +32,7 @@ from generate_semantic_labels import generate_semantic_labels
 from generate_unfiltered_oods import generate_unfiltered_oods
 from medood.data.dataset import load_patches
 from medood.data.files import pngs, read_json, write_json
-from medood.data.records import RECORD, contents, hash_once
+from medood.data.records import RECORD, _hash_once, contents
 from medood.data.workspace import FOREGROUND, id_files, ood_files
 from medood.models.inference import batch_size, count_pixels, predict
 from medood.models.network import autocast, pick_device
@@ -150,7 +150,7 @@ def compare_search(cfg: BenchConfig, figures: Figures, names: list[str]) -> None
         return choose(counts[name] for name in names)
 
     def search_in_what_is_checked() -> float:
-        hash_once.cache_clear()
+        _hash_once.cache_clear()
         return choose(foreground_of(many, names))
 
     assert search() == search_in_what_is_checked() == reference(), "the estimates of pct differ"

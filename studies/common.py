@@ -38,6 +38,7 @@ from medood.evaluation.tables import INTERVAL, SCORES, markdown
 from medood.evaluation.testing import score_networks
 from medood.models.checkpoints import read_run, versions
 from medood.models.network import build_model, pick_device
+from medood.processes import world_size
 from medood.runs.provenance import made_from, plain_settings
 from medood.training.loop import batches, train_fold
 from medood.training.step import TIMED_STEPS, step_seconds
@@ -159,6 +160,8 @@ def prepare(cfg: StudyConfig, networks: Iterable[Config] = ()) -> None:
     networks: the settings whose networks will be trained, if not those of `cfg`. A wrong encoder,
     or weights out of reach, show now and not after days; a plan needs no weights.
     """
+    if world_size() > 1:
+        raise UserError("a study runs in one process: start it without torchrun")
     require_data(cfg)
     pick_device(cfg)
     for network in networks or [cfg]:

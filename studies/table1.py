@@ -17,30 +17,18 @@ from config import UserError
 from medood.evaluation.figures import draw_bars
 from medood.evaluation.tables import markdown, spread
 from medood.runs.command_line import run
-from studies import paper
-from studies.common import (
-    Arm,
-    StudyConfig,
-    baseline,
-    compare,
-    figure_title,
-    med_ood,
-    prepare,
-    run_arms,
-    values,
-    write_study,
-)
+from studies import common, paper
 
 
 @dataclass(frozen=True)
-class Table1Config(StudyConfig):
+class Table1Config(common.StudyConfig):
     """The settings of a study, and the networks of this one."""
 
     methods: tuple[str, ...] = tuple("_".join(pair) for pair in paper.TABLE1)
     """Networks, as <architecture>_<encoder>: those of the paper, or any other."""
 
 
-def network_of(cfg: StudyConfig, method: str) -> StudyConfig:
+def network_of(cfg: common.StudyConfig, method: str) -> common.StudyConfig:
     """Return the settings with the network of a method."""
     architecture, _, encoder = method.partition("_")
     if not encoder:
@@ -48,7 +36,7 @@ def network_of(cfg: StudyConfig, method: str) -> StudyConfig:
     return replace(cfg, architecture=architecture, encoder=encoder)
 
 
-def arm_of(recipe: Arm, method: str) -> Arm:
+def arm_of(recipe: common.Arm, method: str) -> common.Arm:
     """Return the recipe's arm with the network of a method."""
     return lambda cfg, fold: recipe(network_of(cfg, method), fold)
 
@@ -57,12 +45,12 @@ def table1(cfg: Table1Config) -> None:
     """Train, test and compare the methods."""
     if not cfg.methods:
         raise UserError("methods: name one or more, such as unet_vgg11_bn")
-    prepare(cfg, [network_of(cfg, method) for method in cfg.methods])
+    common.prepare(cfg, [network_of(cfg, method) for method in cfg.methods])
     arms = {}
     for method in cfg.methods:
-        arms[f"{method} baseline"] = arm_of(baseline, method)
-        arms[f"{method} Med-OoD"] = arm_of(med_ood, method)
-    results = run_arms(cfg, arms)
+        arms[f"{method} baseline"] = arm_of(common.baseline, method)
+        arms[f"{method} Med-OoD"] = arm_of(common.med_ood, method)
+    results = common.run_arms(cfg, arms)
     if cfg.plan:
         return
     scores = ("miou_paper", "dsc_paper", "miou", "dsc", "fg_to_bg", "bg_to_fg")
@@ -80,14 +68,14 @@ def table1(cfg: Table1Config) -> None:
         theirs = paper.TABLE1.get(tuple(method.split("_", 1)))
         for kind, cells in (("baseline", slice(0, 3)), ("Med-OoD", slice(3, 6))):
             arm = results[f"{method} {kind}"]
-            distances = [abs(pnr - cfg.pnr_opt) for pnr in values(arm, "pnr")]
-            ours = [spread(values(arm, name)) for name in scores]
+            distances = [abs(pnr - cfg.pnr_opt) for pnr in common.values(arm, "pnr")]
+            ours = [spread(common.values(arm, name)) for name in scores]
             printed = [f"{number:g}" for number in theirs[cells]] if theirs else ["-"] * 3
             rows.append([method, kind, *ours, spread(distances, 1, 3), *printed])
         floor = [result.floor for result in results[f"{method} baseline"].values()]
         ours = [spread([of_fold[name] for of_fold in floor]) for name in scores]
         rows.append(["", "all background", *ours, *["-"] * 4])
-        difference = compare(results, f"{method} Med-OoD", f"{method} baseline")
+        difference = common.compare(results, f"{method} Med-OoD", f"{method} baseline")
         differences[f"{method}: Med-OoD - baseline"] = difference
         gains.append([method, *(difference[name].text() for name in scores)])
     tables = {
@@ -95,13 +83,13 @@ def table1(cfg: Table1Config) -> None:
         "Med-OoD less baseline": markdown(["network", *(f"`{name}`" for name in scores)], gains),
     }
     printed = {"_".join(pair): row._asdict() for pair, row in paper.TABLE1.items()}
-    out = write_study(cfg, "table1", results, tables, differences, printed)
+    out = common.write_study(cfg, "table1", results, tables, differences, printed)
     draw_bars(
         Path(f"{out}.png"),
-        figure_title(cfg, "Table 1: dots are folds and seeds"),
+        common.figure_title(cfg, "Table 1: dots are folds and seeds"),
         "miou, percent",
         {
-            kind: {m: values(results[f"{m} {kind}"], "miou") for m in cfg.methods}
+            kind: {m: common.values(results[f"{m} {kind}"], "miou") for m in cfg.methods}
             for kind in ("baseline", "Med-OoD")
         },
     )

@@ -13,43 +13,57 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import matplotlib.pyplot as plt
+import numpy as np
+
 from config import UserError
-from medood.evaluation.figures import draw_pct_curve
+from medood.evaluation.figures import COLOURS, save
 from medood.evaluation.tables import markdown, spread
 from medood.runs.command_line import run
-from studies import paper
-from studies.common import (
-    StudyConfig,
-    baseline,
-    compare,
-    figure_title,
-    med_ood,
-    prepare,
-    run_arms,
-    values,
-    write_study,
-)
+from studies import common, paper
 
 
 @dataclass(frozen=True)
-class Table2Config(StudyConfig):
+class Table2Config(common.StudyConfig):
     """The settings of a study, and the shares that this one tries."""
 
     pcts: tuple[float, ...] = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
     """Shares of the ranked OoD patches, as fractions; the baseline is always there as 0."""
 
 
+def draw_pct_curve(
+    path: Path, title: str, ylabel: str, curves: dict[str, list[tuple[float, float, list[float]]]]
+) -> None:
+    """Draw a score over the pnr: for each curve, points of (pct, pnr, single values)."""
+    figure, ax = plt.subplots(figsize=(6.4, 4.4))
+    for colour, (name, points) in zip(COLOURS, curves.items(), strict=False):
+        points = sorted(points, key=lambda point: point[1])
+        means = [100 * np.mean(single) for _, _, single in points]
+        ax.plot([ratio for _, ratio, _ in points], means, "o-", ms=5, color=colour, label=name)
+        for (pct, ratio, single), mean in zip(points, means, strict=True):
+            ax.plot([ratio] * len(single), [100 * value for value in single], ".", ms=3, c=colour)
+            note = f"{100 * pct:.0f} %"
+            ax.annotate(note, (ratio, mean), xytext=(3, 5), textcoords="offset points", fontsize=7)
+    ax.set(xlabel="pnr of the training set (at each point: pct)", ylabel=ylabel)
+    ax.set_title(title, fontsize=9)
+    ax.legend(fontsize=8)
+    figure.tight_layout()
+    save(figure, path)
+
+
 def table2_figure5(cfg: Table2Config) -> None:
     """Train with each share of the OoD patches."""
     if not cfg.pcts or not all(0 < pct <= 1 for pct in cfg.pcts):
         raise UserError(f"pcts = {cfg.pcts} must be one or more fractions above 0, up to 1")
-    prepare(cfg)
-    arms = {"pct 0": baseline}
-    arms |= {f"pct {100 * pct:g}": partial(med_ood, pct=pct) for pct in sorted(cfg.pcts)}
-    results = run_arms(cfg, arms)
+    common.prepare(cfg)
+    arms = {"pct 0": common.baseline}
+    arms |= {f"pct {100 * pct:g}": partial(common.med_ood, pct=pct) for pct in sorted(cfg.pcts)}
+    results = common.run_arms(cfg, arms)
     if cfg.plan:
         return
-    differences = {f"{arm} - pct 0": compare(results, arm, "pct 0") for arm in list(arms)[1:]}
+    differences = {
+        f"{arm} - pct 0": common.compare(results, arm, "pct 0") for arm in list(arms)[1:]
+    }
     shown = ("miou_paper", "miou", "fg_to_bg", "bg_to_fg")
     header = [
         "pct",
@@ -61,28 +75,34 @@ def table2_figure5(cfg: Table2Config) -> None:
     ]
     rows = []
     for arm, of_arm in results.items():
-        pct = values(of_arm, "pct")[0]
+        pct = common.values(of_arm, "pct")[0]
         recipes = [result.recipe for result in of_arm.values()]
         sizes = [len(recipe.files) for recipe in recipes], [recipe.steps for recipe in recipes]
         theirs = paper.TABLE2.get(pct, ("-", "-"))
         gain = differences[f"{arm} - pct 0"]["miou"].text() if arm != "pct 0" else ""
-        scores = [spread(values(of_arm, name)) for name in shown]
+        scores = [spread(common.values(of_arm, name)) for name in shown]
         size = [spread(numbers, 1, 0) for numbers in sizes]
-        ratio = spread(values(of_arm, "pnr"), 1, 3)
+        ratio = spread(common.values(of_arm, "pnr"), 1, 3)
         printed = theirs[0], paper.FIGURE5_PNR.get(pct, "-"), theirs[1]
         rows.append([f"{pct:g}", *size, ratio, *scores, gain, *map(str, printed)])
     header += ["paper (unet vgg11_bn, Lizard): patches", "pnr", "mIoU"]
     printed = {"table2": paper.TABLE2, "figure5_pnr": paper.FIGURE5_PNR}
     tables = {"By pct": markdown(header, rows)}
-    out = write_study(cfg, "table2_figure5", results, tables, differences, printed)
+    out = common.write_study(cfg, "table2_figure5", results, tables, differences, printed)
     curves = {
         name: [
-            (values(arm, "pct")[0], float(sum(values(arm, "pnr")) / len(arm)), values(arm, name))
+            (
+                common.values(arm, "pct")[0],
+                float(sum(common.values(arm, "pnr")) / len(arm)),
+                common.values(arm, name),
+            )
             for arm in results.values()
         ]
         for name in ("miou_paper", "miou")
     }
-    title = figure_title(cfg, f"Table 2 and Figure 5: {cfg.model_name}; dots are folds and seeds")
+    title = common.figure_title(
+        cfg, f"Table 2 and Figure 5: {cfg.model_name}; dots are folds and seeds"
+    )
     draw_pct_curve(Path(f"{out}.png"), title, "score, percent", curves)
     print(f"{out}.csv, .json, .md, .png")
 

@@ -18,32 +18,20 @@ from medood.evaluation.figures import draw_bars
 from medood.evaluation.tables import markdown, spread
 from medood.models.network import batch_norms, build_model
 from medood.runs.command_line import run
-from studies import paper
-from studies.common import (
-    Recipe,
-    StudyConfig,
-    baseline,
-    compare,
-    figure_title,
-    med_ood,
-    prepare,
-    run_arms,
-    values,
-    write_study,
-)
+from studies import common, paper
 
 
 def without(recipe):
     """Return the arm that trains the recipe's network without batch normalisation."""
 
-    def arm(cfg: StudyConfig, fold: int) -> Recipe:
+    def arm(cfg: common.StudyConfig, fold: int) -> common.Recipe:
         with_it = recipe(cfg, fold)
         return replace(with_it, cfg=replace(cfg, batch_norm=False))
 
     return arm
 
 
-def table3(cfg: StudyConfig) -> None:
+def table3(cfg: common.StudyConfig) -> None:
     """Train with and without batch normalisation."""
     bare = replace(cfg, encoder_weights="none")
     layers = len(batch_norms(build_model(bare)))
@@ -51,14 +39,14 @@ def table3(cfg: StudyConfig) -> None:
     if left or not layers:
         raise UserError(f"{cfg.model_name} has {layers} batch normalisations, {left} after removal")
     print(f"{cfg.model_name}: {layers} batch normalisations, none after removal")
-    prepare(cfg)
+    common.prepare(cfg)
     arms = {
-        "baseline": baseline,
-        "Med-OoD": med_ood,
-        "baseline, no batch norm": without(baseline),
-        "Med-OoD, no batch norm": without(med_ood),
+        "baseline": common.baseline,
+        "Med-OoD": common.med_ood,
+        "baseline, no batch norm": without(common.baseline),
+        "Med-OoD, no batch norm": without(common.med_ood),
     }
-    results = run_arms(cfg, arms)
+    results = common.run_arms(cfg, arms)
     if cfg.plan:
         return
     pairs = [
@@ -66,7 +54,7 @@ def table3(cfg: StudyConfig) -> None:
         ("Med-OoD", "baseline"),
         ("Med-OoD, no batch norm", "baseline, no batch norm"),
     ]
-    differences = {f"{a} - {b}": compare(results, a, b) for a, b in pairs}
+    differences = {f"{a} - {b}": common.compare(results, a, b) for a, b in pairs}
     shown = ("miou_paper", "miou", "fg_to_bg", "bg_to_fg")
     theirs = {
         "Med-OoD": paper.TABLE3["with batch norm"],
@@ -74,7 +62,7 @@ def table3(cfg: StudyConfig) -> None:
     }
     header = ["", *(f"`{name}`" for name in shown), "paper mIoU (unet vgg11_bn, Lizard)"]
     rows = [
-        [arm, *(spread(values(of_arm, name)) for name in shown), str(theirs.get(arm, "-"))]
+        [arm, *(spread(common.values(of_arm, name)) for name in shown), str(theirs.get(arm, "-"))]
         for arm, of_arm in results.items()
     ]
     floor = [result.floor for result in results["baseline"].values()]
@@ -84,15 +72,15 @@ def table3(cfg: StudyConfig) -> None:
         "Scores": markdown(header, rows),
         "Differences": markdown(["", *(f"`{name}`" for name in shown)], gains),
     }
-    out = write_study(cfg, "table3", results, tables, differences, paper.TABLE3)
+    out = common.write_study(cfg, "table3", results, tables, differences, paper.TABLE3)
     bars = {
-        name: {arm: values(of_arm, name) for arm, of_arm in results.items()}
+        name: {arm: common.values(of_arm, name) for arm, of_arm in results.items()}
         for name in ("miou_paper", "miou")
     }
-    title = figure_title(cfg, f"Table 3: {cfg.model_name}; dots are folds and seeds")
+    title = common.figure_title(cfg, f"Table 3: {cfg.model_name}; dots are folds and seeds")
     draw_bars(Path(f"{out}.png"), title, "score, percent", bars)
     print(f"{out}.csv, .json, .md, .png")
 
 
 if __name__ == "__main__":
-    run(table3, StudyConfig())
+    run(table3, common.StudyConfig())

@@ -32,12 +32,13 @@ from estimate_pct import estimate_pct  # noqa: E402
 from generate_patches import generate_patches, nuclei_of_patches  # noqa: E402
 from generate_semantic_labels import generate_semantic_labels  # noqa: E402
 from generate_unfiltered_oods import generate_unfiltered_oods  # noqa: E402
-from medood.data.files import csv_text, read_json, write_text  # noqa: E402
-from medood.data.folds import fold_changes, fold_path, read_fold, read_official  # noqa: E402
+from medood.data.files import csv_text, write_text  # noqa: E402
+from medood.data.folds import read_fold, read_official  # noqa: E402
 from medood.data.images import image_size, read_image, read_mask  # noqa: E402
 from medood.data.labels import KEYS, read_own_mask, read_region_label  # noqa: E402
-from medood.data.ood_set import pct_path, ranking_path, read_hard_oods, read_pct  # noqa: E402
+from medood.data.ood_set import chosen_oods, read_hard_oods  # noqa: E402
 from medood.data.records import bad_files, is_kept  # noqa: E402
+from medood.data.workspace import fold_path, pct_path, ranking_path  # noqa: E402
 from medood.evaluation.model_card import write_card  # noqa: E402
 from medood.evaluation.report import _nuclei_of_classes, _read_log, read_times  # noqa: E402
 from medood.models.checkpoints import load_model, read_run, seen_in_training, with_settings_of  # noqa: E402
@@ -152,7 +153,7 @@ def targets(cfg: Config) -> dict[str, list[tuple[Path, Reader, int]]]:
         ],
         ".csv": [
             (fold, lambda: read_fold(cfg, 1), 5),
-            (official, lambda: read_official(work), 3),
+            (official, lambda: read_official(work, []), 3),
             (ranking_path(cfg, 1), lambda: read_hard_oods(cfg, 1), 4),
             (nuclei[0], lambda: list(nuclei_of_patches(work / "Semantic_Labels", 32)), 3),
             (nuclei[1], lambda: _nuclei_of_classes(cfg, {}), 2),
@@ -163,9 +164,9 @@ def targets(cfg: Config) -> dict[str, list[tuple[Path, Reader, int]]]:
         ".json": [
             (model / "run.json", describe, 5),
             (model / "config.json", lambda: load_model(model, cfg), 2),
-            (pct_path(cfg, 1), lambda: read_pct(cfg, 1), 4),
+            (pct_path(cfg, 1), lambda: chosen_oods(cfg, 1), 4),
             (record, lambda: (is_kept(record.parent, {}), bad_files(record.parent)), 3),
-            (fold.with_suffix(".json"), lambda: (fold_changes(cfg, 1), read_json(fold)), 2),
+            (fold.with_suffix(".json"), lambda: is_kept(fold, {}), 2),
         ],
         ".safetensors": [(model / "model.safetensors", lambda: load_model(model, cfg), 6)],
         ".pth": [

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from generate_patches import padding
+
 
 def semantic_mask(inst_map, ids, classes):
     """Class mask by one pass over the whole map per nucleus."""
@@ -143,3 +145,14 @@ def read_rows(path):
     """The rows of a CSV as dictionaries."""
     with open(path, newline="") as file:
         return list(csv.DictReader(file))
+
+
+def untile(tiles: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Put (N, P, P, ...) from `tile` together again to (height, width, ...)."""
+    patch_size = tiles.shape[1]
+    top, bottom = padding(height, patch_size)
+    left, right = padding(width, patch_size)
+    rows, columns = (top + height + bottom) // patch_size, (left + width + right) // patch_size
+    grid = tiles.reshape(rows, columns, *tiles.shape[1:]).swapaxes(1, 2)
+    padded = grid.reshape(rows * patch_size, columns * patch_size, *tiles.shape[3:])
+    return padded[top : top + height, left : left + width]

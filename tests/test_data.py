@@ -10,16 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from medood.data.threads import AHEAD, in_threads
 
 from config import UserError
 from medood.data import memory as store
 from medood.data.dataset import Patches, load_patches
+from medood.data.files import CHUNK, in_threads
 from medood.data.folds import read_fold
 from medood.data.workspace import id_files, model_folder, ood_files
 from medood.evaluation.figures import share_right
 from medood.evaluation.testing import score_networks
-from medood.models import checkpoints
+from medood.runs.provenance import network_made_from
 from medood.training import loop as training
 from medood.training.loop import home_of
 from tests.conftest import TINY
@@ -66,7 +66,7 @@ def test_training_and_test_are_the_same_to_the_bit_from_memory_and_from_a_file(
 
 def test_max_memory_is_no_reason_to_train_again(patched):
     files = id_files(patched, read_fold(patched, 1).train)
-    records = [checkpoints.made_from(cfg, 1, files) for cfg in (patched, limited(patched))]
+    records = [network_made_from(cfg, 1, files) for cfg in (patched, limited(patched))]
     assert records[0] == records[1]
 
 
@@ -129,10 +129,10 @@ def test_the_default_is_half_of_the_memory_that_the_machine_or_the_job_has(monke
 
 
 def test_threads_give_every_result_in_order_and_raise_what_is_raised():
-    count = 2 * AHEAD + 1
-    assert list(in_threads(lambda item: item + 1, range(count))) == list(range(1, count + 1))
+    count = 200 * CHUNK + 1
+    assert in_threads(lambda item: item + 1, range(count)) == list(range(1, count + 1))
     with pytest.raises(ZeroDivisionError):
-        list(in_threads(lambda item: 1 // item, [1, 0]))
+        in_threads(lambda item: 1 // item, [1, 0])
 
 
 def test_patches_are_looked_at_a_few_at_a_time_with_the_same_answers():

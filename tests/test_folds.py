@@ -8,7 +8,7 @@ from config import UserError
 from estimate_pct import estimate_pct
 from generate_patches import generate_patches
 from medood.data.folds import held_out, hold_out_regions, read_fold, region_of
-from medood.data.ood_set import read_pct
+from medood.data.ood_set import read_estimate
 from medood.data.workspace import fold_path, ranking_path
 from rank_prune_ood import rank_prune_ood
 from tests.oracles import read_rows
@@ -61,7 +61,7 @@ def test_a_list_of_the_user_is_used_as_it_is(patched, capsys):
     own = ",img_name,obj_tag\n0,region_0_0.png,test\n1,region_0_1.png,train\n"
     fold_path(patched, 1).write_text(own)
     generate_patches(patched)
-    assert "put there by you (1 train, 1 test)" in capsys.readouterr().out
+    assert "put there by you" in capsys.readouterr().out
     assert fold_path(patched, 1).read_text() == own
     assert read_fold(patched, 1) == (["region_0_1.png"], [], ["region_0_0.png"])
 
@@ -106,8 +106,13 @@ def test_folds_that_test_the_same_part_are_pointed_out(patched, capsys):
 
 
 def test_no_test_patch_is_read_by_training_mining_or_the_estimate(patched, monkeypatch):
-    for step in ("rank_prune_ood", "estimate_pct", "train_ood"):  # it looks for changed files
-        monkeypatch.setattr(f"{step}.require_fresh", lambda *_, **__: None)
+    for step in (
+        "train",
+        "rank_prune_ood",
+        "estimate_pct",
+        "train_ood",
+    ):  # it looks for changed files
+        monkeypatch.setattr(f"{step}.require", lambda *_, **__: None)
     patched = dataclasses.replace(patched, folds=(1,), epochs=1)
     train_names, _, test_names = read_fold(patched, 1)
     for folder in ("Image_Patchs", "Mask_Patchs", "OoD_Patchs"):
@@ -119,7 +124,7 @@ def test_no_test_patch_is_read_by_training_mining_or_the_estimate(patched, monke
     train_ood(patched)
     candidates = {row["img_name"] for row in read_rows(ranking_path(patched, 1))}
     assert candidates == set(train_names)
-    assert read_pct(patched, 1)["id_patches"] == len(train_names)
+    assert read_estimate(patched, 1)["id_patches"] == len(train_names)
 
 
 def test_validation_patches_are_whole_regions_of_the_training_side(patched):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from estimate_pct import choose_pct, count_samples, pnr
-from generate_patches import patch_of, tile, untile
+from generate_patches import patch_of, tile
 from generate_semantic_labels import semantic_mask
 from medood.evaluation.scores import Tally, all_background
 from tests import oracles
@@ -60,7 +60,7 @@ def test_patches_put_together_are_the_image(height, width, patch_size, colour):
     tiles = tile(image, patch_size)
     assert tiles.shape[1:3] == (patch_size, patch_size)
     assert len(tiles) == -(-height // patch_size) * -(-width // patch_size)
-    np.testing.assert_array_equal(untile(tiles, height, width), image)
+    np.testing.assert_array_equal(oracles.untile(tiles, height, width), image)
     assert tiles.astype(int).sum() == image.astype(int).sum()  # the rest is black
 
 
@@ -121,9 +121,9 @@ MASKS = arrays(np.uint8, (3, 8, 8), elements=st.integers(0, 6))
 
 
 def tally(predicted, truth):
-    found = Tally()
+    found = Tally(len(truth), 7)
     one_hot = torch.nn.functional.one_hot(torch.from_numpy(predicted).long(), 7)
-    found.add(one_hot.permute(0, 3, 1, 2).float(), torch.from_numpy(truth))
+    found.add(slice(None), one_hot.permute(0, 3, 1, 2).float(), torch.from_numpy(truth))
     return found.scores()
 
 
@@ -148,8 +148,8 @@ def test_scores_keep_their_bounds_and_a_perfect_network_reaches_them(predicted, 
 @UNTIMED
 @given(MASKS)
 def test_the_floor_misses_all_foreground_and_invents_none(truth):
-    found = Tally()
-    found.add(all_background(torch.from_numpy(truth), 7), torch.from_numpy(truth))
+    found = Tally(len(truth), 7)
+    found.add(slice(None), all_background(torch.from_numpy(truth), 7), torch.from_numpy(truth))
     scores = found.scores()
     assert scores["bg_to_fg"] in (None, 0.0)
     assert scores["fg_to_bg"] in (None, 1.0)

@@ -17,7 +17,7 @@ from main import main
 from medood import sample
 from medood.data.folds import read_fold
 from medood.data.images import write_png
-from medood.data.ood_set import read_hard_oods, read_pct
+from medood.data.ood_set import read_estimate, read_hard_oods
 from medood.data.records import RECORD
 from medood.data.workspace import fold_path, model_folder, ranking_path
 from rank_prune_ood import rank_prune_ood
@@ -76,7 +76,7 @@ def test_files_of_the_ood_set_fit_together(report):
         rows = read_rows(ranking_path(cfg, fold))
         train_names = read_fold(cfg, fold).train
         assert sorted(row["img_name"] for row in rows) == sorted(train_names)
-        estimate = read_pct(cfg, fold)
+        estimate = read_estimate(cfg, fold)
         kept = read_hard_oods(cfg, fold)
         for picture in ("hardest", "false_pixels", "pct"):
             drawn = ranking_path(cfg, fold).with_name(f"{fold}_unet_mobilenet_v2_{picture}.png")

@@ -14,9 +14,9 @@ def one_hot(prediction):
 
 
 def tally_of(truth, prediction):
-    tally = Tally()
+    tally = Tally(len(truth), 7)
     for part in (slice(0, 2), slice(2, None)):  # batches must not matter
-        tally.add(one_hot(prediction[part]), truth[part])
+        tally.add(part, one_hot(prediction[part]), truth[part])
     return tally.scores()
 
 
@@ -99,8 +99,8 @@ def test_the_paper_measure_equals_smp(recwarn):
 def test_background_everywhere_is_the_floor():
     truth = torch.zeros(2, 10, 10, dtype=torch.long)
     truth[0, 0, :] = 1  # 10 of 100 pixels
-    tally = Tally()
-    tally.add(all_background(truth, 7), truth)
+    tally = Tally(len(truth), 7)
+    tally.add(slice(None), all_background(truth, 7), truth)
     scores = tally.scores()
     assert scores["miou"] == scores["dsc"] == scores["bg_to_fg"] == 0
     assert scores["fg_to_bg"] == 1
@@ -114,13 +114,13 @@ def test_the_patchwise_iou_gives_a_patch_without_the_class_a_whole_point():
     prediction = torch.zeros(4, 4, 4, dtype=torch.long)
     prediction[0, 0] = 1
     prediction[1, 0] = 1
-    tally = Tally()
-    tally.add(one_hot(prediction), truth)
+    tally = Tally(len(truth), 7)
+    tally.add(slice(None), one_hot(prediction), truth)
     iou = tally.patchwise_iou()
     assert iou[1] == pytest.approx((0.5 + 0 + 1 + 1) / 4)
     assert iou[2] == 1  # neither there nor seen
-    floor = Tally()
-    floor.add(all_background(truth, 7), truth)
+    floor = Tally(len(truth), 7)
+    floor.add(slice(None), all_background(truth, 7), truth)
     assert floor.patchwise_iou()[1] == 3 / 4
 
 

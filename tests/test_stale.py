@@ -189,9 +189,8 @@ def test_a_network_and_a_ranking_of_the_user_are_not_overwritten(report, capsys)
 
 
 def test_a_table_that_is_gone_does_not_undo_its_lists(tiny):
-    from medood.runs.prepared import require_fresh
-
     from generate_semantic_labels import generate_semantic_labels
+    from medood.runs.provenance import require
 
     rows = "".join(f"region_{n},drawn,{n + 1}\n" for n in range(3))
     (tiny.workspace / "info.csv").write_text("FileName,Source,Split\n" + rows)
@@ -199,7 +198,7 @@ def test_a_table_that_is_gone_does_not_undo_its_lists(tiny):
     generate_semantic_labels(cfg)
     generate_patches(cfg)
     (tiny.workspace / "info.csv").unlink()
-    require_fresh(cfg)
+    require(cfg, "images", "masks", "fold")
     generate_patches(cfg)
     assert check(cfg).stops == []
 

@@ -24,8 +24,8 @@ def region_counts(missed, regions=None, patches=1):
 
 
 def tally_of(truth, prediction):
-    tally = Tally()
-    tally.add(F.one_hot(prediction, 7).permute(0, 3, 1, 2).float(), truth)
+    tally = Tally(len(truth), 7)
+    tally.add(slice(None), F.one_hot(prediction, 7).permute(0, 3, 1, 2).float(), truth)
     return tally
 
 

@@ -17,9 +17,10 @@ from estimate_pct import estimate_pct
 from medood.data.files import csv_text, digest, write_json
 from medood.data.folds import read_fold
 from medood.data.images import read_mask, write_png
-from medood.data.ood_set import ESTIMATE, columns, pct_record
+from medood.data.ood_set import ESTIMATE, columns
 from medood.data.workspace import fold_path, id_files, model_folder, pct_path, ranking_path
 from medood.models.checkpoints import load_model
+from medood.runs.provenance import made_from
 from medood.training import loop as training
 from medood.training import step as step_module
 from rank_prune_ood import rank_prune_ood
@@ -177,7 +178,7 @@ def test_med_ood_trains_on_the_hardest_share(one_fold):
     ranking_path(one_fold, 1).parent.mkdir()
     ranking_path(one_fold, 1).write_text(csv_text(columns(one_fold), rows))
     estimate = dict.fromkeys(ESTIMATE, 0) | {"ood_patches": 4}
-    write_json(pct_path(one_fold, 1), estimate | {"made_from": pct_record(one_fold, 1)})
+    write_json(pct_path(one_fold, 1), estimate | {"made_from": made_from(one_fold, "estimate", 1)})
     opened = []
     load = training.load_patches
 
@@ -282,7 +283,7 @@ sys.addaudithook(
 @pytest.mark.parametrize("select", ["last", "val"])
 def test_training_never_opens_a_test_patch(patched, select, monkeypatch):
     for step in ("train", "rank_prune_ood", "estimate_pct", "train_ood"):  # looks for changed files
-        monkeypatch.setattr(f"{step}.require_fresh", lambda *_, **__: None)
+        monkeypatch.setattr(f"{step}.require", lambda *_, **__: None)
     cfg = dataclasses.replace(patched, select=select, folds=(1,), lr=3e-3)
     OPENED.clear()
     for step in (train, rank_prune_ood, estimate_pct, train_ood):

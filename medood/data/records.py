@@ -114,6 +114,8 @@ def out_of_date(product: Path, made_from: dict) -> str:
     if record is None or None in made_from.values():
         return ""
     found, there = record.get("files"), len(pngs(product))
+    if not record["made_from"]:
+        return "its record is of an earlier version"
     lost = [f"of its {found} files {there} are there"] if found not in (None, there) else []
     return ", ".join([*lost, *changes(record["made_from"], made_from)])
 
@@ -148,16 +150,24 @@ def is_kept(product: Path, made_from: dict) -> bool:
         print(f"{product}: kept, it was put there by you (remove it to have it made)")
         return True
     why = out_of_date(product, made_from)
-    if not why and record.get("outputs", contents(product)) != contents(product):
-        raise UserError(
-            f"{product} was changed, or damaged, since it was made: remove it to have it made anew,"
-            f" or remove its {RECORD} to keep it as your own"
-        )
+    if not why:
+        refuse_damaged(product)
     if not why and record.get("bad_files"):
         why = "files behind it could not be used"  # it may be the settings that were mended
     said = f"made again: {why}" if why else "kept, made from the same inputs and settings"
     print(f"{product}: {said}")
     return not why
+
+
+def refuse_damaged(product: Path) -> None:
+    """Raise UserError for a product of ours whose content is not what was made."""
+    record = read_record(product) or {}
+    if "outputs" in record and record["outputs"] != contents(product):
+        latest = max(pngs(product), key=lambda path: path.stat().st_mtime_ns, default=product)
+        raise UserError(
+            f"{product} was changed, or damaged, since it was made ({latest.name} was written"
+            f" last): remove it to have it made anew, or remove its {RECORD} to keep it as your own"
+        )
 
 
 @contextmanager

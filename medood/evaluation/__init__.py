@@ -1,1 +1,10 @@
-"""How good networks are: their scores, the differences between two, figures and the report."""
+"""How good networks are, and what people see of it.
+
+scores      from one confusion matrix of a test fold
+testing     networks on the test patches of a fold
+statistics  differences of two networks, with intervals
+tables      scores as people read them
+figures     pictures and plots
+report      one page with all of it
+model_card  what lies beside published weights
+"""

@@ -96,7 +96,7 @@ def draw_examples(
     _legend_of_classes(figure, classes, shown)
     figure.suptitle(title, fontsize=9)
     figure.tight_layout(rect=(0, 0.09, 1, 1))
-    _save(figure, path)
+    save(figure, path)
 
 
 def difference(truth: Tensor, first: Tensor, second: Tensor) -> np.ndarray:
@@ -130,7 +130,7 @@ def draw_confusion(path: Path, matrices: dict[str, np.ndarray], names: tuple[str
         ax.set(xlabel="called", ylabel="truth")
         ax.set_title(network, fontsize=10)
     figure.tight_layout()
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_curves(path: Path, curves: dict[str, list[dict[str, list[float]]]]) -> None:
@@ -148,7 +148,7 @@ def draw_curves(path: Path, curves: dict[str, list[dict[str, list[float]]]]) -> 
         ax.set(xlabel="epoch", ylabel=column)
         ax.legend(fontsize=8)
     figure.tight_layout()
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_contact_sheet(
@@ -177,7 +177,7 @@ def draw_contact_sheet(
     _legend_of_classes(figure, classes)
     figure.suptitle(f"{title}\nhardest OoD patches, and the nuclei seen in them", fontsize=9)
     figure.tight_layout(rect=(0, 0.5 / (1.5 * lines + 1), 1, 1))
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_false_pixels(path: Path, title: str, false: np.ndarray, classes: Classes) -> None:
@@ -201,7 +201,7 @@ def draw_false_pixels(path: Path, title: str, false: np.ndarray, classes: Classe
     )
     ax.legend(fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     figure.tight_layout()
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_pct_search(path: Path, title: str, grid: list[dict], best: dict, pnr_opt: float) -> None:
@@ -217,7 +217,7 @@ def draw_pct_search(path: Path, title: str, grid: list[dict], best: dict, pnr_op
     ax.set_title(title, fontsize=9)
     ax.legend(fontsize=8)
     figure.tight_layout()
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_bars(path: Path, title: str, ylabel: str, bars: dict[str, dict[str, list[float]]]) -> None:
@@ -245,7 +245,7 @@ def draw_bars(path: Path, title: str, ylabel: str, bars: dict[str, dict[str, lis
     if len(bars) > 1:
         ax.legend(fontsize=8)
     figure.tight_layout()
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_intervals(
@@ -263,27 +263,7 @@ def draw_intervals(
     ax.set_xlabel(xlabel)
     ax.set_title(title, fontsize=9)
     figure.tight_layout()
-    _save(figure, path)
-
-
-def draw_pct_curve(
-    path: Path, title: str, ylabel: str, curves: dict[str, list[tuple[float, float, list[float]]]]
-) -> None:
-    """Draw a score over the pnr: for each curve, points of (pct, pnr, single values)."""
-    figure, ax = plt.subplots(figsize=(6.4, 4.4))
-    for colour, (name, points) in zip(COLOURS, curves.items(), strict=False):
-        points = sorted(points, key=lambda point: point[1])
-        means = [100 * np.mean(values) for _, _, values in points]
-        ax.plot([ratio for _, ratio, _ in points], means, "o-", ms=5, color=colour, label=name)
-        for (pct, ratio, values), mean in zip(points, means, strict=True):
-            ax.plot([ratio] * len(values), [100 * value for value in values], ".", ms=3, c=colour)
-            note = f"{100 * pct:.0f} %"
-            ax.annotate(note, (ratio, mean), xytext=(3, 5), textcoords="offset points", fontsize=7)
-    ax.set(xlabel="pnr of the training set (at each point: pct)", ylabel=ylabel)
-    ax.set_title(title, fontsize=9)
-    ax.legend(fontsize=8)
-    figure.tight_layout()
-    _save(figure, path)
+    save(figure, path)
 
 
 def _legend_of_classes(figure: Figure, classes: Classes, others: Sequence[tuple] = ()) -> None:
@@ -293,7 +273,7 @@ def _legend_of_classes(figure: Figure, classes: Classes, others: Sequence[tuple]
     figure.legend(handles=handles, loc="lower center", ncols=5, fontsize=8, frameon=False)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
     """Write a figure as PNG or SVG, as its name says, whole or not at all."""
     dated = {"Date": None} if path.suffix == ".svg" else None  # SVG would hold the time
     with whole(path) as partial:

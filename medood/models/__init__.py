@@ -1,1 +1,7 @@
-"""Networks: built from the settings, loaded from anywhere, applied to images."""
+"""Networks: built from the settings, loaded from anywhere, applied to images.
+
+network      architecture and encoder, normalisation, device and precision
+foreign      weights of others, read without running their code
+checkpoints  folders of weights and settings
+inference    a network on many patches
+"""

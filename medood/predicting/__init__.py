@@ -1,1 +1,7 @@
-"""New images of any size: whole slides in tiles, touching nuclei parted, files for QuPath."""
+"""New images of any size, whole slides included.
+
+slides   images and slides, row by row
+tiles    overlapping tiles through a network
+nuclei   touching nuclei parted, each with its outline
+outputs  mask, overlay, table, and outlines for QuPath
+"""

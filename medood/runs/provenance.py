@@ -7,11 +7,14 @@ as it is, and so is what has lost its sources: see medood/data/records.py.
 
 import dataclasses
 import json
+import shlex
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from config import Config, UserError
+import numpy as np
+
+from config import CONFIG, Config, UserError
 from medood.data.files import digest, pngs
 from medood.data.folds import read_fold
 from medood.data.ood_set import chosen_oods, ood_candidates
@@ -24,6 +27,7 @@ from medood.data.records import (
     is_yours,
     out_of_date,
     refuse_bad,
+    refuse_damaged,
 )
 from medood.data.workspace import (
     NUCLEI_LIST,
@@ -265,8 +269,7 @@ def require(cfg: Config, *names: str) -> None:
         for name in names:
             path = PRODUCTS[name].path(cfg, fold)
             if not is_there(path):
-                cure = command(cfg, PRODUCTS[name].script, fold)
-                raise UserError(f"{path} is missing: run `{cure}` first")
+                raise UserError(f"{path} is missing: run `{command(cfg, name, fold)}` first")
             _walk(cfg, name, fold, seen, bad)
     refuse_bad(cfg, bad)
 
@@ -283,8 +286,9 @@ def _walk(cfg: Config, name: str, fold: int, seen: set[Path], bad: BadFiles) -> 
     if why := out_of_date(path, made_from(cfg, name, fold)):
         raise UserError(
             f"{path} is out of date ({why}): set back what changed, or run"
-            f" `{command(cfg, product.script, fold)}` first"
+            f" `{command(cfg, name, fold)}` first"
         )
+    refuse_damaged(path)
     bad |= bad_files(path)
 
 
@@ -296,7 +300,7 @@ def survey(cfg: Config) -> list[list[str]]:
             path = product.path(cfg, fold)
             if is_there(path) and str(path) not in found:
                 found[str(path)] = _state(cfg, name, fold)
-    return [[path, state] for path, state in found.items()]
+    return [[str(Path(path).relative_to(cfg.workspace)), state] for path, state in found.items()]
 
 
 def _state(cfg: Config, name: str, fold: int) -> str:
@@ -310,6 +314,19 @@ def _state(cfg: Config, name: str, fold: int) -> str:
     return f"made again: {why}" if why else "kept"
 
 
-def command(cfg: Config, script: str, fold: int) -> str:
-    """Return the command that runs a script with these settings, on one fold."""
-    return f"python {script}"
+def command(cfg: Config, name: str, fold: int) -> str:
+    """Return the command that makes a product: its script with the settings of this run."""
+    product = PRODUCTS[name]
+    if product.path(cfg, fold) != product.path(cfg, fold + 1):
+        cfg = dataclasses.replace(cfg, folds=(fold,))
+    words = ["python", product.script]
+    for field in dataclasses.fields(Config):
+        value = getattr(cfg, field.name)
+        if value == getattr(CONFIG, field.name):
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{'' if value else 'no_'}{field.name}")
+        else:
+            values = np.ravel(value).tolist() if isinstance(value, tuple) else [value]
+            words += [f"--{field.name}", *map(str, values)]
+    return shlex.join(words)

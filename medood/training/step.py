@@ -21,7 +21,7 @@ from medood.models.network import (
     pick_device,
     synchronise,
 )
-from medood.processes import add_up, agreed, is_main, world_size
+from medood.processes import add_up, agreed, world_size
 from medood.training.augmentation import DRAWN, augment
 from medood.training.losses import segmentation_loss
 
@@ -64,16 +64,14 @@ class Learner:
                 f"batch_size = {cfg.batch_size} leaves {world_size()} processes fewer than two"
                 f" patches each: set it to {2 * world_size()} or more, or start fewer processes"
             )
-        self.cfg = cfg if is_main() else replace(cfg, encoder_weights="none")
+        self.cfg = cfg
         with agreed(), memory_needed(cfg, device):
-            model = synchronise(self.cfg, build_model(self.cfg), device)
+            model = synchronise(cfg, build_model(cfg), device)
             self.model: nn.Module = for_training(model, device)
         self.network = self.model
         if world_size() > 1:
-            # running statistics are averaged after an epoch; some encoders have unused weights
-            self.network = DistributedDataParallel(
-                self.model, broadcast_buffers=False, static_graph=True
-            )
+            # static: not every encoder uses all of its weights
+            self.network = DistributedDataParallel(self.model, static_graph=True)
         self.normalise = Normalise(cfg.encoder).to(device)
         self.weights = [Stored(weight) for weight in self.model.parameters()]
         stored = [weight.stored for weight in self.weights]
@@ -135,7 +133,7 @@ def memory_needed(cfg: Config, device: torch.device) -> Iterator[None]:
 
 
 def average_statistics(model: nn.Module) -> None:
-    """Give all processes the mean of their running means and variances."""
+    """Give all processes the mean of their running means and variances, to be tested alike."""
     if world_size() > 1:
         for values in model.buffers():
             if values.is_floating_point():

@@ -1,5 +1,6 @@
 """Two processes as one: the same losses, the same files, one writer, no process left waiting."""
 
+import contextlib
 import dataclasses
 import os
 import shutil
@@ -17,7 +18,9 @@ from medood import processes
 from medood.data.files import TIMES
 from medood.data.folds import read_fold
 from medood.data.workspace import model_folder
+from medood.models import network
 from medood.models.network import synchronise
+from medood.training import loop, losses, step
 from medood.training.loop import own_share
 from medood.training.losses import segmentation_loss
 from tests.conftest import TINY, draw_regions
@@ -114,8 +117,8 @@ def test_two_processes_mine_and_test_one_network_to_the_same_bytes(both, tmp_pat
     for name in expected:
         (cfg.workspace / "HardOoD" / name).unlink()
     shutil.rmtree(cfg.workspace / "reports")
-    for step in ("rank_prune_ood.py", "test.py"):
-        done = run(step, cfg)
+    for script in ("rank_prune_ood.py", "test.py"):
+        done = run(script, cfg)
         assert done.returncode == 0, done.stderr
         estimate_pct(cfg)
     ours = files_in(cfg.workspace / "HardOoD")
@@ -171,20 +174,22 @@ def test_an_interrupted_training_goes_on_in_two_processes_to_the_same_bytes(both
 def as_rank(monkeypatch):
     """A function that makes this process pass for one of several."""
 
-    def become(rank, size):
-        monkeypatch.setattr(processes, "rank", lambda: rank)
-        monkeypatch.setattr(processes, "size", lambda: size)
+    def become(rank, world_size):
+        for module in (processes, loop, step, network):
+            for name, value in (("rank", rank), ("world_size", world_size)):
+                if hasattr(module, name):
+                    monkeypatch.setattr(module, name, lambda value=value: value)
 
     return become
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
 @pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 40, 41])
-def test_shards_are_disjoint_in_order_whole_batches_and_cover_all(as_rank, size, count):
+def test_shares_are_disjoint_in_order_whole_batches_and_cover_all(as_rank, size, count):
     found = []
     for rank in range(size):
         as_rank(rank, size)
-        own = list(range(count))[processes.shard(count, 8)]
+        own = list(range(count))[processes.share(count, 8)]
         assert not own or own[0] % 8 == 0
         found += own
     assert found == list(range(count))
@@ -213,7 +218,7 @@ def test_the_loss_and_gradient_of_a_batch_do_not_depend_on_how_it_is_dealt(monke
     (expected,) = torch.autograd.grad(whole, logits)
 
     seen = []  # the sums of each half, in the order in which they are added up
-    monkeypatch.setattr(processes, "summed", lambda sums: seen.append(sums) or sums)
+    monkeypatch.setattr(losses, "summed", lambda sums: seen.append(sums) or sums)
     halves = [slice(0, None, 2), slice(1, None, 2)]
     for half in halves:
         segmentation_loss(logits[half], target[half], weight[half], loss)
@@ -224,12 +229,23 @@ def test_the_loss_and_gradient_of_a_batch_do_not_depend_on_how_it_is_dealt(monke
     for half in halves:
         left = iter(totals)
         monkeypatch.setattr(
-            processes, "summed", lambda sums, left=left: sums + (next(left) - sums.detach())
+            losses, "summed", lambda sums, left=left: sums + (next(left) - sums.detach())
         )
         value = segmentation_loss(logits[half], target[half], weight[half], loss)
         torch.testing.assert_close(value, whole)
         found += torch.autograd.grad(value, logits)[0]
     torch.testing.assert_close(found, expected)
+
+
+def test_the_gradient_of_a_sum_over_processes_is_summed_over_them_too(monkeypatch):
+    """Two processes with the same loss: each gets twice its gradient, of which DDP takes half."""
+    monkeypatch.setattr(losses, "world_size", lambda: 2)
+    monkeypatch.setattr(losses, "add_up", lambda values: values.mul_(2))
+    values = torch.tensor([1.0, 2.0], requires_grad=True)
+    total = losses.summed(values)
+    assert total.tolist() == [2, 4]
+    (total * torch.tensor([3.0, 5.0])).sum().backward()
+    assert values.grad.tolist() == [6, 10]
 
 
 def test_batch_normalisation_over_processes_is_refused_on_a_cpu(as_rank, tiny):
@@ -240,3 +256,20 @@ def test_batch_normalisation_over_processes_is_refused_on_a_cpu(as_rank, tiny):
     layer = synchronise(wanted, torch.nn.BatchNorm2d(3), torch.device("meta"))
     assert isinstance(layer, torch.nn.SyncBatchNorm)
     assert list(layer.state_dict()) == list(torch.nn.BatchNorm2d(3).state_dict())
+
+
+def test_what_the_main_process_does_alone_is_done_as_without_others(monkeypatch):
+    monkeypatch.setattr(processes, "_joined", True)
+    monkeypatch.setattr(processes, "agreed", contextlib.nullcontext)
+    seen = []
+
+    @processes.on_main
+    def work():
+        seen.append((processes.rank(), processes.world_size(), processes.share(9, 1)))
+
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        work()
+        assert processes.world_size() == 2
+    assert seen == [(0, 1, slice(0, 9))]
