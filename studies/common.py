@@ -39,7 +39,7 @@ from medood.evaluation.testing import score_networks
 from medood.models.checkpoints import read_run, versions
 from medood.models.network import build_model, pick_device
 from medood.processes import world_size
-from medood.runs.provenance import made_from, plain_settings
+from medood.runs.provenance import network_made_from, plain_settings
 from medood.training.loop import batches, train_fold
 from medood.training.step import TIMED_STEPS, step_seconds
 from rank_prune_ood import rank_files
@@ -175,7 +175,7 @@ def prepare(cfg: StudyConfig, networks: Iterable[Config] = ()) -> None:
 def train_recipe(recipe: Recipe, fold: int) -> Path:
     """Return the folder of the trained network; one that is there already is kept."""
     cfg = recipe.cfg
-    record = made_from(cfg, fold, recipe.files + recipe.val_files)
+    record = network_made_from(cfg, fold, recipe.files + recipe.val_files)
     for folder in (model_folder(cfg, fold, ood) for ood in (False, True)):
         if read_run(folder).get("made_from") == record:
             return folder  # trained by main.py

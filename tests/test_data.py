@@ -14,7 +14,7 @@ import torch
 from config import UserError
 from medood.data import memory as store
 from medood.data.dataset import Patches, load_patches
-from medood.data.files import CHUNK, in_threads
+from medood.data.files import in_threads
 from medood.data.folds import read_fold
 from medood.data.workspace import id_files, model_folder, ood_files
 from medood.evaluation.figures import share_right
@@ -129,7 +129,7 @@ def test_the_default_is_half_of_the_memory_that_the_machine_or_the_job_has(monke
 
 
 def test_threads_give_every_result_in_order_and_raise_what_is_raised():
-    count = 200 * CHUNK + 1
+    count = 3001
     assert in_threads(lambda item: item + 1, range(count)) == list(range(1, count + 1))
     with pytest.raises(ZeroDivisionError):
         in_threads(lambda item: 1 // item, [1, 0])

@@ -10,11 +10,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import TypeVar
 
-from tqdm import tqdm
+from tqdm.contrib.concurrent import thread_map
 
 from config import UserError
 from medood.processes import is_main
@@ -22,8 +21,6 @@ from medood.processes import is_main
 PARTIAL, REPLACED = ".partial", ".replaced"  # endings of hidden names, while something is written
 WRITTEN_TO = ("HardOoD", "k_folds", "models", "reports", "studies")  # beside the folders of patches
 TIMES = "times.csv"  # in the workspace: in it, and in the report that shows it, equal runs differ
-THREADS = min(32, (os.cpu_count() or 1) + 4)  # more than cores: some wait for the disk
-CHUNK = 16  # files that a thread takes at once
 
 A = TypeVar("A")
 T = TypeVar("T")
@@ -31,10 +28,8 @@ T = TypeVar("T")
 
 def in_threads(function: Callable[[A], T], items: Iterable[A], task: str = "") -> list[T]:
     """Return function(item) of each item, in order. task: what the progress bar says, if any."""
-    items = list(items)
-    with ThreadPool(THREADS) as pool:
-        done = pool.imap(function, items, CHUNK)
-        return list(tqdm(done, task, len(items), leave=False, disable=None if task else True))
+    silent = None if task else True
+    return thread_map(function, list(items), desc=task, leave=False, disable=silent)
 
 
 def pngs(folder: Path) -> list[Path]:
