@@ -79,7 +79,7 @@ def estimate_pct(cfg: Config = CONFIG) -> None:
     """Write the estimate of every fold."""
     from medood.evaluation.figures import draw_pct_search  # not for --help
 
-    require(cfg, "masks", "fold", "ranking")
+    require(cfg, "patch masks", "fold", "ranking")
     for fold in cfg.folds:
         names = read_fold(cfg, fold).train
         available = len(read_hard_oods(cfg, fold))

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from config import CONFIG, Config, UserError
-from medood.data.files import csv_text, pngs, read_json, read_rows, timed, write_json, write_table
+from medood.data.files import csv_text, pngs, read_json, read_rows, write_json, write_table
 from medood.data.folds import PARTS, held_out, patches_there, read_list, read_official, region_of
 from medood.data.images import (
     image_size,
@@ -34,11 +34,8 @@ from medood.data.records import (
     BadFiles,
     bad_files,
     fingerprint,
-    fresh_folder,
-    is_kept,
     is_yours,
     refuse_bad,
-    write_recorded,
 )
 from medood.data.workspace import (
     FOREGROUND,
@@ -55,7 +52,7 @@ from medood.processes import on_main
 from medood.runs.command_line import run
 from medood.runs.jobs import each_result, for_each
 from medood.runs.locks import alone_in
-from medood.runs.provenance import made_from, require
+from medood.runs.provenance import is_kept, making, require, write_product
 
 
 def padding(side: int, patch_size: int) -> tuple[int, int]:
@@ -125,16 +122,9 @@ def cut_regions(cfg: Config) -> None:
     regions, masks, bad = pair_regions(cfg)
     if not regions:
         refuse_bad(replace(cfg, skip_bad_files=False), bad)
-    images_out, masks_out = cfg.workspace / "Image_Patchs", cfg.workspace / "Mask_Patchs"
-    record = made_from(cfg, "images")
-    if is_kept(images_out, record) and is_kept(masks_out, record):
+    if is_kept(cfg, "patches") and is_kept(cfg, "patch masks"):
         return
-    with (
-        alone_in(cfg.workspace),
-        timed(cfg.workspace, "patches"),
-        fresh_folder(images_out, record, bad) as images,
-        fresh_folder(masks_out, record) as out,
-    ):
+    with making(cfg, "patches", "patch masks", bad=bad) as (images, out):
         jobs = [(*pair, cfg, images, out) for pair in zip(regions, masks, strict=True)]
         foreground: dict[str, int] = {}
         for of_region in each_result(cut, jobs, cfg, "patches", bad):
@@ -170,8 +160,8 @@ def write_folds(cfg: Config, names: list[str]) -> None:
     if len({fold % PARTS for fold in cfg.folds}) < min(len(cfg.folds), PARTS):
         print(f"folds {cfg.folds}: some test the same part, so not every patch is tested once")
     for fold in cfg.folds:
-        path, record = fold_path(cfg, fold), made_from(cfg, "fold", fold)
-        if is_kept(path, record):
+        path = fold_path(cfg, fold)
+        if is_kept(cfg, "fold", fold):
             read_list(path, *patches_there(cfg.workspace))  # is it one?
             continue
         official = read_official(cfg.workspace, names) if cfg.split == "official" else None
@@ -179,7 +169,7 @@ def write_folds(cfg: Config, names: list[str]) -> None:
         rows = [(i, name, "test" if name in tested else "train") for i, name in enumerate(names)]
         # another run may be reading the list that this one replaces
         with alone_in(cfg.workspace) if path.exists() else nullcontext():
-            write_recorded(path, csv_text(["", "img_name", "obj_tag"], rows), record)
+            write_product(cfg, "fold", fold, csv_text(["", "img_name", "obj_tag"], rows))
 
 
 @on_main

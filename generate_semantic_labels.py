@@ -12,16 +12,15 @@ from pathlib import Path
 import numpy as np
 
 from config import CONFIG, Config, UserError
-from medood.data.files import timed, write_table
+from medood.data.files import write_table
 from medood.data.images import write_png
 from medood.data.labels import BACKGROUND, read_region_label
-from medood.data.records import fresh_folder, is_kept, refuse_bad
+from medood.data.records import BadFiles, refuse_bad
 from medood.data.workspace import NUCLEI_COLUMNS, NUCLEI_LIST, region_labels
 from medood.processes import on_main
 from medood.runs.command_line import run
 from medood.runs.jobs import each_result
-from medood.runs.locks import alone_in
-from medood.runs.provenance import made_from
+from medood.runs.provenance import is_kept, making
 
 UNLISTED = 255
 
@@ -75,21 +74,17 @@ def generate_semantic_labels(cfg: Config = CONFIG) -> None:
             f"no .mat file in {cfg.workspace / 'Labels'} or {cfg.workspace / 'Lizard_Labels'}:"
             " put Lizard's labels there (see README.md)"
         )
-    folder = cfg.workspace / "Semantic_Labels"
-    record, bad = made_from(cfg, "class masks"), {}
-    if is_kept(folder, record):
+    if is_kept(cfg, "class masks"):
         return
-    with (
-        alone_in(cfg.workspace),
-        timed(cfg.workspace, "class masks"),
-        fresh_folder(folder, record, bad) as out,
-    ):
+    bad: BadFiles = {}
+    with making(cfg, "class masks", bad=bad) as (out,):
         jobs = [(path, cfg, out) for path in labels]
         found = chain.from_iterable(each_result(convert, jobs, cfg, "class masks", bad))
         nuclei = write_table(out / NUCLEI_LIST, NUCLEI_COLUMNS, found)
         if not nuclei:
             raise UserError(f"no label in {labels[0].parent} holds a nucleus: look at them")
-    print(f"{folder}: {len(labels) - len(bad)} class masks, {nuclei} nuclei")
+    made = len(labels) - len(bad)
+    print(f"{cfg.workspace / 'Semantic_Labels'}: {made} class masks, {nuclei} nuclei")
     refuse_bad(cfg, bad)
 
 

@@ -15,16 +15,14 @@ import cv2
 import numpy as np
 
 from config import CONFIG, Config, UserError
-from medood.data.files import timed
 from medood.data.images import read_image, read_mask, whole_patches, write_png
 from medood.data.labels import BACKGROUND
-from medood.data.records import fresh_folder, is_kept, refuse_bad
+from medood.data.records import BadFiles, refuse_bad
 from medood.data.workspace import SOURCE_PREFIX, list_images, list_patch_pairs
 from medood.processes import on_main
 from medood.runs.command_line import run
 from medood.runs.jobs import for_each
-from medood.runs.locks import alone_in
-from medood.runs.provenance import made_from, require
+from medood.runs.provenance import is_kept, making, require
 
 INPAINT_RADIUS = 3  # pixels around a hole that it is continued from
 
@@ -55,22 +53,24 @@ def convert(image_path: Path, mask_path: Path, cfg: Config, out: Path) -> None:
     write_png(out / image_path.name, remove_foreground(image, mask, cfg.ood_fill))
 
 
-@on_main
-def write_oods(cfg: Config, folder: Path) -> None:
-    """Write the OoD patch of every patch into `folder`."""
+def fill_folder(cfg: Config, out: Path) -> int:
+    """Write the OoD patch of every patch into a folder, and return how many there are."""
     images, masks = list_patch_pairs(cfg.workspace)
-    record, bad = made_from(cfg, "OoD patches"), {}
-    if is_kept(folder, record):
+    bad: BadFiles = {}
+    jobs = [(*pair, cfg, out) for pair in zip(images, masks, strict=True)]
+    for_each(convert, jobs, cfg, "OoD patches", bad)
+    refuse_bad(replace(cfg, skip_bad_files=False), bad)
+    return len(images)
+
+
+def write_oods(cfg: Config) -> None:
+    """Write OoD_Patchs."""
+    if is_kept(cfg, "OoD patches"):
         return
-    with (
-        alone_in(folder.parent),  # no other run reads those of a study
-        timed(cfg.workspace, "OoD patches"),
-        fresh_folder(folder, record) as out,
-    ):
-        jobs = [(*pair, cfg, out) for pair in zip(images, masks, strict=True)]
-        for_each(convert, jobs, cfg, "OoD patches", bad)
-        refuse_bad(replace(cfg, skip_bad_files=False), bad)
-    print(f"{folder}: {len(images)} patches without their nuclei, fill {cfg.ood_fill}")
+    with making(cfg, "OoD patches") as (out,):
+        count = fill_folder(cfg, out)
+    folder = cfg.workspace / "OoD_Patchs"
+    print(f"{folder}: {count} patches without their nuclei, fill {cfg.ood_fill}")
 
 
 def cut_source(path: Path, cfg: Config, out: Path) -> int:
@@ -87,23 +87,22 @@ def cut_source(path: Path, cfg: Config, out: Path) -> int:
 def write_source_patches(cfg: Config) -> None:
     """Cut the images of ood_source into patches."""
     images = list_images(cfg.ood_source)
-    folder = cfg.workspace / "OoD_Source_Patchs"
-    record, bad = made_from(cfg, "source patches"), {}
-    if is_kept(folder, record):
+    if is_kept(cfg, "source patches"):
         return
-    with alone_in(cfg.workspace), fresh_folder(folder, record, bad) as out:
+    bad: BadFiles = {}
+    with making(cfg, "source patches", bad=bad) as (out,):
         jobs = [(path, cfg, out) for path in images]
         count = sum(for_each(cut_source, jobs, cfg, "external OoD patches", bad))
     used = len(images) - len(bad)
-    print(f"{folder}: {count} patches of {used} images from {cfg.ood_source}")
+    print(f"OoD_Source_Patchs: {count} patches of {used} images from {cfg.ood_source}")
     refuse_bad(cfg, bad)
 
 
 @on_main
 def generate_unfiltered_oods(cfg: Config = CONFIG) -> None:
     """Write the OoD patch of every patch and, with ood_source, those of external images."""
-    require(cfg, "images", "masks", "fold")
-    write_oods(cfg, cfg.workspace / "OoD_Patchs")
+    require(cfg, "patches", "patch masks")
+    write_oods(cfg)
     if cfg.ood_source is not None:
         write_source_patches(cfg)
 

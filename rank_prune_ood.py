@@ -21,11 +21,10 @@ from medood.data.files import csv_text, timed
 from medood.data.folds import read_fold
 from medood.data.labels import BACKGROUND
 from medood.data.ood_set import columns, ood_candidates
-from medood.data.records import is_kept, write_recorded
 from medood.data.workspace import Pair, data_name, model_folder, ood_files, ranking_path
 from medood.processes import add_up, agreed, on_main, share
 from medood.runs.command_line import run
-from medood.runs.provenance import made_from, require
+from medood.runs.provenance import is_kept, require, write_product
 
 if TYPE_CHECKING:
     from torch import nn
@@ -109,7 +108,7 @@ def write_ranking(cfg: Config, fold: int, network: Path, rows: list[list]) -> No
     """Write the ranking of a fold, after its pictures."""
     path = ranking_path(cfg, fold)
     draw_ranking(cfg, fold, network, rows)
-    write_recorded(path, csv_text(columns(cfg), rows), made_from(cfg, "ranking", fold))
+    write_product(cfg, "ranking", fold, csv_text(columns(cfg), rows))
     kept = sum(row[-1] for row in rows)
     print(f"fold {fold}: the baseline sees nuclei in {kept} of {len(rows)} OoD patches: {path}")
 
@@ -118,7 +117,7 @@ def rank_prune_ood(cfg: Config = CONFIG) -> None:
     """Write the ranking of every fold, unless it is there from the same network and candidates."""
     require(cfg, "fold", "baseline", "OoD patches", *["source patches"] * bool(cfg.ood_source))
     for fold in cfg.folds:
-        if is_kept(ranking_path(cfg, fold), made_from(cfg, "ranking", fold)):
+        if is_kept(cfg, "ranking", fold):
             continue
         network = model_folder(cfg, fold, ood=False)
         files = ood_files(cfg, ood_candidates(cfg, read_fold(cfg, fold).train))

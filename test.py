@@ -142,7 +142,7 @@ def evaluate(cfg: Config = CONFIG, checkpoints: tuple[Path, ...] = ()) -> None:
     from medood.evaluation.report import Comparison, write_report
     from medood.evaluation.statistics import paired_differences, pool
 
-    require(cfg, "images", "masks", "fold")
+    require(cfg, "patches", "patch masks", "fold")
     folders = networks(cfg, checkpoints)
     tests = {fold: evaluate_fold(cfg, fold, of_fold) for fold, of_fold in folders.items()}
     if not is_main():

@@ -15,7 +15,7 @@ def train(cfg: Config = CONFIG) -> None:
     """Train the baseline of every fold."""
     from medood.training.loop import train_fold  # here, so that --help answers without torch
 
-    require(cfg, "images", "masks", "fold")
+    require(cfg, "patches", "patch masks", "fold")
     for fold in cfg.folds:
         train, val, _ = read_fold(cfg, fold)
         folder = model_folder(cfg, fold, ood=False)

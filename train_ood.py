@@ -17,7 +17,7 @@ def train_ood(cfg: Config = CONFIG) -> None:
     """Train the Med-OoD network of every fold."""
     from medood.training.loop import train_fold  # here, so that --help answers without torch
 
-    require(cfg, "images", "masks", "fold", "OoD patches", "ranking", "estimate")
+    require(cfg, "patches", "patch masks", "fold", "OoD patches", "ranking", "estimate")
     for fold in cfg.folds:
         train, val, _ = read_fold(cfg, fold)
         hardest = chosen_oods(cfg, fold)

@@ -32,7 +32,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from config import UserError
-from generate_unfiltered_oods import write_oods
+from generate_unfiltered_oods import fill_folder
 from medood.data.folds import read_fold
 from medood.data.images import read_image, read_mask, write_png
 from medood.data.labels import BACKGROUND
@@ -41,6 +41,7 @@ from medood.data.workspace import Pair
 from medood.evaluation.figures import draw_intervals
 from medood.evaluation.tables import markdown, spread
 from medood.runs.command_line import run
+from medood.runs.provenance import made_from
 from studies.common import (
     Recipe,
     StudyConfig,
@@ -117,8 +118,11 @@ def filled(fill: str, cfg: StudyConfig, fold: int) -> Recipe:
     Where fewer are hard, easy ones fill up: `hard` in the table tells.
     """
     folder = cfg.workspace / "studies" / f"OoD_Patchs_{fill}"
-    if not cfg.plan:
-        write_oods(replace(cfg, ood_fill=fill), folder)
+    other = replace(cfg, ood_fill=fill)
+    record = made_from(other, "OoD patches")
+    if not cfg.plan and not is_kept(folder, record):
+        with fresh_folder(folder, record) as out:
+            fill_folder(other, out)
     files = [(folder / name, None) for name in read_fold(cfg, fold).train]
     hard, easy = mine(cfg, fold, files)
     return adding(cfg, fold, hard + easy, hard=len(hard))

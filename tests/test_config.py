@@ -1,6 +1,8 @@
 """Settings: wrong ones are refused where they are set, and every script explains them."""
 
 import dataclasses
+import importlib
+import re
 import subprocess
 import sys
 import time
@@ -9,9 +11,16 @@ from pathlib import Path
 import pytest
 
 from config import Config, UserError
+from medood.runs.command_line import parse
+from medood.runs.provenance import SETTINGS, settings_of
 from tests.conftest import TINY
 
 ROOT = Path(__file__).parents[1]
+GROUPS = ["data", "network", "training", "search", "machine"]
+STEPS = (
+    *("generate_semantic_labels", "generate_patches", "generate_unfiltered_oods", "train"),
+    *("rank_prune_ood", "estimate_pct", "train_ood", "test"),
+)
 SCRIPTS = sorted(path.name for path in ROOT.glob("*.py") if path.name != "config.py")
 
 
@@ -70,7 +79,7 @@ def test_there_is_a_script_for_every_step():
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_help_names_every_setting_and_imports_no_torch(script):
+def test_help_names_the_settings_that_the_script_uses_in_groups_and_imports_no_torch(script):
     program = (
         f"import runpy, sys; sys.argv = [{script!r}, '--help']\n"
         f"try: runpy.run_path({script!r}, run_name='__main__')\n"
@@ -81,9 +90,67 @@ def test_help_names_every_setting_and_imports_no_torch(script):
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     seconds = time.perf_counter() - started
     assert done.returncode == 0, done.stderr
-    for field in dataclasses.fields(Config):
-        assert f"--{field.name}" in done.stdout
+    named = set(re.findall(r"--(?!no_)(\w+)", done.stdout)) & SETTINGS
+    assert named == settings_of(script)
+    groups = [title for title in re.findall(r"(\w+) options ─", done.stdout) if title in GROUPS]
+    assert groups == sorted(groups, key=GROUPS.index)  # as in config.py
+    assert script != "main.py" or groups == GROUPS
     assert seconds < 10  # a hang, not a speed: bench/ holds the speeds
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "owner"),
+    [
+        ("predict.py", ["--epochs", "3"], "train.py"),
+        ("train.py", ["--pnr-opt=0.7"], "estimate_pct.py"),
+        ("generate_patches.py", ["--no_batch_norm"], "train.py"),
+        ("export.py", ["--split", "region"], "generate_patches.py"),
+    ],
+)
+def test_a_setting_of_another_script_is_refused_with_the_script_it_belongs_to(
+    monkeypatch, script, arguments, owner
+):
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(ROOT / script), raising=False)
+    with pytest.raises(UserError, match=f"{script} does not use this setting: give it to {owner}"):
+        parse(Config(), arguments)
+
+
+@pytest.mark.parametrize("no", ["--no_batch_norm", "--batch_norm False", "--batch-norm=false"])
+def test_a_switch_takes_its_value_in_any_spelling(monkeypatch, no):
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(ROOT / "train.py"), raising=False)
+    monkeypatch.setattr(sys.modules["__main__"], "__doc__", "Train.")
+    assert parse(TINY, no.split() + ["--epochs", "7"]) == dataclasses.replace(
+        TINY, batch_norm=False, epochs=7
+    )
+    assert parse(TINY, ["--tensorboard", "True", "--batch_norm", "true"]).tensorboard
+
+
+@dataclasses.dataclass(frozen=True)
+class Watched(Config):
+    """Settings that write down which of them are read, but for copies and records of all."""
+
+    def __getattribute__(self, name):
+        caller = sys._getframe(1)
+        callers = {caller.f_code.co_name, caller.f_back.f_code.co_name}
+        if name in SETTINGS and not callers & {"replace", "__post_init__", "plain_settings"}:
+            READ.add(name)
+        return super().__getattribute__(name)
+
+
+READ: set[str] = set()
+
+
+def test_the_settings_that_a_step_reads_are_those_that_its_script_takes(patched):
+    cfg = Watched(**dataclasses.asdict(dataclasses.replace(patched, folds=(1,), epochs=1)))
+    for step in STEPS:
+        function = getattr(importlib.import_module(step), "evaluate" if step == "test" else step)
+        READ.clear()
+        function(cfg)
+        assert settings_of(f"{step}.py") >= READ, step
+
+
+def test_every_setting_belongs_to_a_step():
+    assert set().union(*(settings_of(f"{step}.py") for step in STEPS)) == SETTINGS
 
 
 @pytest.mark.parametrize(

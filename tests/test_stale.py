@@ -198,7 +198,7 @@ def test_a_table_that_is_gone_does_not_undo_its_lists(tiny):
     generate_semantic_labels(cfg)
     generate_patches(cfg)
     (tiny.workspace / "info.csv").unlink()
-    require(cfg, "images", "masks", "fold")
+    require(cfg, "patches", "patch masks", "fold")
     generate_patches(cfg)
     assert check(cfg).stops == []
 

@@ -1,24 +1,33 @@
 """From the command line to a step, and from a user's mistake to one sentence."""
 
+import dataclasses
 import errno
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Annotated, get_type_hints
 
+import docstring_parser
 import tyro
 
 from config import CONFIG, Config, UserError
 from medood.processes import is_main, joined
 from medood.runs.locks import in_use
+from medood.runs.provenance import SCRIPTS, SETTINGS, settings_of
 
 CURES = {
     errno.ENOSPC: "free some space and run the same command again: nothing that was done is lost",
     errno.EROFS: "name a folder that can be written to",
     errno.EACCES: "allow it, or name another folder",
 }
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: a scheduler, or `kill`, ends the run; it stops as by Ctrl-C."""
 
 
 def networks_of(cfg: Config) -> list[str]:
@@ -41,12 +50,12 @@ def run(
     """
     try:
         with joined():
-            cfg = _parse(defaults)
+            cfg = parse(defaults, sys.argv[1:])
             with nullcontext() if not is_main() else _held(folder(cfg), parts(cfg)):
                 step(cfg)
     except UserError as error:
         sys.exit(f"error: {error}")
-    except BrokenPipeError:  # whoever read the output, such as `head`, has gone
+    except BrokenPipeError:  # the program that read the output, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
@@ -57,25 +66,93 @@ def run(
         sys.exit(
             "error: the memory is full: close other programs, or lower max_pixels or max_memory"
         )
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("stopped: the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+        number = signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT
+        sys.exit(128 + number)  # as shells and schedulers expect
 
 
 @contextmanager
 def _held(folder: Path | None, parts: list[str]) -> Iterator[None]:
-    """Hold the folder that a step writes to, if any, and be stopped by SIGTERM as by Ctrl-C."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # of schedulers
+    """Hold the folder that a step writes to, if any, and let SIGTERM stop it as Ctrl-C does."""
+
+    def terminate(*_: object) -> None:
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, terminate)
     with in_use(folder, parts) if folder else nullcontext():
         yield
 
 
-def _parse(defaults: Config) -> Config:
-    """Return the settings that the command line asks for."""
-    summary = sys.modules["__main__"].__doc__.split("\n")[0]
+# ---------------------------------------------------------------- arguments
+
+
+def parse(defaults: Config, arguments: list[str]) -> Config:
+    """Return the settings of `defaults` as the arguments change them.
+
+    --help lists the settings that the script uses, in the groups of config.py. Raises UserError
+    for a setting of another script.
+    """
+    main = sys.modules["__main__"]
+    own = {field.name for field in dataclasses.fields(defaults)} - SETTINGS
+    used = settings_of(Path(main.__file__).name) | own
+    _refuse_unused(Path(main.__file__).name, used, arguments)
+    groups = [_group(kind, defaults, used) for kind in reversed(type(defaults).__mro__)]
+    known = dataclasses.make_dataclass(
+        "Settings", [(group.__name__, group, group()) for group in groups if group]
+    )
     try:
-        kind = type(defaults)
-        return tyro.cli(kind, default=defaults, description=summary, use_underscores=True)
+        found = tyro.cli(
+            known,
+            args=_spelt_as_flags(defaults, arguments),
+            description=main.__doc__.split("\n")[0],
+            use_underscores=True,
+            config=(tyro.conf.OmitArgPrefixes,),
+        )
     except SystemExit as stop:
-        sys.stdout.flush()
+        sys.stdout.flush()  # a pipe that is closed shows here
         sys.exit(1 if stop.code else 0)
+    values = {name: value for group in vars(found).values() for name, value in vars(group).items()}
+    return dataclasses.replace(defaults, **values)
+
+
+def _group(kind: type, defaults: Config, used: set[str]) -> type | None:
+    """Return a dataclass of the used settings that a class of config.py, or a script's, adds."""
+    names = [name for name in vars(kind).get("__annotations__", {}) if name in used]
+    if not names:
+        return None
+    texts = {p.arg_name: p.description for p in docstring_parser.parse_from_object(kind).params}
+    hints = get_type_hints(kind, include_extras=True)
+    fields = [
+        (
+            name,
+            Annotated[hints[name], tyro.conf.arg(help=texts[name])],
+            dataclasses.field(default=getattr(defaults, name)),
+        )
+        for name in names
+    ]
+    title = kind.__name__.removesuffix("Config").lower()
+    namespace = {"__doc__": kind.__doc__}
+    return dataclasses.make_dataclass(title, fields, frozen=True, namespace=namespace)
+
+
+def _refuse_unused(script: str, used: set[str], arguments: list[str]) -> None:
+    """Raise UserError for a setting of config.py that the script does not use."""
+    for word in arguments:
+        name = word.removeprefix("--").partition("=")[0].replace("-", "_").removeprefix("no_")
+        if word.startswith("--") and name in SETTINGS - used:
+            owner = next(other for other in SCRIPTS if name in settings_of(other))
+            raise UserError(f"--{name}: {script} does not use this setting: give it to {owner}")
+
+
+def _spelt_as_flags(defaults: Config, arguments: list[str]) -> list[str]:
+    """Return the arguments with `--batch_norm False` as `--no_batch_norm`, which tyro takes."""
+    kinds = get_type_hints(type(defaults))
+    flags = "|".join(name.replace("_", "[-_]") for name, kind in kinds.items() if kind is bool)
+    separator = "\0"  # no argument can hold it
+    said = re.compile(rf"--({flags})[={separator}](true|false)(?={separator}|$)", re.IGNORECASE)
+    text = said.sub(
+        lambda found: f"--{'no_' if found[2].lower() == 'false' else ''}{found[1]}",
+        separator.join(arguments),
+    )
+    return text.split(separator) if arguments else []

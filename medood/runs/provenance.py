@@ -1,52 +1,30 @@
 """Provenance: what each product of a workspace is made by, from what, and whether it still is.
 
 PRODUCTS is the one table. `require` walks it, from what a step reads down to the user's data, and
-stops the step at the first product that is missing or out of date. What the user put there is taken
-as it is, and so is what has lost its sources: see medood/data/records.py.
+stops the step at the first product that is missing or out of date. Products that the user put there
+are used as they are, and so are those whose sources are gone: see medood/data/records.py.
 """
 
 import dataclasses
 import json
 import shlex
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from config import CONFIG, Config, UserError
-from medood.data.files import digest, pngs
+from medood.data import ood_set, records, workspace
+from medood.data.files import digest, pngs, timed
 from medood.data.folds import read_fold
-from medood.data.ood_set import chosen_oods, ood_candidates
-from medood.data.records import (
-    BadFiles,
-    bad_files,
-    fingerprint,
-    hash_of,
-    is_there,
-    is_yours,
-    out_of_date,
-    refuse_bad,
-    refuse_damaged,
-)
-from medood.data.workspace import (
-    NUCLEI_LIST,
-    Pair,
-    fold_path,
-    id_files,
-    list_images,
-    list_patch_pairs,
-    model_folder,
-    official_table,
-    ood_files,
-    pair_regions,
-    pct_path,
-    ranking_path,
-    region_images,
-    region_labels,
-)
+from medood.data.records import BadFiles, fingerprint
+from medood.data.workspace import Pair
 from medood.processes import on_main
+from medood.runs.locks import alone_in
 
+SETTINGS = {field.name for field in dataclasses.fields(Config)}
 # the settings that a trained network depends on beside its patches
 TRAINING = (
     *("architecture", "encoder", "encoder_weights", "epochs", "batch_size", "lr", "loss"),
@@ -58,77 +36,90 @@ TRAINING = (
 class Product(NamedTuple):
     """A row of the table; what depends on a fold is given the settings and the fold."""
 
-    script: str  # that makes it
     path: Callable[[Config, int], Path]
     behind: tuple[str, ...]  # the products that it is made from
-    settings: tuple[str, ...]  # those that it depends on
-    inputs: dict[str, Callable[[Config, int], object]]  # as JSON; None where a source is gone
+    settings: tuple[str, ...]  # that decide it
+    inputs: Callable[[Config, int], dict]  # fingerprints, as JSON; None where a source is gone
 
 
 # ---------------------------------------------------------------- what products are made from
 
 
-def _labels(cfg: Config, _: int) -> str | None:
-    labels = region_labels(cfg) if _is_set(cfg.masks) else []
-    return fingerprint(labels) if labels else None
+def _of_labels(cfg: Config, _: int) -> dict:
+    labels = workspace.region_labels(cfg) if _still_there(cfg.masks) else []
+    return {"inputs": fingerprint(labels) if labels else None}
 
 
-def _regions(cfg: Config, _: int) -> str | None:
-    images, masks, _ = pair_regions(cfg) if _has_images(cfg) else ([], [], {})
-    nuclei = cfg.workspace / "Semantic_Labels" / NUCLEI_LIST
+def _of_regions(cfg: Config, _: int) -> dict:
+    if not _still_there(cfg.images) or not workspace.region_images(cfg):
+        return {"inputs": None, "left out": None}
+    images, masks, left_out = workspace.pair_regions(cfg)
+    nuclei = cfg.workspace / "Semantic_Labels" / workspace.NUCLEI_LIST
     files = [*images, *masks, *([nuclei] if nuclei.exists() else [])]
-    return fingerprint(files) if images else None
+    return {"inputs": fingerprint(files) if images else None, "left out": sorted(left_out)}
 
 
-def _unpaired(cfg: Config, _: int) -> list[str] | None:
-    return sorted(pair_regions(cfg)[2]) if _has_images(cfg) else None
-
-
-def _patch_names(cfg: Config, _: int) -> str:
-    left_out = bad_files(cfg.workspace / "k_folds")
+def _of_patch_names(cfg: Config, _: int) -> dict:
+    left_out = records.bad_files(cfg.workspace / "k_folds")
     names = [path.name for path in pngs(cfg.workspace / "Image_Patchs")]
-    return digest("\n".join(name for name in names if name not in left_out).encode())
+    listed = "\n".join(name for name in names if name not in left_out)
+    official: str | None = "not used"
+    if cfg.split == "official":
+        table = workspace.official_table(cfg.workspace)
+        official = records.hash_of(table) if table else None
+    return {"list of patches": digest(listed.encode()), "info.csv": official}
 
 
-def _official(cfg: Config, _: int) -> str | None:
-    if cfg.split != "official":
-        return "not used"
-    table = official_table(cfg.workspace)
-    return hash_of(table) if table else None
+def _of_patches(cfg: Config, _: int) -> dict:
+    images, masks = workspace.list_patch_pairs(cfg.workspace)
+    return {"inputs": fingerprint(images), "masks": fingerprint(masks)}
 
 
-def _source_images(cfg: Config, _: int) -> str | None:
-    there = cfg.ood_source is not None and cfg.ood_source.is_dir()
-    return fingerprint(list_images(cfg.ood_source)) if there else None
+def _of_source_images(cfg: Config, _: int) -> dict:
+    there = cfg.ood_source is not None and _still_there(cfg.ood_source)
+    return {"inputs": fingerprint(workspace.list_images(cfg.ood_source)) if there else None}
 
 
-def _candidates(cfg: Config, fold: int) -> str:
-    names = ood_candidates(cfg, read_fold(cfg, fold).train)
-    return fingerprint(path for path, _ in ood_files(cfg, names))
+def _of_id_patches(cfg: Config, fold: int) -> dict:
+    return {"fold": fold, "inputs": _of_pairs(_id_set(cfg, fold))}
+
+
+def _of_candidates(cfg: Config, fold: int) -> dict:
+    weights = workspace.model_folder(cfg, fold, ood=False) / "model.safetensors"
+    names = ood_set.ood_candidates(cfg, read_fold(cfg, fold).train)
+    return {
+        "network": fingerprint([weights]) if weights.exists() else None,
+        "candidates": _of_pairs(workspace.ood_files(cfg, names)),
+    }
+
+
+def _of_ranking(cfg: Config, fold: int) -> dict:
+    return {
+        "ranking": records.hash_of(workspace.ranking_path(cfg, fold)),
+        "masks": fingerprint(mask for _, mask in _id_set(cfg, fold)),
+    }
+
+
+def _of_ood_training_set(cfg: Config, fold: int) -> dict:
+    sources = workspace.ranking_path(cfg, fold), workspace.pct_path(cfg, fold)
+    if not all(map(records.is_there, sources)):
+        return {"fold": fold, "inputs": None}
+    chosen = workspace.ood_files(cfg, ood_set.chosen_oods(cfg, fold))
+    return {"fold": fold, "inputs": _of_pairs(_id_set(cfg, fold) + chosen)}
 
 
 def _id_set(cfg: Config, fold: int) -> list[Pair]:
     train, val, _ = read_fold(cfg, fold)
-    return id_files(cfg, train + val)
-
-
-def _ood_training_set(cfg: Config, fold: int) -> str | None:
-    if not all(is_there(path(cfg, fold)) for path in (ranking_path, pct_path)):
-        return None
-    return _of_pairs(_id_set(cfg, fold) + ood_files(cfg, chosen_oods(cfg, fold)))
+    return workspace.id_files(cfg, train + val)
 
 
 def _of_pairs(files: Iterable[Pair]) -> str:
     return fingerprint(path for pair in files for path in pair if path)
 
 
-def _is_set(folder: Path | None) -> bool:
-    """Say whether the user's own folder still stands; None is Lizard's, found if it is there."""
+def _still_there(folder: Path | None) -> bool:
+    """Say whether the user's own folder still exists; None is Lizard's, looked for elsewhere."""
     return folder is None or folder.is_dir()
-
-
-def _has_images(cfg: Config) -> bool:
-    return _is_set(cfg.images) and bool(region_images(cfg))
 
 
 def _in(folder: str) -> Callable[[Config, int], Path]:
@@ -136,112 +127,84 @@ def _in(folder: str) -> Callable[[Config, int], Path]:
 
 
 def _network(ood: bool) -> Callable[[Config, int], Path]:
-    return lambda cfg, fold: model_folder(cfg, fold, ood)
-
-
-def _weights(cfg: Config, fold: int) -> str | None:
-    weights = model_folder(cfg, fold, ood=False) / "model.safetensors"
-    return fingerprint([weights]) if weights.exists() else None
+    return lambda cfg, fold: workspace.model_folder(cfg, fold, ood)
 
 
 # ---------------------------------------------------------------- the table
 
-_PATCHES = {"inputs": _regions, "left out": _unpaired}
+_PATCHES = ("patches", "patch masks")
+_MINED = ("baseline", "OoD patches", "source patches")
+_COUNTED = ("pnr_opt", "pct_grid")
 PRODUCTS = {
-    "class masks": Product(
-        "generate_semantic_labels.py",
-        _in("Semantic_Labels"),
-        (),
-        ("mask_values",),
-        {"inputs": _labels},
-    ),
-    "images": Product(
-        "generate_patches.py", _in("Image_Patchs"), ("class masks",), ("patch_size",), _PATCHES
-    ),
-    "masks": Product(
-        "generate_patches.py", _in("Mask_Patchs"), ("class masks",), ("patch_size",), _PATCHES
-    ),
-    "fold": Product(
-        "generate_patches.py",
-        fold_path,
-        ("images", "masks"),
-        ("split", "seed"),
-        {"list of patches": _patch_names, "info.csv": _official},
-    ),
-    "OoD patches": Product(
-        "generate_unfiltered_oods.py",
-        _in("OoD_Patchs"),
-        ("images", "masks"),
-        ("ood_fill",),
-        {
-            "inputs": lambda cfg, _: fingerprint(list_patch_pairs(cfg.workspace)[0]),
-            "masks": lambda cfg, _: fingerprint(list_patch_pairs(cfg.workspace)[1]),
-        },
-    ),
-    "source patches": Product(
-        "generate_unfiltered_oods.py",
-        _in("OoD_Source_Patchs"),
-        (),
-        ("patch_size",),
-        {"inputs": _source_images},
-    ),
-    "baseline": Product(
-        "train.py",
-        _network(ood=False),
-        ("fold",),
-        TRAINING,
-        {"fold": lambda _, fold: fold, "inputs": lambda *of: _of_pairs(_id_set(*of))},
-    ),
-    "ranking": Product(
-        "rank_prune_ood.py",
-        ranking_path,
-        ("baseline", "OoD patches", "source patches"),
-        ("precision", "colours"),
-        {"network": _weights, "candidates": _candidates},
-    ),
-    "estimate": Product(
-        "estimate_pct.py",
-        pct_path,
-        ("ranking",),
-        ("pnr_opt", "pct_grid"),
-        {
-            "ranking": lambda *of: hash_of(ranking_path(*of)),
-            "masks": lambda *of: fingerprint(mask for _, mask in _id_set(*of)),
-        },
-    ),
-    "Med-OoD": Product(
-        "train_ood.py",
-        _network(ood=True),
-        ("estimate",),
-        TRAINING,
-        {"fold": lambda _, fold: fold, "inputs": _ood_training_set},
-    ),
+    "class masks": Product(_in("Semantic_Labels"), (), ("mask_values",), _of_labels),
+    "patches": Product(_in("Image_Patchs"), ("class masks",), ("patch_size",), _of_regions),
+    "patch masks": Product(_in("Mask_Patchs"), ("class masks",), ("patch_size",), _of_regions),
+    "fold": Product(workspace.fold_path, _PATCHES, ("split", "seed"), _of_patch_names),
+    "OoD patches": Product(_in("OoD_Patchs"), _PATCHES, ("ood_fill",), _of_patches),
+    "source patches": Product(_in("OoD_Source_Patchs"), (), ("patch_size",), _of_source_images),
+    "baseline": Product(_network(ood=False), ("fold",), TRAINING, _of_id_patches),
+    "ranking": Product(workspace.ranking_path, _MINED, ("precision", "colours"), _of_candidates),
+    "estimate": Product(workspace.pct_path, ("ranking",), _COUNTED, _of_ranking),
+    "Med-OoD": Product(_network(ood=True), ("estimate",), TRAINING, _of_ood_training_set),
 }
 VALUES = {  # of settings that mean more, or less, than they say
     "classes": lambda cfg: list(cfg.class_names),
     "colours": lambda cfg: [list(pair) for pair in cfg.classes],
     "mask_values": lambda cfg: list(cfg.mask_values or range(1, len(cfg.class_names))),
     "encoder_weights": lambda cfg: (
-        hash_of(Path(cfg.encoder_weights))
+        records.hash_of(Path(cfg.encoder_weights))
         if Path(cfg.encoder_weights).is_file()
         else cfg.encoder_weights
     ),
 }
 
-# ---------------------------------------------------------------- the walk
+# Scripts, in their order: the products that each makes, or else tests, and the settings that it
+# uses beside those of its products and of all that is behind them.
+_DATA = ("workspace", "classes", "images", "masks", "skip_bad_files")
+_PREPARING = (*_DATA, "max_pixels", "workers", "dask_scheduler")
+_OODS = ("folds", "ood_source", "ood_source_use")
+_TRAINING = (*_DATA, "folds", "mpp", "device", "max_memory", "tensorboard")
+_OF_A_NETWORK = ("classes", "mpp", "architecture", "encoder", "device", "precision", "max_pixels")
+SCRIPTS = {
+    "generate_semantic_labels.py": (("class masks",), _PREPARING),
+    "generate_patches.py": (("patches", "patch masks", "fold"), (*_PREPARING, "folds")),
+    "generate_unfiltered_oods.py": (("OoD patches", "source patches"), (*_PREPARING, *_OODS)),
+    "train.py": (("baseline",), _TRAINING),
+    "rank_prune_ood.py": (("ranking",), (*_DATA, *_OODS, "device", "max_memory")),
+    "estimate_pct.py": (("estimate",), (*_DATA, *_OODS)),
+    "train_ood.py": (("Med-OoD",), (*_TRAINING, *_OODS)),
+    "test.py": (("baseline", "Med-OoD"), (*_DATA, *_OODS, "mpp", "device", "max_memory")),
+    "predict.py": ((), _OF_A_NETWORK),
+    "export.py": ((), ("classes", "patch_size")),
+}
+
+
+def settings_of(script: str) -> set[str]:
+    """Return the names of the settings that a script uses; all for one that is not in SCRIPTS."""
+    if script not in SCRIPTS:
+        return SETTINGS
+    products, beside = SCRIPTS[script]
+    names, waiting = set(beside), list(products)
+    while waiting:
+        product = PRODUCTS[waiting.pop()]
+        names |= set(product.settings)
+        waiting += product.behind
+    return names & SETTINGS
+
+
+# ---------------------------------------------------------------- records of today
 
 
 def plain_settings(cfg: Config) -> dict:
     """Return the settings of config.py as JSON holds them."""
-    values = {field.name: getattr(cfg, field.name) for field in dataclasses.fields(Config)}
+    values = {name: getattr(cfg, name) for name in Config.__dataclass_fields__}
     return json.loads(json.dumps(values, default=str))
 
 
 def made_from(cfg: Config, name: str, fold: int = 0) -> dict:
     """Return what decides a product now, as its record holds it."""
     product = PRODUCTS[name]
-    inputs = {label: find(cfg, fold) for label, find in product.inputs.items()}
-    return {"settings": _settings(cfg, product.settings), **inputs}
+    return {"settings": _settings(cfg, product.settings), **product.inputs(cfg, fold)}
 
 
 def network_made_from(cfg: Config, fold: int, files: list[Pair]) -> dict:
@@ -257,39 +220,51 @@ def _settings(cfg: Config, names: tuple[str, ...]) -> dict:
     return {name: VALUES[name](cfg) if name in VALUES else settings[name] for name in names}
 
 
+# ---------------------------------------------------------------- the walk
+
+
 @on_main
 def require(cfg: Config, *names: str) -> None:
     """Raise UserError unless products are there, for each fold, and current with all behind them.
 
     Bad files that were left out on the way are refused too, unless they are to be skipped.
     """
-    bad: BadFiles = bad_files(cfg.workspace / "k_folds")  # of patches that the user made
+    bad: BadFiles = records.bad_files(cfg.workspace / "k_folds")  # of patches that the user made
     seen: set[Path] = set()
     for fold in cfg.folds:
         for name in names:
             path = PRODUCTS[name].path(cfg, fold)
-            if not is_there(path):
+            if not records.is_there(path):
                 raise UserError(f"{path} is missing: run `{command(cfg, name, fold)}` first")
-            _walk(cfg, name, fold, seen, bad)
-    refuse_bad(cfg, bad)
+            for source, place in _with_all_behind(cfg, name, fold):
+                if place not in seen:
+                    seen.add(place)
+                    _refuse_stale(cfg, source, fold)
+                    bad |= records.bad_files(place)
+    records.refuse_bad(cfg, bad)
 
 
-def _walk(cfg: Config, name: str, fold: int, seen: set[Path], bad: BadFiles) -> None:
-    """Raise UserError if a product, or one behind it, is out of date; gather the bad files."""
-    product = PRODUCTS[name]
-    path = product.path(cfg, fold)
-    if path in seen or not is_there(path) or is_yours(path):
-        return
-    seen.add(path)
-    for source in product.behind:
-        _walk(cfg, source, fold, seen, bad)
-    if why := out_of_date(path, made_from(cfg, name, fold)):
+def _with_all_behind(cfg: Config, name: str, fold: int) -> Iterator[tuple[str, Path]]:
+    """Yield the products that ours is made from, the first one first, then itself, with its path.
+
+    What the user put there has nothing of ours behind it.
+    """
+    path = PRODUCTS[name].path(cfg, fold)
+    if records.is_there(path) and not records.is_yours(path):
+        for source in PRODUCTS[name].behind:
+            yield from _with_all_behind(cfg, source, fold)
+        yield name, path
+
+
+def _refuse_stale(cfg: Config, name: str, fold: int) -> None:
+    """Raise UserError if a product is not what its sources and the settings give now."""
+    path = PRODUCTS[name].path(cfg, fold)
+    if why := records.out_of_date(path, made_from(cfg, name, fold)):
         raise UserError(
             f"{path} is out of date ({why}): set back what changed, or run"
             f" `{command(cfg, name, fold)}` first"
         )
-    refuse_damaged(path)
-    bad |= bad_files(path)
+    records.refuse_damaged(path)
 
 
 def survey(cfg: Config) -> list[list[str]]:
@@ -298,17 +273,17 @@ def survey(cfg: Config) -> list[list[str]]:
     for fold in cfg.folds:
         for name, product in PRODUCTS.items():
             path = product.path(cfg, fold)
-            if is_there(path) and str(path) not in found:
+            if records.is_there(path) and str(path) not in found:
                 found[str(path)] = _state(cfg, name, fold)
     return [[str(Path(path).relative_to(cfg.workspace)), state] for path, state in found.items()]
 
 
 def _state(cfg: Config, name: str, fold: int) -> str:
     path = PRODUCTS[name].path(cfg, fold)
-    if is_yours(path):
+    if records.is_yours(path):
         return "yours: used as it is"
     try:
-        why = out_of_date(path, made_from(cfg, name, fold))
+        why = records.out_of_date(path, made_from(cfg, name, fold))
     except UserError as error:
         why = str(error)
     return f"made again: {why}" if why else "kept"
@@ -316,17 +291,49 @@ def _state(cfg: Config, name: str, fold: int) -> str:
 
 def command(cfg: Config, name: str, fold: int) -> str:
     """Return the command that makes a product: its script with the settings of this run."""
-    product = PRODUCTS[name]
-    if product.path(cfg, fold) != product.path(cfg, fold + 1):
+    script = next(script for script, (products, _) in SCRIPTS.items() if name in products)
+    path = PRODUCTS[name].path
+    if path(cfg, fold) != path(cfg, fold + 1):
         cfg = dataclasses.replace(cfg, folds=(fold,))
-    words = ["python", product.script]
-    for field in dataclasses.fields(Config):
-        value = getattr(cfg, field.name)
-        if value == getattr(CONFIG, field.name):
+    words = ["python", script]
+    for name in Config.__dataclass_fields__:
+        value = getattr(cfg, name)
+        if value == getattr(CONFIG, name) or name not in settings_of(script):
             continue
         if isinstance(value, bool):
-            words.append(f"--{'' if value else 'no_'}{field.name}")
+            words.append(f"--{'' if value else 'no_'}{name}")
         else:
             values = np.ravel(value).tolist() if isinstance(value, tuple) else [value]
-            words += [f"--{field.name}", *map(str, values)]
+            words += [f"--{name}", *map(str, values)]
     return shlex.join(words)
+
+
+# ---------------------------------------------------------------- what a step does
+
+
+def is_kept(cfg: Config, name: str, fold: int = 0) -> bool:
+    """Say, also to the user, whether a product stays: because it is current, or the user's own."""
+    return records.is_kept(PRODUCTS[name].path(cfg, fold), made_from(cfg, name, fold))
+
+
+@contextmanager
+def making(cfg: Config, *names: str, bad: BadFiles | None = None) -> Iterator[list[Path]]:
+    """Give a folder to fill for each of some products; with their records, they take their names.
+
+    No other run works in the workspace meanwhile. bad: the input files that are left out; may be
+    filled on the way. An error or a kill leaves what stood there before as it was.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(alone_in(cfg.workspace))
+        stack.enter_context(timed(cfg.workspace, names[0]))
+        yield [
+            stack.enter_context(
+                records.fresh_folder(PRODUCTS[name].path(cfg, 0), made_from(cfg, name), bad)
+            )
+            for name in names
+        ]
+
+
+def write_product(cfg: Config, name: str, fold: int, text: str) -> None:
+    """Write a product that is a table, with its record."""
+    records.write_recorded(PRODUCTS[name].path(cfg, fold), text, made_from(cfg, name, fold))
