@@ -115,7 +115,8 @@ def write_ranking(cfg: Config, fold: int, network: Path, rows: list[list]) -> No
 
 def rank_prune_ood(cfg: Config = CONFIG) -> None:
     """Write the ranking of every fold, unless it is there from the same network and candidates."""
-    require(cfg, "fold", "baseline", "OoD patches", *["source patches"] * bool(cfg.ood_source))
+    sources = ["OoD patches", *["source patches"] * bool(cfg.ood_source)]
+    require(cfg, "fold", *sources, "baseline")
     for fold in cfg.folds:
         if is_kept(cfg, "ranking", fold):
             continue

@@ -99,7 +99,7 @@ def test_a_region_without_its_partner_is_named(tiny, folder, said):
 
 
 def test_patches_before_class_masks_name_the_step_before(tiny):
-    with pytest.raises(UserError, match=r"run `python generate_semantic_labels.py` first"):
+    with pytest.raises(UserError, match=r"run `python generate_semantic_labels.py .*` first"):
         generate_patches(tiny)
 
 

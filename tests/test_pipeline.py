@@ -1,7 +1,9 @@
 """All steps in a row, as a user runs them: from raw data, from prepared patches, and twice."""
 
 import dataclasses
+import itertools
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -118,10 +120,10 @@ def test_a_ranking_or_estimate_of_an_older_baseline_is_not_used(report):
     cfg, _ = report
     cfg = dataclasses.replace(cfg, epochs=1, folds=(1,))
     train(cfg)
-    with pytest.raises(UserError, match=r"run `python rank_prune_ood.py --folds 1` again"):
+    with pytest.raises(UserError, match=r"run `python rank_prune_ood.py .*--folds 1 .*` first"):
         train_ood(cfg)
     rank_prune_ood(cfg)
-    with pytest.raises(UserError, match=r"run `python estimate_pct.py --folds 1` first"):
+    with pytest.raises(UserError, match=r"run `python estimate_pct.py .*--folds 1 .*` first"):
         train_ood(cfg)
     estimate_pct(cfg)
     train_ood(cfg)
@@ -129,7 +131,7 @@ def test_a_ranking_or_estimate_of_an_older_baseline_is_not_used(report):
 
 def test_the_baseline_can_be_tested_before_med_ood_is_trained(patched):
     cfg = dataclasses.replace(patched, folds=(1,), epochs=1)
-    with pytest.raises(UserError, match=r"run `python train.py` first"):
+    with pytest.raises(UserError, match=r"run `python train.py .*` first"):
         evaluate(cfg)
     train(cfg)
     evaluate(cfg)
@@ -190,18 +192,20 @@ def test_no_data_is_said_with_what_belongs_where_and_no_sample_is_drawn(tmp_path
     [
         ("generate_semantic_labels.py", "no .mat file in"),
         ("generate_patches.py", "no data in"),
-        ("generate_unfiltered_oods.py", "run `python generate_patches.py` first"),
-        ("train.py", "run `python generate_patches.py --folds 79` first"),
-        ("rank_prune_ood.py", "run `python generate_patches.py` first"),
-        ("estimate_pct.py", "run `python generate_patches.py` first"),
-        ("train_ood.py", "run `python generate_patches.py` first"),
-        ("test.py", "run `python train.py` first"),
+        ("generate_unfiltered_oods.py", "run `python generate_patches.py --workspace {}` first"),
+        ("train.py", "run `python generate_patches.py --workspace {} --patch_size 64` first"),
+        ("rank_prune_ood.py", "run `python generate_patches.py --workspace {} --folds 79` first"),
+        ("estimate_pct.py", "run `python generate_patches.py --workspace {}` first"),
+        ("train_ood.py", "run `python generate_patches.py --workspace {}` first"),
+        ("test.py", "run `python generate_patches.py --workspace {}` first"),
     ],
 )
 def test_a_step_without_its_input_names_the_command_that_makes_it(tmp_path, script, said):
-    done = run_script(script, "--workspace", tmp_path / "nothing", "--folds", 79)
+    nothing = tmp_path / "nothing"
+    options = re.findall(r"(--(?:folds|patch_size)) (\d+)", said)
+    done = run_script(script, "--workspace", nothing, *itertools.chain(*options))
     assert done.returncode == 1
-    assert said in done.stderr
+    assert said.format(nothing) in done.stderr  # with the options that the user gave
     assert "Traceback" not in done.stderr
     assert done.stderr.count("\n") == 1  # one sentence
     assert not (tmp_path / "nothing").exists()
@@ -300,11 +304,11 @@ def test_a_wrong_encoder_stops_main_before_anything_is_made(tiny):
     ("step", "missing"),
     [
         (rank_prune_ood, "train.py"),
-        (estimate_pct, "rank_prune_ood.py --folds 1"),
-        (train_ood, "rank_prune_ood.py --folds 1"),
+        (estimate_pct, "rank_prune_ood.py"),
+        (train_ood, "rank_prune_ood.py"),
     ],
 )
 def test_a_step_out_of_order_names_the_one_before(patched, step, missing):
     cfg = dataclasses.replace(patched, folds=(1,))
-    with pytest.raises(UserError, match=f"run `python {missing}` first"):
+    with pytest.raises(UserError, match=f"run `python {missing} .*--folds 1 .*` first"):
         step(cfg)

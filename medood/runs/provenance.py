@@ -229,7 +229,9 @@ def require(cfg: Config, *names: str) -> None:
 
     Bad files that were left out on the way are refused too, unless they are to be skipped.
     """
-    bad: BadFiles = records.bad_files(cfg.workspace / "k_folds")  # of patches that the user made
+    bad: BadFiles = {}
+    if records.is_yours(cfg.workspace / "Image_Patchs"):
+        bad = records.bad_files(cfg.workspace / "k_folds")
     seen: set[Path] = set()
     for fold in cfg.folds:
         for name in names:
