@@ -14,7 +14,7 @@ import numpy as np
 
 from config import Config, UserError
 from medood.data.files import pngs
-from medood.data.folds import PARTS, LeftOut, held_out, read_list, read_official, region_of
+from medood.data.folds import PARTS, held_out, read_list, read_official, region_of
 from medood.data.images import look_at_pair, read_image, require_same_size, whole_patches
 from medood.data.labels import read_region_label
 from medood.data.memory import exceeds_memory
@@ -162,14 +162,13 @@ def _look_at_source(path: Path, cfg: Config) -> int:
 def _check_folds(cfg: Config, patches: list[str], findings: Findings) -> None:
     """Look at the fold lists that the user put there, and at what the others are drawn from."""
     tests, drawn = {}, []
-    out = LeftOut({Path(name).stem for name in findings.bad}, set(findings.bad))
     for fold in cfg.folds:
         path = fold_path(cfg, fold)
         if not is_yours(path):
             drawn.append(fold)
             continue
         try:
-            train, test = read_list(path, set(patches), out)
+            train, test = read_list(path, set(patches), set(findings.bad))
         except UserError as error:
             findings.stops.append(str(error))
             continue

@@ -1,8 +1,12 @@
 """A tiny Lizard, drawn in the test's own folder, and settings that name all they rely on."""
 
 import dataclasses
+import os
 import shutil
 from pathlib import Path
+
+# before torch is imported: each of pytest-xdist's processes has a core, and so have its children
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest

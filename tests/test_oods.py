@@ -139,12 +139,17 @@ def test_a_ranking_of_other_candidates_is_refused(external):
         step(cut)
     train_ood(cut)
     for step in (estimate_pct, train_ood):
-        with pytest.raises(UserError, match="1_unet_mobilenet_v2.csv is out of date .candidates changed.*rank_prune_ood.py"):
+        with pytest.raises(
+            UserError,
+            match="1_unet_mobilenet_v2.csv is out of date .candidates changed.*rank_prune_ood.py",
+        ):
             step(external)
     generate_unfiltered_oods(dataclasses.replace(cut, ood_fill="mean"))
     with pytest.raises(UserError, match="ood_fill was mean, is zero.*generate_unfiltered_oods.py"):
         train_ood(cut)
-    with pytest.raises(UserError, match="1_unet_mobilenet_v2.csv is out of date .candidates changed"):
+    with pytest.raises(
+        UserError, match="1_unet_mobilenet_v2.csv is out of date .candidates changed"
+    ):
         train_ood(dataclasses.replace(cut, ood_fill="mean"))
 
 

@@ -35,7 +35,9 @@ def test_a_changed_source_is_seen_by_the_steps_behind_it_and_the_reason_is_said(
     generate_patches(cfg)
     assert "Image_Patchs: made again: what it is made from changed" in capsys.readouterr().out
     train(cfg)
-    assert "1_unet_mobilenet_v2: made again: what it is made from changed" in capsys.readouterr().out
+    assert (
+        "1_unet_mobilenet_v2: made again: what it is made from changed" in capsys.readouterr().out
+    )
     label = cfg.workspace / "Labels" / "region_0.mat"
     change_label(label, **{"class": loadmat(label)["class"] * 0 + 2})
     with pytest.raises(UserError, match="Semantic_Labels is out of date"):
@@ -49,7 +51,10 @@ def test_a_changed_source_is_seen_by_the_steps_behind_it_and_the_reason_is_said(
     ("change", "said"),
     [
         ({"patch_size": 64}, r"Image_Patchs is out of date .patch_size was 32, is 64.*patches.py"),
-        ({"split": "region"}, r"1Image_Patchs.csv is out of date .split was patch, is region.*generate_patches.py"),
+        (
+            {"split": "region"},
+            r"1Image_Patchs.csv is out of date .split was patch, is region.*generate_patches.py",
+        ),
         ({"seed": 4}, r"1Image_Patchs.csv is out of date .seed was 0, is 4.*generate_patches.py"),
         ({"ood_fill": "mean"}, r"OoD_Patchs is out of date .ood_fill was zero, is mean.*oods.py"),
     ],

@@ -64,22 +64,6 @@ def read_official(workspace: Path, patches: list[str]) -> dict[str, int]:
     return parts
 
 
-class LeftOut(NamedTuple):
-    """Names of what is not used because a file behind it is bad."""
-
-    regions: set[str]
-    patches: set[str]
-
-    def __contains__(self, patch: str) -> bool:
-        return patch in self.patches or region_of(patch) in self.regions
-
-
-def left_out(workspace: Path) -> LeftOut:
-    """Return which regions, and which patches of the user's, were left out of the patches."""
-    regions = {Path(name).stem for name in bad_files(workspace / "Image_Patchs")}
-    return LeftOut(regions, set(bad_files(workspace / "k_folds")))
-
-
 class Fold(NamedTuple):
     """Names of the patches of a fold, each in list order."""
 
@@ -122,16 +106,18 @@ def hold_out_regions(names: list[str], seed: list[int]) -> set[str]:
     return held
 
 
-def patches_there(workspace: Path) -> tuple[set[str], LeftOut]:
-    """Return the names of the patches, and of those that are left out, as read_list takes them."""
+def patches_there(workspace: Path) -> tuple[set[str], set[str]]:
+    """Return the names of the patches, and of the bad files behind others, for read_list."""
     images = workspace / "Image_Patchs"
-    return {patch.name for patch in pngs(images)}, left_out(workspace)
+    bad = bad_files(images) | bad_files(workspace / "k_folds")
+    return {patch.name for patch in pngs(images)}, set(bad)
 
 
-def read_list(path: Path, there: set[str], bad: LeftOut) -> tuple[list[str], list[str]]:
+def read_list(path: Path, there: set[str], bad: set[str]) -> tuple[list[str], list[str]]:
     """Return the names that a fold list tags train, and those it tags test.
 
-    there: the patches; UserError if others are named. bad: those left out, which may be named.
+    there: the patches; UserError if others are named. bad: the names of patches, and of images or
+    labels of regions, that are left out: the list may name their patches.
     """
     if not path.exists():
         fold = path.name.removesuffix(LIST_ENDING)
@@ -145,7 +131,12 @@ def read_list(path: Path, there: set[str], bad: LeftOut) -> tuple[list[str], lis
         raise UserError(f"{path} tags {wrong[0][0]} as {wrong[0][1]!r}, expected train or test")
     if len(tags) < len(rows):
         raise UserError(f"{path} names a patch twice: a patch either trains or tests")
-    tags = {name: tag for name, tag in tags.items() if name not in bad}
+    left_out = {Path(name).stem for name in bad}
+    tags = {
+        name: tag
+        for name, tag in tags.items()
+        if left_out.isdisjoint((Path(name).stem, region_of(name)))
+    }
     gone = sorted(tags.keys() - there)
     if gone:
         raise UserError(
