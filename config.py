@@ -4,6 +4,20 @@ One run can differ without an edit: `python train.py --encoder resnet18 --epochs
 The text below a setting is what `--help` prints. Each script takes the settings that it uses.
 """
 
+# ruff: noqa: E402
+import sys
+
+
+def _stop_quietly(kind: type[BaseException], error: BaseException, trace: object) -> None:
+    """Show no traceback for Ctrl-C that comes while Python still imports."""
+    if kind is KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+sys.excepthook = _stop_quietly
+
 import functools
 from dataclasses import dataclass
 from pathlib import Path

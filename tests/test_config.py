@@ -2,7 +2,9 @@
 
 import dataclasses
 import importlib
+import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -172,3 +174,24 @@ def test_the_sample_has_settings_of_its_own(monkeypatch):
     assert defaults().encoder_weights == "none"
     monkeypatch.setattr(sys, "argv", ["main.py"])
     assert defaults().encoder_weights == Config().encoder_weights
+
+
+def test_ctrl_c_while_python_imports_shows_no_traceback(tmp_path):
+    (tmp_path / "pydantic.py").write_text("raise KeyboardInterrupt")
+    done = subprocess.run(
+        [sys.executable, "train.py"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "stopped\n")
+
+
+def test_help_into_a_pipe_that_closes_shows_no_traceback():
+    command = [sys.executable, "train.py", "--help"]
+    pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=ROOT, **pipe) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 1
