@@ -50,9 +50,7 @@ def contents(product: Path) -> str:
     """Return one hash of a file, or of the names and contents of the images in a folder."""
     if product.is_file():
         return hash_of(product)
-    paths = pngs(product)
-    hashes = in_threads(hash_of, paths)
-    lines = [f"{content} {path.name}" for content, path in zip(hashes, paths, strict=True)]
+    lines = in_threads(lambda path: f"{hash_of(path)} {path.name}", pngs(product))
     return digest("\n".join(lines).encode())
 
 
@@ -107,35 +105,35 @@ def is_yours(product: Path) -> bool:
 def out_of_date(product: Path, made_from: dict) -> str:
     """Return in words why a product is not what `made_from` gives, or "" if it is.
 
-    So is what the user put there, and what has lost a source (None in `made_from`): nobody could
-    make that again.
+    A product of the user's is never out of date, nor one that has lost a source (None in
+    `made_from`), since no step could make it again.
     """
     record = read_record(product)
     if record is None or None in made_from.values():
         return ""
-    found, there = record.get("files"), len(pngs(product))
     if not record["made_from"]:
         return "its record is of an earlier version"
-    lost = [f"of its {found} files {there} are there"] if found not in (None, there) else []
+    recorded, there = record.get("files"), len(pngs(product))
+    lost = [] if recorded in (None, there) else [f"of its {recorded} files {there} are there"]
     return ", ".join([*lost, *changes(record["made_from"], made_from)])
 
 
 def changes(before: dict, now: dict) -> list[str]:
     """Return what differs between two `made_from`, in words."""
-    said = []
+    reasons = []
     for name in sorted(before.keys() | now.keys()):
         old, new = before.get(name), now.get(name)
         if old == new:
             continue
         if isinstance(old, dict) and isinstance(new, dict):
-            said += changes(old, new)
+            reasons += changes(old, new)
         elif name in ("inputs", "masks"):
-            said.append("what it is made from changed")
+            reasons.append("what it is made from changed")
         elif old is None or new is None or max(len(str(old)), len(str(new))) > 40:
-            said.append(f"{name} changed")
+            reasons.append(f"{name} changed")
         else:
-            said.append(f"{name} was {old}, is {new}")
-    return list(dict.fromkeys(said))
+            reasons.append(f"{name} was {old}, is {new}")
+    return list(dict.fromkeys(reasons))
 
 
 def is_kept(product: Path, made_from: dict) -> bool:
@@ -154,8 +152,8 @@ def is_kept(product: Path, made_from: dict) -> bool:
         refuse_damaged(product)
     if not why and record.get("bad_files"):
         why = "files behind it could not be used"  # it may be the settings that were mended
-    said = f"made again: {why}" if why else "kept, made from the same inputs and settings"
-    print(f"{product}: {said}")
+    state = f"made again: {why}" if why else "kept, made from the same inputs and settings"
+    print(f"{product}: {state}")
     return not why
 
 
@@ -172,10 +170,10 @@ def refuse_damaged(product: Path) -> None:
 
 @contextmanager
 def fresh_folder(folder: Path, made_from: dict, bad: BadFiles | None = None) -> Iterator[Path]:
-    """Give an empty folder to fill; it takes the name `folder`, with its record, once it is full.
+    """Give an empty folder to fill, and give it the name `folder` and a record when it is full.
 
-    bad: the input files that are left out; may be filled on the way. An error or a kill leaves
-    what stood at `folder` before as it was.
+    bad: the input files that are left out; may be filled on the way. After an error or a kill,
+    `folder` is what it was before.
     """
     if is_yours(folder):
         raise UserError(f"{folder} was put there by you: remove it to have it made anew")
@@ -198,7 +196,7 @@ def write_recorded(path: Path, text: str, made_from: dict) -> None:
 def bad_files(product: Path) -> BadFiles:
     """Return the input files that were left out when a folder was made."""
     found = (read_json(product / RECORD) or {}).get("bad_files")
-    return {name: str(said) for name, said in found.items()} if isinstance(found, dict) else {}
+    return {name: str(why) for name, why in found.items()} if isinstance(found, dict) else {}
 
 
 def refuse_bad(cfg: Config, bad: BadFiles) -> None:
