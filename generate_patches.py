@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from config import CONFIG, Config, UserError
+from medood.data import records, workspace
 from medood.data.files import csv_text, pngs, read_json, read_rows, write_json, write_table
 from medood.data.folds import PARTS, held_out, patches_there, read_list, read_official, region_of
 from medood.data.images import (
@@ -29,25 +30,6 @@ from medood.data.images import (
     write_png,
 )
 from medood.data.labels import BACKGROUND
-from medood.data.records import (
-    RECORD,
-    BadFiles,
-    bad_files,
-    fingerprint,
-    is_yours,
-    refuse_bad,
-)
-from medood.data.workspace import (
-    FOREGROUND,
-    NUCLEI_LIST,
-    SOURCE_PREFIX,
-    fold_path,
-    list_patch_pairs,
-    pair_regions,
-    region_images,
-    region_labels,
-    require_data,
-)
 from medood.processes import on_main
 from medood.runs.command_line import run
 from medood.runs.jobs import each_result, for_each
@@ -83,7 +65,7 @@ def nuclei_of_patches(folder: Path, patch_size: int) -> Iterator[tuple[str, int]
     region, size = None, (0, 0)
     there = {path.stem for path in pngs(folder)}
     try:
-        for row in read_rows(folder / NUCLEI_LIST):  # sorted by region
+        for row in read_rows(folder / workspace.NUCLEI_LIST):  # sorted by region
             if row["region"] != region:
                 region = row["region"]
                 if region not in there:  # nor can a name reach a file elsewhere
@@ -93,7 +75,7 @@ def nuclei_of_patches(folder: Path, patch_size: int) -> Iterator[tuple[str, int]
             yield f"{region}_{k}.png", int(row["class"])
     except (KeyError, OverflowError, TypeError, ValueError):
         raise UserError(
-            f"{folder / NUCLEI_LIST} is damaged: remove {folder} to have it made anew"
+            f"{folder / workspace.NUCLEI_LIST} is damaged: remove {folder} to have it made anew"
         ) from None
 
 
@@ -101,7 +83,7 @@ def cut(
     image_path: Path, mask_path: Path, cfg: Config, images: Path, masks: Path
 ) -> dict[str, int]:
     """Write the patches of one region; return how many pixels of each are foreground."""
-    if image_path.stem.startswith(SOURCE_PREFIX):
+    if image_path.stem.startswith(workspace.SOURCE_PREFIX):
         raise UserError(f"{image_path} is called like patches of ood_source: rename it")
     image = read_image(image_path, cfg.max_pixels)
     mask = read_mask(mask_path, len(cfg.class_names), cfg.max_pixels)
@@ -119,9 +101,9 @@ def cut(
 def cut_regions(cfg: Config) -> None:
     """Write Image_Patchs and Mask_Patchs."""
     require(cfg, "class masks")
-    regions, masks, bad = pair_regions(cfg)
+    regions, masks, bad = workspace.pair_regions(cfg)
     if not regions:
-        refuse_bad(replace(cfg, skip_bad_files=False), bad)
+        records.refuse_bad(replace(cfg, skip_bad_files=False), bad)
     if is_kept(cfg, "patches") and is_kept(cfg, "patch masks"):
         return
     with making(cfg, "patches", "patch masks", bad=bad) as (images, out):
@@ -129,13 +111,13 @@ def cut_regions(cfg: Config) -> None:
         foreground: dict[str, int] = {}
         for of_region in each_result(cut, jobs, cfg, "patches", bad):
             foreground |= of_region
-        write_json(out / FOREGROUND, foreground)
-        nuclei = masks[0].with_name(NUCLEI_LIST)
+        write_json(out / workspace.FOREGROUND, foreground)
+        nuclei = masks[0].with_name(workspace.NUCLEI_LIST)
         if nuclei.exists():  # class masks of the user's come without
             cut_of = {Path(name).stem for name in bad}
             rows = nuclei_of_patches(nuclei.parent, cfg.patch_size)
             kept = (row for row in rows if region_of(row[0]) not in cut_of)
-            write_table(out / NUCLEI_LIST, ["img_name", "class"], kept)
+            write_table(out / workspace.NUCLEI_LIST, ["img_name", "class"], kept)
 
 
 def sift_prepared(cfg: Config) -> None:
@@ -144,11 +126,11 @@ def sift_prepared(cfg: Config) -> None:
     found = [path for folder in folders for path in pngs(folder)]
     classes = len(cfg.class_names)
     settings = {"patch_size": cfg.patch_size, "classes": classes}
-    record = {"made_from": {"settings": settings, "inputs": fingerprint(found)}}
-    path = cfg.workspace / "k_folds" / RECORD
+    record = {"made_from": {"settings": settings, "inputs": records.fingerprint(found)}}
+    path = cfg.workspace / "k_folds" / records.RECORD
     if read_json(path) == {**record, "bad_files": {}}:
         return
-    bad: BadFiles = {}
+    bad: records.BadFiles = {}
     names = sorted({path.name for path in found})
     jobs = [(folders[0] / name, folders[1] / name, cfg) for name in names]
     for_each(look_at_pair, jobs, cfg, "looking at the patches", bad)
@@ -160,7 +142,7 @@ def write_folds(cfg: Config, names: list[str]) -> None:
     if len({fold % PARTS for fold in cfg.folds}) < min(len(cfg.folds), PARTS):
         print(f"folds {cfg.folds}: some test the same part, so not every patch is tested once")
     for fold in cfg.folds:
-        path = fold_path(cfg, fold)
+        path = workspace.fold_path(cfg, fold)
         if is_kept(cfg, "fold", fold):
             read_list(path, *patches_there(cfg.workspace))  # is it one?
             continue
@@ -178,20 +160,22 @@ def generate_patches(cfg: Config = CONFIG) -> None:
 
     Raises UserError at the end if regions or patches are bad, unless they are to be skipped.
     """
-    require_data(cfg)
-    if region_images(cfg) and (region_labels(cfg) or (cfg.workspace / "Semantic_Labels").exists()):
+    workspace.require_data(cfg)
+    patches, lists = cfg.workspace / "Image_Patchs", cfg.workspace / "k_folds"
+    labelled = workspace.region_labels(cfg) or (cfg.workspace / "Semantic_Labels").exists()
+    if workspace.region_images(cfg) and labelled:
         cut_regions(cfg)
-    if is_yours(cfg.workspace / "Image_Patchs"):
+    if records.is_yours(patches):
         sift_prepared(cfg)
     else:
-        (cfg.workspace / "k_folds" / RECORD).unlink(missing_ok=True)  # of the user's, once
-    bad = bad_files(cfg.workspace / "Image_Patchs") | bad_files(cfg.workspace / "k_folds")
-    images, _ = list_patch_pairs(cfg.workspace)
+        (lists / records.RECORD).unlink(missing_ok=True)  # of patches that were the user's
+    bad = records.bad_files(patches) | records.bad_files(lists)
+    images, _ = workspace.list_patch_pairs(cfg.workspace)
     write_folds(cfg, [path.name for path in images])
     folds = ", ".join(map(str, cfg.folds))
     without = f", without {len(bad)} bad files" if bad else ""
-    print(f"{cfg.workspace / 'Image_Patchs'}: {len(images)} patches{without}, in folds {folds}")
-    refuse_bad(cfg, bad)
+    print(f"{patches}: {len(images)} patches{without}, in folds {folds}")
+    records.refuse_bad(cfg, bad)
 
 
 if __name__ == "__main__":
