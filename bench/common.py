@@ -21,7 +21,6 @@ from medood.models.checkpoints import versions
 from medood.sample import draw_region, mat_bytes
 
 LIZARD = (1016, 917)  # pixels of a typical region
-RATE_ROUNDS = 10  # of which a rate of the machine takes the best
 
 
 @dataclass(frozen=True)
@@ -30,6 +29,8 @@ class BenchConfig(Config):
 
     rounds: int = 7
     """Times that each pair of versions is compared."""
+    sizes: tuple[tuple[int, int], ...] = (LIZARD,) * 4
+    """Heights and widths of the synthetic regions, in turn, in pixels."""
     json: Path | None = None
     """File to write the figures to."""
 
@@ -129,25 +130,26 @@ def processor() -> str:
         return platform.processor() or platform.machine()
 
 
-def matrix_rate(device: torch.device, precision: torch.dtype) -> float:
-    """Return the FLOP/s of a large matrix product, 2 for each multiplication with its addition."""
+def matrix_rate(device: torch.device, precision: torch.dtype, rounds: int) -> float:
+    """Return the FLOP/s of a large matrix product, the best of some rounds.
+
+    A multiplication with its addition counts as 2.
+    """
     side = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(side, side, device=device, dtype=precision) for _ in range(2))
-    seconds = interleave(RATE_ROUNDS, product=lambda: a @ b)["product"]
+    seconds = interleave(rounds, product=lambda: a @ b)["product"]
     return 2 * side**3 / min(seconds)
 
 
-def copy_rate(device: torch.device) -> float:
-    """Return the bytes/s that a large copy reads and writes together."""
+def copy_rate(device: torch.device, rounds: int) -> float:
+    """Return the bytes/s that a large copy reads and writes together, the best of some rounds."""
     source = torch.zeros(2**28, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    seconds = interleave(RATE_ROUNDS, copy=lambda: target.copy_(source))["copy"]
+    seconds = interleave(rounds, copy=lambda: target.copy_(source))["copy"]
     return 2 * source.nbytes / min(seconds)
 
 
-def synthetic_lizard(
-    workspace: Path, regions: int, sizes: tuple[tuple[int, int], ...] = (LIZARD,) * 4
-) -> None:
+def synthetic_lizard(workspace: Path, regions: int, sizes: tuple[tuple[int, int], ...]) -> None:
     """Write synthetic regions of these heights and widths in turn; each size is drawn once.
 
     A region that is drawn already is a second name of its files, where the disk knows such names.

@@ -42,7 +42,7 @@ def bench(cfg: BenchConfig) -> None:
     figures = Figures("infer", f"testing {cfg.architecture} on {cfg.encoder}")
     with tempfile.TemporaryDirectory() as name:
         cfg = replace(cfg, workspace=Path(name) / "lizard")
-        synthetic_lizard(cfg.workspace, regions=3)
+        synthetic_lizard(cfg.workspace, 3, cfg.sizes)
         generate_semantic_labels(cfg)
         generate_patches(cfg)
         names = [path.name for path in pngs(cfg.workspace / "Image_Patchs")]

@@ -9,13 +9,14 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import tyro
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from medood.evaluation.scores import RegionCounts
 from medood.evaluation.statistics import RESAMPLES, paired_differences
 
-COMPARISONS, REGIONS, PIXELS = 400, 20, 1000
+REGIONS, PIXELS = 20, 1000
 CLASSES = ("background", "nucleus")
 MISSED, BETWEEN_TRAININGS, BETWEEN_REGIONS = 0.4, 0.03, 0.02
 
@@ -38,12 +39,12 @@ def by_regions_alone(missed: np.ndarray, rng: np.random.Generator) -> bool:
     return low > 0 or high < 0
 
 
-def main() -> None:
+def main(comparisons: int = 400) -> None:
     """Print the share of comparisons in which each kind of interval claims a difference."""
     for trainings in (3, 9):
         rng = np.random.default_rng(0)
         ours = alone = 0
-        for _ in range(COMPARISONS):
+        for _ in range(comparisons):
             training = rng.normal(0, BETWEEN_TRAININGS, (2, trainings, 1))
             region = rng.normal(0, BETWEEN_REGIONS, (2, trainings, REGIONS))
             missed = MISSED + training + region
@@ -52,9 +53,9 @@ def main() -> None:
             alone += by_regions_alone(missed, rng)
         print(
             f"{trainings} trainings of each: a difference is claimed in"
-            f" {ours / COMPARISONS:.0%}, drawing regions alone in {alone / COMPARISONS:.0%}"
+            f" {ours / comparisons:.0%}, drawing regions alone in {alone / comparisons:.0%}"
         )
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main)

@@ -112,9 +112,9 @@ def growth(results: dict[str, dict]) -> str:
     return markdown(["", "step", "patches", "s", "ms a patch", "MB of memory"], rows)
 
 
-def page() -> str:
-    """Return docs/performance.md."""
-    results = {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
+def page(folder: Path = RESULTS) -> str:
+    """Return docs/performance.md, made from the JSON files in a folder."""
+    results = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
     words = Environment(
         loader=FileSystemLoader(HERE), undefined=StrictUndefined, keep_trailing_newline=True
     )

@@ -98,7 +98,7 @@ def bench(cfg: BenchConfig) -> None:
     figures = Figures("prepare", "preparing Lizard-sized synthetic regions")
     with tempfile.TemporaryDirectory() as name:
         workspace = Path(name) / "lizard"
-        synthetic_lizard(workspace, cfg.regions)
+        synthetic_lizard(workspace, cfg.regions, cfg.sizes)
         step_cfg = replace(cfg, workspace=workspace, patch_size=128, images=None, masks=None)
         image, label = region_images(step_cfg)[0], region_labels(step_cfg)[0]
         content = read_label(label, N_CLASSES)
@@ -114,7 +114,8 @@ def bench(cfg: BenchConfig) -> None:
         )
         figures.compare("label map", 1, "region", **times)
         moved = content[0].nbytes + ours.nbytes  # the map is read, the classes are written
-        reached = moved / statistics.median(times["ours"]) / copy_rate(torch.device("cpu"))
+        rate = copy_rate(torch.device("cpu"), cfg.rounds)
+        reached = moved / statistics.median(times["ours"]) / rate
         figures.note("limit", reached, f"a label map reaches {reached:.0%} of the rate of a copy")
 
         outs = Path(name) / "plain", Path(name) / "ours"

@@ -30,12 +30,12 @@ from bench.common import Figures, link, synthetic_lizard
 from bench.lizard import REGIONS, SIZES
 from config import LIZARD, Config, UserError
 from estimate_pct import estimate_pct
-from generate_patches import generate_patches
+from generate_patches import generate_patches, write_folds
 from generate_semantic_labels import generate_semantic_labels
 from generate_unfiltered_oods import generate_unfiltered_oods
 from medood.data.dataset import load_patches
 from medood.data.files import csv_text, pngs, write_text
-from medood.data.folds import read_fold, write_folds
+from medood.data.folds import read_fold
 from medood.data.ood_set import columns
 from medood.data.workspace import id_files, ood_files, ranking_path
 from medood.runs.command_line import run
@@ -57,6 +57,8 @@ class BenchConfig(Config):
     """How many times Lizard."""
     regions: int = REGIONS
     """Regions of a Lizard."""
+    sizes: tuple[tuple[int, int], ...] = SIZES
+    """Heights and widths of the regions, in turn, in pixels."""
     max_memory: float | None = 0.5
     """Gigabytes of patches to hold in memory: less than one Lizard has, so that all are mapped."""
     json: Path | None = None
@@ -181,7 +183,7 @@ def bench(cfg: BenchConfig) -> None:
             one = len(pngs(source.workspace / MADE[0])) or cfg.regions * 78
             prepared = replace(cfg, workspace=Path(name) / f"prepared_{factor}")
             if has_room(prepared, f"preparation at {factor}x", PREPARED * factor * one):
-                synthetic_lizard(prepared.workspace, factor * cfg.regions, SIZES)
+                synthetic_lizard(prepared.workspace, factor * cfg.regions, cfg.sizes)
                 add(factor, preparation, prepared)
                 if factor == 1:
                     prepared.workspace.rename(source.workspace)

@@ -152,7 +152,7 @@ def bench(cfg: BenchConfig) -> None:
     )
     with tempfile.TemporaryDirectory() as name:
         cfg = replace(cfg, workspace=Path(name) / "lizard")
-        synthetic_lizard(cfg.workspace, regions=1)
+        synthetic_lizard(cfg.workspace, 1, cfg.sizes)
         generate_semantic_labels(cfg)
         generate_patches(cfg)
         names = sorted(path.name for path in (cfg.workspace / "Image_Patchs").glob("*.png"))
@@ -176,7 +176,7 @@ def bench(cfg: BenchConfig) -> None:
         figures.share("kinds of operation", kinds_of_step(ours))
     step_seconds = statistics.median(times["ours"]) / len(files) * cfg.batch_size
     precision = torch.bfloat16 if ours.learner.precision._enabled else torch.float32
-    rate = matrix_rate(device, precision)
+    rate = matrix_rate(device, precision, cfg.rounds)
     reached = flop / step_seconds / rate
     figures.note(
         "limit",
