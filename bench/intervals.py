@@ -1,8 +1,8 @@
-"""How often chance passes for a gain: `python bench/intervals.py`.
+"""How often an interval takes chance for a gain: `python bench/intervals.py`.
 
-Compares two networks that are equally good, many times: the share of nucleus pixels that a training
-misses differs by chance between trainings (standard deviation 3 points) and, less, between its
-regions (2 points). A 95 % interval should leave out zero in 5 % of the comparisons.
+The script compares two equally good networks many times. The share of nucleus pixels that a network
+misses differs by chance between trainings (standard deviation 3 points) and between the regions of
+one training (2 points). A 95 % interval should leave out zero in 5 % of the comparisons.
 """
 
 import sys
@@ -32,7 +32,7 @@ def counts(missed: np.ndarray) -> RegionCounts:
 
 
 def by_regions_alone(missed: np.ndarray, rng: np.random.Generator) -> bool:
-    """Say whether an interval from resampled regions, all trainings kept, leaves out zero."""
+    """Return whether an interval that resamples the regions only, not the trainings, excludes 0."""
     of_region = (missed[0] - missed[1]).mean(0)
     drawn = rng.integers(REGIONS, size=(RESAMPLES, REGIONS))
     low, high = np.percentile(of_region[drawn].mean(1), [2.5, 97.5])

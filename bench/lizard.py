@@ -1,9 +1,9 @@
 """Lizard's full size without Lizard: 238 synthetic regions, 18,374 patches, through real steps.
 
 `python bench/lizard.py --workspace lizard_size` draws the data, prepares them, trains a baseline
-for one epoch, mines fold 79 with it and estimates its pct, and prints what each step took. The
-workspace stays, for the plans of the studies: `python studies/table1.py --plan --workspace
-lizard_size`. Its patches are copies of a few drawn regions: pct and scores mean nothing.
+for one epoch, mines fold 79 with it, estimates its pct, and prints the time of each step. The
+workspace is kept for the plans of the studies: `python studies/table1.py --plan --workspace
+lizard_size`. Its patches are copies of a few drawn regions, so pct and scores mean nothing.
 """
 
 import sys

@@ -1,7 +1,7 @@
-"""What training costs per patch, against a plain loop: `python bench/train.py`.
+"""The time of training per patch, against a plain loop: `python bench/train.py`.
 
-Patches are drawn in a temporary folder; nothing is left behind. With `--encoder` and
-`--architecture` another network, with `--compile` as that setting has it.
+The script draws patches in a temporary folder, which it removes. `--encoder` and `--architecture`
+name the network; `--compile` compiles the training step.
 """
 
 import statistics
@@ -37,7 +37,7 @@ from medood.training.augmentation import draw_views
 from medood.training.loop import train_epoch
 from medood.training.step import Learner
 
-# the parts of a step by what computes them: the start of a name in torch's profile, or a piece
+# the kinds of operation, with parts of the names that torch's profile gives them
 KINDS = {
     "convolution": ("conv", "cudnn", "implicit_gemm"),
     "batch normalisation": ("batch_norm", "bn_"),
@@ -56,11 +56,11 @@ class BenchConfig(Common):
     """The settings, and how much to measure; encoder weights are random."""
 
     patches: int = 48
-    """Patches of an epoch."""
+    """How many patches an epoch has."""
 
 
 class Ours:
-    """What train.py does in an epoch, with the patches read before."""
+    """The training of train.py, with the patches read beforehand."""
 
     def __init__(self, cfg: Config, files: list, device: torch.device) -> None:
         started = time.perf_counter()
@@ -80,23 +80,23 @@ class Ours:
         losses.mean().item()
 
     def batch(self) -> list[Tensor]:
-        """Return what a step takes."""
+        """Return the arguments of a training step."""
         size = self.cfg.batch_size
         return [part[:size] for part in self.held] + [draw_views(size, 0).to(self.device)]
 
 
 def parts_of_step(ours: Ours) -> dict[str, float]:
-    """Return the share of a step's time in each of its parts, which wait for each other here."""
+    """Return the share of each part in the time of a step; the parts run one after the other."""
     spent: dict[str, float] = defaultdict(float)
 
     def timed(name: str, function: Callable) -> Callable:
         def call(*args, **kwargs):
             finish()
             started = time.perf_counter()
-            answer = function(*args, **kwargs)
+            result = function(*args, **kwargs)
             finish()
             spent[name] += time.perf_counter() - started
-            return answer
+            return result
 
         return call
 
