@@ -174,9 +174,8 @@ def test_a_plan_from_the_command_line(tiny, monkeypatch, capsys):
     ]
     script = "studies/controls.py"
     monkeypatch.setattr(sys, "argv", [script, f"--workspace={tiny.workspace}", *arguments])
-    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # pytest keeps its own handlers
     runpy.run_path(str(ROOT / script), run_name="__main__")
-    signal.signal(signal.SIGTERM, before)
     printed = capsys.readouterr().out
     assert "10 trainings" in printed
     assert "name a folder of nucleus-free images with --ood_source" in printed
