@@ -21,15 +21,16 @@ from medood.models.checkpoints import versions
 from medood.sample import draw_region, mat_bytes
 
 LIZARD = (1016, 917)  # pixels of a typical region
-RATE_ROUNDS = 10  # of which a rate of the machine takes the best
 
 
 @dataclass(frozen=True)
 class BenchConfig(Config):
-    """The settings, and what every benchmark takes."""
+    """The settings, with those that every benchmark adds."""
 
     rounds: int = 7
-    """Times that each pair of versions is compared."""
+    """How many times each pair of versions is compared."""
+    sizes: tuple[tuple[int, int], ...] = (LIZARD,) * 4
+    """Heights and widths of the synthetic regions, in turn, in pixels."""
     json: Path | None = None
     """File to write the figures to."""
 
@@ -48,14 +49,14 @@ def interleave(rounds: int, **versions: Callable[[], object]) -> dict[str, list[
 
 
 def finish() -> None:
-    """Wait until a GPU is through with what it was given."""
+    """Wait until the GPU, if there is one, has finished its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 @dataclass
 class Figures:
-    """What a benchmark measured: printed as it comes, and written as JSON."""
+    """What a benchmark measures: each figure is printed at once, and all are written as JSON."""
 
     bench: str
     about: str
@@ -86,24 +87,24 @@ class Figures:
         )
 
     def share(self, of: str, shares: dict[str, float]) -> None:
-        """Add shares of a whole, as fractions, the largest first."""
+        """Add shares of a whole, as fractions, in descending order."""
         ordered = dict(sorted(shares.items(), key=lambda pair: -pair[1]))
         self.content["shares"][of] = ordered
         print(f"{of}: " + ", ".join(f"{name} {share:.1%}" for name, share in ordered.items()))
 
-    def note(self, name: str, value: object, said: str) -> None:
-        """Add any other figure, and how it is said."""
+    def note(self, name: str, value: object, message: str) -> None:
+        """Add any other figure, and print it in words."""
         self.content[name] = value
-        print(f"{said}", flush=True)
+        print(message, flush=True)
 
     def write(self, path: Path | None) -> None:
-        """Write all of it, if a file is named."""
+        """Write all figures to a file; do nothing if no file is named."""
         if path is not None:
             write_json(path, self.content)
 
 
 def _command() -> list[str]:
-    """Return the command line, without where its figures are written to."""
+    """Return the command line without its --json option."""
     script, *arguments = sys.argv
     for index, argument in enumerate(arguments):
         if argument == "--json":
@@ -113,11 +114,13 @@ def _command() -> list[str]:
 
 
 def machine() -> dict:
-    """Return what the figures were measured on."""
+    """Return the device, the threads and the versions of the libraries."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else processor()
     known = {"device": device, "threads": torch.get_num_threads(), **versions()}
-    said = f"{device}, {known['threads']} threads, Python {known['python']}, torch {known['torch']}"
-    return {**known, "said": said}
+    summary = (
+        f"{device}, {known['threads']} threads, Python {known['python']}, torch {known['torch']}"
+    )
+    return {**known, "said": summary}
 
 
 def processor() -> str:
@@ -129,28 +132,30 @@ def processor() -> str:
         return platform.processor() or platform.machine()
 
 
-def matrix_rate(device: torch.device, precision: torch.dtype) -> float:
-    """Return the FLOP/s of a large matrix product, 2 for each multiplication with its addition."""
+def matrix_rate(device: torch.device, precision: torch.dtype, rounds: int) -> float:
+    """Return the FLOP/s of a large matrix product, the best of some rounds.
+
+    A multiplication with its addition counts as 2.
+    """
     side = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(side, side, device=device, dtype=precision) for _ in range(2))
-    seconds = interleave(RATE_ROUNDS, product=lambda: a @ b)["product"]
+    seconds = interleave(rounds, product=lambda: a @ b)["product"]
     return 2 * side**3 / min(seconds)
 
 
-def copy_rate(device: torch.device) -> float:
-    """Return the bytes/s that a large copy reads and writes together."""
+def copy_rate(device: torch.device, rounds: int) -> float:
+    """Return the bytes/s that a large copy reads and writes together, the best of some rounds."""
     source = torch.zeros(2**28, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    seconds = interleave(RATE_ROUNDS, copy=lambda: target.copy_(source))["copy"]
+    seconds = interleave(rounds, copy=lambda: target.copy_(source))["copy"]
     return 2 * source.nbytes / min(seconds)
 
 
-def synthetic_lizard(
-    workspace: Path, regions: int, sizes: tuple[tuple[int, int], ...] = (LIZARD,) * 4
-) -> None:
-    """Write synthetic regions of these heights and widths in turn; each size is drawn once.
+def synthetic_lizard(workspace: Path, regions: int, sizes: tuple[tuple[int, int], ...]) -> None:
+    """Write synthetic regions in Lizard's layout.
 
-    A region that is drawn already is a second name of its files, where the disk knows such names.
+    sizes: height and width of the regions, in turn. Only one region is drawn for each entry; the
+    others are hard links to its files, or copies where the disk has no hard links.
     """
     for folder in ("Lizard_Images", "Labels"):
         (workspace / folder).mkdir(parents=True)
@@ -172,7 +177,7 @@ def synthetic_lizard(
 
 
 def link(source: Path, path: Path) -> None:
-    """Give a file a second name, or copy it where the disk knows no such thing."""
+    """Make `path` a hard link to a file, or a copy where the disk has no hard links."""
     try:
         os.link(source, path)
     except OSError:

@@ -1,6 +1,7 @@
-"""What testing a network costs per patch, against a plain loop: `python bench/infer.py`.
+"""The time of testing a network per patch, against a plain loop: `python bench/infer.py`.
 
-Both versions count the confusion matrix of the same patches, one patch at a time or in batches.
+Both versions count the confusion matrix of the same patches: the plain loop takes one patch at a
+time, ours takes batches.
 """
 
 import copy
@@ -32,7 +33,7 @@ class BenchConfig(Common):
     """The settings, and how much to measure; encoder weights are random."""
 
     patches: int = 192
-    """Patches that each round tests."""
+    """How many patches each round tests."""
 
 
 def bench(cfg: BenchConfig) -> None:
@@ -42,7 +43,7 @@ def bench(cfg: BenchConfig) -> None:
     figures = Figures("infer", f"testing {cfg.architecture} on {cfg.encoder}")
     with tempfile.TemporaryDirectory() as name:
         cfg = replace(cfg, workspace=Path(name) / "lizard")
-        synthetic_lizard(cfg.workspace, regions=3)
+        synthetic_lizard(cfg.workspace, 3, cfg.sizes)
         generate_semantic_labels(cfg)
         generate_patches(cfg)
         names = [path.name for path in pngs(cfg.workspace / "Image_Patchs")]
@@ -59,7 +60,7 @@ def bench(cfg: BenchConfig) -> None:
         matrices = plain.test(), test()
         moved = np.abs(matrices[0] - matrices[1]).sum() / 2 / matrices[0].sum()
         figures.note(
-            "moved", float(moved), f"{moved:.2%} of the pixels go to another class, by rounding"
+            "moved", float(moved), f"rounding moves {moved:.2%} of the pixels to another class"
         )
         times = interleave(cfg.rounds, reference=plain.test, ours=test)
         figures.compare("testing", len(files), "patch", **times)

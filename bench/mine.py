@@ -1,13 +1,13 @@
-"""What finding the OoD set costs, against plain loops: `python bench/mine.py`.
+"""The time of finding the OoD set, against plain loops: `python bench/mine.py`.
 
-Mines OoD patches with a network and searches for pct, on patches that are drawn in a temporary
-folder. Both versions must come to the same: the pct exactly; the patches that are kept, up to those
-in which the answer hangs on the rounding of bfloat16, which are counted. So that it does in some,
-the network is made to keep just half of the patches.
+The script mines OoD patches with a network and searches for pct, on patches that it draws in a
+temporary folder. Both versions must find the same pct. They must keep the same patches, except
+those in which the rounding of bfloat16 decides: these are counted. The network is made to keep half
+of the patches, so that rounding decides in some of them.
 
-The search is compared on as many masks as Lizard has in a fold, names of the drawn ones: the plain
-loop reads each of them again for each of the 11 values, ours looks up what was counted when they
-were cut, and, in a second line, also sees to it that no mask has changed since.
+The search is compared on as many masks as a fold of Lizard has; they are links to the drawn ones.
+The plain loop reads each mask again for each of the 11 values. Ours looks up the counts that were
+stored when the patches were cut; a second line adds the check that no mask has changed since.
 """
 
 import copy
@@ -39,10 +39,10 @@ from medood.models.network import autocast, pick_device
 from medood.runs.command_line import run
 from tests import oracles
 
-LIZARD, LIZARD_FOLD = 18_374, 12_249  # patches, and those that train in a fold
+TRAINING_SHARE = 2 / 3  # of all patches, in a fold
 KEPT = 9_684 / 12_249  # of Lizard's OoD patches, in the paper
-LR = 1e-3  # so that a few epochs come to something
-SEARCHES = 3  # rounds: a search of the plain loop takes its time
+LR = 1e-3  # high enough to learn in a few epochs
+SEARCHES = 3  # rounds at most: a search of the plain loop takes long
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,11 @@ class BenchConfig(Common):
     """The settings, and how much to measure; encoder weights are random."""
 
     patches: int = 192
-    """OoD patches that each round mines."""
+    """How many OoD patches each round mines."""
     trained: int = 12
-    """Epochs that the network is trained for first, so that it sees nuclei in some patches."""
+    """Epochs of training before the mining, so that the network sees nuclei in some patches."""
+    searched: int = 18_374
+    """Masks of the dataset that pct is searched for; Lizard has so many."""
 
 
 def bench(cfg: BenchConfig) -> None:
@@ -62,7 +64,7 @@ def bench(cfg: BenchConfig) -> None:
     figures = Figures("mine", f"mining with {cfg.architecture} on {cfg.encoder}")
     with tempfile.TemporaryDirectory() as name:
         cfg = replace(cfg, workspace=Path(name) / "lizard")
-        synthetic_lizard(cfg.workspace, regions=4)
+        synthetic_lizard(cfg.workspace, 4, cfg.sizes)
         for step in (generate_semantic_labels, generate_patches, generate_unfiltered_oods):
             step(cfg)
         names = [path.name for path in pngs(cfg.workspace / "OoD_Patchs")]
@@ -81,7 +83,7 @@ def bench(cfg: BenchConfig) -> None:
 
 
 def compare_mining(cfg: BenchConfig, figures: Figures, plain: Plain, device: torch.device) -> None:
-    """Compare times and decisions of one network."""
+    """Compare the times of mining, and which patches are kept."""
     model, files = copy.deepcopy(plain.model).eval(), plain.files
     images = load_patches(cfg, files).images
 
@@ -113,7 +115,7 @@ def compare_mining(cfg: BenchConfig, figures: Figures, plain: Plain, device: tor
         next(predict(cfg, model, images, device, ""))
     flop = counter.get_total_flops() / min(batch_size(device), len(images))
     precision = torch.bfloat16 if autocast(cfg, device)._enabled else torch.float32
-    rate = matrix_rate(device, precision)
+    rate = matrix_rate(device, precision, cfg.rounds)
     reached = flop * len(images) / np.median(times["ours"]) / rate
     figures.note(
         "limit",
@@ -124,18 +126,19 @@ def compare_mining(cfg: BenchConfig, figures: Figures, plain: Plain, device: tor
 
 
 def compare_search(cfg: BenchConfig, figures: Figures, names: list[str]) -> None:
-    """Compare times and results of the search for pct at Lizard's size."""
+    """Compare the times of the search for pct; raise AssertionError if the results differ."""
     source, many = cfg.workspace / "Mask_Patchs", replace(cfg, workspace=cfg.workspace / "many")
     folder = many.workspace / "Mask_Patchs"
     folder.mkdir(parents=True)
     counted, stored = read_json(source / FOREGROUND), {}
-    for number in range(LIZARD):
+    for number in range(cfg.searched):
         name = names[number % len(names)]
         link(source / name, folder / f"{number}_{name}")
         stored[f"{number}_{name}"] = counted[name]
     write_json(folder / FOREGROUND, stored)
     write_json(folder / RECORD, {"outputs": contents(folder)})
-    names, available = list(stored)[:LIZARD_FOLD], round(LIZARD_FOLD * KEPT)
+    names = list(stored)[: round(cfg.searched * TRAINING_SHARE)]
+    available = round(len(names) * KEPT)
 
     def reference() -> float:
         masks = [folder / name for name in names]

@@ -1,9 +1,9 @@
 """How well touching nuclei are parted: `python bench/nuclei.py --workspace workspace`.
 
-Takes the true class masks of a workspace, where it is known which pixels are whose nucleus, and
-finds the nuclei in them as predict.py does: what is lost here is lost by parting alone. With
-`--predicted FOLDER`, takes the masks that predict.py wrote of the same images there instead. A
-nucleus is found if one of those found covers it with an IoU above one half.
+The script takes the true class masks of a workspace, whose nuclei are known, and finds the nuclei
+in them as predict.py does: what is lost here is lost by parting alone. With `--predicted FOLDER` it
+takes the masks that predict.py wrote of the same images instead. A true nucleus counts as found if
+the IoU with one of the found nuclei is above one half.
 """
 
 import sys
@@ -31,14 +31,14 @@ MIN_AREA = PredictConfig.min_area
 
 @dataclass(frozen=True)
 class BenchConfig(Config):
-    """The settings, and what to measure on."""
+    """The settings, and the masks to measure on."""
 
     predicted: Path | None = None
     """Folder with the results of predict.py for the images of the workspace."""
 
 
 def matched(true: np.ndarray, found: np.ndarray) -> int:
-    """Return how many of the true nuclei, integers (H, W), one of the found covers: IoU > 0.5."""
+    """Return how many true nuclei have an IoU > 0.5 with a found one; both are integers (H, W)."""
     both = (true > 0) & (found > 0)
     pairs, overlap = np.unique(np.stack([true[both], found[both]]), axis=1, return_counts=True)
     union = np.bincount(true.ravel())[pairs[0]] + np.bincount(found.ravel())[pairs[1]] - overlap
@@ -49,7 +49,9 @@ def bench(cfg: BenchConfig) -> None:
     """Print the counts over all regions, with parting and without."""
     labels = region_labels(replace(cfg, masks=None, images=None))
     if not labels:
-        raise UserError(f"no .mat file in {cfg.workspace}: the true nuclei are not known")
+        raise UserError(
+            f"{cfg.workspace}: no .mat file there: name a workspace with Lizard's Labels"
+        )
     counts = {"touching ones as one": [0, 0], "parted": [0, 0]}
     nuclei = 0
     for path in labels:

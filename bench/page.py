@@ -1,7 +1,7 @@
 """Write docs/performance.md from what the benchmarks measured: `python bench/page.py`.
 
-Every figure comes from a JSON in bench/results, which a benchmark wrote with --json; the words
-between them are in bench/performance.md.
+Every figure comes from a JSON in bench/results, which a benchmark wrote with --json; the text
+around them is in bench/performance.md.
 """
 
 import json
@@ -23,7 +23,7 @@ LIZARD_STEPS = 36 * 3 * (12_249 + 18_059)  # patches that the paper's main exper
 
 
 def network(figures: dict) -> str:
-    """Return what a benchmark says that it ran on, such as `unet on vgg11_bn`."""
+    """Return the network that a benchmark ran, such as `unet on vgg11_bn`."""
     words = figures["about"].split(",")[0].split(" ")
     return " ".join(words[-3:])
 
@@ -34,7 +34,7 @@ def duration(ms: float) -> str:
 
 
 def times(ratio: float) -> str:
-    """Return a ratio with the digits that mean something."""
+    """Return a ratio with its significant digits."""
     return f"{ratio:,.0f}" if ratio >= 100 else f"{ratio:.1f}"
 
 
@@ -76,13 +76,13 @@ def variants(results: dict[str, dict], of: str) -> str:
     rows = []
     for i, row in enumerate(next(iter(tables.values()))):
         cells = [table[i] for table in tables.values()]
-        said = (
+        texts = (
             f"{each['ms']:.1f} ms"
             if not i
             else f"{each['ratio']:.2f} ({each['low']:.2f} to {each['high']:.2f})"
             for each in cells
         )
-        rows.append([row["variant"], *said])
+        rows.append([row["variant"], *texts])
     return markdown(["", *tables], rows)
 
 
@@ -112,9 +112,9 @@ def growth(results: dict[str, dict]) -> str:
     return markdown(["", "step", "patches", "s", "ms a patch", "MB of memory"], rows)
 
 
-def page() -> str:
-    """Return docs/performance.md."""
-    results = {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
+def page(folder: Path = RESULTS) -> str:
+    """Return docs/performance.md, made from the JSON files in a folder."""
+    results = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
     words = Environment(
         loader=FileSystemLoader(HERE), undefined=StrictUndefined, keep_trailing_newline=True
     )

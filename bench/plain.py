@@ -1,9 +1,9 @@
 """The plain loops that training, mining and testing are compared with.
 
-As a first script would have it: patches are decoded and augmented one by one in a DataLoader, all
-is computed in float32, and networks are evaluated one patch at a time. The DataLoader has no
-workers: on 2 cores they would be in torch's way; beside a GPU they would help, and a ratio measured
-there would flatter ours.
+They do what a first script would do: decode and augment the patches one by one in a DataLoader,
+compute in float32, and test the network on one patch at a time. The DataLoader has no workers: on
+2 cores they would compete with torch. Beside a GPU they would help, so a ratio that is measured
+there is too good for ours.
 """
 
 import numpy as np
@@ -39,7 +39,7 @@ class Plain:
 
     @torch.no_grad()
     def mine(self) -> np.ndarray:
-        """Return the pixels of each patch that go to each class, (N, 7)."""
+        """Return how many pixels of each patch are predicted as each class, (N, 7)."""
         self.model.eval()
         counts = []
         for image, _ in self.evaluation:
@@ -49,9 +49,9 @@ class Plain:
 
     @torch.no_grad()
     def margins(self) -> list[float]:
-        """Return the most by which a nucleus's logit is above background's, of each patch.
+        """Return the largest lead of a foreground logit over that of background, for each patch.
 
-        A patch in which this is above 0 is kept.
+        A patch with a lead above 0 is kept.
         """
         self.model.eval()
         logits = (self.model(image.to(self.device)) for image, _ in self.evaluation)

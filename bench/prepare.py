@@ -1,6 +1,6 @@
-"""What preparing the data costs, against plain loops: `python bench/prepare.py`.
+"""The time of preparing the data, against plain loops: `python bench/prepare.py`.
 
-Draws Lizard-sized regions in a temporary folder; nothing is left behind.
+The script draws regions of Lizard's size in a temporary folder, which it removes.
 """
 
 import statistics
@@ -36,7 +36,7 @@ class BenchConfig(Common):
     """The settings, and how much to measure."""
 
     regions: int = 238
-    """Regions that the three steps prepare."""
+    """How many regions the three steps prepare."""
 
 
 def plain_region(image_path: Path, label_path: Path, out: Path) -> None:
@@ -98,15 +98,15 @@ def bench(cfg: BenchConfig) -> None:
     figures = Figures("prepare", "preparing Lizard-sized synthetic regions")
     with tempfile.TemporaryDirectory() as name:
         workspace = Path(name) / "lizard"
-        synthetic_lizard(workspace, cfg.regions)
+        synthetic_lizard(workspace, cfg.regions, cfg.sizes)
         step_cfg = replace(cfg, workspace=workspace, patch_size=128, images=None, masks=None)
         image, label = region_images(step_cfg)[0], region_labels(step_cfg)[0]
         content = read_label(label, N_CLASSES)
         ours, plain = semantic_mask(*content), oracles.semantic_mask(*content)
         assert np.array_equal(ours, plain), "the two label maps differ"
         size = {"height": ours.shape[0], "width": ours.shape[1], "nuclei": len(content[1])}
-        said = f"a region: {size['width']} x {size['height']} pixels, {size['nuclei']} nuclei"
-        figures.note("region", size, said)
+        message = f"a region: {size['width']} x {size['height']} pixels, {size['nuclei']} nuclei"
+        figures.note("region", size, message)
         times = interleave(
             cfg.rounds,
             reference=lambda: oracles.semantic_mask(*content),
@@ -114,7 +114,8 @@ def bench(cfg: BenchConfig) -> None:
         )
         figures.compare("label map", 1, "region", **times)
         moved = content[0].nbytes + ours.nbytes  # the map is read, the classes are written
-        reached = moved / statistics.median(times["ours"]) / copy_rate(torch.device("cpu"))
+        rate = copy_rate(torch.device("cpu"), cfg.rounds)
+        reached = moved / statistics.median(times["ours"]) / rate
         figures.note("limit", reached, f"a label map reaches {reached:.0%} of the rate of a copy")
 
         outs = Path(name) / "plain", Path(name) / "ours"
@@ -136,13 +137,14 @@ def bench(cfg: BenchConfig) -> None:
             started = time.perf_counter()
             step(step_cfg)
             taken[step.__name__] = time.perf_counter() - started
-        said = ", ".join(f"{step} {seconds:.1f} s" for step, seconds in taken.items())
-        figures.note("steps", {"regions": cfg.regions, **taken}, f"{cfg.regions} regions: {said}")
+        times_text = ", ".join(f"{step} {seconds:.1f} s" for step, seconds in taken.items())
+        message = f"{cfg.regions} regions: {times_text}"
+        figures.note("steps", {"regions": cfg.regions, **taken}, message)
     figures.write(cfg.json)
 
 
 def refuse_difference(plain: Path, ours: Path) -> None:
-    """Stop if the two versions cut different patches."""
+    """Raise AssertionError if the two versions cut different patches."""
     for kind in ("image", "mask", "ood"):
         paths = sorted((ours / kind).iterdir())
         assert paths, f"no {kind} patches"

@@ -1,14 +1,14 @@
-"""What the steps take as the data grow: 1, 10 and 50 times Lizard, `python bench/scale.py`.
+"""Time and memory of the steps on 1, 10 and 50 times Lizard: `python bench/scale.py`.
 
-Prepares synthetic regions, then mines, estimates pct and reads and augments the patches of one
-epoch of fold 79. Each is timed in a process of its own, with the most anonymous memory that it
-held: what the system cannot drop, with the libraries (about 0.45 GB), without the pages of mapped
-files, looked up every 50 ms in Linux's /proc. A 1x1 convolution mines in place of a network, and
-nothing is trained: what networks take per patch, bench/train.py tells.
+The script prepares synthetic regions, mines, estimates pct, and reads and augments the patches of
+one epoch of fold 79. Each step runs in a process of its own. Its memory is the peak of the
+anonymous memory, read from Linux's /proc every 50 ms: it includes the libraries (about 0.45 GB),
+but not the pages of mapped files, which the system can drop. A 1x1 convolution takes the place of
+the network, and nothing is trained: bench/train.py measures networks.
 
-Everything lies in a temporary folder in --workspace, whose disk has to hold it; what it cannot hold
-is left out. Only regions are drawn at every factor: mining, pct and loading read the patches of 1x
-under as many names as there are patches.
+All files lie in a temporary folder in --workspace; a step is left out where the disk has no room
+for it. Only the regions are drawn at every factor: mining, pct and loading read hard links to the
+patches of 1x.
 """
 
 import multiprocessing
@@ -30,12 +30,12 @@ from bench.common import Figures, link, synthetic_lizard
 from bench.lizard import REGIONS, SIZES
 from config import LIZARD, Config, UserError
 from estimate_pct import estimate_pct
-from generate_patches import generate_patches
+from generate_patches import generate_patches, write_folds
 from generate_semantic_labels import generate_semantic_labels
 from generate_unfiltered_oods import generate_unfiltered_oods
 from medood.data.dataset import load_patches
 from medood.data.files import csv_text, pngs, write_text
-from medood.data.folds import read_fold, write_folds
+from medood.data.folds import read_fold
 from medood.data.ood_set import columns
 from medood.data.workspace import id_files, ood_files, ranking_path
 from medood.runs.command_line import run
@@ -54,9 +54,11 @@ class BenchConfig(Config):
     """The settings, and how much to measure."""
 
     factors: tuple[int, ...] = (1, 10, 50)
-    """How many times Lizard."""
+    """Sizes of the data, in multiples of Lizard."""
     regions: int = REGIONS
-    """Regions of a Lizard."""
+    """How many regions one Lizard has."""
+    sizes: tuple[tuple[int, int], ...] = SIZES
+    """Heights and widths of the regions, in turn, in pixels."""
     max_memory: float | None = 0.5
     """Gigabytes of patches to hold in memory: less than one Lizard has, so that all are mapped."""
     json: Path | None = None
@@ -64,7 +66,7 @@ class BenchConfig(Config):
 
 
 class Pixelwise(nn.Module):
-    """A network that costs next to nothing: each pixel by itself."""
+    """A network that costs almost nothing: a 1x1 convolution."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,7 +85,7 @@ def preparation(cfg: Config) -> None:
 
 
 def mining(cfg: Config) -> None:
-    """Read the OoD patches and rank them by what a network that costs nothing sees."""
+    """Read the OoD patches and rank them with a network that costs almost nothing."""
     files = ood_files(cfg, read_fold(cfg, FOLD).train)
     counts = count_seen(cfg, Pixelwise().eval(), files, "mining")
     rows = rank_and_prune([image.name for image, _ in files], counts)
@@ -107,7 +109,7 @@ def loading(cfg: Config) -> None:
 
 
 def measure(step: Callable[[Config], None], cfg: Config) -> tuple[float, float]:
-    """Return the seconds that a step takes in a process of its own, and the MB that it holds."""
+    """Return the seconds that a step takes in its own process, and its peak memory in MB."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     child = context.Process(target=_timed, args=(step, cfg, sender), daemon=True)
@@ -137,7 +139,7 @@ def _anonymous_mb(process: int) -> float:
 
 
 def multiply(source: Config, cfg: Config, factor: int) -> None:
-    """Give the prepared patches of one workspace, in another, `factor` times as many names."""
+    """Link the prepared patches of one workspace `factor` times in another, under new names."""
     names = [path.name for path in pngs(source.workspace / MADE[0])]
     for folder in MADE:
         (cfg.workspace / folder).mkdir(parents=True)
@@ -149,18 +151,20 @@ def multiply(source: Config, cfg: Config, factor: int) -> None:
 
 
 def has_room(cfg: Config, what: str, needed: float) -> bool:
-    """Say, also to the user, whether the disk has twice the bytes that are needed."""
+    """Return whether the disk has twice the bytes that are needed; print it if it has not."""
     free = shutil.disk_usage(cfg.workspace.parent).free
     if free < 2 * needed:
-        said = f"{free / 1e9:.0f} GB free, twice {needed / 1e9:.0f} wanted"
-        print(f"{what} left out: {said}", flush=True)
+        space = f"{free / 1e9:.0f} GB are free, {2 * needed / 1e9:.0f} are needed"
+        print(f"{what} is left out: {space}", flush=True)
     return free >= 2 * needed
 
 
 def bench(cfg: BenchConfig) -> None:
     """Measure every step at every factor, and print a row of each."""
     if not Path("/proc/self/status").exists():
-        raise UserError("no /proc: the memory of a process is looked up there, so use Linux")
+        raise UserError(
+            "/proc: not found: run this on Linux, where the memory of a process is read there"
+        )
     figures = Figures("scale", "the steps as the data grow")
     rows = figures.content["rows"]
     with tempfile.TemporaryDirectory(dir=cfg.workspace) as name:
@@ -181,14 +185,14 @@ def bench(cfg: BenchConfig) -> None:
             one = len(pngs(source.workspace / MADE[0])) or cfg.regions * 78
             prepared = replace(cfg, workspace=Path(name) / f"prepared_{factor}")
             if has_room(prepared, f"preparation at {factor}x", PREPARED * factor * one):
-                synthetic_lizard(prepared.workspace, factor * cfg.regions, SIZES)
+                synthetic_lizard(prepared.workspace, factor * cfg.regions, cfg.sizes)
                 add(factor, preparation, prepared)
                 if factor == 1:
                     prepared.workspace.rename(source.workspace)
                 else:
                     shutil.rmtree(prepared.workspace)
             elif factor == 1:
-                raise UserError(f"{cfg.workspace} has no room for a Lizard: name another folder")
+                raise UserError(f"{cfg.workspace}: no room for the data at 1x: name another folder")
             many = replace(cfg, workspace=Path(name) / f"many_{factor}")
             if has_room(many, f"the other steps at {factor}x", 4 * factor * one * 128**2):
                 multiply(source, many, factor)

@@ -1,8 +1,8 @@
 """Whether speed costs scores: a plain loop and ours train on the sample, `python bench/seeds.py`.
 
-The plain loop augments patch by patch and computes in float32; ours is taken in float32 and as it
-is by default. Each trains with several seeds, on the same side of fold 79, and is tested by the
-same code, in float32, on the other. What differs by less than seeds do, speed has not cost.
+The plain loop augments patch by patch and computes in float32. Ours trains in float32 and with the
+default settings. Each trains with several seeds on the training side of fold 79, and the same code
+tests all of them in float32. A difference smaller than that between seeds is no cost of speed.
 """
 
 import sys
@@ -40,7 +40,7 @@ class BenchConfig(Common):
     """The settings, those of the sample, and how much to measure."""
 
     seeds: int = 5
-    """Trainings of each kind."""
+    """How many trainings of each kind."""
 
 
 def train_plainly(cfg: Config) -> nn.Module:

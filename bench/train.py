@@ -1,7 +1,7 @@
-"""What training costs per patch, against a plain loop: `python bench/train.py`.
+"""The time of training per patch, against a plain loop: `python bench/train.py`.
 
-Patches are drawn in a temporary folder; nothing is left behind. With `--encoder` and
-`--architecture` another network, with `--compile` as that setting has it.
+The script draws patches in a temporary folder, which it removes. `--encoder` and `--architecture`
+name the network; `--compile` compiles the training step.
 """
 
 import statistics
@@ -37,7 +37,7 @@ from medood.training.augmentation import draw_views
 from medood.training.loop import train_epoch
 from medood.training.step import Learner
 
-# the parts of a step by what computes them: the start of a name in torch's profile, or a piece
+# the kinds of operation, with parts of the names that torch's profile gives them
 KINDS = {
     "convolution": ("conv", "cudnn", "implicit_gemm"),
     "batch normalisation": ("batch_norm", "bn_"),
@@ -56,11 +56,11 @@ class BenchConfig(Common):
     """The settings, and how much to measure; encoder weights are random."""
 
     patches: int = 48
-    """Patches of an epoch."""
+    """How many patches an epoch has."""
 
 
 class Ours:
-    """What train.py does in an epoch, with the patches read before."""
+    """The training of train.py, with the patches read beforehand."""
 
     def __init__(self, cfg: Config, files: list, device: torch.device) -> None:
         started = time.perf_counter()
@@ -80,23 +80,23 @@ class Ours:
         losses.mean().item()
 
     def batch(self) -> list[Tensor]:
-        """Return what a step takes."""
+        """Return the arguments of a training step."""
         size = self.cfg.batch_size
         return [part[:size] for part in self.held] + [draw_views(size, 0).to(self.device)]
 
 
 def parts_of_step(ours: Ours) -> dict[str, float]:
-    """Return the share of a step's time in each of its parts, which wait for each other here."""
+    """Return the share of each part in the time of a step; the parts run one after the other."""
     spent: dict[str, float] = defaultdict(float)
 
     def timed(name: str, function: Callable) -> Callable:
         def call(*args, **kwargs):
             finish()
             started = time.perf_counter()
-            answer = function(*args, **kwargs)
+            result = function(*args, **kwargs)
             finish()
             spent[name] += time.perf_counter() - started
-            return answer
+            return result
 
         return call
 
@@ -152,7 +152,7 @@ def bench(cfg: BenchConfig) -> None:
     )
     with tempfile.TemporaryDirectory() as name:
         cfg = replace(cfg, workspace=Path(name) / "lizard")
-        synthetic_lizard(cfg.workspace, regions=1)
+        synthetic_lizard(cfg.workspace, 1, cfg.sizes)
         generate_semantic_labels(cfg)
         generate_patches(cfg)
         names = sorted(path.name for path in (cfg.workspace / "Image_Patchs").glob("*.png"))
@@ -176,7 +176,7 @@ def bench(cfg: BenchConfig) -> None:
         figures.share("kinds of operation", kinds_of_step(ours))
     step_seconds = statistics.median(times["ours"]) / len(files) * cfg.batch_size
     precision = torch.bfloat16 if ours.learner.precision._enabled else torch.float32
-    rate = matrix_rate(device, precision)
+    rate = matrix_rate(device, precision, cfg.rounds)
     reached = flop / step_seconds / rate
     figures.note(
         "limit",

@@ -1,8 +1,8 @@
 """What was tried to make training and inference faster, one change at a time against the defaults.
 
-`python bench/variants.py` takes a step of training, and the answer to the same batch, in every
-variant in turn. A ratio above 1 is slower than what the scripts do by default; what is kept by
-default stands there in reverse, as what its absence would cost. "Once more" shows the noise.
+`python bench/variants.py` runs a training step, and the inference on some patches, in every variant
+in turn. A ratio above 1 is slower than the default. A variant without something that is on by
+default shows what that saves. "Once more" shows the noise.
 """
 
 import os
@@ -27,7 +27,7 @@ from medood.runs.command_line import run
 from medood.training.augmentation import draw_views
 from medood.training.step import Learner
 
-PATCHES = 32  # that each variant of inference answers
+PATCHES = 32  # of each variant of inference
 
 
 def step_of(cfg: Config, change: Callable[[Learner], object] = lambda learner: None) -> Callable:
@@ -45,21 +45,21 @@ def step_of(cfg: Config, change: Callable[[Learner], object] = lambda learner: N
 
 
 def channels_first(learner: Learner) -> None:
-    """Let channels lie first again, as torch has it unless told otherwise."""
+    """Set the memory format back to channels first, the default of torch."""
     learner.model.to(memory_format=torch.contiguous_format)
     learner.normalise.register_forward_hook(lambda *found: found[-1].contiguous())
     use_adam(learner, fused=True)
 
 
 def use_adam(learner: Learner, **how: bool) -> None:
-    """Let Adam take the weights as they are, by torch's own ways."""
+    """Let Adam work on the weights in the layout they have, with options of torch."""
     learner.weights = [AsItIs(weight) for weight in learner.model.parameters()]
     weights = [weight.stored for weight in learner.weights]
     learner.optimiser = torch.optim.Adam(weights, learner.cfg.lr, **how)
 
 
 class AsItIs:
-    """A weight for the optimiser, in whatever layout it has: see medood.training.step.Stored."""
+    """A weight for the optimiser, in the layout it has: compare medood.training.step.Stored."""
 
     def __init__(self, weight: nn.Parameter) -> None:
         self.weight, self.stored = weight, weight.detach()
@@ -70,14 +70,14 @@ class AsItIs:
 
 
 def depthwise_as_the_rest(learner: Learner) -> None:
-    """Let strided depthwise convolutions compute in bfloat16 too: see for_training."""
+    """Compute strided depthwise convolutions in bfloat16 too: see for_training."""
     for module in learner.model.modules():
         if isinstance(module, nn.Conv2d):
             vars(module).pop("forward", None)
 
 
 def on_one_thread(function: Callable) -> Callable:
-    """Return a function that does the same with one thread."""
+    """Return a function that runs the given one with one thread."""
 
     def call() -> None:
         threads = torch.get_num_threads()
@@ -88,14 +88,14 @@ def on_one_thread(function: Callable) -> Callable:
     return call
 
 
-def answer_of(cfg: Config, model: nn.Module, size: int = 0, fold: bool = True) -> Callable:
-    """Return a function that answers PATCHES patches in batches, of the default size if 0."""
+def inference_of(cfg: Config, model: nn.Module, size: int = 0, fold: bool = True) -> Callable:
+    """Return a function that predicts PATCHES patches in batches; size 0 is the default size."""
     device = pick_device(cfg)
-    answer = Predictor(cfg, model, device)
+    predictor = Predictor(cfg, model, device)
     if not fold:
-        answer.model = model
+        predictor.model = model
     images = torch.randint(0, 256, (PATCHES, cfg.patch_size, cfg.patch_size, 3), dtype=torch.uint8)
-    return lambda: [answer(part).argmax(1) for part in images.split(size or batch_size(device))]
+    return lambda: [predictor(part).argmax(1) for part in images.split(size or batch_size(device))]
 
 
 def compare(cfg: BenchConfig, figures: Figures, what: str, of: dict[str, Callable]) -> None:
@@ -145,14 +145,14 @@ def bench(cfg: BenchConfig) -> None:
     compare(cfg, figures, f"a training step of {cfg.batch_size} patches", training)
 
     model = Learner(cfg, pick_device(cfg)).model.eval()
-    inference = {"as it is": answer_of(cfg, model)}
-    inference["float32"] = answer_of(replace(cfg, precision="float32"), model)
+    inference = {"as it is": inference_of(cfg, model)}
+    inference["float32"] = inference_of(replace(cfg, precision="float32"), model)
     for size in (1, 4, 16, 32):
-        inference[f"batches of {size}"] = answer_of(cfg, model, size)
-    inference["batch normalisation by itself"] = answer_of(cfg, model, fold=False)
+        inference[f"batches of {size}"] = inference_of(cfg, model, size)
+    inference["batch normalisation by itself"] = inference_of(cfg, model, fold=False)
     inference["one thread"] = on_one_thread(inference["as it is"])
-    inference["as it is, once more"] = answer_of(cfg, model)
-    print(f"{PATCHES} patches answered, batches of {batch_size(pick_device(cfg))}")
+    inference["as it is, once more"] = inference_of(cfg, model)
+    print(f"inference on {PATCHES} patches, batches of {batch_size(pick_device(cfg))}")
     compare(cfg, figures, f"{PATCHES} patches answered", inference)
     figures.write(cfg.json)
 

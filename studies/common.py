@@ -1,9 +1,9 @@
-"""What the studies share: recipes of trainings, each carried out once, and what is made of them.
+"""What the studies share: recipes of trainings, their results, and the files that report them.
 
 A study names its arms. An arm turns settings and a fold into a recipe: the settings of a training,
-its patches and those it is tested on. `run_arms` trains every recipe for every fold and seed, or,
-with --plan, only lists them. A network is filed under a hash of all that decides it, so the
-baseline of one study is that of the next, and what main.py trained is not trained again.
+its patches and the patches that test it. `run_arms` trains every recipe for every fold and seed;
+with --plan it only lists them. The folder of a network is named after a hash of all that decides
+its weights: studies share their baselines, and what main.py trained is not trained again.
 
     <workspace>/studies/<fold>_<model>_<hash>/     networks
     <workspace>/reports/studies/<study>_<model>.*  CSV, JSON, Markdown and figure of a study
@@ -47,10 +47,10 @@ from rank_prune_ood import rank_files
 
 @dataclass(frozen=True)
 class StudyConfig(Config):
-    """The settings, and what every study takes."""
+    """The settings, with those that every study adds."""
 
     seeds: int = 1
-    """Trainings of each kind, with seeds `seed`, `seed` + 1 and so on; `seed` deals the folds."""
+    """Trainings of each arm, with the seeds `seed`, `seed` + 1 ...; `seed` also deals the folds."""
     plan: bool = False
     """List the trainings with their patches, steps and estimated hours, and train nothing."""
 
@@ -68,26 +68,26 @@ class Recipe:
     files: list[Pair]
     val_files: list[Pair]
     test: list[str]
-    notes: dict = field(default_factory=dict)  # what the tables say of it, such as its pnr
+    notes: dict = field(default_factory=dict)  # numbers for the tables, such as its pnr
 
     @property
     def ood_patches(self) -> int:
-        """The patches whose truth is background everywhere by construction."""
+        """The number of OoD patches, which have no mask: their truth is background everywhere."""
         return sum(mask is None for _, mask in self.files)
 
     @property
     def steps(self) -> int:
-        """Optimiser steps of the whole training."""
+        """The number of optimiser steps of the whole training."""
         return self.cfg.epochs * len(batches(self.cfg, 0, 0, len(self.files)))
 
 
-# from settings, their seed set, and a fold; None where the fold has no patches of the arm's kind
+# takes the settings, with the seed set, and a fold; returns None if the fold has no such patches
 Arm = Callable[[StudyConfig, int], Recipe | None]
 
 
 @dataclass(frozen=True)
 class Result:
-    """A recipe carried out."""
+    """A trained and tested recipe."""
 
     recipe: Recipe
     folder: Path
@@ -131,7 +131,7 @@ def candidates(cfg: Config, fold: int) -> list[Pair]:
 def mine(cfg: StudyConfig, fold: int, files: list[Pair]) -> tuple[list[Pair], list[Pair]]:
     """Return the OoD patches in which the fold's baseline sees nuclei, hardest first, and the rest.
 
-    A plan takes all of them for hard: which are is not known before the baseline is trained.
+    A plan counts all patches as hard: only a trained baseline can tell them apart.
     """
     return (files, []) if cfg.plan else _mine(cfg, fold, tuple(files))
 
@@ -147,21 +147,24 @@ def _mine(cfg: StudyConfig, fold: int, files: tuple[Pair, ...]) -> tuple[list[Pa
 
 @functools.cache
 def count_id(cfg: Config, names: tuple[str, ...]) -> tuple[int, int]:
-    """Return positives and negatives among ID patches."""
+    """Return the numbers of positives and negatives among ID patches."""
     return count_samples(foreground_of(cfg, names), cfg.patch_size**2)
 
 
-# ---------------------------------------------------------------- carrying them out
+# ---------------------------------------------------------------- training and testing
 
 
 def prepare(cfg: StudyConfig, networks: Iterable[Config] = ()) -> None:
-    """Make patches, folds and OoD patches where they are not there yet, as main.py does.
+    """Make the patches, folds and OoD patches that are missing, as main.py does.
 
-    networks: the settings whose networks will be trained, if not those of `cfg`. A wrong encoder,
-    or weights out of reach, show now and not after days; a plan needs no weights.
+    networks: settings of the networks that will be trained; by default `cfg`. Each is built once,
+    so that a wrong encoder or missing weights show now and not after days. A plan needs no weights.
+    Raises UserError in several processes, without data, and for a network that cannot be built.
     """
     if world_size() > 1:
-        raise UserError("a study runs in one process: start it without torchrun")
+        raise UserError(
+            f"torchrun: a study runs in one process, not in {world_size()}: start it with python"
+        )
     require_data(cfg)
     pick_device(cfg)
     for network in networks or [cfg]:
@@ -173,7 +176,7 @@ def prepare(cfg: StudyConfig, networks: Iterable[Config] = ()) -> None:
 
 
 def train_recipe(recipe: Recipe, fold: int) -> Path:
-    """Return the folder of the trained network; one that is there already is kept."""
+    """Return the folder of the recipe's network, which is trained unless it is there."""
     cfg = recipe.cfg
     record = network_made_from(cfg, fold, recipe.files + recipe.val_files)
     for folder in (model_folder(cfg, fold, ood) for ood in (False, True)):
@@ -191,7 +194,7 @@ def seeds_of(cfg: StudyConfig) -> range:
 
 
 def run_arms(cfg: StudyConfig, arms: dict[str, Arm]) -> Results:
-    """Return the results of every arm, fold and seed; print the plan and return {} with --plan."""
+    """Return the results of every arm, fold and seed; with --plan, print the plan and return {}."""
     results: Results = {}
     planned: dict[tuple, tuple[str, int, Recipe]] = {}
     for seed in seeds_of(cfg):
@@ -199,7 +202,7 @@ def run_arms(cfg: StudyConfig, arms: dict[str, Arm]) -> Results:
             for name, arm in arms.items():
                 recipe = arm(replace(cfg, seed=seed), fold)
                 if recipe is None:
-                    print(f"--- {name}, fold {fold}, seed {seed}: left out, there is no such patch")
+                    print(f"--- {name}, fold {fold}, seed {seed}: left out: there is no such patch")
                     continue
                 if cfg.plan:
                     same = (fold, recipe.cfg, tuple(recipe.files))
@@ -225,7 +228,7 @@ def run_arms(cfg: StudyConfig, arms: dict[str, Arm]) -> Results:
 
 
 def print_plan(planned: Iterable[tuple[str, int, Recipe]]) -> None:
-    """Print a row for each training, and how long all of them take on this machine."""
+    """Print a row for each training, and the estimated hours of all of them on this machine."""
     header = ["training", "network", "fold", "seed", "ID", "OoD", "epochs", "steps", "hours"]
     rows, total = [], 0.0
     for name, fold, recipe in planned:
@@ -238,20 +241,23 @@ def print_plan(planned: Iterable[tuple[str, int, Recipe]]) -> None:
         rows.append([name, cfg.model_name, *map(str, numbers), f"{hours:.2f}"])
     print(markdown(header, rows))
     print(
-        f"{len(rows)} trainings, {total:.1f} hours if none is there yet: from {TIMED_STEPS} steps"
-        " of each network timed on this machine, without mining and testing. Which OoD patches are"
-        " hard shows after mining only: the plan takes all of them for hard."
+        f"{len(rows)} trainings, {total:.1f} hours if none is there yet. The estimate comes from"
+        f" {TIMED_STEPS} timed steps of each network on this machine, without mining and testing."
+        " It counts all OoD patches as hard: which are hard is known only after mining."
     )
 
 
-# ---------------------------------------------------------------- what is made of them
+# ---------------------------------------------------------------- reports
 
 
 def compare(results: Results, arm: str, against: str) -> dict[str, Difference]:
-    """Return the paired differences of two arms over the folds and seeds that both have."""
+    """Return the paired differences of two arms over the folds and seeds that both have.
+
+    Raises UserError if there is none.
+    """
     both = [key for key in results[arm] if key in results[against]]
     if not both:
-        raise UserError(f"no fold in which both {arm} and {against} could be trained")
+        raise UserError(f"{arm} and {against}: no fold has patches for both: set folds to others")
     classes = results[arm][both[0]].recipe.cfg.class_names
     return paired_differences(
         *([results[name][key].counts for key in both] for name in (arm, against)), classes
@@ -259,12 +265,15 @@ def compare(results: Results, arm: str, against: str) -> dict[str, Difference]:
 
 
 def patchwise(results: dict[tuple[int, int], Result], of: str, value: int) -> list[float]:
-    """Return the patch by patch IoU of a class of an arm, or of its floor, over folds and seeds."""
+    """Return the patch-by-patch IoU of a class, for each fold and seed.
+
+    of: "network", or "floor" for a network that predicts background everywhere.
+    """
     return [result.patchwise[of][value] for result in results.values()]
 
 
 def values(results: dict[tuple[int, int], Result], name: str) -> list[float | None]:
-    """Return a score, or a note of the recipe, of an arm over its folds and seeds."""
+    """Return a score, or a note of the recipe, for each fold and seed of an arm."""
     if name.startswith("IoU "):
         return [
             result.scores["iou"][result.recipe.cfg.class_names.index(name[4:])]
@@ -274,12 +283,12 @@ def values(results: dict[tuple[int, int], Result], name: str) -> list[float | No
 
 
 def figure_title(cfg: StudyConfig, text: str) -> str:
-    """Return the title of a study's figure: on which data, what, and how long trained."""
+    """Return the title of a study's figure: the data, the epochs and a text."""
     return f"{data_name(cfg.workspace)}, {cfg.epochs} epochs\n{text}"
 
 
 def by_class(cfg: Config, results: Results) -> dict[str, dict[str, list[float | None]]]:
-    """Return the IoU of every class, background included, of each arm: what draw_bars takes."""
+    """Return the IoU of every class, background included, by arm, as draw_bars takes it."""
     return {
         arm: {name: values(of_arm, f"IoU {name}") for name in cfg.class_names}
         for arm, of_arm in results.items()
@@ -294,14 +303,15 @@ def write_study(
     differences: dict[str, dict[str, Difference]],
     paper: object = None,
 ) -> Path:
-    """Print the tables; write them, every single score and the differences under reports/studies.
+    """Print the tables; write tables, single scores and differences; return the path of the files.
 
-    tables: Markdown by caption. differences: by what is compared. paper: the paper's numbers.
-    Returns the path of the study's files, less their ending: named after the network if it is one.
+    tables: Markdown by caption. differences: by the pair that is compared. paper: the paper's
+    numbers. The files lie in reports/studies. The path has no ending; it names the network if there
+    is only one.
     """
     every = [result for of_arm in results.values() for result in of_arm.values()]
     networks = sorted({result.recipe.cfg.model_name for result in every})
-    # several networks are one study's matter; one network's must not overwrite another's
+    # the name keeps apart the runs of one study on single networks
     name = f"{study}_{networks[0]}" if len(networks) == 1 else study
     out = cfg.workspace / "reports" / "studies" / name
     seeds = ", ".join(map(str, seeds_of(cfg)))

@@ -2,9 +2,10 @@
 
 Writes  reports/studies/controls_<model>.csv, .json, .md, .png
 
-Every arm but the plain baseline takes as many optimiser steps as Med-OoD: the fold's ID patches and
-as many patches more as Med-OoD adds. In its table `hard` is how many candidates fooled the baseline
-and `moved` how much of the nuclei's area found a place elsewhere, in percent.
+Every arm but the plain baseline takes as many optimiser steps as Med-OoD: it trains on the ID
+patches of the fold and on as many more patches as Med-OoD adds. In the table, `hard` is the number
+of candidates in which the baseline sees nuclei, and `moved` is the share of the nuclei's area for
+which there was room elsewhere, in percent.
 
     baseline               ID patches alone, at equal epochs: fewer steps
     baseline, equal steps  ID patches alone, for more epochs
@@ -42,80 +43,67 @@ from medood.evaluation.figures import draw_intervals
 from medood.evaluation.tables import markdown, spread
 from medood.runs.command_line import run
 from medood.runs.provenance import made_from
-from studies.common import (
-    Recipe,
-    StudyConfig,
-    baseline,
-    candidates,
-    compare,
-    figure_title,
-    med_ood,
-    mine,
-    prepare,
-    run_arms,
-    values,
-    write_study,
-)
+from studies import common
 
 
 @dataclass(frozen=True)
-class ControlsConfig(StudyConfig):
+class ControlsConfig(common.StudyConfig):
     """The settings of a study, with three seeds."""
 
     seeds: int = 3
-    """Trainings of each kind, with seeds `seed`, `seed` + 1 and so on; `seed` deals the folds."""
+    """Trainings of each arm, with the seeds `seed`, `seed` + 1 ...; `seed` also deals the folds."""
 
 
-def extra(cfg: StudyConfig, fold: int) -> list[Pair]:
+def extra(cfg: common.StudyConfig, fold: int) -> list[Pair]:
     """Return the OoD patches that Med-OoD adds on a fold, hardest first."""
-    return med_ood(cfg, fold).files[len(read_fold(cfg, fold).train) :]
+    return common.med_ood(cfg, fold).files[len(read_fold(cfg, fold).train) :]
 
 
 def take(files: list[Pair], count: int) -> list[Pair]:
-    """Return the first `count` files, from the start again where there are fewer."""
+    """Return `count` files in their order, repeated from the start where there are fewer."""
     return [files[i % len(files)] for i in range(count)]
 
 
-def adding(cfg: StudyConfig, fold: int, files: list[Pair], **notes: object) -> Recipe:
+def adding(cfg: common.StudyConfig, fold: int, files: list[Pair], **notes: object) -> common.Recipe:
     """Return the baseline's training with as many of `files` as Med-OoD adds."""
-    plain = baseline(cfg, fold)
+    plain = common.baseline(cfg, fold)
     return replace(plain, files=plain.files + take(files, len(extra(cfg, fold))), notes=notes)
 
 
-def shuffled(cfg: StudyConfig, fold: int, files: list[Pair]) -> list[Pair]:
-    """Return files in an order that depends on fold and seed alone."""
+def shuffled(cfg: common.StudyConfig, fold: int, files: list[Pair]) -> list[Pair]:
+    """Return files in a random order that depends only on fold and seed."""
     return [files[i] for i in np.random.default_rng([cfg.seed, fold]).permutation(len(files))]
 
 
-def equal_steps(cfg: StudyConfig, fold: int) -> Recipe:
-    """Return the baseline's training, for the epochs that come nearest to Med-OoD's steps."""
-    plain = baseline(cfg, fold)
-    epochs = round(cfg.epochs * med_ood(cfg, fold).steps / plain.steps)
+def equal_steps(cfg: common.StudyConfig, fold: int) -> common.Recipe:
+    """Return the baseline's training, with the epochs that come nearest to Med-OoD's steps."""
+    plain = common.baseline(cfg, fold)
+    epochs = round(cfg.epochs * common.med_ood(cfg, fold).steps / plain.steps)
     return replace(plain, cfg=replace(cfg, epochs=epochs), notes={})
 
 
-def duplicated(cfg: StudyConfig, fold: int) -> Recipe:
-    """Return the baseline's training with ID patches drawn again."""
-    return adding(cfg, fold, shuffled(cfg, fold, baseline(cfg, fold).files))
+def duplicated(cfg: common.StudyConfig, fold: int) -> common.Recipe:
+    """Return the training that adds ID patches a second time."""
+    return adding(cfg, fold, shuffled(cfg, fold, common.baseline(cfg, fold).files))
 
 
-def random_ood(cfg: StudyConfig, fold: int) -> Recipe:
-    """Return the training with cut patches that are not ranked."""
-    return adding(cfg, fold, shuffled(cfg, fold, candidates(cfg, fold)))
+def random_ood(cfg: common.StudyConfig, fold: int) -> common.Recipe:
+    """Return the training that adds cut patches at random, not by their rank."""
+    return adding(cfg, fold, shuffled(cfg, fold, common.candidates(cfg, fold)))
 
 
-def easy_ood(cfg: StudyConfig, fold: int) -> Recipe | None:
-    """Return the training with the cut patches that mining prunes away; None if it prunes none."""
-    _, easy = mine(cfg, fold, candidates(cfg, fold))
-    if cfg.plan:  # none is known to be easy yet: stand-ins of another order
-        easy = candidates(cfg, fold)[::-1]
+def easy_ood(cfg: common.StudyConfig, fold: int) -> common.Recipe | None:
+    """Return the training that adds the cut patches that mining prunes; None if it prunes none."""
+    _, easy = common.mine(cfg, fold, common.candidates(cfg, fold))
+    if cfg.plan:  # not known before mining: other patches stand in
+        easy = common.candidates(cfg, fold)[::-1]
     return adding(cfg, fold, easy) if easy else None
 
 
-def filled(fill: str, cfg: StudyConfig, fold: int) -> Recipe:
+def filled(fill: str, cfg: common.StudyConfig, fold: int) -> common.Recipe:
     """Return Med-OoD's training with another fill, mined anew, with as many patches.
 
-    Where fewer are hard, easy ones fill up: `hard` in the table tells.
+    Where fewer patches are hard, easy ones follow; the note `hard` gives their number.
     """
     folder = cfg.workspace / "studies" / f"OoD_Patchs_{fill}"
     other = replace(cfg, ood_fill=fill)
@@ -124,15 +112,15 @@ def filled(fill: str, cfg: StudyConfig, fold: int) -> Recipe:
         with fresh_folder(folder, record) as out:
             fill_folder(other, out)
     files = [(folder / name, None) for name in read_fold(cfg, fold).train]
-    hard, easy = mine(cfg, fold, files)
+    hard, easy = common.mine(cfg, fold, files)
     return adding(cfg, fold, hard + easy, hard=len(hard))
 
 
 def move_silhouettes(image: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Return RGB `image` (H, W, 3) with black holes of the nuclei's shapes, all in its background.
 
-    Each connected piece of foreground of `mask` (H, W) leaves a hole at a random place where it
-    covers neither foreground nor another hole; a piece that fits nowhere leaves none.
+    Each connected piece of foreground in `mask` (H, W) gives a hole of its shape at a random place
+    that touches neither foreground nor another hole; a piece that fits nowhere gives none.
     """
     foreground = (mask != BACKGROUND).astype(np.uint8)
     pieces, labels = cv2.connectedComponents(foreground)
@@ -142,7 +130,7 @@ def move_silhouettes(image: np.ndarray, mask: np.ndarray, rng: np.random.Generat
         rows, columns = rows - rows.min(), columns - columns.min()
         shape = np.zeros((rows.max() + 1, columns.max() + 1), np.uint8)
         shape[rows, columns] = 1
-        # what is left of the free pixels are the places for the shape's top left corner
+        # erosion leaves the pixels on which the top left corner of the shape can lie
         border = {"borderType": cv2.BORDER_CONSTANT, "borderValue": 0}
         places = np.argwhere(cv2.erode(free, shape, anchor=(0, 0), **border))
         if len(places):
@@ -152,8 +140,8 @@ def move_silhouettes(image: np.ndarray, mask: np.ndarray, rng: np.random.Generat
     return out
 
 
-def silhouettes_moved(cfg: StudyConfig, fold: int) -> Recipe:
-    """Return the training with holes in the background instead of the nuclei."""
+def silhouettes_moved(cfg: common.StudyConfig, fold: int) -> common.Recipe:
+    """Return the training that adds patches with holes in the background, not in the nuclei."""
     names, classes = [image.name for image, _ in extra(cfg, fold)], len(cfg.class_names)
     sources = [
         (cfg.workspace / "Image_Patchs" / name, cfg.workspace / "Mask_Patchs" / name)
@@ -182,37 +170,43 @@ def silhouettes_moved(cfg: StudyConfig, fold: int) -> Recipe:
     return adding(cfg, fold, files, moved=float(holes / max(nuclei, 1)))
 
 
-def nucleus_free(cfg: StudyConfig, fold: int) -> Recipe | None:
-    """Return the training with repeated ID patches that hold no nucleus; None if there is none."""
+def nucleus_free(cfg: common.StudyConfig, fold: int) -> common.Recipe | None:
+    """Return the training that adds ID patches without a nucleus; None if there is none."""
     classes = len(cfg.class_names)
-    free = [pair for pair in baseline(cfg, fold).files if not read_mask(pair[1], classes).any()]
+    free = [
+        pair for pair in common.baseline(cfg, fold).files if not read_mask(pair[1], classes).any()
+    ]
     return adding(cfg, fold, free) if free else None
 
 
-def external(cfg: StudyConfig, fold: int) -> Recipe:
-    """Return the training with the hardest patches of external images, filled up with easy ones."""
-    hard, easy = mine(cfg, fold, candidates(replace(cfg, ood_source_use="instead"), fold))
+def external(cfg: common.StudyConfig, fold: int) -> common.Recipe:
+    """Return the training that adds patches of external images: the hard ones, then easy ones."""
+    hard, easy = common.mine(
+        cfg, fold, common.candidates(replace(cfg, ood_source_use="instead"), fold)
+    )
     own = replace(cfg, ood_source=None)
     return adding(own, fold, hard + easy, hard=len(hard))
 
 
 def own(recipe):
-    """Return an arm whose OoD patches are cut from the ID set, whatever ood_source says."""
+    """Return the recipe's arm without ood_source: its OoD patches are cut from the ID set."""
     return lambda cfg, fold: recipe(replace(cfg, ood_source=None), fold)
 
 
 def controls(cfg: ControlsConfig) -> None:
-    """Train every arm at equal steps and compare it with the baseline of as many."""
+    """Train every arm, and compare it with the baseline of equal steps and with Med-OoD."""
     if cfg.ood_fill != "zero":
-        raise UserError("ood_fill: the controls compare the fills; leave it at zero")
-    prepare(cfg)
+        raise UserError(
+            f"ood_fill: {cfg.ood_fill}, but the controls compare the fills: set it to zero"
+        )
+    common.prepare(cfg)
     arms = {
-        "baseline": own(baseline),
+        "baseline": own(common.baseline),
         "baseline, equal steps": own(equal_steps),
         "+ duplicated ID": own(duplicated),
         "+ random OoD": own(random_ood),
         "+ easy OoD": own(easy_ood),
-        "Med-OoD": own(med_ood),
+        "Med-OoD": own(common.med_ood),
         "Med-OoD, mean": own(functools.partial(filled, "mean")),
         "Med-OoD, inpaint": own(functools.partial(filled, "inpaint")),
         "+ silhouettes moved": own(silhouettes_moved),
@@ -222,7 +216,7 @@ def controls(cfg: ControlsConfig) -> None:
         arms["+ external"] = external
     else:
         print("+ external is left out: name a folder of nucleus-free images with --ood_source")
-    results = run_arms(cfg, arms)
+    results = common.run_arms(cfg, arms)
     if cfg.plan:
         return
     shown = ("miou", "miou_paper", "fg_to_bg", "bg_to_fg")
@@ -231,9 +225,9 @@ def controls(cfg: ControlsConfig) -> None:
         [
             arm,
             f"{sum(result.recipe.steps for result in of_arm.values()) / len(of_arm):.0f}",
-            spread(values(of_arm, "hard"), 1, 0),
-            spread(values(of_arm, "moved"), 100, 0),
-            *(spread(values(of_arm, name)) for name in shown),
+            spread(common.values(of_arm, "hard"), 1, 0),
+            spread(common.values(of_arm, "moved"), 100, 0),
+            *(spread(common.values(of_arm, name)) for name in shown),
         ]
         for arm, of_arm in results.items()
     ]
@@ -243,7 +237,7 @@ def controls(cfg: ControlsConfig) -> None:
     )
     against = ("baseline, equal steps", "Med-OoD")
     differences = {
-        f"{arm} - {other}": compare(results, arm, other)
+        f"{arm} - {other}": common.compare(results, arm, other)
         for other in against
         for arm in results
         if arm != other and (other == against[0] or arm != "baseline")
@@ -256,13 +250,13 @@ def controls(cfg: ControlsConfig) -> None:
             if f"{arm} - {other}" in differences
         ]
         tables[f"Less {other}"] = markdown(["", *names], gains)
-    out = write_study(cfg, "controls", results, tables, differences)
+    out = common.write_study(cfg, "controls", results, tables, differences)
     bars = {
         arm: tuple(differences[f"{arm} - {against[0]}"]["miou"])
         for arm in results
         if arm != against[0]
     }
-    title = figure_title(
+    title = common.figure_title(
         cfg, f"Controls: {cfg.model_name}, blue where the interval leaves out zero"
     )
     draw_intervals(Path(f"{out}.png"), title, f"`miou` less {against[0]}, points", bars)

@@ -2,8 +2,8 @@
 
 Writes  reports/studies/figure3_<model>.csv, .json, .md, .png
 
-Shown are, of the test patches of all folds, the one where Med-OoD helps most, the median, and the
-one where it hurts most: chosen by rule, never by hand.
+The rows are chosen by a rule from the test patches of all folds: the patch where Med-OoD helps
+most, the median, and the patch where it hurts most.
 """
 
 import sys
@@ -23,7 +23,7 @@ from studies.common import StudyConfig, baseline, compare, med_ood, prepare, run
 
 
 def figure3(cfg: StudyConfig) -> None:
-    """Draw the patches that Med-OoD changes most, for better and for worse, and least."""
+    """Draw the test patches where Med-OoD helps most, the median, and where it hurts most."""
     prepare(cfg)
     results = run_arms(cfg, {"baseline": baseline, "Med-OoD": med_ood})
     if cfg.plan:
@@ -38,9 +38,9 @@ def figure3(cfg: StudyConfig) -> None:
     where = [(test, i) for test in tests for i in range(len(test.patches))]
     chosen = choose_examples(right)
     rows = [
-        [said, where[i][0].patches.names[where[i][1]]]
+        [rule, where[i][0].patches.names[where[i][1]]]
         + [f"{100 * right[arm][i]:.1f}" for arm in results]
-        for said, i in chosen.items()
+        for rule, i in chosen.items()
     ]
     gains = compare(results, "Med-OoD", "baseline")
     tables = {

@@ -2,9 +2,10 @@
 
 Writes  reports/studies/figure4_<model>.csv, .json, .md, .png
 
-The paper takes the IoU of a class patch by patch, where a patch without the class in which none is
-seen counts as 1: the column beside its gains does the same. Read it from `floor`, what answering
-background everywhere scores so; the other columns are of one IoU per class and test fold.
+The paper takes the IoU of a class patch by patch; a patch that lacks the class, and in which the
+network predicts none, counts as 1. The columns "patch by patch" do the same; their `floor` is the
+score of a network that predicts background everywhere. The other columns hold one IoU per class and
+test fold.
 """
 
 import sys

@@ -1,11 +1,11 @@
-"""Leakage: how much of a fold list's test side the network has as good as seen, and what it costs.
+"""Leakage: how near the test patches of a fold list are to its training patches, and what it adds.
 
 Reads   any folder of fold lists, --k_folds, by default the workspace's
 Writes  reports/studies/leakage_<model>.csv, .json, .md, .png
 
-Counts the regions, and the neighbouring patches, that stand on both sides of each list. Then trains
-the baseline on the lists, and on the same patches dealt by region, and compares both on the same
-test patches: the difference is what the leak adds to the score.
+The study counts the regions, and the neighbouring patches, that stand on both sides of each list.
+Then it trains the baseline on the lists, and on the same patches dealt by region, and compares both
+on the same test patches: the difference is what the leak adds to the score.
 """
 
 import sys
@@ -37,26 +37,28 @@ LISTED, APART = "lists as they are", "regions apart"
 
 @dataclass(frozen=True)
 class LeakageConfig(StudyConfig):
-    """The settings of a study, with three seeds, and the lists that this one judges."""
+    """The settings of a study, with three seeds and the fold lists."""
 
     seeds: int = 3
-    """Trainings of each kind, with seeds `seed`, `seed` + 1 and so on; `seed` deals the folds."""
+    """Trainings of each arm, with the seeds `seed`, `seed` + 1 ...; `seed` also deals the folds."""
     k_folds: Path | None = None
     """Folder of <fold>Image_Patchs.csv; by default the workspace's own k_folds."""
 
 
 def place_of(name: str) -> tuple[str, int]:
-    """Return region and number of a patch: `glas_1_07.png` -> (`glas_1`, 7)."""
+    """Return region and number of a patch: `glas_1_07.png` -> (`glas_1`, 7); UserError if none."""
     region, _, number = Path(name).stem.rpartition("_")
     if not region or not number.isdigit():
-        raise UserError(f"{name} is not named <region>_<number>: its neighbours are not known")
+        raise UserError(
+            f"{name} is not named <region>_<number>: its neighbours are not known: rename the patch"
+        )
     return region, int(number)
 
 
 def leaks(train: list[str], test: list[str]) -> dict[str, int]:
     """Return counts of a list: regions, those on both sides, test patches, those with a neighbour.
 
-    A neighbour is the training patch before or after it in the same row-by-row count of a region.
+    A neighbour is the training patch just before or after it in the row-by-row count of the region.
     """
     trained, tested = ([place_of(name) for name in names] for names in (train, test))
     regions = [{region for region, _ in places} for places in (trained, tested)]
@@ -71,19 +73,22 @@ def leaks(train: list[str], test: list[str]) -> dict[str, int]:
 
 
 def read_lists(cfg: LeakageConfig) -> dict[str, tuple[list[str], list[str]]]:
-    """Return training and test names of every list in the folder, by fold."""
+    """Return training and test names of every list in the folder, by fold; UserError if none."""
     folder = cfg.k_folds or cfg.workspace / "k_folds"
     paths = sorted(folder.glob(f"*{LIST_ENDING}")) if folder.is_dir() else []
     if not paths:
-        raise UserError(f"no <fold>{LIST_ENDING} in {folder}: name a folder of lists")
+        raise UserError(f"k_folds: no <fold>{LIST_ENDING} in {folder}: name a folder of lists")
     there = patches_there(cfg.workspace)
     return {path.name.removesuffix(LIST_ENDING): read_list(path, *there) for path in paths}
 
 
 def leakage(cfg: LeakageConfig) -> None:
-    """Count the leaks of every list, and train with and without them."""
+    """Count the leaks of every list, and train with and without them.
+
+    Raises UserError for settings or lists that allow no such comparison.
+    """
     if cfg.select != "last":
-        raise UserError("select: both sides of the comparison train on whole lists; set it to last")
+        raise UserError(f"select: {cfg.select}, but both arms train on whole lists: set it to last")
     prepare(cfg)
     lists = read_lists(cfg)
     counts = {fold: leaks(*sides) for fold, sides in lists.items()}
@@ -94,15 +99,15 @@ def leakage(cfg: LeakageConfig) -> None:
 
     folds = tuple(fold for fold in cfg.folds if str(fold) in lists)
     if not folds:
-        raise UserError(f"folds {cfg.folds} have no list there: set them to some of {[*lists]}")
+        raise UserError(f"folds: {cfg.folds} have no list: set folds to some of {[*lists]}")
     names = sorted({name for fold in folds for side in lists[str(fold)] for name in side})
     tests = [name for fold in folds for name in lists[str(fold)][1]]
     if len(set(tests)) < len(tests):
-        raise UserError(f"lists {folds} test a patch twice: set folds to fewer")
+        raise UserError(f"folds: lists {folds} test a patch twice: set folds to fewer")
     regions = sorted({region_of(name) for name in names})
     if len(regions) < 2:
-        raise UserError("all patches are of one region: there is nothing to keep apart")
-    # as many parts as make the two training sides of one size
+        raise UserError(f"{cfg.workspace}: all patches are of one region: add images of others")
+    # with so many parts, both arms train on about as many patches
     parts = min(max(2, round(len(names) * len(folds) / len(tests))), len(regions))
     part_of = deal(regions, cfg.seed, parts)
 
@@ -139,7 +144,7 @@ def leakage(cfg: LeakageConfig) -> None:
         ("steps", lambda recipe: recipe.steps),
     ):
         rows.append([label, *(spread(list(map(size, of)), 1, 0) for of in sizes), ""])
-    chance = "" if cfg.seeds > 1 else "; one training each: chance between trainings is left out"
+    chance = "" if cfg.seeds > 1 else "; one training each, so without the chance between trainings"
     scores = markdown(["", *results, f"difference, all folds as one test{chance}"], rows)
     tables = {"Both sides of the lists": table, "Scores of the baseline": scores}
     out = write_study(cfg, "leakage", results, tables, {f"{APART} - {LISTED}": fall})

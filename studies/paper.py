@@ -1,6 +1,7 @@
-"""The numbers that Gao and Xu print (SPIE 13442, 2025), to stand beside ours. Lizard, percent.
+"""The numbers that Gao and Xu print (SPIE 13442, 2025), for comparison: Lizard, in percent.
 
-Their mIoU and DSC are `miou_paper` and `dsc_paper` of evaluation/scores.py; D is |pnr - 0.65|.
+Their mIoU and DSC are our `miou_paper` and `dsc_paper` (medood/evaluation/scores.py); their D is
+|pnr - 0.65|.
 """
 
 from typing import NamedTuple
@@ -28,11 +29,11 @@ TABLE1 = {
     ("manet", "mobilenet_v2"): Row(84.5, 91.3, 0.317, 84.6, 91.4, 0.003),
     ("manet", "tu-tinynet_d"): Row(84.1, 91.0, 0.317, 84.2, 91.1, 0.000),
 }
-# Table 2, unet vgg11_bn: by pct, training patches and mIoU. Fig. 5: pnr by pct.
+# Table 2, unet vgg11_bn: training patches and mIoU, by pct. Fig. 5: pnr, by pct.
 TABLE2 = {0.0: (12249, 87.4), 0.6: (18059, 89.0), 1.0: (21933, 86.3)}
 FIGURE5_PNR = {1.0: 0.527, 0.6: 0.644, 0.4: 0.725}
 TABLE3 = {"with batch norm": 89.0, "without": 88.2}  # Med-OoD, unet vgg11_bn, mIoU
-# Fig. 4: what Med-OoD adds to the IoU, patch by patch
+# Fig. 4: the gain of Med-OoD in IoU, patch by patch
 FIGURE4_GAIN = {
     **{"connective": 19.6, "epithelial": 4.0, "lymphocyte": 2.8},
     **{"neutrophil": 0, "plasma": 0, "eosinophil": 0},

@@ -2,7 +2,7 @@
 
 Writes  reports/studies/table1.csv, .json, .md, .png; table1_<model>.* for a single network
 
-Where encoder_weights is a file, name the networks that it fits, such as `--methods
+If encoder_weights is a file, name only the networks that it fits, such as `--methods
 manet_mobilenet_v2 --encoder_weights mobilenet_v2.pth`. Med-OoD takes more optimiser steps than its
 baseline, as in the paper; studies/controls.py compares at equal steps.
 """
@@ -22,7 +22,7 @@ from studies import common, paper
 
 @dataclass(frozen=True)
 class Table1Config(common.StudyConfig):
-    """The settings of a study, and the networks of this one."""
+    """The settings of a study, with the networks of this one."""
 
     methods: tuple[str, ...] = tuple("_".join(pair) for pair in paper.TABLE1)
     """Networks, as <architecture>_<encoder>: those of the paper, or any other."""
@@ -32,7 +32,9 @@ def network_of(cfg: common.StudyConfig, method: str) -> common.StudyConfig:
     """Return the settings with the network of a method."""
     architecture, _, encoder = method.partition("_")
     if not encoder:
-        raise UserError(f"methods: {method!r} is not <architecture>_<encoder>")
+        raise UserError(
+            f"methods: {method!r} is not <architecture>_<encoder>: write it as in unet_vgg11_bn"
+        )
     return replace(cfg, architecture=architecture, encoder=encoder)
 
 
@@ -44,7 +46,7 @@ def arm_of(recipe: common.Arm, method: str) -> common.Arm:
 def table1(cfg: Table1Config) -> None:
     """Train, test and compare the methods."""
     if not cfg.methods:
-        raise UserError("methods: name one or more, such as unet_vgg11_bn")
+        raise UserError("methods: none is named: name one or more, such as unet_vgg11_bn")
     common.prepare(cfg, [network_of(cfg, method) for method in cfg.methods])
     arms = {}
     for method in cfg.methods:

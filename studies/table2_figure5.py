@@ -2,8 +2,8 @@
 
 Writes  reports/studies/table2_figure5_<model>.csv, .json, .md, .png
 
-Every pct is a training of its own, on so many of the hardest OoD patches, at equal epochs: more
-patches are more optimiser steps.
+Each pct is one training, on this share of the hardest OoD patches. The epochs are equal, so more
+patches mean more optimiser steps.
 """
 
 import sys
@@ -25,10 +25,10 @@ from studies import common, paper
 
 @dataclass(frozen=True)
 class Table2Config(common.StudyConfig):
-    """The settings of a study, and the shares that this one tries."""
+    """The settings of a study, with the shares that this one tries."""
 
     pcts: tuple[float, ...] = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
-    """Shares of the ranked OoD patches, as fractions; the baseline is always there as 0."""
+    """Shares of the ranked OoD patches, as fractions; the baseline, 0, is always added."""
 
 
 def draw_pct_curve(

@@ -2,9 +2,9 @@
 
 Writes  reports/studies/table3_<model>.csv, .json, .md, .png
 
-Every batch normalisation of encoder and decoder is removed; the OoD patches, mined by the baseline
-with it, the steps and the seeds are the same. Pretrained encoder weights were learned with it:
-without, they start from other activations.
+"Without" means that every batch normalisation of encoder and decoder is removed. The OoD patches
+(mined by the baseline that has it), the steps and the seeds are the same. Pretrained encoder
+weights were learned with batch normalisation, so without it they start from other activations.
 """
 
 import sys
@@ -37,7 +37,10 @@ def table3(cfg: common.StudyConfig) -> None:
     layers = len(batch_norms(build_model(bare)))
     left = len(batch_norms(build_model(replace(bare, batch_norm=False))))
     if left or not layers:
-        raise UserError(f"{cfg.model_name} has {layers} batch normalisations, {left} after removal")
+        raise UserError(
+            f"{cfg.model_name} has {layers} batch normalisations, {left} after removal:"
+            " name a network of which all can be removed"
+        )
     print(f"{cfg.model_name}: {layers} batch normalisations, none after removal")
     common.prepare(cfg)
     arms = {

@@ -2,10 +2,10 @@
 
 Writes  reports/studies/table4_figure6_<model>.csv, .json, .md, .png
 
-No OoD patch holds a nucleus, so all that such a network can learn is to answer background. It
-stands beside one that does just that. The paper scores a class patch by patch, and a patch without
-the class in which none is seen counts as 1: `floor` is what answering background everywhere scores
-so.
+No OoD patch holds a nucleus, so such a network can only learn to predict background. The tables
+compare it with `all background`, which predicts just that. The paper scores a class patch by patch;
+a patch that lacks the class, and in which the network predicts none, counts as 1. `floor` is this
+score of `all background`.
 """
 
 import sys
@@ -44,7 +44,9 @@ def ood_only(cfg: StudyConfig, fold: int) -> Recipe:
     """Return the training on every hard OoD patch of a fold, and nothing else."""
     hard, _ = mine(cfg, fold, candidates(cfg, fold))
     if not hard:
-        raise UserError(f"fold {fold}: the baseline sees no nucleus in any OoD patch")
+        raise UserError(
+            f"fold {fold}: the baseline sees no nucleus in any OoD patch: set folds to others"
+        )
     return replace(baseline(cfg, fold), files=hard, notes={})
 
 

@@ -2,8 +2,11 @@
 
 import csv
 import dataclasses
+import functools
 import json
-import subprocess
+import runpy
+import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -19,13 +22,14 @@ from medood.data.workspace import fold_path
 from studies import common, controls, figure3, figure4, leakage, table1, table2_figure5, table3
 from studies import table4_figure6 as table4
 from studies.common import StudyConfig
-from tests.conftest import TINY, write_region
+from tests.conftest import TINY, draw_regions, write_region
 
 ROOT = Path(__file__).parents[1]
 SCORES = ["miou", "dsc", "miou_paper", "dsc_paper", "fg_to_bg", "bg_to_fg", "fg_to_fg"]
+ENCODER = "tu-test_resnet"  # the smallest with batch normalisation
+NETWORK = f"unet_{ENCODER}"
 SETTINGS = {field.name: getattr(TINY, field.name) for field in dataclasses.fields(TINY)} | {
-    "folds": (1, 2),
-    "epochs": 1,
+    **{"encoder": ENCODER, "folds": (1, 2), "epochs": 1},
 }
 
 
@@ -43,13 +47,25 @@ def workspace(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A workspace with all that is made before a training, for plans, which write nothing."""
+    folder = tmp_path_factory.mktemp("prepared")
+    draw_regions(folder)
+    source = folder / "external"
+    source.mkdir()
+    write_png(source / "noise.png", np.zeros((64, 64, 3), np.uint8))
+    common.prepare(settings(StudyConfig, folder, ood_source=source, plan=True))
+    return folder
+
+
 def settings(kind, workspace, **changed):
     return kind(**(SETTINGS | {"workspace": workspace} | changed))
 
 
 def written(workspace, study):
     """The JSON of a study, once its other files are there and agree with it."""
-    out = workspace / "reports" / "studies" / f"{study}_unet_mobilenet_v2"
+    out = workspace / "reports" / "studies" / f"{study}_{NETWORK}"
     content = json.loads(out.with_suffix(".json").read_text())
     with out.with_suffix(".csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -63,7 +79,7 @@ def written(workspace, study):
 
 
 STUDIES = {
-    "table1": (table1.table1, table1.Table1Config, {"methods": ("unet_mobilenet_v2",)}, 2),
+    "table1": (table1.table1, table1.Table1Config, {"methods": (NETWORK,)}, 2),
     "table2_figure5": (
         *(table2_figure5.table2_figure5, table2_figure5.Table2Config),
         *({"pcts": (1.0, 0.5)}, 3),
@@ -75,11 +91,23 @@ STUDIES = {
 }
 
 
+@pytest.fixture(scope="module")
+def content_of(workspace):
+    """A function that returns the JSON of a study, which runs at the first call only."""
+
+    @functools.cache
+    def run_once(study):
+        step, kind, changed, _ = STUDIES[study]
+        step(settings(kind, workspace, **changed))
+        return written(workspace, study)
+
+    return run_once
+
+
 @pytest.mark.parametrize("study", STUDIES)
-def test_a_study_runs_from_raw_data_to_its_table_and_figure(workspace, study, capsys):
+def test_a_study_runs_from_raw_data_to_its_table_and_figure(workspace, content_of, study, capsys):
     step, kind, changed, arms = STUDIES[study]
-    step(settings(kind, workspace, **changed))
-    content = written(workspace, study)
+    content = content_of(study)
     assert len(content["rows"]) == 2 * arms  # two folds
     assert len({row["arm"] for row in content["rows"]}) == arms
     capsys.readouterr()
@@ -88,14 +116,10 @@ def test_a_study_runs_from_raw_data_to_its_table_and_figure(workspace, study, ca
     assert written(workspace, study) == content
 
 
-def test_the_baseline_of_one_study_is_that_of_the_others(workspace):
-    cfg = settings(StudyConfig, workspace)
-    figure4.figure4(cfg)
-    table4.table4_figure6(cfg)
-    table2_figure5.table2_figure5(settings(table2_figure5.Table2Config, workspace, pcts=(0.5,)))
+def test_the_baseline_of_one_study_is_that_of_the_others(content_of):
     arms = ("baseline", "D_id (baseline)", "pct 0")
     names = {
-        tuple(row["network"] for row in written(workspace, study)["rows"] if row["arm"] in arms)
+        tuple(row["network"] for row in content_of(study)["rows"] if row["arm"] in arms)
         for study in ("figure4", "table4_figure6", "table2_figure5")
     }
     assert len(names) == 1
@@ -103,14 +127,14 @@ def test_the_baseline_of_one_study_is_that_of_the_others(workspace):
 
 
 def test_what_main_trained_is_not_trained_again(tiny, capsys):
-    cfg = dataclasses.replace(tiny, folds=(1,), epochs=1)
+    cfg = dataclasses.replace(tiny, encoder=ENCODER, folds=(1,), epochs=1)
     main(cfg)
     capsys.readouterr()
     figure4.figure4(settings(StudyConfig, cfg.workspace, folds=(1,)))
     assert "seconds" not in capsys.readouterr().out  # the heading of a training's log
     rows = written(cfg.workspace, "figure4")["rows"]
-    assert [row["network"] for row in rows] == ["1_unet_mobilenet_v2", "1_unet_mobilenet_v2_ood"]
-    scores = json.loads((cfg.workspace / "reports/unet_mobilenet_v2/scores.json").read_text())
+    assert [row["network"] for row in rows] == [f"1_{NETWORK}", f"1_{NETWORK}_ood"]
+    scores = json.loads((cfg.workspace / "reports" / NETWORK / "scores.json").read_text())
     assert [row["miou"] for row in rows] == [
         scores["1"][arm]["miou"] for arm in ("baseline", "ood")
     ]
@@ -126,48 +150,49 @@ def test_two_seeds_are_two_trainings_on_one_list(workspace):
 
 
 @pytest.mark.parametrize("study", STUDIES)
-def test_a_plan_trains_nothing(tiny, study, capsys):
+def test_a_plan_trains_nothing(prepared, study, capsys):
     step, kind, changed, _ = STUDIES[study]
-    step(settings(kind, tiny.workspace, **changed, plan=True, epochs=7, folds=(1,)))
+    step(settings(kind, prepared, **changed, plan=True, epochs=7, folds=(1,)))
     said = capsys.readouterr().out
     steps = 7 * 3  # 24 training patches in batches of 8
     assert f"| {steps:5d} |" in said
     assert "trainings" in said
     assert "hours" in said
     for made in ("studies", "models", "reports"):
-        assert not (tiny.workspace / made).exists()
+        assert not (prepared / made).exists()
 
 
-def test_a_plan_from_the_command_line(tiny):
+def test_a_plan_from_the_command_line(tiny, monkeypatch, capsys):
     arguments = [
         "--patch_size=32",
-        "--encoder=mobilenet_v2",
+        f"--encoder={ENCODER}",
         "--folds",
         "1",
         "--seeds",
         "1",
         "--plan",
     ]
-    command = [sys.executable, "studies/controls.py", f"--workspace={tiny.workspace}", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "10 trainings" in done.stdout
-    assert "name a folder of nucleus-free images with --ood_source" in done.stdout
+    script = "studies/controls.py"
+    monkeypatch.setattr(sys, "argv", [script, f"--workspace={tiny.workspace}", *arguments])
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # pytest keeps its own handlers
+    runpy.run_path(str(ROOT / script), run_name="__main__")
+    printed = capsys.readouterr().out
+    assert "10 trainings" in printed
+    assert "name a folder of nucleus-free images with --ood_source" in printed
 
 
 # ---------------------------------------------------------------- controls
 
 
-@pytest.fixture
-def plan(patched):
+@pytest.fixture(scope="module")
+def plan(prepared):
     """Settings of a plan, in which every candidate counts as hard: no network is needed."""
-    source = patched.workspace / "external"
-    source.mkdir()
-    write_png(source / "noise.png", np.zeros((64, 64, 3), np.uint8))
-    changed = {"workspace": patched.workspace, "ood_source": source, "plan": True, "epochs": 8}
-    cfg = controls.ControlsConfig(**(SETTINGS | changed))
-    controls.prepare(cfg)
-    return cfg
+    return plan_in(prepared)
+
+
+def plan_in(workspace):
+    changed = {"ood_source": workspace / "external", "plan": True, "epochs": 8}
+    return settings(controls.ControlsConfig, workspace, **changed)
 
 
 ADDING = {
@@ -203,7 +228,8 @@ def test_the_baseline_of_equal_steps_takes_them_on_id_patches_alone(plan):
     assert abs(longer.steps - med_ood.steps) <= plain.steps / cfg.epochs / 2  # half an epoch
 
 
-def test_nucleus_free_patches_hold_no_nucleus(plan):
+def test_nucleus_free_patches_hold_no_nucleus(prepared, tmp_path):
+    plan = plan_in(shutil.copytree(prepared, tmp_path / "copy"))
     cfg = dataclasses.replace(plan, ood_source=None)
     mask = plan.workspace / "Mask_Patchs" / read_fold(plan, 1).train[0]
     write_png(mask, np.zeros((32, 32), np.uint8))
@@ -251,7 +277,7 @@ def test_controls_run_on_the_sample_with_every_arm(workspace):
     assert "+ external" in arms
     steps = {row["arm"]: row["steps"] for row in content["rows"]}
     assert steps["baseline"] < steps["Med-OoD"] == steps["+ duplicated ID"] == steps["+ external"]
-    folder = workspace / "studies" / "Silhouettes_1_unet_mobilenet_v2_0"
+    folder = workspace / "studies" / f"Silhouettes_1_{NETWORK}_0"
     names = [path.name for path in folder.glob("*.png")]
     images, moved = (
         np.stack([read_image(place / name) for name in names])
@@ -303,7 +329,7 @@ def test_no_region_of_a_test_patch_trains_once_regions_are_apart(workspace, monk
     content = written(workspace, "leakage")
     assert {row["arm"] for row in content["rows"]} == {"lists as they are", "regions apart"}
     assert len(trained) == 6
-    tables = (workspace / "reports/studies/leakage_unet_mobilenet_v2.md").read_text()
+    tables = (workspace / f"reports/studies/leakage_{NETWORK}.md").read_text()
     assert "regions on both sides" in tables
     # of four regions, two parts hold one and one holds two: that many are kept from training
     assert sorted(len(regions) for regions in trained[3:]) == [2, 3, 3]
@@ -336,7 +362,7 @@ def test_no_seed_at_all_is_refused():
 
 
 def test_a_method_that_cannot_be_built_is_refused_before_anything_is_trained(tiny):
-    methods = ("unet_mobilenet_v2", "unet_mobilenet_v9")
+    methods = (NETWORK, "unet_mobilenet_v9")
     with pytest.raises(UserError, match="mobilenet_v9.* is unknown"):
         table1.table1(settings(table1.Table1Config, tiny.workspace, methods=methods))
     assert not (tiny.workspace / "studies").exists()
