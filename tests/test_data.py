@@ -29,7 +29,8 @@ NOTHING = 1e-9  # gigabytes, less than a patch
 
 
 def limited(cfg, max_memory=NOTHING):
-    return dataclasses.replace(cfg, folds=(1,), max_memory=max_memory)
+    settings = {"folds": (1,), "encoder": "tu-test_resnet"}
+    return dataclasses.replace(cfg, max_memory=max_memory, **settings)
 
 
 def mapped_files(folder):
@@ -66,7 +67,8 @@ def test_training_and_test_are_the_same_to_the_bit_from_memory_and_from_a_file(
 
 def test_max_memory_is_no_reason_to_train_again(patched):
     files = id_files(patched, read_fold(patched, 1).train)
-    records = [network_made_from(cfg, 1, files) for cfg in (patched, limited(patched))]
+    sizes = 1.0, NOTHING
+    records = [network_made_from(limited(patched, size), 1, files) for size in sizes]
     assert records[0] == records[1]
 
 
