@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 from scipy.io import savemat
-from scipy.ndimage import find_objects, gaussian_filter
+from scipy.ndimage import gaussian_filter
 from skimage.draw import disk, ellipse
+from skimage.measure import regionprops
 
 from config import LIZARD, Config
 from medood.data.files import csv_text, digest, write_text
@@ -93,7 +94,7 @@ def draw_region(rng: np.random.Generator, height: int, width: int) -> tuple[np.n
         free = inst_map[pixels] == 0
         _stain(rng, image, (pixels[0][free], pixels[1][free]), DEBRIS_STAIN)
     image = gaussian_filter(image, (0.7, 0.7, 0)) + rng.normal(0, 4, (*shape, 3))
-    listed = np.isin(ids, np.unique(inst_map))
+    listed = np.isin(ids, inst_map)
     return image.clip(0, 255).astype(np.uint8), inst_map, ids[listed], kinds[listed]
 
 
@@ -120,22 +121,20 @@ def _stain(rng: np.random.Generator, image: np.ndarray, pixels: tuple, stain: tu
 
 def mat_bytes(inst_map: np.ndarray, ids: np.ndarray, classes: np.ndarray) -> bytes:
     """Return a .mat file with Lizard's keys; the same bytes at every call."""
-    every = find_objects(inst_map)
-    boxes = [every[number - 1] for number in ids]
-    bbox = [(rows.start, rows.stop, columns.start, columns.stop) for rows, columns in boxes]
-    centroid = [np.argwhere(inst_map == number).mean(0)[::-1] for number in ids]  # (x, y)
-    file = io.BytesIO()
+    nuclei = {nucleus.label: nucleus for nucleus in regionprops(inst_map)}
+    boxes = np.array([nuclei[number].bbox for number in ids], np.int32)  # top, left, bottom, right
     content = {
         "inst_map": inst_map,
         "id": ids[:, None],
         "class": classes[:, None],
-        "bbox": np.array(bbox, np.int32),
-        "centroid": np.array(centroid),
+        "bbox": boxes[:, [0, 2, 1, 3]],
+        "centroid": np.array([nuclei[number].centroid[::-1] for number in ids]),  # x, y
     }
+    file = io.BytesIO()
     savemat(file, content, do_compression=True)
-    data = bytearray(file.getvalue())
-    data[:116] = b"MATLAB 5.0 MAT-file, drawn by Med-OoD".ljust(116)  # scipy puts the date there
-    return bytes(data)
+    file.seek(0)
+    file.write(b"MATLAB 5.0 MAT-file, drawn by Med-OoD".ljust(116))  # scipy puts the date there
+    return file.getvalue()
 
 
 @on_main
@@ -145,7 +144,7 @@ def draw_sample(cfg: Config) -> None:
     folders = [cfg.workspace / f for f in ("Lizard_Images1", "Lizard_Images2", "Lizard_Labels")]
     write_text(cfg.workspace / SAMPLE_MARK, NOTE)  # first: no kill leaves a sample unmarked
     record = {"drawn_by": digest(Path(__file__).read_bytes())}
-    if not any(not is_there(folder) or out_of_date(folder, record) for folder in folders):
+    if all(is_there(folder) and not out_of_date(folder, record) for folder in folders):
         print(f"{cfg.workspace}: kept, drawn before")
         return
     names = [f"sample_{number}" for number in range(1, REGIONS + 1)]

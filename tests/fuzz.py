@@ -1,8 +1,8 @@
-"""Feed damaged files to all that reads files: nothing worse than a sentence may come of it.
+"""Damage files of every kind and read them: nothing worse than a sentence may come of it.
 
-`python tests/fuzz.py FOLDER --count 10000` makes a tiny workspace with one trained network, takes
-each file that a user or a stranger could put there, changes bytes of it at random, and gives it to
-whatever reads it. Each reader must return or raise UserError within seconds, and must not write
+`python tests/fuzz.py FOLDER --count 10000` makes a tiny workspace with one trained network. It
+takes each file that a user or a stranger could put there, changes bytes of it at random, and calls
+what reads the file. Each reader must return or raise UserError within seconds, and must not write
 outside the folder. Prints, for each kind of file, how many were accepted and how many refused.
 """
 
@@ -16,7 +16,8 @@ import random
 import signal
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -90,7 +91,8 @@ def mutate(data: bytes, rng: random.Random) -> bytes:
 
 def prepare(folder: Path) -> Config:
     """Make a workspace in which every kind of file lies."""
-    cfg = dataclasses.replace(TINY, workspace=folder, folds=(1,), epochs=1)
+    settings = {"folds": (1,), "epochs": 1, "encoder": "tu-test_resnet"}
+    cfg = dataclasses.replace(TINY, workspace=folder, **settings)
     draw_regions(folder)
     rows = [(f"region_{number}", "drawn", number + 1) for number in range(3)]
     write_text(folder / "Labels" / "info.csv", csv_text(["FileName", "Source", "Split"], rows))
@@ -179,10 +181,17 @@ def targets(cfg: Config) -> dict[str, list[tuple[Path, Reader, int]]]:
 _PICTURES = ("tif", "bmp", "jpg")
 
 
-def watch(folder: Path, found: list[str]) -> None:
-    """Note every file that is opened for writing, renamed or removed outside the folder."""
+@contextmanager
+def watched(folder: Path) -> Iterator[list[str]]:
+    """Give a list of every file that is opened for writing, renamed or removed outside a folder.
+
+    Python keeps a hook as long as it runs: at the end of the block this one becomes idle.
+    """
+    found, is_over = [], []
 
     def hear(event: str, arguments: tuple) -> None:
+        if is_over:
+            return
         if event == "open":
             path, _, flags = arguments
             writes = isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
@@ -193,10 +202,24 @@ def watch(folder: Path, found: list[str]) -> None:
             found.append(f"{event} {path}")
 
     sys.addaudithook(hear)
+    yield found
+    is_over.append(True)
 
 
-def too_slow(*_: object) -> None:
-    raise TimeoutError
+@contextmanager
+def limited_time() -> Iterator[None]:
+    """Raise TimeoutError in a block that takes more than SECONDS."""
+
+    def stop(*_: object) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(SECONDS)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def fuzz(folder: Path, count: int, seed: int) -> dict:
@@ -204,34 +227,28 @@ def fuzz(folder: Path, count: int, seed: int) -> dict:
     cfg = prepare(folder / "work")
     kinds = targets(cfg)
     share = count / sum(weight for files in kinds.values() for *_, weight in files)
-    rng, outside, wrong = random.Random(seed), [], []
-    watch(folder, outside)
-    signal.signal(signal.SIGALRM, too_slow)
-    faulthandler.enable()
-    warnings.simplefilter("ignore")
-    results = {}
-    for kind, files in kinds.items():
-        tally = results.setdefault(kind, {"files": 0, "accepted": 0, "refused": 0})
-        for path, reader, weight in files:
-            whole = path.read_bytes()
-            reader()  # what is whole is accepted
-            for _ in range(math.ceil(weight * share)):
-                damaged = mutate(whole, rng)
-                path.write_bytes(damaged)
-                tally["files"] += 1
-                signal.alarm(SECONDS)
-                try:
-                    reader()
-                    tally["accepted"] += 1
-                except UserError:
-                    tally["refused"] += 1
-                except BaseException as error:
-                    kept = folder / f"wrong_{len(wrong)}{path.suffix}"
-                    kept.write_bytes(damaged)
-                    wrong.append(f"{path.name}: {type(error).__name__}: {error} ({kept})")
-                finally:
-                    signal.alarm(0)
-            path.write_bytes(whole)
+    rng, wrong, results = random.Random(seed), [], {}
+    with watched(folder) as outside, warnings.catch_warnings(action="ignore"):
+        for kind, files in kinds.items():
+            tally = results.setdefault(kind, {"files": 0, "accepted": 0, "refused": 0})
+            for path, reader, weight in files:
+                whole = path.read_bytes()
+                reader()  # what is whole is accepted
+                for _ in range(math.ceil(weight * share)):
+                    damaged = mutate(whole, rng)
+                    path.write_bytes(damaged)
+                    tally["files"] += 1
+                    try:
+                        with limited_time():
+                            reader()
+                        tally["accepted"] += 1
+                    except UserError:
+                        tally["refused"] += 1
+                    except BaseException as error:
+                        kept = folder / f"wrong_{len(wrong)}{path.suffix}"
+                        kept.write_bytes(damaged)
+                        wrong.append(f"{path.name}: {type(error).__name__}: {error} ({kept})")
+                path.write_bytes(whole)
     return {"kinds": results, "wrong": wrong, "outside": outside}
 
 
@@ -241,7 +258,8 @@ if __name__ == "__main__":
     parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    # what the readers print goes to standard error: the results stand alone
+    faulthandler.enable()
+    # the readers print to standard error: standard output holds the results alone
     results, sys.stdout = sys.stdout, sys.stderr
     found = fuzz(arguments.folder.resolve(), arguments.count, arguments.seed)
     print(json.dumps(found), file=results)

@@ -29,7 +29,8 @@ NOTHING = 1e-9  # gigabytes, less than a patch
 
 
 def limited(cfg, max_memory=NOTHING):
-    return dataclasses.replace(cfg, folds=(1,), max_memory=max_memory)
+    settings = {"folds": (1,), "encoder": "tu-test_resnet"}
+    return dataclasses.replace(cfg, max_memory=max_memory, **settings)
 
 
 def mapped_files(folder):
@@ -55,8 +56,8 @@ def test_training_and_test_are_the_same_to_the_bit_from_memory_and_from_a_file(
         training.train_fold(cfg, 1, files, id_files(cfg, val), folder)
         tested = score_networks(cfg, {"baseline": folder}, test, "test")
         results.append(((folder / "model.safetensors").read_bytes(), tested))
-        said = capsys.readouterr().out
-        assert ("lie in a file" in said) == tested.patches.mapped == (cfg.max_memory == NOTHING)
+        printed = capsys.readouterr().out
+        assert ("lie in a file" in printed) == tested.patches.mapped == (cfg.max_memory == NOTHING)
         shutil.rmtree(folder)
     (weights, tested), (weights_of_file, tested_of_file) = results
     assert weights == weights_of_file
@@ -66,7 +67,8 @@ def test_training_and_test_are_the_same_to_the_bit_from_memory_and_from_a_file(
 
 def test_max_memory_is_no_reason_to_train_again(patched):
     files = id_files(patched, read_fold(patched, 1).train)
-    records = [network_made_from(cfg, 1, files) for cfg in (patched, limited(patched))]
+    sizes = 1.0, NOTHING
+    records = [network_made_from(limited(patched, size), 1, files) for size in sizes]
     assert records[0] == records[1]
 
 
@@ -110,7 +112,7 @@ def test_the_limit_is_of_all_patches_that_are_held(patched):
     files = id_files(patched, read_fold(patched, 1).train)
     gc.collect()
     one = 4 * len(files) * patched.patch_size**2
-    cfg = limited(patched, (store._held + 1.5 * one) / store.GB)
+    cfg = limited(patched, (store.held_memory() + 1.5 * one) / store.GB)
     held = [load_patches(cfg, files), load_patches(cfg, files)]
     assert [patches.mapped for patches in held] == [False, True]
     del held
@@ -125,7 +127,7 @@ def test_the_default_is_half_of_the_memory_that_the_machine_or_the_job_has(monke
     assert store.memory_limit(TINY) == 10**6 / 2
     monkeypatch.setattr(store, "_group_limits", list)
     monkeypatch.delattr(os, "sysconf", raising=False)
-    assert store.memory_limit(TINY) == store.UNTOLD / 2
+    assert store.memory_limit(TINY) == store.ASSUMED / 2
 
 
 def test_threads_give_every_result_in_order_and_raise_what_is_raised():
@@ -135,7 +137,7 @@ def test_threads_give_every_result_in_order_and_raise_what_is_raised():
         in_threads(lambda item: 1 // item, [1, 0])
 
 
-def test_patches_are_looked_at_a_few_at_a_time_with_the_same_answers():
+def test_patches_are_processed_a_few_at_a_time_with_the_same_results():
     rng = np.random.default_rng(0)
     truth, predicted = (torch.from_numpy(rng.integers(0, 7, (150, 8, 8), np.uint8)) for _ in "ab")
     truth[truth == 3] = 0
@@ -143,8 +145,8 @@ def test_patches_are_looked_at_a_few_at_a_time_with_the_same_answers():
     truth[truth == 5] = 0
     names, images = [f"{k}.png" for k in range(150)], torch.zeros(150, 8, 8, 3, dtype=torch.uint8)
     patches = Patches(names, images, truth, torch.zeros(150, dtype=torch.bool))
-    said = training.without_classes(TINY, patches)
-    assert said == f"no training patch holds {TINY.class_names[5]}: the network will not know it"
+    message = training.without_classes(TINY, patches)
+    assert message == f"no training patch holds {TINY.class_names[5]}: the network will not know it"
     right = share_right(patches, {"a": predicted})["a"]
     assert torch.equal(right, (predicted == truth).float().mean((1, 2)))
 

@@ -1,4 +1,6 @@
-"""Images: what loses nothing is converted, what would lose something refused, before decoding."""
+"""Images: converted where nothing is lost, refused where something is, or before decoding."""
+
+import zlib
 
 import cv2
 import numpy as np
@@ -45,6 +47,7 @@ def test_an_image_that_claims_to_be_huge_is_refused_before_it_is_decoded(tmp_pat
     write_png(tmp_path / "bomb.png", np.zeros((10, 10, 3), np.uint8))
     data = bytearray((tmp_path / "bomb.png").read_bytes())
     data[16:24] = (60_000).to_bytes(4) * 2
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4)  # a header without damage
     (tmp_path / "bomb.png").write_bytes(data)
     with pytest.raises(UserError, match="3,600,000,000 pixels, more than max_pixels"):
         read_image(tmp_path / "bomb.png")
@@ -52,3 +55,23 @@ def test_an_image_that_claims_to_be_huge_is_refused_before_it_is_decoded(tmp_pat
     read_image(tmp_path / "plain.png", max_pixels=100)
     with pytest.raises(UserError, match="100 pixels, more than max_pixels = 99"):
         read_image(tmp_path / "plain.png", max_pixels=99)
+
+
+def test_a_truncated_png_is_refused_wherever_it_ends(tmp_path):
+    path = tmp_path / "image.png"
+    write_png(path, np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8))
+    data = path.read_bytes()
+    for length in (0, 8, 20, 40, len(data) // 2, len(data) - 1 - 12):
+        path.write_bytes(data[:length])
+        with pytest.raises(UserError, match=r"image\.png is not a whole image file"):
+            read_image(path)
+
+
+def test_a_photograph_stands_upright_and_its_preview_is_no_page(tmp_path):
+    grey = np.repeat(np.arange(0, 240, 8, dtype=np.uint8)[:, None], 20, axis=1)
+    photograph, exif = Image.fromarray(grey), Image.Exif()
+    exif[0x0112] = 3  # taken upside down
+    photograph.save(tmp_path / "a.jpg", quality=100, exif=exif)
+    assert read_image(tmp_path / "a.jpg")[0, 0, 0] > 200
+    photograph.save(tmp_path / "b.jpg", format="MPO", save_all=True, append_images=[photograph])
+    assert read_image(tmp_path / "b.jpg").shape == (30, 20, 3)

@@ -106,7 +106,8 @@ def external(patched, tmp_path_factory):
     for name, shape in (("wide.png", (70, 100, 3)), ("one.jpg", (32, 33, 3))):
         image = rng.integers(0, 256, shape, np.uint8)
         (folder / name).write_bytes(cv2.imencode(Path(name).suffix, image)[1].tobytes())
-    return dataclasses.replace(patched, ood_source=folder, folds=(1,))
+    settings = {"ood_source": folder, "folds": (1,), "encoder": "tu-test_resnet"}
+    return dataclasses.replace(patched, **settings)
 
 
 def test_external_images_are_cut_into_whole_patches(external):
@@ -138,18 +139,14 @@ def test_a_ranking_of_other_candidates_is_refused(external):
     for step in (train, rank_prune_ood, estimate_pct):
         step(cut)
     train_ood(cut)
+    changed = r"\.csv is out of date \(candidates changed\).*rank_prune_ood\.py"
     for step in (estimate_pct, train_ood):
-        with pytest.raises(
-            UserError,
-            match="1_unet_mobilenet_v2.csv is out of date .candidates changed.*rank_prune_ood.py",
-        ):
+        with pytest.raises(UserError, match=changed):
             step(external)
     generate_unfiltered_oods(dataclasses.replace(cut, ood_fill="mean"))
     with pytest.raises(UserError, match="ood_fill was mean, is zero.*generate_unfiltered_oods.py"):
         train_ood(cut)
-    with pytest.raises(
-        UserError, match="1_unet_mobilenet_v2.csv is out of date .candidates changed"
-    ):
+    with pytest.raises(UserError, match=changed):
         train_ood(dataclasses.replace(cut, ood_fill="mean"))
 
 

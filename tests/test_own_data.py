@@ -50,6 +50,7 @@ def own(tmp_path):
         mask_values=(128, 255),
         mpp=0.25,
         folds=(1, 2),
+        encoder="tu-test_resnet",
     )
 
 

@@ -13,7 +13,7 @@ from medood.data.images import read_image, read_mask, require_side
 from medood.data.memory import GB, exceeds_memory, memory_limit, zeros
 from medood.data.workspace import Pair
 
-CHUNK = 64  # patches to look at in one go: a copy of all of them may not fit into the memory
+CHUNK = 64  # patches to process at once: a copy of all of them may not fit into memory
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Patches:
     images: Tensor  # uint8 (N, P, P, 3), RGB
     masks: Tensor  # uint8 (N, P, P), the class; all 0 for an OoD patch
     is_ood: Tensor  # bool (N,)
-    mapped: bool = False  # images and masks lie in files: see medood/data/memory.py
+    mapped: bool = False  # whether images and masks lie in files: see medood/data/memory.py
 
     def __len__(self) -> int:
         return len(self.names)
@@ -59,11 +59,11 @@ def load_patches(cfg: Config, files: list[Pair]) -> Patches:
 
     def read(index: int) -> None:
         image, mask = files[index]
-        readers = [(image, read_image, images)] + [(mask, read_truth, masks)] * (mask is not None)
-        for path, reader, out in readers:
-            pixels = reader(path)
-            require_side(path, pixels, side)
-            out[index] = torch.from_numpy(pixels)
+        for path, reader, out in ((image, read_image, images), (mask, read_truth, masks)):
+            if path is not None:
+                pixels = reader(path)
+                require_side(path, pixels, side)
+                out[index] = torch.from_numpy(pixels)
 
     in_threads(read, range(len(files)), "reading patches")
     return Patches(

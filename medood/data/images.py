@@ -1,9 +1,10 @@
-"""Images and masks: looked at before they are decoded, read as they are, written as PNG.
+"""Images and masks: checked before they are decoded, read as they are, written as PNG.
 
-Images are RGB everywhere in memory; OpenCV's BGR exists in this file only. What OpenCV would
-convert in silence is converted where nothing is lost, and refused where something is.
+Images are RGB everywhere in memory; OpenCV's BGR exists in this file only. An image of another kind
+is converted where nothing is lost, and refused where something is.
 """
 
+import math
 import struct
 from io import BytesIO
 from pathlib import Path
@@ -18,7 +19,8 @@ cv2.setNumThreads(1)  # images are read and written in parallel: OpenCV's own th
 Image.MAX_IMAGE_PIXELS = None  # the limit is ours: Config.max_pixels
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
-PNG = b"\x89PNG\r\n\x1a\n"
+PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"  # how such files begin
+TO_RGB = {1: cv2.COLOR_GRAY2RGB, 3: cv2.COLOR_BGR2RGB, 4: cv2.COLOR_BGRA2RGB}  # by channels
 
 
 def read_bytes(path: Path) -> bytes:
@@ -30,62 +32,60 @@ def read_bytes(path: Path) -> bytes:
 
 
 def missing(path: Path) -> UserError:
-    """Return what is said of a file that is not there."""
+    """Return the error to raise for a file that is not there."""
     return UserError(f"{path} is missing: put it back, or make its folder anew")
 
 
-def refuse_huge(path: Path, pixels: int, max_pixels: int) -> None:
-    """Raise UserError for an image that says it has more pixels than allowed."""
+def refuse_huge(path: Path, pixels: int, max_pixels: float) -> None:
+    """Raise UserError for a file that claims to hold more pixels than allowed."""
     if pixels > max_pixels:
         raise UserError(
-            f"{path} says that it has {pixels:,} pixels, more than max_pixels = {max_pixels:,}:"
-            " raise that setting if it is right, or remove the file"
+            f"{path} claims to have {pixels:,} pixels, more than max_pixels = {max_pixels:,}:"
+            " raise that setting if the claim is right, or remove the file"
         )
 
 
-def _not_whole(path: Path) -> UserError:
-    return UserError(f"{path} is not a whole image file: unpack or make it again")
+def check_header(path: Path, data: bytes, max_pixels: float = math.inf) -> tuple[int, int]:
+    """Return height and width of an image in pixels, as `data`, the content of its file, claims.
 
-
-def _png_header(path: Path, data: bytes) -> tuple[int, int, int, bool]:
-    """Return width, height, bits per channel, and whether a PNG can hold transparent pixels."""
-    # OpenCV fills what a truncated PNG lacks with black and says nothing: look for its last chunk
-    if len(data) < 33 or b"IEND" not in data[-12:]:
-        raise _not_whole(path)
-    width, height, bits, kind = struct.unpack(">IIBB", data[16:26])
-    return width, height, bits, kind in (4, 6) or b"tRNS" in data[: data.find(b"IDAT")]
-
-
-def refuse_unfit(path: Path, data: bytes, max_pixels: int, deep: bool = False) -> bool:
-    """Raise UserError for an image that is too large, has several pages or, unless `deep`, 16 bits.
-
-    Returns whether it can hold transparent pixels, as far as its header tells.
+    Raises UserError for a file that is cut off, claims more than max_pixels or has several pages.
     """
-    if data.startswith(PNG):
-        width, height, bits, clear = _png_header(path, data)
-        if bits > 8 and not deep:
-            raise UserError(f"{path} has {bits} bits per channel: save it with 8")
-    else:
-        try:
-            with Image.open(BytesIO(data)) as file:
-                (width, height), pages = file.size, getattr(file, "n_frames", 1)
-                of_camera = file.format in ("JPEG", "MPO")  # the latter with a preview
-                pages, clear = 1 if of_camera else pages, not of_camera
-        except Exception:  # Pillow raises a dozen kinds for a damaged header
-            raise _not_whole(path) from None
-        if pages > 1:
-            raise UserError(f"{path} holds {pages} pages: save the one to be used as a file")
-    refuse_huge(path, width * height, max_pixels)
-    return clear
-
-
-def _decode(path: Path, data: bytes, flag: int) -> np.ndarray:
+    pages = 1
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), flag) if data else None
+        if data.startswith(PNG):  # read by hand in a tenth of Pillow's time
+            width, height = struct.unpack(">II", data[16:24])
+            # OpenCV 4 fills what a truncated PNG lacks with black and says nothing
+            if b"IEND" not in data[-12:]:
+                raise EOFError
+        else:
+            with Image.open(BytesIO(data)) as file:
+                width, height = file.size
+                # a JPEG's second page is a preview
+                pages = 1 if data.startswith(JPEG) else getattr(file, "n_frames", 1)
+    except Exception:  # Pillow raises a dozen kinds for a damaged header
+        raise UserError(f"{path} is not a whole image file: unpack or make it again") from None
+    if pages > 1:
+        raise UserError(f"{path} holds {pages} pages: save the page to be used as a file")
+    refuse_huge(path, width * height, max_pixels)
+    return height, width
+
+
+def _decode(path: Path, max_pixels: int) -> np.ndarray:
+    """Return the pixels of an image as its file holds them, grey (H, W), BGR or BGRA (H, W, C).
+
+    Raises UserError for a file that cannot be read or that `check_header` refuses.
+    """
+    data = read_bytes(path)
+    check_header(path, data, max_pixels)
+    # asked for colours, OpenCV turns a photograph upright as its EXIF entry says
+    flag = cv2.IMREAD_COLOR if data.startswith(JPEG) else cv2.IMREAD_UNCHANGED
+    reason = "its content is damaged"
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
     except cv2.error as error:
-        raise UserError(f"{path} cannot be read ({str(error).splitlines()[0]})") from None
+        image, reason = None, str(error).splitlines()[0]
     if image is None:
-        raise _not_whole(path)
+        raise UserError(f"{path} is not a whole image file ({reason}): unpack or make it again")
     return image
 
 
@@ -95,27 +95,20 @@ def read_image(path: Path, max_pixels: int = Config.max_pixels) -> np.ndarray:
     Grey, palette and opaque images are converted, for nothing is lost. Raises UserError for one
     that cannot be read, has more than max_pixels, 16 bits, transparent pixels or several pages.
     """
-    data = read_bytes(path)
-    if not refuse_unfit(path, data, max_pixels):
-        return cv2.cvtColor(_decode(path, data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
-    image = _decode(path, data, cv2.IMREAD_UNCHANGED)
+    image = _decode(path, max_pixels)
+    channels = 1 if image.ndim == 2 else image.shape[2]
     if image.dtype != np.uint8:
-        bits = 8 * image.dtype.itemsize
-        raise UserError(f"{path} has {bits} bits per channel: save it with 8")
-    if image.ndim == 2:
-        return cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
-    if image.shape[2] == 4 and image[..., 3].min() < 255:
+        raise UserError(f"{path} has {8 * image.itemsize} bits per channel: save it with 8")
+    if channels not in TO_RGB:
+        raise UserError(f"{path} has {channels} channels: save it as RGB")
+    if channels == 4 and image[..., 3].min() < 255:
         raise UserError(f"{path} has transparent pixels: save it again laid on a background")
-    if image.shape[2] not in (3, 4):
-        raise UserError(f"{path} has {image.shape[2]} channels: save it as RGB")
-    return cv2.cvtColor(np.ascontiguousarray(image[..., :3]), cv2.COLOR_BGR2RGB)
+    return cv2.cvtColor(image, TO_RGB[channels])
 
 
 def read_mask(path: Path, classes: int, max_pixels: int = Config.max_pixels) -> np.ndarray:
     """Return a class mask as uint8 (H, W), values below `classes`; UserError for other content."""
-    data = read_bytes(path)
-    refuse_unfit(path, data, max_pixels)
-    mask = _decode(path, data, cv2.IMREAD_UNCHANGED)
+    mask = _decode(path, max_pixels)
     if mask.ndim != 2 or mask.dtype != np.uint8 or mask.max() >= classes:
         raise UserError(
             f"{path} is not a class mask (one channel, 8 bits, values 0..{classes - 1}):"
@@ -126,16 +119,7 @@ def read_mask(path: Path, classes: int, max_pixels: int = Config.max_pixels) -> 
 
 def image_size(path: Path) -> tuple[int, int]:
     """Return height and width of an image file in pixels, without decoding it."""
-    data = read_bytes(path)
-    if data.startswith(PNG):
-        width, height, *_ = _png_header(path, data)
-    else:
-        try:
-            with Image.open(BytesIO(data)) as file:
-                width, height = file.size
-        except Exception:  # Pillow raises a dozen kinds for a damaged header
-            raise _not_whole(path) from None
-    return height, width
+    return check_header(path, read_bytes(path))
 
 
 def write_png(path: Path, image: np.ndarray) -> None:
@@ -168,9 +152,6 @@ def require_same_size(path: Path, image: np.ndarray, label: np.ndarray) -> None:
 
 def look_at_pair(image: Path, mask: Path, cfg: Config) -> None:
     """Raise UserError if a patch and its mask cannot be used."""
-    if not image.exists() or not mask.exists():
-        lost = mask if image.exists() else image
-        raise UserError(f"{lost} is missing: put it there, or remove its partner")
     require_side(image, read_image(image, cfg.max_pixels), cfg.patch_size)
     require_side(mask, read_mask(mask, len(cfg.class_names), cfg.max_pixels), cfg.patch_size)
 

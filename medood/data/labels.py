@@ -1,29 +1,26 @@
-"""Labels of a region, Lizard's or the user's own: read, with everything checked that can be wrong.
+"""Labels of a region, Lizard's or the user's own: read, with every mistake in them named.
 
-Both give the same three arrays: inst_map (H, W), 0 where background, else the id of a nucleus; ids
-(N,), the nuclei in any order; classes (N,), the class of each, from 1. All are int32.
+Both give the same three int32 arrays: inst_map (H, W), 0 where background, else the id of a
+nucleus; ids (N,), the nuclei in any order; classes (N,), the class of each, from 1.
 """
 
 import math
+import re
 from pathlib import Path
 
 import numpy as np
 
 from config import Config, UserError
-from medood.data.images import read_bytes, refuse_huge, refuse_unfit
+from medood.data.images import check_header, read_bytes, refuse_huge
 
 BACKGROUND = 0
 BACKGROUND_COLOUR = "#ffffff"
 
 Label = tuple[np.ndarray, np.ndarray, np.ndarray]  # inst_map, ids, classes
-NUMBERS = (
-    "logical",
-    "double",
-    "single",
-    *(f"{u}int{n}" for u in ("", "u") for n in (8, 16, 32, 64)),
-)
 KEYS = ("inst_map", "id", "class")  # of a Lizard file
-LARGEST_ID = 2**24  # its table of classes has one byte each
+NUMBERS = "logical|double|single|u?int(8|16|32|64)"  # what scipy calls arrays of numbers
+LARGEST_ID = 2**24  # the table from ids to classes has one byte each
+UNKNOWN = 255  # the number of no class: Config refuses so many
 
 
 def palette(classes: tuple[tuple[str, str], ...]) -> np.ndarray:
@@ -46,12 +43,36 @@ def read_label(path: Path, n_classes: int, max_pixels: int = Config.max_pixels) 
     n_classes: background included. Raises UserError, naming the file, for anything that is not such
     a file, and for an id of the map that the file does not list.
     """
+    content = _load_mat(path, max_pixels)
+    inst_map, ids, classes = content["inst_map"], content["id"].ravel(), content["class"].ravel()
+    is_listed = np.zeros(max(inst_map.max(initial=0), ids.max(initial=0)) + 1, bool)
+    is_listed[ids] = is_listed[BACKGROUND] = True
+    unlisted = inst_map[~is_listed[inst_map]]
+    wrong = classes[(classes < 1) | (classes >= n_classes)]
+    is_map = inst_map.ndim == 2 and inst_map.size > 0
+    is_unique = len(np.unique(ids)) == len(ids) and BACKGROUND not in ids
+    for holds, problem in (
+        (is_map, f"`inst_map` has shape {inst_map.shape}, expected (height, width)"),
+        (len(ids) == len(classes), f"{len(ids)} values in `id` but {len(classes)} in `class`"),
+        (is_unique, "`id` lists a nucleus twice, or 0, which is background"),
+        (not wrong.size, f"`class` holds {wrong.max(initial=0)}, expected 1..{n_classes - 1}"),
+        (not unlisted.size, f"inst_map holds nucleus {unlisted.max(initial=0)}, `id` does not"),
+    ):
+        if not holds:
+            raise UserError(f"{path}: {problem}: correct the file, or unpack it again")
+    return inst_map, ids, classes
+
+
+def _load_mat(path: Path, max_pixels: int) -> dict[str, np.ndarray]:
+    """Return the arrays of a .mat file that KEYS names, int32; UserError if they are none."""
     from scipy.io import loadmat, whosmat  # here: they double the time that --help takes
 
     try:
         for name, shape, kind in whosmat(path):
-            if name in KEYS and kind not in NUMBERS:  # a cell may hold any size
-                raise UserError(f"{path}: `{name}` is of kind {kind}, expected whole numbers")
+            if name in KEYS and not re.fullmatch(NUMBERS, kind):  # a cell may hold any size
+                raise UserError(
+                    f"{path}: `{name}` is of kind {kind}, expected whole numbers: unpack it again"
+                )
             if name in KEYS:
                 refuse_huge(path, math.prod(map(int, shape)), max_pixels)
         content = loadmat(path, variable_names=KEYS)
@@ -64,33 +85,16 @@ def read_label(path: Path, n_classes: int, max_pixels: int = Config.max_pixels) 
     for key in KEYS:
         values = content.get(key)
         if not isinstance(values, np.ndarray):
-            raise UserError(f"{path} has no `{key}`: unpack Lizard's labels again")
-        whole = values.dtype.kind in "iuf" and (values.size == 0 or (values % 1 == 0).all())
-        if not whole or (values.size and not 0 <= values.min() <= values.max() < LARGEST_ID):
-            raise UserError(f"{path}: `{key}` holds something else than whole numbers from 0 up")
-    inst_map, ids, classes = (content[key].astype(np.int32) for key in KEYS)
-    ids, classes = ids.ravel(), classes.ravel()
-    if inst_map.ndim != 2 or inst_map.size == 0:
-        raise UserError(f"{path}: `inst_map` has shape {inst_map.shape}, expected (height, width)")
-    if len(ids) != len(classes):
-        raise UserError(f"{path}: {len(ids)} values in `id` but {len(classes)} in `class`")
-    if len(np.unique(ids)) < len(ids) or (ids == BACKGROUND).any():
-        raise UserError(f"{path}: `id` lists a nucleus twice, or 0, which is background")
-    if len(classes) and not 1 <= classes.min() <= classes.max() < n_classes:
-        wrong = next(value for value in classes if not 1 <= value < n_classes)
-        raise UserError(f"{path}: `class` holds {wrong}, expected 1..{n_classes - 1}")
-    listed = np.zeros(max(inst_map.max(), ids.max(initial=0)) + 1, bool)
-    listed[ids] = listed[BACKGROUND] = True
-    if not (known := listed[inst_map]).all():
-        raise UserError(f"{path}: inst_map holds nucleus {inst_map[~known][0]}, `id` does not")
-    return inst_map, ids, classes
+            raise UserError(f"{path} has no `{key}`: unpack it again")
+        whole = values.dtype.kind in "iuf" and (values % 1 == 0).all()
+        if not whole or not 0 <= values.min(initial=0) <= values.max(initial=0) < LARGEST_ID:
+            raise UserError(f"{path}: `{key}` holds not only whole numbers from 0: unpack it again")
+        content[key] = values.astype(np.int32)
+    return content
 
 
 def read_own_mask(
-    path: Path,
-    mask_values: tuple[int, ...],
-    n_classes: int,
-    max_pixels: int = Config.max_pixels,
+    path: Path, mask_values: tuple[int, ...], n_classes: int, max_pixels: int = Config.max_pixels
 ) -> Label:
     """Return a class mask of the user's as a label: a nucleus is touching pixels of one class.
 
@@ -100,7 +104,7 @@ def read_own_mask(
     from PIL import Image  # OpenCV would turn the values of a palette image into colours
     from skimage.measure import label
 
-    refuse_unfit(path, read_bytes(path), max_pixels, deep=True)
+    check_header(path, read_bytes(path), max_pixels)
     try:
         with Image.open(path) as file:
             mask = np.array(file)
@@ -113,19 +117,19 @@ def read_own_mask(
             f"{path} is a mask in colour: save it with one channel of whole numbers, 0 background"
             " and others as mask_values lists them"
         )
-    known = np.array([BACKGROUND, *(mask_values or range(1, n_classes))])
-    order = np.argsort(known)
-    place = np.searchsorted(known[order], mask).clip(max=len(known) - 1)
-    found = order[place]
-    wrong = known[found] != mask
-    if wrong.any():
-        row, column = np.argwhere(wrong)[0]
+    expected = (BACKGROUND, *(mask_values or range(1, n_classes)))
+    class_mask = np.full(mask.shape, UNKNOWN, np.uint8)
+    for value, stored in enumerate(expected):
+        class_mask[mask == stored] = value
+    unknown = np.argwhere(class_mask == UNKNOWN)
+    if len(unknown):
+        row, column = unknown[0]
         raise UserError(
-            f"{path} holds the value {mask[row, column]} in {wrong.sum()} pixels (x {column},"
-            f" y {row} is the first), expected {', '.join(map(str, known))}: set mask_values to"
+            f"{path} holds the value {mask[row, column]} in {len(unknown)} pixels (x {column},"
+            f" y {row} is the first), expected {', '.join(map(str, expected))}: set mask_values to"
             " what stands for each of the classes"
         )
-    inst_map, count = label(found, background=BACKGROUND, connectivity=2, return_num=True)
+    inst_map, count = label(class_mask, background=BACKGROUND, connectivity=2, return_num=True)
     classes = np.zeros(count + 1, np.int32)
-    classes[inst_map] = found  # every pixel of a nucleus has its class
+    classes[inst_map] = class_mask  # every pixel of a nucleus has its class
     return inst_map.astype(np.int32), np.arange(1, count + 1, dtype=np.int32), classes[1:]

@@ -97,9 +97,14 @@ def parse(defaults: Config, arguments: list[str]) -> Config:
     own = {field.name for field in dataclasses.fields(defaults)} - SETTINGS
     used = settings_of(Path(main.__file__).name) | own
     _refuse_unused(Path(main.__file__).name, used, arguments)
-    groups = [_group(kind, defaults, used) for kind in reversed(type(defaults).__mro__)]
+    groups = []
+    for kind in type(defaults).__mro__:  # a script may declare a setting of config.py anew
+        names = [name for name in vars(kind).get("__annotations__", {}) if name in used]
+        used = used.difference(names)
+        if names:
+            groups.insert(0, _group(kind, names, defaults))
     known = dataclasses.make_dataclass(
-        "Settings", [(group.__name__, group, group()) for group in groups if group]
+        "Settings", [(group.__name__, group, group()) for group in groups]
     )
     try:
         found = tyro.cli(
@@ -116,11 +121,8 @@ def parse(defaults: Config, arguments: list[str]) -> Config:
     return dataclasses.replace(defaults, **values)
 
 
-def _group(kind: type, defaults: Config, used: set[str]) -> type | None:
-    """Return a dataclass of the used settings that a class of config.py, or a script's, adds."""
-    names = [name for name in vars(kind).get("__annotations__", {}) if name in used]
-    if not names:
-        return None
+def _group(kind: type, names: list[str], defaults: Config) -> type:
+    """Return a dataclass of some settings that a class, of config.py or of a script, declares."""
     texts = {p.arg_name: p.description for p in docstring_parser.parse_from_object(kind).params}
     hints = get_type_hints(kind, include_extras=True)
     fields = [
