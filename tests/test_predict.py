@@ -322,7 +322,7 @@ def test_results_do_not_go_among_the_images(tmp_path, network):
 def test_a_batch_that_does_not_fit_is_given_in_halves(by_colour, monkeypatch):
     mask, image = coloured(64, 64)
     asked = []
-    answer = Predictor._answer
+    answer = Predictor._probabilities
 
     def small(self, images):
         asked.append(len(images))
@@ -330,12 +330,12 @@ def test_a_batch_that_does_not_fit_is_given_in_halves(by_colour, monkeypatch):
             raise torch.OutOfMemoryError
         return answer(self, images)
 
-    monkeypatch.setattr(Predictor, "_answer", small)
+    monkeypatch.setattr(Predictor, "_probabilities", small)
     found = by_colour(torch.from_numpy(np.stack([image] * 5)))
     assert asked == [5, 3, 2, 1, 2]
     np.testing.assert_array_equal(found.argmax(1).numpy(), np.stack([mask] * 5))
     monkeypatch.setattr(
-        Predictor, "_answer", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError)
+        Predictor, "_probabilities", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError)
     )
     with pytest.raises(UserError, match="no memory for an image of 64 x 64 pixels: set device"):
         by_colour(torch.from_numpy(image[None]))
