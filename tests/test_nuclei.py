@@ -8,7 +8,7 @@ import pytest
 from skimage.draw import disk
 
 from medood.predicting import nuclei
-from medood.predicting.nuclei import APART, NucleusFinder, outline, part
+from medood.predicting.nuclei import MIN_DISTANCE, NucleusFinder, outline, separate
 from medood.sample import draw_region
 
 
@@ -19,10 +19,10 @@ def discs(*places, shape=(60, 60)):
     return mask
 
 
-def find(classes, certainty=None, apart=APART / 0.5, smallest=1, cuts=()):
+def find(classes, certainty=None, min_distance=MIN_DISTANCE / 0.5, min_area=1, cuts=()):
     """All nuclei of an image that is given in pieces."""
     certainty = np.full(classes.shape, 255, np.uint8) if certainty is None else certainty
-    finder = NucleusFinder(classes.shape[1], apart, smallest)
+    finder = NucleusFinder(classes.shape[1], min_distance, min_area)
     edges = [0, *cuts, len(classes)]
     return [
         nucleus
@@ -39,17 +39,17 @@ def polygon_area(points):
 
 
 def test_two_overlapping_discs_are_parted_and_one_is_not():
-    assert part(discs((30, 20, 10), (30, 36, 10)), APART / 0.5).max() == 2
-    assert part(discs((30, 20, 10)), APART / 0.5).max() == 1
+    assert separate(discs((30, 20, 10), (30, 36, 10)), MIN_DISTANCE / 0.5).max() == 2
+    assert separate(discs((30, 20, 10)), MIN_DISTANCE / 0.5).max() == 1
     toothed = discs((30, 30, 12))
     toothed[18::2, 16:20] = False
-    assert part(toothed, APART / 0.5).max() == 1  # not one for each tooth
+    assert separate(toothed, MIN_DISTANCE / 0.5).max() == 1  # not one for each tooth
 
 
 def test_no_pixel_is_lost_where_nuclei_touch_at_corners():
     mask = np.random.default_rng(0).random((120, 150)) < 0.5
-    for apart in (None, APART / 0.5):
-        assert sum(n.area for n in find(mask.astype(np.uint8), apart=apart)) == mask.sum()
+    for apart in (None, MIN_DISTANCE / 0.5):
+        assert sum(n.area for n in find(mask.astype(np.uint8), min_distance=apart)) == mask.sum()
 
 
 def test_a_nucleus_by_hand():
@@ -78,15 +78,15 @@ def test_an_outline_is_closed_and_holds_the_area():
 
 def test_without_parting_touching_nuclei_are_one():
     touching = discs((30, 20, 10), (30, 36, 10)).astype(np.uint8)
-    assert len(find(touching, apart=None)) == 1
+    assert len(find(touching, min_distance=None)) == 1
     assert len(find(touching)) == 2
 
 
 def test_specks_are_left_out():
     classes = discs((10, 10, 5)).astype(np.uint8)
     classes[40, 40:43] = 1
-    assert len(find(classes, smallest=3)) == 2
-    assert len(find(classes, smallest=4)) == 1
+    assert len(find(classes, min_area=3)) == 2
+    assert len(find(classes, min_area=4)) == 1
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -130,7 +130,7 @@ def test_what_a_cut_leaves_in_pieces_counts_as_pieces(monkeypatch):
     comb = np.zeros((9, 20), np.uint8)
     comb[:, 0] = 1
     comb[::4] = 1  # three teeth: one piece up to column 10, three beyond
-    found = find(comb, apart=None)
+    found = find(comb, min_distance=None)
     assert sorted(n.area for n in found) == [10, 10, 10, 9 + 3 * 9]
 
 

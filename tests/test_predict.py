@@ -302,7 +302,7 @@ def test_an_error_in_the_middle_leaves_no_file(tmp_path):
         ({"image": ()}, "no image"),
         ({"image": (Path("nowhere.png"),)}, "there is no image nowhere.png"),
         ({"checkpoint": None}, "--checkpoint"),
-        ({"checkpoint": Path("nowhere")}, "checkpoint: nowhere is not there"),
+        ({"checkpoint": Path("nowhere")}, "there is no folder nowhere: correct its name"),
     ],
 )
 def test_what_is_missing_is_named(tmp_path, network, change, said):
