@@ -1,4 +1,4 @@
-"""From class masks to nuclei: parted where they touch, and the same whichever way they come."""
+"""From class masks to nuclei: separated where they touch, the same however the rows come."""
 
 import json
 
@@ -38,7 +38,7 @@ def polygon_area(points):
     return abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2
 
 
-def test_two_overlapping_discs_are_parted_and_one_is_not():
+def test_two_overlapping_discs_are_separated_and_one_is_not():
     assert separate(discs((30, 20, 10), (30, 36, 10)), MIN_DISTANCE / 0.5).max() == 2
     assert separate(discs((30, 20, 10)), MIN_DISTANCE / 0.5).max() == 1
     toothed = discs((30, 30, 12))
@@ -48,8 +48,9 @@ def test_two_overlapping_discs_are_parted_and_one_is_not():
 
 def test_no_pixel_is_lost_where_nuclei_touch_at_corners():
     mask = np.random.default_rng(0).random((120, 150)) < 0.5
-    for apart in (None, MIN_DISTANCE / 0.5):
-        assert sum(n.area for n in find(mask.astype(np.uint8), min_distance=apart)) == mask.sum()
+    for distance in (None, MIN_DISTANCE / 0.5):
+        found = find(mask.astype(np.uint8), min_distance=distance)
+        assert sum(nucleus.area for nucleus in found) == mask.sum()
 
 
 def test_a_nucleus_by_hand():
@@ -63,6 +64,8 @@ def test_a_nucleus_by_hand():
     assert nucleus.probability == pytest.approx(0.2)
     assert nucleus.outline.min(0).tolist() == [4, 2]
     assert nucleus.outline.max(0).tolist() == [8, 5]
+    pixels = [(x, y) for y in (2, 3, 4) for x in (4, 5, 6, 7) if y != 3 or x in (4, 7)]
+    assert sorted(map(tuple, nucleus.border.tolist())) == sorted(pixels)
 
 
 def test_an_outline_is_closed_and_holds_the_area():
@@ -76,7 +79,7 @@ def test_an_outline_is_closed_and_holds_the_area():
     assert polygon_area(diagonal) > 1.5  # one piece, not the first of four
 
 
-def test_without_parting_touching_nuclei_are_one():
+def test_without_separation_touching_nuclei_are_one():
     touching = discs((30, 20, 10), (30, 36, 10)).astype(np.uint8)
     assert len(find(touching, min_distance=None)) == 1
     assert len(find(touching)) == 2
@@ -134,13 +137,13 @@ def test_what_a_cut_leaves_in_pieces_counts_as_pieces(monkeypatch):
     assert sorted(n.area for n in found) == [10, 10, 10, 9 + 3 * 9]
 
 
-def test_touching_nuclei_of_the_sample_are_mostly_parted():
-    """Counts on drawn tissue, where the truth is known: parting must pay."""
-    true = whole = parted = 0
+def test_touching_nuclei_of_the_sample_are_mostly_separated():
+    """Counts on drawn tissue, where the truth is known: separation must pay."""
+    true = whole = separated = 0
     for seed in range(3):
         _, inst_map, _, _ = draw_region(np.random.default_rng(seed), 300, 300)
         foreground = (inst_map > 0).astype(np.uint8)
         true += len(np.unique(inst_map)) - 1
         whole += cv2.connectedComponents(foreground)[0] - 1
-        parted += len(find(foreground))
-    assert abs(parted - true) < abs(whole - true)
+        separated += len(find(foreground))
+    assert abs(separated - true) < abs(whole - true)
