@@ -19,10 +19,12 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from tyro.conf import Positional
 
 from config import Config, UserError
@@ -102,25 +104,26 @@ def segment(cfg: PredictConfig, predictor: Predictor, path: Path, stem: Path) ->
     cfg: with classes and mpp of the network.
     """
     from medood.predicting.nuclei import MIN_DISTANCE, NucleusFinder
-    from medood.predicting.outputs import open_outputs
+    from medood.predicting.outputs import Outputs
     from medood.predicting.tiles import strips
 
     source = open_image(path, cfg.max_pixels)
     image_mpp = cfg.image_mpp or source.mpp or cfg.mpp
-    height, width = (
-        max(1, round(side * image_mpp / cfg.mpp)) for side in (source.height, source.width)
-    )
-    scale = source.width / width, source.height / height
+    shape = source.height, source.width
+    height, width = (max(1, round(side * image_mpp / cfg.mpp)) for side in shape)
+    scale = np.array([source.width / width, source.height / height])
     tile = max(128, min(cfg.tile, 32 * math.ceil(max(height, width) / 32)))
     min_distance = MIN_DISTANCE / cfg.mpp if cfg.watershed else None
     finder = NucleusFinder(width, min_distance, cfg.min_area / cfg.mpp**2)
-    with open_outputs(stem, cfg.classes, (height, width), scale, cfg.mpp) as outputs:
+    with ExitStack() as files:
+        outputs = Outputs(files, stem, cfg, (height, width), scale)
         top = 0
         for rows, classes, certainty in strips(predictor, source, height, width, tile, path.name):
             outputs.add_rows(rows, classes)
             top += len(rows)
             for nucleus in finder.add(classes, certainty, last=top == height):
                 outputs.add_nucleus(nucleus)
+        outputs.finish()
     counts = outputs.counts
     listed = ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "none"
     known = "" if cfg.image_mpp or source.mpp else " (assumed: set image_mpp if it has another)"

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from medood.data.workspace import require_network
 from medood.models.inference import Predictor
 from medood.models.network import Normalise, build_model
 from medood.predicting.nuclei import NucleusFinder
-from medood.predicting.outputs import ENDINGS, open_outputs
+from medood.predicting.outputs import ENDINGS, Outputs
 from medood.predicting.slides import File, Slide, open_image
 from medood.predicting.tiles import OVERLAP, fade, positions, strips
 from medood.sample import draw_region
@@ -227,10 +228,12 @@ def test_the_overlay_tells_touching_nuclei_of_one_class_apart(tmp_path, monkeypa
     classes = np.zeros(shape, np.uint8)
     for column in (20, 36):
         classes[disk((20, column), 10)] = 2
-    with open_outputs(tmp_path / "image", TINY.classes, shape, (1.0, 1.0), 0.5) as outputs:
+    with ExitStack() as files:
+        outputs = Outputs(files, tmp_path / "image", TINY, shape, np.ones(2))
         outputs.add_rows(np.full((*shape, 3), 128, np.uint8), classes)
         for nucleus in NucleusFinder(60, 2.0, 1).add(classes, classes, last=True):
             outputs.add_nucleus(nucleus)
+        outputs.finish()
     overlay = read_image(tmp_path / "image_overlay.png")
     assert overlay.shape == (40 // step, 60 // step, 3)
     lines = (overlay == COLOURS[2]).all(2)
@@ -312,8 +315,9 @@ def test_one_bad_image_does_not_stop_the_others(tmp_path, network):
 
 def test_an_error_in_the_middle_leaves_no_file(tmp_path):
     def stop() -> None:
-        with open_outputs(tmp_path / "image", TINY.classes, (10, 10), (1.0, 1.0), 0.5) as files:
-            files.add_rows(np.zeros((5, 10, 3), np.uint8), np.zeros((5, 10), np.uint8))
+        with ExitStack() as files:
+            outputs = Outputs(files, tmp_path / "image", TINY, (10, 10), np.ones(2))
+            outputs.add_rows(np.zeros((5, 10, 3), np.uint8), np.zeros((5, 10), np.uint8))
             raise KeyError
 
     with pytest.raises(KeyError):

@@ -5,14 +5,14 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import BinaryIO, TextIO
 
 import numpy as np
 from tifffile import TiffWriter
 
+from config import Config
 from medood.data.files import whole
 from medood.data.images import write_png
 from medood.data.labels import palette
@@ -25,34 +25,38 @@ TILE = 256  # pixels, of the mask's file
 
 
 class Outputs:
-    """Takes the rows and nuclei of one image, in order: a nucleus after its rows."""
+    """The files of one image: takes its rows in order, and each nucleus after its rows."""
 
     def __init__(
-        self,
-        files: tuple[BinaryIO, TextIO, TextIO],
-        classes: tuple[tuple[str, str], ...],
-        shape: tuple[int, int],
-        scale: tuple[float, float],
-        mpp: float,
+        self, files: ExitStack, stem: Path, cfg: Config, shape: tuple[int, int], scale: np.ndarray
     ) -> None:
-        """files: for the raw mask, the table and the GeoJSON; the rest as in `open_outputs`."""
-        self.raw, self.table_file, self.shapes = files
-        self.table = csv.writer(self.table_file, lineterminator="\n")
+        """files: closes the files <stem>_* and, unless there was an error, gives them their names.
+
+        cfg: classes and mpp. shape: height and width of the mask. scale: pixels of the image per
+        pixel of the mask, x and y.
+        """
+        paths = [files.enter_context(whole(Path(f"{stem}{ending}"))) for ending in ENDINGS]
+        self.mask_path, self.overlay_path, *texts = paths
+        # the rows of the mask; `files` closes it
+        self.rows = files.enter_context(TemporaryFile(dir=stem.parent))  # noqa: SIM115
+        table, self.shapes = (
+            files.enter_context(path.open("w", newline="", encoding="utf-8")) for path in texts
+        )
+        self.table = csv.writer(table, lineterminator="\n")
         self.table.writerow(COLUMNS)
         self.shapes.write('{"type": "FeatureCollection", "features": [')
-        self.names = ["background", *(name for name, _ in classes)]
-        self.colours = palette(classes)
-        self.scale, self.mpp = np.array(scale), mpp
+        self.names, self.colours, self.mpp = cfg.class_names, palette(cfg.classes), cfg.mpp
+        self.shape, self.scale = shape, scale
         self.counts = Counter()  # nuclei of each class
         self.top, self.step = 0, math.ceil(max(shape) / OVERLAY)
         self.overlay = np.zeros((*(math.ceil(side / self.step) for side in shape), 3), np.uint8)
 
     def add_rows(self, image: np.ndarray, classes: np.ndarray) -> None:
         """Take the next rows: RGB uint8 (n, width, 3), and their classes, uint8 (n, width)."""
-        self.raw.write(classes.tobytes())
+        self.rows.write(classes.tobytes())
         thin = slice(-self.top % self.step, None, self.step)
         image, mask = image[thin, :: self.step], classes[thin, :: self.step]
-        painted = image - image // 4 + self.colours[mask] // 4
+        painted = image - image // 4 + self.colours[mask] // 4  # pale: the outlines stand out
         first = math.ceil(self.top / self.step)
         self.overlay[first : first + len(mask)] = np.where((mask > 0)[..., None], painted, image)
         self.top += len(classes)
@@ -69,12 +73,10 @@ class Outputs:
         um2, probability = round(nucleus.area * self.mpp**2, 2), round(nucleus.probability, 4)
         self.table.writerow([self.counts.total(), name, x, y, pixels, um2, probability])
         # as QuPath (0.4 and later) reads and writes detections
+        ring = (nucleus.outline * self.scale).round(2).tolist()
         shape = {
             "type": "Feature",
-            "geometry": {
-                "type": "Polygon",
-                "coordinates": [(nucleus.outline * self.scale).round(2).tolist()],
-            },
+            "geometry": {"type": "Polygon", "coordinates": [ring]},
             "properties": {
                 "objectType": "detection",
                 "classification": {"name": name, "color": colour.tolist()},
@@ -83,54 +85,29 @@ class Outputs:
         }
         self.shapes.write(f"{comma}\n{json.dumps(shape)}")
 
+    def finish(self) -> None:
+        """Write what is known only at the end."""
+        self.shapes.write("\n]}\n")
+        write_png(self.overlay_path, self.overlay)
+        with TiffWriter(self.mask_path, bigtiff=math.prod(self.shape) > 2**31) as tiff:
+            tiff.write(
+                self._mask_tiles(),
+                shape=self.shape,
+                dtype=np.uint8,
+                tile=(TILE, TILE),
+                compression="zlib",
+                maxworkers=1,  # several would hold a quarter of a GB of tiles at a time
+                photometric="minisblack",
+                resolution=(1e4 / self.mpp, 1e4 / self.mpp),
+                resolutionunit="CENTIMETER",
+            )
 
-@contextmanager
-def open_outputs(
-    stem: Path,
-    classes: tuple[tuple[str, str], ...],
-    shape: tuple[int, int],
-    scale: tuple[float, float],
-    mpp: float,
-) -> Iterator[Outputs]:
-    """Give the files <stem>_*; they take their names at the end, and none stays after an error.
-
-    shape: height and width of the mask. scale: pixels of the image per pixel of the mask, x and y.
-    mpp: microns per pixel of the mask.
-    """
-    with ExitStack() as stack:
-        mask, overlay, *texts = (stack.enter_context(whole(Path(f"{stem}{e}"))) for e in ENDINGS)
-        raw = stack.enter_context(TemporaryFile(dir=stem.parent))
-        table, shapes = (
-            stack.enter_context(path.open("w", newline="", encoding="utf-8")) for path in texts
-        )
-        outputs = Outputs((raw, table, shapes), classes, shape, scale, mpp)
-        yield outputs
-        shapes.write("\n]}\n")
-        write_png(overlay, outputs.overlay)
-        _write_mask(mask, raw, shape, mpp)
-
-
-def _write_mask(path: Path, raw: BinaryIO, shape: tuple[int, int], mpp: float) -> None:
-    """Write a mask, whose bytes are in the file `raw`, as a tiled TIFF."""
-    with TiffWriter(path, bigtiff=math.prod(shape) > 2**31) as tiff:
-        tiff.write(
-            _tiles(raw, *shape),
-            shape=shape,
-            dtype=np.uint8,
-            tile=(TILE, TILE),
-            compression="zlib",
-            maxworkers=1,  # several would hold a quarter of a GB of tiles at a time
-            photometric="minisblack",
-            resolution=(1e4 / mpp, 1e4 / mpp),
-            resolutionunit="CENTIMETER",
-        )
-
-
-def _tiles(raw: BinaryIO, height: int, width: int) -> Iterator[np.ndarray]:
-    """Yield the tiles of a mask, uint8, row by row; those at its right and lower edge are cut."""
-    raw.seek(0)
-    for top in range(0, height, TILE):
-        rows = min(TILE, height - top)
-        band = np.fromfile(raw, np.uint8, rows * width).reshape(rows, width)
-        for left in range(0, width, TILE):
-            yield band[:, left : left + TILE]
+    def _mask_tiles(self) -> Iterator[np.ndarray]:
+        """Yield the tiles of the mask, row by row; tifffile pads the last of a row or column."""
+        height, width = self.shape
+        self.rows.seek(0)
+        for top in range(0, height, TILE):
+            count = min(TILE, height - top)
+            band = np.fromfile(self.rows, np.uint8, count * width).reshape(count, width)
+            for left in range(0, width, TILE):
+                yield band[:, left : left + TILE]
