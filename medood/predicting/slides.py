@@ -25,8 +25,7 @@ class File:
 
     def rows(self, top: int, bottom: int, height: int, width: int) -> np.ndarray:
         """Return rows top..bottom of the image, resized to height x width, RGB (n, width, 3)."""
-        if self.image.shape[:2] != (height, width):
-            self.image = _resized(self.image, height, width)
+        self.image = _resized(self.image, height, width)  # by the first call
         return self.image[top:bottom]
 
 
