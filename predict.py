@@ -82,12 +82,10 @@ def find_images(named: tuple[Path, ...]) -> list[Path]:
     """
     if not named:
         raise UserError("no image: name images or folders, `python predict.py IMAGE ...`")
-    if missing := [path for path in named if not path.exists()]:
-        raise UserError(
-            f"there is no image {missing[0]} ({len(missing)} such in all): correct its name"
-        )
     found = []
     for path in named:
+        if not path.exists():
+            raise UserError(f"there is no image {path}: correct its name")
         inside = sorted(p for p in path.glob("[!.]*") if p.suffix.lower() in ENDINGS)
         if path.is_dir() and not inside:
             raise UserError(f"no image ({', '.join(ENDINGS)}) in {path}: put some there")
@@ -109,19 +107,17 @@ def segment(cfg: PredictConfig, predictor: Predictor, path: Path, stem: Path) ->
 
     source = open_image(path, cfg.max_pixels)
     image_mpp = cfg.image_mpp or source.mpp or cfg.mpp
-    shape = source.height, source.width
-    height, width = (max(1, round(side * image_mpp / cfg.mpp)) for side in shape)
+    sides = source.height, source.width
+    height, width = shape = tuple(max(1, round(side * image_mpp / cfg.mpp)) for side in sides)
     scale = np.array([source.width / width, source.height / height])
     tile = max(128, min(cfg.tile, 32 * math.ceil(max(height, width) / 32)))
     min_distance = MIN_DISTANCE / cfg.mpp if cfg.watershed else None
-    finder = NucleusFinder(width, min_distance, cfg.min_area / cfg.mpp**2)
+    finder = NucleusFinder(shape, min_distance, cfg.min_area / cfg.mpp**2)
     with ExitStack() as files:
-        outputs = Outputs(files, stem, cfg, (height, width), scale)
-        top = 0
+        outputs = Outputs(files, stem, cfg, shape, scale)
         for rows, classes, certainty in strips(predictor, source, height, width, tile, path.name):
             outputs.add_rows(rows, classes)
-            top += len(rows)
-            for nucleus in finder.add(classes, certainty, last=top == height):
+            for nucleus in finder.add(classes, certainty):
                 outputs.add_nucleus(nucleus)
         outputs.finish()
     counts = outputs.counts

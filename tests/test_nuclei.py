@@ -22,14 +22,12 @@ def discs(*places, shape=(60, 60)):
 def find(classes, certainty=None, min_distance=MIN_DISTANCE / 0.5, min_area=1, cuts=()):
     """All nuclei of an image that is given in pieces."""
     certainty = np.full(classes.shape, 255, np.uint8) if certainty is None else certainty
-    finder = NucleusFinder(classes.shape[1], min_distance, min_area)
+    finder = NucleusFinder(classes.shape, min_distance, min_area)
     edges = [0, *cuts, len(classes)]
     return [
         nucleus
         for top, bottom in zip(edges, edges[1:], strict=False)
-        for nucleus in finder.add(
-            classes[top:bottom], certainty[top:bottom], last=bottom == len(classes)
-        )
+        for nucleus in finder.add(classes[top:bottom], certainty[top:bottom])
     ]
 
 
@@ -117,11 +115,11 @@ def test_rows_given_in_pieces_give_the_nuclei_of_the_whole(seed):
 def test_a_sheet_of_touching_nuclei_that_never_ends_is_cut_and_not_held(monkeypatch):
     monkeypatch.setattr(nuclei, "LARGEST", 40)
     classes = np.ones((200, 100), np.uint8)
-    finder = NucleusFinder(100, None, 1)
+    finder = NucleusFinder(classes.shape, None, 1)
     areas, held = [], 0
     for top in range(0, 200, 10):
         rows = classes[top : top + 10]
-        areas += [n.area for n in finder.add(rows, rows, last=top == 190)]
+        areas += [n.area for n in finder.add(rows, rows)]
         held = max(held, len(finder.classes))
     assert sum(areas) == 20_000
     assert max(areas) == 40 * 40

@@ -231,7 +231,7 @@ def test_the_overlay_tells_touching_nuclei_of_one_class_apart(tmp_path, monkeypa
     with ExitStack() as files:
         outputs = Outputs(files, tmp_path / "image", TINY, shape, np.ones(2))
         outputs.add_rows(np.full((*shape, 3), 128, np.uint8), classes)
-        for nucleus in NucleusFinder(60, 2.0, 1).add(classes, classes, last=True):
+        for nucleus in NucleusFinder(shape, 2.0, 1).add(classes, classes):
             outputs.add_nucleus(nucleus)
         outputs.finish()
     overlay = read_image(tmp_path / "image_overlay.png")

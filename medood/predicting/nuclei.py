@@ -76,26 +76,29 @@ class NucleusFinder:
     except for sheets of touching nuclei that are larger than LARGEST.
     """
 
-    def __init__(self, width: int, min_distance: float | None, min_area: float) -> None:
-        """min_distance: pixels between centres; None does not separate. min_area: pixels."""
+    def __init__(self, shape: tuple[int, int], min_distance: float | None, min_area: float) -> None:
+        """shape: height and width of the image. min_distance: pixels between centres; None does
+        not separate. min_area: pixels.
+        """
+        self.height, width = shape
         self.min_distance, self.min_area = min_distance, min_area
         self.top = 0  # row of the image at which the waiting rows begin
         self.classes = np.zeros((0, width), np.uint8)
         self.certainty = np.zeros((0, width), np.uint8)
 
-    def add(self, classes: np.ndarray, certainty: np.ndarray, last: bool) -> Iterator[Nucleus]:
+    def add(self, classes: np.ndarray, certainty: np.ndarray) -> Iterator[Nucleus]:
         """Take the next rows and yield the nuclei that are complete.
 
         classes: the class of each pixel, uint8 (n, width). certainty: its probability, uint8 of
-        255ths. last: no more rows follow.
+        255ths.
         """
         classes = np.concatenate([self.classes, classes])
         certainty = np.concatenate([self.certainty, certainty])
         components = _components(classes > 0)
         height, waiting = len(classes), []
-        start = height
+        start, is_last = height, self.top + height == self.height
         for number, box in enumerate(find_objects(components), start=1):
-            if not last and box[0].stop == height and height - box[0].start < LARGEST:
+            if not is_last and box[0].stop == height and height - box[0].start < LARGEST:
                 waiting.append(number)
                 start = min(start, box[0].start)
                 continue
