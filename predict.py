@@ -2,13 +2,14 @@
 
 Reads   images or folders of them, and a checkpoint of train.py or train_ood.py
 Writes  <out>/<image>_mask.tif         uint8, the class of each pixel
-        <out>/<image>_overlay.png      the image under the colours of the classes, of 4096 pixels
+        <out>/<image>_overlay.png      the image with each nucleus outlined in the colour of its
+                                       class, at most 4096 pixels wide and high
         <out>/<image>_nuclei.csv       a row for each nucleus
-        <out>/<image>_nuclei.geojson   their outlines, to be dragged onto the image in QuPath
-        <out>/<image>.json             what they were made with, and how many nuclei there are
+        <out>/<image>_nuclei.geojson   their outlines: drag the file onto the image in QuPath
+        <out>/<image>.json             what made the files, and how many nuclei there are
 
-An image is brought to the microns per pixel that the network was trained at; its mask has that
-size. Places in the CSV and the GeoJSON are pixels of the image as it is.
+An image is resized to the microns per pixel that the network was trained at; its mask has that
+size. Places in the CSV and the GeoJSON are pixels of the original image.
 
 `python predict.py slide.svs --checkpoint workspace/models/79_unet_vgg11_bn_ood --out nuclei`
 """
@@ -18,16 +19,19 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from tyro.conf import Positional
 
 from config import Config, UserError
 from medood.data.files import read_json, write_json
 from medood.data.records import fingerprint
 from medood.data.workspace import require_network
+from medood.predicting.slides import ENDINGS, open_image
 from medood.processes import on_main
 from medood.runs.command_line import run
 
@@ -48,13 +52,13 @@ class PredictConfig(Config):
     out: Path = Path("nuclei")
     """Folder for the results."""
     image_mpp: float | None = None
-    """Microns per pixel of the images; None takes what a slide says, else the network's own."""
+    """Microns per pixel of the images; None takes a slide's own, else the network's."""
     tile: int = 512
-    """Side in pixels of what the network sees at once, a multiple of 32."""
+    """Side in pixels of the tiles that go through the network, a multiple of 32."""
     watershed: bool = True
-    """Part nuclei that touch; else they count as one."""
+    """Separate nuclei that touch; else they count as one."""
     min_area: float = 4.0
-    """Square microns below which a speck is no nucleus; the mask keeps it."""
+    """Square microns; what is smaller is in the mask, but not in the lists of nuclei."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -72,15 +76,17 @@ class PredictConfig(Config):
 
 
 def find_images(named: tuple[Path, ...]) -> list[Path]:
-    """Return the images named, and those in the folders named, in order."""
-    from medood.predicting.slides import ENDINGS
+    """Return the images named, and those in the folders named, in order.
 
+    Raises UserError where there is none, and for two whose results would have the same names.
+    """
     if not named:
         raise UserError("no image: name images or folders, `python predict.py IMAGE ...`")
     found = []
     for path in named:
-        inside = sorted(p for p in path.glob("*") if p.suffix.lower() in ENDINGS)
-        inside = [p for p in inside if not p.name.startswith(".")]
+        if not path.exists():
+            raise UserError(f"there is no image {path}: correct its name")
+        inside = sorted(p for p in path.glob("[!.]*") if p.suffix.lower() in ENDINGS)
         if path.is_dir() and not inside:
             raise UserError(f"no image ({', '.join(ENDINGS)}) in {path}: put some there")
         found += inside if path.is_dir() else [path]
@@ -95,27 +101,25 @@ def segment(cfg: PredictConfig, predictor: Predictor, path: Path, stem: Path) ->
 
     cfg: with classes and mpp of the network.
     """
-    from medood.predicting.nuclei import APART, NucleusFinder
-    from medood.predicting.outputs import open_outputs
-    from medood.predicting.slides import open_image
+    from medood.predicting.nuclei import MIN_DISTANCE, NucleusFinder
+    from medood.predicting.outputs import Outputs
     from medood.predicting.tiles import strips
 
     source = open_image(path, cfg.max_pixels)
     image_mpp = cfg.image_mpp or source.mpp or cfg.mpp
-    height, width = (
-        max(1, round(side * image_mpp / cfg.mpp)) for side in (source.height, source.width)
-    )
-    scale = source.width / width, source.height / height
+    sides = source.height, source.width
+    height, width = shape = tuple(max(1, round(side * image_mpp / cfg.mpp)) for side in sides)
+    scale = np.array([source.width / width, source.height / height])
     tile = max(128, min(cfg.tile, 32 * math.ceil(max(height, width) / 32)))
-    apart = APART / cfg.mpp if cfg.watershed else None
-    finder = NucleusFinder(width, apart, cfg.min_area / cfg.mpp**2)
-    with open_outputs(stem, cfg.classes, (height, width), scale, cfg.mpp) as outputs:
-        top = 0
+    min_distance = MIN_DISTANCE / cfg.mpp if cfg.watershed else None
+    finder = NucleusFinder(shape, min_distance, cfg.min_area / cfg.mpp**2)
+    with ExitStack() as files:
+        outputs = Outputs(files, stem, cfg, shape, scale)
         for rows, classes, certainty in strips(predictor, source, height, width, tile, path.name):
             outputs.add_rows(rows, classes)
-            top += len(rows)
-            for nucleus in finder.add(classes, certainty, last=top == height):
+            for nucleus in finder.add(classes, certainty):
                 outputs.add_nucleus(nucleus)
+        outputs.finish()
     counts = outputs.counts
     listed = ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "none"
     known = "" if cfg.image_mpp or source.mpp else " (assumed: set image_mpp if it has another)"
@@ -126,53 +130,59 @@ def segment(cfg: PredictConfig, predictor: Predictor, path: Path, stem: Path) ->
     return counts
 
 
+def predict_image(cfg: PredictConfig, predictor: Predictor, path: Path, made_with: dict) -> None:
+    """Write the results of one image and their record, or keep those that are already there.
+
+    cfg: with classes and mpp of the network. made_with: what else than the image decides them.
+    """
+    from medood.predicting import outputs
+
+    stem, image = cfg.out / path.stem, str(path.resolve())
+    record = Path(f"{stem}.json")
+    # the pixels of a MIRAX slide lie in a folder beside it
+    files = [path, *(p for p in path.with_suffix("").glob("*") if p.is_file())]
+    made_from = made_with | {"image": fingerprint(files)}
+    made_from = json.loads(json.dumps(made_from))  # with lists for tuples, as in a record
+    found = read_json(record) or {}
+    other = found.get("image", image)
+    if other != image and Path(other).exists():
+        raise UserError(
+            f"{cfg.out} holds the results of another image of this name, {other}: give each its"
+            " own out"
+        )
+    is_whole = all(Path(f"{stem}{ending}").exists() for ending in outputs.ENDINGS)
+    if is_whole and found.get("made_from") == made_from:
+        print(f"{path.name}: kept, done with the same network and settings")
+        return
+    record.unlink(missing_ok=True)  # it must not stand beside files of which half are replaced
+    nuclei = segment(cfg, predictor, path, stem)
+    write_json(record, {"image": image, "nuclei": nuclei, "made_from": made_from})
+
+
 @on_main
 def predict_images(cfg: PredictConfig) -> None:
-    """Segment every image; those done with the same network and settings before are kept."""
+    """Segment every image; those done before with the same network and settings are kept."""
     images = find_images(cfg.image)
-    if gone := [path for path in images if not path.exists()]:
-        raise UserError(f"there is no image {gone[0]} ({len(gone)} such in all): correct its name")
     if any(path.resolve().parent == cfg.out.resolve() for path in images):
         raise UserError(f"out = {cfg.out} is where the images are: give the results another folder")
     if cfg.checkpoint is None:
         raise UserError("no network: name its folder with --checkpoint")
-    if not cfg.checkpoint.exists():
-        raise UserError(f"checkpoint: {cfg.checkpoint} is not there: correct its name")
     require_network(cfg.checkpoint)
-    # here, so that --help answers without torch
+    # here, so that --help does not wait for torch
     from medood.models.checkpoints import load_model, with_settings_of
     from medood.models.inference import Predictor
     from medood.models.network import pick_device
-    from medood.predicting.outputs import ENDINGS
 
     cfg = with_settings_of(cfg, cfg.checkpoint)
     predictor = Predictor(cfg, load_model(cfg.checkpoint, cfg), pick_device(cfg))
-    weights = cfg.checkpoint
-    if weights.is_dir():
-        weights = weights / "model.safetensors"
-    record = {name: getattr(cfg, name) for name in MADE_WITH} | {"network": fingerprint([weights])}
+    weights = cfg.checkpoint / "model.safetensors", cfg.checkpoint  # of a folder, or a file itself
+    made_with = {name: getattr(cfg, name) for name in MADE_WITH}
+    made_with["network"] = fingerprint(path for path in weights if path.is_file())
     failed = []
     for path in images:
-        stem = cfg.out / path.stem
         try:
-            # the pixels of a MIRAX slide lie in a folder beside it
-            files = [path, *(p for p in path.with_suffix("").glob("*") if p.is_file())]
-            made_from = json.loads(json.dumps({**record, "image": fingerprint(files)}))
-            found = read_json(Path(f"{stem}.json")) or {}
-            before, of_image = found.get("made_from"), found.get("image", str(path.resolve()))
-            if of_image != str(path.resolve()) and Path(of_image).exists():
-                raise UserError(
-                    f"{cfg.out} holds the results of another image of this name, {of_image}: give"
-                    " each its own out"
-                )
-            if before == made_from and all(Path(f"{stem}{end}").exists() for end in ENDINGS):
-                print(f"{path.name}: kept, done with the same network and settings")
-                continue
-            Path(f"{stem}.json").unlink(missing_ok=True)  # it would vouch for files half replaced
-            counts = segment(cfg, predictor, path, stem)
-            content = {"image": str(path.resolve()), "nuclei": counts, "made_from": made_from}
-            write_json(Path(f"{stem}.json"), content)
-        except (UserError, PermissionError) as error:  # one bad image does not cost the others
+            predict_image(cfg, predictor, path, made_with)
+        except (UserError, PermissionError) as error:  # one bad image does not stop the others
             print(f"{path.name}: {error}")
             failed.append(path.name)
     print(f"{len(images) - len(failed)} of {len(images)} images: {cfg.out}")

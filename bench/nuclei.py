@@ -22,7 +22,7 @@ from generate_semantic_labels import semantic_mask
 from medood.data.labels import read_label
 from medood.data.workspace import region_labels
 from medood.evaluation.tables import markdown
-from medood.predicting.nuclei import APART, part
+from medood.predicting.nuclei import MIN_DISTANCE, separate
 from medood.runs.command_line import run
 from predict import PredictConfig
 
@@ -64,7 +64,7 @@ def bench(cfg: BenchConfig) -> None:
         whole = label(foreground, connectivity=2)
         apart = np.zeros_like(whole)
         for number, box in enumerate(find_objects(whole), start=1):
-            parts = part(whole[box] == number, APART / cfg.mpp)
+            parts = separate(whole[box] == number, MIN_DISTANCE / cfg.mpp)
             apart[box] += np.where(parts > 0, parts + apart.max(), 0)
         for name, found in zip(counts, (whole, apart), strict=True):
             kept = np.bincount(found.ravel()) >= MIN_AREA / cfg.mpp**2

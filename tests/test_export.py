@@ -1,55 +1,77 @@
-"""Networks that leave the house: ONNX that answers the same, and a card that says what they are."""
+"""Networks for others: ONNX with the same output, and a card that says what they are."""
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from config import UserError
+from generate_patches import generate_patches
+from generate_semantic_labels import generate_semantic_labels
 from medood.data.workspace import model_folder
 from medood.evaluation.model_card import write_card
 from medood.models.checkpoints import load_model, read_run
 from medood.models.inference import Predictor
-from tests.conftest import TINY
+from tests.conftest import TINY, draw_regions
 from train import train
 
 
-@pytest.fixture
-def trained(patched):
-    cfg = dataclasses.replace(patched, folds=(1,), epochs=1)
+@pytest.fixture(scope="module")
+def trained_once(tmp_path_factory):
+    """The settings of a workspace with a trained network, of which tests get copies."""
+    workspace = tmp_path_factory.mktemp("trained")
+    cfg = dataclasses.replace(
+        TINY, workspace=workspace, encoder="tu-resnet10t", folds=(1,), epochs=1
+    )
+    draw_regions(workspace)
+    generate_semantic_labels(cfg)
+    generate_patches(cfg)
     train(cfg)
+    return cfg
+
+
+@pytest.fixture
+def trained(trained_once, tmp_path):
+    cfg = dataclasses.replace(trained_once, workspace=tmp_path / "workspace")
+    shutil.copytree(trained_once.workspace, cfg.workspace)
     return cfg, model_folder(cfg, 1, ood=False)
 
 
-def test_onnx_answers_as_the_network_does_on_any_number_of_patches(trained):
+def test_onnx_gives_the_same_probabilities_for_any_number_of_patches(trained):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     from export import export
 
     cfg, folder = trained
     session = onnxruntime.InferenceSession(export(cfg, folder))
-    answer = Predictor(cfg, load_model(folder, cfg), torch.device("cpu"))
+    predictor = Predictor(cfg, load_model(folder, cfg), torch.device("cpu"))
     for count in (1, 5):
         images = np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), np.uint8)
         given = images.transpose(0, 3, 1, 2).astype(np.float32)
         (found,) = session.run(None, {"images": given})
-        np.testing.assert_allclose(found, answer(torch.from_numpy(images)), atol=1e-4)
+        np.testing.assert_allclose(found, predictor(torch.from_numpy(images)), atol=1e-4)
     names = session.get_modelmeta().custom_metadata_map["classes"]
     assert json.loads(names) == list(TINY.class_names)
 
 
-def test_a_version_that_answers_differently_is_not_kept(trained, monkeypatch):
+def test_a_version_whose_output_differs_is_not_kept(trained, monkeypatch):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     import export
 
     cfg, folder = trained
+    network = nn.Conv2d(3, len(cfg.class_names), 1)  # the smallest: an export takes seconds
+    network.config = {"encoder_name": cfg.encoder}
+    monkeypatch.setattr("medood.models.checkpoints.load_model", lambda *_: network)
+    export.export(cfg, folder).unlink()
     monkeypatch.setattr(export, "TOLERANCE", -1.0)
     with pytest.raises(UserError, match="the ONNX version differs"):
         export.export(cfg, folder)
-    assert not list(folder.glob("model.onnx*"))
+    assert not list(folder.glob("*model.onnx*"))
 
 
 def test_what_cannot_be_exported_is_said_and_leaves_nothing(trained, monkeypatch):
@@ -66,7 +88,9 @@ def test_what_cannot_be_exported_is_said_and_leaves_nothing(trained, monkeypatch
         export.export(cfg, folder)
     with pytest.raises(UserError, match="is a file: give the folder"):
         export.export(cfg, folder / "model.safetensors")
-    assert not list(folder.glob("model.onnx*"))
+    with pytest.raises(UserError, match="there is no folder .*misspelt: correct its name"):
+        export.export(cfg, cfg.workspace / "misspelt")
+    assert not list(folder.glob("*model.onnx*"))
 
 
 def test_the_card_says_on_what_a_network_was_trained_and_what_it_scored(trained):
@@ -75,7 +99,7 @@ def test_the_card_says_on_what_a_network_was_trained_and_what_it_scored(trained)
     cfg, folder = trained
     run = read_run(folder)
     untested = (folder / "README.md").read_text()
-    assert "# unet on mobilenet_v2, without OoD patches" in untested
+    assert "# unet on tu-resnet10t, without OoD patches" in untested
     assert f"{run['id_patches']} patches of 32 x 32 pixels" in untested
     assert "Not tested yet" in untested
     assert str(cfg.workspace) not in untested  # a path of this machine says nothing to others

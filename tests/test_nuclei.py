@@ -1,4 +1,4 @@
-"""From class masks to nuclei: parted where they touch, and the same whichever way they come."""
+"""From class masks to nuclei: separated where they touch, the same however the rows come."""
 
 import json
 
@@ -8,7 +8,7 @@ import pytest
 from skimage.draw import disk
 
 from medood.predicting import nuclei
-from medood.predicting.nuclei import APART, NucleusFinder, outline, part
+from medood.predicting.nuclei import MIN_DISTANCE, NucleusFinder, outline, separate
 from medood.sample import draw_region
 
 
@@ -19,17 +19,15 @@ def discs(*places, shape=(60, 60)):
     return mask
 
 
-def find(classes, certainty=None, apart=APART / 0.5, smallest=1, cuts=()):
+def find(classes, certainty=None, min_distance=MIN_DISTANCE / 0.5, min_area=1, cuts=()):
     """All nuclei of an image that is given in pieces."""
     certainty = np.full(classes.shape, 255, np.uint8) if certainty is None else certainty
-    finder = NucleusFinder(classes.shape[1], apart, smallest)
+    finder = NucleusFinder(classes.shape, min_distance, min_area)
     edges = [0, *cuts, len(classes)]
     return [
         nucleus
         for top, bottom in zip(edges, edges[1:], strict=False)
-        for nucleus in finder.add(
-            classes[top:bottom], certainty[top:bottom], last=bottom == len(classes)
-        )
+        for nucleus in finder.add(classes[top:bottom], certainty[top:bottom])
     ]
 
 
@@ -38,18 +36,19 @@ def polygon_area(points):
     return abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2
 
 
-def test_two_overlapping_discs_are_parted_and_one_is_not():
-    assert part(discs((30, 20, 10), (30, 36, 10)), APART / 0.5).max() == 2
-    assert part(discs((30, 20, 10)), APART / 0.5).max() == 1
+def test_two_overlapping_discs_are_separated_and_one_is_not():
+    assert separate(discs((30, 20, 10), (30, 36, 10)), MIN_DISTANCE / 0.5).max() == 2
+    assert separate(discs((30, 20, 10)), MIN_DISTANCE / 0.5).max() == 1
     toothed = discs((30, 30, 12))
     toothed[18::2, 16:20] = False
-    assert part(toothed, APART / 0.5).max() == 1  # not one for each tooth
+    assert separate(toothed, MIN_DISTANCE / 0.5).max() == 1  # not one for each tooth
 
 
 def test_no_pixel_is_lost_where_nuclei_touch_at_corners():
     mask = np.random.default_rng(0).random((120, 150)) < 0.5
-    for apart in (None, APART / 0.5):
-        assert sum(n.area for n in find(mask.astype(np.uint8), apart=apart)) == mask.sum()
+    for distance in (None, MIN_DISTANCE / 0.5):
+        found = find(mask.astype(np.uint8), min_distance=distance)
+        assert sum(nucleus.area for nucleus in found) == mask.sum()
 
 
 def test_a_nucleus_by_hand():
@@ -63,6 +62,8 @@ def test_a_nucleus_by_hand():
     assert nucleus.probability == pytest.approx(0.2)
     assert nucleus.outline.min(0).tolist() == [4, 2]
     assert nucleus.outline.max(0).tolist() == [8, 5]
+    pixels = [(x, y) for y in (2, 3, 4) for x in (4, 5, 6, 7) if y != 3 or x in (4, 7)]
+    assert sorted(map(tuple, nucleus.border.tolist())) == sorted(pixels)
 
 
 def test_an_outline_is_closed_and_holds_the_area():
@@ -76,17 +77,17 @@ def test_an_outline_is_closed_and_holds_the_area():
     assert polygon_area(diagonal) > 1.5  # one piece, not the first of four
 
 
-def test_without_parting_touching_nuclei_are_one():
+def test_without_separation_touching_nuclei_are_one():
     touching = discs((30, 20, 10), (30, 36, 10)).astype(np.uint8)
-    assert len(find(touching, apart=None)) == 1
+    assert len(find(touching, min_distance=None)) == 1
     assert len(find(touching)) == 2
 
 
 def test_specks_are_left_out():
     classes = discs((10, 10, 5)).astype(np.uint8)
     classes[40, 40:43] = 1
-    assert len(find(classes, smallest=3)) == 2
-    assert len(find(classes, smallest=4)) == 1
+    assert len(find(classes, min_area=3)) == 2
+    assert len(find(classes, min_area=4)) == 1
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -114,11 +115,11 @@ def test_rows_given_in_pieces_give_the_nuclei_of_the_whole(seed):
 def test_a_sheet_of_touching_nuclei_that_never_ends_is_cut_and_not_held(monkeypatch):
     monkeypatch.setattr(nuclei, "LARGEST", 40)
     classes = np.ones((200, 100), np.uint8)
-    finder = NucleusFinder(100, None, 1)
+    finder = NucleusFinder(classes.shape, None, 1)
     areas, held = [], 0
     for top in range(0, 200, 10):
         rows = classes[top : top + 10]
-        areas += [n.area for n in finder.add(rows, rows, last=top == 190)]
+        areas += [n.area for n in finder.add(rows, rows)]
         held = max(held, len(finder.classes))
     assert sum(areas) == 20_000
     assert max(areas) == 40 * 40
@@ -130,17 +131,17 @@ def test_what_a_cut_leaves_in_pieces_counts_as_pieces(monkeypatch):
     comb = np.zeros((9, 20), np.uint8)
     comb[:, 0] = 1
     comb[::4] = 1  # three teeth: one piece up to column 10, three beyond
-    found = find(comb, apart=None)
+    found = find(comb, min_distance=None)
     assert sorted(n.area for n in found) == [10, 10, 10, 9 + 3 * 9]
 
 
-def test_touching_nuclei_of_the_sample_are_mostly_parted():
-    """Counts on drawn tissue, where the truth is known: parting must pay."""
-    true = whole = parted = 0
+def test_touching_nuclei_of_the_sample_are_mostly_separated():
+    """Counts on drawn tissue, where the truth is known: separation must pay."""
+    true = whole = separated = 0
     for seed in range(3):
         _, inst_map, _, _ = draw_region(np.random.default_rng(seed), 300, 300)
         foreground = (inst_map > 0).astype(np.uint8)
         true += len(np.unique(inst_map)) - 1
         whole += cv2.connectedComponents(foreground)[0] - 1
-        parted += len(find(foreground))
-    assert abs(parted - true) < abs(whole - true)
+        separated += len(find(foreground))
+    assert abs(separated - true) < abs(whole - true)

@@ -7,20 +7,25 @@ import re
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from skimage.draw import disk
+from skimage.measure import label
 from tifffile import TiffWriter, imread, imwrite
 from torch import nn
 
 from config import UserError
 from medood.data.images import read_image, write_png
 from medood.data.labels import palette
+from medood.data.workspace import require_network
 from medood.models.inference import Predictor
 from medood.models.network import Normalise, build_model
-from medood.predicting.outputs import ENDINGS, open_outputs
+from medood.predicting.nuclei import NucleusFinder
+from medood.predicting.outputs import ENDINGS, Outputs
 from medood.predicting.slides import File, Slide, open_image
 from medood.predicting.tiles import OVERLAP, fade, positions, strips
 from medood.sample import draw_region
@@ -32,7 +37,7 @@ COLOURS = palette(TINY.classes)
 
 
 class ByColour(nn.Module):
-    """A network that calls a pixel the class whose colour it has: no learning, known answers."""
+    """A network that calls a pixel the class whose colour it has: no learning, known output."""
 
     def __init__(self):
         super().__init__()
@@ -95,7 +100,7 @@ def test_strips_give_what_the_network_gives_on_the_whole_image(tmp_path, by_colo
 
 
 class ByPlace(ByColour):
-    """Its answer changes from left to right within a tile, as at the borders of a real one."""
+    """Its output changes from left to right within a tile, as at the borders of a real one."""
 
     def forward(self, images):
         tilt = torch.linspace(-4, 4, images.shape[-1]).expand(images.shape[0], 1, *images.shape[2:])
@@ -103,21 +108,21 @@ class ByPlace(ByColour):
 
 
 def test_tiles_fade_into_each_other(tmp_path):
-    answer = Predictor(TINY, ByPlace(), torch.device("cpu"))
+    predictor = Predictor(TINY, ByPlace(), torch.device("cpu"))
     image = np.random.default_rng(0).integers(0, 256, (128, 320, 3), np.uint8)
     write_png(tmp_path / "image.png", image)
     source = open_image(tmp_path / "image.png")
-    ((_, _, certainty),) = strips(answer, source, 128, 320, 128, "test")
+    ((_, _, certainty),) = strips(predictor, source, 128, 320, 128, "test")
     # a tile ends sure of one class and the next begins sure of the other: no step is left
     steps = np.abs(np.diff(certainty[64].astype(int)))
     assert steps.max() < 25
 
 
-def test_a_tile_of_glass_is_background_without_asking_the_network(tmp_path, by_colour, monkeypatch):
+def test_a_tile_of_glass_is_background_without_the_network(tmp_path, by_colour, monkeypatch):
     image = np.full((200, 200, 3), 240, np.uint8)
     image += np.random.default_rng(0).integers(0, 10, image.shape, np.uint8)
     write_png(tmp_path / "glass.png", image)
-    monkeypatch.setattr(Predictor, "__call__", lambda *_: pytest.fail("asked"))
+    monkeypatch.setattr(Predictor, "__call__", lambda *_: pytest.fail("was run"))
     found = list(strips(by_colour, open_image(tmp_path / "glass.png"), 200, 200, 128, "test"))
     assert not any(classes.any() for _, classes, _ in found)
     assert all((certainty == 255).all() for _, _, certainty in found)
@@ -148,7 +153,7 @@ def test_a_pyramid_is_read_from_the_level_that_is_fine_enough(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("said", "mpp"),
+    ("stored", "mpp"),
     [
         ({"description": "Aperio Image |AppMag = 40|MPP = 0.2520", "metadata": None}, 0.252),
         ({"resolution": (20_000, 20_000), "resolutionunit": "CENTIMETER"}, 0.5),
@@ -156,9 +161,9 @@ def test_a_pyramid_is_read_from_the_level_that_is_fine_enough(tmp_path):
         ({}, None),
     ],
 )
-def test_the_scale_of_a_slide_is_read(tmp_path, said, mpp):
+def test_the_scale_of_a_slide_is_read(tmp_path, stored, mpp):
     image = np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8)
-    write_slide(tmp_path / "slide.tif", image, **said)
+    write_slide(tmp_path / "slide.tif", image, **stored)
     assert open_image(tmp_path / "slide.tif").mpp == mpp
 
 
@@ -195,12 +200,13 @@ def test_an_ordinary_image_is_resized_once_and_whole(tmp_path):
 # ---------------------------------------------------------------- the step
 
 
-@pytest.fixture
-def network(tmp_path):
+@pytest.fixture(scope="module")
+def network(tmp_path_factory):
     """A folder as smp's save_pretrained writes it, of a small network that knows nothing."""
+    folder = tmp_path_factory.mktemp("network")
     torch.manual_seed(0)
-    build_model(TINY).save_pretrained(tmp_path / "network")
-    return tmp_path / "network"
+    build_model(TINY).save_pretrained(folder)
+    return folder
 
 
 def settings(tmp_path, network, *images, **changes):
@@ -211,8 +217,30 @@ def settings(tmp_path, network, *images, **changes):
 
 @pytest.fixture
 def colour_network(monkeypatch):
-    """The network of any folder answers by colour."""
+    """The network of any folder is the one by colour."""
     monkeypatch.setattr("medood.models.checkpoints.load_model", lambda *_: ByColour())
+
+
+@pytest.mark.parametrize("longest", [4096, 30])
+def test_the_overlay_tells_touching_nuclei_of_one_class_apart(tmp_path, monkeypatch, longest):
+    monkeypatch.setattr("medood.predicting.outputs.OVERLAY", longest)
+    shape, step = (40, 60), 60 // min(longest, 60)
+    classes = np.zeros(shape, np.uint8)
+    for column in (20, 36):
+        classes[disk((20, column), 10)] = 2
+    with ExitStack() as files:
+        outputs = Outputs(files, tmp_path / "image", TINY, shape, np.ones(2))
+        outputs.add_rows(np.full((*shape, 3), 128, np.uint8), classes)
+        for nucleus in NucleusFinder(shape, 2.0, 1).add(classes, classes):
+            outputs.add_nucleus(nucleus)
+        outputs.finish()
+    overlay = read_image(tmp_path / "image_overlay.png")
+    assert overlay.shape == (40 // step, 60 // step, 3)
+    lines = (overlay == COLOURS[2]).all(2)
+    inside = (classes[::step, ::step] > 0) & ~lines
+    assert label(inside, return_num=True)[1] == 2
+    if step == 1:
+        assert not lines[classes == 0].any()
 
 
 @pytest.mark.usefixtures("colour_network")
@@ -276,7 +304,7 @@ def test_what_is_done_is_kept_and_other_settings_do_it_again(tmp_path, network, 
     assert "image.png: kept" not in capsys.readouterr().out
 
 
-def test_one_bad_image_does_not_cost_the_others(tmp_path, network):
+def test_one_bad_image_does_not_stop_the_others(tmp_path, network):
     write_png(tmp_path / "good.png", coloured(64, 64)[1])
     (tmp_path / "bad.png").write_bytes(b"\x89PNG, not really")
     with pytest.raises(UserError, match=r"1 images could not be segmented: bad\.png"):
@@ -287,8 +315,9 @@ def test_one_bad_image_does_not_cost_the_others(tmp_path, network):
 
 def test_an_error_in_the_middle_leaves_no_file(tmp_path):
     def stop() -> None:
-        with open_outputs(tmp_path / "image", TINY.classes, (10, 10), (1.0, 1.0), 0.5) as files:
-            files.add_rows(np.zeros((5, 10, 3), np.uint8), np.zeros((5, 10), np.uint8))
+        with ExitStack() as files:
+            outputs = Outputs(files, tmp_path / "image", TINY, (10, 10), np.ones(2))
+            outputs.add_rows(np.zeros((5, 10, 3), np.uint8), np.zeros((5, 10), np.uint8))
             raise KeyError
 
     with pytest.raises(KeyError):
@@ -297,19 +326,36 @@ def test_an_error_in_the_middle_leaves_no_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"image": ()}, "no image"),
         ({"image": (Path("nowhere.png"),)}, "there is no image nowhere.png"),
         ({"checkpoint": None}, "--checkpoint"),
-        ({"checkpoint": Path("nowhere")}, "checkpoint: nowhere is not there"),
+        ({"checkpoint": Path("nowhere")}, "there is no folder nowhere: correct its name"),
     ],
 )
-def test_what_is_missing_is_named(tmp_path, network, change, said):
+def test_what_is_missing_is_named(tmp_path, network, change, message):
     write_png(tmp_path / "image.png", coloured(64, 64)[1])
     cfg = settings(tmp_path, network, tmp_path / "image.png")
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         predict_images(dataclasses.replace(cfg, **change))
+
+
+@pytest.mark.parametrize(
+    ("name", "cure"),
+    [
+        ("models/79_unet_vgg11_bn_ood", "run `python train_ood.py` first"),
+        ("models/79_unet_vgg11_bn", "run `python train.py` first"),
+        ("models/best", "there is no folder .*best: correct its name"),
+        ("model/79_unet_vgg11_bn_ood", "there is no folder .*_ood: correct its name"),
+    ],
+)
+def test_a_misspelt_folder_is_told_from_a_network_that_is_not_trained_yet(tmp_path, name, cure):
+    with pytest.raises(UserError, match=cure):
+        require_network(tmp_path / name)
+    (tmp_path / name).mkdir(parents=True)
+    with pytest.raises(UserError, match=r"no network .* in .*: run"):
+        require_network(tmp_path / name)
 
 
 def test_results_do_not_go_among_the_images(tmp_path, network):
@@ -321,21 +367,21 @@ def test_results_do_not_go_among_the_images(tmp_path, network):
 
 def test_a_batch_that_does_not_fit_is_given_in_halves(by_colour, monkeypatch):
     mask, image = coloured(64, 64)
-    asked = []
-    answer = Predictor._answer
+    sizes = []
+    probabilities = Predictor._probabilities
 
     def small(self, images):
-        asked.append(len(images))
+        sizes.append(len(images))
         if len(images) > 2:
             raise torch.OutOfMemoryError
-        return answer(self, images)
+        return probabilities(self, images)
 
-    monkeypatch.setattr(Predictor, "_answer", small)
+    monkeypatch.setattr(Predictor, "_probabilities", small)
     found = by_colour(torch.from_numpy(np.stack([image] * 5)))
-    assert asked == [5, 3, 2, 1, 2]
+    assert sizes == [5, 3, 2, 1, 2]
     np.testing.assert_array_equal(found.argmax(1).numpy(), np.stack([mask] * 5))
     monkeypatch.setattr(
-        Predictor, "_answer", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError)
+        Predictor, "_probabilities", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError)
     )
     with pytest.raises(UserError, match="no memory for an image of 64 x 64 pixels: set device"):
         by_colour(torch.from_numpy(image[None]))
@@ -367,7 +413,7 @@ def test_a_slide_of_20000_x_20000_pixels_takes_less_than_2_gb(tmp_path, network)
         for row in range(0, side, tile):
             for column in range(0, side, tile):
                 part = tissue[row % 1024 :, column % 1024 :][:tile, :tile]
-                # an island of tissue on glass, whose tiles the network is not asked about
+                # an island of tissue on glass, whose tiles do not go through the network
                 inside = 8000 <= row < 11000 and 6000 <= column < 12000
                 yield part if inside else np.full((tile, tile, 3), 240, np.uint8)
 

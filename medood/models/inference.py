@@ -1,4 +1,4 @@
-"""A trained network on many patches: one batched pass, shared by mining and testing."""
+"""A trained network on many patches: one batched pass, shared by mining, testing and predict.py."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,7 @@ from tqdm import tqdm
 from config import Config, UserError
 from medood.models.network import Normalise, autocast, folded
 
-# patches per forward pass: larger batches leave a CPU's cache, smaller ones leave a GPU idle
+# patches per forward pass: larger ones do not fit a CPU's cache, smaller ones do not fill a GPU
 BATCH = {"cpu": 8, "cuda": 256}
 
 
@@ -25,7 +25,8 @@ class Predictor:
     def __call__(self, images: Tensor) -> Tensor:
         """Return the probabilities, float32 (n, C, H, W), of RGB uint8 (n, H, W, 3).
 
-        What does not fit onto the device at once is given to it in halves.
+        A batch that does not fit into the memory of the device is split in halves. Raises UserError
+        for a single image that does not.
         """
         try:
             return self._probabilities(images)
@@ -52,9 +53,9 @@ def batch_size(device: torch.device) -> int:
 
 
 def count_pixels(probability: Tensor) -> Tensor:
-    """Return how many pixels of each patch go to each class, int64 (n, C), from (n, C, P, P)."""
-    found = probability.argmax(1)
-    return torch.stack([(found == value).sum((1, 2)) for value in range(probability.shape[1])], 1)
+    """Return how many pixels of each patch get each class, int64 (n, C), from (n, C, P, P)."""
+    classes = probability.argmax(1)
+    return torch.stack([(classes == value).sum((1, 2)) for value in range(probability.shape[1])], 1)
 
 
 def predict(

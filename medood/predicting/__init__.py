@@ -2,6 +2,6 @@
 
 slides   images and slides, row by row
 tiles    overlapping tiles through a network
-nuclei   touching nuclei parted, each with its outline
+nuclei   touching nuclei separated, each with its outline
 outputs  mask, overlay, table, and outlines for QuPath
 """

@@ -1,6 +1,5 @@
 """New images, row by row: ordinary files, and whole slides that do not fit into memory."""
 
-from abc import ABC, abstractmethod
 from pathlib import Path
 
 import cv2
@@ -16,20 +15,8 @@ MPP = 0.05, 10  # microns per pixel that a scanner can have; others are a file's
 BLOCK = 4096  # pixels of a row that are read at a time
 
 
-class Source(ABC):
-    """An image of `height` x `width` pixels at `mpp` microns per pixel; None: unknown."""
-
-    height: int
-    width: int
-    mpp: float | None
-
-    @abstractmethod
-    def rows(self, top: int, bottom: int, height: int, width: int) -> np.ndarray:
-        """Return rows top..bottom of the image, resized to height x width, RGB (n, width, 3)."""
-
-
-class File(Source):
-    """An ordinary image, held in memory."""
+class File:
+    """An ordinary image of `height` x `width` pixels, held in memory; its `mpp` is not known."""
 
     def __init__(self, path: Path, max_pixels: int) -> None:
         self.image = read_image(path, max_pixels)
@@ -37,17 +24,16 @@ class File(Source):
         self.mpp = None
 
     def rows(self, top: int, bottom: int, height: int, width: int) -> np.ndarray:
-        if self.image.shape[:2] != (height, width):
-            shrink = height < self.image.shape[0]
-            way = cv2.INTER_AREA if shrink else cv2.INTER_CUBIC
-            self.image = cv2.resize(self.image, (width, height), interpolation=way)
+        """Return rows top..bottom of the image, resized to height x width, RGB (n, width, 3)."""
+        self.image = _resized(self.image, height, width)  # by the first call
         return self.image[top:bottom]
 
 
-class Slide(Source):
-    """A whole slide or tiled TIFF, of which only the rows asked for are in memory.
+class Slide:
+    """A whole slide or tiled TIFF of `height` x `width` pixels, read from the disk row by row.
 
-    Where a scanner says which part it scanned, that part is the image, as in QuPath.
+    `mpp`: microns per pixel, or None where the file has none. Where a scanner says which part it
+    scanned, that part is the image, as in QuPath.
     """
 
     def __init__(self, path: Path) -> None:
@@ -65,8 +51,9 @@ class Slide(Source):
         self.path, self.mpp = path, mpp if MPP[0] <= mpp <= MPP[1] else None
 
     def rows(self, top: int, bottom: int, height: int, width: int) -> np.ndarray:
-        scale = self.height / height, self.width / width  # pixels of the slide per pixel asked for
-        # one that is finer than asked for, so that nothing is made up
+        """Return rows top..bottom of the slide, resized to height x width, RGB (n, width, 3)."""
+        scale = self.height / height, self.width / width  # pixels of the slide per pixel returned
+        # the coarsest level that still has every detail of the result
         level = self.slide.get_best_level_for_downsample(max(1.0, min(scale)))
         shrink = self.slide.level_downsamples[level]
         out = np.empty((bottom - top, width, 3), np.uint8)
@@ -75,17 +62,30 @@ class Slide(Source):
             x0, x1 = (round(x * scale[1]) for x in (left, right))
             y0, y1 = (round(y * scale[0]) for y in (top, bottom))
             size = max(1, round((x1 - x0) / shrink)), max(1, round((y1 - y0) / shrink))
-            try:
-                region = self.slide.read_region((self.left + x0, self.top + y0), level, size)
-            except openslide.OpenSlideError as error:
-                raise UserError(f"{self.path} is damaged ({error}): copy it again") from None
-            rgba = np.asarray(region)
-            rgb = np.where(rgba[..., 3:] > 0, rgba[..., :3], np.uint8(255))  # not scanned: white
-            if size != (right - left, bottom - top):
-                way = cv2.INTER_AREA if size[0] > right - left else cv2.INTER_CUBIC
-                rgb = cv2.resize(rgb, (right - left, bottom - top), interpolation=way)
-            out[:, left:right] = rgb
+            rgb = self._region(x0, y0, level, size)
+            out[:, left:right] = _resized(rgb, bottom - top, right - left)
         return out
+
+    def _region(self, x: int, y: int, level: int, size: tuple[int, int]) -> np.ndarray:
+        """Return `size` pixels of a level, RGB uint8; x and y are pixels of level 0."""
+        try:
+            region = self.slide.read_region((self.left + x, self.top + y), level, size)
+        except openslide.OpenSlideError as error:
+            raise UserError(f"{self.path} is damaged ({error}): copy it again") from None
+        rgba = np.asarray(region)
+        return np.where(rgba[..., 3:] > 0, rgba[..., :3], np.uint8(255))  # not scanned: white
+
+
+Source = File | Slide
+
+
+def _resized(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Return an image, (H, W, 3), in another size."""
+    if image.shape[:2] == (height, width):
+        return image
+    shrinks = height * width < image.shape[0] * image.shape[1]
+    method = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
+    return cv2.resize(image, (width, height), interpolation=method)
 
 
 def open_image(path: Path, max_pixels: int = Config.max_pixels) -> Source:

@@ -9,11 +9,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from medood.data.labels import BACKGROUND
-from medood.models.inference import BATCH, Predictor
+from medood.models.inference import Predictor, batch_size
 from medood.predicting.slides import Source
 
 OVERLAP = 64  # pixels that neighbouring tiles share
-GLASS = 24  # grey levels: a tile whose channels vary less shows nothing, and no network is asked
+GLASS = 24  # grey levels: a tile whose channels vary less shows nothing; the network is not run
 
 
 def positions(length: int, tile: int) -> list[int]:
@@ -33,21 +33,19 @@ def fade(tile: int) -> Tensor:
 def strips(
     predictor: Predictor, source: Source, height: int, width: int, tile: int, task: str
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Yield an image from top to bottom: its rows, their classes, and how sure the network is.
+    """Yield an image from top to bottom: its rows, their classes, and their probabilities.
 
-    The image is brought to height x width pixels; of it, and of the probabilities, one strip of
-    `tile` rows is in memory. Yields RGB uint8 (n, width, 3), the class of each pixel, uint8
+    The image is resized to height x width pixels; one strip of `tile` rows, of it and of the
+    probabilities, is in memory. Yields RGB uint8 (n, width, 3), the class of each pixel, uint8
     (n, width), and the probability of that class in 255ths, uint8 (n, width).
     """
     tops, lefts = positions(height, tile), positions(width, tile)
     full = lefts[-1] + tile  # the last tiles reach beyond the image, which is mirrored there
-    weight = fade(tile).to(predictor.device)
-    square = weight[:, None] * weight
-    across, down = weight.new_zeros(full), weight.new_zeros(tile)
-    for left in lefts:
-        across[left : left + tile] += weight
-    sums = weight.new_zeros(predictor.classes, tile, full)  # of weighted probabilities
-    with tqdm(total=len(tops) * len(lefts), desc=task, leave=False, disable=None) as bar:
+    side = fade(tile).to(predictor.device)
+    weight = side[:, None] * side
+    # of weighted probabilities, and of the weights
+    sums = weight.new_zeros(predictor.classes + 1, tile, full)
+    with tqdm(total=len(tops) * len(lefts), desc=task, leave=False, disable=None) as progress:
         for top in tops:
             bottom = min(top + tile, height)
             rows = source.rows(top, bottom, height, width)
@@ -55,19 +53,19 @@ def strips(
             framed = cv2.copyMakeBorder(rows, 0, beyond[0], 0, beyond[1], cv2.BORDER_REFLECT)
             for left, probability in _probabilities(predictor, framed, lefts, tile):
                 part = sums[..., left : left + tile]
+                part[-1] += weight
                 if probability is None:
-                    part[BACKGROUND] += square
+                    part[BACKGROUND] += weight
                 else:
-                    part.addcmul_(probability, square)
-                bar.update()
-            down += weight
+                    part[:-1].addcmul_(probability, weight)
+                progress.update()
             done = bottom - top if top == tops[-1] else tile - OVERLAP
-            best, classes = sums[:, :done, :width].max(0)
-            best.div_(down[:done, None]).div_(across[:width]).mul_(255).round_().clamp_(max=255)
+            best, classes = sums[:-1, :done, :width].max(0)
+            best.div_(sums[-1, :done, :width]).mul_(255).round_().clamp_(max=255)
             yield rows[:done], *(found.to("cpu", torch.uint8).numpy() for found in (classes, best))
             # what the next tiles share with these moves up
-            sums[:, :OVERLAP], down[:OVERLAP] = sums[:, -OVERLAP:], down[-OVERLAP:]
-            sums[:, OVERLAP:], down[OVERLAP:] = 0, 0
+            sums[:, :OVERLAP] = sums[:, -OVERLAP:]
+            sums[:, OVERLAP:] = 0
 
 
 def _probabilities(
@@ -75,7 +73,7 @@ def _probabilities(
 ) -> Iterator[tuple[int, Tensor | None]]:
     """Yield where each tile of a strip begins, and its probabilities, float32 (C, tile, tile).
 
-    None stands for a tile of glass: background, without asking the network.
+    None stands for a tile of glass: background, without running the network.
     """
     busy = []
     for left in lefts:
@@ -85,7 +83,7 @@ def _probabilities(
         else:
             busy.append(left)
     # as many pixels at a time as in mining and testing
-    size = max(1, BATCH.get(predictor.device.type, BATCH["cpu"]) * 128**2 // tile**2)
+    size = max(1, batch_size(predictor.device) * 128**2 // tile**2)
     for start in range(0, len(busy), size):
         group = busy[start : start + size]
         images = np.stack([strip[:, left : left + tile] for left in group])
