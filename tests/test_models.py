@@ -81,7 +81,10 @@ def test_normalise_takes_0_to_255():
         ({"encoder": "tu-tinynetd"}, "nearest names are .*tu-tinynet_d"),
         ({"architecture": "unett"}, "architecture = 'unett' is unknown: .*unet"),
         ({"encoder_weights": "nowhere.pth"}, "there is no file nowhere.pth"),
-        ({"encoder_weights": "imagnet"}, "mobilenet_v2 has imagenet; else give none, or the path"),
+        (
+            {"encoder_weights": "imagnet"},
+            "mobilenet_v2 has imagenet: give one of them, or none, or the path",
+        ),
         (
             {"architecture": "unetplusplus", "encoder": "mit_b0"},
             "unetplusplus cannot be built on encoder mit_b0",
