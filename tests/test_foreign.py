@@ -1,5 +1,6 @@
 """Networks from elsewhere: opened whatever they were saved with, and no code in them is run."""
 
+import copy
 import dataclasses
 import functools
 import json
@@ -22,17 +23,22 @@ from tests.conftest import TINY
 
 
 def network(architecture="unet", encoder="mobilenet_v2", classes=7, **widths):
-    """A network of smp in eval mode whose normalisations do something."""
+    """A network of smp in eval mode whose normalisations do something: a copy for each caller."""
+    return copy.deepcopy(built(architecture, encoder, classes=classes, **widths))
+
+
+@functools.cache
+def built(architecture, encoder, **parameters):
     torch.manual_seed(0)
-    model = smp.create_model(architecture, encoder, None, classes=classes, **widths).eval()
+    model = smp.create_model(architecture, encoder, None, **parameters).eval()
     for weights in model.parameters():
         if weights.ndim == 1:
             nn.init.normal_(weights, 1, 0.1)
     return model
 
 
-def assert_same(found, expected):
-    images = torch.randn(1, 3, 128, 128)  # PAN takes nothing smaller
+def assert_same(found, expected, size=64):
+    images = torch.randn(1, 3, size, size)
     with torch.inference_mode():
         torch.testing.assert_close(found(images), expected(images), rtol=0, atol=0)
 
@@ -91,7 +97,7 @@ def test_a_decoder_of_other_widths_is_read_from_the_shapes(tmp_path, architectur
     for path in tmp_path.iterdir():
         found = load_model(path, TINY)
         assert type(found) is type(expected)
-        assert_same(found, expected)
+        assert_same(found, expected, 128 if architecture == "pan" else 64)  # pan takes no less
 
 
 def test_a_network_that_was_saved_whole_says_what_shapes_do_not(tmp_path):
@@ -256,7 +262,7 @@ def test_weights_of_an_encoder_of_timm_are_read_without_their_code(tmp_path):
 
 
 def test_a_compressed_file_is_refused(tmp_path):
-    torch.save(network().state_dict(), tmp_path / "plain.pth")
+    torch.save({"weight": torch.zeros(9)}, tmp_path / "plain.pth")
     with (
         zipfile.ZipFile(tmp_path / "plain.pth") as plain,
         zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as packed,
@@ -268,7 +274,7 @@ def test_a_compressed_file_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("config", "said"),
+    ("config", "message"),
     [
         ("[]", "architecture = '' is unknown"),
         ('{"_model_class": "__loader__", "encoder_name": "resnet18"}', "is unknown"),
@@ -277,9 +283,9 @@ def test_a_compressed_file_is_refused(tmp_path):
         ('{"_model_class": "Unet", "encoder_name": "resnet18", "unheard": 1}', "no usable"),
     ],
 )
-def test_a_folder_that_asks_for_something_else_is_refused(tmp_path, config, said):
+def test_a_folder_that_asks_for_something_else_is_refused(tmp_path, config, message):
     (tmp_path / "config.json").write_text(config)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         load_model(tmp_path, TINY)
 
 

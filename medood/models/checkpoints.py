@@ -52,7 +52,11 @@ def load_model(checkpoint: Path, cfg: Config) -> nn.Module:
     """
     require_network(checkpoint)
     try:
-        model = (_of_file if checkpoint.is_file() else _of_folder)(checkpoint, cfg)
+        if checkpoint.is_file():
+            model = _of_file(checkpoint, cfg)
+        else:
+            model = network_of(read_json(checkpoint / "config.json") or {})
+            _load(model, load_file(checkpoint / "model.safetensors"))
     except UserError:
         raise
     except Exception as error:  # key names, shapes, JSON and safetensors each have their own kind
@@ -69,11 +73,6 @@ def load_model(checkpoint: Path, cfg: Config) -> nn.Module:
             f" ({', '.join(expected)}): set classes to the network's"
         )
     return model.eval()
-
-
-def _of_folder(folder: Path, cfg: Config) -> nn.Module:
-    model = network_of(read_json(folder / "config.json") or {})
-    return _load(model, load_file(folder / "model.safetensors"))
 
 
 def _of_file(path: Path, cfg: Config) -> nn.Module:

@@ -47,20 +47,19 @@ class Normalise(nn.Module):
         return (images - self.mean) / self.std
 
 
-def _refuse_unknown(kind: str, name: str, known: list[str]) -> None:
-    if name not in known:
-        close = difflib.get_close_matches(name, known, n=4, cutoff=0.5) or known
-        raise UserError(f"{kind} = {name!r} is unknown: the nearest names are {', '.join(close)}")
-
-
 def require_known(architecture: str, encoder: str) -> None:
     """Raise UserError, with the nearest names, for an architecture or encoder that is not known."""
-    _refuse_unknown("architecture", architecture, list(smp.MODEL_ARCHITECTURES_MAPPING))
     if encoder.startswith("tu-"):
-        timm_names = [f"tu-{name}" for name in timm.list_models()]
-        _refuse_unknown("encoder", encoder.split(".")[0], timm_names)
+        encoders = [f"tu-{name}" for name in timm.list_models()]
     else:
-        _refuse_unknown("encoder", encoder, [*get_encoder_names(), "tu-<name of timm>"])
+        encoders = [*get_encoder_names(), "tu-<name of timm>"]
+    for kind, name, known in (
+        ("architecture", architecture, list(smp.MODEL_ARCHITECTURES_MAPPING)),
+        ("encoder", encoder.split(".")[0], encoders),  # timm has a name of weights after the point
+    ):
+        if name not in known:
+            close = ", ".join(difflib.get_close_matches(name, known, n=4, cutoff=0.5) or known)
+            raise UserError(f"{kind} = {name!r} is unknown: the nearest names are {close}")
 
 
 def network_of(description: dict, pretrained: str | bool | None = None) -> nn.Module:

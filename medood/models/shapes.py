@@ -12,36 +12,33 @@ from medood.models.foreign import Weights
 
 HEAD = "segmentation_head.0.weight"  # its outputs are the classes
 BLOCKS = "decoder.blocks.*.conv2.0.weight"
-# by architecture: the parameters of its decoder, and the weights whose numbers of outputs they are
-WIDTHS = {
-    "unet": {"decoder_channels": BLOCKS},
-    "unetplusplus": {"decoder_channels": "decoder.blocks.x_0_*.conv2.0.weight"},
-    "manet": {
-        "decoder_channels": BLOCKS,
-        "decoder_pab_channels": "decoder.center.top_conv.weight",
-    },
-    "fpn": {
-        "decoder_pyramid_channels": "decoder.p5.weight",
-        "decoder_segmentation_channels": "decoder.seg_blocks.0.block.0.block.0.weight",
-    },
-    "pspnet": {"psp_out_channels": "decoder.conv.0.weight"},
-    "deeplabv3": {"decoder_channels": "decoder.conv.weight"},
-    "deeplabv3plus": {"decoder_channels": "decoder.aspp.1.1.weight"},
-    "pan": {"decoder_channels": "decoder.fpa.mid.0.conv.weight"},
-    "upernet": {"decoder_channels": "decoder.fusion_block.0.weight"},
-    "segformer": {"decoder_segmentation_channels": "decoder.fuse_stage.0.weight"},
-}
+# architecture, a parameter of its decoder, and the weights whose numbers of outputs it is
+WIDTHS = (
+    ("unet", "decoder_channels", BLOCKS),
+    ("unetplusplus", "decoder_channels", "decoder.blocks.x_0_*.conv2.0.weight"),
+    ("manet", "decoder_channels", BLOCKS),
+    ("manet", "decoder_pab_channels", "decoder.center.top_conv.weight"),
+    ("fpn", "decoder_pyramid_channels", "decoder.p5.weight"),
+    ("fpn", "decoder_segmentation_channels", "decoder.seg_blocks.0.block.0.block.0.weight"),
+    ("pspnet", "psp_out_channels", "decoder.conv.0.weight"),
+    ("deeplabv3", "decoder_channels", "decoder.conv.weight"),
+    ("deeplabv3plus", "decoder_channels", "decoder.aspp.1.1.weight"),
+    ("pan", "decoder_channels", "decoder.fpa.mid.0.conv.weight"),
+    ("upernet", "decoder_channels", "decoder.fusion_block.0.weight"),
+    ("segformer", "decoder_segmentation_channels", "decoder.fuse_stage.0.weight"),
+)
 
 
 def parameters_of(architecture: str, weights: Weights) -> dict:
     """Return the parameters of a network that the shapes of its weights tell: classes, widths."""
     found = {"classes": len(weights[HEAD])} if HEAD in weights else {}
-    for parameter, pattern in WIDTHS.get(architecture, {}).items():
-        widths = tuple(len(weights[name]) for name in sorted(fnmatch.filter(weights, pattern)))
-        if "*" in pattern:  # one width for each block, of which the encoder's depth is the number
+    for name, parameter, pattern in WIDTHS:
+        matches = sorted(fnmatch.filter(weights, pattern)) if name == architecture else []
+        if matches and "*" in pattern:  # a width for each block
+            widths = tuple(len(weights[match]) for match in matches)
             found |= {parameter: widths, "encoder_depth": len(widths)}
-        elif widths:
-            found[parameter] = widths[0]
+        elif matches:
+            found[parameter] = len(weights[pattern])
     return found
 
 
