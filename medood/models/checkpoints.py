@@ -78,7 +78,8 @@ def load_model(checkpoint: Path, cfg: Config) -> nn.Module:
 def _of_file(path: Path, cfg: Config) -> nn.Module:
     """Return the likeliest network that the weights in a file fit.
 
-    Each is tried without memory first: no small file makes this process build a huge network.
+    Each network is tried without memory first, so that a small file cannot make it huge. Raises
+    UserError if the weights fit none.
     """
     weights, own = read_weights(path)
     for known in _candidates(path, cfg, weights, own):
@@ -97,7 +98,7 @@ def _of_file(path: Path, cfg: Config) -> nn.Module:
 
 
 def _load(model: nn.Module, weights: Weights, assign: bool = False) -> nn.Module:
-    """Return a network with the weights, without batch normalisation if they have none."""
+    """Return `model` with the weights, and without batch normalisation if they have none."""
     if not any(name.endswith("running_mean") for name in weights):
         remove_batch_norm(model)
     model.load_state_dict(weights, assign=assign)

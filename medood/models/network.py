@@ -149,7 +149,7 @@ def _load_encoder_file(model: nn.Module, names: dict[str, str], path: Path) -> N
     except UserError:
         raise
     except Exception as error:  # unpickling, tensor shapes and key names each have their own kind
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"{path} does not hold weights of encoder {encoder} ({reason}):"
             " give the file of that encoder, or set encoder to the file's"
@@ -240,12 +240,10 @@ def pick_device(cfg: Config) -> torch.device:
 
 def autocast(cfg: Config, device: torch.device) -> torch.autocast:
     """Return the context in which the network computes: bfloat16 or float32."""
-    if cfg.precision == "auto":
-        if device.type == "cuda":
-            enabled = torch.cuda.is_bf16_supported(including_emulation=False)
-        else:
-            # without the instructions bfloat16 is emulated, slower than float32
-            enabled = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
-    else:
+    if cfg.precision != "auto":
         enabled = cfg.precision == "bfloat16"
+    elif device.type == "cuda":
+        enabled = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:  # a CPU that lacks the instructions emulates bfloat16, slower than float32
+        enabled = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
