@@ -10,12 +10,14 @@ models/<fold>_<architecture>_<encoder>[_ood]/
 
 import dataclasses
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 import segmentation_models_pytorch as smp
 from safetensors.torch import load_file
+from segmentation_models_pytorch.encoders import get_encoder_names
 from torch import nn
 
 from config import Config, UserError
@@ -23,8 +25,9 @@ from medood.data.files import read_json
 from medood.data.folds import region_of
 from medood.data.records import RUN
 from medood.data.workspace import require_network
-from medood.models.foreign import Weights, read_weights, recognise
-from medood.models.network import build_model, remove_batch_norm, require_known
+from medood.models.foreign import Weights, read_weights
+from medood.models.network import network_of, remove_batch_norm
+from medood.models.shapes import HEAD, encoder_shapes, parameters_of, without_memory
 
 TRAINED_ON = "trained_on.txt"
 IN_RUN = {  # what run.json holds
@@ -49,11 +52,15 @@ def load_model(checkpoint: Path, cfg: Config) -> nn.Module:
     """
     require_network(checkpoint)
     try:
-        model = (_of_file if checkpoint.is_file() else _of_folder)(checkpoint, cfg)
+        if checkpoint.is_file():
+            model = _of_file(checkpoint, cfg)
+        else:
+            model = network_of(read_json(checkpoint / "config.json") or {})
+            _load(model, load_file(checkpoint / "model.safetensors"))
     except UserError:
         raise
     except Exception as error:  # key names, shapes, JSON and safetensors each have their own kind
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"{checkpoint} holds no usable network ({reason}): train or copy it again"
         ) from None
@@ -68,49 +75,51 @@ def load_model(checkpoint: Path, cfg: Config) -> nn.Module:
     return model.eval()
 
 
-def _of_folder(folder: Path, cfg: Config) -> nn.Module:
-    config = read_json(folder / "config.json") or {}
-    architecture = str(config.get("_model_class", "")).lower()
-    require_known(architecture, str(config.get("encoder_name")))
-    parts = {name: value for name, value in config.items() if not name.startswith("_")}
-    model = smp.MODEL_ARCHITECTURES_MAPPING[architecture](**parts | {"encoder_weights": None})
-    if not read_run(folder).get("settings", {}).get("batch_norm", True):
-        remove_batch_norm(model)
-    model.load_state_dict(load_file(folder / "model.safetensors"))
-    return model
-
-
 def _of_file(path: Path, cfg: Config) -> nn.Module:
-    """Return the network of a file: as the file says, run.json beside it, or the settings.
+    """Return the likeliest network that the weights in a file fit.
 
-    If none of them fits, it is recognised from the weights themselves.
+    Each network is tried without memory first, so that a small file cannot make it huge. Raises
+    UserError if the weights fit none.
     """
-    weights, said = read_weights(path)
-    settings = {"architecture": cfg.architecture, "encoder": cfg.encoder}
-    beside = read_run(path).get("settings", {})
-    described = {name: beside[name] for name in (*settings, "batch_norm") if name in beside}
-    for known in (said, described, settings):
-        if known and (model := _fitted(cfg, known, weights)):
-            return model
-    if (known := recognise(weights)) and (model := _fitted(cfg, known, weights)):
-        return model
-    head = weights.get("segmentation_head.0.weight")
-    classes = f"it has {len(head)} classes with background" if head is not None else "no head"
+    weights, own = read_weights(path)
+    for known in _candidates(path, cfg, weights, own):
+        description = parameters_of(known["_model_class"].lower(), weights) | known
+        try:
+            _load(without_memory(partial(network_of, description)), weights, assign=True)
+        except Exception:  # names or shapes differ, or smp cannot build this network
+            continue
+        return _load(network_of(description), weights)
+    classes = f"{len(weights[HEAD])} classes with background" if HEAD in weights else "no head"
     raise UserError(
-        f"{path} holds weights of another network than {cfg.model_name} with"
-        f" {len(cfg.class_names)} classes ({classes}): set architecture, encoder and classes to"
-        " those of the weights"
+        f"{path} holds weights of another network than {cfg.model_name} (it has {classes}): set"
+        " architecture and encoder to those of the weights, or give the folder of the network that"
+        " smp's save_pretrained writes"
     )
 
 
-def _fitted(cfg: Config, known: dict[str, str], weights: Weights) -> nn.Module | None:
-    """Return the network of these settings with the weights, or None if they do not fit."""
-    try:
-        model = build_model(dataclasses.replace(cfg, **known, encoder_weights="none"))
-        model.load_state_dict(weights)
-    except (RuntimeError, UserError):  # names or shapes differ; or smp knows no such encoder
-        return None
+def _load(model: nn.Module, weights: Weights, assign: bool = False) -> nn.Module:
+    """Return `model` with the weights, and without batch normalisation if they have none."""
+    if not any(name.endswith("running_mean") for name in weights):
+        remove_batch_norm(model)
+    model.load_state_dict(weights, assign=assign)
     return model
+
+
+def _candidates(path: Path, cfg: Config, weights: Weights, own: dict) -> Iterator[dict]:
+    """Yield descriptions of a network (see network_of), the likeliest first.
+
+    They come from the file itself, from run.json beside it, from the settings, and from the names
+    and shapes of the weights: these tell every native encoder of smp from the others.
+    """
+    if own:
+        yield own
+    for settings in (with_settings_of(cfg, path), cfg):
+        yield {"_model_class": settings.architecture, "encoder_name": settings.encoder}
+    shapes = {name: value.shape for name, value in weights.items()}
+    for encoder in get_encoder_names():
+        if encoder_shapes(encoder).items() <= shapes.items():
+            for architecture in smp.MODEL_ARCHITECTURES_MAPPING:
+                yield {"_model_class": architecture, "encoder_name": encoder}
 
 
 def with_settings_of(cfg: Config, folder: Path) -> Config:
@@ -131,8 +140,7 @@ def seen_in_training(checkpoint: Path) -> list[str] | None:
 
     checkpoint: its folder, or the file of weights in it.
     """
-    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
-    path = folder / TRAINED_ON
+    path = _folder_of(checkpoint) / TRAINED_ON
     try:
         return path.read_text(encoding="utf-8").splitlines() if path.is_file() else None
     except UnicodeDecodeError:
@@ -140,26 +148,28 @@ def seen_in_training(checkpoint: Path) -> list[str] | None:
 
 
 def has_seen(cfg: Config, checkpoint: Path, names: Iterable[str]) -> bool:
-    """Say whether a network was trained on any of the named patches, as far as its folder tells.
+    """Return whether a network was trained on any of the named patches, as far as its folder says.
 
-    A network that cut the regions into patches of another size than cfg's has seen all of a region
-    of which it has seen any.
+    Patches of another size than cfg's are compared by their region: a network that was trained on
+    any patch of a region has seen the whole region.
     """
     seen = seen_in_training(checkpoint) or []
-    if read_run(checkpoint).get("settings", {}).get("patch_size", cfg.patch_size) != cfg.patch_size:
+    if with_settings_of(cfg, checkpoint).patch_size != cfg.patch_size:
         seen, names = map(region_of, seen), map(region_of, names)
     return not set(seen).isdisjoint(names)
 
 
 def read_run(checkpoint: Path) -> dict:
     """Return run.json of a checkpoint folder, or beside a file; {} where there is none of ours."""
-    folder = checkpoint.parent if checkpoint.is_file() else checkpoint
-    run = read_json(folder / RUN) or {}
-    if wrong := [
-        name for name, kind in IN_RUN.items() if not isinstance(run.get(name, kind()), kind)
-    ]:
+    path = _folder_of(checkpoint) / RUN
+    run = read_json(path) or {}
+    wrong = [name for name, kind in IN_RUN.items() if not isinstance(run.get(name, kind()), kind)]
+    if wrong:
         raise UserError(
-            f"{folder / 'run.json'}: {', '.join(wrong)} is not what train.py writes: remove it or"
-            " copy it again"
+            f"{path}: {', '.join(wrong)} is not what train.py writes: remove it or copy it again"
         )
     return run
+
+
+def _folder_of(checkpoint: Path) -> Path:
+    return checkpoint.parent if checkpoint.is_file() else checkpoint

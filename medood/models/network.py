@@ -9,7 +9,7 @@ from types import MethodType
 import segmentation_models_pytorch as smp
 import timm
 import torch
-from segmentation_models_pytorch.encoders import TimmUniversalEncoder, get_encoder_names
+from segmentation_models_pytorch.encoders import get_encoder_names
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -47,20 +47,35 @@ class Normalise(nn.Module):
         return (images - self.mean) / self.std
 
 
-def _refuse_unknown(kind: str, name: str, known: list[str]) -> None:
-    if name not in known:
-        close = difflib.get_close_matches(name, known, n=4, cutoff=0.5) or known
-        raise UserError(f"{kind} = {name!r} is unknown: the nearest names are {', '.join(close)}")
-
-
 def require_known(architecture: str, encoder: str) -> None:
     """Raise UserError, with the nearest names, for an architecture or encoder that is not known."""
-    _refuse_unknown("architecture", architecture, list(smp.MODEL_ARCHITECTURES_MAPPING))
     if encoder.startswith("tu-"):
-        timm_names = [f"tu-{name}" for name in timm.list_models()]
-        _refuse_unknown("encoder", encoder.split(".")[0], timm_names)
+        encoders = [f"tu-{name}" for name in timm.list_models()]
     else:
-        _refuse_unknown("encoder", encoder, [*get_encoder_names(), "tu-<name of timm>"])
+        encoders = [*get_encoder_names(), "tu-<name of timm>"]
+    for kind, name, known in (
+        ("architecture", architecture, list(smp.MODEL_ARCHITECTURES_MAPPING)),
+        ("encoder", encoder.split(".")[0], encoders),  # timm has a name of weights after the point
+    ):
+        if name not in known:
+            close = ", ".join(difflib.get_close_matches(name, known, n=4, cutoff=0.5) or known)
+            raise UserError(f"{kind} = {name!r} is unknown: the nearest names are {close}")
+
+
+def network_of(description: dict, pretrained: str | bool | None = None) -> nn.Module:
+    """Return the network of a description, which is what smp's config.json holds.
+
+    description: `_model_class`, `encoder_name` and other parameters of that class.
+    pretrained: weights of the encoder to download, as smp names them; None: all are random.
+    Raises UserError for an unknown name, and what smp raises where it cannot build the network.
+    """
+    architecture = str(description.get("_model_class", "")).lower()
+    require_known(architecture, str(description.get("encoder_name")))
+    parameters = {name: value for name, value in description.items() if not name.startswith("_")}
+    if "checkpoint_path" in parameters:  # timm opens it, and old versions run the code in it
+        raise ValueError("checkpoint_path is no parameter of a network")
+    parameters["encoder_weights"] = pretrained
+    return smp.MODEL_ARCHITECTURES_MAPPING[architecture](**parameters)
 
 
 def build_model(cfg: Config) -> nn.Module:
@@ -68,17 +83,40 @@ def build_model(cfg: Config) -> nn.Module:
 
     Raises UserError for an unknown name, and where the encoder's weights cannot be had.
     """
-    architecture, encoder = cfg.architecture, cfg.encoder
-    require_known(architecture, encoder)
+    architecture, encoder, weights = cfg.architecture, cfg.encoder, cfg.encoder_weights
+    names = {"_model_class": architecture, "encoder_name": encoder}
     try:
-        model = smp.create_model(architecture, encoder, None, classes=len(cfg.class_names))
+        model = network_of({**names, "classes": len(cfg.class_names)})
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"{architecture} cannot be built on encoder {encoder}: {error}") from None
-    if Path(cfg.encoder_weights).suffix in WEIGHT_FILES:
-        _load_encoder_file(model, encoder, Path(cfg.encoder_weights))
-    elif cfg.encoder_weights != "none":
-        _download_encoder(model, architecture, encoder, cfg.encoder_weights)
+    if Path(weights).suffix in WEIGHT_FILES:
+        _load_encoder_file(model, names, Path(weights))
+    elif weights != "none":
+        model.encoder.load_state_dict(_downloaded(names, weights).encoder.state_dict())
     return model if cfg.batch_norm else remove_batch_norm(model)
+
+
+def _downloaded(names: dict[str, str], weights: str) -> nn.Module:
+    """Return a network whose encoder has pretrained weights of the library."""
+    encoder = names["encoder_name"]
+    if of_timm := encoder.startswith("tu-"):
+        known = ["imagenet"]
+    else:
+        known = list(smp.encoders.encoders[encoder]["pretrained_settings"])
+    files = f"the path of a {' or '.join(WEIGHT_FILES)} file"
+    if weights not in known:
+        raise UserError(
+            f"encoder_weights = {weights!r}: encoder {encoder} has {', '.join(known)}: give one of"
+            f" them, or none, or {files}"
+        )
+    try:
+        return network_of(names, of_timm or weights)
+    except Exception as error:  # the libraries raise what their network layer happens to raise
+        raise UserError(
+            f"the {weights} weights of encoder {encoder} could not be downloaded"
+            f" ({type(error).__name__}): set encoder_weights to {files}, or to none for random"
+            " weights"
+        ) from None
 
 
 def batch_norms(module: nn.Module) -> list[nn.Module]:
@@ -87,56 +125,31 @@ def batch_norms(module: nn.Module) -> list[nn.Module]:
 
 
 def remove_batch_norm(module: nn.Module) -> nn.Module:
-    """Replace every batch normalisation in `module` by the identity, and return it.
+    """Replace every batch normalisation in `module` by the identity, and return `module`.
 
-    timm's layers hold their activation too: that stays.
+    The batch normalisations of timm hold an activation too: that stays.
     """
-    for name, child in module.named_children():
-        if isinstance(child, nn.modules.batchnorm._BatchNorm):
-            setattr(module, name, getattr(child, "act", nn.Identity()))
-        else:
-            remove_batch_norm(child)
+    for name, part in list(module.named_modules(remove_duplicate=False)):
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+            module.set_submodule(name, getattr(part, "act", nn.Identity()))
     return module
 
 
-def _download_encoder(model: nn.Module, architecture: str, encoder: str, weights: str) -> None:
-    """Copy pretrained weights of the library into the encoder of `model`."""
-    if of_timm := encoder.startswith("tu-"):
-        known = ["imagenet"]
-    else:
-        known = list(smp.encoders.encoders[encoder]["pretrained_settings"])
-    if weights not in known:
-        raise UserError(
-            f"encoder_weights = {weights!r}: encoder {encoder} has {', '.join(known)}; else give"
-            f" none, or the path of a {' or '.join(WEIGHT_FILES)} file"
-        )
-    try:
-        source = smp.create_model(architecture, encoder, of_timm or weights)
-    except Exception as error:  # the libraries raise what their network layer happens to raise
-        raise UserError(
-            f"the {weights} weights of encoder {encoder} could not be downloaded"
-            f" ({type(error).__name__}): set encoder_weights to the path of a"
-            f" {' or '.join(WEIGHT_FILES)} file, or to none for random weights"
-        ) from None
-    model.encoder.load_state_dict(source.encoder.state_dict())
-
-
-def _load_encoder_file(model: nn.Module, encoder: str, path: Path) -> None:
+def _load_encoder_file(model: nn.Module, names: dict[str, str], path: Path) -> None:
     """Copy the weights of a local file, such as one from torchvision or timm, into the encoder."""
     if not path.is_file():
-        raise UserError(f"encoder_weights: there is no file {path}")
+        raise UserError(f"encoder_weights: there is no file {path}: give another path, or none")
+    encoder = names["encoder_name"]
     try:
-        state, _ = read_weights(path)
-        if encoder.startswith("tu-"):
-            source = TimmUniversalEncoder(
-                encoder[3:], pretrained=True, pretrained_cfg_overlay={"state_dict": state}
-            )
-            state = source.state_dict()
-        model.encoder.load_state_dict(state)
+        weights, _ = read_weights(path)
+        if encoder.startswith("tu-"):  # smp has other names for them than timm
+            from_file = {"pretrained_cfg_overlay": {"state_dict": weights}}
+            weights = network_of(names | from_file, pretrained=True).encoder.state_dict()
+        model.encoder.load_state_dict(weights)
     except UserError:
         raise
     except Exception as error:  # unpickling, tensor shapes and key names each have their own kind
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"{path} does not hold weights of encoder {encoder} ({reason}):"
             " give the file of that encoder, or set encoder to the file's"
@@ -146,7 +159,7 @@ def _load_encoder_file(model: nn.Module, encoder: str, path: Path) -> None:
 def synchronise(cfg: Config, model: nn.Module, device: torch.device) -> nn.Module:
     """Return `model` with batch normalisation over the batches of all processes, if cfg says so.
 
-    Raises UserError on a CPU, for which torch has none.
+    Raises UserError on a CPU, where torch cannot do this.
     """
     if not cfg.sync_batch_norm or not cfg.batch_norm or processes.world_size() == 1:
         return model
@@ -158,11 +171,11 @@ def synchronise(cfg: Config, model: nn.Module, device: torch.device) -> nn.Modul
 def for_training(model: nn.Module, device: torch.device) -> nn.Module:
     """Return `model` on the device, channels last and in training mode.
 
-    Two kinds of strided convolution need help in their backward pass on the CPU (oneDNN, torch 2.8
-    to 2.15). One of 1 x 1 and fewer than 16 channels, as at the start of MobileOne, writes outside
-    its memory in this layout: such a layer drops the pixels that it would step over first, and
-    computes the same. A depthwise one takes 5 to 30 times as long in bfloat16 as in float32, with
-    MobileNet's four a fifth of a training step: it computes in float32.
+    On the CPU, the backward pass of two kinds of strided convolution needs help (oneDNN, torch 2.8
+    to 2.15). A convolution of 1 x 1 with fewer than 16 channels, as at the start of MobileOne,
+    writes outside its memory in this layout: here it first drops the pixels that its stride leaves
+    out, and computes the same. A depthwise convolution takes 5 to 30 times as long in bfloat16 as
+    in float32 (a fifth of a training step of MobileNet): here it computes in float32.
     """
     for module in model.modules():
         if not isinstance(module, nn.Conv2d) or module.stride == (1, 1):
@@ -179,16 +192,16 @@ def for_training(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def _forward_in_float32(module: nn.Module, features: Tensor) -> Tensor:
-    """Do what a module's class does, in float32, and answer in the precision that it was asked."""
+    """Return what the module computes in float32, in the precision of the features."""
     with torch.autocast("cpu", enabled=False):
         return type(module).forward(module, features.float()).to(features.dtype)
 
 
 def folded(model: nn.Module) -> nn.Module:
-    """Return a copy of a network, in eval mode, that computes the same with less to do.
+    """Return a copy of a network, in eval mode, that computes the same in less time.
 
-    A batch normalisation that follows a convolution becomes part of it, where it is sure to follow:
-    in an nn.Sequential. Of vgg11_bn's inference on a CPU, a fifth of the time goes with them.
+    A batch normalisation becomes part of the convolution before it, where an nn.Sequential makes
+    sure that it follows. This saves a fifth of the time of vgg11_bn's inference on a CPU.
     """
     model = copy.deepcopy(model)
     for part in model.modules():
@@ -207,19 +220,17 @@ def pick_device(cfg: Config) -> torch.device:
 
     Of several processes, each has a GPU of its own.
     """
-    gpus = torch.cuda.device_count()
-    if processes.world_size() > 1 and (
-        (gpus and cfg.device == "auto") or cfg.device.startswith("cuda")
-    ):
-        if ":" in cfg.device or processes.local_world_size() > gpus:
+    gpus, processes_here = torch.cuda.device_count(), processes.local_world_size()
+    is_cuda = cfg.device.startswith("cuda") or (cfg.device == "auto" and gpus > 0)
+    if is_cuda and processes.world_size() > 1:
+        if ":" in cfg.device or processes_here > gpus:
             raise UserError(
-                f"device = {cfg.device!r} is not one GPU for each of {processes.local_world_size()}"
-                f" processes ({gpus} are here): set it to auto and --nproc-per-node to"
-                f" {max(gpus, 1)} or less"
+                f"device = {cfg.device!r} is not one GPU for each of {processes_here} processes"
+                f" ({gpus} are here): set it to auto and --nproc-per-node to {max(gpus, 1)} or less"
             )
         return torch.device("cuda", processes.local_rank())
     if cfg.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cuda" if is_cuda else "cpu")
     try:
         return torch.empty(0, device=cfg.device).device
     except (RuntimeError, AssertionError) as error:
@@ -229,12 +240,10 @@ def pick_device(cfg: Config) -> torch.device:
 
 def autocast(cfg: Config, device: torch.device) -> torch.autocast:
     """Return the context in which the network computes: bfloat16 or float32."""
-    if cfg.precision == "auto":
-        if device.type == "cuda":
-            enabled = torch.cuda.is_bf16_supported(including_emulation=False)
-        else:
-            # without the instructions bfloat16 is emulated, slower than float32
-            enabled = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
-    else:
+    if cfg.precision != "auto":
         enabled = cfg.precision == "bfloat16"
+    elif device.type == "cuda":
+        enabled = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:  # a CPU that lacks the instructions emulates bfloat16, slower than float32
+        enabled = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
