@@ -22,12 +22,13 @@ from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
+from pydantic import Field
 from tyro.conf import Positional
 
-from config import Config, UserError
+from config import Config, Microns, UserError
 from medood.data.files import read_json, write_json
 from medood.data.records import fingerprint
 from medood.data.workspace import require_network
@@ -51,28 +52,14 @@ class PredictConfig(Config):
     """Folder of a trained network; or a file of weights, with architecture and encoder set."""
     out: Path = Path("nuclei")
     """Folder for the results."""
-    image_mpp: float | None = None
+    image_mpp: Microns | None = None
     """Microns per pixel of the images; None takes a slide's own, else the network's."""
-    tile: int = 512
+    tile: Annotated[int, Field(ge=128, multiple_of=32)] = 512
     """Side in pixels of the tiles that go through the network, a multiple of 32."""
     watershed: bool = True
     """Separate nuclei that touch; else they count as one."""
-    min_area: float = 4.0
+    min_area: Annotated[float, Field(ge=0)] = 4.0
     """Square microns; what is smaller is in the mask, but not in the lists of nuclei."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        rules = {
-            "tile": (self.tile % 32 == 0 and self.tile >= 128, "a multiple of 32, 128 or more"),
-            "image_mpp": (
-                self.image_mpp is None or 0.05 <= self.image_mpp <= 10,
-                "0.05 to 10, in microns: 40x magnification is about 0.25, 20x about 0.5",
-            ),
-            "min_area": (self.min_area >= 0, "0 or more"),
-        }
-        for name, (holds, rule) in rules.items():
-            if not holds:
-                raise UserError(f"{name} = {getattr(self, name)!r} must be {rule}")
 
 
 def find_images(named: tuple[Path, ...]) -> list[Path]:

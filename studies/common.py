@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from config import Config, UserError
+from config import Config, Count, UserError
 from estimate_pct import choose_pct, count_samples, foreground_of, pnr
 from generate_patches import generate_patches
 from generate_semantic_labels import generate_semantic_labels
@@ -49,15 +49,10 @@ from rank_prune_ood import rank_files
 class StudyConfig(Config):
     """The settings, with those that every study adds."""
 
-    seeds: int = 1
+    seeds: Count = 1
     """Trainings of each arm, with the seeds `seed`, `seed` + 1 ...; `seed` also deals the folds."""
     plan: bool = False
     """List the trainings with their patches, steps and estimated hours, and train nothing."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.seeds < 1:
-            raise UserError(f"seeds = {self.seeds} must be at least 1")
 
 
 @dataclass(frozen=True)

@@ -357,7 +357,7 @@ def test_a_folder_without_lists_is_refused(patched, tmp_path):
 
 
 def test_no_seed_at_all_is_refused():
-    with pytest.raises(UserError, match="seeds = 0 must be at least 1"):
+    with pytest.raises(UserError, match="seeds = 0: it should be greater than or equal to 1"):
         StudyConfig(seeds=0)
 
 
