@@ -19,13 +19,10 @@ from medood.data.files import pngs
 from medood.data.folds import PARTS, LeftOut, held_out, read_list, read_official, region_of
 from medood.data.images import look_at_pair, read_image, require_same_size, whole_patches
 from medood.data.labels import read_region_label
-from medood.data.memory import exceeds_memory
 from medood.data.records import BadFiles, is_yours
 from medood.data.workspace import fold_path, list_images, model_folder, region_images, region_labels
-from medood.models.network import build_model
 from medood.runs.jobs import for_each
 from medood.runs.provenance import survey
-from medood.training.step import step_seconds
 
 # bytes for a pixel of the patches, at most
 BYTES = {"Semantic_Labels": 1, "Image_Patchs": 3, "Mask_Patchs": 1, "OoD_Patchs": 3}
@@ -202,6 +199,10 @@ def _check_folds(cfg: Config, patches: list[str], findings: Findings) -> None:
 
 def _check_disk(cfg: Config, patches: int, findings: Findings) -> None:
     """Compare the free disk with the bytes that the steps will write."""
+    # here: the workers of a cluster import this module too, and need no torch
+    from medood.data.memory import exceeds_memory
+    from medood.models.network import build_model
+
     model = build_model(replace(cfg, encoder_weights="none"))
     weights = 4 * sum(value.numel() for value in model.parameters())
     folders = [model_folder(cfg, fold, ood) for fold in cfg.folds for ood in (False, True)]
@@ -222,7 +223,9 @@ def _check_disk(cfg: Config, patches: int, findings: Findings) -> None:
 
 
 def _check_time(cfg: Config, patches: int, findings: Findings) -> None:
-    """Say about how long training takes."""
+    """Add about how long training takes."""
+    from medood.training.step import step_seconds  # here: it imports torch
+
     steps = cfg.epochs * math.ceil(TRAIN_SHARE * patches / cfg.batch_size)
     # a baseline and a network on at least as many, at most twice as many patches
     hours = np.array([2, 3]) * steps * len(cfg.folds) * step_seconds(cfg) / 3600
