@@ -34,13 +34,9 @@ TRAIN_SHARE = 1 - 1 / PARTS  # of the patches of a fold
 class Findings:
     """What is found in the workspace."""
 
-    rows: list[list[str]] = field(default_factory=list)  # of the printed table: what, and the value
+    table: dict[str, str] = field(default_factory=dict)  # that is printed: what, and its value
     bad: BadFiles = field(default_factory=dict)  # the files that skip_bad_files leaves out
     stops: list[str] = field(default_factory=list)  # what stops the run in any case
-
-    def add(self, what: str, found: str) -> None:
-        """Add a row to the table."""
-        self.rows.append([what, found])
 
     @contextmanager
     def noted(self) -> Iterator[None]:
@@ -58,7 +54,7 @@ def check(cfg: Config) -> Findings:
     Reads every label and image. Raises no UserError for what it finds: see `refuse_findings`.
     """
     findings = Findings()
-    findings.add("workspace", str(cfg.workspace))
+    findings.table["workspace"] = str(cfg.workspace)
     images, labels, patches = [], [], []
     with findings.noted():
         images, labels = region_images(cfg), region_labels(cfg)
@@ -76,9 +72,9 @@ def check(cfg: Config) -> Findings:
         _check_folds(cfg, patches, findings)
         _check_disk(cfg, len(patches), findings)
         _check_time(cfg, len(patches), findings)
-    findings.rows += survey(cfg)
-    width = max(len(what) for what, _ in findings.rows)
-    print("".join(f"{what:>{width}}  {found}\n" for what, found in findings.rows))
+    findings.table |= dict(survey(cfg))
+    width = max(map(len, findings.table))
+    print("".join(f"{what:>{width}}  {found}\n" for what, found in findings.table.items()))
     return findings
 
 
@@ -101,7 +97,7 @@ def _check_regions(
 ) -> list[str]:
     """Look at every image and its label; return the names of the patches they will give."""
     image_of, label_of = ({path.stem: path for path in paths} for paths in (images, labels))
-    findings.add("images, labels", f"{len(image_of)}, {len(label_of)}")
+    findings.table["images, labels"] = f"{len(image_of)}, {len(label_of)}"
     for name in sorted(image_of.keys() ^ label_of.keys()):
         path = image_of.get(name) or label_of[name]
         there, lost = ("image", "label") if name in image_of else ("label", "image")
@@ -111,10 +107,12 @@ def _check_regions(
     if not jobs:
         raise UserError("no image has a label of its name: correct their names")
     regions = for_each(_look_at_region, jobs, cfg, "looking at the regions", findings.bad)
-    findings.add("regions that fit", str(len(regions)))
+    findings.table["regions that fit"] = str(len(regions))
     nuclei = sum((count for _, _, count in regions), Counter())
     absent = [name for value, name in enumerate(cfg.class_names) if value and not nuclei[value]]
-    findings.add("nuclei", str(nuclei.total()) + (f", none: {', '.join(absent)}" if absent else ""))
+    findings.table["nuclei"] = str(nuclei.total()) + (
+        f", none: {', '.join(absent)}" if absent else ""
+    )
     if not nuclei:
         findings.stops.append("no label holds a nucleus: look at them")
     return [f"{name}_{k}.png" for name, patches, _ in regions for k in range(patches)]
@@ -137,7 +135,7 @@ def _check_patches(cfg: Config, findings: Findings) -> list[str]:
     names = sorted({path.name for folder in folders for path in pngs(folder)})
     jobs = [(folders[0] / name, folders[1] / name, cfg) for name in names]
     used = for_each(look_at_pair, jobs, cfg, "looking at the patches", findings.bad)
-    findings.add("patches", f"{len(names)}, of which {len(used)} can be used")
+    findings.table["patches"] = f"{len(names)}, of which {len(used)} can be used"
     return [name for name in names if name not in findings.bad]
 
 
@@ -157,7 +155,7 @@ def _check_source(cfg: Config, findings: Findings) -> None:
     if cfg.ood_source is not None:
         jobs = [(path, cfg) for path in list_images(cfg.ood_source)]
         counts = for_each(_look_at_source, jobs, cfg, "looking at ood_source", findings.bad)
-        findings.add("ood_source", f"{len(jobs)} images, {sum(counts)} patches")
+        findings.table["ood_source"] = f"{len(jobs)} images, {sum(counts)} patches"
 
 
 def _look_at_source(path: Path, cfg: Config) -> int:
@@ -186,7 +184,7 @@ def _check_folds(cfg: Config, patches: list[str], findings: Findings) -> None:
             shared = {region_of(name) for name in train} & {region_of(name) for name in test}
             sides = f"{len(train)} train, {len(test)} test patches"
             found = f"{made}: {sides}, {len(shared)} regions on both sides"
-            findings.add(f"fold {fold}", found)
+            findings.table[f"fold {fold}"] = found
             if not train or not test:
                 raise UserError(
                     f"fold {fold}: split = {cfg.split} leaves a side of it empty, as there are too"
@@ -194,7 +192,7 @@ def _check_folds(cfg: Config, patches: list[str], findings: Findings) -> None:
                 )
     for (one, first), (other, second) in itertools.combinations(tested.items(), 2):
         if both := first & second:
-            findings.add(f"folds {one}, {other}", f"test {len(both)} patches both")
+            findings.table[f"folds {one}, {other}"] = f"test {len(both)} patches both"
 
 
 def _check_disk(cfg: Config, patches: int, findings: Findings) -> None:
@@ -214,7 +212,9 @@ def _check_disk(cfg: Config, patches: int, findings: Findings) -> None:
     needed += held if exceeds_memory(cfg, held) else 0
     place = next(path for path in (cfg.workspace, *cfg.workspace.parents) if path.exists())
     free = shutil.disk_usage(place).free
-    findings.add("disk", f"{needed / 1e9:.1f} GB at most to be written, {free / 1e9:.1f} GB free")
+    findings.table["disk"] = (
+        f"{needed / 1e9:.1f} GB at most to be written, {free / 1e9:.1f} GB free"
+    )
     if free < needed:
         findings.stops.append(
             f"{place} has {free / 1e9:.1f} GB free, {needed / 1e9:.1f} may be written: free some"
@@ -231,4 +231,4 @@ def _check_time(cfg: Config, patches: int, findings: Findings) -> None:
     hours = np.array([2, 3]) * steps * len(cfg.folds) * step_seconds(cfg) / 3600
     low, high = (f"{60 * h:.0f} min" if h < 2 else f"{h:.1f} h" for h in hours)
     reason = "from 3 steps on this machine"
-    findings.add("training", f"{low} (no OoD patch is added) to {high} (all are), {reason}")
+    findings.table["training"] = f"{low} (no OoD patch is added) to {high} (all are), {reason}"
