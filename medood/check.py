@@ -82,10 +82,8 @@ def refuse_findings(cfg: Config, findings: Findings) -> None:
     """Raise UserError with all that stops the run."""
     problems = list(findings.stops)
     if not cfg.skip_bad_files:
-        # where every file is bad, the error of for_each lists them already
-        problems += [
-            reason for reason in findings.bad.values() if reason not in "\n".join(problems)
-        ]
+        listed = "\n".join(problems)  # by for_each, if no file can be used
+        problems += [reason for reason in findings.bad.values() if reason not in listed]
     if problems:
         cure = " (--skip_bad_files goes on without what is bad)" if findings.bad else ""
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
@@ -100,8 +98,8 @@ def _check_regions(
     findings.table["images, labels"] = f"{len(image_of)}, {len(label_of)}"
     for name in sorted(image_of.keys() ^ label_of.keys()):
         path = image_of.get(name) or label_of[name]
-        there, lost = ("image", "label") if name in image_of else ("label", "image")
-        reason = f"{path} has no {lost} of its name: add it, or remove the {there}"
+        kind, other = ("image", "label") if name in image_of else ("label", "image")
+        reason = f"{path} has no {other} of its name: add it, or remove the {kind}"
         findings.bad[path.name] = reason
     jobs = [(label_of[name], image_of[name], cfg) for name in sorted(image_of) if name in label_of]
     if not jobs:
@@ -110,9 +108,8 @@ def _check_regions(
     findings.table["regions that fit"] = str(len(regions))
     nuclei = sum((count for _, _, count in regions), Counter())
     absent = [name for value, name in enumerate(cfg.class_names) if value and not nuclei[value]]
-    findings.table["nuclei"] = str(nuclei.total()) + (
-        f", none: {', '.join(absent)}" if absent else ""
-    )
+    without = f", none: {', '.join(absent)}" if absent else ""
+    findings.table["nuclei"] = f"{nuclei.total()}{without}"
     if not nuclei:
         findings.stops.append("no label holds a nucleus: look at them")
     return [f"{name}_{k}.png" for name, patches, _ in regions for k in range(patches)]
