@@ -33,7 +33,7 @@ import medood.evaluation.figures  # noqa: E402
 import medood.evaluation.report  # noqa: E402
 import medood.models.checkpoints  # noqa: E402
 import medood.training.loop  # noqa: E402, F401
-from tests.conftest import TINY, draw_regions  # noqa: E402
+from tests.conftest import TINY, write_region  # noqa: E402
 
 STEPS = (
     *("generate_semantic_labels", "generate_patches", "generate_unfiltered_oods", "train"),
@@ -41,8 +41,8 @@ STEPS = (
 )
 SETTINGS = {
     name: getattr(TINY, name)
-    for name in ("patch_size", "encoder", "encoder_weights", "epochs", "lr", "precision", "device")
-} | {"folds": 1, "workers": 2}
+    for name in ("patch_size", "encoder_weights", "epochs", "lr", "precision", "device")
+} | {"encoder": "tu-mobilenetv3_small_050", "folds": 1, "workers": 2}
 WAYS = ("SIGKILL", "SIGTERM", "SIGINT", "disk full")
 # what two equal runs differ in
 UNEQUAL = ("times.csv", "index.html", ".locks", "__pycache__")
@@ -140,7 +140,8 @@ def half_written(work: Path, before: dict[str, str], after: dict[str, str]) -> l
 def sabotage(folder: Path, points: int, seed: int) -> dict:
     """Strike each step at `points` points; return what was done and all that went wrong."""
     work, states, log = folder / "work", folder / "states", folder / "log"
-    draw_regions(work)
+    for number, (height, width) in enumerate([(64, 96), (40, 70)]):  # 6 + 6 patches
+        write_region(work, f"region_{number}", height, width, number)
     shutil.copytree(work, states / "0")
     rng = random.Random(seed)
     done = {"strikes": 0, "stopped": 0, "failures": []}

@@ -1,7 +1,9 @@
-"""A look at the data before the run: all that is wrong, with file and cure, nothing changed."""
+"""The check before a run: all that is wrong with the data, with file and cure, nothing changed."""
 
 import dataclasses
+import runpy
 import shutil
+import signal
 import subprocess
 import sys
 from collections import namedtuple
@@ -23,12 +25,27 @@ from tests.conftest import write_region
 ROOT = Path(__file__).parents[1]
 
 
-def run_check(cfg, *more):
-    settings = (f"--patch_size={cfg.patch_size}", "--encoder=mobilenet_v2", "--device=cpu")
-    command = [sys.executable, "main.py", "--check", f"--workspace={cfg.workspace}", *settings]
-    return subprocess.run(
-        [*command, "--encoder_weights=none", *more], cwd=ROOT, capture_output=True, text=True
-    )
+def command(cfg):
+    settings = ["--encoder=mobilenet_v2", "--encoder_weights=none", "--device=cpu"]
+    places = [f"--workspace={cfg.workspace}", f"--patch_size={cfg.patch_size}"]
+    return [str(ROOT / "main.py"), "--check", *places, *settings]
+
+
+@pytest.fixture
+def run_check(monkeypatch, capfd):
+    """Run the command in this process, which has imported torch; return its end and outputs."""
+
+    def start(cfg, *more):
+        monkeypatch.setattr(sys, "argv", [*command(cfg), *more])
+        monkeypatch.setattr(signal, "signal", lambda *_: None)  # pytest keeps its own handlers
+        message = None
+        try:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        except SystemExit as stop:
+            message = stop.code  # what Python prints to standard error, with exit code 1
+        return message, capfd.readouterr()
+
+    return start
 
 
 def files(folder):
@@ -37,7 +54,7 @@ def files(folder):
 
 def test_a_look_at_good_data_says_what_is_there_and_changes_nothing(tiny):
     before = files(tiny.workspace)
-    done = run_check(tiny)
+    done = subprocess.run([sys.executable, *command(tiny)], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert files(tiny.workspace) == before
     for said in ("images, labels  3, 3", "regions that fit  3", "drawn by patch", "GB free"):
@@ -97,23 +114,46 @@ PROBLEMS = {
 }
 
 
-def test_every_problem_is_named_at_once_with_its_file(tiny):
+def test_every_problem_is_named_at_once_with_its_file(tiny, run_check):
     for number, (ending, damage, _) in enumerate(PROBLEMS.values(), start=3):
         write_region(tiny.workspace, f"bad_{number}", 90, 90, seed=number)
         folder = {"png": "Lizard_Images", "mat": "Labels"}[ending]
         damage(tiny.workspace / folder / f"bad_{number}.{ending}")
     before = files(tiny.workspace)
-    done = run_check(tiny)
-    assert done.returncode == 1
-    assert "Traceback" not in done.stderr
+    message, output = run_check(tiny)
+    assert "Traceback" not in output.err
     assert files(tiny.workspace) == before
-    lines = done.stderr.splitlines()
+    lines = message.splitlines()
     assert lines[0].startswith(f"error: {len(PROBLEMS)} problems")
     for number, (_, _, said) in enumerate(PROBLEMS.values(), start=3):
         assert any(f"bad_{number}." in line and said in line for line in lines), said
-    skipped = run_check(tiny, "--skip_bad_files")
-    assert skipped.returncode == 0
-    assert "regions that fit  3" in skipped.stdout
+    message, output = run_check(tiny, "--skip_bad_files")
+    assert message is None
+    assert "regions that fit  3" in output.out
+
+
+def test_files_are_listed_once_if_none_can_be_used(tiny):
+    for path in (tiny.workspace / "Labels").iterdir():
+        truncate(path)
+    findings = check(tiny)
+    assert len(findings.bad) == 3
+    with pytest.raises(UserError, match="3 files cannot be used: mend them") as refused:
+        refuse_findings(tiny, findings)
+    assert str(refused.value).count("region_1.mat") == 1
+    with pytest.raises(UserError, match="3 files cannot be used: mend them"):
+        refuse_findings(dataclasses.replace(tiny, skip_bad_files=True), findings)
+
+
+def test_a_cluster_that_does_not_answer_is_named(tiny, monkeypatch):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    findings = check(dataclasses.replace(tiny, dask_scheduler="tcp://127.0.0.1:8786"))
+    assert "distributed is not installed" in findings.stops[0]
+
+
+def test_the_jobs_of_a_check_import_no_torch():
+    """Every worker of a cluster imports the module."""
+    program = "import sys, medood.check; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0
 
 
 def test_a_label_that_claims_to_be_huge_is_refused(tiny):

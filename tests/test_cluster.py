@@ -128,15 +128,16 @@ def test_workers_without_this_repository_are_named(over_dask, tmp_path, monkeypa
 
 
 @pytest.mark.slow
-def test_a_scheduler_that_does_not_answer_is_named_within_seconds(tiny):
+def test_a_scheduler_that_does_not_answer_is_named_within_seconds(tiny, monkeypatch):
     pytest.importorskip("distributed")
+    monkeypatch.setattr("medood.runs.jobs.PATIENCE", 1)
     with socket.socket() as bound:  # and not listening: nobody answers, nobody else takes the port
         bound.bind(("127.0.0.1", 0))
         address = f"tcp://127.0.0.1:{bound.getsockname()[1]}"
         started = time.monotonic()
         with pytest.raises(UserError, match=f"no dask scheduler answers at {address}: start one"):
             generate_semantic_labels(dataclasses.replace(tiny, dask_scheduler=address))
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 15
     assert not (tiny.workspace / "Semantic_Labels").exists()
 
 

@@ -1,4 +1,4 @@
-"""Reading files, and writing them whole or not at all."""
+"""Files and folders: read, and written whole or not at all."""
 
 import csv
 import hashlib
@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,7 +21,9 @@ from medood.processes import is_main
 
 PARTIAL, REPLACED = ".partial", ".replaced"  # endings of hidden names, while something is written
 WRITTEN_TO = ("HardOoD", "k_folds", "models", "reports", "studies")  # beside the folders of patches
-TIMES = "times.csv"  # in the workspace: in it, and in the report that shows it, equal runs differ
+TIMES = "times.csv"  # in the workspace: equal runs differ in it, and in the report that shows it
+
+CHUNK = 16  # files that a thread takes at once: a hash takes less time than handing on one file
 
 A = TypeVar("A")
 T = TypeVar("T")
@@ -28,8 +31,15 @@ T = TypeVar("T")
 
 def in_threads(function: Callable[[A], T], items: Iterable[A], task: str = "") -> list[T]:
     """Return function(item) of each item, in order. task: what the progress bar says, if any."""
+    items = list(items)
+    chunks = [items[start : start + CHUNK] for start in range(0, len(items), CHUNK)]
+
+    def call(chunk: list[A]) -> list[T]:
+        return [function(item) for item in chunk]
+
     silent = None if task else True
-    return thread_map(function, list(items), desc=task, leave=False, disable=silent)
+    done = thread_map(call, chunks, desc=task, leave=False, disable=silent, unit_scale=CHUNK)
+    return list(chain.from_iterable(done))
 
 
 def pngs(folder: Path) -> list[Path]:
@@ -39,7 +49,7 @@ def pngs(folder: Path) -> list[Path]:
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Give a name to write a file to; it is called `path` once it is complete and on the disk."""
+    """Yield a name to write a file to; the file takes the name `path` when it is on the disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
     try:
@@ -64,7 +74,7 @@ def write_json(path: Path, content: object) -> None:
 
 @contextmanager
 def timed(workspace: Path, step: str) -> Iterator[None]:
-    """Add how long a block took to <workspace>/times.csv, once it is through."""
+    """Add the seconds that a block takes to <workspace>/times.csv."""
     started = time.perf_counter()
     yield
     if not is_main():
@@ -78,7 +88,7 @@ def timed(workspace: Path, step: str) -> Iterator[None]:
 
 
 def read_json(path: Path) -> dict | None:
-    """Return a JSON object, or None where there is no such file or it is no JSON object."""
+    """Return a JSON object; None if there is no such file or it holds something else."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
@@ -87,12 +97,12 @@ def read_json(path: Path) -> dict | None:
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a CSV file with a header; UserError where it is none."""
+    """Return the rows of a CSV file with a header; UserError if it is none."""
     return list(read_rows(path))
 
 
 def read_rows(path: Path) -> Iterator[dict[str, str]]:
-    """Yield what `read_table` returns: of a long table, one row at a time is in memory."""
+    """Yield the rows of `read_table` one by one: a long table need not fit into memory."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             yield from csv.DictReader(file)
@@ -128,9 +138,9 @@ def digest(data: bytes) -> str:
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """Give an empty folder to fill; it takes the place of `folder` once it is full.
+    """Yield an empty folder to fill; it takes the place of `folder` when the block ends.
 
-    An error or a kill on the way leaves what stood there before as it was.
+    An error or a kill before that leaves the folder that stood there as it was.
     """
     partial = folder.with_name(f".{folder.name}.{os.getpid()}{PARTIAL}")
     old = folder.with_name(f".{folder.name}{REPLACED}")
@@ -152,7 +162,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 def _remove(path: Path) -> None:
-    """Remove a file, a folder with all in it, or a link to one, but not what it leads to."""
+    """Remove a file, a folder with all in it, or a link, but not what the link leads to."""
     if path.is_symlink() or path.is_file():
         path.unlink()
     else:
@@ -173,7 +183,7 @@ def tidy(folder: Path) -> None:
 
 
 def _at_work(partial: Path) -> bool:
-    """Say whether the process that writes a file, as its name tells, still runs on this machine.
+    """Return whether the process that writes a file, named in the file's name, runs here.
 
     export.py and predict.py write without holding the workspace.
     """

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from distributed import Client
 
 PATIENCE = 5  # seconds for the scheduler to answer, then for a first worker to be there
-NEEDED = "medood.check"  # the first job is one of its functions, and needs the most
+NEEDED = "medood.check"  # a run begins with its functions; no other step imports more
 
 T = TypeVar("T")
 
@@ -24,17 +24,18 @@ T = TypeVar("T")
 def for_each(
     step: Callable[..., T], jobs: Sequence[tuple], cfg: Config, task: str, bad: BadFiles
 ) -> list[T]:
-    """Call step(path, ...) for each of `jobs` as `each_result` does, and return the results."""
+    """Return the results of step(path, ...) for each of `jobs`: see `each_result`."""
     return list(each_result(step, jobs, cfg, task, bad))
 
 
 def each_result(
     step: Callable[..., T], jobs: Sequence[tuple], cfg: Config, task: str, bad: BadFiles
 ) -> Iterator[T]:
-    """Call step(path, ...) for each of `jobs` in threads, or on the workers of `dask_scheduler`.
+    """Yield the results of step(path, ...) for each of `jobs`, in their order.
 
-    Yields the results, in order. A UserError stops no other job: what it says is put into `bad`.
-    Raises UserError if every job ends in one. task: what the progress bar says.
+    The jobs run in threads or, with `dask_scheduler`, on the workers of a cluster. A job that ends
+    in a UserError gives no result and stops no other: its message is put into `bad`. Raises
+    UserError if no job gives a result. task: what the progress bar says.
     """
 
     def attempt(*job: object) -> T | UserError:
@@ -43,43 +44,37 @@ def each_result(
         except UserError as error:
             return error
 
-    elsewhere = cfg.dask_scheduler is not None
-    good = 0
-    with dask_cluster(cfg) if elsewhere else nullcontext():
+    count = 0
+    with dask_cluster(cfg) if cfg.dask_scheduler else nullcontext():
         # threads end with their process, and reading, converting and writing images leave them
         # free; a worker of dask may end its image after us, in a folder that nobody renames then
-        done = Parallel(n_jobs=cfg.workers, prefer="threads", return_as="generator")(
-            delayed(attempt)(*(_absolute(job) if elsewhere else job)) for job in jobs
+        results = Parallel(n_jobs=cfg.workers, prefer="threads", return_as="generator")(
+            delayed(attempt)(*map(_absolute, job)) for job in jobs
         )
-        for job, result in zip(jobs, tqdm(done, task, len(jobs), disable=None), strict=True):
+        for job, result in zip(jobs, tqdm(results, task, len(jobs), disable=None), strict=True):
             if isinstance(result, UserError):
-                bad[job[0].name] = _named_as_in(job, str(result))
+                reason = str(result)
+                for path in (item for item in job if isinstance(item, Path)):
+                    reason = reason.replace(str(path.absolute()), str(path))
+                bad[job[0].name] = reason
             else:
-                good += 1
+                count += 1
                 yield result
-    if not good:
+    if not count:
         raise listed(bad, "mend them")
 
 
-def _absolute(job: tuple) -> tuple:
-    """Return a job for a process that works in another folder."""
-    return tuple(item.absolute() if isinstance(item, Path) else item for item in job)
-
-
-def _named_as_in(job: tuple, said: str) -> str:
-    """Return what was said of an `_absolute` job with its paths as they are in `job`."""
-    for path in job:
-        if isinstance(path, Path):
-            said = said.replace(str(path.absolute()), str(path))
-    return said
+def _absolute(item: object) -> object:
+    """Return a path as other processes find it, which work in another folder; else the item."""
+    return item.absolute() if isinstance(item, Path) else item
 
 
 @contextmanager
 def dask_cluster(cfg: Config) -> Iterator[None]:
-    """Have joblib's Parallel call its functions on the workers of `dask_scheduler`.
+    """Let joblib's Parallel call its functions on the workers of `dask_scheduler`.
 
-    Raises UserError where distributed is not installed, no scheduler or worker answers, these
-    cannot import this repository or see the workspace, or are lost on the way.
+    Raises UserError if distributed is not installed, if no scheduler or worker answers, if one
+    cannot import this repository or see the workspace, and if the cluster loses its work.
     """
     try:
         from distributed import CancelledError, Client, KilledWorker
@@ -103,7 +98,7 @@ def dask_cluster(cfg: Config) -> Iterator[None]:
     except (CancelledError, KilledWorker) as error:
         raise UserError(
             f"the cluster of {address} lost its work ({type(error).__name__}): look at what"
-            " scheduler and workers said, then run the same command again"
+            " scheduler and workers print, then run the same command again"
         ) from None
 
 
@@ -117,10 +112,10 @@ def _require_workers(client: "Client", cfg: Config) -> None:
             f"the dask scheduler at {address} has no worker: start some with"
             f" `python -m dask worker {address}`"
         ) from None
-    # what is sent is named by its module, so the scheduler, which looks into it, needs that too
-    failed = client.run(exec, f"import {NEEDED}", on_error="return")
+    import_it = f"import {NEEDED}"
+    failed = client.run(exec, import_it, on_error="return")
     try:
-        client.run_on_scheduler(exec, f"import {NEEDED}")
+        client.run_on_scheduler(exec, import_it)  # it unpacks what is sent
     except Exception as error:
         failed["scheduler"] = error
     for place, error in failed.items():

@@ -1,10 +1,10 @@
-"""One run at a time: two in one folder would write over each other.
-
-The locks are the operating system's, on open files in <folder>/.locks/: they end with the process
-that holds them, however it ends.
+"""Locks on a folder: two runs that make the same data would write over each other.
 
 Runs share a folder as long as all of them only read what the folder's data are made from; a run
 that makes the data anew needs it alone. A part, such as one network, belongs to one run.
+
+The locks are the operating system's, on open files in <folder>/.locks/: they end with the process
+that holds them, however it ends.
 """
 
 import os
@@ -23,96 +23,102 @@ from portalocker import LockFlags
 from config import UserError
 from medood.data.files import tidy
 
-LOCKS = ".locks"
-PATIENCE = 3  # seconds: jobs that start together tidy up one after the other
+LOCKS, WHOLE = ".locks", "folder"  # where the locks lie, and which of them is the folder's own
+PATIENCE = 3  # seconds: runs that start together tidy the folder up one after the other
 ALONE, SHARED = (kind | LockFlags.NON_BLOCKING for kind in (LockFlags.EXCLUSIVE, LockFlags.SHARED))
-_held: dict[Path, IO[str]] = {}  # folders that this process works in
+_held: dict[Path, IO[str]] = {}  # the lock on each folder that this process works in
 
 
 @contextmanager
 def in_use(folder: Path, parts: Iterable[str] = ()) -> Iterator[None]:
-    """Hold `folder` together with others, and each of `parts` alone.
+    """Hold `folder` together with other runs, and each of `parts` alone.
 
-    Where nobody else holds it, what an earlier run that was killed has left is tidied up first.
-    Raises UserError, naming the other run, where one holds what is asked for.
+    If no other run holds the folder, what a killed run left in it is tidied up first. Raises
+    UserError, naming the other run, if one holds what is asked for.
     """
     absent = [path for path in (folder, *folder.parents) if not path.exists()]
     with ExitStack() as stack:
         try:
             (folder / LOCKS).mkdir(parents=True, exist_ok=True)
-            files = [stack.enter_context(_open(folder, name)) for name in ("folder", *parts)]
+            whole, *files = [
+                stack.enter_context((folder / LOCKS / name).open("a+", encoding="utf-8"))
+                for name in (WHOLE, *parts)
+            ]
         except OSError as error:
             raise UserError(
                 f"{folder} cannot be written to ({error.strerror}): allow it, or name another one"
             ) from None
         stack.callback(_remove_if_empty, folder, absent)
-        if _try(files[0], ALONE):
+        try:
+            _lock(whole, ALONE)
             tidy(folder)
-        elif not _try(files[0], SHARED, patience=PATIENCE):
-            raise _taken(folder, files[0])
-        for file in files[1:]:
-            if not _try(file, ALONE):
-                raise _taken(folder, file)
+        except UserError:  # other runs are at work
+            _lock(whole, SHARED)
         for file in files:
-            _sign(file)
-        _try(files[0], SHARED)
-        _held[folder.resolve()] = files[0]
+            _lock(file, ALONE)
+        for file in (whole, *files):
+            file.truncate(0)
+            file.write(_this_run())
+            file.flush()
+        _lock(whole, SHARED)
+        _held[folder.resolve()] = whole
         stack.callback(_held.pop, folder.resolve())
         yield
 
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Hold a folder that is `in_use` alone; of no effect in a call from other people's code."""
-    file = _held.get(folder.resolve())
-    if file is None:
+    """Hold a folder that is `in_use` alone; UserError if other runs hold it too.
+
+    Does nothing for a folder that is not `in_use`: functions may be called without a run.
+    """
+    whole = _held.get(folder.resolve())
+    if whole is None:
         yield
         return
-    if not _try(file, ALONE):
-        raise _taken(folder, file)
+    _lock(whole, ALONE)
     try:
         yield
     finally:
-        _try(file, SHARED)
+        _lock(whole, SHARED)
 
 
-def _open(folder: Path, name: str) -> IO[str]:
-    return (folder / LOCKS / name).open("a+", encoding="utf-8")
+def _lock(file: IO[str], kind: LockFlags) -> None:
+    """Lock an open file, or change its lock; UserError, naming the other run, if one holds it."""
+    end = time.monotonic() + (PATIENCE if kind == SHARED else 0)
+    while True:
+        try:
+            portalocker.lock(file, kind)
+        except portalocker.AlreadyLocked:
+            if time.monotonic() < end:
+                time.sleep(0.1)
+                continue
+            raise _taken(file) from None
+        except portalocker.LockException as error:
+            # some network drives know no locks: a run without one is better than none
+            print(f"{file.name}: no lock is to be had here ({error}); start no second run")
+        return
 
 
-def _try(file: IO[str], flags: LockFlags, patience: float = 0) -> bool:
-    """Lock a file and say whether that was possible, within some seconds."""
-    try:
-        portalocker.lock(file, flags)
-    except portalocker.AlreadyLocked:
-        if patience <= 0:
-            return False
-        time.sleep(0.1)
-        return _try(file, flags, patience - 0.1)
-    except portalocker.LockException as error:
-        # some network drives know no locks: better without than not at all
-        print(f"{file.name}: no lock is to be had here ({error}); start no second run", flush=True)
-    return True
+def _this_run() -> str:
+    """Return what a lock says of the run that holds it."""
+    return f"{Path(sys.argv[0]).name}, process {os.getpid()} on {socket.gethostname()}"
 
 
-def _sign(file: IO[str]) -> None:
-    """Write into a lock who holds it, for the other run's message."""
-    file.truncate(0)
-    file.write(f"{Path(sys.argv[0]).name}, process {os.getpid()} on {socket.gethostname()}")
-    file.flush()
-
-
-def _taken(folder: Path, file: IO[str]) -> UserError:
+def _taken(file: IO[str]) -> UserError:
     file.seek(0)
-    what = "" if Path(file.name).name == "folder" else f" on {Path(file.name).name}"
+    path, holder = Path(file.name), file.read()
+    if holder == _this_run():  # the last of the runs that share the folder: it is another one
+        holder = ""
+    part = "" if path.name == WHOLE else f" on {path.name}"
     return UserError(
-        f"another run ({file.read() or 'not named'}) works in {folder}{what}: wait until it is"
-        " through, or name another folder"
+        f"another run ({holder or 'not named'}) works in {path.parents[1]}{part}: wait until it"
+        " ends, or name another folder"
     )
 
 
 def _remove_if_empty(folder: Path, absent: list[Path]) -> None:
-    """Remove folders that `in_use` made for its locks and in which nothing else came to lie."""
+    """Remove the folders that `in_use` made for its locks, if they hold nothing else."""
     if folder in absent and [path.name for path in folder.iterdir()] == [LOCKS]:
         shutil.rmtree(folder)
         with suppress(OSError):  # not empty
