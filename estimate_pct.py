@@ -16,7 +16,7 @@ from medood.data.folds import read_fold
 from medood.data.images import read_mask
 from medood.data.labels import BACKGROUND
 from medood.data.ood_set import read_hard_oods
-from medood.data.records import contents, read_record
+from medood.data.records import contents, record_of
 from medood.data.workspace import FOREGROUND, data_name, pct_path
 from medood.processes import on_main
 from medood.runs.command_line import run
@@ -39,7 +39,7 @@ def foreground_of(cfg: Config, names: Iterable[str]) -> list[int]:
     They were counted when the patches were cut; masks of the user's, or changed since, are read.
     """
     folder, names = cfg.workspace / "Mask_Patchs", list(names)
-    ours = (read_record(folder) or {}).get("outputs") == contents(folder)
+    ours = (record_of(folder).content or {}).get("outputs") == contents(folder)
     stored = read_json(folder / FOREGROUND) if ours else None
     if isinstance(stored, dict) and all(isinstance(stored.get(name), int) for name in names):
         return [stored[name] for name in names]

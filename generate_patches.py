@@ -165,11 +165,11 @@ def generate_patches(cfg: Config = CONFIG) -> None:
     labelled = workspace.region_labels(cfg) or (cfg.workspace / "Semantic_Labels").exists()
     if workspace.region_images(cfg) and labelled:
         cut_regions(cfg)
-    if records.is_yours(patches):
+    if records.record_of(patches).is_yours:
         sift_prepared(cfg)
     else:
         (lists / records.RECORD).unlink(missing_ok=True)  # of patches that were the user's
-    bad = records.bad_files(patches) | records.bad_files(lists)
+    bad = records.record_of(patches).bad_files | records.record_of(lists).bad_files
     images, _ = workspace.list_patch_pairs(cfg.workspace)
     write_folds(cfg, [path.name for path in images])
     folds = ", ".join(map(str, cfg.folds))

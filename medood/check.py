@@ -19,7 +19,7 @@ from medood.data.files import pngs
 from medood.data.folds import PARTS, held_out, read_list, read_official, region_of
 from medood.data.images import look_at_pair, read_image, require_same_size, whole_patches
 from medood.data.labels import read_region_label
-from medood.data.records import BadFiles, is_yours
+from medood.data.records import BadFiles, record_of
 from medood.data.workspace import fold_path, list_images, model_folder, region_images, region_labels
 from medood.runs.jobs import for_each
 from medood.runs.provenance import survey
@@ -60,7 +60,7 @@ def check(cfg: Config) -> Findings:
         images, labels = region_images(cfg), region_labels(cfg)
     with findings.noted():
         # no step makes the patches again that the user put there, or that have lost their sources
-        if not images or not labels or is_yours(cfg.workspace / "Image_Patchs"):
+        if not images or not labels or record_of(cfg.workspace / "Image_Patchs").is_yours:
             patches = _check_patches(cfg, findings)
         else:
             patches = _check_regions(cfg, images, labels, findings)
@@ -72,7 +72,7 @@ def check(cfg: Config) -> Findings:
         _check_folds(cfg, patches, findings)
         _check_disk(cfg, len(patches), findings)
         _check_time(cfg, len(patches), findings)
-    findings.table |= dict(survey(cfg))
+    findings.table |= survey(cfg)
     width = max(map(len, findings.table))
     print("".join(f"{what:>{width}}  {found}\n" for what, found in findings.table.items()))
     return findings
@@ -140,7 +140,7 @@ def _check_oods(cfg: Config, patches: list[str]) -> None:
     """Raise UserError if OoD patches that the user put there are not those of all patches."""
     folder = cfg.workspace / "OoD_Patchs"
     lost = sorted(set(patches) - {path.name for path in pngs(folder)})
-    if lost and is_yours(folder):
+    if lost and record_of(folder).is_yours:
         raise UserError(
             f"{folder}, which you put there, lacks {len(lost)} patches, {lost[0]} for one: add"
             " them, or remove the folder to have it made"
@@ -165,10 +165,11 @@ def _check_folds(cfg: Config, patches: list[str], findings: Findings) -> None:
     tested: dict[int, set[str]] = {}
     for fold in cfg.folds:
         path = fold_path(cfg, fold)
-        if cfg.split == "official" and path.exists() and not is_yours(path):
+        own = record_of(path).is_yours
+        if cfg.split == "official" and path.exists() and not own:
             continue  # the table that it was drawn from may be gone
         with findings.noted():
-            if is_yours(path):
+            if own:
                 made = "yours"
                 train, test = read_list(path, set(patches), set(findings.bad))
             else:

@@ -18,7 +18,7 @@ from skimage.measure import regionprops
 from config import LIZARD, Config
 from medood.data.files import csv_text, digest, write_text
 from medood.data.images import write_png
-from medood.data.records import fresh_folder, is_there, out_of_date
+from medood.data.records import fresh_folder, record_of
 from medood.data.workspace import SAMPLE_MARK
 from medood.processes import on_main
 from medood.runs.locks import alone_in
@@ -144,7 +144,8 @@ def draw_sample(cfg: Config) -> None:
     folders = [cfg.workspace / f for f in ("Lizard_Images1", "Lizard_Images2", "Lizard_Labels")]
     write_text(cfg.workspace / SAMPLE_MARK, NOTE)  # first: no kill leaves a sample unmarked
     record = {"drawn_by": digest(Path(__file__).read_bytes())}
-    if all(is_there(folder) and not out_of_date(folder, record) for folder in folders):
+    drawn = map(record_of, folders)
+    if all(found.is_there and not found.out_of_date(record) for found in drawn):
         print(f"{cfg.workspace}: kept, drawn before")
         return
     names = [f"sample_{number}" for number in range(1, REGIONS + 1)]

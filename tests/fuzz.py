@@ -38,7 +38,7 @@ from medood.data.folds import read_fold, read_official  # noqa: E402
 from medood.data.images import image_size, read_image, read_mask  # noqa: E402
 from medood.data.labels import KEYS, read_own_mask, read_region_label  # noqa: E402
 from medood.data.ood_set import chosen_oods, read_hard_oods  # noqa: E402
-from medood.data.records import bad_files, is_kept  # noqa: E402
+from medood.data.records import is_kept, record_of  # noqa: E402
 from medood.data.workspace import fold_path, pct_path, ranking_path  # noqa: E402
 from medood.evaluation.model_card import write_card  # noqa: E402
 from medood.evaluation.report import _nuclei_of_classes, _read_log, read_times  # noqa: E402
@@ -167,7 +167,7 @@ def targets(cfg: Config) -> dict[str, list[tuple[Path, Reader, int]]]:
             (model / "run.json", describe, 5),
             (model / "config.json", lambda: load_model(model, cfg), 2),
             (pct_path(cfg, 1), lambda: chosen_oods(cfg, 1), 4),
-            (record, lambda: (is_kept(record.parent, {}), bad_files(record.parent)), 3),
+            (record, lambda: (is_kept(record.parent, {}), record_of(record.parent).bad_files), 3),
             (fold.with_suffix(".json"), lambda: is_kept(fold, {}), 2),
         ],
         ".safetensors": [(model / "model.safetensors", lambda: load_model(model, cfg), 6)],

@@ -10,7 +10,7 @@ import numpy as np
 
 from config import Config, UserError
 from medood.data.files import pngs, read_table
-from medood.data.records import bad_files
+from medood.data.records import record_of
 from medood.data.workspace import LIST_ENDING, fold_path, official_table
 
 PARTS = 3
@@ -109,7 +109,7 @@ def hold_out_regions(names: list[str], seed: list[int]) -> set[str]:
 def patches_there(workspace: Path) -> tuple[set[str], set[str]]:
     """Return the names of the patches, and of the bad files behind others, for read_list."""
     images = workspace / "Image_Patchs"
-    bad = bad_files(images) | bad_files(workspace / "k_folds")
+    bad = record_of(images).bad_files | record_of(workspace / "k_folds").bad_files
     return {patch.name for patch in pngs(images)}, set(bad)
 
 

@@ -16,6 +16,7 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from config import Config, UserError
 from medood.data.files import (
@@ -72,50 +73,64 @@ def _hash_once(path: Path, size: int, mtime_ns: int, inode: int) -> str:
 # ---------------------------------------------------------------- records
 
 
-def record_path(product: Path) -> Path:
-    """Return where the record of a product lies."""
+class Record(NamedTuple):
+    """What lies on the disk of a product, and what its record says."""
+
+    product: Path
+    is_there: bool  # the product has any content
+    images: int  # in its folder
+    content: dict | None  # of the record; None where the product is absent, or the user's
+
+    @property
+    def is_yours(self) -> bool:
+        """Say whether the user put the product there."""
+        return self.is_there and self.content is None
+
+    @property
+    def bad_files(self) -> BadFiles:
+        """The input files that were left out when the product was made."""
+        found = (self.content or {}).get("bad_files")
+        return {name: str(why) for name, why in found.items()} if isinstance(found, dict) else {}
+
+    def out_of_date(self, made_from: dict) -> str:
+        """Return in words why the product is not what `made_from` gives, or "" if it is.
+
+        A product of the user's is never out of date, nor one that has lost a source (None in
+        `made_from`), since no step could make it again.
+        """
+        if self.content is None or None in made_from.values():
+            return ""
+        before, files = self.content.get("made_from"), self.content.get("files")
+        if not before or not isinstance(before, dict):
+            return "its record is of an earlier version"
+        lost = files not in (None, self.images)
+        reasons = [f"of its {files} files {self.images} are there"] if lost else []
+        return ", ".join(reasons + changes(before, made_from))
+
+    def refuse_damaged(self) -> None:
+        """Raise UserError for a product of ours whose content is not what was made."""
+        made = (self.content or {}).get("outputs")
+        if made is not None and made != contents(self.product):
+            raise UserError(
+                f"{self.product} was changed, or damaged, since it was made: remove it to have it"
+                f" made anew, or remove its {RECORD} to keep it as your own"
+            )
+
+
+def record_of(product: Path) -> Record:
+    """Return the record of a product: made_from.json, run.json of a network, JSON of a table."""
+    images, run = pngs(product), product / RUN
+    is_network = (product / "config.json").is_file()
+    is_there = is_network or bool(images) or product.is_file() or (product / RECORD).is_file()
+    path = run if run.exists() else product / RECORD
     if product.suffix in (".csv", ".json"):
-        return product.with_suffix(".json")
-    run = product / RUN
-    return run if run.exists() else product / RECORD
-
-
-def is_there(product: Path) -> bool:
-    """Say whether a product has any content."""
-    ours = any((product / name).is_file() for name in (RECORD, "config.json"))
-    return product.is_file() or ours or bool(pngs(product))
-
-
-def read_record(product: Path) -> dict | None:
-    """Return the record of a product; None if it is not there, or was put there by the user."""
-    record = read_json(record_path(product)) if is_there(product) else None
-    if record is None or (product / "config.json").is_file() and "made_from" not in record:
-        return None
-    if product.suffix == ".csv" and record.get("outputs") != contents(product):
-        return None
-    made_from = record.get("made_from")
-    return record | {"made_from": made_from if isinstance(made_from, dict) else {}}
-
-
-def is_yours(product: Path) -> bool:
-    """Say whether a product is there that the user put there."""
-    return is_there(product) and read_record(product) is None
-
-
-def out_of_date(product: Path, made_from: dict) -> str:
-    """Return in words why a product is not what `made_from` gives, or "" if it is.
-
-    A product of the user's is never out of date, nor one that has lost a source (None in
-    `made_from`), since no step could make it again.
-    """
-    record = read_record(product)
-    if record is None or None in made_from.values():
-        return ""
-    if not record["made_from"]:
-        return "its record is of an earlier version"
-    recorded, there = record.get("files"), len(pngs(product))
-    lost = [] if recorded in (None, there) else [f"of its {recorded} files {there} are there"]
-    return ", ".join([*lost, *changes(record["made_from"], made_from)])
+        path = product.with_suffix(".json")
+    content = read_json(path) if is_there else None
+    if content is not None:
+        foreign = is_network and "made_from" not in content
+        changed = product.suffix == ".csv" and content.get("outputs") != hash_of(product)
+        content = None if foreign or changed else content
+    return Record(product, is_there, len(images), content)
 
 
 def changes(before: dict, now: dict) -> list[str]:
@@ -141,31 +156,19 @@ def is_kept(product: Path, made_from: dict) -> bool:
 
     Raises UserError for one of ours whose content has changed since.
     """
-    if not is_there(product):
+    record = record_of(product)
+    if not record.is_there:
         return False
-    record = read_record(product)
-    if record is None:
+    if record.is_yours:
         print(f"{product}: kept, it was put there by you (remove it to have it made)")
         return True
-    why = out_of_date(product, made_from)
+    why = record.out_of_date(made_from)
     if not why:
-        refuse_damaged(product)
-    if not why and record.get("bad_files"):
-        why = "files behind it could not be used"  # it may be the settings that were mended
+        record.refuse_damaged()
+        why = "files behind it could not be used" if record.bad_files else ""
     state = f"made again: {why}" if why else "kept, made from the same inputs and settings"
     print(f"{product}: {state}")
     return not why
-
-
-def refuse_damaged(product: Path) -> None:
-    """Raise UserError for a product of ours whose content is not what was made."""
-    record = read_record(product) or {}
-    if "outputs" in record and record["outputs"] != contents(product):
-        latest = max(pngs(product), key=lambda path: path.stat().st_mtime_ns, default=product)
-        raise UserError(
-            f"{product} was changed, or damaged, since it was made ({latest.name} was written"
-            f" last): remove it to have it made anew, or remove its {RECORD} to keep it as your own"
-        )
 
 
 @contextmanager
@@ -175,7 +178,7 @@ def fresh_folder(folder: Path, made_from: dict, bad: BadFiles | None = None) -> 
     bad: the input files that are left out; may be filled on the way. After an error or a kill,
     `folder` is what it was before.
     """
-    if is_yours(folder):
+    if record_of(folder).is_yours:
         raise UserError(f"{folder} was put there by you: remove it to have it made anew")
     with whole_folder(folder) as partial:
         yield partial
@@ -186,17 +189,12 @@ def fresh_folder(folder: Path, made_from: dict, bad: BadFiles | None = None) -> 
 def write_recorded(path: Path, text: str, made_from: dict) -> None:
     """Write a table with its record."""
     path.unlink(missing_ok=True)  # a table that its record does not fit passes for the user's
-    write_json(record_path(path), {"made_from": made_from, "outputs": digest(text.encode())})
+    record = {"made_from": made_from, "outputs": digest(text.encode())}
+    write_json(path.with_suffix(".json"), record)
     write_text(path, text)
 
 
 # ---------------------------------------------------------------- bad files
-
-
-def bad_files(product: Path) -> BadFiles:
-    """Return the input files that were left out when a folder was made."""
-    found = (read_json(product / RECORD) or {}).get("bad_files")
-    return {name: str(why) for name, why in found.items()} if isinstance(found, dict) else {}
 
 
 def refuse_bad(cfg: Config, bad: BadFiles) -> None:

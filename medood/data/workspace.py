@@ -7,7 +7,7 @@ from pathlib import Path
 from config import Config, UserError
 from medood.data.files import pngs
 from medood.data.images import IMAGE_ENDINGS
-from medood.data.records import BadFiles, bad_files
+from medood.data.records import BadFiles, record_of
 
 LIST_ENDING = "Image_Patchs.csv"  # of the list of a fold
 Pair = tuple[Path, Path | None]  # image and mask of a patch; an OoD patch has no mask
@@ -102,7 +102,7 @@ def pair_regions(cfg: Config) -> tuple[list[Path], list[Path], BadFiles]:
     folder = cfg.workspace / "Semantic_Labels"
     masks = {path.stem: path for path in pngs(folder)}
     images = {path.stem: path for path in region_images(cfg)}
-    bad = bad_files(folder)
+    bad = record_of(folder).bad_files
     unlabelled = images.keys() - masks.keys() - {Path(name).stem for name in bad}
     for name in sorted(unlabelled):
         path = images[name]
@@ -123,7 +123,7 @@ def data_name(workspace: Path) -> str:
 
 def list_patch_pairs(workspace: Path) -> tuple[list[Path], list[Path]]:
     """Return image and mask of every patch that can be used; UserError where one lacks its pair."""
-    left_out = bad_files(workspace / "k_folds")
+    left_out = record_of(workspace / "k_folds").bad_files
     images, masks = (
         [path for path in pngs(workspace / folder) if path.name not in left_out]
         for folder in ("Image_Patchs", "Mask_Patchs")

@@ -22,7 +22,7 @@ from medood.data.files import TIMES, read_table, write_text
 from medood.data.folds import read_fold, region_of
 from medood.data.labels import BACKGROUND_COLOUR
 from medood.data.ood_set import read_estimate
-from medood.data.records import bad_files
+from medood.data.records import record_of
 from medood.data.workspace import (
     NUCLEI_LIST,
     SAMPLE_NAME,
@@ -360,7 +360,7 @@ def write_report(found: Comparison, out: Path) -> None:
         left_out=sorted(
             said
             for folder in ("Image_Patchs", "k_folds", "OoD_Source_Patchs")
-            for said in bad_files(cfg.workspace / folder).values()
+            for said in record_of(cfg.workspace / folder).bad_files.values()
         ),
         described=describe_data(cfg, list(found.tests)),
         settings=[(name, _in_words(value)) for name, value in last.get("settings", {}).items()],

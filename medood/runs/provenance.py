@@ -6,6 +6,7 @@ are used as they are, and so are those whose sources are gone: see medood/data/r
 """
 
 import dataclasses
+import itertools
 import json
 import shlex
 from collections.abc import Callable, Iterable, Iterator
@@ -19,7 +20,7 @@ from config import CONFIG, Config, UserError
 from medood.data import ood_set, records, workspace
 from medood.data.files import digest, pngs, timed
 from medood.data.folds import read_fold
-from medood.data.records import BadFiles, fingerprint
+from medood.data.records import BadFiles, Record, fingerprint, record_of
 from medood.data.workspace import Pair
 from medood.processes import on_main
 from medood.runs.locks import alone_in
@@ -60,7 +61,7 @@ def _of_regions(cfg: Config, _: int) -> dict:
 
 
 def _of_patch_names(cfg: Config, _: int) -> dict:
-    left_out = records.bad_files(cfg.workspace / "k_folds")
+    left_out = record_of(cfg.workspace / "k_folds").bad_files
     names = [path.name for path in pngs(cfg.workspace / "Image_Patchs")]
     listed = "\n".join(name for name in names if name not in left_out)
     official: str | None = "not used"
@@ -102,7 +103,7 @@ def _of_ranking(cfg: Config, fold: int) -> dict:
 
 def _of_ood_training_set(cfg: Config, fold: int) -> dict:
     sources = workspace.ranking_path(cfg, fold), workspace.pct_path(cfg, fold)
-    if not all(map(records.is_there, sources)):
+    if not all(path.is_file() for path in sources):
         return {"fold": fold, "inputs": None}
     chosen = workspace.ood_files(cfg, ood_set.chosen_oods(cfg, fold))
     return {"fold": fold, "inputs": _of_pairs(_id_set(cfg, fold) + chosen)}
@@ -230,62 +231,61 @@ def require(cfg: Config, *names: str) -> None:
     Bad files that were left out on the way are refused too, unless they are to be skipped.
     """
     bad: BadFiles = {}
-    if records.is_yours(cfg.workspace / "Image_Patchs"):
-        bad = records.bad_files(cfg.workspace / "k_folds")
+    if record_of(cfg.workspace / "Image_Patchs").is_yours:
+        bad = record_of(cfg.workspace / "k_folds").bad_files
     seen: set[Path] = set()
-    for fold in cfg.folds:
-        for name in names:
-            path = PRODUCTS[name].path(cfg, fold)
-            if not records.is_there(path):
-                raise UserError(f"{path} is missing: run `{command(cfg, name, fold)}` first")
-            for source, place in _with_all_behind(cfg, name, fold):
-                if place not in seen:
-                    seen.add(place)
-                    _refuse_stale(cfg, source, fold)
-                    bad |= records.bad_files(place)
+    for fold, name in itertools.product(cfg.folds, names):
+        *sources, (_, own) = _with_all_behind(cfg, name, fold)
+        if not own.is_there:
+            raise UserError(f"{own.product} is missing: run `{command(cfg, name, fold)}` first")
+        for source, record in (*sources, (name, own)):
+            if record.product not in seen and record.content is not None:
+                seen.add(record.product)
+                _refuse_stale(cfg, source, fold, record)
+                bad |= record.bad_files
     records.refuse_bad(cfg, bad)
 
 
-def _with_all_behind(cfg: Config, name: str, fold: int) -> Iterator[tuple[str, Path]]:
-    """Yield the products that ours is made from, the first one first, then itself, with its path.
+def _with_all_behind(cfg: Config, name: str, fold: int) -> Iterator[tuple[str, Record]]:
+    """Yield all that a product is made from, the first first, then the product, with records.
 
-    What the user put there has nothing of ours behind it.
+    Nothing of ours is behind what the user put there.
     """
-    path = PRODUCTS[name].path(cfg, fold)
-    if records.is_there(path) and not records.is_yours(path):
+    record = record_of(PRODUCTS[name].path(cfg, fold))
+    if record.content is not None:
         for source in PRODUCTS[name].behind:
             yield from _with_all_behind(cfg, source, fold)
-        yield name, path
+    yield name, record
 
 
-def _refuse_stale(cfg: Config, name: str, fold: int) -> None:
+def _refuse_stale(cfg: Config, name: str, fold: int, record: Record) -> None:
     """Raise UserError if a product is not what its sources and the settings give now."""
-    path = PRODUCTS[name].path(cfg, fold)
-    if why := records.out_of_date(path, made_from(cfg, name, fold)):
+    if why := record.out_of_date(made_from(cfg, name, fold)):
         raise UserError(
-            f"{path} is out of date ({why}): set back what changed, or run"
+            f"{record.product} is out of date ({why}): set back what changed, or run"
             f" `{command(cfg, name, fold)}` first"
         )
-    records.refuse_damaged(path)
+    record.refuse_damaged()
 
 
-def survey(cfg: Config) -> list[list[str]]:
-    """Return what the steps would do with each product that is there: its path, and what."""
+def survey(cfg: Config) -> dict[str, str]:
+    """Return what the steps would do with each product that is there, by its path."""
     found: dict[str, str] = {}
-    for fold in cfg.folds:
-        for name, product in PRODUCTS.items():
-            path = product.path(cfg, fold)
-            if records.is_there(path) and str(path) not in found:
-                found[str(path)] = _state(cfg, name, fold)
-    return [[str(Path(path).relative_to(cfg.workspace)), state] for path, state in found.items()]
+    for fold, (name, product) in itertools.product(cfg.folds, PRODUCTS.items()):
+        record = record_of(product.path(cfg, fold))
+        path = str(record.product.relative_to(cfg.workspace))
+        if record.is_there and path not in found:
+            found[path] = (
+                "yours: used as it is" if record.is_yours else _state(cfg, name, fold, record)
+            )
+    return found
 
 
-def _state(cfg: Config, name: str, fold: int) -> str:
-    path = PRODUCTS[name].path(cfg, fold)
-    if records.is_yours(path):
+def _state(cfg: Config, name: str, fold: int, record: Record) -> str:
+    if record.is_yours:
         return "yours: used as it is"
     try:
-        why = records.out_of_date(path, made_from(cfg, name, fold))
+        why = record.out_of_date(made_from(cfg, name, fold))
     except UserError as error:
         why = str(error)
     return f"made again: {why}" if why else "kept"

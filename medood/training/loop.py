@@ -15,7 +15,7 @@ from tqdm import tqdm
 from config import Config, UserError
 from medood.data.dataset import CHUNK, Patches, load_patches
 from medood.data.files import csv_text, timed, whole, whole_folder, write_json, write_text
-from medood.data.records import RUN, is_kept, is_yours
+from medood.data.records import RUN, is_kept, record_of
 from medood.data.workspace import SOURCE_PREFIX, Pair, data_name
 from medood.evaluation.model_card import write_card
 from medood.evaluation.testing import tally_patches
@@ -64,7 +64,7 @@ def train_fold(
     record, run = network_made_from(cfg, fold, files + val_files), read_run(folder)
     if (folder / RUN).exists() and not run:
         raise UserError(f"{folder / RUN} cannot be read: remove {folder} to have it trained")
-    if is_yours(folder):
+    if record_of(folder).is_yours:
         raise UserError(
             f"{folder} was put there by you: remove it to have it trained, or test it as it is with"
             " `python test.py --checkpoint`"
