@@ -81,23 +81,14 @@ class Comparison:
         return estimates
 
     @property
-    def title(self) -> str:
-        """Return what the table of scores holds, and on which data."""
-        labels, folds = list(self.labels.values()), ", ".join(map(str, self.tests))
-        tested = " and ".join(labels) if self.named else self.cfg.model_name
-        over = f"fold {folds} alone"
-        if len(self.tests) > 1:
-            over = f"folds {folds}: mean ± standard deviation"
-        less = f"; difference: {labels[-1]} less {labels[0]}, {INTERVAL}" if self.gains else ""
-        return f"{data_name(self.cfg.workspace)}. {tested}, percent, {over}{less}"
-
-    @property
     def sizes(self) -> dict[int, dict]:
         """Return, by fold and network, its run.json with the pnr and pct of its training set."""
         sizes = {fold: dict(test.runs) for fold, test in self.tests.items()}
         for fold, estimate in self.estimates.items():
-            sizes[fold]["baseline"] |= {"pnr": estimate["pnr_id"], "pct": 0.0}
-            sizes[fold]["ood"] |= {"pnr": estimate["pnr"], "pct": estimate["pct"]}
+            of_id = {"pnr": estimate["pnr_id"], "pct": 0.0}
+            with_oods = {"pnr": estimate["pnr"], "pct": estimate["pct"]}
+            for name, found in (("baseline", of_id), ("ood", with_oods)):
+                sizes[fold][name] = sizes[fold][name] | found
         return sizes
 
 
@@ -173,10 +164,8 @@ def _nuclei_of_patches(cfg: Config, names: list[str]) -> np.ndarray | None:
 def read_times(workspace: Path, model_name: str) -> list[tuple[str, float]]:
     """Return what each step of this network took last, in seconds."""
     path = workspace / TIMES
-    if not path.exists():
-        return []
     last = {}
-    for row in read_table(path):
+    for row in read_table(path) if path.exists() else []:
         with suppress(KeyError, TypeError, ValueError):  # a spreadsheet may have spoilt a line
             last[row["step"]] = float(row["seconds"])
     ending = (f"_{model_name}", f"_{model_name}_ood")
@@ -190,11 +179,10 @@ def machine() -> str:
 
 
 def _read_log(folder: Path) -> dict[str, list[float]] | None:
+    """Return the columns of the log of a training; None where there is none of ours."""
     path = folder / "log.csv"
-    if not path.is_file():
-        return None
     try:
-        rows = read_table(path)
+        rows = read_table(path) if path.is_file() else []
         log = {name: [float(row[name]) for row in rows] for name in rows[0]}
     except (IndexError, KeyError, TypeError, ValueError):  # of a network from elsewhere
         return None
@@ -266,7 +254,9 @@ def write_report(found: Comparison) -> None:
     scores = {fold: test.scores for fold, test in tests.items()}
     header, rows = score_table(cfg.class_names, scores, found.sizes, found.gains)
     coded = [[f"`{row[0]}`" if row[0] in SCORES else row[0], *row[1:]] for row in rows]
-    text = f"{found.title}\n\n{markdown(header, coded)}"
+    data = data_name(cfg.workspace)
+    title = TEMPLATES.get_template("title.txt").render(found=found, data=data, interval=INTERVAL)
+    text = f"{title}\n{markdown(header, coded)}"
     print(text)
 
     write_json(out / "scores.json", scores)
@@ -280,8 +270,9 @@ def write_report(found: Comparison) -> None:
     page = TEMPLATES.get_template("report.html").render(
         found=found,
         cfg=cfg,
-        data=data_name(cfg.workspace),
-        is_sample=data_name(cfg.workspace) == SAMPLE_NAME,
+        data=data,
+        is_sample=data == SAMPLE_NAME,
+        title=title.strip(),
         header=header,
         rows=rows,
         more_steps=more,
