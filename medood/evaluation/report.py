@@ -217,7 +217,7 @@ def draw_report(found: Comparison, logs: dict[str, list[dict]], out: Path) -> li
     if logs:
         figures.append(out / "curves.svg")
         draw_curves(figures[-1], logs)
-    gains = {name: gain for name, gain in found.gains.items() if name in SCORES}
+    gains = {name: found.gains[name] for name in SCORES if name in found.gains}
     gains = {name: gain for name, gain in gains.items() if not np.isnan(gain.low)}
     if gains:
         theirs, ours = labels.values()
