@@ -49,7 +49,7 @@ def named(checkpoints: tuple[Path, ...]) -> dict[str, Path]:
     return dict(zip(names, checkpoints, strict=True))
 
 
-def networks(cfg: Config, checkpoints: tuple[Path, ...]) -> dict[int, dict[str, Path]]:
+def networks(cfg: Config, checkpoints: dict[str, Path]) -> dict[int, dict[str, Path]]:
     """Return the networks of each fold, by their name in scores.json.
 
     They are those of models/; or the checkpoints, for each fold that might test them.
@@ -63,21 +63,22 @@ def networks(cfg: Config, checkpoints: tuple[Path, ...]) -> dict[int, dict[str, 
         }
     from medood.models.checkpoints import read_run, seen_in_training
 
-    for path in checkpoints:
+    for path in checkpoints.values():
         if seen_in_training(path) is None:
             print(f"{path} does not say what it was trained on: make sure that it was not on these")
-    own = [read_run(path).get("fold") for path in checkpoints]
+    own = [read_run(path).get("fold") for path in checkpoints.values()]
     # its own fold comes first: a network of ours is tested there
     folds = [fold for fold in own if fold is not None and fold_path(cfg, fold).exists()]
-    return dict.fromkeys([*folds, *cfg.folds], named(checkpoints))
+    return dict.fromkeys([*folds, *cfg.folds], checkpoints)
 
 
-def unseen_folds(
-    cfg: Config, folders: dict[int, dict[str, Path]], checkpoints: tuple[Path, ...]
+def folds_to_test(
+    cfg: Config, folders: dict[int, dict[str, Path]], checkpoints: dict[str, Path]
 ) -> dict[int, Fold]:
     """Return the folds that test no patch on which their networks were trained.
 
-    Raises UserError where a network of models/ has seen its test, or checkpoints every test.
+    Raises UserError where data or networks are missing or out of date, where a network of models/
+    was trained on its test patches, and where checkpoints were on those of every fold.
     """
     from medood.models.checkpoints import has_seen
 
@@ -94,22 +95,24 @@ def unseen_folds(
         if seen:
             del folds[fold]
     if not folds:
+        names = " or ".join(map(str, checkpoints.values()))
         raise UserError(
-            f"every fold tests patches that {' or '.join(map(str, checkpoints))} was trained on:"
-            " test it on other data, or compare networks of one fold"
+            f"every fold tests patches that {names} was trained on: test it on other data, or"
+            " compare networks of one fold"
         )
     return folds
 
 
 def evaluate(cfg: Config = CONFIG, checkpoints: tuple[Path, ...] = ()) -> None:
     """Test the networks of every fold, or one or two checkpoints; write scores and report."""
-    # here, so that --help answers without torch
+    of_name = named(checkpoints)
+    # here, so that --help needs no torch
     from medood.evaluation.model_card import record_scores
     from medood.evaluation.report import Comparison, write_report
     from medood.evaluation.testing import score_networks
 
-    folders = networks(cfg, checkpoints)
-    folds = unseen_folds(cfg, folders, checkpoints)
+    folders = networks(cfg, of_name)
+    folds = folds_to_test(cfg, folders, of_name)
     tests = {
         fold: score_networks(cfg, folders[fold], patches.test, f"fold {fold}")
         for fold, patches in folds.items()

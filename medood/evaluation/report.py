@@ -85,10 +85,10 @@ class Comparison:
         """Return, by fold and network, its run.json with the pnr and pct of its training set."""
         sizes = {fold: dict(test.runs) for fold, test in self.tests.items()}
         for fold, estimate in self.estimates.items():
-            of_id = {"pnr": estimate["pnr_id"], "pct": 0.0}
-            with_oods = {"pnr": estimate["pnr"], "pct": estimate["pct"]}
-            for name, found in (("baseline", of_id), ("ood", with_oods)):
-                sizes[fold][name] = sizes[fold][name] | found
+            ratios = {"pnr": estimate["pnr"], "pct": estimate["pct"]}
+            sizes[fold]["ood"] = sizes[fold]["ood"] | ratios
+            ratios = {"pnr": estimate["pnr_id"], "pct": 0.0}
+            sizes[fold]["baseline"] = sizes[fold]["baseline"] | ratios
         return sizes
 
 
@@ -205,7 +205,7 @@ def draw_report(found: Comparison, logs: dict[str, list[dict]], out: Path) -> li
     for name, label in labels.items():
         scores = [test.scores[name] for test in found.tests.values()]
         ious = zip(*(of_fold["iou"] for of_fold in scores), strict=True)
-        bars[label] = dict(zip(cfg.class_names, map(list, ious), strict=True))
+        bars[label] = dict(zip(cfg.class_names, ious, strict=True))
         matrices[label] = np.sum([of_fold["confusion"] for of_fold in scores], axis=0)
     fold, test = next(iter(found.tests.items()))
     title = f"{data_name(cfg.workspace)}, fold {fold}"
@@ -218,8 +218,7 @@ def draw_report(found: Comparison, logs: dict[str, list[dict]], out: Path) -> li
         figures.append(out / "curves.svg")
         draw_curves(figures[-1], logs)
     gains = {name: found.gains[name] for name in SCORES if name in found.gains}
-    gains = {name: gain for name, gain in gains.items() if not np.isnan(gain.low)}
-    if gains:
+    if gains := {name: gain for name, gain in gains.items() if not np.isnan(gain.low)}:
         theirs, ours = labels.values()
         figures.append(out / "differences.svg")
         draw_intervals(figures[-1], "", f"{ours} less {theirs}, points", gains)
