@@ -19,6 +19,7 @@ from pathlib import Path
 from tyro.conf import UseAppendAction
 
 from config import CONFIG, Config, UserError
+from medood.data.files import write_json
 from medood.data.folds import Fold, read_fold
 from medood.data.workspace import fold_path, model_folder
 from medood.processes import is_main
@@ -122,7 +123,10 @@ def evaluate(cfg: Config = CONFIG, checkpoints: tuple[Path, ...] = ()) -> None:
     if not checkpoints:
         for test in tests.values():
             record_scores(test)
-    write_report(Comparison(cfg, bool(checkpoints), folds, tests))
+    found = Comparison(cfg, bool(checkpoints), folds, tests)
+    scores = {fold: test.scores for fold, test in tests.items()}
+    write_json(found.folder / "scores.json", scores)
+    write_report(found)
 
 
 if __name__ == "__main__":

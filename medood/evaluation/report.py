@@ -52,6 +52,13 @@ class Comparison:
     folds: dict[int, Fold]
     tests: dict[int, Tested]  # by fold
 
+    @property
+    def folder(self) -> Path:
+        """Return where the scores and the report go."""
+        reports = self.cfg.workspace / "reports"
+        name = "_vs_".join(self.labels)
+        return reports / "checkpoints" / name if self.named else reports / self.cfg.model_name
+
     @cached_property
     def labels(self) -> dict[str, str]:
         """Return what people read for each network."""
@@ -240,11 +247,8 @@ def pictures_of_oods(found: Comparison) -> dict[str, dict[int, Path]]:
 
 
 def write_report(found: Comparison) -> None:
-    """Write reports/<model>/: the scores, the table, the page with its figures; print the table."""
-    cfg, tests = found.cfg, found.tests
-    out = cfg.workspace / "reports" / cfg.model_name
-    if found.named:
-        out = cfg.workspace / "reports" / "checkpoints" / "_vs_".join(found.labels)
+    """Print the table of scores; write it, the differences and the page with its figures."""
+    cfg, tests, out = found.cfg, found.tests, found.folder
     logs, pictures = read_logs(found), pictures_of_oods(found)
     runs = [tuple(test.runs.values()) for test in tests.values()]
     last = runs[0][-1]  # of Med-OoD, if it is there
@@ -257,14 +261,8 @@ def write_report(found: Comparison) -> None:
     title = TEMPLATES.get_template("title.txt").render(found=found, data=data, interval=INTERVAL)
     text = f"{title}\n{markdown(header, coded)}"
     print(text)
-
-    write_json(out / "scores.json", scores)
-    write_text(out / "table.md", text)
     for old in out.glob("differences.*"):  # of a test of two networks
         old.unlink()
-    if found.gains:
-        plain = {name: gain.plain() for name, gain in found.gains.items()}
-        write_json(out / "differences.json", plain)
     figures = {path.stem: embed(path) for path in draw_report(found, logs, out)}
     page = TEMPLATES.get_template("report.html").render(
         found=found,
@@ -287,5 +285,9 @@ def write_report(found: Comparison) -> None:
         times=times,
         machine=machine(),
     )
+    write_text(out / "table.md", text)
+    if found.gains:
+        plain = {name: gain.plain() for name, gain in found.gains.items()}
+        write_json(out / "differences.json", plain)
     write_text(out / "index.html", page)
     print(f"{out / 'index.html'}: open it in a browser; scores.json and table.md lie beside it")
