@@ -13,11 +13,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import matplotlib.pyplot as plt
 import numpy as np
 
 from config import UserError
-from medood.evaluation.figures import COLOURS, save
+from medood.evaluation.figures import COLOURS, canvas
 from medood.evaluation.tables import markdown, spread
 from medood.runs.command_line import run
 from studies import common, paper
@@ -35,20 +34,19 @@ def draw_pct_curve(
     path: Path, title: str, ylabel: str, curves: dict[str, list[tuple[float, float, list[float]]]]
 ) -> None:
     """Draw a score over the pnr: for each curve, points of (pct, pnr, single values)."""
-    figure, ax = plt.subplots(figsize=(6.4, 4.4))
-    for colour, (name, points) in zip(COLOURS, curves.items(), strict=False):
-        points = sorted(points, key=lambda point: point[1])
-        means = [100 * np.mean(single) for _, _, single in points]
-        ax.plot([ratio for _, ratio, _ in points], means, "o-", ms=5, color=colour, label=name)
-        for (pct, ratio, single), mean in zip(points, means, strict=True):
-            ax.plot([ratio] * len(single), [100 * value for value in single], ".", ms=3, c=colour)
-            note = f"{100 * pct:.0f} %"
-            ax.annotate(note, (ratio, mean), xytext=(3, 5), textcoords="offset points", fontsize=7)
-    ax.set(xlabel="pnr of the training set (at each point: pct)", ylabel=ylabel)
-    ax.set_title(title, fontsize=9)
-    ax.legend(fontsize=8)
-    figure.tight_layout()
-    save(figure, path)
+    with canvas(path, title) as figure:
+        ax = figure.subplots()
+        for colour, (name, points) in zip(COLOURS, curves.items(), strict=False):
+            points = sorted(points, key=lambda point: point[1])
+            means = [100 * np.mean(single) for _, _, single in points]
+            ax.plot([ratio for _, ratio, _ in points], means, "o-", ms=5, color=colour, label=name)
+            for (pct, ratio, single), mean in zip(points, means, strict=True):
+                dots = [100 * value for value in single]
+                ax.plot([ratio] * len(dots), dots, ".", ms=3, color=colour)
+                note = f"{100 * pct:.0f} %"
+                ax.annotate(note, (ratio, mean), xytext=(3, 5), textcoords="offset points")
+        ax.set(xlabel="pnr of the training set (at each point: pct)", ylabel=ylabel)
+        ax.legend()
 
 
 def table2_figure5(cfg: Table2Config) -> None:

@@ -41,7 +41,7 @@ from medood.data.ood_set import chosen_oods, read_hard_oods  # noqa: E402
 from medood.data.records import is_kept, record_of  # noqa: E402
 from medood.data.workspace import fold_path, pct_path, ranking_path  # noqa: E402
 from medood.evaluation.model_card import write_card  # noqa: E402
-from medood.evaluation.report import _nuclei_of_classes, _read_log, read_times  # noqa: E402
+from medood.evaluation.report import _nuclei_of_patches, _read_log, read_times  # noqa: E402
 from medood.models.checkpoints import load_model, read_run, seen_in_training, with_settings_of  # noqa: E402
 from rank_prune_ood import rank_prune_ood  # noqa: E402
 from tests.conftest import TINY, draw_regions  # noqa: E402
@@ -158,7 +158,7 @@ def targets(cfg: Config) -> dict[str, list[tuple[Path, Reader, int]]]:
             (official, lambda: read_official(work, []), 3),
             (ranking_path(cfg, 1), lambda: read_hard_oods(cfg, 1), 4),
             (nuclei[0], lambda: list(nuclei_of_patches(work / "Semantic_Labels", 32)), 3),
-            (nuclei[1], lambda: _nuclei_of_classes(cfg, {}), 2),
+            (nuclei[1], lambda: _nuclei_of_patches(cfg, []), 2),
             (work / "times.csv", lambda: read_times(work, cfg.model_name), 1),
             (model / "log.csv", lambda: _read_log(model), 1),
             (model / "trained_on.txt", lambda: seen_in_training(model), 1),

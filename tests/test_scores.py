@@ -1,11 +1,16 @@
 """Scores: against an independent count, and values worked by hand."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from medood.data.folds import read_fold
 from medood.evaluation.scores import Tally, all_background, confusion, paper_iou_dice, scores_of
+from medood.evaluation.testing import score_networks
+from medood.models.network import build_model
 from tests import oracles
 
 
@@ -129,6 +134,18 @@ def test_a_fold_without_nuclei_has_no_foreground_scores():
     scores = tally_of(truth, truth)
     assert scores["miou"] is scores["dsc"] is scores["fg_to_bg"] is None
     assert scores["miou_paper"] == 1
+
+
+def test_networks_are_scored_in_float32_whatever_the_precision_of_training(patched):
+    folder = patched.workspace / "models" / "untrained"
+    build_model(patched).save_pretrained(folder)
+    names = read_fold(patched, 1).test
+    tested = [
+        score_networks(dataclasses.replace(patched, precision=precision), {"it": folder}, names, "")
+        for precision in ("float32", "bfloat16")
+    ]
+    assert tested[0].scores == tested[1].scores
+    assert torch.equal(tested[0].predictions["it"], tested[1].predictions["it"])
 
 
 def test_confusion_counts_rows_as_truth():

@@ -7,4 +7,5 @@ tables      scores as people read them
 figures     pictures and plots
 report      one page with all of it
 model_card  what lies beside published weights
+templates/  the words of the report and of the card
 """

@@ -1,17 +1,36 @@
 """The model card that lies beside the weights, and goes along when they are published."""
 
+import math
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, UndefinedError
+from jinja2 import (
+    Environment,
+    FileSystemLoader,
+    StrictUndefined,
+    UndefinedError,
+    select_autoescape,
+)
 
 from config import UserError
-from medood.data.files import write_text
+from medood.data.files import write_json, write_text
 from medood.data.labels import BACKGROUND_COLOUR
+from medood.data.records import RUN
 from medood.data.workspace import SAMPLE_NAME
 from medood.evaluation.tables import SCORES, spread
+from medood.evaluation.testing import Tested
 from medood.models.network import normalisation
 
-TEMPLATES = Path(__file__).parent / "templates"
+TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent / "templates"),
+    undefined=StrictUndefined,
+    autoescape=select_autoescape(),  # of .html, not of .md
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+)
+TEMPLATES.globals |= {"normalisation": normalisation, "SCORES": SCORES}
+TEMPLATES.filters["spread"] = spread
+TEMPLATES.tests["nan"] = math.isnan
 
 
 def write_card(folder: Path, run: dict) -> None:
@@ -20,7 +39,13 @@ def write_card(folder: Path, run: dict) -> None:
     run: the content of its run.json; UserError if it is not what train.py writes there.
     """
     try:
-        text = _card(run)
+        text = TEMPLATES.get_template("card.md").render(
+            run=run,
+            sample=run["data"] == SAMPLE_NAME,
+            classes=[("background", BACKGROUND_COLOUR), *run["settings"]["classes"]],
+            # a path says nothing to others
+            encoder_weights=Path(run["settings"]["encoder_weights"]).name,
+        )
     except (AttributeError, KeyError, TypeError, ValueError, UndefinedError) as error:
         raise UserError(
             f"{folder / 'run.json'} is not what train.py writes ({type(error).__name__}:"
@@ -29,28 +54,13 @@ def write_card(folder: Path, run: dict) -> None:
     write_text(folder / "README.md", text)
 
 
-def _card(run: dict) -> str:
-    settings = run["settings"]
-    classes = [("background", BACKGROUND_COLOUR), *settings["classes"]]
-    scores = []
-    if tested := run.get("scores"):
-        scores = [(f"`{name}`", spread([tested[name]])) for name in SCORES]
-        scores += [
-            (f"IoU {name}", spread([value]))
-            for (name, _), value in zip(classes, tested["iou"], strict=True)
-        ]
-    mean, std = normalisation(settings["encoder"])
-    template = Environment(
-        loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, keep_trailing_newline=True
-    ).get_template("card.md")
-    return template.render(
-        run={"scores": None, **run},
-        sample=run["data"] == SAMPLE_NAME,
-        names=[name for name, _ in classes],
-        classes=classes,
-        # a path says nothing to others
-        encoder_weights=Path(settings["encoder_weights"]).name,
-        mean=mean,
-        std=std,
-        scores=scores,
-    )
+def record_scores(test: Tested) -> None:
+    """Write the scores of networks beside their weights: into the model card and run.json.
+
+    Where no training of ours wrote run.json, all stays as it is.
+    """
+    for name, folder in test.folders.items():
+        if "data" in test.runs[name]:
+            run = test.runs[name] | {"scores": test.scores[name]}
+            write_card(folder, run)
+            write_json(folder / RUN, run)

@@ -4,6 +4,8 @@ C classes, 0 is background. Every mean over foreground classes runs over those t
 *truth*: the same set for every network compared on the fold, whatever it predicts.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,20 +46,18 @@ def scores_of(matrix: np.ndarray) -> dict[str, np.ndarray]:
     `iou` and `dice` are (..., C), NaN for a class that does not occur in the truth; `miou`, `dsc`,
     `fg_to_bg`, `bg_to_fg` and `fg_to_fg` are (...).
     """
-    matrix = matrix.astype(float)
+    fg = slice(BACKGROUND + 1, None)
     hit, true, predicted = matrix.diagonal(axis1=-2, axis2=-1), matrix.sum(-1), matrix.sum(-2)
-    called_bg, fg = matrix[..., 1:, BACKGROUND].sum(-1), slice(1, None)  # background is 0
-    fg_pixels, bg_called_fg = true[..., fg].sum(-1), matrix[..., BACKGROUND, fg].sum(-1)
-    fg_confused = fg_pixels - called_bg - hit[..., fg].sum(-1)
+    fg_pixels, fg_called_bg = true[..., fg].sum(-1), matrix[..., fg, BACKGROUND].sum(-1)
     iou = _ratio(hit, true + predicted - hit, where=true > 0)
     dice = _ratio(2 * hit, true + predicted, where=true > 0)
-    occurs = (true[..., fg] > 0).sum(-1)
+    occur = (true[..., fg] > 0).sum(-1)
     return {
-        "miou": _ratio(np.nansum(iou[..., fg], -1), occurs),
-        "dsc": _ratio(np.nansum(dice[..., fg], -1), occurs),
-        "fg_to_bg": _ratio(called_bg, fg_pixels),
-        "bg_to_fg": _ratio(bg_called_fg, true[..., BACKGROUND]),
-        "fg_to_fg": _ratio(fg_confused, fg_pixels),
+        "miou": _ratio(np.nansum(iou[..., fg], -1), occur),
+        "dsc": _ratio(np.nansum(dice[..., fg], -1), occur),
+        "fg_to_bg": _ratio(fg_called_bg, fg_pixels),
+        "bg_to_fg": _ratio(matrix[..., BACKGROUND, fg].sum(-1), true[..., BACKGROUND]),
+        "fg_to_fg": _ratio(fg_pixels - fg_called_bg - hit[..., fg].sum(-1), fg_pixels),
         "iou": iou,
         "dice": dice,
     }
@@ -65,19 +65,47 @@ def scores_of(matrix: np.ndarray) -> dict[str, np.ndarray]:
 
 def _ratio(part: np.ndarray, whole: np.ndarray, where: np.ndarray | None = None) -> np.ndarray:
     """Return part / whole, NaN where `where` (by default: whole above 0) does not hold."""
-    defined = whole > 0 if where is None else where
-    return np.divide(part, whole, out=np.full(np.shape(part), np.nan), where=defined)
+    where = whole > 0 if where is None else where
+    return np.divide(part, whole, out=np.full(np.shape(part), np.nan), where=where)
 
 
 @dataclass(frozen=True)
 class RegionCounts:
     """What a network got right in each of R regions: sums over their patches."""
 
-    regions: list[str]
+    regions: list[str]  # sorted
     confusion: np.ndarray  # integers (R, C, C), rows the truth
     iou_paper: np.ndarray  # (R,), the sum over the region's patches
     dice_paper: np.ndarray  # (R,)
     patches: np.ndarray  # (R,), their number
+
+    @classmethod
+    def summed(cls, names: list[str], *counts: np.ndarray) -> RegionCounts:
+        """Return the sums of rows that belong to one region.
+
+        names: the region of each row. counts: confusion, iou_paper, dice_paper, patches, by row.
+        """
+        regions, place = np.unique(names, return_inverse=True)
+
+        def total(rows: np.ndarray) -> np.ndarray:
+            sums = np.zeros((len(regions), *rows.shape[1:]), rows.dtype)
+            np.add.at(sums, place, rows)
+            return sums
+
+        return cls(regions.tolist(), *map(total, counts))
+
+    def scores(self, weight: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the scores of B tests, as `scores_of` does, with `miou_paper` and `dsc_paper`.
+
+        weight: floats (B, R), how often each region counts in each test.
+        """
+        patches = weight @ self.patches
+        return {
+            # as floats, which are exact up to 2^53: products of integers take far longer
+            **scores_of(np.tensordot(weight, self.confusion.astype(float), 1)),
+            "miou_paper": _ratio(weight @ self.iou_paper, patches),
+            "dsc_paper": _ratio(weight @ self.dice_paper, patches),
+        }
 
 
 class Tally:
@@ -94,48 +122,30 @@ class Tally:
         iou, dice = paper_iou_dice(probability, truth)
         self.iou_paper[part], self.dice_paper[part] = iou.cpu(), dice.cpu()
 
+    def by_region(self, regions: list[str]) -> RegionCounts:
+        """Return the counts of each region, given the region of each patch in the order added."""
+        rows = (values.numpy() for values in (self.confusion, self.iou_paper, self.dice_paper))
+        return RegionCounts.summed(regions, *rows, np.ones(len(regions), int))
+
     def scores(self) -> dict:
         """Return every score of the patches added, plain numbers, None where one is undefined."""
-        matrix = self.confusion.sum(0).numpy()
-        of_pixels = {name: _plain(value) for name, value in scores_of(matrix).items()}
-        paper = {
-            "miou_paper": self.iou_paper.mean().item(),
-            "dsc_paper": self.dice_paper.mean().item(),
-        }
-        return {**of_pixels, **paper, "confusion": matrix.tolist()}
+        whole = self.by_region(["all"] * len(self.confusion))
+        scores = {name: values[0] for name, values in whole.scores(np.ones((1, 1))).items()}
+        plain = {k: np.where(np.isnan(v), None, v).tolist() for k, v in scores.items()}
+        return {**plain, "confusion": whole.confusion[0].tolist()}
 
     def patchwise_iou(self) -> list[float]:
         """Return the IoU of each class as the paper's Fig. 4 and 6 take it: the mean over patches.
 
-        A patch in which a class neither is nor is seen counts as 1, so a class that is rare scores
-        high where nothing is seen of it: read it from the floor of `all_background`.
+        A patch that has no pixel of a class, in truth and prediction, counts as 1. So a rare class
+        scores high where nothing of it is predicted: read it from the floor of `all_background`.
         """
         matrix = self.confusion.double()
         hit = matrix.diagonal(dim1=1, dim2=2)
         union = matrix.sum(1) + matrix.sum(2) - hit
         return torch.where(union > 0, hit / union, 1.0).mean(0).tolist()
 
-    def by_region(self, regions: list[str]) -> RegionCounts:
-        """Return the counts of each region, given the region of each patch in the order added."""
-        names, of_patch = np.unique(regions, return_inverse=True)
-
-        def sums(values: Tensor) -> np.ndarray:
-            of_patches = values.numpy()
-            total = np.zeros((len(names), *of_patches.shape[1:]), of_patches.dtype)
-            np.add.at(total, of_patch, of_patches)
-            return total
-
-        of_region = map(sums, (self.confusion, self.iou_paper, self.dice_paper))
-        return RegionCounts(names.tolist(), *of_region, np.bincount(of_patch))
-
-
-def _plain(values: np.ndarray) -> float | None | list:
-    """Return an array as JSON holds it, None for NaN."""
-    if np.ndim(values):
-        return [_plain(value) for value in values]
-    return None if np.isnan(values) else float(values)
-
 
 def all_background(truth: Tensor, classes: int) -> Tensor:
-    """Return the probabilities (n, C, H, W) of a network that answers background everywhere."""
+    """Return the probabilities (n, C, H, W) of a network that predicts background everywhere."""
     return F.one_hot(torch.zeros_like(truth, dtype=torch.int64), classes).permute(0, 3, 1, 2)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from medood.evaluation.scores import RegionCounts, scores_of
+from medood.evaluation.scores import RegionCounts
 
 RESAMPLES = 2000
 LEVEL = 95  # percent
@@ -48,50 +48,40 @@ class Difference(NamedTuple):
         return self.points(digits) + (" holds 0" if holds else "")
 
 
-def named_scores(
-    counts: RegionCounts, weight: np.ndarray, classes: tuple[str, ...]
-) -> dict[str, np.ndarray]:
-    """Return the scores of a test, (B,) each, in which region r counts weight[b, r] times."""
-    of_pixels = scores_of(np.tensordot(weight, counts.confusion, 1))
-    of_class = of_pixels.pop("iou")
-    del of_pixels["dice"]
-    with np.errstate(invalid="ignore"):  # 0 / 0: no region of this test was drawn
-        patches = weight @ counts.patches
-        return {
-            **of_pixels,
-            "miou_paper": weight @ counts.iou_paper / patches,
-            "dsc_paper": weight @ counts.dice_paper / patches,
-            **{f"IoU {name}": of_class[:, value] for value, name in enumerate(classes)},
-        }
-
-
 def paired_differences(
     ours: list[RegionCounts], theirs: list[RegionCounts], classes: tuple[str, ...]
 ) -> dict[str, Difference]:
     """Return the difference of each score, ours less theirs, with its 95 % interval.
 
     ours[i] and theirs[i] are two networks on the same test patches: one fold, one seed. classes:
-    the name of each value of a mask, for the scores `IoU <class>`. The
-    difference is the mean over all i. The resampling has a fixed seed: same counts, same result.
+    the name of each value of a mask, for the scores `IoU <class>`. The difference is the mean over
+    all i. The resampling has a fixed seed: same counts, same result.
     Raises ValueError if a pair was tested on different patches.
     """
     regions = sorted({region for counts in ours for region in counts.regions})
     rng = np.random.default_rng(0)
     drawn = rng.multinomial(len(regions), [1 / len(regions)] * len(regions), size=RESAMPLES)
-    weight = np.vstack([np.ones_like(drawn[:1]), drawn])  # row 0 is the data as it is
-    per_test: dict[str, list[np.ndarray]] = {}
+    weight = np.vstack([np.ones(len(regions)), drawn])  # row 0 is the data as it is
+    differences: dict[str, list[np.ndarray]] = {}
     for one, other in zip(ours, theirs, strict=True):
         if one.regions != other.regions or (one.patches != other.patches).any():
             raise ValueError("the two networks were tested on different patches")
         of_test = weight[:, np.searchsorted(regions, one.regions)]
-        both = [named_scores(counts, of_test, classes) for counts in (one, other)]
-        for name in both[0]:
-            per_test.setdefault(name, []).append(both[0][name] - both[1][name])
+        first, second = (_by_name(counts.scores(of_test), classes) for counts in (one, other))
+        for name in first:
+            differences.setdefault(name, []).append(first[name] - second[name])
     # one fewer than there are: with few, as many would vary too little (Rao and Wu, 1988)
     tests = rng.integers(len(ours), size=(max(1, len(ours) - 1), RESAMPLES))
     return {
-        name: _interval(np.stack(values), tests, len(regions)) for name, values in per_test.items()
+        name: _interval(np.stack(values), tests, len(regions))
+        for name, values in differences.items()
     }
+
+
+def _by_name(scores: dict[str, np.ndarray], classes: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Return the scores of B tests, (B,) each: those of one number, and `IoU <class>`."""
+    of_class = {f"IoU {name}": iou for name, iou in zip(classes, scores["iou"].T, strict=True)}
+    return {name: values for name, values in scores.items() if values.ndim == 1} | of_class
 
 
 def _interval(differences: np.ndarray, tests: np.ndarray, regions: int) -> Difference:
@@ -111,20 +101,12 @@ def _interval(differences: np.ndarray, tests: np.ndarray, regions: int) -> Diffe
 
 def _mean_of_known(values: np.ndarray) -> np.ndarray:
     """Return the mean of each column over what is not NaN, NaN where nothing is known."""
-    known = ~np.isnan(values)
-    count = known.sum(0)
-    total = np.where(known, values, 0).sum(0)
-    return np.divide(total, count, out=np.full(len(count), np.nan), where=count > 0)
+    return np.ma.masked_invalid(values).mean(0).filled(np.nan)
 
 
 def pool(parts: list[RegionCounts]) -> RegionCounts:
     """Return the counts of tests on disjoint patches, such as three folds, as one test."""
-    regions = sorted({region for part in parts for region in part.regions})
-    confusion = np.zeros((len(regions), *parts[0].confusion.shape[1:]), np.int64)
-    sums = {name: np.zeros(len(regions)) for name in ("iou_paper", "dice_paper", "patches")}
-    for part in parts:
-        place = np.searchsorted(regions, part.regions)  # a region occurs once in a part
-        confusion[place] += part.confusion
-        for name, total in sums.items():
-            total[place] += getattr(part, name)
-    return RegionCounts(regions, confusion, **sums)
+    names = [region for part in parts for region in part.regions]
+    columns = ("confusion", "iou_paper", "dice_paper", "patches")
+    rows = [np.concatenate([getattr(part, column) for part in parts]) for column in columns]
+    return RegionCounts.summed(names, *rows)

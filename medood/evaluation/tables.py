@@ -12,6 +12,12 @@ if TYPE_CHECKING:
 # the order of every table; the scores are explained in medood/evaluation/scores.py
 SCORES = ("miou", "dsc", "miou_paper", "dsc_paper", "fg_to_bg", "bg_to_fg", "fg_to_fg")
 LABELS = {"all_background": "all background", "baseline": "baseline", "ood": "Med-OoD"}
+SIZES = {  # of a training set, by the label of their row: name and digits
+    "ID training patches": ("id_patches", 0),
+    "OoD training patches": ("ood_patches", 0),
+    "pnr": ("pnr", 3),
+    "pct": ("pct", 2),
+}
 INTERVAL = "with the 95 % interval of a bootstrap over regions and, if several, trainings"
 
 
@@ -40,43 +46,37 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
 def score_table(
     class_names: tuple[str, ...],
     scores: dict[int, dict],
-    runs: dict[int, dict],
+    sizes: dict[int, dict],
     gains: dict[str, Difference],
 ) -> tuple[list[str], list[list[str]]]:
     """Return the scores of all folds as header and rows, in percent.
 
-    scores: what scores.json holds. runs: of each fold and network its run.json, with pnr and pct.
+    scores: what scores.json holds. sizes: of each fold and network, what SIZES names.
     gains: second network less first, by score; empty if only one was tested.
     """
-    arms = list(next(iter(scores.values())))
-    header = ["", *(LABELS.get(arm, arm) for arm in arms), *(["difference"] if gains else [])]
-
-    def row(label: str, of: dict[str, list], gain: str, scale: float = 100, digits: int = 1):
-        cells = [spread(of[arm], scale, digits) for arm in arms]
-        return [label, *cells, *([gain] if gains else [])]
-
-    rows = [
-        row(
-            name,
-            {arm: [fold[arm][name] for fold in scores.values()] for arm in arms},
-            gains[name].text() if gains else "",
-        )
-        for name in SCORES
-    ]
-    for value, kind in enumerate(class_names):
-        label = f"IoU {kind}"
-        of = {arm: [fold[arm]["iou"][value] for fold in scores.values()] for arm in arms}
-        if all(iou is None for iou in of[arms[0]]):
-            rows.append([label, *["absent"] * (len(header) - 1)])
-        else:
-            rows.append(row(label, of, gains[label].text() if gains else ""))
-    for label, key, digits in (
-        ("ID training patches", "id_patches", 0),
-        ("OoD training patches", "ood_patches", 0),
-        ("pnr", "pnr", 3),
-        ("pct", "pct", 2),
-    ):
-        of = {arm: [runs[fold].get(arm, {}).get(key) for fold in scores] for arm in arms}
-        if any(size is not None for arm in arms for size in of[arm]):
-            rows.append(row(label, of, "", scale=1, digits=digits))
-    return header, rows
+    columns = {}
+    for network in next(iter(scores.values())):
+        tested = [of_fold[network] for of_fold in scores.values()]
+        trained = [of_fold.get(network, {}) for of_fold in sizes.values()]
+        columns[LABELS.get(network, network)] = {
+            **{name: spread([of_fold[name] for of_fold in tested]) for name in SCORES},
+            **{
+                f"IoU {kind}": spread([of_fold["iou"][value] for of_fold in tested])
+                for value, kind in enumerate(class_names)
+            },
+            **{
+                label: spread([of_fold.get(key) for of_fold in trained], 1, digits)
+                for label, (key, digits) in SIZES.items()
+            },
+        }
+    labels = list(next(iter(columns.values())))
+    if gains:
+        columns["difference"] = {name: gain.text() for name, gain in gains.items()}
+    rows = []
+    for label in labels:
+        cells = [column.get(label, "") for column in columns.values()]
+        if label.startswith("IoU "):
+            cells = ["absent" if cell == "-" else cell for cell in cells]
+        if label not in SIZES or set(cells) - {"-", ""}:
+            rows.append([label, *cells])
+    return ["", *columns], rows

@@ -1,6 +1,6 @@
 """Networks on the test patches of a fold: what test.py and the studies count."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -12,7 +12,7 @@ from medood.data.folds import region_of
 from medood.data.memory import exceeds_memory, zeros
 from medood.data.workspace import id_files
 from medood.evaluation.scores import RegionCounts, Tally, all_background
-from medood.models.checkpoints import load_model
+from medood.models.checkpoints import load_model, read_run
 from medood.models.inference import batch_size, predict
 from medood.models.network import pick_device
 from medood.processes import add_up, agreed, share
@@ -20,13 +20,15 @@ from medood.processes import add_up, agreed, share
 
 @dataclass(frozen=True)
 class Tested:
-    """What networks gave on the same patches, by network; `all_background` is the floor."""
+    """Networks tested on the same patches, by network; `all_background` is the floor."""
 
+    folders: dict[str, Path]  # the checkpoints; not of the floor, as the next two
+    runs: dict[str, dict]  # what run.json says of each; {} where there is none
+    predictions: dict[str, Tensor]  # the class of each pixel, uint8 (N, P, P)
+    patches: Patches
     scores: dict[str, dict]
     counts: dict[str, RegionCounts]
-    patches: Patches
     patchwise: dict[str, list[float]]  # IoU of each class, patch by patch: see Tally
-    predictions: dict[str, Tensor]  # the class of each pixel, uint8 (N, P, P); not of the floor
 
 
 def tally_patches(
@@ -36,12 +38,13 @@ def tally_patches(
 
     Each process looks at its share of the patches. task: what the progress bar says.
     """
-    own = share(len(patches), batch_size(device))
-    tally = Tally(len(patches), model.config["classes"])
     mapped = exceeds_memory(cfg, patches.masks.nbytes)
     predicted = zeros(cfg, tuple(patches.masks.shape), mapped)
+    own = share(len(patches), batch_size(device))
+    batches = predict(cfg, model, patches.images[own], device, task)
+    tally = Tally(len(patches), model.config["classes"])
     with agreed():
-        for part, probability in predict(cfg, model, patches.images[own], device, task):
+        for part, probability in batches:
             place = slice(own.start + part.start, min(own.start + part.stop, own.stop))
             tally.add(place, probability, patches.masks[place].to(device))
             predicted[place] = probability.argmax(1).to("cpu", torch.uint8)
@@ -51,23 +54,33 @@ def tally_patches(
 
 
 def score_networks(cfg: Config, folders: dict[str, Path], names: list[str], task: str) -> Tested:
-    """Test the networks in some folders on the named patches. task: what the progress bar says."""
+    """Test the networks in some folders on the named patches. task: what the progress bar says.
+
+    The networks compute in float32, whatever cfg.precision says: bfloat16 moves scores.
+    """
+    cfg = replace(cfg, precision="float32")
+    models = {name: load_model(folder, cfg) for name, folder in folders.items()}
+    runs = {name: read_run(folder) for name, folder in folders.items()}
+    device = pick_device(cfg)
     with agreed():
         patches = load_patches(cfg, id_files(cfg, names))
-    classes, device = len(cfg.class_names), pick_device(cfg)
+    tallies, predictions = {}, {}
+    for name, model in models.items():
+        doing = f"{task}: testing {name}"
+        tallies[name], predictions[name] = tally_patches(cfg, model, patches, device, doing)
+    classes = len(cfg.class_names)
     floor = Tally(len(patches), classes)
     for start in range(0, len(patches), CHUNK):
-        truth = patches.masks[start : start + CHUNK]
-        floor.add(slice(start, start + CHUNK), all_background(truth, classes), truth)
-    tallies, predictions = {"all_background": floor}, {}
-    for name, folder in folders.items():
-        model, doing = load_model(folder, cfg), f"{task}: testing {name}"
-        tallies[name], predictions[name] = tally_patches(cfg, model, patches, device, doing)
+        part = slice(start, start + CHUNK)
+        floor.add(part, all_background(patches.masks[part], classes), patches.masks[part])
+    tallies = {"all_background": floor, **tallies}
     regions = [region_of(name) for name in names]
     return Tested(
+        folders,
+        runs,
+        predictions,
+        patches,
         {name: tally.scores() for name, tally in tallies.items()},
         {name: tally.by_region(regions) for name, tally in tallies.items()},
-        patches,
         {name: tally.patchwise_iou() for name, tally in tallies.items()},
-        predictions,
     )
