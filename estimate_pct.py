@@ -11,12 +11,12 @@ from collections.abc import Iterable
 import numpy as np
 
 from config import CONFIG, Config, UserError
-from medood.data.files import in_threads, read_json, write_json
+from medood.data.files import contents, in_threads, read_json, write_json
 from medood.data.folds import read_fold
 from medood.data.images import read_mask
 from medood.data.labels import BACKGROUND
 from medood.data.ood_set import read_hard_oods
-from medood.data.records import contents, record_of
+from medood.data.records import record_of
 from medood.data.workspace import FOREGROUND, data_name, pct_path
 from medood.processes import on_main
 from medood.runs.command_line import run

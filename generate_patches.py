@@ -19,7 +19,15 @@ import numpy as np
 
 from config import CONFIG, Config, UserError
 from medood.data import records, workspace
-from medood.data.files import csv_text, pngs, read_json, read_rows, write_json, write_table
+from medood.data.files import (
+    csv_text,
+    fingerprint,
+    pngs,
+    read_json,
+    read_rows,
+    write_json,
+    write_table,
+)
 from medood.data.folds import PARTS, held_out, patches_there, read_list, read_official, region_of
 from medood.data.images import (
     image_size,
@@ -126,7 +134,7 @@ def sift_prepared(cfg: Config) -> None:
     found = [path for folder in folders for path in pngs(folder)]
     classes = len(cfg.class_names)
     settings = {"patch_size": cfg.patch_size, "classes": classes}
-    record = {"made_from": {"settings": settings, "inputs": records.fingerprint(found)}}
+    record = {"made_from": {"settings": settings, "inputs": fingerprint(found)}}
     path = cfg.workspace / "k_folds" / records.RECORD
     if read_json(path) == {**record, "bad_files": {}}:
         return

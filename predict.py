@@ -29,8 +29,7 @@ from pydantic import Field
 from tyro.conf import Positional
 
 from config import Config, Microns, UserError
-from medood.data.files import read_json, write_json
-from medood.data.records import fingerprint
+from medood.data.files import fingerprint, read_json, write_json
 from medood.data.workspace import require_network
 from medood.predicting.slides import ENDINGS, open_image
 from medood.processes import on_main

@@ -31,8 +31,8 @@ from generate_patches import generate_patches
 from generate_semantic_labels import generate_semantic_labels
 from generate_unfiltered_oods import generate_unfiltered_oods
 from medood.data.dataset import load_patches
-from medood.data.files import pngs, read_json, write_json
-from medood.data.records import RECORD, _hash_once, contents
+from medood.data.files import _hash_once, contents, pngs, read_json, write_json
+from medood.data.records import RECORD
 from medood.data.workspace import FOREGROUND, id_files, ood_files
 from medood.models.inference import batch_size, count_pixels, predict
 from medood.models.network import autocast, pick_device

@@ -34,10 +34,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from config import UserError
 from generate_unfiltered_oods import fill_folder
+from medood.data.files import fingerprint
 from medood.data.folds import read_fold
 from medood.data.images import read_image, read_mask, write_png
 from medood.data.labels import BACKGROUND
-from medood.data.records import fingerprint, fresh_folder, is_kept
+from medood.data.records import fresh_folder, is_kept
 from medood.data.workspace import Pair
 from medood.evaluation.figures import draw_intervals
 from medood.evaluation.tables import markdown, spread

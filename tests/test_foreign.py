@@ -16,9 +16,8 @@ from segmentation_models_pytorch.encoders import get_encoder_names
 from torch import nn
 
 from config import Config, UserError
-from medood.models.checkpoints import load_model
+from medood.models.checkpoints import encoder_shapes, load_model
 from medood.models.network import build_model, remove_batch_norm
-from medood.models.shapes import encoder_shapes
 from tests.conftest import TINY
 
 

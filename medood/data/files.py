@@ -1,6 +1,7 @@
 """Files and folders: read, and written whole or not at all."""
 
 import csv
+import functools
 import hashlib
 import io
 import json
@@ -131,11 +132,6 @@ def write_table(path: Path, header: list[str], rows: Iterable[Iterable]) -> int:
     return count
 
 
-def digest(data: bytes) -> str:
-    """Return the SHA-256 of `data` in hexadecimal."""
-    return hashlib.sha256(data).hexdigest()
-
-
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
     """Yield an empty folder to fill; it takes the place of `folder` when the block ends.
@@ -195,3 +191,48 @@ def _at_work(partial: Path) -> bool:
     except (OSError, OverflowError):
         return False
     return True
+
+
+# ---------------------------------------------------------------- hashes
+
+
+def digest(data: bytes) -> str:
+    """Return the SHA-256 of `data` in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def fingerprint(paths: Iterable[Path]) -> str:
+    """Return one hash of the folders, names and contents of files, in any order."""
+
+    def line(path: Path) -> str:
+        return f"{hash_of(path)} {path.parent.name}/{path.name}"
+
+    return digest("\n".join(sorted(in_threads(line, paths))).encode())
+
+
+def contents(product: Path) -> str:
+    """Return one hash of a file, or of the names and contents of the images in a folder."""
+    if product.is_file():
+        return hash_of(product)
+    lines = in_threads(lambda path: f"{hash_of(path)} {path.name}", pngs(product))
+    return digest("\n".join(lines).encode())
+
+
+def hash_of(path: Path) -> str:
+    """Return the SHA-256 of a file's content; UserError if it is not there."""
+    try:
+        state = path.stat()
+    except FileNotFoundError:
+        raise missing(path) from None
+    return _hash_once(path, state.st_size, state.st_mtime_ns, state.st_ino)
+
+
+@functools.cache  # the steps of main.py look at the same files again and again
+def _hash_once(path: Path, size: int, mtime_ns: int, inode: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def missing(path: Path) -> UserError:
+    """Return the error to raise for a file that is not there."""
+    return UserError(f"{path} is missing: put it back, or make its folder anew")

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from config import Config, UserError
+from medood.data.files import missing
 
 cv2.setNumThreads(1)  # images are read and written in parallel: OpenCV's own threads would fight it
 Image.MAX_IMAGE_PIXELS = None  # the limit is ours: Config.max_pixels
@@ -29,11 +30,6 @@ def read_bytes(path: Path) -> bytes:
         return path.read_bytes()
     except FileNotFoundError:
         raise missing(path) from None
-
-
-def missing(path: Path) -> UserError:
-    """Return the error to raise for a file that is not there."""
-    return UserError(f"{path} is missing: put it back, or make its folder anew")
 
 
 def refuse_huge(path: Path, pixels: int, max_pixels: float) -> None:

@@ -11,64 +11,18 @@ folder of images, run.json in a network's folder, <name>.json beside <name>.csv.
 What has no record was put there by the user and is never overwritten.
 """
 
-import functools
-import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 from config import Config, UserError
-from medood.data.files import (
-    digest,
-    in_threads,
-    pngs,
-    read_json,
-    whole_folder,
-    write_json,
-    write_text,
-)
-from medood.data.images import missing
+from medood.data import files
 
 RECORD, RUN = "made_from.json", "run.json"
 LISTED = 20  # of the bad files, in a message
 
 BadFiles = dict[str, str]  # what is wrong, by the name of the file
-
-# ---------------------------------------------------------------- hashes
-
-
-def fingerprint(paths: Iterable[Path]) -> str:
-    """Return one hash of the folders, names and contents of files, in any order."""
-
-    def line(path: Path) -> str:
-        return f"{hash_of(path)} {path.parent.name}/{path.name}"
-
-    return digest("\n".join(sorted(in_threads(line, paths))).encode())
-
-
-def contents(product: Path) -> str:
-    """Return one hash of a file, or of the names and contents of the images in a folder."""
-    if product.is_file():
-        return hash_of(product)
-    lines = in_threads(lambda path: f"{hash_of(path)} {path.name}", pngs(product))
-    return digest("\n".join(lines).encode())
-
-
-def hash_of(path: Path) -> str:
-    """Return the SHA-256 of a file's content; UserError if it is not there."""
-    try:
-        state = path.stat()
-    except FileNotFoundError:
-        raise missing(path) from None
-    return _hash_once(path, state.st_size, state.st_mtime_ns, state.st_ino)
-
-
-@functools.cache  # the steps of main.py look at the same files again and again
-def _hash_once(path: Path, size: int, mtime_ns: int, inode: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
 
 # ---------------------------------------------------------------- records
 
@@ -100,17 +54,17 @@ class Record(NamedTuple):
         """
         if self.content is None or None in made_from.values():
             return ""
-        before, files = self.content.get("made_from"), self.content.get("files")
+        before, made = self.content.get("made_from"), self.content.get("files")
         if not before or not isinstance(before, dict):
             return "its record is of an earlier version"
-        lost = files not in (None, self.images)
-        reasons = [f"of its {files} files {self.images} are there"] if lost else []
+        lost = made not in (None, self.images)
+        reasons = [f"of its {made} files {self.images} are there"] if lost else []
         return ", ".join(reasons + changes(before, made_from))
 
     def refuse_damaged(self) -> None:
         """Raise UserError for a product of ours whose content is not what was made."""
         made = (self.content or {}).get("outputs")
-        if made is not None and made != contents(self.product):
+        if made is not None and made != files.contents(self.product):
             raise UserError(
                 f"{self.product} was changed, or damaged, since it was made: remove it to have it"
                 f" made anew, or remove its {RECORD} to keep it as your own"
@@ -119,16 +73,16 @@ class Record(NamedTuple):
 
 def record_of(product: Path) -> Record:
     """Return the record of a product: made_from.json, run.json of a network, JSON of a table."""
-    images, run = pngs(product), product / RUN
+    images, run = files.pngs(product), product / RUN
     is_network = (product / "config.json").is_file()
     is_there = is_network or bool(images) or product.is_file() or (product / RECORD).is_file()
     path = run if run.exists() else product / RECORD
     if product.suffix in (".csv", ".json"):
         path = product.with_suffix(".json")
-    content = read_json(path) if is_there else None
+    content = files.read_json(path) if is_there else None
     if content is not None:
         foreign = is_network and "made_from" not in content
-        changed = product.suffix == ".csv" and content.get("outputs") != hash_of(product)
+        changed = product.suffix == ".csv" and content.get("outputs") != files.hash_of(product)
         content = None if foreign or changed else content
     return Record(product, is_there, len(images), content)
 
@@ -180,18 +134,20 @@ def fresh_folder(folder: Path, made_from: dict, bad: BadFiles | None = None) -> 
     """
     if record_of(folder).is_yours:
         raise UserError(f"{folder} was put there by you: remove it to have it made anew")
-    with whole_folder(folder) as partial:
+    with files.whole_folder(folder) as partial:
         yield partial
-        outputs = {"files": len(pngs(partial)), "outputs": contents(partial)}
-        write_json(partial / RECORD, {"made_from": made_from, **outputs, "bad_files": bad or {}})
+        outputs = {"files": len(files.pngs(partial)), "outputs": files.contents(partial)}
+        files.write_json(
+            partial / RECORD, {"made_from": made_from, **outputs, "bad_files": bad or {}}
+        )
 
 
 def write_recorded(path: Path, text: str, made_from: dict) -> None:
     """Write a table with its record."""
     path.unlink(missing_ok=True)  # a table that its record does not fit passes for the user's
-    record = {"made_from": made_from, "outputs": digest(text.encode())}
-    write_json(path.with_suffix(".json"), record)
-    write_text(path, text)
+    record = {"made_from": made_from, "outputs": files.digest(text.encode())}
+    files.write_json(path.with_suffix(".json"), record)
+    files.write_text(path, text)
 
 
 # ---------------------------------------------------------------- bad files

@@ -2,7 +2,6 @@
 
 network      architecture and encoder, normalisation, device and precision
 foreign      weights of others, read without running their code
-shapes       what a network is, read from the shapes of its weights
-checkpoints  folders of weights and settings
+checkpoints  folders of weights and settings; networks recognised from their weights
 inference    a network on many patches
 """

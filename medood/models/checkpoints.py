@@ -9,15 +9,17 @@ models/<fold>_<architecture>_<encoder>[_ood]/
 """
 
 import dataclasses
+import fnmatch
+import functools
 import platform
-from collections.abc import Iterable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 
 import segmentation_models_pytorch as smp
+import torch
 from safetensors.torch import load_file
-from segmentation_models_pytorch.encoders import get_encoder_names
+from segmentation_models_pytorch.encoders import get_encoder, get_encoder_names
 from torch import nn
 
 from config import Config, UserError
@@ -27,7 +29,6 @@ from medood.data.records import RUN
 from medood.data.workspace import require_network
 from medood.models.foreign import Weights, read_weights
 from medood.models.network import network_of, remove_batch_norm
-from medood.models.shapes import HEAD, encoder_shapes, parameters_of, without_memory
 
 TRAINED_ON = "trained_on.txt"
 IN_RUN = {  # what run.json holds
@@ -35,6 +36,23 @@ IN_RUN = {  # what run.json holds
     **dict.fromkeys(("settings", "versions", "made_from", "scores"), dict),
     "data": str,
 }
+HEAD = "segmentation_head.0.weight"  # its outputs are the classes
+BLOCKS = "decoder.blocks.*.conv2.0.weight"
+# architecture, a parameter of its decoder, and the weights whose numbers of outputs it is
+WIDTHS = (
+    ("unet", "decoder_channels", BLOCKS),
+    ("unetplusplus", "decoder_channels", "decoder.blocks.x_0_*.conv2.0.weight"),
+    ("manet", "decoder_channels", BLOCKS),
+    ("manet", "decoder_pab_channels", "decoder.center.top_conv.weight"),
+    ("fpn", "decoder_pyramid_channels", "decoder.p5.weight"),
+    ("fpn", "decoder_segmentation_channels", "decoder.seg_blocks.0.block.0.block.0.weight"),
+    ("pspnet", "psp_out_channels", "decoder.conv.0.weight"),
+    ("deeplabv3", "decoder_channels", "decoder.conv.weight"),
+    ("deeplabv3plus", "decoder_channels", "decoder.aspp.1.1.weight"),
+    ("pan", "decoder_channels", "decoder.fpa.mid.0.conv.weight"),
+    ("upernet", "decoder_channels", "decoder.fusion_block.0.weight"),
+    ("segformer", "decoder_segmentation_channels", "decoder.fuse_stage.0.weight"),
+)
 PACKAGES = ("torch", "torchvision", "segmentation-models-pytorch", "timm", "numpy")
 
 
@@ -85,7 +103,7 @@ def _of_file(path: Path, cfg: Config) -> nn.Module:
     for known in _candidates(path, cfg, weights, own):
         description = parameters_of(known["_model_class"].lower(), weights) | known
         try:
-            _load(without_memory(partial(network_of, description)), weights, assign=True)
+            _load(without_memory(functools.partial(network_of, description)), weights, assign=True)
         except Exception:  # names or shapes differ, or smp cannot build this network
             continue
         return _load(network_of(description), weights)
@@ -120,6 +138,41 @@ def _candidates(path: Path, cfg: Config, weights: Weights, own: dict) -> Iterato
         if encoder_shapes(encoder).items() <= shapes.items():
             for architecture in smp.MODEL_ARCHITECTURES_MAPPING:
                 yield {"_model_class": architecture, "encoder_name": encoder}
+
+
+# ---------------------------------------------------------------- what the shapes of weights tell
+
+
+def parameters_of(architecture: str, weights: Weights) -> dict:
+    """Return the parameters of a network that the shapes of its weights tell: classes, widths."""
+    found = {"classes": len(weights[HEAD])} if HEAD in weights else {}
+    for name, parameter, pattern in WIDTHS:
+        matches = sorted(fnmatch.filter(weights, pattern)) if name == architecture else []
+        if matches and "*" in pattern:  # a width for each block
+            widths = tuple(len(weights[match]) for match in matches)
+            found |= {parameter: widths, "encoder_depth": len(widths)}
+        elif matches:
+            found[parameter] = len(weights[pattern])
+    return found
+
+
+@functools.cache
+def encoder_shapes(encoder: str) -> dict[str, torch.Size]:
+    """Return the names and shapes of the weights that an encoder of smp has in a network."""
+    network = without_memory(functools.partial(get_encoder, encoder, weights=None))
+    return {f"encoder.{name}": value.shape for name, value in network.state_dict().items()}
+
+
+def without_memory(build: Callable[[], nn.Module]) -> nn.Module:
+    """Return the network that `build` builds, with names and shapes of weights but no values."""
+    try:
+        with torch.device("meta"):
+            return build()
+    except RuntimeError:  # smp's mit encoders read values while they are built
+        return build()
+
+
+# ---------------------------------------------------------------- what lies beside the weights
 
 
 def with_settings_of(cfg: Config, folder: Path) -> Config:

@@ -18,9 +18,9 @@ import numpy as np
 
 from config import CONFIG, Config, UserError
 from medood.data import ood_set, records, workspace
-from medood.data.files import digest, pngs, timed
+from medood.data.files import digest, fingerprint, hash_of, pngs, timed
 from medood.data.folds import read_fold
-from medood.data.records import BadFiles, Record, fingerprint, record_of
+from medood.data.records import BadFiles, Record, record_of
 from medood.data.workspace import Pair
 from medood.processes import on_main
 from medood.runs.locks import alone_in
@@ -67,7 +67,7 @@ def _of_patch_names(cfg: Config, _: int) -> dict:
     official: str | None = "not used"
     if cfg.split == "official":
         table = workspace.official_table(cfg.workspace)
-        official = records.hash_of(table) if table else None
+        official = hash_of(table) if table else None
     return {"list of patches": digest(listed.encode()), "info.csv": official}
 
 
@@ -96,7 +96,7 @@ def _of_candidates(cfg: Config, fold: int) -> dict:
 
 def _of_ranking(cfg: Config, fold: int) -> dict:
     return {
-        "ranking": records.hash_of(workspace.ranking_path(cfg, fold)),
+        "ranking": hash_of(workspace.ranking_path(cfg, fold)),
         "masks": fingerprint(mask for _, mask in _id_set(cfg, fold)),
     }
 
@@ -153,7 +153,7 @@ VALUES = {  # of settings that mean more, or less, than they say
     "colours": lambda cfg: [list(pair) for pair in cfg.classes],
     "mask_values": lambda cfg: list(cfg.mask_values or range(1, len(cfg.class_names))),
     "encoder_weights": lambda cfg: (
-        records.hash_of(Path(cfg.encoder_weights))
+        hash_of(Path(cfg.encoder_weights))
         if Path(cfg.encoder_weights).is_file()
         else cfg.encoder_weights
     ),
@@ -231,31 +231,31 @@ def require(cfg: Config, *names: str) -> None:
     Bad files that were left out on the way are refused too, unless they are to be skipped.
     """
     bad: BadFiles = {}
-    if record_of(cfg.workspace / "Image_Patchs").is_yours:
-        bad = record_of(cfg.workspace / "k_folds").bad_files
     seen: set[Path] = set()
-    for fold, name in itertools.product(cfg.folds, names):
-        *sources, (_, own) = _with_all_behind(cfg, name, fold)
-        if not own.is_there:
-            raise UserError(f"{own.product} is missing: run `{command(cfg, name, fold)}` first")
-        for source, record in (*sources, (name, own)):
-            if record.product not in seen and record.content is not None:
-                seen.add(record.product)
-                _refuse_stale(cfg, source, fold, record)
-                bad |= record.bad_files
+    for fold in cfg.folds:
+        found = {name: record_of(product.path(cfg, fold)) for name, product in PRODUCTS.items()}
+        if found["patches"].is_yours:
+            bad |= record_of(cfg.workspace / "k_folds").bad_files
+        if lost := [name for name in names if not found[name].is_there]:
+            cure = command(cfg, lost[0], fold)
+            raise UserError(f"{found[lost[0]].product} is missing: run `{cure}` first")
+        for name in _with_all_behind(names, found):
+            if found[name].product not in seen:
+                seen.add(found[name].product)
+                _refuse_stale(cfg, name, fold, found[name])
+                bad |= found[name].bad_files
     records.refuse_bad(cfg, bad)
 
 
-def _with_all_behind(cfg: Config, name: str, fold: int) -> Iterator[tuple[str, Record]]:
-    """Yield all that a product is made from, the first first, then the product, with records.
+def _with_all_behind(names: Iterable[str], found: dict[str, Record]) -> Iterator[str]:
+    """Yield those of some products that are ours, after the ones that they are made from.
 
-    Nothing of ours is behind what the user put there.
+    Nothing of ours is behind a product of the user's. found: the record of each product.
     """
-    record = record_of(PRODUCTS[name].path(cfg, fold))
-    if record.content is not None:
-        for source in PRODUCTS[name].behind:
-            yield from _with_all_behind(cfg, source, fold)
-    yield name, record
+    for name in names:
+        if found[name].content is not None:
+            yield from _with_all_behind(PRODUCTS[name].behind, found)
+            yield name
 
 
 def _refuse_stale(cfg: Config, name: str, fold: int, record: Record) -> None:
