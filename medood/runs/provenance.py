@@ -236,31 +236,34 @@ def require(cfg: Config, *names: str) -> None:
         found = {name: record_of(product.path(cfg, fold)) for name, product in PRODUCTS.items()}
         if found["patches"].is_yours:
             bad |= record_of(cfg.workspace / "k_folds").bad_files
-        if lost := [name for name in names if not found[name].is_there]:
-            cure = command(cfg, lost[0], fold)
-            raise UserError(f"{found[lost[0]].product} is missing: run `{cure}` first")
         for name in _with_all_behind(names, found):
             if found[name].product not in seen:
                 seen.add(found[name].product)
-                _refuse_stale(cfg, name, fold, found[name])
+                _refuse_unusable(cfg, name, fold, found[name])
                 bad |= found[name].bad_files
     records.refuse_bad(cfg, bad)
 
 
 def _with_all_behind(names: Iterable[str], found: dict[str, Record]) -> Iterator[str]:
-    """Yield those of some products that are ours, after the ones that they are made from.
+    """Yield some products, each after those of ours that it is made from.
 
     Nothing of ours is behind a product of the user's. found: the record of each product.
     """
     for name in names:
         if found[name].content is not None:
-            yield from _with_all_behind(PRODUCTS[name].behind, found)
-            yield name
+            behind = [source for source in PRODUCTS[name].behind if found[source].is_there]
+            yield from _with_all_behind(behind, found)
+        yield name
 
 
-def _refuse_stale(cfg: Config, name: str, fold: int, record: Record) -> None:
-    """Raise UserError if a product is not what its sources and the settings give now."""
-    if why := record.out_of_date(made_from(cfg, name, fold)):
+def _refuse_unusable(cfg: Config, name: str, fold: int, record: Record) -> None:
+    """Raise UserError if a product is missing, or not what its sources and settings give now."""
+    if not record.is_there:
+        raise UserError(f"{record.product} is missing: run `{command(cfg, name, fold)}` first")
+    if record.is_yours:
+        return
+    now = made_from(cfg, name, fold)
+    if why := record.out_of_date(now):
         raise UserError(
             f"{record.product} is out of date ({why}): set back what changed, or run"
             f" `{command(cfg, name, fold)}` first"
