@@ -69,6 +69,8 @@ def load_model(checkpoint: Path, cfg: Config) -> nn.Module:
     network, or one for other classes than cfg's.
     """
     require_network(checkpoint)
+    expected = [name for name, _ in cfg.classes]
+    known = [name for name, _ in with_settings_of(cfg, checkpoint).classes]
     try:
         if checkpoint.is_file():
             model = _of_file(checkpoint, cfg)
@@ -82,8 +84,6 @@ def load_model(checkpoint: Path, cfg: Config) -> nn.Module:
         raise UserError(
             f"{checkpoint} holds no usable network ({reason}): train or copy it again"
         ) from None
-    expected = [name for name, _ in cfg.classes]
-    known = [name for name, _ in with_settings_of(cfg, checkpoint).classes]
     if model.config.get("classes") != 1 + len(expected) or known != expected:
         raise UserError(
             f"the network in {checkpoint} knows other classes ({model.config.get('classes')} with"

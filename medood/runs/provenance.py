@@ -233,9 +233,11 @@ def require(cfg: Config, *names: str) -> None:
     bad: BadFiles = {}
     seen: set[Path] = set()
     for fold in cfg.folds:
-        found = {name: record_of(product.path(cfg, fold)) for name, product in PRODUCTS.items()}
+        paths = {name: product.path(cfg, fold) for name, product in PRODUCTS.items()}
+        paths["lists"] = cfg.workspace / "k_folds"
+        found = {name: record_of(path) for name, path in paths.items()}
         if found["patches"].is_yours:
-            bad |= record_of(cfg.workspace / "k_folds").bad_files
+            bad |= found["lists"].bad_files
         for name in _with_all_behind(names, found):
             if found[name].product not in seen:
                 seen.add(found[name].product)
