@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,17 +27,6 @@ class Patches:
 
     def __len__(self) -> int:
         return len(self.names)
-
-
-def count_classes(cfg: Config, names: list[str]) -> np.ndarray:
-    """Return how many pixels of each ID patch belong to each class, integers (N, C)."""
-    classes = len(cfg.class_names)
-
-    def count(name: str) -> np.ndarray:
-        mask = read_mask(cfg.workspace / "Mask_Patchs" / name, classes)
-        return np.bincount(mask.ravel(), minlength=classes)
-
-    return np.array(in_threads(count, names, "counting"))
 
 
 def load_patches(cfg: Config, files: list[Pair]) -> Patches:

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from config import Config, UserError
-from medood.data.dataset import count_classes
-from medood.data.files import TIMES, read_table, write_json, write_text
+from medood.data.files import TIMES, in_threads, read_table, write_json, write_text
 from medood.data.folds import Fold, region_of
+from medood.data.images import read_mask
 from medood.data.labels import BACKGROUND_COLOUR
 from medood.data.ood_set import read_estimate
 from medood.data.records import record_of
@@ -154,6 +154,17 @@ def describe_data(cfg: Config, folds: dict[int, Fold]) -> dict:
             for reason in record_of(cfg.workspace / folder).bad_files.values()
         ),
     }
+
+
+def count_classes(cfg: Config, names: list[str]) -> np.ndarray:
+    """Return how many pixels of each ID patch belong to each class, integers (N, C)."""
+    classes = len(cfg.class_names)
+
+    def count(name: str) -> np.ndarray:
+        mask = read_mask(cfg.workspace / "Mask_Patchs" / name, classes)
+        return np.bincount(mask.ravel(), minlength=classes)
+
+    return np.array(in_threads(count, names, "counting"))
 
 
 def _nuclei_of_patches(cfg: Config, names: list[str]) -> np.ndarray | None:

@@ -103,7 +103,8 @@ def _of_file(path: Path, cfg: Config) -> nn.Module:
     for known in _candidates(path, cfg, weights, own):
         description = parameters_of(known["_model_class"].lower(), weights) | known
         try:
-            _load(without_memory(functools.partial(network_of, description)), weights, assign=True)
+            empty = without_memory(functools.partial(network_of, description))
+            _load(empty, weights, assign=True)
         except Exception:  # names or shapes differ, or smp cannot build this network
             continue
         return _load(network_of(description), weights)
