@@ -108,9 +108,9 @@ def hold_out_regions(names: list[str], seed: list[int]) -> set[str]:
 
 def patches_there(workspace: Path) -> tuple[set[str], set[str]]:
     """Return the names of the patches, and of the bad files behind others, for read_list."""
-    images = workspace / "Image_Patchs"
-    bad = record_of(images).bad_files | record_of(workspace / "k_folds").bad_files
-    return {patch.name for patch in pngs(images)}, set(bad)
+    there = {patch.name for patch in pngs(workspace / "Image_Patchs")}
+    folders = workspace / "Image_Patchs", workspace / "k_folds"
+    return there, {name for folder in folders for name in record_of(folder).bad_files}
 
 
 def read_list(path: Path, there: set[str], bad: set[str]) -> tuple[list[str], list[str]]:
