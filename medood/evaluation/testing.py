@@ -15,7 +15,7 @@ from medood.evaluation.scores import RegionCounts, Tally, all_background
 from medood.models.checkpoints import load_model
 from medood.models.inference import batch_size, predict
 from medood.models.network import pick_device
-from medood.processes import add_up, agreed, share
+from medood.processes import all_reduce, shard
 
 
 @dataclass(frozen=True)
@@ -34,26 +34,24 @@ def tally_patches(
 ) -> tuple[Tally, Tensor]:
     """Return the tally of a network on patches, and the class it gives each pixel, (N, P, P).
 
-    Each process looks at its share of the patches. task: what the progress bar says.
+    Each process looks at its shard of the patches. task: what the progress bar says.
     """
-    own = share(len(patches), batch_size(device))
+    own = shard(len(patches), batch_size(device))
     tally = Tally(len(patches), model.config["classes"])
     mapped = exceeds_memory(cfg, patches.masks.nbytes)
     predicted = zeros(cfg, tuple(patches.masks.shape), mapped)
-    with agreed():
-        for part, probability in predict(cfg, model, patches.images[own], device, task):
-            place = slice(own.start + part.start, min(own.start + part.stop, own.stop))
-            tally.add(place, probability, patches.masks[place].to(device))
-            predicted[place] = probability.argmax(1).to("cpu", torch.uint8)
+    for part, probability in predict(cfg, model, patches.images[own], device, task):
+        place = slice(own.start + part.start, min(own.start + part.stop, own.stop))
+        tally.add(place, probability, patches.masks[place].to(device))
+        predicted[place] = probability.argmax(1).to("cpu", torch.uint8)
     for values in (tally.confusion, tally.iou_paper, tally.dice_paper, predicted):
-        add_up(values)
+        all_reduce(values)
     return tally, predicted
 
 
 def score_networks(cfg: Config, folders: dict[str, Path], names: list[str], task: str) -> Tested:
     """Test the networks in some folders on the named patches. task: what the progress bar says."""
-    with agreed():
-        patches = load_patches(cfg, id_files(cfg, names))
+    patches = load_patches(cfg, id_files(cfg, names))
     classes, device = len(cfg.class_names), pick_device(cfg)
     floor = Tally(len(patches), classes)
     for start in range(0, len(patches), CHUNK):
