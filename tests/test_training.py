@@ -21,6 +21,7 @@ from medood.data.ood_set import ESTIMATE, columns
 from medood.data.workspace import fold_path, id_files, model_folder, pct_path, ranking_path
 from medood.models.checkpoints import load_model
 from medood.runs.provenance import made_from
+from medood.training import batches
 from medood.training import loop as training
 from medood.training import step as step_module
 from rank_prune_ood import rank_prune_ood
@@ -157,19 +158,19 @@ def test_the_last_10_of_36_epochs_run_at_a_tenth_of_the_rate(tiny):
 
 @pytest.mark.parametrize("count", [1, 7, 8, 9, 16, 20])
 def test_an_epoch_sees_every_patch_once_except_a_lone_last_one(tiny, count):
-    parts = training.batches(tiny, fold=1, epoch=0, count=count)
-    seen = torch.cat(parts).tolist()
+    found = batches.batches(tiny, fold=1, epoch=0, count=count)
+    seen = torch.cat(found).tolist()
     assert len(seen) == len(set(seen)) == (8 if count == 9 else count)
-    assert all(len(part) > 1 for part in parts) or count == 1
+    assert all(len(part) > 1 for part in found) or count == 1
 
 
 def test_id_and_ood_patches_are_shuffled_together(tiny):
     is_ood = torch.arange(400) >= 200
-    parts = training.batches(tiny, fold=1, epoch=0, count=400)
-    mixed = [0 < int(is_ood[part].sum()) < len(part) for part in parts]
+    found = batches.batches(tiny, fold=1, epoch=0, count=400)
+    mixed = [0 < int(is_ood[part].sum()) < len(part) for part in found]
     assert sum(mixed) > 40  # of 50
-    other = training.batches(tiny, fold=1, epoch=1, count=400)
-    assert not torch.equal(torch.cat(parts), torch.cat(other))
+    other = batches.batches(tiny, fold=1, epoch=1, count=400)
+    assert not torch.equal(torch.cat(found), torch.cat(other))
 
 
 def test_med_ood_trains_on_the_hardest_share(one_fold):
@@ -322,7 +323,7 @@ def spoil(monkeypatch, step, change):
 def names_of_step(cfg, epoch, step):
     """The patches of a step, epoch and step counted from 1."""
     names = read_fold(cfg, 1).train
-    part = training.batches(cfg, 1, epoch - 1, len(names))[step - 1]
+    part = batches.batches(cfg, 1, epoch - 1, len(names))[step - 1]
     return ", ".join(names[index] for index in part.tolist())
 
 
@@ -335,7 +336,7 @@ def test_a_gradient_that_is_not_finite_is_named_with_its_step_and_patches(one_fo
 
 
 def test_the_epochs_before_a_loss_that_is_not_finite_are_kept(one_fold, monkeypatch):
-    steps = len(training.batches(one_fold, 1, 0, len(read_fold(one_fold, 1).train)))
+    steps = len(batches.batches(one_fold, 1, 0, len(read_fold(one_fold, 1).train)))
     folder = model_folder(one_fold, 1, ood=False)
     with monkeypatch.context() as patch:
         spoil(patch, steps + 1, lambda loss, _: loss * float("nan"))
@@ -357,7 +358,7 @@ def test_a_device_without_memory_is_said_with_the_batch_size_to_try(one_fold, mo
     def fill(*_):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr(training.Learner, "step", fill)
+    monkeypatch.setattr(training.Trainer, "step", fill)
     with pytest.raises(UserError, match="no memory for batches of 8 .* set batch_size to 4$"):
         train(one_fold)
     with pytest.raises(UserError, match="batches of 1 .* set device to cpu$"):
