@@ -130,17 +130,10 @@ def fit(
         "versions": versions(),
         "made_from": made_from,
     }
+    # an OoD patch, unless external, has the name of the training patch that it was cut from
+    names = {name for name in patches.names if not name.startswith(SOURCE_PREFIX)}
     if is_main():
-        # an OoD patch, unless external, has the name of the training patch that it was cut from
-        names = {name for name in patches.names if not name.startswith(SOURCE_PREFIX)}
-        names |= set(val.names if val else [])
-        with whole_folder(folder) as finished:
-            save_network(trainer.model, finished)
-            rows = (row.values() for row in state.log)
-            write_text(finished / "log.csv", csv_text(list(state.log[0]), rows))
-            write_text(finished / TRAINED_ON, "".join(f"{name}\n" for name in sorted(names)))
-            write_json(finished / RUN, run)
-            write_card(finished, run)
+        write_network(trainer.model, run, state.log, names | set(val.names if val else []), folder)
 
 
 def train_epoch(trainer: Trainer, loader: Loader, lr: float) -> tuple[Tensor, Tensor]:
@@ -203,17 +196,27 @@ def validate(cfg: Config, model: nn.Module, val: Patches, device: torch.device) 
     return miou
 
 
-def save_network(model: nn.Module, folder: Path) -> None:
-    """Write a network as smp's save_pretrained does, and wait until all of it is on the disk."""
-    try:
-        model.eval().save_pretrained(folder)
-    except SafetensorError as error:  # safetensors turns an error of the disk into text
-        raise UserError(
-            f"the weights cannot be written to {folder.parent} ({error}): free some space and run"
-            " the same command again, nothing that was done is lost"
-        ) from None
-    mode = (folder / "config.json").stat().st_mode  # safetensors hides its file from others
-    for path in folder.iterdir():
-        path.chmod(mode)
-        with path.open("rb+") as file:
-            os.fsync(file.fileno())
+def write_network(
+    model: nn.Module, run: dict, log: list[dict], names: set[str], folder: Path
+) -> None:
+    """Write a network as smp's save_pretrained does, with its log and card, onto the disk.
+
+    run: the content of run.json. names: of the ID patches behind the network.
+    """
+    with whole_folder(folder) as finished:
+        try:
+            model.eval().save_pretrained(finished)
+        except SafetensorError as error:  # safetensors turns an error of the disk into text
+            raise UserError(
+                f"the weights cannot be written to {folder.parent} ({error}): free some space and"
+                " run the same command again, nothing that was done is lost"
+            ) from None
+        mode = (finished / "config.json").stat().st_mode  # safetensors hides its file from others
+        for path in finished.iterdir():
+            path.chmod(mode)
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
+        write_text(finished / "log.csv", csv_text(list(log[0]), (row.values() for row in log)))
+        write_text(finished / TRAINED_ON, "".join(f"{name}\n" for name in sorted(names)))
+        write_json(finished / RUN, run)
+        write_card(finished, run)
