@@ -27,7 +27,6 @@ from medood.data.records import (
     is_yours,
     out_of_date,
     refuse_bad,
-    refuse_damaged,
 )
 from medood.data.workspace import (
     NUCLEI_LIST,
@@ -288,7 +287,6 @@ def _walk(cfg: Config, name: str, fold: int, seen: set[Path], bad: BadFiles) -> 
             f"{path} is out of date ({why}): set back what changed, or run"
             f" `{command(cfg, name, fold)}` first"
         )
-    refuse_damaged(path)
     bad |= bad_files(path)
 
 
