@@ -67,13 +67,13 @@ def copy_of(cfg, folder):
 
 
 @pytest.fixture
-def patched(prepared, tmp_path):
+def all_folds(prepared, tmp_path):
     return copy_of(prepared, tmp_path)
 
 
 @pytest.fixture
-def one_fold(patched):
-    return dataclasses.replace(patched, folds=(1,))
+def one_fold(all_folds):
+    return dataclasses.replace(all_folds, folds=(1,))
 
 
 @pytest.fixture
@@ -174,12 +174,12 @@ def test_smp_opens_what_train_saved(trained):
     assert run["versions"]["torch"] == torch.__version__.split("+")[0]
 
 
-def test_a_fold_changes_no_other(patched):
-    train(dataclasses.replace(patched, folds=(2,)))
-    alone = weights(patched, 2)
-    shutil.rmtree(model_folder(patched, 2, ood=False))
-    train(dataclasses.replace(patched, folds=(1, 2)))
-    assert weights(patched, 2) == alone
+def test_a_fold_changes_no_other(all_folds):
+    train(dataclasses.replace(all_folds, folds=(2,)))
+    alone = weights(all_folds, 2)
+    shutil.rmtree(model_folder(all_folds, 2, ood=False))
+    train(dataclasses.replace(all_folds, folds=(1, 2)))
+    assert weights(all_folds, 2) == alone
 
 
 def test_the_last_10_of_36_epochs_run_at_a_tenth_of_the_rate(tiny):
@@ -245,9 +245,9 @@ def test_training_lowers_the_loss(one_fold):
 
 
 @pytest.fixture
-def with_val(patched):
+def with_val(all_folds):
     """Settings that hold a region out of the training side; five epochs, so that one is best."""
-    return dataclasses.replace(patched, folds=(1,), select="val", epochs=5)
+    return dataclasses.replace(all_folds, folds=(1,), select="val", epochs=5)
 
 
 def stop_in_epoch(patch, epoch, scores):
@@ -319,7 +319,7 @@ sys.addaudithook(
 def test_training_never_opens_a_test_patch(patched, select, monkeypatch):
     for step in ("train", "rank_prune_ood", "estimate_pct", "train_ood"):  # looks for changed files
         monkeypatch.setattr(f"{step}.require", lambda *_, **__: None)
-    cfg = dataclasses.replace(patched, select=select, folds=(1,), lr=3e-3)
+    cfg = dataclasses.replace(patched, select=select, folds=(1,), lr=3e-3, encoder="tu-test_resnet")
     OPENED.clear()
     for step in (train, rank_prune_ood, estimate_pct, train_ood):
         step(cfg)
