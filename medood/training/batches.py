@@ -69,10 +69,6 @@ class Loader:
         self.epoch, self.batches = epoch, batches(self.cfg, self.fold, epoch, count)
         self.augmentation = draw_augmentation(count, seed).to(self.storage)
 
-    def names(self, step: int) -> list[str]:
-        """Return the names of the patches of a step, counted from 0, in all processes."""
-        return [self.patches.names[index] for index in self.batches[step].tolist()]
-
     def __len__(self) -> int:
         return len(self.batches)
 

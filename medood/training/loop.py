@@ -158,10 +158,11 @@ def refuse_not_finite(loader: Loader, losses: Tensor, norms: Tensor) -> None:
     if not wrong.any():
         return
     step = int(wrong.nonzero()[0])
+    names = ", ".join(loader.patches.names[index] for index in loader.batches[step].tolist())
     what, value = ("gradient", norms) if losses[step].isfinite() else ("loss", losses)
     raise UserError(
         f"fold {loader.fold}, epoch {loader.epoch + 1}, step {step + 1}: the {what} is"
-        f" {value[step].item()} on the patches {', '.join(loader.names(step))}: lower lr (now"
+        f" {value[step].item()} on the patches {names}: lower lr (now"
         f" {loader.cfg.lr:g}) or set precision to float32, and train again; with the same settings"
         " it goes on after the epochs before"
     )

@@ -1,16 +1,15 @@
 """One optimiser step, which the training loop repeats, and the time that it takes."""
 
-import functools
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache, partial
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import get_total_norm
+from torch.utils.benchmark import Timer
 
 from config import Config, UserError
 from medood.models.network import (
@@ -25,7 +24,7 @@ from medood.processes import all_reduce, world_size
 from medood.training.augmentation import PARAMETERS, augment
 from medood.training.losses import segmentation_loss
 
-TIMED_STEPS = 3  # of which step_seconds takes the median
+TIMED_STEPS = 3  # for step_seconds
 
 
 class ContiguousWeight:
@@ -67,11 +66,11 @@ class Trainer:
         self.model = for_training(synchronise(cfg, build_model(cfg), device), device)
         self.distributed = self.model
         if world_size() > 1:
-            # static_graph: some encoders do not use all of their weights. No broadcast: each
-            # process keeps the statistics of its own shards, see average_buffers
-            self.distributed = DistributedDataParallel(
-                self.model, static_graph=True, broadcast_buffers=False
-            )
+            # static_graph: some encoders do not use all of their weights
+            self.distributed = DistributedDataParallel(self.model, static_graph=True)
+            # average_buffers counts all processes; a broadcast would leave only rank 0's. Set here,
+            # because the argument has another name from torch 2.14 on
+            self.distributed.broadcast_buffers = False
         self.normalise = Normalise(cfg.encoder).to(device)
         self.weights = [ContiguousWeight(weight) for weight in self.model.parameters()]
         contiguous = [weight.contiguous for weight in self.weights]
@@ -138,7 +137,7 @@ def explain_errors(cfg: Config, device: torch.device) -> Iterator[None]:
         ) from None
 
 
-@functools.cache
+@cache
 def step_seconds(cfg: Config) -> float:
     """Return the time of an optimiser step of a network on this machine, in seconds."""
     device = pick_device(cfg)
@@ -149,9 +148,6 @@ def step_seconds(cfg: Config) -> float:
         masks = torch.randint(0, len(cfg.class_names), shape, dtype=torch.uint8, device=device)
         weight = torch.ones(cfg.batch_size, device=device)
         augmentation = torch.zeros(cfg.batch_size, PARAMETERS, device=device)
-        times = []
-        for _ in range(1 + TIMED_STEPS):  # the first one warms up
-            started = time.perf_counter()
-            trainer.step(images, masks, weight, augmentation)[0].item()
-            times.append(time.perf_counter() - started)
-    return float(np.median(times[1:]))
+        step = partial(trainer.step, images, masks, weight, augmentation)
+        timer = Timer("step()", globals={"step": step}, num_threads=torch.get_num_threads())
+        return timer.timeit(TIMED_STEPS).median  # after a few steps that warm up
