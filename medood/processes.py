@@ -3,7 +3,7 @@
 `torchrun --nproc-per-node=2 train.py` runs train.py in two processes, which read the same settings
 and files. In training, each takes its shard of every batch; in mining and testing, each takes its
 shard of the patches and fills its part of the result. Rank 0, the main process, alone writes and
-prints. Without torchrun there is one process, and every function here does nothing.
+prints. Without torchrun there is one process, and nothing here has an effect.
 """
 
 import functools

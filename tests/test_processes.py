@@ -77,7 +77,9 @@ def both(tmp_path_factory):
         draw_regions(workspace)
         cfg = dataclasses.replace(TINY, workspace=workspace, folds=(1,), select="val", epochs=3)
         # Adam turns rounding into whole steps where a gradient is next to nothing: small ones
-        cfg = dataclasses.replace(cfg, batch_norm=False, batch_size=6, lr=1e-5)
+        cfg = dataclasses.replace(
+            cfg, encoder="tu-test_resnet", batch_norm=False, batch_size=6, lr=1e-5
+        )
         if count == 1:
             torch.set_num_threads(1)
             main(cfg)

@@ -171,7 +171,7 @@ def refuse_not_finite(loader: Loader, losses: Tensor, norms: Tensor) -> None:
 def without_classes(cfg: Config, patches: Patches) -> str:
     """Return a warning that names the classes without a pixel in the ID patches, or "".
 
-    Raises UserError if no class has any. Some studies train on OoD patches alone: no class misses.
+    Raises UserError if no class has any. Some studies train on OoD patches alone: no warning then.
     """
     if patches.is_ood.all():
         return ""

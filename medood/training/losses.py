@@ -29,8 +29,8 @@ def sum_over_processes(values: Tensor) -> Tensor:
     """Return the sum of `values` over all processes, with world_size times its gradient.
 
     All processes compute the same loss from the sum, and DistributedDataParallel takes the mean of
-    their gradients: the factor makes it the sum. (torch's own differentiable sum is deprecated from
-    2.14 on, its successor is not there in 2.8.)
+    their gradients: the factor turns it into the sum. (torch's own differentiable sum is deprecated
+    in 2.14, and 2.8 lacks its successor.)
     """
     if world_size() == 1:
         return values
@@ -62,7 +62,6 @@ def segmentation_loss(logits: Tensor, target: Tensor, weight: Tensor, loss: str)
     if loss != "dice_ce":
         return dice
     per_pixel = F.cross_entropy(logits, target, reduction="none")  # (N, H, W)
-    entropy, patches = sum_over_processes(
-        torch.stack([weight @ per_pixel.mean((1, 2)), weight.sum()])
-    )
+    entropy = weight @ per_pixel.mean((1, 2))
+    entropy, patches = sum_over_processes(torch.stack([entropy, weight.sum()]))
     return dice + entropy / (patches + EPS)
