@@ -56,7 +56,7 @@ def rank_and_prune(names: list[str], counts: np.ndarray) -> list[list]:
 def count_seen(cfg: Config, model: nn.Module, files: list[Pair], task: str) -> np.ndarray:
     """Return the pixels of each patch that a network, in eval mode, gives to each class: (N, C).
 
-    Each process looks at its share of the patches.
+    Each process looks at its shard of the patches.
     """
     import torch  # here, so that --help answers without it
 

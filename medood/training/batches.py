@@ -24,9 +24,9 @@ def stream_seed(cfg: Config, fold: int, stream: int, epoch: int = 0) -> int:
 def batches(cfg: Config, fold: int, epoch: int, count: int) -> list[Tensor]:
     """Return the indices of the patches in each batch of an epoch, for `count` patches."""
     generator = torch.Generator().manual_seed(stream_seed(cfg, fold, ORDER, epoch))
-    found = list(torch.randperm(count, generator=generator).split(cfg.batch_size))
+    indices = list(torch.randperm(count, generator=generator).split(cfg.batch_size))
     # batch normalisation cannot normalise the deepest layer of a single small patch
-    return found[:-1] if len(found) > 1 and len(found[-1]) == 1 else found
+    return indices[:-1] if len(indices) > 1 and len(indices[-1]) == 1 else indices
 
 
 def shard_of(batch: Tensor) -> tuple[Tensor, float]:
