@@ -1,15 +1,16 @@
 """One optimiser step, which the training loop repeats, and the time that it takes."""
 
+import statistics
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import get_total_norm
-from torch.utils.benchmark import Timer
 
 from config import Config, UserError
 from medood.models.network import (
@@ -24,7 +25,7 @@ from medood.processes import all_reduce, world_size
 from medood.training.augmentation import PARAMETERS, augment
 from medood.training.losses import segmentation_loss
 
-TIMED_STEPS = 3  # for step_seconds
+TIMED_STEPS = 3  # of which step_seconds takes the median
 
 
 class ContiguousWeight:
@@ -148,6 +149,9 @@ def step_seconds(cfg: Config) -> float:
         masks = torch.randint(0, len(cfg.class_names), shape, dtype=torch.uint8, device=device)
         weight = torch.ones(cfg.batch_size, device=device)
         augmentation = torch.zeros(cfg.batch_size, PARAMETERS, device=device)
-        step = partial(trainer.step, images, masks, weight, augmentation)
-        timer = Timer("step()", globals={"step": step}, num_threads=torch.get_num_threads())
-        return timer.timeit(TIMED_STEPS).median  # after a few steps that warm up
+        times = []
+        for _ in range(1 + TIMED_STEPS):  # the first one warms up
+            started = time.perf_counter()
+            trainer.step(images, masks, weight, augmentation)[0].item()
+            times.append(time.perf_counter() - started)
+    return statistics.median(times[1:])
