@@ -56,8 +56,8 @@ def joined() -> Iterator[None]:
     """Work with the processes that torchrun started, if it did.
 
     A process that fails in this block ends, and torchrun ends the others. The first one that fails
-    raises its error; those that fail after it, often because it is gone, exit without a word. At the
-    end of the block, each of several processes ends.
+    raises its error; those that fail after it, often because it is gone, exit without a word. Each
+    of several processes ends at the end of the block.
     """
     if not all(name in os.environ for name in VARIABLES) or os.environ["WORLD_SIZE"] == "1":
         yield
@@ -82,11 +82,9 @@ def joined() -> Iterator[None]:
         if not _is_first_to_fail(store):
             sys.exit(1)
         raise
-    # not after an error: it would wait for the others
-    dist.destroy_process_group()
     sys.stdout.flush()
-    # the interpreter's own end now and then aborts on a thread of the process group: nothing is
-    # left to do, but torchrun would take that for a failure, and end the others
+    # at the usual end of the interpreter, a process now and then aborts, although all is done, and
+    # torchrun then ends the others too
     os._exit(0)
 
 
