@@ -22,7 +22,7 @@ from medood.data.folds import read_fold
 from medood.data.labels import BACKGROUND
 from medood.data.ood_set import columns, ood_candidates
 from medood.data.workspace import Pair, data_name, model_folder, ood_files, ranking_path
-from medood.processes import add_up, agreed, on_main, share
+from medood.processes import all_reduce, on_main, shard
 from medood.runs.command_line import run
 from medood.runs.provenance import is_kept, require, write_product
 
@@ -55,7 +55,7 @@ def rank_and_prune(names: list[str], counts: np.ndarray) -> list[list]:
 def count_seen(cfg: Config, model: nn.Module, files: list[Pair], task: str) -> np.ndarray:
     """Return the pixels of each patch that a network, in eval mode, gives to each class: (N, C).
 
-    Each process looks at its share of the patches.
+    Each process looks at its shard of the patches.
     """
     import torch  # here, so that --help answers without it
 
@@ -65,12 +65,11 @@ def count_seen(cfg: Config, model: nn.Module, files: list[Pair], task: str) -> n
 
     device = pick_device(cfg)
     counts = torch.zeros(len(files), len(cfg.class_names), dtype=torch.int64)
-    own = share(len(files), batch_size(device))
-    with agreed():
-        images = load_patches(cfg, files[own]).images
-        for part, probability in predict(cfg, model, images, device, task):
-            counts[own][part] = count_pixels(probability).cpu()
-    return add_up(counts).numpy()
+    own = shard(len(files), batch_size(device))
+    images = load_patches(cfg, files[own]).images
+    for part, probability in predict(cfg, model, images, device, task):
+        counts[own][part] = count_pixels(probability).cpu()
+    return all_reduce(counts).numpy()
 
 
 def rank_files(cfg: Config, network: Path, files: list[Pair], task: str) -> list[list]:

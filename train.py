@@ -13,7 +13,7 @@ from medood.runs.provenance import require
 
 def train(cfg: Config = CONFIG) -> None:
     """Train the baseline of every fold."""
-    from medood.training.loop import train_fold  # here, so that --help answers without torch
+    from medood.training.loop import train_fold  # here, so that --help works without torch
 
     require(cfg, "patches", "patch masks", "fold")
     for fold in cfg.folds:

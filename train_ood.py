@@ -15,7 +15,7 @@ from medood.runs.provenance import require
 
 def train_ood(cfg: Config = CONFIG) -> None:
     """Train the Med-OoD network of every fold."""
-    from medood.training.loop import train_fold  # here, so that --help answers without torch
+    from medood.training.loop import train_fold  # here, so that --help works without torch
 
     require(cfg, "patches", "patch masks", "fold", "OoD patches", "ranking", "estimate")
     for fold in cfg.folds:

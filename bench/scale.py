@@ -39,8 +39,8 @@ from medood.data.folds import read_fold
 from medood.data.ood_set import columns
 from medood.data.workspace import id_files, ood_files, ranking_path
 from medood.runs.command_line import run
-from medood.training.augmentation import augment, draw_views
-from medood.training.loop import batches
+from medood.training.augmentation import augment, draw_augmentation
+from medood.training.batches import batches
 from rank_prune_ood import count_seen, rank_and_prune
 
 FOLD = 79
@@ -102,9 +102,9 @@ def loading(cfg: Config) -> None:
     started = time.perf_counter()
     patches = load_patches(cfg, id_files(cfg, read_fold(cfg, FOLD).train))
     read = time.perf_counter()
-    draw = draw_views(len(patches), 0)
+    augmentation = draw_augmentation(len(patches), 0)
     for index in batches(cfg, FOLD, 0, len(patches)):
-        augment(patches.images[index], patches.masks[index], draw[index])
+        augment(patches.images[index], patches.masks[index], augmentation[index])
     print(f"reading {read - started:.1f} s, batches {time.perf_counter() - read:.1f} s")
 
 

@@ -33,9 +33,9 @@ from medood.data.workspace import id_files
 from medood.models.network import pick_device
 from medood.runs.command_line import run
 from medood.training import step
-from medood.training.augmentation import draw_views
+from medood.training.batches import Loader
 from medood.training.loop import train_epoch
-from medood.training.step import Learner
+from medood.training.step import Trainer
 
 # the kinds of operation, with parts of the names that torch's profile gives them
 KINDS = {
@@ -64,25 +64,21 @@ class Ours:
 
     def __init__(self, cfg: Config, files: list, device: torch.device) -> None:
         started = time.perf_counter()
-        self.patches = load_patches(cfg, files)
+        patches = load_patches(cfg, files)
         self.read = time.perf_counter() - started
-        self.cfg, self.device = cfg, device
-        self.learner = Learner(cfg, device)
-        held = self.patches.images, self.patches.masks, torch.ones(len(files))
-        self.held = [part.to(device) for part in held]
+        self.trainer = Trainer(cfg, device)
+        self.loader = Loader(cfg, 0, patches, device)
 
     def train(self) -> None:
         """Train for an epoch."""
-        self.learner.model.train()
-        parts = list(torch.randperm(len(self.patches)).split(self.cfg.batch_size))
-        data = *self.held, draw_views(len(self.patches), 0).to(self.device)
-        losses, _ = train_epoch(self.learner, data, parts, self.device, "")
+        self.trainer.model.train()
+        self.loader.set_epoch(0)
+        losses, _ = train_epoch(self.trainer, self.loader, self.trainer.cfg.lr)
         losses.mean().item()
 
-    def batch(self) -> list[Tensor]:
-        """Return the arguments of a training step."""
-        size = self.cfg.batch_size
-        return [part[:size] for part in self.held] + [draw_views(size, 0).to(self.device)]
+    def batch(self) -> tuple[Tensor, ...]:
+        """Return what a step takes."""
+        return next(iter(self.loader))
 
 
 def parts_of_step(ours: Ours) -> dict[str, float]:
@@ -100,18 +96,18 @@ def parts_of_step(ours: Ours) -> dict[str, float]:
 
         return call
 
-    learner, batch = ours.learner, ours.batch()
-    learner.step(*batch)
+    trainer, batch = ours.trainer, ours.batch()
+    trainer.step(*batch)
     with (
         mock.patch.object(step, "augment", timed("augmentation", step.augment)),
-        mock.patch.object(learner.model, "forward", timed("forward", learner.model.forward)),
+        mock.patch.object(trainer.model, "forward", timed("forward", trainer.model.forward)),
         mock.patch.object(step, "segmentation_loss", timed("loss", step.segmentation_loss)),
         mock.patch.object(Tensor, "backward", timed("backward", Tensor.backward)),
-        mock.patch.object(learner.optimiser, "step", timed("optimiser", learner.optimiser.step)),
+        mock.patch.object(trainer.optimiser, "step", timed("optimiser", trainer.optimiser.step)),
     ):
         started = time.perf_counter()
         for _ in range(PROFILED):
-            learner.step(*batch)
+            trainer.step(*batch)
         finish()
         whole = time.perf_counter() - started
     spent["else"] = whole - sum(spent.values())
@@ -120,11 +116,11 @@ def parts_of_step(ours: Ours) -> dict[str, float]:
 
 def kinds_of_step(ours: Ours) -> dict[str, float]:
     """Return the share of a step's computing time in each kind of operation."""
-    batch, on_gpu = ours.batch(), ours.device.type == "cuda"
+    batch, on_gpu = ours.batch(), ours.loader.device.type == "cuda"
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu
     with profile(activities=activities) as found:
         for _ in range(PROFILED):
-            ours.learner.step(*batch)
+            ours.trainer.step(*batch)
         finish()
     spent: dict[str, float] = defaultdict(float)
     for event in found.key_averages():
@@ -139,7 +135,7 @@ def kinds_of_step(ours: Ours) -> dict[str, float]:
 def flop_of_step(ours: Ours) -> int:
     """Return the floating-point operations of a step, 2 for a multiplication with its addition."""
     with FlopCounterMode(display=False) as counter:
-        ours.learner.step(*ours.batch())
+        ours.trainer.step(*ours.batch())
     return counter.get_total_flops()
 
 
@@ -175,7 +171,7 @@ def bench(cfg: BenchConfig) -> None:
         figures.share("parts of a step", parts_of_step(ours))
         figures.share("kinds of operation", kinds_of_step(ours))
     step_seconds = statistics.median(times["ours"]) / len(files) * cfg.batch_size
-    precision = torch.bfloat16 if ours.learner.precision._enabled else torch.float32
+    precision = torch.bfloat16 if ours.trainer.precision._enabled else torch.float32
     rate = matrix_rate(device, precision, cfg.rounds)
     reached = flop / step_seconds / rate
     figures.note(

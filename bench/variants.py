@@ -24,54 +24,54 @@ from config import Config
 from medood.models.inference import Predictor, batch_size
 from medood.models.network import pick_device
 from medood.runs.command_line import run
-from medood.training.augmentation import draw_views
-from medood.training.step import Learner
+from medood.training.augmentation import draw_augmentation
+from medood.training.step import Trainer
 
 PATCHES = 32  # of each variant of inference
 
 
-def step_of(cfg: Config, change: Callable[[Learner], object] = lambda learner: None) -> Callable:
+def step_of(cfg: Config, change: Callable[[Trainer], object] = lambda trainer: None) -> Callable:
     """Return a function that takes a training step, with something changed."""
     torch.manual_seed(0)
     device = pick_device(cfg)
-    learner = Learner(cfg, device)
-    change(learner)
+    trainer = Trainer(cfg, device)
+    change(trainer)
     shape = (cfg.batch_size, cfg.patch_size, cfg.patch_size)
     images = torch.randint(0, 256, (*shape, 3), dtype=torch.uint8, device=device)
     masks = torch.randint(0, len(cfg.class_names), shape, dtype=torch.uint8, device=device)
     weight = torch.ones(cfg.batch_size, device=device)
-    draw = draw_views(cfg.batch_size, 0).to(device)
-    return lambda: learner.step(images, masks, weight, draw)
+    augmentation = draw_augmentation(cfg.batch_size, 0).to(device)
+    return lambda: trainer.step(images, masks, weight, augmentation)
 
 
-def channels_first(learner: Learner) -> None:
+def channels_first(trainer: Trainer) -> None:
     """Set the memory format back to channels first, the default of torch."""
-    learner.model.to(memory_format=torch.contiguous_format)
-    learner.normalise.register_forward_hook(lambda *found: found[-1].contiguous())
-    use_adam(learner, fused=True)
+    trainer.model.to(memory_format=torch.contiguous_format)
+    trainer.normalise.register_forward_hook(lambda *found: found[-1].contiguous())
+    use_adam(trainer, fused=True)
 
 
-def use_adam(learner: Learner, **how: bool) -> None:
+def use_adam(trainer: Trainer, **how: bool) -> None:
     """Let Adam work on the weights in the layout they have, with options of torch."""
-    learner.weights = [AsItIs(weight) for weight in learner.model.parameters()]
-    weights = [weight.stored for weight in learner.weights]
-    learner.optimiser = torch.optim.Adam(weights, learner.cfg.lr, **how)
+    trainer.weights = [AsItIs(weight) for weight in trainer.model.parameters()]
+    weights = [weight.contiguous for weight in trainer.weights]
+    trainer.optimiser = torch.optim.Adam(weights, trainer.cfg.lr, **how)
 
 
 class AsItIs:
-    """A weight for the optimiser, in the layout it has: compare medood.training.step.Stored."""
+    """A weight for the optimiser, in the layout it has: compare ContiguousWeight."""
 
     def __init__(self, weight: nn.Parameter) -> None:
-        self.weight, self.stored = weight, weight.detach()
+        self.weight, self.contiguous = weight, weight.detach()
 
     def take_gradient(self) -> torch.Tensor | None:
-        self.stored.grad, self.weight.grad = self.weight.grad, None
-        return self.stored.grad
+        self.contiguous.grad, self.weight.grad = self.weight.grad, None
+        return self.contiguous.grad
 
 
-def depthwise_as_the_rest(learner: Learner) -> None:
+def depthwise_as_the_rest(trainer: Trainer) -> None:
     """Compute strided depthwise convolutions in bfloat16 too: see for_training."""
-    for module in learner.model.modules():
+    for module in trainer.model.modules():
         if isinstance(module, nn.Conv2d):
             vars(module).pop("forward", None)
 
@@ -134,7 +134,7 @@ def bench(cfg: BenchConfig) -> None:
         "channels first in memory": step_of(cfg, channels_first),
         "strided depthwise convolutions in bfloat16": step_of(cfg, depthwise_as_the_rest),
         "fused Adam on weights as torch has them": step_of(
-            cfg, lambda learner: use_adam(learner, fused=True)
+            cfg, lambda trainer: use_adam(trainer, fused=True)
         ),
         "Adam in torch's default way": step_of(cfg, use_adam),
         "torch.compile": compiled,
@@ -144,7 +144,7 @@ def bench(cfg: BenchConfig) -> None:
     print(f"a step of {cfg.batch_size} patches")
     compare(cfg, figures, f"a training step of {cfg.batch_size} patches", training)
 
-    model = Learner(cfg, pick_device(cfg)).model.eval()
+    model = Trainer(cfg, pick_device(cfg)).model.eval()
     inference = {"as it is": inference_of(cfg, model)}
     inference["float32"] = inference_of(replace(cfg, precision="float32"), model)
     for size in (1, 4, 16, 32):

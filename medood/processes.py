@@ -1,13 +1,12 @@
-"""The processes that torchrun started, if it did: all run the same script, the main one writes.
+"""The processes that torchrun started, if it did: all run the same script, rank 0 writes.
 
-`torchrun --nproc-per-node=2 train.py` runs train.py twice. Both processes read the same settings
-and files. In training each takes its share of every batch; in mining and testing each takes its
-share of the patches and fills its part of the result. Rank 0, the main process, alone writes and
-prints. Without torchrun there is one process, and nothing here does anything.
+`torchrun --nproc-per-node=2 train.py` runs train.py in two processes, which read the same settings
+and files. In training, each takes its shard of every batch; in mining and testing, each takes its
+shard of the patches and fills its part of the result. Rank 0, the main process, alone writes and
+prints. Without torchrun there is one process, and nothing here has an effect.
 """
 
 import functools
-import io
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -17,12 +16,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.distributed import TCPStore
 
-TOLD = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR")  # by torchrun
-PATIENCE = timedelta(days=30)  # to wait for the main process, which may be preparing the data
+# torchrun sets these variables
+VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+TIMEOUT = timedelta(days=30)  # rank 0 may prepare the data, or draw, while the others wait
 
-_joined = False  # in a group of processes
-_alone = False  # the main process does what the others only wait for
+_joined = False  # this process is one of several
+_alone = False  # rank 0 does something for which the others wait
 
 
 def rank() -> int:
@@ -52,83 +53,73 @@ def is_main() -> bool:
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Work with the processes that torchrun started, if it did."""
-    if not all(name in os.environ for name in TOLD) or os.environ["WORLD_SIZE"] == "1":
+    """Work with the processes that torchrun started, if it did.
+
+    A process that fails in this block ends, and torchrun ends the others. The first one that fails
+    raises its error; those that fail after it, often because it is gone, exit without a word. Each
+    of several processes ends at the end of the block.
+    """
+    if not all(name in os.environ for name in VARIABLES) or os.environ["WORLD_SIZE"] == "1":
         yield
         return
     global _joined
-    import torch  # here, so that --help answers without it
+    import torch  # here, so that --help needs no torch
     import torch.distributed as dist
 
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, timeout=PATIENCE)
+    dist.init_process_group(backend, timeout=TIMEOUT)
+    address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(*address, is_master=False)
     _joined = True
     if not is_main():
-        _hush()
-    yield
-    # not after an error: it would wait for what the others no longer do
-    dist.destroy_process_group()
-    _joined = False
-
-
-def _hush() -> None:
-    """Leave the output to the main process, but for errors, and take no terminal for a reader."""
-    sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - it stays open until the process ends
-    sys.stderr = io.TextIOWrapper(io.BufferedWriter(_NoTerminal(2, "w")), line_buffering=True)
-
-
-class _NoTerminal(io.FileIO):
-    def isatty(self) -> bool:
-        return False  # progress bars look here
-
-
-@contextmanager
-def agreed() -> Iterator[None]:
-    """End all processes if one fails in this block: the first that does says why, the others not.
-
-    All must reach the end of the block, so nothing in it may wait for another process.
-    """
-    error = None
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - it stays open until the process ends
+        sys.stderr.isatty = lambda: False  # tqdm draws no bar where there is no terminal
     try:
         yield
-    except Exception as raised:
-        error = raised
-    if world_size() > 1:
-        import torch
-        import torch.distributed as dist
-
-        first = torch.tensor(world_size() if error is None else rank())
-        dist.all_reduce(first, dist.ReduceOp.MIN)
-        if int(first) not in (rank(), world_size()):
+    except (Exception, KeyboardInterrupt):
+        if not _is_first_to_fail(store):
             sys.exit(1)
-    if error is not None:
-        raise error
+        raise
+    sys.stdout.flush()
+    # at the usual end of the interpreter, a process now and then aborts, although all is done, and
+    # torchrun then ends the others too
+    os._exit(0)
+
+
+def _is_first_to_fail(store: "TCPStore") -> bool:
+    """Say whether no other process has failed before, in this attempt of torchrun."""
+    try:
+        return store.add(f"failed/{os.environ.get('TORCHELASTIC_RESTART_COUNT')}", 1) == 1
+    except RuntimeError:  # the process that holds the store is gone
+        return False
 
 
 def on_main(function: Callable) -> Callable:
-    """Mark a function without a result that the main process carries out; the others wait.
+    """Mark a function without a result that rank 0 carries out while the others wait.
 
-    In it, the main process is alone: world_size() is 1.
+    In it, rank 0 is alone: world_size() is 1.
     """
 
     @functools.wraps(function)
     def call(*args, **kwargs) -> None:
         global _alone
-        with agreed():
-            if not is_main():
-                return
+        if is_main():
             before, _alone = _alone, True
             try:
                 function(*args, **kwargs)
             finally:
                 _alone = before
+        if world_size() > 1:
+            import torch
+
+            all_reduce(torch.zeros(1))  # a barrier: that of torch would take a GPU for it
 
     return call
 
 
-def share(count: int, unit: int) -> slice:
+def shard(count: int, unit: int) -> slice:
     """Return which of `count` items are this process's: contiguous, in whole batches of `unit`.
 
     Those of all processes are disjoint, in the order of their ranks, and cover all items.
@@ -138,7 +129,7 @@ def share(count: int, unit: int) -> slice:
     return slice(min(first, count), min(last, count))
 
 
-def add_up(values: "Tensor") -> "Tensor":
+def all_reduce(values: "Tensor") -> "Tensor":
     """Replace `values` by their sum over all processes, and return them.
 
     Where each process has filled its own part of zeros, all have the whole then.

@@ -40,7 +40,8 @@ from medood.models.checkpoints import read_run, versions
 from medood.models.network import build_model, pick_device
 from medood.processes import world_size
 from medood.runs.provenance import network_made_from, plain_settings
-from medood.training.loop import batches, train_fold
+from medood.training.batches import batches
+from medood.training.loop import train_fold
 from medood.training.step import TIMED_STEPS, step_seconds
 from rank_prune_ood import rank_files
 

@@ -1,4 +1,4 @@
-"""Random views: image and mask move together, and equal draws give equal views."""
+"""Augmentation: image and mask move together, and equal seeds give equal results."""
 
 import numpy as np
 import pytest
@@ -6,11 +6,11 @@ import torch
 
 from medood.sample import draw_region
 from medood.training import augmentation as module
-from medood.training.augmentation import DRAWN, augment, draw_views
+from medood.training.augmentation import PARAMETERS, augment, draw_augmentation
 
 
-def views_of(images, masks, seed=0):
-    return augment(images, masks, draw_views(len(images), seed))
+def augmented(images, masks, seed=0):
+    return augment(images, masks, draw_augmentation(len(images), seed))
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def batch():
 
 
 def test_shapes_ranges_and_labels(batch):
-    images, masks = views_of(*batch)
+    images, masks = augmented(*batch)
     assert images.shape == (6, 3, 128, 128)
     assert images.dtype == torch.float32
     assert 0 <= images.min() < images.max() <= 255
@@ -39,30 +39,30 @@ def test_the_mask_goes_where_the_image_goes(batch, monkeypatch):
         monkeypatch.setattr(module, constant, 0.0)
     _, masks = batch
     painted = (masks[..., None] * 40).expand(-1, -1, -1, 3)  # each class in a grey of its own
-    images, views = views_of(painted, masks)
+    images, moved = augmented(painted, masks)
     shown = images[:, 0] / 40
     settled = (shown - shown.round()).abs() < 1e-3  # off the edges, which bilinear blends
     assert settled.float().mean() > 0.7
-    agree = (shown.round().long() == views)[settled].float().mean()
+    agree = (shown.round().long() == moved)[settled].float().mean()
     assert agree > 0.99
 
 
-def test_without_draws_a_view_is_the_patch_itself(batch):
-    images, masks = augment(*batch, torch.zeros(6, DRAWN))
+def test_parameters_of_zero_leave_a_patch_as_it_is(batch):
+    images, masks = augment(*batch, torch.zeros(6, PARAMETERS))
     torch.testing.assert_close(images, batch[0].permute(0, 3, 1, 2).float(), atol=0.01, rtol=0)
     torch.testing.assert_close(masks, batch[1].long())
 
 
 def test_no_black_border_comes_in(batch):
     bright = torch.full((16, 64, 64, 3), 200, dtype=torch.uint8)
-    images, _ = views_of(bright, torch.zeros(16, 64, 64, dtype=torch.uint8))
+    images, _ = augmented(bright, torch.zeros(16, 64, 64, dtype=torch.uint8))
     assert images.min() > 100
 
 
-def test_equal_seeds_draw_equal_views_and_patches_differ(batch):
-    views = [views_of(*batch, seed)[0] for seed in (0, 0, 1)]
-    torch.testing.assert_close(views[0], views[1], rtol=0, atol=0)
-    assert not torch.equal(views[0], views[2])
+def test_equal_seeds_give_equal_results_and_patches_differ(batch):
+    images = [augmented(*batch, seed)[0] for seed in (0, 0, 1)]
+    torch.testing.assert_close(images[0], images[1], rtol=0, atol=0)
+    assert not torch.equal(images[0], images[2])
     same_patch = batch[0][:1].expand(6, -1, -1, -1), batch[1][:1].expand(6, -1, -1)
-    images, _ = views_of(*same_patch)
+    images, _ = augmented(*same_patch)
     assert len({image.sum().item() for image in images}) == 6

@@ -21,7 +21,7 @@ from medood.evaluation.figures import share_right
 from medood.evaluation.testing import score_networks
 from medood.runs.provenance import network_made_from
 from medood.training import loop as training
-from medood.training.loop import home_of
+from medood.training.batches import storage_device
 from tests.conftest import TINY
 
 CPU = torch.device("cpu")
@@ -158,8 +158,8 @@ def test_patches_stay_off_a_gpu_that_has_no_room_for_them(monkeypatch):
     )
     patches = Patches([""] * 10, images, masks, torch.zeros(10, dtype=torch.bool))
     gpu = torch.device("cuda")
-    for free, home in ((1280, gpu), (1279, CPU)):  # the patches are 640 bytes
+    for free, storage in ((1280, gpu), (1279, CPU)):  # the patches are 640 bytes
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, free=free: (free, 10**12))
-        assert home_of(patches, gpu) == home
-    assert home_of(dataclasses.replace(patches, mapped=True), gpu) == CPU
-    assert home_of(patches, CPU) == CPU
+        assert storage_device(patches, gpu) == storage
+    assert storage_device(dataclasses.replace(patches, mapped=True), gpu) == CPU
+    assert storage_device(patches, CPU) == CPU

@@ -117,7 +117,7 @@ def test_steps_on_an_all_ood_batch_remove_the_false_nucleus(loss):
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_a_right_answer_costs_less_than_a_wrong_one(loss):
+def test_a_right_prediction_costs_less_than_a_wrong_one(loss):
     target = torch.randint(0, 7, (2, 16, 16), generator=torch.Generator().manual_seed(0))
     right = 20.0 * F.one_hot(target, 7).permute(0, 3, 1, 2)
     good = segmentation_loss(right, target, torch.ones(2), loss)
@@ -127,7 +127,7 @@ def test_a_right_answer_costs_less_than_a_wrong_one(loss):
 
 
 def test_a_rare_class_counts_as_much_as_a_common_one():
-    # one of 256 pixels is class 1; the network answers background everywhere
+    # one of 256 pixels is class 1; the network predicts background everywhere
     target = torch.zeros(1, 16, 16, dtype=torch.long)
     target[0, 0, 0] = 1
     blind = torch.zeros(1, 2, 16, 16)

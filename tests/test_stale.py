@@ -147,7 +147,7 @@ def test_an_estimate_of_time_without_memory_is_said_with_the_batch_size_to_try(t
     def fill(*_):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr(step.Learner, "step", fill)
+    monkeypatch.setattr(step.Trainer, "step", fill)
     step.step_seconds.cache_clear()
     with pytest.raises(UserError, match="set batch_size to 4$"):
         look(tiny)

@@ -8,10 +8,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from config import UserError
+from medood.data.dataset import Patches
 from medood.models.inference import Predictor
-from medood.training.augmentation import draw_views
+from medood.training.augmentation import draw_augmentation
+from medood.training.batches import Loader
 from medood.training.loop import train_epoch
-from medood.training.step import Learner, Stored, memory_needed
+from medood.training.step import ContiguousWeight, Trainer, explain_errors
 from tests.conftest import TINY
 
 CPU = torch.device("cpu")
@@ -24,12 +26,12 @@ def batch(cfg, count=4):
     shape = (count, cfg.patch_size, cfg.patch_size)
     images = torch.randint(0, 256, (*shape, 3), generator=generator, dtype=torch.uint8)
     masks = torch.randint(0, 7, shape, generator=generator, dtype=torch.uint8)
-    return images, masks, torch.ones(count), draw_views(count, 0)
+    return images, masks, torch.ones(count), draw_augmentation(count, 0)
 
 
-def learner(cfg):
+def trainer(cfg):
     torch.manual_seed(0)
-    return Learner(cfg, CPU)
+    return Trainer(cfg, CPU)
 
 
 @pytest.mark.parametrize("loss", ["dice", "dice_ce", "paper_code"])
@@ -42,29 +44,31 @@ def test_a_step_asks_for_no_value_that_the_host_would_wait_for(loss):
             return function(*args, **(kwargs or {}))
 
     cfg, seen = dataclasses.replace(TINY, loss=loss), []
-    ours = learner(cfg)
+    ours = trainer(cfg)
     ours.step(*batch(cfg))  # torch's Adam looks at its settings at first
     with Watch():
         ours.step(*batch(cfg))
     assert "_fused_adam_" in seen
     seen.clear()
-    data = batch(cfg)
+    images, masks, _, _ = batch(cfg)
+    patches = Patches(list("abcd"), images, masks, torch.tensor([True, False, False, True]))
+    loader = Loader(dataclasses.replace(cfg, batch_size=2), 1, patches, CPU)
     with Watch():
-        train_epoch(ours, data, [torch.tensor([2, 0]), torch.tensor([3, 1])], CPU, "")
+        train_epoch(ours, loader, 1e-3)
     assert seen.count("_fused_adam_") == 2
     with Watch(), pytest.raises(AssertionError, match="makes the host wait"):
         torch.ones(1).item()
 
 
-def test_neither_answers_nor_a_resume_part_the_weights_from_the_optimiser(tmp_path):
+def test_neither_inference_nor_a_resume_parts_the_weights_from_the_optimiser(tmp_path):
     """Weights of shape (C, 1, 1, 1) would be copied by each change to channels last."""
     cfg = dataclasses.replace(TINY, encoder="mobileone_s0")
-    ours = learner(cfg)
+    ours = trainer(cfg)
     assert any(weight.weight.shape[1:] == (1, 1, 1) for weight in ours.weights)
     Predictor(cfg, ours.model.eval(), CPU)(batch(cfg)[0])
     ours.model.load_state_dict(ours.model.state_dict())
     for weight in ours.weights:
-        assert weight.stored.data_ptr() == weight.weight.data_ptr()
+        assert weight.contiguous.data_ptr() == weight.weight.data_ptr()
 
 
 @pytest.mark.slow
@@ -74,7 +78,7 @@ def test_a_step_compiles_as_one_graph_and_learns_the_same(monkeypatch, precision
     compiled = dataclasses.replace(plain, compile=True)
     # any break of the graph is an error here; inductor would take a minute to compile it
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager", fullgraph=True))
-    first, second = learner(plain), learner(compiled)
+    first, second = trainer(plain), trainer(compiled)
     for _ in range(3):
         found, expected = second.step(*batch(plain)), first.step(*batch(plain))
         torch.testing.assert_close(found, expected)
@@ -88,9 +92,9 @@ def test_what_cannot_be_compiled_is_said_with_the_cure(monkeypatch):
     cfg = dataclasses.replace(TINY, compile=True)
     with (
         pytest.raises(UserError, match="compile = True: unet_mobilenet_v2 cannot .* to False$"),
-        memory_needed(cfg, CPU),
+        explain_errors(cfg, CPU),
     ):
-        learner(cfg).step(*batch(cfg))
+        trainer(cfg).step(*batch(cfg))
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -100,8 +104,8 @@ def test_adam_takes_each_gradient_to_its_own_weight_whatever_the_layouts(layout,
     torch.manual_seed(0)
     weight = torch.nn.Parameter(torch.randn(8, 4, 3, 3).contiguous(memory_format=layout))
     plain = torch.nn.Parameter(weight.detach().clone())
-    ours, theirs = Stored(weight), torch.optim.Adam([plain], 0.1, fused=False)
-    adam = torch.optim.Adam([ours.stored], 0.1, fused=True)
+    ours, theirs = ContiguousWeight(weight), torch.optim.Adam([plain], 0.1, fused=False)
+    adam = torch.optim.Adam([ours.contiguous], 0.1, fused=True)
     for _ in range(3):
         plain.grad = torch.randn(8, 4, 3, 3)
         weight.grad = plain.grad.contiguous(memory_format=of_gradient)

@@ -15,7 +15,7 @@ from medood.evaluation.scores import RegionCounts, Tally, all_background
 from medood.models.checkpoints import load_model, read_run
 from medood.models.inference import batch_size, predict
 from medood.models.network import pick_device
-from medood.processes import add_up, agreed, share
+from medood.processes import all_reduce, shard
 
 
 @dataclass(frozen=True)
@@ -36,20 +36,19 @@ def tally_patches(
 ) -> tuple[Tally, Tensor]:
     """Return the tally of a network on patches, and the class it gives each pixel, (N, P, P).
 
-    Each process looks at its share of the patches. task: what the progress bar says.
+    Each process looks at its shard of the patches. task: what the progress bar says.
     """
     mapped = exceeds_memory(cfg, patches.masks.nbytes)
     predicted = zeros(cfg, tuple(patches.masks.shape), mapped)
-    own = share(len(patches), batch_size(device))
+    own = shard(len(patches), batch_size(device))
     batches = predict(cfg, model, patches.images[own], device, task)
     tally = Tally(len(patches), model.config["classes"])
-    with agreed():
-        for part, probability in batches:
-            place = slice(own.start + part.start, min(own.start + part.stop, own.stop))
-            tally.add(place, probability, patches.masks[place].to(device))
-            predicted[place] = probability.argmax(1).to("cpu", torch.uint8)
+    for part, probability in batches:
+        place = slice(own.start + part.start, min(own.start + part.stop, own.stop))
+        tally.add(place, probability, patches.masks[place].to(device))
+        predicted[place] = probability.argmax(1).to("cpu", torch.uint8)
     for values in (tally.confusion, tally.iou_paper, tally.dice_paper, predicted):
-        add_up(values)
+        all_reduce(values)
     return tally, predicted
 
 
@@ -62,8 +61,7 @@ def score_networks(cfg: Config, folders: dict[str, Path], names: list[str], task
     models = {name: load_model(folder, cfg) for name, folder in folders.items()}
     runs = {name: read_run(folder) for name, folder in folders.items()}
     device = pick_device(cfg)
-    with agreed():
-        patches = load_patches(cfg, id_files(cfg, names))
+    patches = load_patches(cfg, id_files(cfg, names))
     tallies, predictions = {}, {}
     for name, model in models.items():
         doing = f"{task}: testing {name}"

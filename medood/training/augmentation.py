@@ -1,8 +1,8 @@
-"""Random views of a batch, made on the batch's device: the same for ID and OoD patches.
+"""Augmentation of a batch on its device: the same for ID and OoD patches.
 
-A whole batch is warped by one grid_sample, with a matrix of its own for each patch: 0.2 ms a patch
-on two cores, under 2 % of a training step (bench/train.py). Kornia's equivalent chain took 1.9 ms,
-and 3 ms of its batch are calls that no GPU shortens: longer than a whole step should take there.
+One grid_sample warps a whole batch, with a matrix of its own for each patch. It takes 0.2 ms a
+patch on two cores, under 2 % of a training step (bench/train.py). Kornia's equivalent chain took
+1.9 ms, and 3 ms of its batch are calls that no GPU shortens: more than a whole step takes there.
 """
 
 import math
@@ -16,24 +16,25 @@ SHIFT = 0.1  # of the patch's side, either way
 PERSPECTIVE = 0.05  # change of depth from the centre to an edge
 BRIGHTNESS = CONTRAST = SATURATION = 0.2  # factors from 1 - x to 1 + x
 TINT = 0.05  # factors of the single colour channels
-DRAWN = 13  # random numbers that make a view
+PARAMETERS = 13  # random numbers for each patch
 
 
-def draw_views(count: int, seed: int) -> Tensor:
-    """Return what makes the views of `count` patches, (count, DRAWN), uniform in -1..1.
+def draw_augmentation(count: int, seed: int) -> Tensor:
+    """Return random parameters for `count` patches, (count, PARAMETERS), uniform in -1..1.
 
-    On the CPU: other devices would draw other numbers.
+    They are drawn on the CPU, because other devices would draw other numbers.
     """
-    return torch.rand(count, DRAWN, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(count, PARAMETERS, generator=generator) * 2 - 1
 
 
-def augment(images: Tensor, masks: Tensor, draw: Tensor) -> tuple[Tensor, Tensor]:
-    """Return views (N, 3, P, P) as float in 0..255 and their masks (N, P, P) as int64.
+def augment(images: Tensor, masks: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+    """Return augmented images (N, 3, P, P), float in 0..255, and their masks (N, P, P), int64.
 
-    images: RGB uint8 (N, P, P, 3). masks: uint8 (N, P, P). draw: (N, DRAWN), as draw_views gives;
-    all zeros leave a patch as it is.
+    images: RGB uint8 (N, P, P, 3). masks: uint8 (N, P, P). parameters: (N, PARAMETERS), as
+    draw_augmentation returns them; all zeros leave a patch as it is.
     """
-    warp = _homography(draw[:, :7])
+    warp = _homography(parameters[:, :7])
     images = images.permute(0, 3, 1, 2).float()
     grid = _grid(warp, images.shape[-1])
     # reflected borders: black ones would look like the holes of an OoD patch
@@ -41,13 +42,13 @@ def augment(images: Tensor, masks: Tensor, draw: Tensor) -> tuple[Tensor, Tensor
     masks = F.grid_sample(
         masks[:, None].float(), grid, "nearest", padding_mode="reflection", align_corners=False
     )
-    images = _recolour(images, draw[:, 7:])
+    images = _recolour(images, parameters[:, 7:])
     return images, masks[:, 0].long()
 
 
-def _homography(draw: Tensor) -> Tensor:
-    """Return (N, 3, 3), from the view's coordinates in -1..1 to the patch's; draw: (N, 7)."""
-    flip, angle, zoom, shift_x, shift_y, tilt_x, tilt_y = draw.unbind(1)
+def _homography(parameters: Tensor) -> Tensor:
+    """Return (N, 3, 3), from coordinates in the result, -1..1, to the patch's, of (N, 7)."""
+    flip, angle, zoom, shift_x, shift_y, tilt_x, tilt_y = parameters.unbind(1)
     mirror = torch.where(flip < 0, -1.0, 1.0)
     cos, sin = torch.cos(angle * math.pi), torch.sin(angle * math.pi)
     scale = ZOOM ** (-zoom)
@@ -68,10 +69,10 @@ def _grid(warp: Tensor, side: int) -> Tensor:
     return (mapped[..., :2] / mapped[..., 2:]).reshape(len(warp), side, side, 2)
 
 
-def _recolour(images: Tensor, draw: Tensor) -> Tensor:
-    """Vary light and stain of (N, 3, P, P) in 0..255; draw: (N, 6)."""
-    brightness, saturation, contrast = (draw[:, i].view(-1, 1, 1, 1) for i in range(3))
-    tint = draw[:, 3:, None, None]  # (N, 3, 1, 1)
+def _recolour(images: Tensor, parameters: Tensor) -> Tensor:
+    """Return (N, 3, P, P) in 0..255 with other light and stain; parameters: (N, 6)."""
+    brightness, saturation, contrast = (parameters[:, i].view(-1, 1, 1, 1) for i in range(3))
+    tint = parameters[:, 3:, None, None]  # (N, 3, 1, 1)
     images = images * (1 + BRIGHTNESS * brightness) * (1 + TINT * tint)
     grey = images.mean(1, keepdim=True)
     images = torch.lerp(grey, images, 1 + SATURATION * saturation)

@@ -1,12 +1,12 @@
-"""One optimiser step: all that the training loop does again and again, and what it takes."""
+"""One optimiser step, which the training loop repeats, and the time that it takes."""
 
-import functools
+import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -21,99 +21,105 @@ from medood.models.network import (
     pick_device,
     synchronise,
 )
-from medood.processes import add_up, agreed, world_size
-from medood.training.augmentation import DRAWN, augment
+from medood.processes import all_reduce, world_size
+from medood.training.augmentation import PARAMETERS, augment
 from medood.training.losses import segmentation_loss
 
 TIMED_STEPS = 3  # of which step_seconds takes the median
 
 
-class Stored:
-    """A weight for the optimiser: the same numbers, with the axes in the order of the memory.
+class ContiguousWeight:
+    """A weight as the optimiser takes it: the same memory, its axes in the order of that memory.
 
-    On a CPU torch's fused Adam copies tensors that lie otherwise, as channels last does, and where
-    a weight and its gradient differ in layout, it mixes up their elements.
+    On a CPU, torch's fused Adam copies tensors in any other layout, channels last for example, and
+    it mixes up the elements of a weight and a gradient whose layouts differ.
     """
 
     def __init__(self, weight: nn.Parameter) -> None:
         self.weight = weight
         self.axes = sorted(range(weight.dim()), key=weight.stride, reverse=True)
-        self.stored = weight.detach().permute(self.axes)
+        self.contiguous = weight.detach().permute(self.axes)
 
     def take_gradient(self) -> Tensor | None:
-        """Move the gradient over from the weight, and return it; None if there is none."""
+        """Move the gradient here from the weight, and return it; None if there is none."""
         gradient, self.weight.grad = self.weight.grad, None
-        self.stored.grad = None if gradient is None else gradient.permute(self.axes).contiguous()
-        return self.stored.grad
+        if gradient is not None:
+            gradient = gradient.permute(self.axes).contiguous()
+        self.contiguous.grad = gradient
+        return gradient
 
 
-class Learner:
+class Trainer:
     """A network in training, with its optimiser, on a device.
 
-    With several processes, each takes its patches of a batch, and DistributedDataParallel starts
-    all from the weights of the main one and adds up their gradients during the backward pass.
+    Of several processes, each takes its shard of a batch. DistributedDataParallel starts all of
+    them with the weights of rank 0 and averages their gradients during the backward pass.
     """
 
     def __init__(self, cfg: Config, device: torch.device) -> None:
-        """Build the network of cfg.
-
-        Raises UserError if the device has no memory for it, or a batch too few patches for all.
-        """
+        """Build the network of cfg; UserError if a batch has too few patches for all processes."""
         if 1 < world_size() > cfg.batch_size // 2:
             raise UserError(
                 f"batch_size = {cfg.batch_size} leaves {world_size()} processes fewer than two"
                 f" patches each: set it to {2 * world_size()} or more, or start fewer processes"
             )
         self.cfg = cfg
-        with agreed(), memory_needed(cfg, device):
-            model = synchronise(cfg, build_model(cfg), device)
-            self.model: nn.Module = for_training(model, device)
-        self.network = self.model
+        self.model = for_training(synchronise(cfg, build_model(cfg), device), device)
+        self.distributed = self.model
         if world_size() > 1:
-            # static: not every encoder uses all of its weights
-            self.network = DistributedDataParallel(self.model, static_graph=True)
+            # static_graph: some encoders do not use all of their weights
+            self.distributed = DistributedDataParallel(self.model, static_graph=True)
+            # average_buffers counts all processes; a broadcast would leave only rank 0's. Set here,
+            # because the argument has another name from torch 2.14 on
+            self.distributed.broadcast_buffers = False
         self.normalise = Normalise(cfg.encoder).to(device)
-        self.weights = [Stored(weight) for weight in self.model.parameters()]
-        stored = [weight.stored for weight in self.weights]
-        self.optimiser = torch.optim.Adam(stored, cfg.lr, fused=True)
+        self.weights = [ContiguousWeight(weight) for weight in self.model.parameters()]
+        contiguous = [weight.contiguous for weight in self.weights]
+        self.optimiser = torch.optim.Adam(contiguous, cfg.lr, fused=True)
         self.precision = autocast(cfg, device)
         self.loss = self._loss
         if cfg.compile:
-            # on a GPU recorded too: a small batch costs more in launches than in arithmetic
+            # a GPU also records the step: launches take longer than the arithmetic of a small batch
             mode = "reduce-overhead" if device.type == "cuda" else None
             self.loss = torch.compile(self._loss, mode=mode, dynamic=False)
 
     def step(
-        self, images: Tensor, masks: Tensor, weight: Tensor, draw: Tensor
+        self, images: Tensor, masks: Tensor, weight: Tensor, augmentation: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Take one optimiser step on a batch; return its loss and the norm of the gradient.
 
-        Both are scalars on the device, of the patches of all processes, and the host waits for
+        Both are scalars on the device, over the patches of all processes. The host waits for
         nothing. A gradient that is not finite spoils the weights: see refuse_not_finite.
 
         images: RGB uint8 (N, P, P, 3). masks: uint8 (N, P, P). weight: (N,), see segmentation_loss.
-        draw: (N, DRAWN), see augment.
+        augmentation: (N, PARAMETERS), see augment.
         """
         if self.cfg.compile:
-            # what is recorded may write over the last step's gradients now
+            # the recorded step may now overwrite the gradients of the last one
             torch.compiler.cudagraph_mark_step_begin()
-        loss = self.loss(images, masks, weight, draw)
+        loss = self.loss(images, masks, weight, augmentation)
         loss.backward()
         gradients = [weight.take_gradient() for weight in self.weights]
-        norm = get_total_norm([part for part in gradients if part is not None])
+        norm = get_total_norm([gradient for gradient in gradients if gradient is not None])
         self.optimiser.step()
-        self.optimiser.zero_grad()  # their memory is of use to the next forward pass
+        self.optimiser.zero_grad()  # the next forward pass can use their memory
         return loss.detach(), norm
 
-    def _loss(self, images: Tensor, masks: Tensor, weight: Tensor, draw: Tensor) -> Tensor:
-        views, target = augment(images, masks, draw)
+    def _loss(self, images: Tensor, masks: Tensor, weight: Tensor, augmentation: Tensor) -> Tensor:
+        augmented, target = augment(images, masks, augmentation)
         with self.precision:
-            logits = self.network(self.normalise(views))
+            logits = self.distributed(self.normalise(augmented))
         return segmentation_loss(logits, target, weight, self.cfg.loss)
+
+    def average_buffers(self) -> None:
+        """Give every process the mean of all running means and variances."""
+        for values in self.model.buffers():
+            if world_size() > 1 and values.is_floating_point():
+                all_reduce(values).div_(world_size())
 
 
 @contextmanager
-def memory_needed(cfg: Config, device: torch.device) -> Iterator[None]:
+def explain_errors(cfg: Config, device: torch.device) -> Iterator[None]:
     """Turn a lack of memory, or of a compiler, into a UserError with the setting that cures it."""
     try:
         yield
@@ -132,27 +138,20 @@ def memory_needed(cfg: Config, device: torch.device) -> Iterator[None]:
         ) from None
 
 
-def average_statistics(model: nn.Module) -> None:
-    """Give all processes the mean of their running means and variances, to be tested alike."""
-    if world_size() > 1:
-        for values in model.buffers():
-            if values.is_floating_point():
-                add_up(values).div_(world_size())
-
-
-@functools.cache
+@cache
 def step_seconds(cfg: Config) -> float:
     """Return the time of an optimiser step of a network on this machine, in seconds."""
     device = pick_device(cfg)
-    with memory_needed(cfg, device):
-        learner = Learner(replace(cfg, encoder_weights="none"), device)
+    with explain_errors(cfg, device):
+        trainer = Trainer(replace(cfg, encoder_weights="none"), device)
         shape = (cfg.batch_size, cfg.patch_size, cfg.patch_size)
         images = torch.randint(0, 256, (*shape, 3), dtype=torch.uint8, device=device)
         masks = torch.randint(0, len(cfg.class_names), shape, dtype=torch.uint8, device=device)
-        weight, draw = torch.ones(len(images), device=device), torch.zeros(len(images), DRAWN)
+        weight = torch.ones(cfg.batch_size, device=device)
+        augmentation = torch.zeros(cfg.batch_size, PARAMETERS, device=device)
         times = []
         for _ in range(1 + TIMED_STEPS):  # the first one warms up
             started = time.perf_counter()
-            learner.step(images, masks, weight, draw.to(device))[0].item()
+            trainer.step(images, masks, weight, augmentation)[0].item()
             times.append(time.perf_counter() - started)
-    return float(np.median(times[1:]))
+    return statistics.median(times[1:])

@@ -1,4 +1,4 @@
-"""TensorBoard's view of one training, for who asks for it with --tensorboard."""
+"""The TensorBoard log of a training, for users who ask for it with --tensorboard."""
 
 import shutil
 
@@ -15,13 +15,13 @@ from medood.models.network import pick_device
 SHOWN = 4  # patches whose image, truth and prediction are drawn after every epoch
 
 
-class Board:
-    """Writes a training's rows of numbers, and what the network makes of a few of its patches."""
+class TensorBoardLog:
+    """A log of each epoch's numbers, and of what the network predicts on a few training patches."""
 
     def __init__(self, cfg: Config, name: str, patches: Patches, epochs_done: int) -> None:
-        """Open <workspace>/tensorboard/<name>; what an earlier training left there goes.
+        """Open <workspace>/tensorboard/<name>, and remove the log of an earlier training there.
 
-        patches: the training's, of which those with the most foreground are shown. epochs_done: of
+        patches: those of the training; the ones with the most foreground are shown. epochs_done: of
         an interrupted training that goes on. Raises UserError if TensorBoard is not installed.
         """
         try:
@@ -33,16 +33,15 @@ class Board:
         folder = cfg.workspace / "tensorboard" / name
         if not epochs_done:
             shutil.rmtree(folder, ignore_errors=True)
-        self.cfg, self.colours = cfg, palette(cfg.classes)
-        self.writer = SummaryWriter(folder, purge_step=epochs_done + 1)
+        self.cfg, self.writer = cfg, SummaryWriter(folder, purge_step=epochs_done + 1)
         foreground = torch.cat([(part > 0).sum((1, 2)) for part in patches.masks.split(CHUNK)])
-        self.shown = foreground.argsort(descending=True, stable=True)[:SHOWN]
-        self.images, self.masks = patches.images[self.shown], patches.masks[self.shown]
+        shown = foreground.argsort(descending=True, stable=True)[:SHOWN]
+        self.images, self.masks = patches.images[shown], patches.masks[shown]
 
     def add(self, row: dict[str, float], model: nn.Module) -> None:
-        """Add an epoch: the row of its log, and a picture of the network, which stays in training.
+        """Add an epoch: the row of its log, and a picture; the network stays in training mode.
 
-        A row of the picture is a patch: image, truth, prediction.
+        Each row of the picture shows a patch: image, truth, prediction.
         """
         epoch = row["epoch"]
         for name, value in row.items():
@@ -51,12 +50,9 @@ class Board:
         found = predict(self.cfg, model.eval(), self.images, pick_device(self.cfg), "  picture")
         predicted = np.concatenate([part.argmax(1).cpu().numpy() for _, part in found])
         model.train()
-        columns = self.images.numpy(), self.colours[self.masks.numpy()], self.colours[predicted]
+        colours = palette(self.cfg.classes)
+        columns = self.images.numpy(), colours[self.masks.numpy()], colours[predicted]
         rows = np.concatenate(columns, axis=2)  # (n, P, 3 P, 3)
-        picture = rows.reshape(-1, *rows.shape[2:])
+        picture = np.concatenate(rows)  # (n P, 3 P, 3)
         self.writer.add_image("image, truth, prediction", picture, epoch, dataformats="HWC")
         self.writer.flush()
-
-    def close(self) -> None:
-        """Finish the log."""
-        self.writer.close()

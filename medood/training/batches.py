@@ -1,0 +1,84 @@
+"""Batches of training patches, ID and OoD: shuffled together, augmented, dealt to processes."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from config import Config
+from medood.data.dataset import Patches
+from medood.processes import rank, world_size
+from medood.training.augmentation import draw_augmentation
+
+# each stream of random numbers depends on seed and fold alone, so no fold changes another
+INITIALISATION, ORDER, AUGMENTATION, DROPOUT = range(4)
+
+
+def stream_seed(cfg: Config, fold: int, stream: int, epoch: int = 0) -> int:
+    """Return the seed of one stream of random numbers."""
+    sequence = np.random.SeedSequence([cfg.seed, fold, stream, epoch])
+    return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))  # torch takes 63 bits
+
+
+def batches(cfg: Config, fold: int, epoch: int, count: int) -> list[Tensor]:
+    """Return the indices of the patches in each batch of an epoch, for `count` patches."""
+    generator = torch.Generator().manual_seed(stream_seed(cfg, fold, ORDER, epoch))
+    indices = list(torch.randperm(count, generator=generator).split(cfg.batch_size))
+    # batch normalisation cannot normalise the deepest layer of a single small patch
+    return indices[:-1] if len(indices) > 1 and len(indices[-1]) == 1 else indices
+
+
+def shard_of(batch: Tensor) -> tuple[Tensor, float]:
+    """Return which patches of a batch this process takes, and how much each of them counts.
+
+    Batch normalisation needs two patches in each process. Of a last batch too small for that, every
+    process takes all patches, and counts them in part; torch's DistributedSampler would give some
+    patches to two processes, and count them twice.
+    """
+    if len(batch) < 2 * world_size():
+        return batch, 1 / world_size()
+    return batch[rank() :: world_size()], 1.0
+
+
+def storage_device(patches: Patches, device: torch.device) -> torch.device:
+    """Return where the patches lie during a training on `device`: there, or on the CPU.
+
+    They lie on the CPU if they are in a file, beyond max_memory, or take more than half of what is
+    free on a GPU: networks need the other half.
+    """
+    size = patches.images.nbytes + patches.masks.nbytes
+    crowded = device.type == "cuda" and 2 * size > torch.cuda.mem_get_info(device)[0]
+    return torch.device("cpu") if patches.mapped or crowded else device
+
+
+class Loader:
+    """The batches of an epoch, as Trainer.step takes them: this process's shard of each."""
+
+    def __init__(self, cfg: Config, fold: int, patches: Patches, device: torch.device) -> None:
+        self.cfg, self.fold, self.patches, self.device = cfg, fold, patches, device
+        self.storage = storage_device(patches, device)
+        weight = torch.where(patches.is_ood, cfg.ood_weight, 1.0)
+        self.data = [part.to(self.storage) for part in (patches.images, patches.masks, weight)]
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Shuffle the patches and draw their augmentation for an epoch, counted from 0."""
+        count = len(self.patches)
+        seed = stream_seed(self.cfg, self.fold, AUGMENTATION, epoch)
+        self.epoch, self.batches = epoch, batches(self.cfg, self.fold, epoch, count)
+        self.augmentation = draw_augmentation(count, seed).to(self.storage)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Yield images, masks, weight and augmentation of each batch, on the device."""
+        shards = [shard_of(batch) for batch in self.batches]
+        # all indices at once: to copy those of a batch would wait for the device at every step
+        indices = torch.cat([index for index, _ in shards]).to(self.storage)
+        indices = indices.split([len(index) for index, _ in shards])
+        for index, (_, share) in zip(indices, shards, strict=True):
+            parts = (part[index].to(self.device) for part in (*self.data, self.augmentation))
+            images, masks, weight, augmentation = parts
+            yield images, masks, share * weight, augmentation
