@@ -24,7 +24,7 @@ LIZARD = (1016, 917)  # pixels of a typical region
 
 
 @dataclass(frozen=True)
-class BenchConfig(Config):
+class MeasureConfig(Config):
     """The settings, with those that every benchmark adds."""
 
     rounds: int = 7

@@ -15,8 +15,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench.common import BenchConfig as Common
-from bench.common import Figures, interleave, synthetic_lizard
+from bench.common import Figures, MeasureConfig, interleave, synthetic_lizard
 from bench.plain import Plain
 from generate_patches import generate_patches
 from generate_semantic_labels import generate_semantic_labels
@@ -29,7 +28,7 @@ from medood.runs.command_line import run
 
 
 @dataclass(frozen=True)
-class BenchConfig(Common):
+class BenchConfig(MeasureConfig):
     """The settings, and how much to measure; encoder weights are random."""
 
     patches: int = 192

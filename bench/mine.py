@@ -23,8 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench.common import BenchConfig as Common
-from bench.common import Figures, interleave, link, matrix_rate, synthetic_lizard
+from bench.common import Figures, MeasureConfig, interleave, link, matrix_rate, synthetic_lizard
 from bench.plain import Plain
 from estimate_pct import choose_pct, count_samples, foreground_of
 from generate_patches import generate_patches
@@ -46,7 +45,7 @@ SEARCHES = 3  # rounds at most: a search of the plain loop takes long
 
 
 @dataclass(frozen=True)
-class BenchConfig(Common):
+class BenchConfig(MeasureConfig):
     """The settings, and how much to measure; encoder weights are random."""
 
     patches: int = 192

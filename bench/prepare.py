@@ -16,8 +16,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench.common import BenchConfig as Common
-from bench.common import Figures, copy_rate, interleave, synthetic_lizard
+from bench.common import Figures, MeasureConfig, copy_rate, interleave, synthetic_lizard
 from config import Config
 from generate_patches import cut, generate_patches, tile
 from generate_semantic_labels import convert, generate_semantic_labels, semantic_mask
@@ -32,7 +31,7 @@ N_CLASSES = 7  # of Lizard, background included
 
 
 @dataclass(frozen=True)
-class BenchConfig(Common):
+class BenchConfig(MeasureConfig):
     """The settings, and how much to measure."""
 
     regions: int = 238

@@ -15,8 +15,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench.common import BenchConfig as Common
-from bench.common import Figures
+from bench.common import Figures, MeasureConfig
 from bench.plain import Plain
 from config import Config
 from generate_patches import generate_patches
@@ -36,7 +35,7 @@ FOLD = 79
 
 
 @dataclass(frozen=True)
-class BenchConfig(Common):
+class BenchConfig(MeasureConfig):
     """The settings, those of the sample, and how much to measure."""
 
     seeds: int = 5

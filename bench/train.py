@@ -22,8 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench.common import BenchConfig as Common
-from bench.common import Figures, finish, interleave, matrix_rate, synthetic_lizard
+from bench.common import Figures, MeasureConfig, finish, interleave, matrix_rate, synthetic_lizard
 from bench.plain import Plain
 from config import Config
 from generate_patches import generate_patches
@@ -52,7 +51,7 @@ PROFILED = 5  # steps
 
 
 @dataclass(frozen=True)
-class BenchConfig(Common):
+class BenchConfig(MeasureConfig):
     """The settings, and how much to measure; encoder weights are random."""
 
     patches: int = 48

@@ -19,7 +19,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench.common import BenchConfig, Figures, interleave
+from bench.common import Figures, MeasureConfig, interleave
 from config import Config
 from medood.models.inference import Predictor, batch_size
 from medood.models.network import pick_device
@@ -98,7 +98,7 @@ def inference_of(cfg: Config, model: nn.Module, size: int = 0, fold: bool = True
     return lambda: [predictor(part).argmax(1) for part in images.split(size or batch_size(device))]
 
 
-def compare(cfg: BenchConfig, figures: Figures, what: str, of: dict[str, Callable]) -> None:
+def compare(cfg: MeasureConfig, figures: Figures, what: str, of: dict[str, Callable]) -> None:
     """Add the medians of the variants and their ratios to the first."""
     times = interleave(cfg.rounds, **of)
     default, *_ = times.values()
@@ -116,7 +116,7 @@ def compare(cfg: BenchConfig, figures: Figures, what: str, of: dict[str, Callabl
     figures.content.setdefault("variants", {})[what] = rows
 
 
-def bench(cfg: BenchConfig) -> None:
+def bench(cfg: MeasureConfig) -> None:
     """Print what each change costs or saves."""
     cfg = replace(cfg, encoder_weights="none")
     figures = Figures("variants", f"variants of {cfg.architecture} on {cfg.encoder}")
@@ -158,4 +158,4 @@ def bench(cfg: BenchConfig) -> None:
 
 
 if __name__ == "__main__":
-    run(bench, BenchConfig())
+    run(bench, MeasureConfig())

@@ -33,6 +33,7 @@ import medood.evaluation.figures  # noqa: E402
 import medood.evaluation.report  # noqa: E402
 import medood.models.checkpoints  # noqa: E402
 import medood.training.loop  # noqa: E402, F401
+from medood.runs.provenance import settings_of  # noqa: E402
 from tests.conftest import TINY, write_region  # noqa: E402
 
 STEPS = (
@@ -89,7 +90,8 @@ def run(step: str, work: Path, log: Path, at: int | None, after: float | None, w
         code = 99
         saboteur = Saboteur(work, at, way)
         try:
-            values = [f"--{name}={value}" for name, value in SETTINGS.items()]
+            used = settings_of(f"{step}.py")
+            values = [f"--{name}={value}" for name, value in SETTINGS.items() if name in used]
             sys.argv = [f"{step}.py", f"--workspace={work}", *values]
             runpy.run_path(str(ROOT / f"{step}.py"), run_name="__main__")
             code = 0

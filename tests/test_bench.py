@@ -51,7 +51,7 @@ TIMED = {  # the benchmarks that write figures, with the file in bench/results t
     ),
     "seeds": (seeds.bench, seeds.BenchConfig, ROUND | {"seeds": 1, "patch_size": 64}),
     "train_mobilenet_v2": (train.bench, train.BenchConfig, ROUND | {"patches": 8}),
-    "variants_mobilenet_v2": (variants.bench, bench.common.BenchConfig, ROUND),
+    "variants_mobilenet_v2": (variants.bench, bench.common.MeasureConfig, ROUND),
 }
 
 

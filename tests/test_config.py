@@ -112,15 +112,14 @@ def test_help_names_the_settings_that_the_script_uses_in_groups_and_imports_no_t
 def test_a_setting_of_another_script_is_refused_with_the_script_it_belongs_to(
     monkeypatch, script, arguments, owner
 ):
-    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(ROOT / script), raising=False)
+    monkeypatch.setattr(sys, "argv", [script])
     with pytest.raises(UserError, match=f"{script} does not use this setting: give it to {owner}"):
         parse(Config(), arguments)
 
 
 @pytest.mark.parametrize("no", ["--no_batch_norm", "--batch_norm False", "--batch-norm=false"])
 def test_a_switch_takes_its_value_in_any_spelling(monkeypatch, no):
-    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(ROOT / "train.py"), raising=False)
-    monkeypatch.setattr(sys.modules["__main__"], "__doc__", "Train.")
+    monkeypatch.setattr(sys, "argv", ["train.py"])
     assert parse(TINY, no.split() + ["--epochs", "7"]) == dataclasses.replace(
         TINY, batch_norm=False, epochs=7
     )
@@ -186,12 +185,3 @@ def test_ctrl_c_while_python_imports_shows_no_traceback(tmp_path):
         text=True,
     )
     assert (done.returncode, done.stderr) == (-signal.SIGINT, "stopped\n")
-
-
-def test_help_into_a_pipe_that_closes_shows_no_traceback():
-    command = [sys.executable, "train.py", "--help"]
-    pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, cwd=ROOT, **pipe) as process:
-        process.stdout.close()
-        assert process.stderr.read() == b""
-    assert process.returncode == 1

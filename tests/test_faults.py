@@ -262,7 +262,7 @@ def test_sigterm_ends_a_step_like_ctrl_c(patched):
         time.sleep(0.05)
     process.terminate()
     _, said = process.communicate(timeout=60)
-    assert (process.returncode, said) == (130, "stopped: the same command goes on from here\n")
+    assert (process.returncode, said) == (143, "stopped: the same command goes on from here\n")
 
 
 # ---------------------------------------------------------------- the same bytes

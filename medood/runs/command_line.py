@@ -93,10 +93,10 @@ def parse(defaults: Config, arguments: list[str]) -> Config:
     --help lists the settings that the script uses, in the groups of config.py. Raises UserError
     for a setting of another script.
     """
-    main = sys.modules["__main__"]
+    script, text = Path(sys.argv[0]).name, sys.modules["__main__"].__doc__ or ""
     own = {field.name for field in dataclasses.fields(defaults)} - SETTINGS
-    used = settings_of(Path(main.__file__).name) | own
-    _refuse_unused(Path(main.__file__).name, used, arguments)
+    used = settings_of(script) | own
+    _refuse_unused(script, used, arguments)
     groups = []
     for kind in type(defaults).__mro__:  # a script may declare a setting of config.py anew
         names = [name for name in vars(kind).get("__annotations__", {}) if name in used]
@@ -110,7 +110,7 @@ def parse(defaults: Config, arguments: list[str]) -> Config:
         found = tyro.cli(
             known,
             args=_spelt_as_flags(defaults, arguments),
-            description=main.__doc__.split("\n")[0],
+            description=text.split("\n")[0],
             use_underscores=True,
             config=(tyro.conf.OmitArgPrefixes,),
         )

@@ -185,12 +185,16 @@ def settings_of(script: str) -> set[str]:
     if script not in SCRIPTS:
         return SETTINGS
     products, beside = SCRIPTS[script]
-    names, waiting = set(beside), list(products)
-    while waiting:
-        product = PRODUCTS[waiting.pop()]
-        names |= set(product.settings)
-        waiting += product.behind
-    return names & SETTINGS
+    deciding = (PRODUCTS[name].settings for name in with_all_behind(products))
+    return set(beside).union(*deciding) & SETTINGS
+
+
+def with_all_behind(names: Iterable[str]) -> list[str]:
+    """Return products and all that they are made from, each after what is behind it."""
+    found: dict[str, None] = {}
+    for name in names:
+        found |= dict.fromkeys([*with_all_behind(PRODUCTS[name].behind), name])
+    return list(found)
 
 
 # ---------------------------------------------------------------- records of today
@@ -233,12 +237,12 @@ def require(cfg: Config, *names: str) -> None:
     bad: BadFiles = {}
     seen: set[Path] = set()
     for fold in cfg.folds:
-        paths = {name: product.path(cfg, fold) for name, product in PRODUCTS.items()}
+        paths = {name: PRODUCTS[name].path(cfg, fold) for name in with_all_behind(names)}
         paths["lists"] = cfg.workspace / "k_folds"
         found = {name: record_of(path) for name, path in paths.items()}
-        if found["patches"].is_yours:
+        if "patches" in found and found["patches"].is_yours:
             bad |= found["lists"].bad_files
-        for name in _with_all_behind(names, found):
+        for name in _to_check(names, found):
             if found[name].product not in seen:
                 seen.add(found[name].product)
                 _refuse_unusable(cfg, name, fold, found[name])
@@ -246,15 +250,15 @@ def require(cfg: Config, *names: str) -> None:
     records.refuse_bad(cfg, bad)
 
 
-def _with_all_behind(names: Iterable[str], found: dict[str, Record]) -> Iterator[str]:
-    """Yield some products, each after those of ours that it is made from.
+def _to_check(names: Iterable[str], found: dict[str, Record]) -> Iterator[str]:
+    """Yield some products, each after those that are there and that it is made from.
 
-    Nothing of ours is behind a product of the user's. found: the record of each product.
+    What is behind a product of the user's does not matter. found: the record of each product.
     """
     for name in names:
         if found[name].content is not None:
             behind = [source for source in PRODUCTS[name].behind if found[source].is_there]
-            yield from _with_all_behind(behind, found)
+            yield from _to_check(behind, found)
         yield name
 
 
@@ -270,7 +274,6 @@ def _refuse_unusable(cfg: Config, name: str, fold: int, record: Record) -> None:
             f"{record.product} is out of date ({why}): set back what changed, or run"
             f" `{command(cfg, name, fold)}` first"
         )
-    record.refuse_damaged()
 
 
 def survey(cfg: Config) -> dict[str, str]:
