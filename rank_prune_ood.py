@@ -57,7 +57,7 @@ def count_seen(cfg: Config, model: nn.Module, files: list[Pair], task: str) -> n
 
     Each process looks at its shard of the patches.
     """
-    import torch  # here, so that --help answers without it
+    import torch  # here, so that --help needs no torch
 
     from medood.data.dataset import load_patches
     from medood.models.inference import batch_size, count_pixels, predict

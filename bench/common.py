@@ -66,7 +66,7 @@ class Figures:
         self.content |= {"bench": self.bench, "about": self.about, "machine": machine()}
         self.content |= {"command": " ".join(["python", *_command()]), "rows": [], "shares": {}}
         self.content["date"] = date.today().isoformat()
-        print(f"{self.about}\n{self.content['machine']['said']}", flush=True)
+        print(f"{self.about}\n{self.content['machine']['summary']}", flush=True)
 
     def compare(
         self, what: str, per: int, unit: str, reference: list[float], ours: list[float]
@@ -120,7 +120,7 @@ def machine() -> dict:
     summary = (
         f"{device}, {known['threads']} threads, Python {known['python']}, torch {known['torch']}"
     )
-    return {**known, "said": summary}
+    return {**known, "summary": summary}
 
 
 def processor() -> str:

@@ -53,7 +53,7 @@ def bench(cfg: BenchConfig) -> None:
     """Draw the data and time each step."""
     if cfg.workspace.exists() and any(cfg.workspace.iterdir()):
         raise UserError(f"{cfg.workspace} is not empty: name a new folder with --workspace")
-    print(machine()["said"])
+    print(machine()["summary"])
     cfg = replace(cfg, folds=(79,), epochs=1, patch_size=128, encoder_weights="none")
     synthetic_lizard(cfg.workspace, cfg.regions, cfg.sizes)
     write_text(cfg.workspace / SAMPLE_MARK, NOTE)

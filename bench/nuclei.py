@@ -1,8 +1,8 @@
-"""How well touching nuclei are parted: `python bench/nuclei.py --workspace workspace`.
+"""How well touching nuclei are separated: `python bench/nuclei.py --workspace workspace`.
 
 The script takes the true class masks of a workspace, whose nuclei are known, and finds the nuclei
-in them as predict.py does: what is lost here is lost by parting alone. With `--predicted FOLDER` it
-takes the masks that predict.py wrote of the same images instead. A true nucleus counts as found if
+in them as predict.py does: what is lost here is lost by the separation alone. With `--predicted
+FOLDER` it takes the masks that predict.py wrote of the same images instead. A true nucleus counts as found if
 the IoU with one of the found nuclei is above one half.
 """
 
@@ -46,13 +46,13 @@ def matched(true: np.ndarray, found: np.ndarray) -> int:
 
 
 def bench(cfg: BenchConfig) -> None:
-    """Print the counts over all regions, with parting and without."""
+    """Print the counts over all regions, with separation and without."""
     labels = region_labels(replace(cfg, masks=None, images=None))
     if not labels:
         raise UserError(
             f"{cfg.workspace}: no .mat file there: name a workspace with Lizard's Labels"
         )
-    counts = {"touching ones as one": [0, 0], "parted": [0, 0]}
+    counts = {"touching ones as one": [0, 0], "separated": [0, 0]}
     nuclei = 0
     for path in labels:
         inst_map, ids, classes = read_label(path, len(cfg.class_names))

@@ -153,7 +153,7 @@ def bench(cfg: MeasureConfig) -> None:
     inference["one thread"] = on_one_thread(inference["as it is"])
     inference["as it is, once more"] = inference_of(cfg, model)
     print(f"inference on {PATCHES} patches, batches of {batch_size(pick_device(cfg))}")
-    compare(cfg, figures, f"{PATCHES} patches answered", inference)
+    compare(cfg, figures, f"{PATCHES} patches predicted", inference)
     figures.write(cfg.json)
 
 

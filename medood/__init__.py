@@ -1,7 +1,7 @@
 """What two or more steps share, in rooms; each of them imports only from those before it.
 
 processes     the processes that torchrun started, if it did
-data          what lies in a workspace, and how it is read and written
+data          what is in a workspace, and how it is read and written
 runs          what a step does beside its science: command line, locks, provenance, parallel jobs
 models        networks: built, loaded, applied to images
 evaluation    scores of networks, their differences, the report

@@ -141,7 +141,7 @@ def test_nuclei_in_the_true_masks_and_in_predicted_ones(small, tmp_path, capsys)
     nuclei.bench(dataclasses.replace(cfg, predicted=tmp_path))
     assert capsys.readouterr().out == of_truth  # a prediction that is the truth
     assert "1 regions" in of_truth
-    assert "parted" in of_truth
+    assert "separated" in of_truth
 
 
 def test_true_nuclei_are_matched_by_those_that_cover_more_than_half():

@@ -1,4 +1,4 @@
-"""Where everything lies: the user's data in any layout, and what the steps make of them."""
+"""Where everything is: the user's data in any layout, and what the steps make of them."""
 
 import itertools
 import re
@@ -137,12 +137,12 @@ def list_patch_pairs(workspace: Path) -> tuple[list[Path], list[Path]]:
 
 
 def fold_path(cfg: Config, fold: int) -> Path:
-    """Return where the list of a fold lies."""
+    """Return where the list of a fold is."""
     return cfg.workspace / "k_folds" / f"{fold}{LIST_ENDING}"
 
 
 def ood_path(cfg: Config, name: str) -> Path:
-    """Return where an OoD patch lies: one cut from the ID set, or one of ood_source."""
+    """Return where an OoD patch is: one cut from the ID set, or one of ood_source."""
     if cfg.ood_source is not None and name.startswith(SOURCE_PREFIX):
         return cfg.workspace / "OoD_Source_Patchs" / name
     return cfg.workspace / "OoD_Patchs" / name
@@ -160,17 +160,17 @@ def ood_files(cfg: Config, names: list[str]) -> list[Pair]:
 
 
 def ranking_path(cfg: Config, fold: int) -> Path:
-    """Return where the ranked candidates of a fold lie."""
+    """Return where the ranked candidates of a fold are."""
     return cfg.workspace / "HardOoD" / f"{fold}_{cfg.model_name}.csv"
 
 
 def pct_path(cfg: Config, fold: int) -> Path:
-    """Return where the estimate of a fold lies."""
+    """Return where the estimate of a fold is."""
     return cfg.workspace / "HardOoD" / f"{fold}_{cfg.model_name}_pct.json"
 
 
 def model_folder(cfg: Config, fold: int, ood: bool) -> Path:
-    """Return where the baseline, or the Med-OoD network, of a fold lies."""
+    """Return where the baseline, or the Med-OoD network, of a fold is."""
     return cfg.workspace / "models" / f"{fold}_{cfg.model_name}{'_ood' if ood else ''}"
 
 

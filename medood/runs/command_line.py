@@ -152,8 +152,8 @@ def _spelt_as_flags(defaults: Config, arguments: list[str]) -> list[str]:
     kinds = get_type_hints(type(defaults))
     flags = "|".join(name.replace("_", "[-_]") for name, kind in kinds.items() if kind is bool)
     separator = "\0"  # no argument can hold it
-    said = re.compile(rf"--({flags})[={separator}](true|false)(?={separator}|$)", re.IGNORECASE)
-    text = said.sub(
+    switch = re.compile(rf"--({flags})[={separator}](true|false)(?={separator}|$)", re.IGNORECASE)
+    text = switch.sub(
         lambda found: f"--{'no_' if found[2].lower() == 'false' else ''}{found[1]}",
         separator.join(arguments),
     )
