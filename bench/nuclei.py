@@ -2,8 +2,8 @@
 
 The script takes the true class masks of a workspace, whose nuclei are known, and finds the nuclei
 in them as predict.py does: what is lost here is lost by the separation alone. With `--predicted
-FOLDER` it takes the masks that predict.py wrote of the same images instead. A true nucleus counts as found if
-the IoU with one of the found nuclei is above one half.
+FOLDER` it takes the masks that predict.py wrote of the same images instead. A true nucleus counts
+as found if the IoU with one of the found nuclei is above one half.
 """
 
 import sys
