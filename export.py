@@ -28,7 +28,7 @@ TOLERANCE = 1e-3  # of a probability, between the two versions of the network
 
 @dataclass(frozen=True)
 class ExportConfig(Config):
-    """The settings, and what export.py alone takes."""
+    """What export.py alone takes."""
 
     folder: Positional[Path | None] = None
     """Folder of the trained network."""

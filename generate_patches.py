@@ -181,8 +181,8 @@ def generate_patches(cfg: Config = CONFIG) -> None:
     images, _ = workspace.list_patch_pairs(cfg.workspace)
     write_folds(cfg, [path.name for path in images])
     folds = ", ".join(map(str, cfg.folds))
-    without = f", without {len(bad)} bad files" if bad else ""
-    print(f"{patches}: {len(images)} patches{without}, in folds {folds}")
+    without = f" (bad files left out: {len(bad)})" if bad else ""
+    print(f"{patches}: {len(images)} patches{without}, dealt for fold {folds}")
     records.refuse_bad(cfg, bad)
 
 

@@ -24,7 +24,7 @@ from train_ood import train_ood
 
 @dataclass(frozen=True)
 class MainConfig(Config):
-    """The settings, and what main.py alone takes."""
+    """What main.py alone takes."""
 
     sample: bool = False
     """Draw a small data set in <workspace>/sample and run on it, with small settings of its own."""
@@ -53,9 +53,12 @@ def look(cfg: Config) -> None:
     from medood.check import check, refuse_findings
     from medood.models.network import build_model, pick_device
 
-    pick_device(cfg)
-    build_model(cfg)
-    refuse_findings(cfg, check(cfg))
+    findings = check(cfg)
+    with findings.noted():
+        pick_device(cfg)
+    with findings.noted():
+        build_model(cfg)  # with its weights: they may be out of reach
+    refuse_findings(cfg, findings)
 
 
 def workspace_of(cfg: MainConfig) -> Path:

@@ -43,7 +43,7 @@ MADE_WITH = ("image_mpp", "mpp", "tile", "watershed", "min_area", "classes", "pr
 
 @dataclass(frozen=True)
 class PredictConfig(Config):
-    """The settings, and what predict.py alone takes."""
+    """What predict.py alone takes."""
 
     image: Positional[tuple[Path, ...]] = ()
     """Images, or folders of them: PNG, JPEG, TIFF and the slides that OpenSlide reads."""
@@ -173,7 +173,7 @@ def predict_images(cfg: PredictConfig) -> None:
             failed.append(path.name)
     print(f"{len(images) - len(failed)} of {len(images)} images: {cfg.out}")
     if failed:
-        raise UserError(f"{len(failed)} images could not be segmented: {', '.join(failed[:5])}")
+        raise UserError(f"not segmented: {', '.join(failed[:5])} ({len(failed)} in all)")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from medood.runs.provenance import require
 
 @dataclass(frozen=True)
 class TestConfig(Config):
-    """The settings, and what test.py alone takes."""
+    """What test.py alone takes."""
 
     checkpoint: UseAppendAction[tuple[Path, ...]] = ()
     """Test this network (a folder, or a file of weights) instead of models/; twice: compare two."""
@@ -58,6 +58,8 @@ def networks(cfg: Config, checkpoints: dict[str, Path]) -> dict[int, dict[str, P
     if not checkpoints:
         with_ood = any(model_folder(cfg, fold, ood=True).exists() for fold in cfg.folds)
         arms = {"baseline": False, "ood": True} if with_ood else {"baseline": False}
+        if not with_ood:
+            print("no Med-OoD network is there yet: the baseline is tested alone")
         return {
             fold: {name: model_folder(cfg, fold, ood) for name, ood in arms.items()}
             for fold in cfg.folds

@@ -25,7 +25,7 @@ LIZARD = (1016, 917)  # pixels of a typical region
 
 @dataclass(frozen=True)
 class MeasureConfig(Config):
-    """The settings, with those that every benchmark adds."""
+    """What every benchmark takes beside the settings."""
 
     rounds: int = 7
     """How many times each pair of versions is compared."""

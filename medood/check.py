@@ -70,8 +70,9 @@ def check(cfg: Config) -> Findings:
         _check_source(cfg, findings)
     if patches:
         _check_folds(cfg, patches, findings)
-        _check_disk(cfg, len(patches), findings)
-        _check_time(cfg, len(patches), findings)
+        with findings.noted():
+            _check_disk(cfg, len(patches), findings)
+            _check_time(cfg, len(patches), findings)
     findings.table |= survey(cfg)
     width = max(map(len, findings.table))
     print("".join(f"{what:>{width}}  {found}\n" for what, found in findings.table.items()))

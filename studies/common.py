@@ -48,7 +48,7 @@ from rank_prune_ood import rank_files
 
 @dataclass(frozen=True)
 class StudyConfig(Config):
-    """The settings, with those that every study adds."""
+    """What every study takes beside the settings."""
 
     seeds: Count = 1
     """Trainings of each arm, with the seeds `seed`, `seed` + 1 ...; `seed` also deals the folds."""

@@ -20,6 +20,7 @@ from medood.check import check, refuse_findings
 from medood.data.images import write_png
 from medood.data.records import RECORD
 from medood.data.workspace import fold_path
+from medood.runs.provenance import survey
 from tests.conftest import write_region
 
 ROOT = Path(__file__).parents[1]
@@ -237,3 +238,29 @@ def test_a_region_without_any_nucleus_is_fine_and_none_at_all_is_not(tiny):
         savemat(label, empty | {"inst_map": np.zeros(shape, int)})
     with pytest.raises(UserError, match="no label holds a nucleus"):
         refuse_findings(tiny, check(tiny))
+
+
+def test_weights_out_of_reach_do_not_hide_what_is_found_in_the_data(tiny, monkeypatch, capsys):
+    def unreachable(cfg):
+        raise UserError("the weights could not be downloaded")
+
+    monkeypatch.setattr("medood.models.network._downloaded", lambda *_: unreachable(tiny))
+    with pytest.raises(UserError, match=r"1 problem\n  the weights could not be downloaded"):
+        look(dataclasses.replace(tiny, encoder_weights="imagenet"))
+    assert "regions that fit  3" in capsys.readouterr().out
+
+
+def test_what_stands_behind_a_change_is_perhaps_made_again(report):
+    cfg, _ = report
+    assert set(survey(cfg).values()) == {"kept"}
+    fate = survey(dataclasses.replace(cfg, epochs=3))
+    networks = [f"models/{fold}_unet_mobilenet_v2" for fold in cfg.folds]
+    for name in networks:
+        assert fate[name] == "made again: epochs was 2, is 3"
+        ranking = name.replace("models", "HardOoD") + ".csv"
+        assert fate[ranking] == "perhaps made again, after baseline"
+        assert fate[ranking.replace(".csv", "_pct.json")] == "perhaps made again, after ranking"
+    assert fate["OoD_Patchs"] == "kept"
+    shutil.rmtree(cfg.workspace / networks[0])
+    ranking = networks[0].replace("models", "HardOoD") + ".csv"
+    assert survey(cfg)[ranking] == "perhaps made again, after baseline"

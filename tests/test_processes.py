@@ -19,6 +19,7 @@ from medood.data.folds import read_fold
 from medood.data.workspace import model_folder
 from medood.models import network
 from medood.models.network import synchronise
+from medood.runs.provenance import settings_of
 from medood.training import batches, losses, step
 from medood.training.batches import shard_of
 from medood.training.losses import segmentation_loss
@@ -28,12 +29,12 @@ from tests.oracles import read_rows
 ROOT = Path(__file__).parents[1]
 
 
-def arguments(cfg):
-    """The command line of the settings that differ from config.py's."""
+def arguments(script, cfg):
+    """The command line of the settings that the script takes and that differ from config.py's."""
     parts = []
     for field in dataclasses.fields(Config):
         value = getattr(cfg, field.name)
-        if value == getattr(Config(), field.name):
+        if value == getattr(Config(), field.name) or field.name not in settings_of(script):
             continue
         if isinstance(value, bool):
             parts.append(f"--{'' if value else 'no_'}{field.name}")
@@ -45,7 +46,7 @@ def arguments(cfg):
 def launched(script, cfg, processes=2):
     """How to start a script in some processes of one thread each."""
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
-    command += ["--standalone", str(ROOT / script), *arguments(cfg)]
+    command += ["--standalone", str(ROOT / script), *arguments(script, cfg)]
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     return {"args": command, "cwd": ROOT, "env": variables, "text": True}
 

@@ -1,7 +1,6 @@
 """Where everything is: the user's data in any layout, and what the steps make of them."""
 
 import itertools
-import re
 from pathlib import Path
 
 from config import Config, UserError
@@ -175,16 +174,11 @@ def model_folder(cfg: Config, fold: int, ood: bool) -> Path:
 
 
 def require_network(folder: Path) -> None:
-    """Raise UserError if no network is in `folder`: say how to train it, or to correct its name.
-
-    A file is taken for one of weights.
-    """
-    if folder.is_file() or (folder / "config.json").is_file():
-        return
-    is_ours = folder.parent.name == "models" and re.fullmatch(r"\d+_.+", folder.name)
-    if not folder.exists() and not is_ours:
+    """Raise UserError if no network is in `folder`; a file is taken for one of weights."""
+    if not folder.exists():
         raise UserError(f"there is no folder {folder}: correct its name")
-    command = "train_ood.py" if folder.name.endswith("_ood") else "train.py"
-    raise UserError(
-        f"no network (config.json, model.safetensors) in {folder}: run `python {command}` first"
-    )
+    if not folder.is_file() and not (folder / "config.json").is_file():
+        raise UserError(
+            f"no network (config.json, model.safetensors) in {folder}: name the folder of one, or"
+            " train it"
+        )

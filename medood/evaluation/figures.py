@@ -174,7 +174,8 @@ def draw_contact_sheet(
                 ax.imshow(patches.images[index].numpy())
             of_class = [colour for _, colour in classes]
             _show(painted, np.ma.masked_equal(seen, 0), ["none", *of_class])
-            label = f"{index + 1}. {patches.names[index]}: {(seen > 0).sum()} px"
+            counted = f"classes {len(np.unique(seen[seen > 0]))}, px {(seen > 0).sum()}"
+            label = f"{index + 1}. {patches.names[index]}: {counted}"
             plain.set_title(label, fontsize=6, loc="left")
         _name_colours(figure, classes)
 

@@ -2,6 +2,7 @@
 
 import copy
 import difflib
+import logging
 from itertools import pairwise
 from pathlib import Path
 from types import MethodType
@@ -24,6 +25,7 @@ DPN = ((124 / 255, 117 / 255, 104 / 255), (1 / (0.0167 * 255),) * 3)
 # The weights' own constants, by the start of the encoder's name, where they are not ImageNet's.
 # The library's get_preprocessing_fn would ask a server for them.
 NORMALISATION = {"inception": HALF, "xception": HALF, "dpn": DPN}
+logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a try that failed is no news
 WEIGHT_FILES = (".pth", ".pt", ".safetensors")
 
 

@@ -2,12 +2,13 @@
 
 import dataclasses
 import errno
+import io
 import os
 import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from pathlib import Path
 from typing import Annotated, get_type_hints
 
@@ -106,17 +107,22 @@ def parse(defaults: Config, arguments: list[str]) -> Config:
     known = dataclasses.make_dataclass(
         "Settings", [(group.__name__, group, group()) for group in groups]
     )
+    complaint = io.StringIO()
     try:
-        found = tyro.cli(
-            known,
-            args=_spelt_as_flags(defaults, arguments),
-            description=text.split("\n")[0],
-            use_underscores=True,
-            config=(tyro.conf.OmitArgPrefixes,),
-        )
+        with redirect_stderr(complaint):
+            found = tyro.cli(
+                known,
+                args=_spelt_as_flags(defaults, arguments),
+                description=text.split("\n")[0],
+                use_underscores=True,
+                config=(tyro.conf.OmitArgPrefixes,),
+            )
     except SystemExit as stop:
+        if stop.code:
+            cure = f"see `python {sys.argv[0]} --help`"
+            raise UserError(f"{_sentence(complaint.getvalue())}: {cure}") from None
         sys.stdout.flush()  # a pipe that is closed shows here
-        sys.exit(1 if stop.code else 0)
+        raise
     values = {name: value for group in vars(found).values() for name, value in vars(group).items()}
     return dataclasses.replace(defaults, **values)
 
@@ -138,13 +144,25 @@ def _group(kind: type, names: list[str], defaults: Config) -> type:
     return dataclasses.make_dataclass(title, fields, frozen=True, namespace=namespace)
 
 
+def _sentence(box: str) -> str:
+    """Return what tyro prints in a box as one sentence, with the options that it suggests."""
+    lines = [line.strip("│| ") for line in box.splitlines() if line[:1] not in "╭╰+"]
+    what, *others = re.split(r"\n[─-]+\n", "\n".join(lines))
+    suggested = [part for part in others if part.startswith("Perhaps you meant")]
+    close = " or ".join(re.findall(r"--\w+", "".join(suggested)))
+    return " ".join(what.split()).rstrip(".") + (f", perhaps {close}" if close else "")
+
+
 def _refuse_unused(script: str, used: set[str], arguments: list[str]) -> None:
     """Raise UserError for a setting of config.py that the script does not use."""
     for word in arguments:
         name = word.removeprefix("--").partition("=")[0].replace("-", "_").removeprefix("no_")
         if word.startswith("--") and name in SETTINGS - used:
-            owner = next(other for other in SCRIPTS if name in settings_of(other))
-            raise UserError(f"--{name}: {script} does not use this setting: give it to {owner}")
+            owners = [other for other in SCRIPTS if name in settings_of(other)]
+            named = ", ".join(owners[:3]) + (" and others" if len(owners) > 3 else "")
+            raise UserError(
+                f"--{name}: {script} does not use this setting: leave it out, it is for {named}"
+            )
 
 
 def _spelt_as_flags(defaults: Config, arguments: list[str]) -> list[str]:

@@ -49,14 +49,16 @@ def in_use(folder: Path, parts: Iterable[str] = ()) -> Iterator[None]:
                 f"{folder} cannot be written to ({error.strerror}): allow it, or name another one"
             ) from None
         stack.callback(_remove_if_empty, folder, absent)
+        mine = list(files)
         try:
             _lock(whole, ALONE)
             tidy(folder)
-        except UserError:  # other runs are at work
+            mine.append(whole)
+        except UserError:  # other runs are at work: the lock keeps the name of the first
             _lock(whole, SHARED)
         for file in files:
             _lock(file, ALONE)
-        for file in (whole, *files):
+        for file in mine:
             file.truncate(0)
             file.write(_this_run())
             file.flush()

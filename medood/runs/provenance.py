@@ -6,7 +6,6 @@ are used as they are, and so are those whose sources are gone: see medood/data/r
 """
 
 import dataclasses
-import itertools
 import json
 import shlex
 from collections.abc import Callable, Iterable, Iterator
@@ -265,7 +264,9 @@ def _to_check(names: Iterable[str], found: dict[str, Record]) -> Iterator[str]:
 def _refuse_unusable(cfg: Config, name: str, fold: int, record: Record) -> None:
     """Raise UserError if a product is missing, or not what its sources and settings give now."""
     if not record.is_there:
-        raise UserError(f"{record.product} is missing: run `{command(cfg, name, fold)}` first")
+        absent = "" if cfg.workspace.is_dir() else f" (there is no folder {cfg.workspace})"
+        cure = command(cfg, name, fold)
+        raise UserError(f"{record.product} is missing{absent}: run `{cure}` first")
     if record.is_yours:
         return
     now = made_from(cfg, name, fold)
@@ -279,23 +280,28 @@ def _refuse_unusable(cfg: Config, name: str, fold: int, record: Record) -> None:
 def survey(cfg: Config) -> dict[str, str]:
     """Return what the steps would do with each product that is there, by its path."""
     found: dict[str, str] = {}
-    for fold, (name, product) in itertools.product(cfg.folds, PRODUCTS.items()):
-        record = record_of(product.path(cfg, fold))
-        path = str(record.product.relative_to(cfg.workspace))
-        if record.is_there and path not in found:
-            found[path] = (
-                "yours: used as it is" if record.is_yours else _state(cfg, name, fold, record)
-            )
+    for fold in cfg.folds:
+        made = set() if cfg.ood_source else {"source patches"}  # that stay, or need not be there
+        for name, product in PRODUCTS.items():  # each after what is behind it
+            record = record_of(product.path(cfg, fold))
+            fate = _fate(cfg, name, fold, record)
+            if fate == "kept" and (new := [each for each in product.behind if each not in made]):
+                fate = f"perhaps made again, after {' and '.join(new)}"
+            elif record.is_there and not fate.startswith("made again"):
+                made.add(name)
+            if record.is_there:
+                found.setdefault(str(record.product.relative_to(cfg.workspace)), fate)
     return found
 
 
-def _state(cfg: Config, name: str, fold: int, record: Record) -> str:
+def _fate(cfg: Config, name: str, fold: int, record: Record) -> str:
+    """Return what its step would do with a product, if nothing behind it changed."""
     if record.is_yours:
         return "yours: used as it is"
     try:
         why = record.out_of_date(made_from(cfg, name, fold))
-    except UserError as error:
-        why = str(error)
+    except UserError:  # what is behind it does not fit together
+        why = "what it is made from changed"
     return f"made again: {why}" if why else "kept"
 
 
