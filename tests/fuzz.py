@@ -41,7 +41,8 @@ from medood.data.ood_set import chosen_oods, read_hard_oods  # noqa: E402
 from medood.data.records import is_kept, record_of  # noqa: E402
 from medood.data.workspace import fold_path, pct_path, ranking_path  # noqa: E402
 from medood.evaluation.model_card import write_card  # noqa: E402
-from medood.evaluation.report import _nuclei_of_patches, _read_log, read_times  # noqa: E402
+from medood.evaluation.report import _read_log, read_times  # noqa: E402
+from medood.evaluation.tables import _nuclei_of_patches  # noqa: E402
 from medood.models.checkpoints import load_model, read_run, seen_in_training, with_settings_of  # noqa: E402
 from rank_prune_ood import rank_prune_ood  # noqa: E402
 from tests.conftest import TINY, draw_regions  # noqa: E402

@@ -16,8 +16,9 @@ from scipy.io import loadmat
 from generate_patches import patch_of, tile
 from medood.data.folds import read_fold
 from medood.evaluation.model_card import TEMPLATES
-from medood.evaluation.report import below_floor, describe_data, more_steps
+from medood.evaluation.report import below_floor, more_steps
 from medood.evaluation.statistics import Difference
+from medood.evaluation.tables import describe_data
 from tests.conftest import TINY
 
 NAN = float("nan")

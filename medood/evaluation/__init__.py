@@ -3,7 +3,7 @@
 scores      from one confusion matrix of a test fold
 testing     networks on the test patches of a fold
 statistics  differences of two networks, with intervals
-tables      scores as people read them
+tables      scores and data as people read them
 figures     pictures and plots
 report      one page with all of it
 model_card  what lies beside published weights

@@ -6,7 +6,6 @@ pct, pictures of the OoD patches, the settings beside the weights. Its words are
 
 import os
 import platform
-from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,15 +14,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from config import Config, UserError
-from medood.data.files import TIMES, in_threads, read_table, write_json, write_text
-from medood.data.folds import Fold, region_of
-from medood.data.images import read_mask
+from config import Config
+from medood.data.files import TIMES, read_table, write_json, write_text
+from medood.data.folds import Fold
 from medood.data.labels import BACKGROUND_COLOUR
 from medood.data.ood_set import read_estimate
-from medood.data.records import record_of
 from medood.data.workspace import (
-    NUCLEI_LIST,
     SAMPLE_NAME,
     data_name,
     model_folder,
@@ -39,7 +35,7 @@ from medood.evaluation.figures import (
 )
 from medood.evaluation.model_card import TEMPLATES
 from medood.evaluation.statistics import Difference, paired_differences, pool
-from medood.evaluation.tables import INTERVAL, LABELS, SCORES, markdown, score_table
+from medood.evaluation.tables import INTERVAL, LABELS, SCORES, describe_data, markdown, score_table
 from medood.evaluation.testing import Tested
 
 
@@ -122,61 +118,6 @@ def more_steps(pairs: list[tuple[dict, dict]]) -> float | None:
         return float(np.mean([steps(second) / steps(first) - 1 for first, second in pairs]))
     except (KeyError, TypeError, ZeroDivisionError):  # a network from elsewhere
         return None
-
-
-def describe_data(cfg: Config, folds: dict[int, Fold]) -> dict:
-    """Return what the data are: by fold in rows, by class in columns, and what was left out."""
-    names = sorted({name for fold in folds.values() for side in fold for name in side})
-    nuclei = _nuclei_of_patches(cfg, names)
-    pixels = count_classes(cfg, names)
-    share = 100 * pixels.sum(0) / pixels.sum()
-    by_class = {"class": cfg.class_names, "pixels": [f"{value:.2f} %" for value in share]}
-    if nuclei is not None:
-        by_class["nuclei"] = ["-", *nuclei.sum(0)]
-    by_fold = []
-    for fold, (train, val, test) in folds.items():
-        in_train, in_test = np.isin(names, train + val), np.isin(names, test)
-        by_class[f"{fold} train"] = (pixels[in_train] > 0).sum(0)
-        by_class[f"{fold} test"] = (pixels[in_test] > 0).sum(0)
-        if nuclei is not None:
-            by_class[f"{fold} nuclei"] = ["-", *nuclei[in_test].sum(0)]
-        regions, tested = ({region_of(name) for name in side} for side in (train + val, test))
-        sizes = len(train), len(val), len(test), len(tested), len(regions & tested)
-        by_fold.append([fold, *sizes])
-    return {
-        "patches": len(names),
-        "regions": len({region_of(name) for name in names}),
-        "by_fold": by_fold,
-        "by_class": by_class,
-        "left_out": sorted(
-            reason
-            for folder in ("Image_Patchs", "k_folds", "OoD_Source_Patchs")
-            for reason in record_of(cfg.workspace / folder).bad_files.values()
-        ),
-    }
-
-
-def count_classes(cfg: Config, names: list[str]) -> np.ndarray:
-    """Return how many pixels of each ID patch belong to each class, integers (N, C)."""
-    classes = len(cfg.class_names)
-
-    def count(name: str) -> np.ndarray:
-        mask = read_mask(cfg.workspace / "Mask_Patchs" / name, classes)
-        return np.bincount(mask.ravel(), minlength=classes)
-
-    return np.array(in_threads(count, names, "counting"))
-
-
-def _nuclei_of_patches(cfg: Config, names: list[str]) -> np.ndarray | None:
-    """Return how many nuclei of each class patches hold, (N, C - 1); None if that is unknown."""
-    path = cfg.workspace / "Mask_Patchs" / NUCLEI_LIST
-    if not path.exists():
-        return None
-    try:
-        found = Counter((row["img_name"], int(row["class"])) for row in read_table(path))
-    except (KeyError, TypeError, ValueError):
-        raise UserError(f"{path} is damaged: remove Mask_Patchs to have it made anew") from None
-    return np.array([[found[name, 1 + c] for c in range(len(cfg.classes))] for name in names])
 
 
 def read_times(workspace: Path, model_name: str) -> list[tuple[str, float]]:
@@ -264,17 +205,18 @@ def write_report(found: Comparison) -> None:
     runs = [tuple(test.runs.values()) for test in tests.values()]
     last = runs[0][-1]  # of Med-OoD, if it is there
     more, below = more_steps(runs) if found.gains else None, below_floor(tests, found.labels)
-    times, described = read_times(cfg.workspace, cfg.model_name), describe_data(cfg, found.folds)
+    times = read_times(cfg.workspace, cfg.model_name)
+    for old in out.glob("differences.*"):  # of a test of two networks
+        old.unlink()
+    figures = {path.stem: embed(path) for path in draw_report(found, logs, out)}
     scores = {fold: test.scores for fold, test in tests.items()}
     header, rows = score_table(cfg.class_names, scores, found.sizes, found.gains)
+    described = describe_data(cfg, found.folds)
     coded = [[f"`{row[0]}`" if row[0] in SCORES else row[0], *row[1:]] for row in rows]
     data = data_name(cfg.workspace)
     title = TEMPLATES.get_template("title.txt").render(found=found, data=data, interval=INTERVAL)
     text = f"{title}\n{markdown(header, coded)}"
     print(text)
-    for old in out.glob("differences.*"):  # of a test of two networks
-        old.unlink()
-    figures = {path.stem: embed(path) for path in draw_report(found, logs, out)}
     page = TEMPLATES.get_template("report.html").render(
         found=found,
         cfg=cfg,

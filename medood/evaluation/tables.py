@@ -1,10 +1,18 @@
-"""Tables as people read them."""
+"""Tables as people read them: the scores, and the data that they come from."""
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from config import Config, UserError
+from medood.data.files import in_threads, read_table
+from medood.data.folds import Fold, region_of
+from medood.data.images import read_mask
+from medood.data.records import record_of
+from medood.data.workspace import NUCLEI_LIST
 
 if TYPE_CHECKING:
     from medood.evaluation.statistics import Difference
@@ -80,3 +88,58 @@ def score_table(
         if label not in SIZES or set(cells) - {"-", ""}:
             rows.append([label, *cells])
     return ["", *columns], rows
+
+
+def describe_data(cfg: Config, folds: dict[int, Fold]) -> dict:
+    """Return what the data are: by fold in rows, by class in columns, and what was left out."""
+    names = sorted({name for fold in folds.values() for side in fold for name in side})
+    nuclei = _nuclei_of_patches(cfg, names)
+    pixels = count_classes(cfg, names)
+    share = 100 * pixels.sum(0) / pixels.sum()
+    by_class = {"class": cfg.class_names, "pixels": [f"{value:.2f} %" for value in share]}
+    if nuclei is not None:
+        by_class["nuclei"] = ["-", *nuclei.sum(0)]
+    by_fold = []
+    for fold, (train, val, test) in folds.items():
+        in_train, in_test = np.isin(names, train + val), np.isin(names, test)
+        by_class[f"{fold} train"] = (pixels[in_train] > 0).sum(0)
+        by_class[f"{fold} test"] = (pixels[in_test] > 0).sum(0)
+        if nuclei is not None:
+            by_class[f"{fold} nuclei"] = ["-", *nuclei[in_test].sum(0)]
+        regions, tested = ({region_of(name) for name in side} for side in (train + val, test))
+        sizes = len(train), len(val), len(test), len(tested), len(regions & tested)
+        by_fold.append([fold, *sizes])
+    return {
+        "patches": len(names),
+        "regions": len({region_of(name) for name in names}),
+        "by_fold": by_fold,
+        "by_class": by_class,
+        "left_out": sorted(
+            reason
+            for folder in ("Image_Patchs", "k_folds", "OoD_Source_Patchs")
+            for reason in record_of(cfg.workspace / folder).bad_files.values()
+        ),
+    }
+
+
+def count_classes(cfg: Config, names: list[str]) -> np.ndarray:
+    """Return how many pixels of each ID patch belong to each class, integers (N, C)."""
+    classes = len(cfg.class_names)
+
+    def count(name: str) -> np.ndarray:
+        mask = read_mask(cfg.workspace / "Mask_Patchs" / name, classes)
+        return np.bincount(mask.ravel(), minlength=classes)
+
+    return np.array(in_threads(count, names, "counting"))
+
+
+def _nuclei_of_patches(cfg: Config, names: list[str]) -> np.ndarray | None:
+    """Return how many nuclei of each class patches hold, (N, C - 1); None if that is unknown."""
+    path = cfg.workspace / "Mask_Patchs" / NUCLEI_LIST
+    if not path.exists():
+        return None
+    try:
+        found = Counter((row["img_name"], int(row["class"])) for row in read_table(path))
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{path} is damaged: remove Mask_Patchs to have it made anew") from None
+    return np.array([[found[name, 1 + c] for c in range(len(cfg.classes))] for name in names])
