@@ -25,14 +25,7 @@ from medood.data.workspace import (
     model_folder,
     ranking_path,
 )
-from medood.evaluation.figures import (
-    draw_bars,
-    draw_confusion,
-    draw_curves,
-    draw_examples,
-    draw_intervals,
-    embed,
-)
+from medood.evaluation import figures
 from medood.evaluation.model_card import TEMPLATES
 from medood.evaluation.statistics import Difference, paired_differences, pool
 from medood.evaluation.tables import INTERVAL, LABELS, SCORES, describe_data, markdown, score_table
@@ -169,19 +162,19 @@ def draw_report(found: Comparison, logs: dict[str, list[dict]], out: Path) -> li
     fold, test = next(iter(found.tests.items()))
     title = f"{data_name(cfg.workspace)}, fold {fold}"
     seen = {labels[name]: predicted for name, predicted in test.predictions.items()}
-    figures = [out / name for name in ("classes.svg", "confusion.svg", "examples.png")]
-    draw_bars(figures[0], "", "IoU, percent", bars)
-    draw_confusion(figures[1], matrices, cfg.class_names)
-    draw_examples(figures[2], title, test.patches, seen, cfg.classes)
+    paths = [out / name for name in ("classes.svg", "confusion.svg", "examples.png")]
+    figures.draw_bars(paths[0], "", "IoU, percent", bars)
+    figures.draw_confusion(paths[1], matrices, cfg.class_names)
+    figures.draw_examples(paths[2], title, test.patches, seen, cfg.classes)
     if logs:
-        figures.append(out / "curves.svg")
-        draw_curves(figures[-1], logs)
+        paths.append(out / "curves.svg")
+        figures.draw_curves(paths[-1], logs)
     gains = {name: found.gains[name] for name in SCORES if name in found.gains}
     if gains := {name: gain for name, gain in gains.items() if not np.isnan(gain.low)}:
         theirs, ours = labels.values()
-        figures.append(out / "differences.svg")
-        draw_intervals(figures[-1], "", f"{ours} less {theirs}, points", gains)
-    return figures
+        paths.append(out / "differences.svg")
+        figures.draw_intervals(paths[-1], "", f"{ours} less {theirs}, points", gains)
+    return paths
 
 
 def pictures_of_oods(found: Comparison) -> dict[str, dict[int, Path]]:
@@ -208,7 +201,7 @@ def write_report(found: Comparison) -> None:
     times = read_times(cfg.workspace, cfg.model_name)
     for old in out.glob("differences.*"):  # of a test of two networks
         old.unlink()
-    figures = {path.stem: embed(path) for path in draw_report(found, logs, out)}
+    drawn = {path.stem: figures.embed(path) for path in draw_report(found, logs, out)}
     scores = {fold: test.scores for fold, test in tests.items()}
     header, rows = score_table(cfg.class_names, scores, found.sizes, found.gains)
     described = describe_data(cfg, found.folds)
@@ -233,8 +226,8 @@ def write_report(found: Comparison) -> None:
         class_rows=zip(*described["by_class"].values(), strict=True),
         settings=last.get("settings", {}),
         versions=last.get("versions", {}),
-        figures=figures,
-        pictures={k: {f: embed(p) for f, p in of.items()} for k, of in pictures.items()},
+        figures=drawn,
+        pictures={k: {f: figures.embed(p) for f, p in of.items()} for k, of in pictures.items()},
         times=times,
         machine=machine(),
     )
