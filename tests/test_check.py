@@ -264,3 +264,9 @@ def test_what_stands_behind_a_change_is_perhaps_made_again(report):
     shutil.rmtree(cfg.workspace / networks[0])
     ranking = networks[0].replace("models", "HardOoD") + ".csv"
     assert survey(cfg)[ranking] == "perhaps made again, after baseline"
+
+
+def test_patches_whose_sources_are_gone_are_kept(patched):
+    for folder in ("Lizard_Images", "Labels", "Semantic_Labels"):
+        shutil.rmtree(patched.workspace / folder)
+    assert set(survey(patched).values()) == {"kept"}

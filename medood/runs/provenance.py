@@ -281,27 +281,31 @@ def survey(cfg: Config) -> dict[str, str]:
     """Return what the steps would do with each product that is there, by its path."""
     found: dict[str, str] = {}
     for fold in cfg.folds:
-        made = set() if cfg.ood_source else {"source patches"}  # that stay, or need not be there
+        stays: set[str] = set()
         for name, product in PRODUCTS.items():  # each after what is behind it
             record = record_of(product.path(cfg, fold))
             fate = _fate(cfg, name, fold, record)
-            if fate == "kept" and (new := [each for each in product.behind if each not in made]):
+            new = [source for source in product.behind if source not in stays]
+            if fate == "kept" and new:
                 fate = f"perhaps made again, after {' and '.join(new)}"
-            elif record.is_there and not fate.startswith("made again"):
-                made.add(name)
+            elif not fate.startswith("made"):
+                stays.add(name)
             if record.is_there:
                 found.setdefault(str(record.product.relative_to(cfg.workspace)), fate)
     return found
 
 
 def _fate(cfg: Config, name: str, fold: int, record: Record) -> str:
-    """Return what its step would do with a product, if nothing behind it changed."""
+    """Return what its step would do with a product, if nothing behind it changes."""
     if record.is_yours:
         return "yours: used as it is"
     try:
-        why = record.out_of_date(made_from(cfg, name, fold))
-    except UserError:  # what is behind it does not fit together
-        why = "what it is made from changed"
+        now = made_from(cfg, name, fold)
+    except UserError:
+        return "made again: what it is made from changed"
+    if None in now.values():  # no step can make it
+        return "kept"
+    why = record.out_of_date(now) if record.is_there else "it is missing"
     return f"made again: {why}" if why else "kept"
 
 
