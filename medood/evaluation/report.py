@@ -19,12 +19,7 @@ from medood.data.files import TIMES, read_table, write_json, write_text
 from medood.data.folds import Fold
 from medood.data.labels import BACKGROUND_COLOUR
 from medood.data.ood_set import read_estimate
-from medood.data.workspace import (
-    SAMPLE_NAME,
-    data_name,
-    model_folder,
-    ranking_path,
-)
+from medood.data.workspace import SAMPLE_NAME, data_name, model_folder, ranking_path
 from medood.evaluation import figures
 from medood.evaluation.model_card import TEMPLATES
 from medood.evaluation.statistics import Difference, paired_differences, pool

@@ -13,14 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import get_total_norm
 
 from config import Config, UserError
-from medood.models.network import (
-    Normalise,
-    autocast,
-    build_model,
-    for_training,
-    pick_device,
-    synchronise,
-)
+from medood.models import network
 from medood.processes import all_reduce, world_size
 from medood.training.augmentation import PARAMETERS, augment
 from medood.training.losses import segmentation_loss
@@ -64,7 +57,8 @@ class Trainer:
                 f" patches each: set it to {2 * world_size()} or more, or start fewer processes"
             )
         self.cfg = cfg
-        self.model = for_training(synchronise(cfg, build_model(cfg), device), device)
+        model = network.synchronise(cfg, network.build_model(cfg), device)
+        self.model = network.for_training(model, device)
         self.distributed = self.model
         if world_size() > 1:
             # static_graph: some encoders do not use all of their weights
@@ -72,11 +66,11 @@ class Trainer:
             # average_buffers counts all processes; a broadcast would leave only rank 0's. Set here,
             # because the argument has another name from torch 2.14 on
             self.distributed.broadcast_buffers = False
-        self.normalise = Normalise(cfg.encoder).to(device)
+        self.normalise = network.Normalise(cfg.encoder).to(device)
         self.weights = [ContiguousWeight(weight) for weight in self.model.parameters()]
         contiguous = [weight.contiguous for weight in self.weights]
         self.optimiser = torch.optim.Adam(contiguous, cfg.lr, fused=True)
-        self.precision = autocast(cfg, device)
+        self.precision = network.autocast(cfg, device)
         self.loss = self._loss
         if cfg.compile:
             # a GPU also records the step: launches take longer than the arithmetic of a small batch
@@ -141,7 +135,7 @@ def explain_errors(cfg: Config, device: torch.device) -> Iterator[None]:
 @cache
 def step_seconds(cfg: Config) -> float:
     """Return the time of an optimiser step of a network on this machine, in seconds."""
-    device = pick_device(cfg)
+    device = network.pick_device(cfg)
     with explain_errors(cfg, device):
         trainer = Trainer(replace(cfg, encoder_weights="none"), device)
         shape = (cfg.batch_size, cfg.patch_size, cfg.patch_size)
