@@ -206,6 +206,7 @@ def test_a_step_without_its_input_names_the_command_that_makes_it(tmp_path, scri
     done = run_script(script, "--workspace", nothing, *itertools.chain(*options))
     assert done.returncode == 1
     assert said.format(nothing) in done.stderr  # with the options that the user gave
+    assert ("run" in said) == ("is empty, or its name is misspelt" in done.stderr)
     assert "Traceback" not in done.stderr
     assert done.stderr.count("\n") == 1  # one sentence
     assert not (tmp_path / "nothing").exists()

@@ -264,9 +264,10 @@ def _to_check(names: Iterable[str], found: dict[str, Record]) -> Iterator[str]:
 def _refuse_unusable(cfg: Config, name: str, fold: int, record: Record) -> None:
     """Raise UserError if a product is missing, or not what its sources and settings give now."""
     if not record.is_there:
-        absent = "" if cfg.workspace.is_dir() else f" (there is no folder {cfg.workspace})"
+        any_data = any(path.name[0] != "." for path in cfg.workspace.glob("*"))
+        empty = "" if any_data else f" ({cfg.workspace} is empty, or its name is misspelt)"
         cure = command(cfg, name, fold)
-        raise UserError(f"{record.product} is missing{absent}: run `{cure}` first")
+        raise UserError(f"{record.product} is missing{empty}: run `{cure}` first")
     if record.is_yours:
         return
     now = made_from(cfg, name, fold)
