@@ -112,9 +112,10 @@ def cut_regions(cfg: Config) -> None:
     regions, masks, bad = workspace.pair_regions(cfg)
     if not regions:
         records.refuse_bad(replace(cfg, skip_bad_files=False), bad)
-    if is_kept(cfg, "patches") and is_kept(cfg, "patch masks"):
-        return
-    with making(cfg, "patches", "patch masks", bad=bad) as (images, out):
+    with making(cfg, "patches", "patch masks", bad=bad) as folders:
+        if not folders:
+            return
+        images, out = folders
         jobs = [(*pair, cfg, images, out) for pair in zip(regions, masks, strict=True)]
         foreground: dict[str, int] = {}
         for of_region in each_result(cut, jobs, cfg, "patches", bad):

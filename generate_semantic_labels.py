@@ -20,7 +20,7 @@ from medood.data.workspace import NUCLEI_COLUMNS, NUCLEI_LIST, region_labels
 from medood.processes import on_main
 from medood.runs.command_line import run
 from medood.runs.jobs import each_result
-from medood.runs.provenance import is_kept, making
+from medood.runs.provenance import making
 
 UNLISTED = 255
 
@@ -74,10 +74,11 @@ def generate_semantic_labels(cfg: Config = CONFIG) -> None:
             f"no .mat file in {cfg.workspace / 'Labels'} or {cfg.workspace / 'Lizard_Labels'}:"
             " put Lizard's labels there (see README.md)"
         )
-    if is_kept(cfg, "class masks"):
-        return
     bad: BadFiles = {}
-    with making(cfg, "class masks", bad=bad) as (out,):
+    with making(cfg, "class masks", bad=bad) as folders:
+        if not folders:
+            return
+        (out,) = folders
         jobs = [(path, cfg, out) for path in labels]
         found = chain.from_iterable(each_result(convert, jobs, cfg, "class masks", bad))
         nuclei = write_table(out / NUCLEI_LIST, NUCLEI_COLUMNS, found)

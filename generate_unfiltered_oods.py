@@ -22,7 +22,7 @@ from medood.data.workspace import SOURCE_PREFIX, list_images, list_patch_pairs
 from medood.processes import on_main
 from medood.runs.command_line import run
 from medood.runs.jobs import for_each
-from medood.runs.provenance import is_kept, making, require
+from medood.runs.provenance import making, require
 
 INPAINT_RADIUS = 3  # pixels around a hole that it is continued from
 
@@ -65,10 +65,10 @@ def fill_folder(cfg: Config, out: Path) -> int:
 
 def write_oods(cfg: Config) -> None:
     """Write OoD_Patchs."""
-    if is_kept(cfg, "OoD patches"):
-        return
-    with making(cfg, "OoD patches") as (out,):
-        count = fill_folder(cfg, out)
+    with making(cfg, "OoD patches") as folders:
+        if not folders:
+            return
+        count = fill_folder(cfg, *folders)
     folder = cfg.workspace / "OoD_Patchs"
     print(f"{folder}: {count} patches without their nuclei, fill {cfg.ood_fill}")
 
@@ -87,10 +87,11 @@ def cut_source(path: Path, cfg: Config, out: Path) -> int:
 def write_source_patches(cfg: Config) -> None:
     """Cut the images of ood_source into patches."""
     images = list_images(cfg.ood_source)
-    if is_kept(cfg, "source patches"):
-        return
     bad: BadFiles = {}
-    with making(cfg, "source patches", bad=bad) as (out,):
+    with making(cfg, "source patches", bad=bad) as folders:
+        if not folders:
+            return
+        (out,) = folders
         jobs = [(path, cfg, out) for path in images]
         count = sum(for_each(cut_source, jobs, cfg, "external OoD patches", bad))
     used = len(images) - len(bad)

@@ -65,9 +65,12 @@ class Record(NamedTuple):
         """Raise UserError for a product of ours whose content is not what was made."""
         made = (self.content or {}).get("outputs")
         if made is not None and made != files.contents(self.product):
+            images = files.pngs(self.product)
+            latest = max(images, key=lambda path: path.stat().st_mtime_ns, default=self.product)
             raise UserError(
-                f"{self.product} was changed, or damaged, since it was made: remove it to have it"
-                f" made anew, or remove its {RECORD} to keep it as your own"
+                f"{self.product} was changed, or damaged, since it was made ({latest.name} was"
+                " written last): remove it to have it made anew, or remove its"
+                f" {RECORD} to keep it as your own"
             )
 
 

@@ -339,20 +339,21 @@ def is_kept(cfg: Config, name: str, fold: int = 0) -> bool:
 
 @contextmanager
 def making(cfg: Config, *names: str, bad: BadFiles | None = None) -> Iterator[list[Path]]:
-    """Give a folder to fill for each of some products; with their records, they take their names.
+    """Give a folder to fill for each of some products, or none if all of them are kept.
 
-    No other run works in the workspace meanwhile. bad: the input files that are left out; may be
-    filled on the way. An error or a kill leaves what stood there before as it was.
+    A full folder takes the product's name, with its record. No other run works in the workspace
+    meanwhile. bad: the input files that are left out; may be filled on the way. After an error or a
+    kill, the products are what they were before.
     """
+    products = {PRODUCTS[name].path(cfg, 0): made_from(cfg, name) for name in names}
+    if all(records.is_kept(path, record) for path, record in products.items()):
+        yield []
+        return
     with ExitStack() as stack:
         stack.enter_context(alone_in(cfg.workspace))
         stack.enter_context(timed(cfg.workspace, names[0]))
-        yield [
-            stack.enter_context(
-                records.fresh_folder(PRODUCTS[name].path(cfg, 0), made_from(cfg, name), bad)
-            )
-            for name in names
-        ]
+        folders = (records.fresh_folder(*product, bad) for product in products.items())
+        yield [stack.enter_context(folder) for folder in folders]
 
 
 def write_product(cfg: Config, name: str, fold: int, text: str) -> None:
