@@ -112,13 +112,27 @@ def growth(results: dict[str, dict]) -> str:
     return markdown(["", "step", "patches", "s", "ms a patch", "MB of memory"], rows)
 
 
+def attacks(results: dict[str, dict]) -> str:
+    """Return the table of a step of each attack, as a multiple of a pass of the network."""
+    rows = [
+        [
+            row["what"],
+            duration(row["reference_ms"]),
+            duration(row["ours_ms"]),
+            f"{1 / row['ratio']:.2f} ({1 / row['high']:.2f} to {1 / row['low']:.2f})",
+        ]
+        for row in results["attack_mobilenet_v2"]["rows"]
+    ]
+    return markdown(["", "pass, a patch", "step, a patch", "ratio"], rows)
+
+
 def page(folder: Path = RESULTS) -> str:
     """Return docs/performance.md, made from the JSON files in a folder."""
     results = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
     words = Environment(
         loader=FileSystemLoader(HERE), undefined=StrictUndefined, keep_trailing_newline=True
     )
-    words.globals |= {"markdown": markdown}
+    words.globals |= {"markdown": markdown, "network": network}
     commands = [figures["command"] for figures in results.values()]
     return words.get_template("performance.md").render(
         results=results,
@@ -130,6 +144,7 @@ def page(folder: Path = RESULTS) -> str:
         inference_variants=variants(results, "predicted"),
         seeds=seeds(results),
         growth=growth(results),
+        attacks=attacks(results),
         commands="\n".join(commands),
         lizard_steps=LIZARD_STEPS,
     )

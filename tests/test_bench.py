@@ -14,6 +14,7 @@ from tifffile import imwrite
 
 import bench.common
 from bench import (
+    attack,
     infer,
     intervals,
     lizard,
@@ -39,6 +40,7 @@ SETTINGS = {
 SMALL = SETTINGS | {"sizes": ((128, 96),)}
 ROUND = SMALL | {"rounds": 1}
 TIMED = {  # the benchmarks that write figures, with the file in bench/results that they write
+    "attack_mobilenet_v2": (attack.bench, attack.BenchConfig, ROUND | {"steps": 1}),
     "infer_mobilenet_v2": (infer.bench, infer.BenchConfig, ROUND | {"patches": 8}),
     "mine_mobilenet_v2": (
         *(mine.bench, mine.BenchConfig),

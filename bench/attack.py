@@ -1,0 +1,108 @@
+"""The time of a step of each attack, against a pass of the network: `python bench/attack.py`.
+
+The reference of a step is the forward and backward pass that no attack with gradients can do
+without: cross-entropy, and its gradient with respect to the patches. That of a query of Square is
+the forward pass. What an attack does once, such as scoring the patches themselves, counts too.
+"""
+
+import resource
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from bench.common import Figures, MeasureConfig, interleave
+from config import Config
+from medood.models.network import Normalise, autocast, build_model, pick_device
+from medood.runs.command_line import run
+from robust.attacks import apgd, fab, segpgd, square
+
+EPS = 1e-5  # too small to break a patch, which would leave the batch
+
+
+@dataclass(frozen=True)
+class BenchConfig(MeasureConfig):
+    """The settings, and how much to measure; the network's weights are random."""
+
+    steps: int = 10
+    """Steps of an attack, and queries of Square, in each round."""
+
+
+def network(cfg: Config, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """Return an untrained network, in eval mode, from patches in 0..1 to logits."""
+    model = build_model(cfg).to(device, memory_format=torch.channels_last)
+    model.eval().requires_grad_(False)
+    normalise = Normalise(cfg.encoder).to(device)
+
+    def logits(patches: Tensor) -> Tensor:
+        with autocast(cfg, device):
+            return model(normalise(255 * patches))
+
+    return logits
+
+
+def forward_and_backward(
+    model: Callable[[Tensor], Tensor], patches: Tensor, target: Tensor
+) -> Tensor:
+    """Return the gradient of the cross-entropy with respect to the patches."""
+    patches = patches.clone().requires_grad_()
+    loss = F.cross_entropy(model(patches).float(), target)
+    return torch.autograd.grad(loss, patches)[0]
+
+
+def peak_memory(device: torch.device) -> float:
+    """Return the most memory that was in use so far, in MB: the GPU's, or the process's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def bench(cfg: BenchConfig) -> None:
+    """Compare a step of each attack with a pass of the network."""
+    torch.manual_seed(0)
+    cfg, device = replace(cfg, encoder_weights="none"), pick_device(cfg)
+    figures = Figures("attack", f"attacks on {cfg.architecture} on {cfg.encoder}")
+    model = network(cfg, device)
+    patches = torch.rand(cfg.batch_size, 3, cfg.patch_size, cfg.patch_size).to(
+        device, memory_format=torch.channels_last
+    )
+    with torch.no_grad():
+        target = model(patches).argmax(1)
+
+    passes = {
+        "pass": partial(forward_and_backward, model, patches, target),
+        "forward": partial(torch.no_grad()(model), patches),
+    }
+    attacked, goals = (model, patches, target, EPS), len(cfg.class_names) - 1
+    attacks = {
+        "APGD": (partial(apgd, *attacked, steps=cfg.steps), cfg.steps),
+        "SegPGD": (partial(segpgd, *attacked, steps=cfg.steps), cfg.steps),
+        "FAB": (partial(fab, *attacked, steps=cfg.steps), cfg.steps * goals),
+        "Square": (partial(square, *attacked, queries=cfg.steps), cfg.steps),
+    }
+    passes["pass"]()
+    memory = {"pass_mb": peak_memory(device)}
+    times = interleave(
+        cfg.rounds, **passes, **{name: attack for name, (attack, _) in attacks.items()}
+    )
+    memory["attacks_mb"] = peak_memory(device)
+    for name, (_, steps) in attacks.items():
+        reference = times["forward" if name == "Square" else "pass"]
+        figures.compare(name, len(patches), "patch", reference, [t / steps for t in times[name]])
+    figures.note(
+        "memory",
+        memory,
+        f"{memory['attacks_mb']:.0f} MB at the peak, {memory['pass_mb']:.0f} MB after one pass",
+    )
+    figures.write(cfg.json)
+
+
+if __name__ == "__main__":
+    run(bench, BenchConfig())
