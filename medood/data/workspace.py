@@ -173,6 +173,16 @@ def model_folder(cfg: Config, fold: int, ood: bool) -> Path:
     return cfg.workspace / "models" / f"{fold}_{cfg.model_name}{'_ood' if ood else ''}"
 
 
+def free_folder(cfg: Config, fold: int) -> Path:
+    """Return where the network of a fold that withstands attacks is (robust/train_free.py)."""
+    return cfg.workspace / "models" / f"{fold}_{cfg.model_name}_free"
+
+
+def weights_of(network: Path) -> Path:
+    """Return the file that holds the weights of a network: in its folder, or the file itself."""
+    return network if network.is_file() else network / "model.safetensors"
+
+
 def require_network(folder: Path) -> None:
     """Raise UserError if no network is in `folder`; a file is taken for one of weights."""
     if not folder.exists():

@@ -100,18 +100,18 @@ def draw_examples(
             shares = [100 * float(share[index]) for share in right.values()]
             line[0].imshow(patches.images[index].numpy())
             for ax, mask in zip(line[1:], masks, strict=False):
-                _show(ax, mask, class_colours)
+                show_classes(ax, mask, class_colours)
             for ax, share in zip(line[2:], shares, strict=False):
                 ax.set_xlabel(f"{share:.1f} % of pixels right")
             if outcomes:
-                _show(line[-1], _outcome(*masks), [*outcomes.values(), "#ffffff"])
+                show_classes(line[-1], _outcome(*masks), [*outcomes.values(), "#ffffff"])
                 rule = f"{rule}: {shares[1] - shares[0]:+.1f} points"
             line[0].set_ylabel(f"{rule}\n{patches.names[index]}")
         for ax, name in zip(axes[0], columns, strict=True):
             ax.set_title(name)
         for ax in axes.flat:
             ax.set(xticks=[], yticks=[])
-        _name_colours(figure, [*classes, *outcomes.items()])
+        name_colours(figure, [*classes, *outcomes.items()])
 
 
 def _outcome(truth: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -173,11 +173,11 @@ def draw_contact_sheet(
             for ax in (plain, painted):
                 ax.imshow(patches.images[index].numpy())
             of_class = [colour for _, colour in classes]
-            _show(painted, np.ma.masked_equal(seen, 0), ["none", *of_class])
+            show_classes(painted, np.ma.masked_equal(seen, 0), ["none", *of_class])
             counted = f"classes {len(np.unique(seen[seen > 0]))}, px {(seen > 0).sum()}"
             label = f"{index + 1}. {patches.names[index]}: {counted}"
             plain.set_title(label, fontsize=6, loc="left")
-        _name_colours(figure, classes)
+        name_colours(figure, classes)
 
 
 def draw_false_pixels(path: Path, title: str, false: np.ndarray, classes: Classes) -> None:
@@ -256,7 +256,7 @@ def draw_intervals(
         ax.set_xlabel(xlabel)
 
 
-def _show(ax: Axes, values: np.ndarray, colours: list[str]) -> None:
+def show_classes(ax: Axes, values: np.ndarray, colours: list[str]) -> None:
     """Show integers (H, W), each in the colour of its place in `colours`."""
     ax.imshow(
         values,
@@ -267,7 +267,7 @@ def _show(ax: Axes, values: np.ndarray, colours: list[str]) -> None:
     )
 
 
-def _name_colours(figure: Figure, named: Iterable[tuple[str, str]]) -> None:
+def name_colours(figure: Figure, named: Iterable[tuple[str, str]]) -> None:
     """Say below a figure what background and the colours of `named` (name, colour) stand for."""
     shown = [("background", BACKGROUND_COLOUR), *named]
     handles = [Patch(facecolor=colour, ec="grey", label=name) for name, colour in shown]

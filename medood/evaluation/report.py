@@ -6,6 +6,8 @@ pct, pictures of the OoD patches, the settings beside the weights. Its words are
 
 import os
 import platform
+import re
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,9 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from markupsafe import Markup
 
 from config import Config
-from medood.data.files import TIMES, read_table, write_json, write_text
+from medood.data.files import TIMES, hash_of, read_json, read_table, write_json, write_text
 from medood.data.folds import Fold
 from medood.data.labels import BACKGROUND_COLOUR
 from medood.data.ood_set import read_estimate
@@ -39,9 +42,7 @@ class Comparison:
     @property
     def folder(self) -> Path:
         """Return where the scores and the report go."""
-        reports = self.cfg.workspace / "reports"
-        name = "_vs_".join(self.labels)
-        return reports / "checkpoints" / name if self.named else reports / self.cfg.model_name
+        return report_folder(self.cfg, self.labels if self.named else ())
 
     @cached_property
     def labels(self) -> dict[str, str]:
@@ -81,6 +82,12 @@ class Comparison:
             ratios = {"pnr": estimate["pnr_id"], "pct": 0.0}
             sizes[fold]["baseline"] = sizes[fold]["baseline"] | ratios
         return sizes
+
+
+def report_folder(cfg: Config, checkpoints: Iterable[str] = ()) -> Path:
+    """Return where the report goes: on the networks of models/, or on checkpoints, by name."""
+    name = "_vs_".join(checkpoints)
+    return cfg.workspace / "reports" / (f"checkpoints/{name}" if name else cfg.model_name)
 
 
 def below_floor(tests: dict[int, Tested], labels: dict[str, str]) -> list[str]:
@@ -186,6 +193,41 @@ def pictures_of_oods(found: Comparison) -> dict[str, dict[int, Path]]:
     return pictures
 
 
+# ---------------------------------------------------------------- what robust/attack.py adds
+
+SECTION = re.compile("<!-- robustness -->.*<!-- robustness ends -->", re.DOTALL)
+
+
+def robust_folder(cfg: Config, report: Path) -> Path:
+    """Return where the results of attacks on the networks of a report go."""
+    reports = cfg.workspace / "reports"
+    return reports / "robust" / report.relative_to(reports)
+
+
+def write_section(cfg: Config, report: Path, networks: list[Path], text: str) -> None:
+    """Write a section on attacks, HTML, and put it into the report in a folder, if there is one.
+
+    networks: the files of the weights that were attacked.
+    """
+    hashes = {str(path.resolve()): hash_of(path) for path in networks}
+    write_json(robust_folder(cfg, report) / "section.json", {"networks": hashes, "text": text})
+    page = report / "index.html"
+    if page.exists():
+        section = f"<!-- robustness -->\n{text}\n<!-- robustness ends -->"
+        write_text(page, SECTION.sub(lambda _: section, page.read_text(encoding="utf-8")))
+
+
+def read_section(cfg: Config, report: Path) -> Markup:
+    """Return the section on attacks of a report; empty if its networks are no longer there."""
+    section = read_json(robust_folder(cfg, report) / "section.json") or {}
+    networks = {Path(name): of_weights for name, of_weights in section.get("networks", {}).items()}
+    current = all(path.is_file() and hash_of(path) == known for path, known in networks.items())
+    return Markup(section["text"] if networks and current else "")
+
+
+# ---------------------------------------------------------------- the page
+
+
 def write_report(found: Comparison) -> None:
     """Print the table of scores; write it, the differences and the page with its figures."""
     cfg, tests, out = found.cfg, found.tests, found.folder
@@ -222,6 +264,7 @@ def write_report(found: Comparison) -> None:
         settings=last.get("settings", {}),
         versions=last.get("versions", {}),
         figures=drawn,
+        robustness=read_section(cfg, out),
         pictures={k: {f: figures.embed(p) for f, p in of.items()} for k, of in pictures.items()},
         times=times,
         machine=machine(),

@@ -20,6 +20,7 @@ from medood.processes import is_main, joined
 from medood.runs.locks import in_use
 from medood.runs.provenance import SCRIPTS, SETTINGS, settings_of
 
+ROOT = Path(__file__).parents[2]
 CURES = {
     errno.ENOSPC: "free some space and run the same command again: nothing that was done is lost",
     errno.EROFS: "name a folder that can be written to",
@@ -94,7 +95,7 @@ def parse(defaults: Config, arguments: list[str]) -> Config:
     --help lists the settings that the script uses, in the groups of config.py. Raises UserError
     for a setting of another script.
     """
-    script, text = Path(sys.argv[0]).name, sys.modules["__main__"].__doc__ or ""
+    script, text = script_name(), sys.modules["__main__"].__doc__ or ""
     own = {field.name for field in dataclasses.fields(defaults)} - SETTINGS
     used = settings_of(script) | own
     _refuse_unused(script, used, arguments)
@@ -125,6 +126,12 @@ def parse(defaults: Config, arguments: list[str]) -> Config:
         raise
     values = {name: value for group in vars(found).values() for name, value in vars(group).items()}
     return dataclasses.replace(defaults, **values)
+
+
+def script_name() -> str:
+    """Return the script that runs, as SCRIPTS names it: with its folder if not at the top."""
+    path = Path(sys.argv[0]).resolve()
+    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
 
 
 def _group(kind: type, names: list[str], defaults: Config) -> type:

@@ -164,7 +164,10 @@ _DATA = ("workspace", "classes", "images", "masks", "skip_bad_files")
 _PREPARING = (*_DATA, "max_pixels", "workers", "dask_scheduler")
 _OODS = ("folds", "ood_source", "ood_source_use")
 _TRAINING = (*_DATA, "folds", "mpp", "device", "max_memory", "tensorboard")
+_TESTING = (*_DATA, *_OODS, "mpp", "device", "max_memory")
 _OF_A_NETWORK = ("classes", "mpp", "architecture", "encoder", "device", "precision", "max_pixels")
+_VOLUMES = ("workspace", "folds", "seed", "device", "precision")
+_TRAINING_VOLUMES = ("epochs", "batch_size", "lr", "ood_fill", "ood_weight", "pnr_opt", "pct_grid")
 SCRIPTS = {
     "generate_semantic_labels.py": (("class masks",), _PREPARING),
     "generate_patches.py": (("patches", "patch masks", "fold"), (*_PREPARING, "folds")),
@@ -173,9 +176,14 @@ SCRIPTS = {
     "rank_prune_ood.py": (("ranking",), (*_DATA, *_OODS, "device", "max_memory")),
     "estimate_pct.py": (("estimate",), (*_DATA, *_OODS)),
     "train_ood.py": (("Med-OoD",), (*_TRAINING, *_OODS)),
-    "test.py": (("baseline", "Med-OoD"), (*_DATA, *_OODS, "mpp", "device", "max_memory")),
+    "test.py": (("baseline", "Med-OoD"), _TESTING),
     "predict.py": ((), _OF_A_NETWORK),
     "export.py": ((), ("classes", "patch_size")),
+    "robust/train_free.py": (("fold",), (*_TRAINING, *TRAINING)),
+    "robust/attack.py": (("baseline", "Med-OoD"), _TESTING),
+    "robust/train_volumes.py": ((), (*_VOLUMES, *_TRAINING_VOLUMES)),
+    "robust/test_volumes.py": ((), _VOLUMES),
+    "robust/main.py": ((), (*_VOLUMES, *_TRAINING_VOLUMES)),
 }
 
 

@@ -12,7 +12,7 @@ from medood.processes import rank, world_size
 from medood.training.augmentation import draw_augmentation
 
 # each stream of random numbers depends on seed and fold alone, so no fold changes another
-INITIALISATION, ORDER, AUGMENTATION, DROPOUT = range(4)
+INITIALISATION, ORDER, AUGMENTATION, DROPOUT, ATTACK = range(5)
 
 
 def stream_seed(cfg: Config, fold: int, stream: int, epoch: int = 0) -> int:

@@ -35,15 +35,20 @@ def learning_rate(cfg: Config, epoch: int) -> float:
 
 
 def train_fold(
-    cfg: Config, fold: int, files: list[Pair], val_files: list[Pair], folder: Path
+    cfg: Config,
+    fold: int,
+    files: list[Pair],
+    val_files: list[Pair],
+    folder: Path,
+    kind: type[Trainer] = Trainer,
 ) -> None:
     """Train the network of a fold on patches and write it to `folder`.
 
     files: image and mask of each patch, no mask for an OoD patch. val_files: the patches that
-    choose the epoch, for select = "val". A network that is there already, from the same settings
-    and patches, is kept.
+    choose the epoch, for select = "val". kind: what takes the optimiser steps. A network that is
+    there already, from the same settings and patches, is kept.
     """
-    made_from = network_made_from(cfg, fold, files + val_files)
+    made_from = network_made_from(cfg, fold, files + val_files) | kind.made_from(cfg)
     run = read_run(folder)
     if (folder / RUN).exists() and not run:
         raise UserError(f"{folder / RUN} cannot be read: remove {folder} to have it trained")
@@ -54,7 +59,7 @@ def train_fold(
         )
     if not is_kept(folder, made_from):
         with timed(cfg.workspace, f"training {folder.name}"):
-            fit(cfg, fold, files, val_files, folder, made_from)
+            fit(cfg, fold, files, val_files, folder, made_from, kind)
         return
     # predict.py needs these settings, and training does not depend on their changes
     described = {name: plain_settings(cfg)[name] for name in ("classes", "mpp")}
@@ -65,7 +70,13 @@ def train_fold(
 
 
 def fit(
-    cfg: Config, fold: int, files: list[Pair], val_files: list[Pair], folder: Path, made_from: dict
+    cfg: Config,
+    fold: int,
+    files: list[Pair],
+    val_files: list[Pair],
+    folder: Path,
+    made_from: dict,
+    kind: type[Trainer] = Trainer,
 ) -> None:
     """Train the network of cfg on patches and write it to `folder`.
 
@@ -83,7 +94,7 @@ def fit(
     torch.use_deterministic_algorithms(cfg.deterministic)
     torch.manual_seed(stream_seed(cfg, fold, INITIALISATION))
     with explain_errors(cfg, device):
-        trainer = Trainer(cfg, device)
+        trainer = kind(cfg, device)
         loader = Loader(cfg, fold, patches, device)
     state = TrainingState(folder / "resume.pt", made_from, trainer)
     n_ood = int(patches.is_ood.sum())
@@ -138,8 +149,7 @@ def fit(
 
 def train_epoch(trainer: Trainer, loader: Loader, lr: float) -> tuple[Tensor, Tensor]:
     """Take a step on each batch; return the losses and the norms of the gradient, (S,) each."""
-    for group in trainer.optimiser.param_groups:
-        group["lr"] = lr
+    trainer.begin_epoch(lr)
     losses, norms = torch.empty(2, len(loader), device=loader.device)
     progress = tqdm(loader, f"  epoch {loader.epoch + 1}", leave=False, disable=None)
     with explain_errors(trainer.cfg, loader.device):

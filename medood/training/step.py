@@ -77,6 +77,16 @@ class Trainer:
             mode = "reduce-overhead" if device.type == "cuda" else None
             self.loss = torch.compile(self._loss, mode=mode, dynamic=False)
 
+    @staticmethod
+    def made_from(cfg: Config) -> dict:
+        """Return what decides a network beside its patches and the settings of config.py."""
+        return {}
+
+    def begin_epoch(self, lr: float) -> None:
+        """Take the steps from here on at a learning rate."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = lr
+
     def step(
         self, images: Tensor, masks: Tensor, weight: Tensor, augmentation: Tensor
     ) -> tuple[Tensor, Tensor]:

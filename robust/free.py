@@ -1,0 +1,64 @@
+"""Free adversarial training: the noise that lives on, and a trainer that replays every batch."""
+
+import torch
+from torch import Tensor, nn
+
+from medood.training.step import Trainer
+from robust.settings import FreeConfig
+
+
+class Noise(nn.Module):
+    """A noise on the input of a network, which climbs the loss with every backward pass.
+
+    images: floats (n, C, *space) within [low, high]; n is at most the N of the noise's shape
+    (N, C, *space). Shafahi et al. 2019, Alg. 1; `ascend` is its last line.
+    """
+
+    def __init__(self, shape: tuple[int, ...], eps: float, low: float, high: float) -> None:
+        super().__init__()
+        self.noise = nn.Parameter(torch.zeros(shape))
+        self.eps, self.low, self.high = eps, low, high
+
+    def forward(self, images: Tensor) -> Tensor:
+        noisy = images + self.noise[: len(images)]
+        # the gradient is that of the clipped image: at a black pixel, clamp itself would hide it
+        return noisy.clamp(self.low, self.high).detach() + (noisy - noisy.detach())
+
+    def start(self) -> None:
+        """Begin anew, as each epoch does: an interrupted training knows whole epochs only."""
+        nn.init.zeros_(self.noise)
+
+    @torch.no_grad()
+    def ascend(self) -> None:
+        """Take a step of eps along the sign of the gradient, and stay within eps."""
+        self.noise.add_(self.noise.grad.sign(), alpha=self.eps).clamp_(-self.eps, self.eps)
+        self.noise.grad = None
+
+
+class FreeTrainer(Trainer):
+    """A trainer that takes m optimiser steps on each batch, each on noise that is worse for it."""
+
+    def __init__(self, cfg: FreeConfig, device: torch.device) -> None:
+        super().__init__(cfg, device)
+        shape = cfg.batch_size, 3, cfg.patch_size, cfg.patch_size
+        self.noise = Noise(shape, cfg.eps, 0, 255).to(device)
+        self.normalise = nn.Sequential(self.noise, self.normalise)
+
+    @staticmethod
+    def made_from(cfg: FreeConfig) -> dict:
+        """Return what decides a network beside its patches and the settings of config.py."""
+        return {"free": {"eps": cfg.eps, "replays": cfg.replays}}
+
+    def begin_epoch(self, lr: float) -> None:
+        """Take the steps from here on at a learning rate, from a noise of 0."""
+        super().begin_epoch(lr)
+        self.noise.start()
+
+    def step(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
+        """Take m steps on a batch, each on the noise after the last; return their mean results."""
+        results = []
+        for _ in range(self.cfg.replays):
+            results.append(torch.stack(super().step(*batch)))
+            self.noise.ascend()
+        loss, norm = torch.stack(results).mean(0)
+        return loss, norm

@@ -1,0 +1,273 @@
+"""What robust/attack.py found, for people: tables, figures, and a section in the trunk's report."""
+
+from pathlib import Path
+
+import numpy as np
+
+from config import Config
+from medood.data.files import write_json, write_text
+from medood.data.folds import region_of
+from medood.data.labels import BACKGROUND_COLOUR
+from medood.data.workspace import data_name, weights_of
+from medood.evaluation import figures
+from medood.evaluation.model_card import TEMPLATES
+from medood.evaluation.report import robust_folder, write_section
+from medood.evaluation.scores import RegionCounts
+from medood.evaluation.statistics import Difference, paired_differences, pool
+from medood.evaluation.tables import INTERVAL, LABELS, markdown, spread
+from robust.attacked import Attacked
+from robust.settings import AttackConfig
+from robust.under_attack import CLEAN, TENTH, WORST, attacks_of, pairs_of
+
+SHOWN_SCORES = ("miou", "dsc", "fg_to_bg", "bg_to_fg", "fooled")
+COMPARED = ("miou", "fg_to_bg", "bg_to_fg")
+MAGNIFIED = 20  # times, a change in the pictures
+ROUGHLY = 0.01  # of Dice: less is chance
+FRAGILE = 0.1  # of the clean Dice: what noise may cost
+NAMES = {TENTH: "apgd_ce, steps / 10", WORST: "worst case"}
+
+# what attacks that work show, by the attack that can tell
+SIGNS = {
+    "noise": "noise hardly matters",
+    TENTH: "more steps do more",
+    "square": "Square does no more than APGD",
+}
+
+Found = dict[int, dict[str, Attacked]]  # by fold and network
+
+
+def label(name: str) -> str:
+    """Return what people read for a network or an attack."""
+    return LABELS.get(name, NAMES.get(name, name))
+
+
+# ---------------------------------------------------------------- numbers
+
+
+def scores_of(cfg: AttackConfig, found: Found) -> dict:
+    """Return what scores.json holds: by fold, network, eps in 255ths and attack."""
+    scores: dict = {}
+    for fold, networks in found.items():
+        for network, attacked in networks.items():
+            of_network = scores.setdefault(fold, {}).setdefault(network, {})
+            # half of what the network scores on clean images, once and for all attacks
+            threshold = attacked.dice[0].mean() / 2
+            for place, (eps, attack) in enumerate(pairs_of(cfg)):
+                of_network.setdefault(f"{eps:g}", {})[attack] = {
+                    **attacked.tally(place).scores(),
+                    "fooled": (attacked.dice[place] < threshold).float().mean().item(),
+                    "largest_change": attacked.change[place].max().item(),
+                }
+    return scores
+
+
+def differences(cfg: AttackConfig, found: Found, one_training: bool) -> dict:
+    """Return each network's scores in the worst case less the first's: {network: {eps: ...}}.
+
+    one_training: a network was trained once, however many folds it is attacked on.
+    """
+    first, *others = next(iter(found.values()))
+    gains: dict[str, dict[str, dict[str, Difference]]] = {}
+    for place, (eps, attack) in enumerate(pairs_of(cfg)):
+        if attack not in (CLEAN[1], WORST):
+            continue
+        counts = {
+            network: [_by_region(of_fold[network], place) for of_fold in found.values()]
+            for network in (first, *others)
+        }
+        if one_training:
+            counts = {network: [pool(of_folds)] for network, of_folds in counts.items()}
+        for network in others:
+            gain = paired_differences(counts[network], counts[first], cfg.class_names)
+            gains.setdefault(network, {})[f"{eps:g}"] = gain
+    return gains
+
+
+def _by_region(attacked: Attacked, place: int) -> RegionCounts:
+    return attacked.tally(place).by_region([region_of(name) for name in attacked.names])
+
+
+def check(cfg: AttackConfig, found: Found, network: str) -> list[str]:
+    """Return what speaks against the attacks on a network: gradients that are masked, or noise.
+
+    An attack that sees gradients must do more than one that does not, and more steps more than few
+    (Carlini et al., "On evaluating adversarial robustness", 2019).
+    """
+    dice = {
+        pair: np.mean([of_fold[network].dice[place].mean() for of_fold in found.values()])
+        for place, pair in enumerate(pairs_of(cfg))
+    }
+    against = []
+    for eps in sorted(cfg.eps):
+        of_eps = {attack: value for (other, attack), value in dice.items() if other == eps}
+        best = min((v for name, v in of_eps.items() if name.startswith("apgd")), default=None)
+        if best is not None and of_eps.get("square", best) < best - ROUGHLY:
+            against.append(
+                f"at eps {eps:g}, Square, which sees no gradient, leaves a Dice of"
+                f" {of_eps['square']:.3f}, APGD {best:.3f}: gradients are masked"
+            )
+        if TENTH in of_eps and of_eps["apgd_ce"] > of_eps[TENTH] + ROUGHLY:
+            against.append(
+                f"at eps {eps:g}, a tenth of the steps leaves a Dice of {of_eps[TENTH]:.3f}, all"
+                f" of them {of_eps['apgd_ce']:.3f}: gradients are masked"
+            )
+        if of_eps.get("noise", 1) < (1 - FRAGILE) * dice[CLEAN]:
+            against.append(
+                f"at eps {eps:g}, random noise alone lowers Dice from {dice[CLEAN]:.3f} to"
+                f" {of_eps['noise']:.3f}: this is no longer a change that nobody sees"
+            )
+    return against
+
+
+# ---------------------------------------------------------------- tables
+
+
+def attack_table(cfg: AttackConfig, scores: dict) -> tuple[list[str], list[list[str]]]:
+    """Return `miou` of every network and attack, in percent, with a column for each eps."""
+    columns = list(dict.fromkeys(f"{eps:g}" for eps, _ in pairs_of(cfg)))
+    rows = []
+    for network in next(iter(scores.values())):
+        for attack in dict.fromkeys(attack for _, attack in pairs_of(cfg)):
+            cells = [_cell(scores, network, eps, attack, "miou") for eps in columns]
+            rows.append([label(network), label(attack), *cells])
+    return ["network", "attack", *(f"eps {eps}" for eps in columns)], rows
+
+
+def worst_table(cfg: AttackConfig, scores: dict) -> tuple[list[str], list[list[str]]]:
+    """Return the scores of every network in the worst case of all attacks, in percent."""
+    rows = []
+    for network in next(iter(scores.values())):
+        for eps, attack in pairs_of(cfg):
+            if attack in (CLEAN[1], WORST):
+                cells = [_cell(scores, network, f"{eps:g}", attack, name) for name in SHOWN_SCORES]
+                rows.append([label(network), f"{eps:g}", *cells])
+    return ["network", "eps", *SHOWN_SCORES], rows
+
+
+def difference_table(gains: dict) -> tuple[list[str], list[list[str]]]:
+    """Return the differences with their intervals, in points."""
+    rows = [
+        [label(network), eps, *(gain[name].text() for name in COMPARED)]
+        for network, by_eps in gains.items()
+        for eps, gain in by_eps.items()
+    ]
+    return ["network", "eps", *COMPARED], rows
+
+
+def _cell(scores: dict, network: str, eps: str, attack: str, name: str) -> str:
+    """Return a score over folds, "" for an attack that is not tried at this eps."""
+    found = [of_fold[network][eps].get(attack, {}) for of_fold in scores.values()]
+    return spread([of_attack[name] for of_attack in found]) if all(found) else ""
+
+
+# ---------------------------------------------------------------- figures
+
+
+def draw_scores(path: Path, cfg: AttackConfig, scores: dict) -> None:
+    """Draw `miou` against eps: a line for the worst case of each network, dashed under noise."""
+    with figures.canvas(path, "") as figure:
+        ax = figure.subplots()
+        for colour, network in zip(figures.COLOURS, next(iter(scores.values())), strict=False):
+            for attack, style in ((WORST, "o-"), ("noise", ":")):
+                pairs = [pair for pair in pairs_of(cfg) if pair[1] in (CLEAN[1], attack)]
+                mean = [100 * _mean(scores, network, *pair) for pair in pairs]
+                name = f"{label(network)}, {'worst case' if attack == WORST else attack}"
+                if len(pairs) > 1:
+                    ax.plot([eps for eps, _ in pairs], mean, style, c=colour, ms=4, label=name)
+        ax.set(xlabel="eps, in 255ths", ylabel="miou, percent", ylim=(0, None))
+        ax.legend()
+
+
+def _mean(scores: dict, network: str, eps: float, attack: str) -> float:
+    found = [of_fold[network][f"{eps:g}"][attack]["miou"] for of_fold in scores.values()]
+    return np.mean([np.nan if value is None else value for value in found])
+
+
+def draw_examples(path: Path, title: str, attacked: Attacked, cfg: Config) -> None:
+    """Draw patches in rows: image, change, truth, and what the network sees before and after."""
+    columns = ["image", f"change x {MAGNIFIED}", "truth", "before", "after"]
+    colours = [BACKGROUND_COLOUR, *(colour for _, colour in cfg.classes)]
+    clean, worst = attacked.images.permute(0, 1, 3, 4, 2).numpy()
+    changes = (0.5 + MAGNIFIED * (worst - clean)).clip(0, 1)  # grey: no change
+    with figures.canvas(path, title, (2.1 * len(columns), 2.2 * len(clean) + 1)) as figure:
+        axes = figure.subplots(len(clean), len(columns), squeeze=False)
+        for index, line in enumerate(axes):
+            line[0].imshow(clean[index])
+            line[1].imshow(changes[index])
+            for ax, classes in zip(line[2:], attacked.called[:, index].numpy(), strict=True):
+                figures.show_classes(ax, classes, colours)
+            line[0].set_ylabel(attacked.names[index])
+        for ax, name in zip(axes[0], columns, strict=True):
+            ax.set_title(name)
+        for ax in axes.flat:
+            ax.set(xticks=[], yticks=[])
+        figures.name_colours(figure, cfg.classes)
+
+
+# ---------------------------------------------------------------- all of it
+
+
+def write_report(
+    cfg: AttackConfig,
+    folders: dict[int, dict[str, Path]],
+    found: Found,
+    report: Path,
+    one_training: bool,
+) -> None:
+    """Print the tables; write them, the scores and figures, and the section of the report.
+
+    folders: the networks, by fold and name. report: the folder of test.py's report on them.
+    one_training: see differences.
+    """
+    out = robust_folder(cfg, report)
+    scores, gains = scores_of(cfg, found), differences(cfg, found, one_training)
+    fold, networks = next(iter(found.items()))
+    tables = {
+        "worst": worst_table(cfg, scores),
+        "differences": difference_table(gains),
+        "attacks": attack_table(cfg, scores),
+    }
+    content = {
+        "title": describe(cfg, found),
+        "interval": INTERVAL,
+        "first": label(next(iter(networks))),
+        "signs": [SIGNS[name] for name in attacks_of(cfg) if name in SIGNS],
+        "against": {label(network): check(cfg, found, network) for network in networks},
+        "tables": tables,
+    }
+    text = TEMPLATES.get_template("robustness.md").render(markdown=markdown, **content)
+    print(text)
+    draw_scores(out / "scores.svg", cfg, scores)
+    examples = {}
+    for network, attacked in networks.items():
+        path, name = out / f"examples_{network}.png", label(network)
+        title = f"{data_name(cfg.workspace)}, fold {fold}, eps {max(cfg.eps):g}: {name}"
+        draw_examples(path, title, attacked, cfg)
+        examples[name] = figures.embed(path)
+    plot = figures.embed(out / "scores.svg")
+    page = TEMPLATES.get_template("robustness.html")
+    section = page.render(examples=examples, plot=plot, **content)
+    write_json(out / "scores.json", scores)
+    plain = {
+        network: {eps: {k: gain.plain() for k, gain in of.items()} for eps, of in by_eps.items()}
+        for network, by_eps in gains.items()
+    }
+    write_json(out / "differences.json", plain)
+    write_text(out / "table.md", text)
+    weights = [weights_of(path) for of_fold in folders.values() for path in of_fold.values()]
+    write_section(cfg, report, weights, section)
+    print(
+        f"{out}: table.md, scores.json and figures; {report / 'index.html'} has a section of them"
+    )
+
+
+def describe(cfg: AttackConfig, found: Found) -> str:
+    """Return what the tables are of, in a line."""
+    folds = [
+        f"fold {fold} ({len(next(iter(networks.values())).names)} patches)"
+        for fold, networks in found.items()
+    ]
+    return (
+        f"{data_name(cfg.workspace)}. Percent, {', '.join(folds)}; {cfg.steps} steps,"
+        f" {cfg.queries} queries; eps in 255ths"
+    )

@@ -1,0 +1,122 @@
+"""What the scripts of robust/ take beside the settings of config.py."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+from tyro.conf import UseAppendAction
+
+from config import Config, Count, Positive, UserError
+
+Eps = Annotated[float, Field(ge=0, le=255)]  # in 255ths of the range of an image
+Attack = Literal[
+    *("noise", "pgd", "segpgd", "cospgd", "apgd_ce", "apgd_dlr", "apgd_masked_ce", "sea"),
+    *("fab", "square"),
+]
+
+
+@dataclass(frozen=True)
+class AttacksConfig(Config):
+    """Which attacks are tried, and how hard."""
+
+    attacks: tuple[Attack, ...] = ()
+    """Attacks to try; none: noise, APGD with three losses, FAB and Square."""
+    steps: Count = 100
+    """Iterations of an attack that follows gradients."""
+    queries: Count = 1000
+    """How often Square, which follows none, asks the network about each image."""
+
+
+@dataclass(frozen=True)
+class AttackConfig(AttacksConfig):
+    """What attack.py alone takes."""
+
+    eps: Annotated[tuple[Eps, ...], Field(min_length=1)] = (2.0, 4.0, 8.0)
+    """How far an attack may change a pixel, in 255ths of the range of colours."""
+    checkpoint: UseAppendAction[tuple[Path, ...]] = ()
+    """Attack this network (a folder, or a file of weights) instead of models/; twice: compare."""
+    patches: Count | None = None
+    """Attack at most this many test patches of each fold, spread over its regions; None: all."""
+    quick: bool = False
+    """A first look: the largest eps, and at most 10 steps, 100 queries, 16 patches of a fold."""
+
+
+@dataclass(frozen=True)
+class ReplaysConfig(Config):
+    """How free adversarial training goes."""
+
+    replays: Count = 5
+    """Steps of free adversarial training on each batch, m; its epochs are divided by it."""
+
+
+@dataclass(frozen=True)
+class FreeConfig(ReplaysConfig):
+    """What train_free.py alone takes."""
+
+    eps: Eps = 8.0
+    """How far the noise may change a pixel, in 255ths of the range of colours."""
+
+
+# ---------------------------------------------------------------- volumes
+
+
+@dataclass(frozen=True)
+class VolumeConfig(Config):
+    """Which volumes, and how far an attack may change them."""
+
+    data: Path | None = None
+    """Folder of a task of the Medical Segmentation Decathlon: dataset.json, imagesTr, labelsTr."""
+    eps: Eps = 8.0
+    """Largest change of a voxel, in 255ths of the range of its volume's intensities."""
+
+    @property
+    def task(self) -> str:
+        """The name of the data's folder, such as Task04_Hippocampus; UserError without one."""
+        if self.data is None:
+            raise UserError("data = None: name the folder of an MSD task with --data")
+        return self.data.resolve().name
+
+    @property
+    def home(self) -> Path:
+        """The folder that holds everything made from the task."""
+        return self.workspace / self.task
+
+
+@dataclass(frozen=True)
+class NetworkConfig(VolumeConfig, ReplaysConfig):
+    """Which network, and how it is trained."""
+
+    network: Literal["unet", "lattice"] = "unet"
+    """MONAI's residual U-Net, or the lattice of ROG."""
+    epochs: Count = 30
+    """Passes over the training volumes, a patch of each; free training divides them."""
+    batch_size: Count = 2
+    """Patches per optimiser step."""
+    lr: Positive = 2e-3
+    """Highest learning rate of AdamW: it rises for a tenth of all steps, then falls to 0."""
+    ood_fill: Literal["zero", "mean"] = "zero"
+    """What stands where foreground stood: the volume's minimum, or its mean background."""
+
+
+@dataclass(frozen=True)
+class TrainVolumesConfig(NetworkConfig):
+    """What train_volumes.py alone takes."""
+
+    free: bool = False
+    """Free adversarial training, from the clean network of the same fold."""
+    ood: bool = False
+    """Add the volumes without foreground that fool the clean network of the fold (Med-OoD)."""
+
+    @property
+    def model_name(self) -> str:
+        """What every file of this network is named after, such as `unet_free_ood`."""
+        return self.network + "_free" * self.free + "_ood" * self.ood
+
+
+@dataclass(frozen=True)
+class TestVolumesConfig(AttacksConfig, VolumeConfig):
+    """How much is tested."""
+
+    attacked: Count = 20
+    """Attack the first so many test volumes of each fold; clean scores count all of them."""

@@ -1,0 +1,39 @@
+"""Train networks that withstand attacks: free adversarial training, on the ID patches of each fold.
+
+Reads   Image_Patchs, Mask_Patchs, k_folds              (generate_patches.py)
+Writes  models/<fold>_<architecture>_<encoder>_free/    weights, settings, log
+
+Every batch is replayed m times. One noise lives on from batch to batch; each backward pass updates
+the weights *and* the noise, which climbs the loss within eps (Shafahi et al., "Adversarial training
+for free!", NeurIPS 2019, Alg. 1). The epochs are divided by m, so it costs what train.py costs.
+"""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from medood.data.folds import read_fold
+from medood.data.workspace import free_folder, id_files
+from medood.runs.command_line import run
+from medood.runs.provenance import require
+from robust.settings import FreeConfig
+
+
+def train_free(cfg: FreeConfig) -> None:
+    """Train a network of every fold, as train.py does but on images under attack."""
+    # here, so that --help works without torch
+    from medood.training.loop import train_fold
+    from robust.free import FreeTrainer
+
+    require(cfg, "patches", "patch masks", "fold")
+    replayed = replace(cfg, epochs=max(1, round(cfg.epochs / cfg.replays)))
+    for fold in cfg.folds:
+        train, val, _ = read_fold(cfg, fold)
+        files, val_files = id_files(cfg, train), id_files(cfg, val)
+        train_fold(replayed, fold, files, val_files, free_folder(cfg, fold), FreeTrainer)
+
+
+if __name__ == "__main__":
+    run(train_free, FreeConfig())
