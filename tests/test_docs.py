@@ -24,7 +24,7 @@ BLOCKS = [
 ]
 # `# needs Lizard`: as the first line of a block says that nobody can run it on the sample alone
 RUN_BY_CI = [block for block in BLOCKS if not block.startswith("# needs ")]
-SCRIPT = r"(?:^|bin/)python ((?:bench/|studies/)?\w+\.py[^#&]*)"
+SCRIPT = r"(?:^|bin/)python ((?:bench/|robust/|studies/)?\w+\.py[^#&]*)"
 COMMANDS = sorted(
     {
         command.strip()
@@ -35,7 +35,7 @@ COMMANDS = sorted(
     | {
         command
         for text in PAGES.values()
-        for command in re.findall(r"`python ((?:bench/|studies/)?\w+\.py[^`]*)`", text)
+        for command in re.findall(r"`python ((?:bench/|robust/|studies/)?\w+\.py[^`]*)`", text)
     }
 )
 
@@ -92,6 +92,7 @@ def test_what_a_block_needs_is_one_of_few_things():
     assert needs == {
         "# needs Lizard",
         "# needs your images and masks",
+        "# needs a task of the Medical Segmentation Decathlon",
         "# needs pip install onnx onnxscript onnxruntime",
         "# needs an account on the Hugging Face Hub",
         "# needs SLURM",

@@ -1,0 +1,61 @@
+"""Run the experiment on volumes: clean, free and Med-OoD networks, and their scores under attack.
+
+`python robust/main.py --data Task04_Hippocampus` runs on a task of the Medical Segmentation
+Decathlon; `python robust/main.py --sample` draws a small synthetic task first and runs on that.
+"""
+
+import sys
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from medood.runs.command_line import run
+from robust.settings import NetworkConfig, TestVolumesConfig, TrainVolumesConfig
+from robust.test_volumes import evaluate
+from robust.train_volumes import train_volumes
+
+
+@dataclass(frozen=True)
+class MainConfig(NetworkConfig, TestVolumesConfig):
+    """What main.py alone takes."""
+
+    sample: bool = False
+    """Draw a small data set in <workspace>/sample and run on it, with small settings of its own."""
+
+
+def main(cfg: MainConfig) -> None:
+    """Run every step in its order; what is done already, with the same settings, is kept."""
+    shared = {field.name: getattr(cfg, field.name) for field in fields(NetworkConfig)}
+    for arm in ({}, {"free": True}, {"ood": True}):
+        train_volumes(TrainVolumesConfig(**shared, **arm))
+    evaluate(cfg)
+
+
+def start(cfg: MainConfig) -> None:
+    """Run on the sample if asked, else on the data."""
+    if cfg.sample:
+        from robust.volume_sample import draw_sample
+
+        cfg = replace(cfg, data=draw_sample(cfg.workspace))
+    main(cfg)
+
+
+def home(cfg: MainConfig) -> Path:
+    """Return where to work: the sample has a name of its own."""
+    from robust.volume_sample import TASK
+
+    return cfg.workspace / TASK if cfg.sample else cfg.home
+
+
+def defaults() -> MainConfig:
+    """Return the settings of the scripts or, for the sample, its own; arguments change either."""
+    if "--sample" not in sys.argv:
+        return MainConfig()
+    from robust.volume_sample import SETTINGS
+
+    return MainConfig(**SETTINGS)
+
+
+if __name__ == "__main__":
+    run(start, defaults(), home)

@@ -1,0 +1,133 @@
+"""Test the networks of volumes that are there: clean, and under every attack.
+
+Reads   the task's folder, and every network in <workspace>/<task>/models/
+Writes  <workspace>/<task>/reports/scores.json, table.md    of all folds and networks
+        <workspace>/<task>/reports/<fold>_<network>.json    the scores of one
+        <workspace>/<task>/reports/<fold>_<network>.png     slices before and after the attack
+        <workspace>/<task>/reports/<fold>_<network>/        what it calls each test volume, NIfTI
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from config import UserError
+from medood.data.files import fingerprint, read_json, timed, whole_folder, write_json, write_text
+from medood.data.records import is_kept
+from medood.evaluation.tables import markdown, spread
+from medood.runs.command_line import run
+from robust.settings import TestVolumesConfig
+
+if TYPE_CHECKING:
+    from robust.volume_scores import Outcome
+    from robust.volumes import Case, Task
+
+NETWORKS = [
+    f"{n}{free}{ood}" for n in ("unet", "lattice") for free in ("", "_free") for ood in ("", "_ood")
+]
+DECIDING = ("eps", "attacked", "attacks", "steps", "queries", "seed", "precision")
+
+
+def evaluate(cfg: TestVolumesConfig) -> dict:
+    """Test the networks of every fold; write and return the scores, see score_network."""
+    from robust.volumes import read_task, split_cases  # here, so that --help works without torch
+
+    task = read_task(cfg.data)
+    scores: dict[str, dict] = {}
+    for fold in cfg.folds:
+        _, cases = split_cases(task.cases, fold, cfg.seed)
+        there = [name for name in NETWORKS if model_folder(cfg, fold, name).exists()]
+        scores |= {str(fold): {name: test_fold(cfg, fold, name, task, cases) for name in there}}
+    if not any(scores.values()):
+        raise UserError(
+            f"no network in {cfg.home / 'models'}: run `python robust/train_volumes.py` first"
+        )
+    write_json(cfg.home / "reports" / "scores.json", scores)
+    title = f"{cfg.task}, attacks within {cfg.eps:g}/255 of the range, percent"
+    table = f"{title}\n\n{score_table(scores, task.class_names)}"
+    write_text(cfg.home / "reports" / "table.md", table)
+    print(f"\n{table}")
+    return scores
+
+
+def model_folder(cfg: TestVolumesConfig, fold: int, network: str) -> Path:
+    """Return where a network of a fold is."""
+    return cfg.home / "models" / f"{fold}_{network}"
+
+
+def test_fold(
+    cfg: TestVolumesConfig, fold: int, network: str, task: Task, cases: list[Case]
+) -> dict:
+    """Return the scores of a network on its test volumes, tested unless that was done before.
+
+    UserError if it was trained on any of them.
+    """
+    from medood.models.checkpoints import seen_in_training
+    from medood.models.network import pick_device
+    from robust.volume_scores import draw_slices, score_network
+    from robust.volume_training import WEIGHTS, load_network
+    from robust.volumes import read_volume
+
+    folder = model_folder(cfg, fold, network)
+    if set(seen_in_training(folder) or ()) & {case.name for case in cases}:
+        raise UserError(f"{folder} was trained on volumes that fold {fold} tests: train it again")
+    made_from = {
+        "settings": {name: getattr(cfg, name) for name in DECIDING}
+        | {"attacks": list(cfg.attacks)},
+        "network": fingerprint([folder / WEIGHTS]),
+        "inputs": fingerprint(path for case in cases for path in (case.image, case.label)),
+    }
+    path = cfg.home / "reports" / f"{folder.name}.json"
+    if is_kept(path, made_from):
+        return read_json(path)["scores"]
+    with timed(cfg.home, f"testing {folder.name}"):
+        segmenter = load_network(cfg, folder, pick_device(cfg))
+        volumes = [read_volume(task, case) for case in cases]
+        classes = len(task.class_names)
+        scores, found = score_network(cfg, fold, segmenter, volumes, classes)
+        write_predictions(path.with_suffix(""), cases, found)
+        title = f"{cfg.task}, {folder.name}, {cfg.eps:g}/255"
+        draw_slices(path.with_suffix(".png"), title, volumes, found, list(task.class_names))
+        write_json(path, {"made_from": made_from, "scores": scores})
+    return scores
+
+
+def write_predictions(folder: Path, cases: list[Case], found: list[dict[str, Outcome]]) -> None:
+    """Write what a network calls each clean volume, uint8, in the place of the volume's file."""
+    import nibabel
+    import numpy as np
+
+    with whole_folder(folder) as out:
+        for case, outcomes in zip(cases, found, strict=True):
+            called = outcomes["clean"].predicted.cpu().numpy().astype(np.uint8)
+            image = nibabel.Nifti1Image(called, nibabel.load(case.image).affine)
+            nibabel.save(image, out / f"{case.name}.nii.gz")
+
+
+def score_table(scores: dict[str, dict], class_names: tuple[str, ...]) -> str:
+    """Return the scores over folds as Markdown: a row for each network and attack, in percent."""
+    header = ["network", "attack", *(f"Dice {name}" for name in class_names[1:])]
+    header += [*(f"HD95 {name}, mm" for name in class_names[1:]), "fooled", "volumes"]
+    found: dict[tuple[str, str, str], list[dict]] = {}
+    for of_fold in scores.values():
+        for network, of_network in of_fold.items():
+            for eps, of_eps in of_network.items():
+                for attack, row in of_eps.items():
+                    found.setdefault((network, eps, attack), []).append(row)
+    rows = []
+    for (network, eps, attack), runs in found.items():
+        cells = [network, attack if eps == "0" or attack != "clean" else "clean, those attacked"]
+        for name, scale in (("dice", 100), ("hd95", 1)):
+            for value in range(len(class_names) - 1):
+                cells.append(spread([row[name][value] for row in runs], scale))
+        cells += [spread([row["fooled"] for row in runs]), str(sum(row["volumes"] for row in runs))]
+        rows.append(cells)
+    return markdown(header, rows)
+
+
+if __name__ == "__main__":
+    run(evaluate, TestVolumesConfig(), lambda cfg: cfg.home, lambda cfg: ["reports"])

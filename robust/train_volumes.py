@@ -1,0 +1,96 @@
+"""Train a lattice or a U-Net on the volumes of an MSD task: clean, free or with OoD volumes.
+
+Reads   the task's folder: dataset.json, imagesTr, labelsTr
+        <workspace>/<task>/models/<fold>_<network>/     with --free or --ood: the clean network
+Writes  <workspace>/<task>/models/<fold>_<network>[_free][_ood]/    weights, plan, settings, log
+        <workspace>/<task>/HardOoD/<fold>_<network>.csv             with --ood: the ranking
+
+Free adversarial training (Shafahi et al. 2019) goes on from the clean network. It replays every
+batch; each backward pass updates the weights and the noise that is added to the batch, and the
+noise lives on to the next batch. Epochs are divided by the replays: it takes as long as the clean
+training.
+
+With --ood, training volumes are mined without their foreground, as Med-OoD mines patches: those in
+which the clean network sees foreground, the hardest first, are added with background as their
+truth, until the ratio of positive to negative volumes comes nearest to pnr_opt.
+
+The learning rate is ours, not ROG's: ROG waits for plateaus over up to 1000 epochs; one rise and
+one fall reach useful scores in minutes.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from config import UserError
+from medood.data.files import fingerprint, timed
+from medood.data.records import is_kept
+from medood.runs.command_line import run
+from robust.settings import TrainVolumesConfig
+
+if TYPE_CHECKING:
+    from robust.volumes import Case, Task, Volume
+
+# the settings that decide a network, beside its volumes
+DECIDING = ("network", "free", "ood", "epochs", "batch_size", "lr", "seed", "precision")
+OF_FREE = ("eps", "replays")
+OF_OOD = ("ood_fill", "ood_weight", "pnr_opt", "pct_grid")
+
+
+def train_volumes(cfg: TrainVolumesConfig) -> None:
+    """Train the network of every fold."""
+    from robust.volumes import read_task, read_volumes, split_cases  # not for --help
+
+    task = read_task(cfg.data)
+    volumes = read_volumes(task)  # all of them: a bad one shows before the first training
+    for fold in cfg.folds:
+        cases, _ = split_cases(task.cases, fold, cfg.seed)
+        train_fold(cfg, fold, task, cases, [volumes[case.name] for case in cases])
+
+
+def train_fold(
+    cfg: TrainVolumesConfig, fold: int, task: Task, cases: list[Case], volumes: list[Volume]
+) -> None:
+    """Train the network of a fold on its cases, unless it is there from the same ones."""
+    from robust.volume_oods import add_oods
+    from robust.volume_training import WEIGHTS, Sample, fit
+    from robust.volumes import make_plan, median_spacing, resample
+
+    clean = cfg.home / "models" / f"{fold}_{cfg.network}" if cfg.free or cfg.ood else None
+    if clean and not (clean / WEIGHTS).exists():
+        raise UserError(f"{clean} is missing: train it first, without --free and --ood")
+    folder = cfg.home / "models" / f"{fold}_{cfg.model_name}"
+    made_from = network_made_from(cfg, fold, cases, clean and clean / WEIGHTS)
+    if is_kept(folder, made_from):
+        return
+    with timed(cfg.home, f"training {folder.name}"):
+        spacing = median_spacing(volumes)
+        volumes = [resample(volume, spacing) for volume in volumes]
+        plan = make_plan(volumes, len(task.class_names))
+        samples = [Sample(volume) for volume in volumes]
+        if cfg.ood:
+            samples += add_oods(cfg, fold, clean, volumes, task.class_names)
+        fit(cfg, fold, task, samples, plan, folder, made_from, clean if cfg.free else None)
+
+
+def network_made_from(
+    cfg: TrainVolumesConfig, fold: int, cases: list[Case], clean: Path | None
+) -> dict:
+    """Return what decides a network, as its record holds it. clean: weights that it needs."""
+    names = DECIDING + OF_FREE * cfg.free + OF_OOD * cfg.ood
+    settings = {name: getattr(cfg, name) for name in names}
+    return {
+        "settings": json.loads(json.dumps(settings)),  # JSON has lists for tuples
+        "fold": fold,
+        "inputs": fingerprint(path for case in cases for path in (case.image, case.label)),
+        "clean": fingerprint([clean]) if clean else "not used",
+    }
+
+
+if __name__ == "__main__":
+    run(train_volumes, TrainVolumesConfig(), lambda cfg: cfg.home)

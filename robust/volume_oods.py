@@ -1,0 +1,69 @@
+"""Med-OoD in volumes: training volumes without their foreground, in which a network sees some.
+
+The ranking, the ratio of positives to negatives and the search for the share are the trunk's; what
+counts as a patch there is a volume here.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from estimate_pct import choose_pct, count_samples, pnr
+from medood.data.files import csv_text, write_text
+from medood.models.network import pick_device
+from rank_prune_ood import rank_and_prune
+from robust.settings import TrainVolumesConfig
+from robust.volume_training import Sample, load_network
+from robust.volumes import Segmenter, Volume
+
+
+def remove_foreground(volume: Volume, fill: str) -> Volume:
+    """Return a volume without its foreground, and with its label, which says where that was.
+
+    fill: `zero` leaves the minimum of the volume, `mean` the mean of its background, by channel.
+    """
+    foreground = volume.label > 0
+    level = torch.zeros(len(volume.image), 1)
+    if fill == "mean" and not foreground.all():
+        level = volume.image[:, ~foreground].mean(1, keepdim=True)
+    image = volume.image.clone()
+    image[:, foreground] = level.expand(-1, int(foreground.sum()))
+    return volume._replace(image=image)
+
+
+def count_seen(segmenter: Segmenter, volumes: list[Volume], classes: int) -> np.ndarray:
+    """Return how many voxels of each volume a network gives to each class, (N, classes)."""
+    counts = []
+    with torch.no_grad():
+        for volume in tqdm(volumes, "mining", leave=False, disable=None):
+            logits = segmenter(volume.image[None].to(segmenter.mean.device))
+            counts.append(logits.argmax(1).flatten().bincount(minlength=classes).cpu())
+    return torch.stack(counts).numpy()
+
+
+def add_oods(
+    cfg: TrainVolumesConfig, fold: int, clean: Path, volumes: list[Volume], names: tuple[str, ...]
+) -> list[Sample]:
+    """Return the OoD volumes to train on, and write the ranking that they come from.
+
+    clean: the folder of the network that is to be fooled. names: of the classes.
+    """
+    holed = {volume.name: remove_foreground(volume, cfg.ood_fill) for volume in volumes}
+    segmenter = load_network(cfg, clean, pick_device(cfg))
+    counts = count_seen(segmenter, list(holed.values()), len(names))
+    rows = rank_and_prune(list(holed), counts)
+    header = ["rank", "volume", "miou", "false_voxels", *names[1:], "kept"]
+    path = cfg.home / "HardOoD" / f"{clean.name}.csv"
+    write_text(path, csv_text(header, rows))
+    hard = [row[1] for row in rows if row[-1]]
+    shares = [(volume.label > 0).float().mean().item() for volume in volumes]
+    positives, negatives = count_samples(shares, 1)
+    best, _ = choose_pct(positives, negatives, len(hard), cfg.pct_grid, cfg.pnr_opt)
+    print(
+        f"fold {fold}: foreground is seen in {len(hard)} of {len(rows)} volumes without any"
+        f" ({path}); {best['ood_patches']} of them bring the pnr from"
+        f" {pnr(positives, negatives, 0):.3f} to {best['pnr']:.3f}"
+    )
+    return [Sample(holed[name], is_ood=True) for name in hard[: best["ood_patches"]]]

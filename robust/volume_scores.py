@@ -1,0 +1,201 @@
+"""Scores of volumes, clean and under attack, and a picture of what the attacks do.
+
+A class that does not occur in the truth of a volume has no score there: it is left out of every
+mean, and of the criterion by which a volume counts as fooled.
+"""
+
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from config import LIZARD
+from medood.data.labels import BACKGROUND_COLOUR
+from medood.evaluation.figures import canvas, name_colours, show_classes
+from medood.training.batches import ATTACK, stream_seed
+from robust.attacks import by_name, image_dice, worst_case
+from robust.settings import TestVolumesConfig
+from robust.volumes import Segmenter, Volume, resample
+
+SCORES = ("dice", "hd95", "recall", "precision")
+COLOURS = [colour for _, colour in LIZARD]  # of any six classes
+WORST = "worst_case"
+
+
+class Outcome(NamedTuple):
+    """What a network answers to one volume, attacked or not."""
+
+    image: Tensor  # (C, X, Y, Z), as the network saw it
+    predicted: Tensor  # int64, of the label's own shape
+    change: float  # the largest of a voxel
+
+
+def volume_scores(
+    predicted: Tensor, truth: Tensor, classes: int, spacing: tuple[float, ...]
+) -> dict[str, list[float | None]]:
+    """Return the scores of each foreground class; None where the class does not occur in the truth.
+
+    predicted, truth: integers (X, Y, Z). spacing: mm. `hd95` is in mm: the larger of the two 95th
+    percentiles of the distances from surface to surface (MONAI's). Where nothing of a class is
+    predicted, `dice`, `recall` and `precision` are 0, and `hd95` is the diagonal of the volume.
+    """
+    from monai.metrics import compute_hausdorff_distance  # takes seconds to import
+
+    diagonal = float(np.linalg.norm(np.multiply(truth.shape, spacing)))
+    scores: dict[str, list[float | None]] = {name: [] for name in SCORES}
+    for value in range(1, classes):
+        found, true = predicted == value, truth == value
+        hit, called, occurs = (int(part.sum()) for part in (found & true, found, true))
+        distance = diagonal
+        if called and occurs:
+            pair = (mask[None, None].float() for mask in (found, true))
+            with warnings.catch_warnings():  # MONAI 1.6 calls what it means to remove
+                warnings.simplefilter("ignore", FutureWarning)
+                distance = compute_hausdorff_distance(
+                    *pair, include_background=True, percentile=95, spacing=spacing
+                ).item()
+        numbers = (
+            2 * hit / max(called + occurs, 1),
+            distance,
+            hit / max(occurs, 1),
+            hit / max(called, 1),
+        )
+        for name, number in zip(SCORES, numbers, strict=True):
+            scores[name].append(number if occurs else None)
+    return scores
+
+
+def answer(segmenter: Segmenter, image: Tensor, clean: Tensor, shape: torch.Size) -> Outcome:
+    """Return the outcome of a volume (1, C, ...); logits are resampled to the label's shape."""
+    with torch.no_grad():
+        logits = segmenter(image)
+        if logits.shape[2:] != shape:
+            logits = F.interpolate(logits, shape, mode="trilinear", align_corners=False)
+    return Outcome(image[0], logits[0].argmax(0), (image - clean).abs().max().item())
+
+
+def outcomes_of(
+    cfg: TestVolumesConfig,
+    fold: int,
+    number: int,
+    segmenter: Segmenter,
+    volume: Volume,
+    classes: int,
+) -> dict[str, Outcome]:
+    """Return the outcome of a volume, clean and, for the first `attacked`, under every attack."""
+    device, shape = segmenter.mean.device, volume.label.shape
+    seen = resample(volume, segmenter.spacing)
+    image, target = seen.image[None].to(device), seen.label[None].long().to(device)
+    found = {"clean": answer(segmenter, image, image, shape)}
+    if number >= cfg.attacked:
+        return found
+    candidates = []
+    for name, attack in by_name(cfg.attacks, classes, cfg.steps, cfg.queries).items():
+        generator = torch.Generator().manual_seed(stream_seed(cfg, fold, ATTACK, number))
+        candidates.append(attack(segmenter, image, target, cfg.eps / 255, generator=generator))
+        found[name] = answer(segmenter, candidates[-1], image, shape)
+    worst = worst_case(segmenter, image, target, candidates)
+    return found | {WORST: answer(segmenter, worst, image, shape)}
+
+
+def summarise(
+    outcomes: list[Outcome], volumes: list[Volume], classes: int, threshold: float
+) -> dict:
+    """Return the mean scores of some volumes, by class, and the share of them that is fooled.
+
+    threshold: a volume whose mean Dice falls below it is fooled.
+    """
+    rows, means = [], []
+    for outcome, volume in zip(outcomes, volumes, strict=True):
+        predicted = outcome.predicted.cpu()
+        rows.append(volume_scores(predicted, volume.label, classes, volume.spacing))
+        means.append(mean_dice(outcome, volume, classes))
+    return {
+        "volumes": len(rows),
+        "mean_dice": float(np.mean(means)),
+        **{name: _means([row[name] for row in rows]) for name in SCORES},
+        "fooled": float(np.mean([mean < threshold for mean in means])),
+        "largest_change": max(outcome.change for outcome in outcomes),
+    }
+
+
+def mean_dice(outcome: Outcome, volume: Volume, classes: int) -> float:
+    """Return the score of a volume, by which the attacks too judge (image_dice)."""
+    predicted, truth = outcome.predicted[None].cpu(), volume.label[None].long()
+    return image_dice(predicted, truth, classes).item()
+
+
+def _means(rows: list[list[float | None]]) -> list[float | None]:
+    """Return the mean of each column over the rows that know it; None if none does."""
+    known = [[value for value in column if value is not None] for column in zip(*rows, strict=True)]
+    return [float(np.mean(column)) if column else None for column in known]
+
+
+def score_network(
+    cfg: TestVolumesConfig, fold: int, segmenter: Segmenter, volumes: list[Volume], classes: int
+) -> tuple[dict, list[dict[str, Outcome]]]:
+    """Return the scores of a network by eps and attack, and all outcomes, volume by volume.
+
+    The threshold of ROG's criterion is half of the mean clean Dice of all volumes. Under eps,
+    `clean` holds the scores of the attacked volumes before the attack.
+    """
+    segmenter.requires_grad_(False)
+    found = [
+        outcomes_of(cfg, fold, number, segmenter, volume, classes)
+        for number, volume in enumerate(tqdm(volumes, f"fold {fold}", leave=False, disable=None))
+    ]
+    clean = [of_volume["clean"] for of_volume in found]
+    pairs = zip(clean, volumes, strict=True)
+    threshold = np.mean([mean_dice(outcome, volume, classes) for outcome, volume in pairs]) / 2
+    scores = {"0": {"clean": summarise(clean, volumes, classes, threshold)}}
+    attacked = found[: cfg.attacked]
+    if cfg.eps:
+        of_attack = {name: [outcomes[name] for outcomes in attacked] for name in attacked[0]}
+        scores[f"{cfg.eps:g}"] = {
+            name: summarise(outcomes, volumes[: len(attacked)], classes, threshold)
+            for name, outcomes in of_attack.items()
+        }
+    return scores, found
+
+
+def draw_slices(
+    path: Path, title: str, volumes: list[Volume], found: list[dict[str, Outcome]], names: list[str]
+) -> None:
+    """Draw the slice with most foreground of three attacked volumes, before and after the attack.
+
+    names: of the classes. The volumes are those that lose least, median and most under the worst
+    case.
+    """
+    classes = len(names)
+    losses = [
+        mean_dice(of["clean"], volume, classes) - mean_dice(of[WORST], volume, classes)
+        for of, volume in zip(found, volumes, strict=False)
+        if WORST in of
+    ]
+    order = np.argsort(losses, kind="stable")
+    chosen = {order[0]: "least lost", order[len(order) // 2]: "median", order[-1]: "most lost"}
+    columns = ["volume", "truth", "called", "attacked volume", "called under attack"]
+    with canvas(path, title, (12, 2.5 * len(chosen) + 1)) as figure:
+        axes = figure.subplots(len(chosen), len(columns), squeeze=False)
+        for line, (index, rule) in zip(axes, chosen.items(), strict=True):
+            volume, clean, worst = volumes[index], found[index]["clean"], found[index][WORST]
+            level = int((volume.label > 0).sum((0, 1)).argmax())
+            seen = level * clean.image.shape[-1] // volume.label.shape[-1]  # may be resampled
+            for ax, image in zip((line[0], line[3]), (clean.image, worst.image), strict=True):
+                ax.imshow(image[0, ..., seen].cpu().numpy().T, cmap="gray", origin="lower")
+            masks = volume.label, clean.predicted, worst.predicted
+            for ax, mask in zip((line[1], line[2], line[4]), masks, strict=True):
+                shown = mask[..., level].cpu().numpy()
+                show_classes(ax, shown.T, [BACKGROUND_COLOUR, *COLOURS[: classes - 1]])
+                ax.invert_yaxis()
+            line[0].set_ylabel(f"{rule}: {100 * losses[index]:.1f} points of Dice\n{volume.name}")
+        for ax, name in zip(axes[0], columns, strict=True):
+            ax.set_title(name)
+        for ax in axes.flat:
+            ax.set(xticks=[], yticks=[])
+        name_colours(figure, list(zip(names[1:], COLOURS, strict=False)))

@@ -1,0 +1,310 @@
+"""How a network of volumes is trained: patches, augmentation, steps, and what is written of it."""
+
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+from tqdm import tqdm
+
+from config import UserError
+from medood.data.files import csv_text, read_json, whole_folder, write_json, write_text
+from medood.data.records import RUN
+from medood.models.checkpoints import TRAINED_ON, versions
+from medood.models.network import pick_device
+from medood.training.batches import AUGMENTATION, INITIALISATION, ORDER, stream_seed
+from medood.training.losses import segmentation_loss
+from medood.training.state import TrainingState
+from robust.free import Noise
+from robust.settings import NetworkConfig, TrainVolumesConfig, VolumeConfig
+from robust.volumes import Plan, Segmenter, Task, Volume, build_network
+
+WARM_UP = 0.1  # of the steps, in which the learning rate rises
+WEIGHT_DECAY = 1e-3
+LONGEST = 12.0  # norm of a gradient; a longer one is shortened
+DESCRIPTION, WEIGHTS = "config.json", "model.safetensors"
+
+TURN = math.radians(15)  # about each axis, either way
+SCALE, GAMMA, CONTRAST, BRIGHTNESS = (0.85, 1.15), (0.7, 1.5), (0.75, 1.25), (0.75, 1.25)
+OFTEN, SELDOM = 0.5, 0.2  # shares of the patches that are turned or scaled; that change intensity
+PARAMETERS = 17  # random numbers for each patch
+POINTS = 10**4  # foreground voxels of a volume, at most, that a patch may be centred on
+
+
+class Sample(NamedTuple):
+    """A volume to train on; the truth of an OoD volume is background everywhere."""
+
+    volume: Volume
+    is_ood: bool = False
+
+
+# ---------------------------------------------------------------- patches
+
+
+class Loader:
+    """The batches of an epoch: a patch of each volume, shuffled and augmented."""
+
+    def __init__(
+        self,
+        cfg: NetworkConfig,
+        fold: int,
+        samples: list[Sample],
+        patch: tuple[int, int, int],
+        device: torch.device,
+    ) -> None:
+        self.cfg, self.fold, self.patch, self.device = cfg, fold, patch, device
+        self.images = [sample.volume.image.to(device) for sample in samples]
+        self.labels = [sample.volume.label.to(device) for sample in samples]
+        self.points = [_foreground(sample.volume.label) for sample in samples]
+        self.is_ood = torch.tensor([sample.is_ood for sample in samples])
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Shuffle the volumes and draw the patches of an epoch, counted from 0."""
+        count = len(self.images)
+        order, augmentation = (
+            torch.Generator().manual_seed(stream_seed(self.cfg, self.fold, stream, epoch))
+            for stream in (ORDER, AUGMENTATION)
+        )
+        self.batches = torch.randperm(count, generator=order).split(self.cfg.batch_size)
+        self.random = torch.rand(count, PARAMETERS, generator=augmentation)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield images (N, C, *patch) in 0..1, target int64 (N, *patch) and weight (N,)."""
+        for batch in self.batches:
+            parts = [self._patch(index) for index in batch.tolist()]
+            images, target = (torch.stack(part) for part in zip(*parts, strict=True))
+            is_ood = self.is_ood[batch]
+            weight = torch.where(is_ood, self.cfg.ood_weight, 1.0).to(self.device)
+            target[is_ood.to(self.device)] = 0
+            yield recolour(images, self.random[batch][:, -6:].to(self.device)), target, weight
+
+    def _patch(self, index: int) -> tuple[Tensor, Tensor]:
+        random, points = self.random[index], self.points[index]
+        size = torch.tensor(self.labels[index].shape)
+        centre = random[1:4] * (size - 1)
+        if random[0] < OFTEN and len(points):
+            centre = points[int(random[1] * len(points))]
+        half = (torch.tensor(self.patch) - 1) / 2  # the patch leaves the volume only where it must
+        low, high = (
+            torch.minimum(half, (size - 1) / 2),
+            torch.maximum(size - 1 - half, (size - 1) / 2),
+        )
+        centre = torch.minimum(torch.maximum(centre, low), high)
+        grid = _grid(centre, motion(random[4:11]), self.patch, size).to(self.device)
+        image, label = self.images[index], self.labels[index]
+        # zeros outside: the volume's minimum, as Segmenter pads
+        image = F.grid_sample(image[None], grid, align_corners=False)
+        label = F.grid_sample(label[None, None].float(), grid, "nearest", align_corners=False)
+        return image[0], label[0, 0].long()
+
+
+def _foreground(label: Tensor) -> Tensor:
+    """Return where foreground is, float (n, 3), in voxels: all of it or evenly drawn points."""
+    points = label.nonzero()
+    return points[:: max(1, len(points) // POINTS)].float()
+
+
+def motion(random: Tensor) -> Tensor:
+    """Return the matrix (3, 3) from offsets in the patch to offsets in the volume.
+
+    random: (7,) in 0..1. Turned by up to 15 degrees about each axis, scaled, mirrored along the
+    first: from left to right a body is nearly its mirror image. Front and back are not, and a
+    network that sees them mirrored takes several times as long to tell them apart.
+    """
+    angles = (2 * random[1:4] - 1) * TURN * (random[0] < OFTEN)
+    matrix = torch.eye(3)
+    for axis, angle in enumerate(angles):
+        first, second = [other for other in range(3) if other != axis]
+        turn = torch.eye(3)
+        turn[first, first] = turn[second, second] = torch.cos(angle)
+        turn[first, second], turn[second, first] = -torch.sin(angle), torch.sin(angle)
+        matrix = matrix @ turn
+    scale = _between(*SCALE, random[5]) if random[4] < OFTEN else 1.0
+    mirror = torch.tensor([-1.0 if random[6] < OFTEN else 1.0, 1.0, 1.0])
+    return matrix * mirror / scale
+
+
+def _grid(centre: Tensor, matrix: Tensor, patch: tuple[int, int, int], size: Tensor) -> Tensor:
+    """Return the grid (1, *patch, 3) of grid_sample. centre: voxels (3,). size: of the volume."""
+    axes = [torch.arange(side) - (side - 1) / 2 for side in patch]
+    offsets = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)
+    voxels = offsets @ matrix.T + centre
+    return ((2 * voxels + 1) / size - 1).flip(-1)[None]  # grid_sample counts the last axis first
+
+
+def recolour(images: Tensor, random: Tensor) -> Tensor:
+    """Return images (N, C, ...) in 0..1 with other gamma, contrast and brightness.
+
+    random: (N, 6) in 0..1, whether and how much of each.
+    """
+    gamma, contrast, brightness = (
+        torch.where(random[:, 2 * i] < SELDOM, _between(*limits, random[:, 2 * i + 1]), 1.0).view(
+            -1, 1, 1, 1, 1
+        )
+        for i, limits in enumerate((GAMMA, CONTRAST, BRIGHTNESS))
+    )
+    images = images**gamma
+    level = images.mean((2, 3, 4), keepdim=True)
+    return (brightness * torch.lerp(level, images, contrast)).clamp(0, 1)
+
+
+def _between(low: float, high: float, share: Tensor) -> Tensor:
+    return low + (high - low) * share
+
+
+# ---------------------------------------------------------------- steps
+
+
+class Trainer:
+    """A segmenter in training, its optimiser and, for free training, the noise that lives on."""
+
+    def __init__(self, cfg: TrainVolumesConfig, segmenter: Segmenter, modalities: int) -> None:
+        self.cfg, self.model = cfg, segmenter.train()
+        self.replays = cfg.replays if cfg.free else 1
+        self.epochs = math.ceil(cfg.epochs / self.replays)
+        weights = segmenter.network.parameters()
+        self.optimiser = torch.optim.AdamW(weights, cfg.lr, weight_decay=WEIGHT_DECAY)
+        shape = cfg.batch_size, modalities, *segmenter.patch
+        self.noise = Noise(shape, cfg.eps / 255, 0, 1).to(segmenter.mean.device)
+
+    def step(self, images: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+        """Take an optimiser step on a batch, or, for free training, m; return the last loss."""
+        for _ in range(self.replays):
+            logits = self.model(self.noise(images) if self.cfg.free else images)
+            # the sums of the loss do not mind which axes they run over
+            loss = segmentation_loss(logits.flatten(3), target.flatten(2), weight, "dice_ce")
+            loss.backward()
+            clip_grad_norm_(self.model.network.parameters(), LONGEST)
+            self.optimiser.step()
+            self.optimiser.zero_grad()
+            if self.cfg.free:
+                self.noise.ascend()
+        return loss.detach()
+
+
+def learning_rate(cfg: NetworkConfig, share: float) -> float:
+    """Return the learning rate after a share of all steps: up in a line, down as a cosine."""
+    falling = max(0.0, (share - WARM_UP) / (1 - WARM_UP))
+    return cfg.lr * min(1.0, (share + 1e-3) / WARM_UP) * (1 + math.cos(math.pi * falling)) / 2
+
+
+def fit(
+    cfg: TrainVolumesConfig,
+    fold: int,
+    task: Task,
+    samples: list[Sample],
+    plan: Plan,
+    folder: Path,
+    made_from: dict,
+    start: Path | None,
+) -> None:
+    """Train a network and write it to `folder`.
+
+    start: the folder of a network to go on from; None begins with random weights. A training that
+    was interrupted goes on after its last whole epoch, and ends with the same weights. Raises
+    UserError if the loss stops being finite.
+    """
+    device = pick_device(cfg)
+    torch.manual_seed(stream_seed(cfg, fold, INITIALISATION))
+    network = build_network(cfg.network, task.modalities, len(task.class_names), plan)
+    segmenter = Segmenter(cfg, network, plan, device)
+    if start:
+        network.load_state_dict(load_file(start / WEIGHTS))
+    trainer = Trainer(cfg, segmenter, task.modalities)
+    loader = Loader(cfg, fold, samples, plan.patch, device)
+    state = TrainingState(folder / "resume.pt", made_from, trainer)
+    oods = sum(sample.is_ood for sample in samples)
+    print(
+        f"fold {fold}: {cfg.model_name}, {len(samples) - oods} ID + {oods} OoD volumes, patches"
+        f" {' x '.join(map(str, plan.patch))}, {device.type}"
+        + (f", from epoch {len(state.log) + 1}" if state.log else "")
+    )
+    print("  epoch    loss       lr  seconds")
+    for epoch in range(len(state.log), trainer.epochs):
+        started = time.perf_counter()
+        loss, lr = train_epoch(trainer, loader, epoch)
+        state.add({"epoch": epoch + 1, "loss": round(loss, 6), "lr": lr})
+        seconds = time.perf_counter() - started
+        print(f"  {epoch + 1:5d}  {loss:6.4f}  {lr:.1e}  {seconds:7.1f}", flush=True)
+    run = {"fold": fold, "epoch": trainer.epochs}
+    run |= {"id_patches": len(samples) - oods, "ood_patches": oods}
+    names = sorted({sample.volume.name for sample in samples})
+    with whole_folder(folder) as finished:
+        save_weights(network, finished / WEIGHTS)
+        write_json(finished / DESCRIPTION, describe(cfg, task, plan))
+        write_text(finished / "log.csv", csv_text(list(state.log[0]), map(dict.values, state.log)))
+        write_text(finished / TRAINED_ON, "".join(f"{name}\n" for name in names))
+        write_json(finished / RUN, run | {"versions": versions(), "made_from": made_from})
+
+
+def train_epoch(trainer: Trainer, loader: Loader, epoch: int) -> tuple[float, float]:
+    """Take a step on each batch of an epoch, counted from 0; return mean loss and last lr.
+
+    Raises UserError if a loss is not finite.
+    """
+    loader.set_epoch(epoch)
+    trainer.noise.start()
+    losses = torch.empty(len(loader), device=loader.device)
+    progress = tqdm(loader, f"  epoch {epoch + 1}", leave=False, disable=None)
+    for step, batch in enumerate(progress):
+        lr = learning_rate(trainer.cfg, (epoch + step / len(loader)) / trainer.epochs)
+        for group in trainer.optimiser.param_groups:
+            group["lr"] = lr
+        losses[step] = trainer.step(*batch)  # no .item() here: the host would wait for the device
+    if not losses.isfinite().all():
+        raise UserError(
+            f"fold {loader.fold}, epoch {epoch + 1}: the loss is not finite: lower lr (now"
+            f" {trainer.cfg.lr:g}) or set precision to float32, and train again"
+        )
+    return losses.mean().item(), lr
+
+
+# ---------------------------------------------------------------- on the disk
+
+
+def describe(cfg: NetworkConfig, task: Task, plan: Plan) -> dict:
+    """Return the content of config.json: all that the weights need to become a segmenter."""
+    return {
+        "network": cfg.network,
+        "modalities": task.modalities,
+        "class_names": list(task.class_names),
+        "plan": plan._asdict(),
+    }
+
+
+def save_weights(network: nn.Module, path: Path) -> None:
+    """Write the weights of a network; UserError if the disk is full."""
+    try:
+        save_file({name: value.contiguous() for name, value in network.state_dict().items()}, path)
+    except SafetensorError as error:  # safetensors turns an error of the disk into text
+        raise UserError(f"{path} cannot be written ({error}): free some space") from None
+
+
+def load_network(cfg: VolumeConfig, folder: Path, device: torch.device) -> Segmenter:
+    """Return a trained segmenter, in eval mode; UserError if there is none."""
+    described = read_json(folder / DESCRIPTION)
+    try:
+        plan = Plan(**{k: _as_tuple(v) for k, v in described["plan"].items()})
+        sizes = described["modalities"], len(described["class_names"])
+        network = build_network(described["network"], *sizes, plan)
+        network.load_state_dict(load_file(folder / WEIGHTS))
+    except Exception as error:  # JSON, key names, shapes and safetensors each have their own kind
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{folder} holds no usable network ({reason}): train it again") from None
+    return Segmenter(cfg, network, plan, device).eval()
+
+
+def _as_tuple(value: object) -> object:
+    """Return lists of JSON as tuples, all the way down."""
+    return tuple(map(_as_tuple, value)) if isinstance(value, list) else value

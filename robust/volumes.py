@@ -1,0 +1,346 @@
+"""Volumes of the Medical Segmentation Decathlon (MSD): read, resampled, planned for, segmented.
+
+A volume is scaled to 0..1 by the range of its own intensities, channel by channel. All that a
+network needs beside that (clipping, z-score, patches) lies in `Segmenter`, so that an attack on its
+input is a change of the volume itself, measured in shares of its range.
+"""
+
+import json
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import nibabel
+import numpy as np
+import torch
+import torch.nn.functional as F
+from nibabel.filebasedimages import ImageFileError
+from scipy import ndimage
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from config import Config, UserError
+from medood.data.folds import PARTS, deal
+from medood.models.network import autocast
+from robust.lattice import Lattice, Stride
+
+Spacing = tuple[float, float, float]
+
+ENDINGS = (".nii.gz", ".nii")
+PERCENTILES = (0.5, 99.5)  # of the foreground, where intensities are clipped
+PER_CASE = 10**5  # foreground voxels of a case that the statistics take at most
+ANISOTROPIC = 3  # slices so many times as far apart as their voxels are resampled one by one
+# of a patch: powers of two, and times 1.5. Not 16, which would leave the U-Net's deepest layer two
+# voxels: there torch 2.14 computes wrong gradients of 3 x 3 x 3 weights, in bfloat16 on a CPU
+SIDES = (24, 32, 48, 64, 96, 128)
+SMALL = 32**3  # voxels of the smallest structure, below which the lattice halves 4 times, else 5
+LEAST = 2  # voxels of a patch's side that halving leaves
+MULTIPLE = 8  # what the U-Net's sides are a multiple of
+WHOLE = 1.5  # times the patch: sides up to this are segmented in one piece
+
+
+class Case(NamedTuple):
+    """A labelled volume of a task: its name and its files."""
+
+    name: str
+    image: Path
+    label: Path
+
+
+class Task(NamedTuple):
+    """What dataset.json says of a task."""
+
+    cases: list[Case]  # by name
+    modalities: int
+    class_names: tuple[str, ...]  # of each value of a label, 0 is the background
+
+
+class Volume(NamedTuple):
+    """A case in memory."""
+
+    name: str
+    image: Tensor  # float32 (C, X, Y, Z), each channel scaled to 0..1
+    label: Tensor  # uint8 (X, Y, Z)
+    spacing: Spacing  # mm from voxel to voxel
+
+
+# ---------------------------------------------------------------- reading
+
+
+def read_task(folder: Path) -> Task:
+    """Return the labelled cases of a task; UserError for a folder that holds none or half of one.
+
+    folder: holds dataset.json, imagesTr and labelsTr.
+    """
+    path = folder / "dataset.json"
+    if not path.is_file():
+        raise UserError(f"{path} is missing: name the folder of an MSD task with --data")
+    try:
+        described = json.loads(path.read_text(encoding="utf-8"))
+        labels = {int(value): str(name) for value, name in described["labels"].items()}
+        listed = [(str(pair["image"]), str(pair["label"])) for pair in described["training"]]
+        modalities = len(described["modality"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path} is no description of an MSD task ({type(error).__name__}: {error}): it needs"
+            " labels, modality and training, a list of pairs of image and label"
+        ) from None
+    if sorted(labels) != list(range(len(labels))) or len(labels) < 2 or not modalities:
+        raise UserError(
+            f"{path}: labels {sorted(labels)} and {modalities} modalities: labels must be 0, 1,"
+            " ... without a gap, and modality must name one at least"
+        )
+    cases = [Case(name_of(image), folder / image, folder / label) for image, label in listed]
+    _refuse_lone_files(folder, cases)
+    names = tuple(name for _, name in sorted(labels.items()))
+    return Task(sorted(cases), modalities, names)
+
+
+def name_of(file: str | Path) -> str:
+    """Return the name of a case from one of its files: `./imagesTr/a_01.nii.gz` -> `a_01`."""
+    name = Path(file).name
+    return next((name.removesuffix(end) for end in ENDINGS if name.endswith(end)), name)
+
+
+def _refuse_lone_files(folder: Path, cases: list[Case]) -> None:
+    """Raise UserError for an image or label without the other, and where there is none at all."""
+    images, labels = (
+        {
+            name_of(path): path
+            for path in (folder / side).glob("*")
+            if path.name.endswith(ENDINGS) and not path.name.startswith(".")
+        }
+        for side in ("imagesTr", "labelsTr")
+    )
+    if not cases or not images:
+        raise UserError(f"{folder / 'imagesTr'} holds no labelled volume (.nii.gz): put some there")
+    lone = [(images | labels)[name] for name in sorted(images.keys() ^ labels.keys())]
+    if lone:
+        other = "label" if lone[0].parent.name == "imagesTr" else "image"
+        raise UserError(f"{lone[0]} has no {other} of its name: add it, or remove the file")
+    for case in cases:
+        for path in (case.image, case.label):
+            if not path.is_file():
+                raise UserError(f"{path} is missing, which dataset.json names: put it there")
+    if len({case.name for case in cases}) < len(cases):
+        raise UserError(f"{folder / 'dataset.json'} names a volume twice: remove one")
+
+
+def read_volumes(task: Task) -> dict[str, Volume]:
+    """Return all cases as they are stored, by name; UserError at the first that cannot be used."""
+    progress = tqdm(task.cases, "volumes", leave=False, disable=None)
+    return {case.name: read_volume(task, case) for case in progress}
+
+
+def read_volume(task: Task, case: Case) -> Volume:
+    """Return a case as it is stored; UserError if its files do not hold what they should."""
+    image, affine, spacing = _read_nifti(case.image)
+    if image.ndim == 3:
+        image = image[..., None]
+    if image.ndim != 4 or image.shape[-1] != task.modalities:
+        raise UserError(
+            f"{case.image}: shape {image.shape}, expected 3 axes or, of {task.modalities}"
+            f" modalities, {task.modalities} as a fourth: mend it, or modality in dataset.json"
+        )
+    label, label_affine, _ = _read_nifti(case.label)
+    if label.shape != image.shape[:3]:
+        raise UserError(
+            f"{case.label}: shape {label.shape}, but its image has {image.shape[:3]}: replace one"
+        )
+    if not np.allclose(affine, label_affine, atol=1e-3):
+        raise UserError(
+            f"{case.label}: its affine is not that of its image: they lie elsewhere in the body,"
+            " resample one to the other"
+        )
+    wrong = label[(label != label.round()) | (label < 0) | (label >= len(task.class_names))]
+    if len(wrong):
+        raise UserError(
+            f"{case.label}: value {wrong[0]:g}, expected whole numbers from 0 to"
+            f" {len(task.class_names) - 1}: mend it, or labels in dataset.json"
+        )
+    scaled = torch.from_numpy(np.ascontiguousarray(np.moveaxis(image, -1, 0)))
+    low, high = scaled.amin((1, 2, 3), keepdim=True), scaled.amax((1, 2, 3), keepdim=True)
+    scaled = (scaled - low) / (high - low).clamp(min=torch.finfo().tiny)
+    return Volume(case.name, scaled.float(), torch.from_numpy(label.astype(np.uint8)), spacing)
+
+
+def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray, Spacing]:
+    """Return the values of a NIfTI file, float64, its affine (4, 4) and its spacing in mm."""
+    try:
+        file = nibabel.load(path)
+        values = np.asarray(file.dataobj, dtype=np.float64)
+    except (ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path} cannot be read ({reason}): copy it again") from None
+    if not np.isfinite(values).all():
+        raise UserError(f"{path} holds values that are not finite: replace them")
+    return values, file.affine, tuple(map(float, file.header.get_zooms()[:3]))
+
+
+# ---------------------------------------------------------------- folds and plan
+
+
+def split_cases(cases: list[Case], fold: int, seed: int) -> tuple[list[Case], list[Case]]:
+    """Return the training and the test cases of a fold: it tests part `fold` mod 3 of three."""
+    if len(cases) < PARTS:
+        raise UserError(f"{len(cases)} labelled volumes: {PARTS} folds need one each at least")
+    part = deal([case.name for case in cases], seed)
+    sides = ([c for c in cases if (part[c.name] == fold % PARTS) == side] for side in (False, True))
+    return tuple(sides)
+
+
+class Plan(NamedTuple):
+    """What a network of a task is built for; all of it comes from the training cases."""
+
+    spacing: Spacing  # that volumes are resampled to, mm
+    patch: tuple[int, int, int]  # voxels
+    strides: tuple[Stride, Stride, Stride]  # of the lattice
+    statistics: list[list[float]]  # of each channel's foreground: low, high, mean, deviation
+
+
+def median_spacing(volumes: Iterable[Volume]) -> Spacing:
+    """Return the spacing that the volumes are resampled to."""
+    return tuple(np.median([volume.spacing for volume in volumes], axis=0).tolist())
+
+
+def make_plan(volumes: list[Volume], classes: int) -> Plan:
+    """Return the plan for training volumes that are resampled already.
+
+    UserError if they hold no foreground.
+    """
+    median = np.median([volume.label.shape for volume in volumes], axis=0)
+    patch = tuple(
+        max([side for side in SIDES if side <= size], default=SIDES[0]) for size in median
+    )
+    counts = np.array(
+        [np.bincount(v.label.numpy().ravel(), minlength=classes)[1:] for v in volumes], float
+    )
+    counts[counts == 0] = np.nan
+    if np.isnan(counts).all():
+        raise UserError("no training volume holds any foreground: look at labelsTr")
+    smallest = np.nanmin(np.nanmedian(counts[:, ~np.isnan(counts).all(0)], axis=0))
+    strides = plan_strides(patch, 4 if smallest < SMALL else 5)
+    return Plan(volumes[0].spacing, patch, strides, foreground_statistics(volumes))
+
+
+def plan_strides(patch: tuple[int, int, int], halvings: int) -> tuple[Stride, Stride, Stride]:
+    """Return the lattice's strides: of its two stems, and between its first levels.
+
+    The lattice halves a side at the first stem, at the second, twice between the first levels and
+    once below: five times at most. Where a side is to be halved less often, or has too few voxels
+    for it, the second stem leaves it as it is, then the first, then the levels.
+    """
+    per_side = [
+        min(halvings, max(n for n in range(6) if side >> n >= LEAST and side % (1 << n) == 0))
+        for side in patch
+    ]
+    first, second, between = (
+        tuple(2 if count >= needed else 1 for count in per_side) for needed in (4, 5, 3)
+    )
+    return first, second, between
+
+
+def foreground_statistics(volumes: list[Volume]) -> list[list[float]]:
+    """Return the percentiles, mean and deviation of each channel's foreground, over all volumes."""
+    voxels = []
+    for volume in volumes:
+        inside = volume.image[:, volume.label > 0]
+        voxels.append(inside[:, :: max(1, inside.shape[1] // PER_CASE)].numpy())
+    of_channel = np.concatenate(voxels, axis=1).astype(np.float64)
+    return [
+        [float(n) for n in (*np.percentile(values, PERCENTILES), values.mean(), values.std())]
+        for values in of_channel
+    ]
+
+
+# ---------------------------------------------------------------- resampling
+
+
+def resample(volume: Volume, spacing: Spacing) -> Volume:
+    """Return a volume with another spacing: splines of order 3 for the image, labels as nearest.
+
+    Where slices lie more than 3 times as far apart as the voxels in them, each is resampled by
+    itself, and slices are taken as nearest.
+    """
+    if np.allclose(volume.spacing, spacing, rtol=1e-3):
+        return volume
+    zoom = np.array(volume.spacing) / spacing
+    across = np.ones(3)
+    if max(volume.spacing) / min(volume.spacing) > ANISOTROPIC:
+        axis = int(np.argmax(volume.spacing))
+        across[axis], zoom[axis] = zoom[axis], 1
+    options = {"mode": "nearest", "grid_mode": True}
+    channels = [
+        ndimage.zoom(ndimage.zoom(channel, zoom, order=3, **options), across, order=0, **options)
+        for channel in volume.image.numpy()
+    ]
+    image = torch.from_numpy(np.stack(channels)).clamp(0, 1)  # splines overshoot
+    label = ndimage.zoom(volume.label.numpy(), zoom * across, order=0, **options)
+    return Volume(volume.name, image, torch.from_numpy(label), spacing)
+
+
+# ---------------------------------------------------------------- the network
+
+
+class Segmenter(nn.Module):
+    """A network with all that belongs to it: volumes in 0..1 -> logits.
+
+    Takes float32 (N, C, X, Y, Z), of any size, and returns float32 (N, classes, X, Y, Z).
+    """
+
+    def __init__(self, cfg: Config, network: nn.Module, plan: Plan, device: torch.device) -> None:
+        super().__init__()
+        self.network, self.patch, self.spacing = network, plan.patch, plan.spacing
+        low, high, mean, deviation = torch.tensor(plan.statistics, dtype=torch.float32).T.view(
+            4, 1, -1, 1, 1, 1
+        )
+        for name, values in {
+            "low": low,
+            "high": high,
+            "mean": mean,
+            "std": deviation.clamp(min=1e-6),
+        }.items():
+            self.register_buffer(name, values, persistent=False)
+        self.precision = autocast(cfg, device)
+        self.to(device, memory_format=torch.channels_last_3d)
+
+    def forward(self, images: Tensor) -> Tensor:
+        size = images.shape[2:]
+        window = [
+            -(-side // MULTIPLE) * MULTIPLE if side <= WHOLE * of_patch else of_patch
+            for side, of_patch in zip(size, self.patch, strict=True)
+        ]
+        if any(side > of_window for side, of_window in zip(size, window, strict=True)):
+            return self._slide(images, window)
+        missing = [of_window - side for side, of_window in zip(size, window, strict=True)]
+        padding = [part for gap in reversed(missing) for part in (gap // 2, gap - gap // 2)]
+        logits = self._of_window(F.pad(images, padding))
+        inside = [slice(gap // 2, gap // 2 + side) for gap, side in zip(missing, size, strict=True)]
+        return logits[:, :, *inside]
+
+    def _slide(self, images: Tensor, window: list[int]) -> Tensor:
+        """Return the logits of large volumes: windows overlap by half, with Gaussian weights."""
+        from monai.inferers import sliding_window_inference  # takes seconds to import
+
+        return sliding_window_inference(
+            images, window, 1, self._of_window, overlap=0.5, mode="gaussian"
+        )
+
+    def _of_window(self, images: Tensor) -> Tensor:
+        clipped = torch.minimum(torch.maximum(images, self.low), self.high)
+        normalised = ((clipped - self.mean) / self.std).contiguous(
+            memory_format=torch.channels_last_3d
+        )
+        with self.precision:
+            return self.network(normalised).float()
+
+
+def build_network(name: str, modalities: int, classes: int, plan: Plan) -> nn.Module:
+    """Return a network with random weights: `unet` (MONAI's, residual) or `lattice`."""
+    if name == "lattice":
+        return Lattice(modalities, classes, plan.strides)
+    from monai.networks.nets import UNet  # takes seconds to import
+
+    widths = (32, 64, 128, 256)
+    return UNet(3, modalities, classes, widths, (2, 2, 2), num_res_units=2)
