@@ -10,9 +10,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from medood.runs.command_line import run
+from medood.runs.command_line import networks_of, run
 from robust.settings import NetworkConfig, TestVolumesConfig, TrainVolumesConfig
-from robust.test_volumes import evaluate
+from robust.test_volumes import evaluate, reports_of
 from robust.train_volumes import train_volumes
 
 
@@ -24,12 +24,23 @@ class MainConfig(NetworkConfig, TestVolumesConfig):
     """Draw a small data set in <workspace>/sample and run on it, with small settings of its own."""
 
 
+def trainings(cfg: MainConfig) -> list[TrainVolumesConfig]:
+    """Return the settings of each training: clean, free and Med-OoD."""
+    shared = {field.name: getattr(cfg, field.name) for field in fields(NetworkConfig)}
+    arms = ({}, {"free": True}, {"ood": True})
+    return [TrainVolumesConfig(**shared, **arm) for arm in arms]
+
+
 def main(cfg: MainConfig) -> None:
     """Run every step in its order; what is done already, with the same settings, is kept."""
-    shared = {field.name: getattr(cfg, field.name) for field in fields(NetworkConfig)}
-    for arm in ({}, {"free": True}, {"ood": True}):
-        train_volumes(TrainVolumesConfig(**shared, **arm))
+    for training in trainings(cfg):
+        train_volumes(training)
     evaluate(cfg)
+
+
+def parts(cfg: MainConfig) -> list[str]:
+    """Return the names of what no other run may write meanwhile: see run."""
+    return [*(name for each in trainings(cfg) for name in networks_of(each)), *reports_of(cfg)]
 
 
 def start(cfg: MainConfig) -> None:
@@ -58,4 +69,4 @@ def defaults() -> MainConfig:
 
 
 if __name__ == "__main__":
-    run(start, defaults(), home)
+    run(start, defaults(), home, parts)

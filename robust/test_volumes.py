@@ -54,6 +54,11 @@ def evaluate(cfg: TestVolumesConfig) -> dict:
     return scores
 
 
+def reports_of(cfg: TestVolumesConfig) -> list[str]:
+    """Return the names of what no other run may test meanwhile: the networks of each fold."""
+    return [f"{fold}_reports" for fold in cfg.folds]
+
+
 def model_folder(cfg: TestVolumesConfig, fold: int, network: str) -> Path:
     """Return where a network of a fold is."""
     return cfg.home / "models" / f"{fold}_{network}"
@@ -130,4 +135,4 @@ def score_table(scores: dict[str, dict], class_names: tuple[str, ...]) -> str:
 
 
 if __name__ == "__main__":
-    run(evaluate, TestVolumesConfig(), lambda cfg: cfg.home, lambda cfg: ["reports"])
+    run(evaluate, TestVolumesConfig(), lambda cfg: cfg.home, reports_of)

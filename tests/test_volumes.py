@@ -460,9 +460,9 @@ def test_the_sample_runs_from_drawing_to_the_table_and_is_kept(tmp_path, monkeyp
     small = ["--epochs", "2", "--attacked", "1", "--steps", "1", "--queries", "2"]
     arguments = ["robust/main.py", "--sample", "--workspace", str(tmp_path), *small]
     monkeypatch.setattr(sys, "argv", arguments)
-    run = volumes_main.run
+    main, run = volumes_main, volumes_main.run
     for _ in range(2):
-        run(volumes_main.start, volumes_main.defaults(), volumes_main.home)
+        run(main.start, main.defaults(), main.home, main.parts)
     said = capsys.readouterr().out
     assert said.count("kept") == 7  # the sample, three networks and their scores
     home = tmp_path / "Task00_SAMPLE"
