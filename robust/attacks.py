@@ -514,25 +514,33 @@ class GoalTask(Task):
 
 @dataclass
 class Nearest(Best):
-    """The best iterates within eps, and the nearest ones past the boundary, of any distance."""
+    """The best iterates within eps, and of any distance the nearest ones past the boundary.
+
+    Of an image that never crosses it, the nearest one is that of the highest loss: where most of an
+    image is background, no change within the range turns the mean margin of all its pixels.
+    """
 
     task: Task
     nearest: Tensor
-    distance: Tensor  # of the nearest, (N,)
+    distance: Tensor  # of the nearest past the boundary, (N,)
+    highest: Tensor  # loss before the boundary, (N,)
 
     @classmethod
     def beside(cls, best: Best, task: Task) -> Nearest:
-        """Return the best so far, and nothing past the boundary yet: the images themselves."""
-        unknown = torch.full_like(best.loss, math.inf)
-        return cls(**vars(best), task=task, nearest=task.images.clone(), distance=unknown)
+        """Return the best so far, and the images themselves as the nearest."""
+        far = torch.full_like(best.loss, math.inf)
+        return cls(**vars(best), task=task, nearest=task.images.clone(), distance=far, highest=-far)
 
     def update(self, rows: Tensor, images: Tensor, score: Tensor, loss: Tensor) -> None:
         """Take the new iterates of some rows where they are better, or nearer."""
-        task = self.task[rows]
+        task, before = self.task[rows], self.distance[rows]
         distance = _in_eps(images - task.images, task)
-        nearer = (loss >= 0) & (distance < self.distance[rows])
-        self.nearest[rows] = torch.where(_like(nearer, images), images, self.nearest[rows])
-        self.distance[rows] = torch.where(nearer, distance, self.distance[rows])
+        nearer = (loss >= 0) & (distance < before)
+        higher = before.isinf() & (loss < 0) & (loss > self.highest[rows])
+        taken = _like(nearer | higher, images)
+        self.nearest[rows] = torch.where(taken, images, self.nearest[rows])
+        self.distance[rows] = torch.where(nearer, distance, before)
+        self.highest[rows] = torch.where(higher, loss, self.highest[rows])
         inside = ((images >= task.lower) & (images <= task.upper)).flatten(1).all(1)
         super().update(rows, images, score.where(inside, math.inf), loss)
 
@@ -611,7 +619,7 @@ def fab(
 
     The goals of the pixels are, in turn, their 2nd, 3rd, ... most likely class on the image: a walk
     of `steps` steps each. The boundary is where the mean margin of the goals is 0. The nearest
-    point past it that was found is projected to eps, if it lies further away.
+    point past it that was found, or else the one that came closest, is projected to eps.
     """
     task = bounded(images, target, eps, low, high)
     generators = _own_generators(len(images), generator)

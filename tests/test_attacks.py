@@ -381,6 +381,19 @@ def test_fab_finds_the_nearest_boundary_and_comes_nearer(space):
     torch.testing.assert_close(distances[-1], exact, rtol=0.01, atol=0)
 
 
+def test_fab_takes_what_came_closest_where_the_boundary_is_out_of_reach():
+    """One pixel of ten is foreground: all others cannot turn, and outweigh it in the mean."""
+    bias = torch.tensor([4.5, *[100.0] * 9]).view(1, 1, 10)
+
+    def model(images):
+        return torch.cat([torch.zeros_like(images), 10 * images - bias], 1)
+
+    images = torch.full((1, 1, 10), 0.5)
+    target = torch.tensor([[1, *[0] * 9]])
+    found = fab(model, images, target, 0.1, steps=3)
+    assert image_dice(model(found).argmax(1), target, 2).item() == 0
+
+
 def test_the_way_to_a_plane_goes_round_the_ends_of_the_range():
     """Slopes 3 and 1; the first value has room for 0.1 only, so the second moves by 0.7."""
     start = torch.tensor([0.9, 0.0]).view(1, 2, 1, 1)
