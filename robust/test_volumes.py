@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from config import UserError
 from medood.data.files import fingerprint, read_json, timed, whole_folder, write_json, write_text
 from medood.data.records import is_kept
+from medood.data.workspace import weights_of
 from medood.evaluation.tables import markdown, spread
 from medood.runs.command_line import run
 from robust.settings import TestVolumesConfig
@@ -40,11 +41,12 @@ def evaluate(cfg: TestVolumesConfig) -> dict:
     scores: dict[str, dict] = {}
     for fold in cfg.folds:
         _, cases = split_cases(task.cases, fold, cfg.seed)
-        there = [name for name in NETWORKS if model_folder(cfg, fold, name).exists()]
+        there = [name for name in NETWORKS if weights_of(model_folder(cfg, fold, name)).is_file()]
         scores |= {str(fold): {name: test_fold(cfg, fold, name, task, cases) for name in there}}
     if not any(scores.values()):
         raise UserError(
-            f"no network in {cfg.home / 'models'}: run `python robust/train_volumes.py` first"
+            f"no network in {cfg.home / 'models'}: run `python robust/train_volumes.py --data"
+            f" {cfg.data} --workspace {cfg.workspace}` first"
         )
     write_json(cfg.home / "reports" / "scores.json", scores)
     title = f"{cfg.task}, attacks within {cfg.eps:g}/255 of the range, percent"

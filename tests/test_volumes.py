@@ -449,7 +449,12 @@ def test_a_network_that_was_trained_on_the_test_volumes_is_refused(cfg):
 
 
 def test_without_a_network_there_is_nothing_to_test(cfg):
-    with pytest.raises(UserError, match=r"no network in .*: run `python robust/train_volumes.py`"):
+    in_training = cfg.home / "models" / "79_unet" / "resume.pt"
+    in_training.parent.mkdir(parents=True)
+    in_training.touch()
+    with pytest.raises(
+        UserError, match=r"no network in .*: run `python robust/train_volumes.py --d"
+    ):
         evaluate(small_test_of(cfg))
     with pytest.raises(UserError, match="train it first, without --free and --ood"):
         train_volumes(replace(cfg, ood=True))
