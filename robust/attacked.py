@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
@@ -85,7 +85,8 @@ def attack_fold(
             seed = stream_seed(cfg, fold, ATTACK, start)
             found = _attack_part(cfg, victim(network), patches, batch, seed)
             with whole(path) as partial:
-                save_file(found, partial, {"made_from": made_from})
+                # not by save_file, which hides its file from others
+                partial.write_bytes(save(found, {"made_from": made_from}))
         return found
 
     progress = tqdm(work[rank() :: world_size()], f"fold {fold}: batches", disable=None)

@@ -8,9 +8,8 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from safetensors.torch import load_file, save
+from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
@@ -241,7 +240,8 @@ def fit(
     run |= {"id_patches": len(samples) - oods, "ood_patches": oods}
     names = sorted({sample.volume.name for sample in samples})
     with whole_folder(folder) as finished:
-        save_weights(network, finished / WEIGHTS)
+        weights = {name: value.contiguous() for name, value in network.state_dict().items()}
+        (finished / WEIGHTS).write_bytes(save(weights))  # save_file would hide it from others
         write_json(finished / DESCRIPTION, describe(cfg, task, plan))
         write_text(finished / "log.csv", csv_text(list(state.log[0]), map(dict.values, state.log)))
         write_text(finished / TRAINED_ON, "".join(f"{name}\n" for name in names))
@@ -281,14 +281,6 @@ def describe(cfg: NetworkConfig, task: Task, plan: Plan) -> dict:
         "class_names": list(task.class_names),
         "plan": plan._asdict(),
     }
-
-
-def save_weights(network: nn.Module, path: Path) -> None:
-    """Write the weights of a network; UserError if the disk is full."""
-    try:
-        save_file({name: value.contiguous() for name, value in network.state_dict().items()}, path)
-    except SafetensorError as error:  # safetensors turns an error of the disk into text
-        raise UserError(f"{path} cannot be written ({error}): free some space") from None
 
 
 def load_network(cfg: VolumeConfig, folder: Path, device: torch.device) -> Segmenter:

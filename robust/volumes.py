@@ -23,6 +23,7 @@ from tqdm import tqdm
 from config import Config, UserError
 from medood.data.folds import PARTS, deal
 from medood.models.network import autocast
+from medood.processes import world_size
 from robust.lattice import Lattice, Stride
 
 Spacing = tuple[float, float, float]
@@ -73,8 +74,13 @@ class Volume(NamedTuple):
 def read_task(folder: Path) -> Task:
     """Return the labelled cases of a task; UserError for a folder that holds none or half of one.
 
-    folder: holds dataset.json, imagesTr and labelsTr.
+    folder: holds dataset.json, imagesTr and labelsTr. UserError also in one of several processes.
     """
+    if world_size() > 1:
+        raise UserError(
+            f"torchrun with {world_size()} processes: volumes are worked on in one: start the"
+            " script with python, and folds side by side with --folds"
+        )
     path = folder / "dataset.json"
     if not path.is_file():
         raise UserError(f"{path} is missing: name the folder of an MSD task with --data")
