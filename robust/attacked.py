@@ -73,7 +73,7 @@ def attack_fold(
 
     @functools.cache
     def victim(network: str) -> Victim:
-        return Victim(load_model(folders[network], cfg)).to(pick_device(cfg)).eval()
+        return Victim(load_model(folders[network], cfg), pick_device(cfg))
 
     def part(network: str, start: int) -> dict[str, Tensor]:
         """Return what attacks made of a batch: of an earlier run, or of this one."""

@@ -11,6 +11,7 @@ from robust import attacks
 from robust.settings import AttackConfig
 
 TENTH = "apgd_ce_tenth"  # APGD on cross-entropy with a tenth of its steps: see robust/report.py
+LAYOUT = torch.channels_last
 WORST = "worst_case"  # of all attacks, image by image
 CLEAN = (0.0, "clean")
 
@@ -25,13 +26,16 @@ class Victim(nn.Module):
     computes in float32: bfloat16 would hide gradients.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, device: torch.device) -> None:
+        """model: as load_model returns it."""
         super().__init__()
         self.normalise = Normalise(model.config["encoder_name"])
         self.model = folded(model).requires_grad_(False)
+        self.to(device, memory_format=LAYOUT).eval()
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.model(self.normalise(255 * images))
+        # channels last takes three quarters of the time on a CPU
+        return self.model(self.normalise(255 * images.contiguous(memory_format=LAYOUT)))
 
 
 def attacks_of(cfg: AttackConfig) -> dict[str, Attack]:
