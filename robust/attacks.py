@@ -690,17 +690,18 @@ def square(
     best = clean(model, task, soft_dice_loss)
     rows = _open_rows(task, best)
     search = Search(task, striped, torch.full_like(best.loss, -math.inf), chances)[rows]
-    candidate = search.images
     for query in range(1, queries):
         if not len(rows):
             break
+        candidate = search.images  # stripes
+        if query > 1:
+            candidate = search.propose(query, window_share(query, queries))
         score, loss, _ = _look(model, search.task, candidate, soft_dice_loss, 0.0, backward=False)
         best.update(rows, candidate, score, loss)
         search.accept(candidate, loss)
         left = best.score[rows] > 0
         if not left.all():
             search, rows = search[left], rows[left]
-        candidate = search.propose(query, window_share(query + 1, queries))
     return best.images
 
 

@@ -302,6 +302,14 @@ def test_an_image_that_breaks_on_the_way_leaves_the_batch():
     assert sizes[3:] == [1] * 9
 
 
+@pytest.mark.parametrize("attack", [apgd, fab, square, pgd])
+def test_an_attack_ends_when_every_image_is_broken(attack):
+    model = linear([[0.0], [1.0]], [0.0, -0.5])
+    images, target = torch.full((2, 1, 4, 4), 0.501), torch.ones(2, 4, 4, dtype=torch.long)
+    found = attack(model, images, target, 0.02)
+    assert scores(model, found, target).tolist() == [0, 0]
+
+
 def test_halves_of_a_batch_meet_what_the_whole_meets():
     images, target = some_images((9, 7), count=5)
     model = some_network((9, 7))
