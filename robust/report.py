@@ -221,44 +221,46 @@ def write_report(
     """
     out = robust_folder(cfg, report)
     scores, gains = scores_of(cfg, found), differences(cfg, found, one_training)
-    fold, networks = next(iter(found.items()))
-    tables = {
+    networks = list(next(iter(found.values())))
+    content = {
+        "title": describe(cfg, found),
+        "interval": INTERVAL,
+        "first": label(networks[0]),
+        "signs": [SIGNS[name] for name in attacks_of(cfg) if name in SIGNS],
+        "against": {label(network): check(cfg, found, network) for network in networks},
         "worst": worst_table(cfg, scores),
         "differences": difference_table(gains),
         "attacks": attack_table(cfg, scores),
     }
-    content = {
-        "title": describe(cfg, found),
-        "interval": INTERVAL,
-        "first": label(next(iter(networks))),
-        "signs": [SIGNS[name] for name in attacks_of(cfg) if name in SIGNS],
-        "against": {label(network): check(cfg, found, network) for network in networks},
-        "tables": tables,
-    }
     text = TEMPLATES.get_template("robustness.md").render(markdown=markdown, **content)
     print(text)
-    draw_scores(out / "scores.svg", cfg, scores)
-    examples = {}
-    for network, attacked in networks.items():
-        path, name = out / f"examples_{network}.png", label(network)
-        title = f"{data_name(cfg.workspace)}, fold {fold}, eps {max(cfg.eps):g}: {name}"
-        draw_examples(path, title, attacked, cfg)
-        examples[name] = figures.embed(path)
-    plot = figures.embed(out / "scores.svg")
-    page = TEMPLATES.get_template("robustness.html")
-    section = page.render(examples=examples, plot=plot, **content)
+    write_text(out / "table.md", text)
     write_json(out / "scores.json", scores)
     plain = {
         network: {eps: {k: gain.plain() for k, gain in of.items()} for eps, of in by_eps.items()}
         for network, by_eps in gains.items()
     }
     write_json(out / "differences.json", plain)
-    write_text(out / "table.md", text)
+    plot, *examples = map(figures.embed, draw(cfg, found, scores, out))
+    content |= {"plot": plot, "examples": dict(zip(map(label, networks), examples, strict=True))}
+    section = TEMPLATES.get_template("robustness.html").render(content)
     weights = [weights_of(path) for of_fold in folders.values() for path in of_fold.values()]
     write_section(cfg, report, weights, section)
-    print(
-        f"{out}: table.md, scores.json and figures; {report / 'index.html'} has a section of them"
-    )
+    page = report / "index.html"
+    place = f"{page} has a section of them" if page.exists() else "the report of test.py takes them"
+    print(f"{out}: table.md, scores.json and figures; {place}")
+
+
+def draw(cfg: AttackConfig, found: Found, scores: dict, out: Path) -> list[Path]:
+    """Draw the curves, and examples of each network on the first fold; return their paths."""
+    draw_scores(out / "scores.svg", cfg, scores)
+    paths = [out / "scores.svg"]
+    fold, networks = next(iter(found.items()))
+    for network, attacked in networks.items():
+        paths.append(out / f"examples_{network}.png")
+        what = f"fold {fold}, eps {max(cfg.eps):g}: {label(network)}"
+        draw_examples(paths[-1], f"{data_name(cfg.workspace)}, {what}", attacked, cfg)
+    return paths
 
 
 def describe(cfg: AttackConfig, found: Found) -> str:
