@@ -44,10 +44,10 @@ def attack(cfg: AttackConfig) -> None:
         folders = with_free(cfg, folders, folds)
     report = report_folder(cfg, of_name)
     parts = robust_folder(cfg, report) / "parts"
-    found = {
-        fold: attack_fold(cfg, folders[fold], spread_out(of_fold.test, cfg.patches), fold, parts)
-        for fold, of_fold in folds.items()
-    }
+    found = {}
+    for fold, patches in folds.items():
+        names = spread_out(patches.test, cfg.patches, cfg.seed)
+        found[fold] = attack_fold(cfg, folders[fold], names, fold, parts)
     if is_main():
         write_report(cfg, folders, found, report, one_training=bool(of_name))
 
@@ -79,10 +79,14 @@ def with_free(
     return {fold: {**of_fold, "free": free[fold]} for fold, of_fold in folders.items()}
 
 
-def spread_out(names: list[str], most: int | None) -> list[str]:
-    """Return at most so many names, at equal distances in their order, which is by region."""
+def spread_out(names: list[str], most: int | None, seed: int) -> list[str]:
+    """Return at most so many names: a random one of each of equal stretches of their order.
+
+    They are ordered by region, and then by place: equal steps would take one corner of each.
+    """
     count = min(most or len(names), len(names))
-    return [sorted(names)[place] for place in np.arange(count) * len(names) // count]
+    rng = np.random.default_rng(seed)
+    return [str(rng.choice(part)) for part in np.array_split(sorted(names), count)]
 
 
 if __name__ == "__main__":

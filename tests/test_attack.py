@@ -52,7 +52,7 @@ def attacked(whole_run, tmp_path_factory):
 
 def results(cfg, out, fold=1):
     """Return what attack_fold reads back."""
-    names = spread_out(read_fold(cfg, fold).test, cfg.patches)
+    names = spread_out(read_fold(cfg, fold).test, cfg.patches, cfg.seed)
     networks = {"baseline": model_folder(cfg, fold, False), "ood": model_folder(cfg, fold, True)}
     return attack_fold(cfg, networks, names, fold, out / "parts")
 
@@ -131,11 +131,14 @@ def test_checkpoints_are_attacked_beside_each_other(attacked, capsys):
     assert "1_unet_mobilenet_v2_ood" in capsys.readouterr().out
 
 
-def test_patches_are_spread_over_their_order():
-    names = [f"r{region}_{k}.png" for region in "ab" for k in range(4)]
-    assert spread_out(names[::-1], 4) == ["ra_0.png", "ra_2.png", "rb_0.png", "rb_2.png"]
-    assert spread_out(names, None) == names
-    assert spread_out(names, 99) == names
+def test_patches_are_spread_over_regions_and_drawn_at_random_in_them():
+    names = [f"r{region}_{k}.png" for region in "abcd" for k in range(4)]
+    found = [spread_out(names[::-1], 4, seed) for seed in range(9)]
+    assert {tuple(name[1] for name in chosen) for chosen in found} == {tuple("abcd")}
+    assert len({name[3] for chosen in found for name in chosen}) == 4
+    assert spread_out(names, 4, 0) == found[0]
+    assert spread_out(names, None, 0) == names
+    assert spread_out(names, 99, 0) == names
 
 
 def test_a_first_look_takes_the_largest_eps_and_never_more_than_was_asked_for():
