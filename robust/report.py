@@ -175,7 +175,7 @@ def draw_scores(path: Path, cfg: AttackConfig, scores: dict) -> None:
                 if len(pairs) > 1:
                     ax.plot([eps for eps, _ in pairs], mean, style, c=colour, ms=4, label=name)
         ax.set(xlabel="eps, in 255ths", ylabel="miou, percent", ylim=(0, None))
-        ax.legend()
+        figure.legend(ncols=3, loc="outside lower center")
 
 
 def _mean(scores: dict, network: str, eps: float, attack: str) -> float:
@@ -245,9 +245,9 @@ def write_report(
     content |= {"plot": plot, "examples": dict(zip(map(label, networks), examples, strict=True))}
     section = TEMPLATES.get_template("robustness.html").render(content)
     weights = [weights_of(path) for of_fold in folders.values() for path in of_fold.values()]
-    write_section(cfg, report, weights, section)
+    there = write_section(cfg, report, weights, section)
     page = report / "index.html"
-    place = f"{page} has a section of them" if page.exists() else "the report of test.py takes them"
+    place = f"{page} has a section of them" if there else "the report of test.py takes them in"
     print(f"{out}: table.md, scores.json and figures; {place}")
 
 

@@ -204,17 +204,20 @@ def robust_folder(cfg: Config, report: Path) -> Path:
     return reports / "robust" / report.relative_to(reports)
 
 
-def write_section(cfg: Config, report: Path, networks: list[Path], text: str) -> None:
-    """Write a section on attacks, HTML, and put it into the report in a folder, if there is one.
+def write_section(cfg: Config, report: Path, networks: list[Path], text: str) -> bool:
+    """Write a section on attacks, HTML; say whether the report in a folder has it now.
 
-    networks: the files of the weights that were attacked.
+    It has not if test.py has not written it yet. networks: the weights that were attacked.
     """
     hashes = {str(path.resolve()): hash_of(path) for path in networks}
     write_json(robust_folder(cfg, report) / "section.json", {"networks": hashes, "text": text})
     page = report / "index.html"
-    if page.exists():
-        section = f"<!-- robustness -->\n{text}\n<!-- robustness ends -->"
-        write_text(page, SECTION.sub(lambda _: section, page.read_text(encoding="utf-8")))
+    before = page.read_text(encoding="utf-8") if page.exists() else ""
+    section = f"<!-- robustness -->\n{text}\n<!-- robustness ends -->"
+    after, places = SECTION.subn(lambda _: section, before)
+    if places:
+        write_text(page, after)
+    return bool(places)
 
 
 def read_section(cfg: Config, report: Path) -> Markup:
