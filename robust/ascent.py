@@ -1,0 +1,284 @@
+"""Attacks that climb a loss along its gradient: PGD, SegPGD, CosPGD, and APGD with SEA's stages."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from config import UserError
+from robust.iterates import (
+    Bound,
+    Loss,
+    Model,
+    Mover,
+    Rows,
+    Task,
+    bounded,
+    clean,
+    like,
+    open_rows,
+    own_generators,
+    walk,
+)
+
+WIDE = ((2.0, 0.3), (1.5, 0.3))  # SEA's first stages: their eps and steps, as factor and share
+STEP = 1 / 3  # of eps (PGD): 1/5, 1/10, 1/20 and 2.5 / steps were weaker with 20 and 60 steps
+RHO = 0.75  # share of the steps that must raise the loss (APGD)
+MOMENTUM = 0.75  # what the new step weighs against the last one (APGD)
+
+# ---------------------------------------------------------------- losses
+
+
+def cross_entropy(logits: Tensor, task: Task, *_: object) -> Tensor:
+    """Return the cross-entropy of each pixel."""
+    return F.cross_entropy(logits, task.target, reduction="none")
+
+
+def masked_cross_entropy(logits: Tensor, task: Task, right: Tensor, _: float) -> Tensor:
+    """Return the cross-entropy of the pixels that are still right.
+
+    A wrong pixel counts log K, the most that a right one can: it has no gradient, and the loss does
+    not fall when a pixel turns wrong, so that APGD takes no success for a step back.
+    """
+    most = math.log(logits.shape[1])
+    return torch.where(right, cross_entropy(logits, task), most)
+
+
+def dlr(logits: Tensor, task: Task, right: Tensor, _: float) -> Tensor:
+    """Return the difference of logits ratio of each pixel (Croce and Hein 2020).
+
+    -(z_true - z_other) / (z_1 - z_3), with the logits in descending order z_1, z_2, z_3 and the
+    largest of another class z_other. Raises UserError for fewer than 3 classes.
+    """
+    if logits.shape[1] < 3:
+        raise UserError(
+            f"loss = 'dlr' needs 3 classes, and the network has {logits.shape[1]}: use ce"
+        )
+    first, second, third = logits.topk(3, 1).values.unbind(1)
+    true = logits.gather(1, task.target[:, None])[:, 0]
+    return (torch.where(right, second, first) - true) / (first - third + 1e-12)
+
+
+def segpgd_loss(logits: Tensor, task: Task, right: Tensor, share: float) -> Tensor:
+    """Return cross-entropy with weights that go from right pixels alone to all alike.
+
+    In step t of T, right pixels weigh 1 - w, wrong ones w = (t - 1) / 2T (Gu et al. 2022).
+    Both are divided by 1 - w here: no sign changes, and losses of different steps compare.
+    """
+    wrong = share / 2
+    return cross_entropy(logits, task) * torch.where(right, 1.0, wrong / (1 - wrong))
+
+
+def cospgd_loss(logits: Tensor, task: Task, *_: object) -> Tensor:
+    """Return cross-entropy, weighted with the cosine of softmax and one-hot truth.
+
+    The weight, p_true / |p|, has no gradient (Agnihotri et al. 2024).
+    """
+    entropy = cross_entropy(logits, task)
+    norm = logits.detach().softmax(1).square().sum(1).sqrt()  # norm() takes 14 times as long
+    cosine = (-entropy.detach()).exp() / norm
+    return entropy * cosine
+
+
+LOSSES: dict[str, Loss] = {
+    "ce": cross_entropy,
+    "dlr": dlr,
+    "masked_ce": masked_cross_entropy,
+    "segpgd": segpgd_loss,
+    "cospgd": cospgd_loss,
+}
+
+
+def _loss_named(name: str) -> Loss:
+    if name not in LOSSES:
+        raise UserError(f"loss = {name!r} is unknown: give {', '.join(LOSSES)}")
+    return LOSSES[name]
+
+
+# ---------------------------------------------------------------- steps
+
+
+@dataclass
+class SignStep(Rows):
+    """PGD's step: a share of eps along the sign of the gradient."""
+
+    task: Task
+
+    def move(self, _: int, images: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
+        """Return the next iterates."""
+        return self.task.project(images + STEP * self.task.eps * gradient.sign())
+
+
+@dataclass
+class AdaptiveStep(Rows):
+    """APGD's step and its state (Croce and Hein 2020, Algorithm 1)."""
+
+    task: Task
+    marks: list[int]  # the steps at which the size is judged
+    size: Tensor  # (N,), as a share of eps
+    last: Tensor  # the iterates of the step before
+    loss: Tensor  # theirs
+    raised: Tensor  # (N,), how many steps since the last mark raised the loss
+    halved: Tensor  # (N,), whether the size was halved there
+    marked: Tensor  # (N,), the highest loss there
+    top: Tensor  # the iterates of highest loss, with loss and gradient
+    top_loss: Tensor
+    top_gradient: Tensor
+
+    @classmethod
+    def at_start(cls, task: Task, steps: int) -> AdaptiveStep:
+        """Return the state before the first step."""
+        images, zero = task.images, torch.zeros(len(task.images), device=task.images.device)
+        lowest = zero - math.inf
+        return cls(
+            task,
+            checkpoints(steps),
+            size=zero + 2,
+            last=images,
+            loss=lowest,
+            raised=zero,
+            halved=zero.bool(),
+            marked=lowest,
+            top=images,
+            top_loss=lowest,
+            top_gradient=torch.zeros_like(images),
+        )
+
+    def move(self, step: int, images: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
+        """Return the next iterates."""
+        self.raised = self.raised + (loss > self.loss)
+        self.loss = loss
+        higher = loss > self.top_loss
+        self.top_loss = torch.where(higher, loss, self.top_loss)
+        self.top = torch.where(like(higher, images), images, self.top)
+        self.top_gradient = torch.where(like(higher, images), gradient, self.top_gradient)
+        if step in self.marks:
+            back = like(self._judge(step), images)
+            images = torch.where(back, self.top, images)
+            gradient = torch.where(back, self.top_gradient, gradient)
+        size = like(self.size, images) * self.task.eps
+        ahead = self.task.project(images + size * gradient.sign())
+        if step:
+            ahead = images + MOMENTUM * (ahead - images) + (1 - MOMENTUM) * (images - self.last)
+        self.last = images
+        return self.task.project(ahead)
+
+    def _judge(self, step: int) -> Tensor:
+        """Halve sizes that did not serve since the last mark; return which, bool (N,)."""
+        since = step - max((mark for mark in self.marks if mark < step), default=0)
+        stuck = ~self.halved & (self.top_loss == self.marked)
+        self.halved = (self.raised < RHO * since) | stuck
+        self.size = torch.where(self.halved, self.size / 2, self.size)
+        self.raised, self.marked = torch.zeros_like(self.raised), self.top_loss
+        return self.halved
+
+
+def checkpoints(steps: int) -> list[int]:
+    """Return after which of the steps APGD judges its step size (Croce and Hein 2020)."""
+    place, gap, marks = 0, 25, []  # percent, as integers: rounding would move a mark
+    while place < 100:
+        marks.append(-(-place * steps // 100))
+        gap = max(gap - 3, 6)
+        place += gap
+    return marks
+
+
+def sea_stages(steps: int) -> list[tuple[float, int]]:
+    """Return the stages of SEA as factors of eps with their steps (Croce et al. 2024)."""
+    shares = [(factor, int(share * steps)) for factor, share in WIDE]
+    shares.append((1.0, steps - sum(part for _, part in shares)))
+    return [(factor, part) for factor, part in shares if part]
+
+
+# ---------------------------------------------------------------- attacks
+
+
+def _climb(
+    model: Model,
+    stages: list[tuple[Task, int]],
+    loss: Loss,
+    restarts: int,
+    generator: torch.Generator | None,
+    mover: Callable[[Task, int], Mover],
+) -> Tensor:
+    """Return the best iterates of ascents from random starts.
+
+    stages: tasks with their steps, each from the projection of the last one's best; the last task
+    is the attack's. mover: from a task and its steps to what moves the iterates.
+    """
+    task, _ = stages[-1]
+    best, generators = clean(model, task, loss), own_generators(len(task.images), generator)
+    for _ in range(restarts):
+        rows = open_rows(task, best)
+        if not len(rows):
+            break
+        start = stages[0][0].random_start(generators)[rows]
+        for stage, steps in stages:
+            within, found = stage[rows], best[rows]
+            walk(model, within, within.project(start), found, loss, mover(within, steps), steps)
+            start = found.images
+        best.take(rows, found)
+    return best.images
+
+
+def apgd(
+    model: Model,
+    images: Tensor,
+    target: Tensor,
+    eps: Bound,
+    *,
+    steps: int = 100,
+    loss: str = "ce",
+    restarts: int = 1,
+    sea: bool = False,
+    low: Bound = 0.0,
+    high: Bound = 1.0,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Attack by ascent with momentum and a step size that halves itself (Croce and Hein 2020).
+
+    loss: of LOSSES; UserError for another. restarts: each from a random point within eps, on images
+    that still score above 0. sea: take the first 60 % of the steps within 2 eps and 1.5 eps (Croce
+    et al. 2024).
+    """
+    stages = [
+        (bounded(images, target, eps, low, high, factor), part)
+        for factor, part in (sea_stages(steps) if sea else [(1.0, steps)])
+    ]
+    return _climb(model, stages, _loss_named(loss), restarts, generator, AdaptiveStep.at_start)
+
+
+def pgd(
+    model: Model,
+    images: Tensor,
+    target: Tensor,
+    eps: Bound,
+    *,
+    steps: int = 100,
+    loss: str = "ce",
+    restarts: int = 1,
+    low: Bound = 0.0,
+    high: Bound = 1.0,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Attack by steps of eps / 3 along the gradient's sign (Madry et al. 2018); see `apgd`."""
+    stages = [(bounded(images, target, eps, low, high), steps)]
+    return _climb(
+        model, stages, _loss_named(loss), restarts, generator, lambda task, _: SignStep(task)
+    )
+
+
+def segpgd(model: Model, images: Tensor, target: Tensor, eps: Bound, **options: Any) -> Tensor:
+    """Attack as `pgd`, with right pixels first and wrong ones more and more (Gu et al. 2022)."""
+    return pgd(model, images, target, eps, loss="segpgd", **options)
+
+
+def cospgd(model: Model, images: Tensor, target: Tensor, eps: Bound, **options: Any) -> Tensor:
+    """Attack as `pgd`, with pixels weighted by how sure they are (Agnihotri et al. 2024)."""
+    return pgd(model, images, target, eps, loss="cospgd", **options)

@@ -1,0 +1,170 @@
+"""FAB-T: the attack that looks for the nearest decision boundary (Croce and Hein 2020)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robust.iterates import (
+    TINY,
+    Best,
+    Bound,
+    Model,
+    Rows,
+    Task,
+    bounded,
+    image_dice,
+    like,
+    look,
+    open_rows,
+    own_generators,
+    walk,
+)
+
+PULL = 0.1  # how much the way from the image itself counts, at most (alpha_max)
+BEYOND = 1.05  # how far a step goes past the boundary (eta)
+BACK = 0.9  # what is left of a change after a step back (beta)
+NEWTON = 4  # steps of Newton's method: exact in float32 for changes of up to 0.3 of the range
+
+
+def fab(
+    model: Model,
+    images: Tensor,
+    target: Tensor,
+    eps: Bound,
+    *,
+    steps: int = 100,
+    restarts: int = 1,
+    low: Bound = 0.0,
+    high: Bound = 1.0,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Attack by the smallest change that crosses a boundary (FAB-T, Croce and Hein 2020).
+
+    The goals of the pixels are, in turn, their 2nd, 3rd, ... most likely class on the image: a walk
+    of `steps` steps each. The boundary is where the mean margin of the goals is 0. The nearest
+    point past it that was found, or else the one that came closest, is projected to eps.
+    """
+    task = bounded(images, target, eps, low, high)
+    generators = own_generators(len(images), generator)
+    with torch.no_grad():
+        logits = model(images).float()
+    order = logits.argsort(dim=1, descending=True, stable=True)  # the likeliest class first
+    classes = order.shape[1]
+    score = image_dice(order[:, 0], target, classes)
+    best = Best(images.clone(), score, torch.full_like(score, -math.inf).float())
+    for restart in range(restarts):
+        start = task.random_start(generators).lerp(images, 0.5) if restart else images
+        for rank in range(1, classes):
+            rows = open_rows(task, best)
+            if not len(rows):
+                return best.images
+            goal_task = GoalTask(**vars(task[rows]), goal=order[rows, rank])
+            found = Nearest.beside(best[rows], goal_task)
+            walk(model, goal_task, start[rows], found, goal_margin, BoundaryStep(goal_task), steps)
+            nearest = goal_task.project(found.nearest)
+            score, loss, _ = look(model, goal_task, nearest, goal_margin, 1.0, backward=False)
+            best.take(rows, found)
+            best.update(rows, nearest, score, loss)
+    return best.images
+
+
+def goal_margin(logits: Tensor, task: GoalTask, *_: object) -> Tensor:
+    """Return by how much each pixel's goal exceeds its true class, as logits."""
+    goal, true = (logits.gather(1, each[:, None])[:, 0] for each in (task.goal, task.target))
+    return goal - true
+
+
+@dataclass
+class GoalTask(Task):
+    """A task with a wrong class for each pixel to turn into, (N, *space)."""
+
+    goal: Tensor
+
+
+@dataclass
+class Nearest(Best):
+    """The best iterates within eps, and of any distance the nearest ones past the boundary.
+
+    Of an image that never crosses it, the nearest one is that of the highest loss: where most of an
+    image is background, no change within the range turns the mean margin of all its pixels.
+    """
+
+    task: Task
+    nearest: Tensor
+    distance: Tensor  # of the nearest past the boundary, (N,)
+    highest: Tensor  # loss before the boundary, (N,)
+
+    @classmethod
+    def beside(cls, best: Best, task: Task) -> Nearest:
+        """Return the best so far, and the images themselves as the nearest."""
+        far = torch.full_like(best.loss, math.inf)
+        return cls(**vars(best), task=task, nearest=task.images.clone(), distance=far, highest=-far)
+
+    def update(self, rows: Tensor, images: Tensor, score: Tensor, loss: Tensor) -> None:
+        """Take the new iterates of some rows where they are better, or nearer."""
+        task, before = self.task[rows], self.distance[rows]
+        distance = _in_eps(images - task.images, task)
+        nearer = (loss >= 0) & (distance < before)
+        higher = before.isinf() & (loss < 0) & (loss > self.highest[rows])
+        taken = like(nearer | higher, images)
+        self.nearest[rows] = torch.where(taken, images, self.nearest[rows])
+        self.distance[rows] = torch.where(nearer, distance, before)
+        self.highest[rows] = torch.where(higher, loss, self.highest[rows])
+        inside = ((images >= task.lower) & (images <= task.upper)).flatten(1).all(1)
+        super().update(rows, images, score.where(inside, math.inf), loss)
+
+
+@dataclass
+class BoundaryStep(Rows):
+    """FAB's step (Croce and Hein 2020, Algorithm 1), with one gradient a step.
+
+    The step back after a crossing uses the plane found at the crossing, not one of its own.
+    """
+
+    task: Task
+
+    def move(self, _: int, images: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
+        """Return the next iterates: near the plane on which the linearised loss is 0."""
+        task, original = self.task, self.task.images
+        back = torch.lerp(original, images, BACK)
+        point = torch.where(like(loss >= 0, images), back, images)
+
+        def change(start: Tensor) -> Tensor:
+            return to_plane(task, start, gradient, loss + _dot(gradient, start - images))
+
+        ours, originals = change(point), change(original)
+        near, far = _in_eps(ours, task), _in_eps(originals, task)
+        pull = like((near / (near + far).clamp_min(TINY)).clamp_max(PULL), images)
+        ahead = torch.lerp(point + BEYOND * ours, original + BEYOND * originals, pull)
+        return ahead.clamp(task.low, task.high)
+
+
+def to_plane(task: Task, start: Tensor, gradient: Tensor, loss: Tensor) -> Tensor:
+    """Return the smallest change, in eps, that brings a linear loss to 0 within the range.
+
+    Each value moves by the same multiple t of eps, or up to the end of its range. What that does to
+    the loss is concave in t: Newton's method comes to the t that is needed from below.
+    """
+    toward = -like(loss.sign(), start) * gradient.sign()
+    room = torch.where(toward > 0, task.high - start, start - task.low)
+    steep = gradient.abs()
+    multiple = torch.zeros_like(loss)
+    for _ in range(NEWTON):
+        moved = torch.minimum(like(multiple, start) * task.eps, room)
+        slope = _dot(steep * (moved < room), task.eps)
+        multiple = multiple + (loss.abs() - _dot(steep, moved)).relu() / slope.clamp_min(TINY)
+    return toward * torch.minimum(like(multiple, start) * task.eps, room)
+
+
+def _in_eps(change: Tensor, task: Task) -> Tensor:
+    """Return the largest change of a value of each image, (N,), as a multiple of its eps."""
+    return (change.abs() / task.eps.clamp_min(TINY)).flatten(1).amax(1)
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Return the sum of products of each image, (N,)."""
+    return (a * b).flatten(1).sum(1)

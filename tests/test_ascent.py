@@ -1,0 +1,145 @@
+"""Attacks that climb a loss: closed forms, losses and schedules worked by hand."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+
+from robust import ascent
+from robust.ascent import AdaptiveStep, apgd, cospgd, pgd, segpgd
+from robust.iterates import bounded, clean
+from tests.small_networks import in_every_space, linear, seeded, some_images, some_network, trained
+
+
+@pytest.mark.parametrize("attack", ["pgd", "apgd", "segpgd", "cospgd", "masked_ce", "sea"])
+@in_every_space
+def test_a_linear_network_is_attacked_as_well_as_can_be(attack, space):
+    """The best change is eps * sign(w_wrong - w_true), cut at the range."""
+    model = linear([[2.0, -1.0, 0.5], [-1.0, 1.0, 1.5]], [0.0, 0.3])
+    images = torch.rand(2, 3, *space, generator=seeded())
+    images[0, 0, 0], images[0, 1, 1] = 0.0, 1.0  # at the ends
+    target = model(images).argmax(1)
+    assert len(target.unique()) == 2
+    towards_1 = torch.tensor([-1.0, 1.0, 1.0]).view(3, *[1] * len(space))
+    direction = torch.where(target[:, None] == 0, towards_1, -towards_1)
+    expected = (images + 0.01 * direction).clamp(0, 1)
+    run = {"pgd": pgd, "segpgd": segpgd, "cospgd": cospgd}.get(attack, apgd)
+    options = {"masked_ce": {"loss": "masked_ce"}, "sea": {"sea": True}}.get(attack, {})
+    found = run(model, images, target, 0.01, steps=40, generator=seeded(), **options)
+    right = model(expected).argmax(1) == target  # the others have no gradient under masked_ce
+    wanted = right[:, None].expand_as(images) if attack == "masked_ce" else slice(None)
+    assert (found - expected)[wanted].abs().max() < 1e-4
+
+
+# ---------------------------------------------------------------- losses
+
+
+def by_hand(loss, logits, target, share=0.0):
+    """The loss of each pixel; logits (K, H, W), target (H, W)."""
+    logits, target = torch.tensor(logits)[None], torch.tensor(target)[None]
+    task = bounded(torch.zeros(1, 1, *target.shape[1:]), target, 0.0, 0.0, 1.0)
+    right = logits.argmax(1) == target
+    return loss(logits, task, right, share)[0].flatten().tolist()
+
+
+# two classes, 2 x 2 pixels of probabilities .5 + x: right, wrong, wrong, right
+PROBABILITY = torch.tensor([[[0.8, 0.4], [0.7, 0.4]], [[0.2, 0.6], [0.3, 0.6]]])
+LOGITS, TRUTH = PROBABILITY.log().tolist(), [[0, 0], [1, 1]]
+ENTROPY = [-math.log(p) for p in (0.8, 0.4, 0.3, 0.6)]
+
+
+def test_segpgd_weighs_right_pixels_first():
+    for share, wrong in ((0.0, 0.0), (0.5, 0.25 / 0.75)):
+        weights = (1.0, wrong, wrong, 1.0)
+        expected = [weight * entropy for weight, entropy in zip(weights, ENTROPY, strict=True)]
+        assert by_hand(ascent.segpgd_loss, LOGITS, TRUTH, share) == pytest.approx(expected)
+
+
+def test_cospgd_weighs_by_the_cosine_to_the_truth():
+    cosines = [a / math.hypot(a, 1 - a) for a in (0.8, 0.4, 0.3, 0.6)]
+    expected = [cosine * entropy for cosine, entropy in zip(cosines, ENTROPY, strict=True)]
+    assert by_hand(ascent.cospgd_loss, LOGITS, TRUTH) == pytest.approx(expected)
+
+
+def test_masked_cross_entropy_counts_wrong_pixels_as_the_most():
+    expected = [ENTROPY[0], math.log(2), math.log(2), ENTROPY[3]]
+    loss = ascent.masked_cross_entropy
+    assert by_hand(loss, LOGITS, TRUTH) == pytest.approx(expected)
+
+
+def test_dlr_by_hand():
+    # logits 5, 3, 1, 0: of a right pixel -(5 - 3) / (5 - 1), of a wrong one -(3 - 5) / (5 - 1)
+    logits = [[[5.0, 5.0]], [[3.0, 3.0]], [[1.0, 1.0]], [[0.0, 0.0]]]
+    assert by_hand(ascent.dlr, logits, [[0, 1]]) == pytest.approx([-0.5, 0.5])
+
+
+# ---------------------------------------------------------------- schedules
+
+
+def test_the_checkpoints_of_apgd():
+    assert ascent.checkpoints(100) == [0, 22, 41, 57, 70, 80, 87, 93, 99]
+    assert ascent.checkpoints(10) == [0, 3, 5, 6, 7, 8, 9, 10, 10]
+
+
+def test_the_stages_of_sea():
+    assert ascent.sea_stages(300) == [(2.0, 90), (1.5, 90), (1.0, 120)]
+    assert ascent.sea_stages(1) == [(1.0, 1)]
+
+
+def test_the_stages_of_sea_go_further_than_eps_first_and_end_within():
+    images, target = some_images((9, 7), count=1)
+    model, distances = some_network((9, 7)), []
+
+    def watched(batch):
+        distances.append((batch - images).abs().max().item())
+        return model(batch)
+
+    apgd(watched, images, target, 0.02, steps=20, sea=True, generator=seeded())
+    clean_one, wide, less, last = (
+        distances[:1],
+        distances[1:8],
+        distances[8:15],
+        distances[15:],
+    )
+    assert clean_one == [0]
+    assert max(wide) == pytest.approx(0.04)
+    assert max(less) == pytest.approx(0.03)
+    assert max(last) == pytest.approx(0.02)
+    assert len(last) == 9
+
+
+def test_the_highest_loss_of_apgd_never_falls_and_its_step_shrinks():
+    model, images, target = trained()
+    task, tops, sizes = bounded(images, target, 8 / 255, 0.0, 1.0), [], []
+
+    class Watched(AdaptiveStep):
+        def move(self, *iterate):
+            moved = super().move(*iterate)
+            tops.append(self.top_loss)
+            sizes.append(self.size)
+            return moved
+
+    mover, best = Watched.at_start(task, 40), clean(model, task, ascent.cross_entropy)
+    ascent.walk(model, task, images, best, ascent.cross_entropy, mover, 40)
+    assert len(tops) == 40
+    assert all((later >= earlier).all() for earlier, later in pairwise(tops))
+    assert (tops[-1] > tops[0]).all()
+    assert (sizes[0] == 2).all()
+    assert (sizes[-1] < 1).all()
+
+
+def test_apgd_halves_its_step_where_it_did_not_serve_and_goes_back_to_the_top():
+    """The marks of ten steps are 0, 3, 5, 6, ...: three of three steps serve, then one of two."""
+    images = torch.full((1, 1, 1, 1), 0.5)
+    task = bounded(images, torch.zeros(1, 1, 1, dtype=torch.long), 0.1, 0.0, 1.0)
+    mover, sizes = AdaptiveStep.at_start(task, 10), []
+    places = [torch.full_like(images, 0.5 + 0.01 * step) for step in range(7)]
+    for step, loss in enumerate([0.0, 1, 2, 3, 4, 3.5, 3.8]):
+        moved = mover.move(step, places[step], torch.tensor([loss]), torch.ones_like(images))
+        sizes.append(mover.size.item())
+        if step == 5:  # back to 0.54, with half the step: a quarter of the momentum from there
+            ahead = min(0.54 + 0.1, 0.6)
+            expected = 0.54 + 0.75 * (ahead - 0.54) + 0.25 * (0.54 - 0.54)
+            assert moved.item() == pytest.approx(expected)
+    assert sizes == [2, 2, 2, 2, 2, 1, 1]  # at 6, it was halved a mark ago: the top may stand

@@ -1,0 +1,60 @@
+"""Square: its windows, its objective, and no gradient."""
+
+import math
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+
+from robust.iterates import bounded, image_dice
+from robust.square import Search, soft_dice_loss, square, window_share
+from tests.small_networks import in_every_space, scores, seeded, some_images, some_network
+
+
+def test_the_objective_of_square_is_the_score_of_sure_predictions():
+    target, predicted = torch.randint(0, 3, (2, 4, 6, 6), generator=seeded())
+    target[0], target[1] = 0, target[1].clamp_max(1)  # no foreground, and one class of two
+    logits = 50 * F.one_hot(predicted, 3).movedim(-1, 1).float()
+    task = bounded(torch.zeros(4, 1, 6, 6), target, 0.0, 0.0, 1.0)
+    loss = soft_dice_loss(logits, task)[1:, 0]
+    expected = 1 - image_dice(predicted, target, 3)[1:].float()
+    torch.testing.assert_close(loss, expected)
+
+
+def test_the_windows_of_square_shrink_with_the_queries():
+    share = partial(window_share, queries=1000)
+    assert [share(query) for query in (1, 2, 5, 6, 800, 999)] == [
+        *(0.8, 0.4, 0.4, 0.2),
+        *(0.8 / 256, 0.8 / 512),
+    ]
+
+
+@in_every_space
+def test_a_window_is_a_square_or_a_cube_at_the_ends_of_eps(space):
+    images, target = torch.full((2, 3, *space), 0.5), torch.zeros(2, *space, dtype=torch.long)
+    task = bounded(images, target, 0.1, 0.0, 1.0)
+    chances = torch.rand(2, 1, len(space) + 3, generator=seeded())
+    search = Search(task, images, torch.zeros(2), chances)
+    side = 3
+    changed = search.propose(0, side ** len(space) / math.prod(space)) != images
+    assert changed.flatten(2).sum(2).tolist() == [[side ** len(space)] * 3] * 2
+    for axis in range(len(space)):
+        others = [i for i in range(1, len(space) + 1) if i != axis + 1]
+        assert (changed[:, 0].any(others[0]) if len(others) == 1 else changed[:, 0].any(1)).any()
+    ends = search.propose(0, 1.0)
+    assert ((ends == task.lower) | (ends == task.upper) | (ends == images)).all()
+
+
+def test_square_asks_for_no_gradient_and_counts_its_queries():
+    images, target = some_images((9, 7))
+    model, seen = some_network((9, 7)), []
+
+    def black_box(batch):
+        if torch.is_grad_enabled():
+            raise AssertionError("a gradient was asked for")
+        seen.append(len(batch))
+        return model(batch)
+
+    found = square(black_box, images, target, 8 / 255, queries=30, generator=seeded())
+    assert seen == [3] * 30
+    assert (scores(model, found, target) < scores(model, images, target)).any()
