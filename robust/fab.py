@@ -151,20 +151,22 @@ def to_plane(task: Task, start: Tensor, gradient: Tensor, loss: Tensor) -> Tenso
     """
     toward = -like(loss.sign(), start) * gradient.sign()
     room = torch.where(toward > 0, task.high - start, start - task.low)
-    steep = gradient.abs()
+    most = room / task.eps.clamp_min(TINY)  # multiples of eps
+    steep = gradient.abs() * task.eps
     multiple = torch.zeros_like(loss)
     for _ in range(NEWTON):
-        moved = torch.minimum(like(multiple, start) * task.eps, room)
-        slope = _dot(steep * (moved < room), task.eps)
-        multiple = multiple + (loss.abs() - _dot(steep, moved)).relu() / slope.clamp_min(TINY)
+        reached = like(multiple, start)
+        done, slope = _dot(steep, most.minimum(reached)), _dot(steep, most > reached)
+        multiple = multiple + (loss.abs() - done).relu() / slope.clamp_min(TINY)
     return toward * torch.minimum(like(multiple, start) * task.eps, room)
 
 
 def _in_eps(change: Tensor, task: Task) -> Tensor:
     """Return the largest change of a value of each image, (N,), as a multiple of its eps."""
-    return (change.abs() / task.eps.clamp_min(TINY)).flatten(1).amax(1)
+    multiples = change.abs() / task.eps.clamp_min(TINY)
+    return multiples.amax(tuple(range(1, change.dim())))
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     """Return the sum of products of each image, (N,)."""
-    return (a * b).flatten(1).sum(1)
+    return (a * b).sum(tuple(range(1, a.dim())))  # to flatten would copy channels last
