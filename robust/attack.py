@@ -21,7 +21,7 @@ import numpy as np
 
 from config import Config, UserError
 from medood.data.folds import Fold
-from medood.data.workspace import free_folder
+from medood.data.workspace import free_folder, weights_of
 from medood.processes import is_main
 from medood.runs.command_line import run
 from robust.settings import AttackConfig
@@ -68,7 +68,10 @@ def with_free(
     from medood.models.checkpoints import has_seen
 
     free = {fold: free_folder(cfg, fold) for fold in folders}
-    if not all(path.exists() for path in free.values()):
+    missing = [path for path in free.values() if not weights_of(path).is_file()]
+    if missing:
+        if len(missing) < len(free):
+            print(f"{missing[0]} is missing: the networks of train_free.py are left out")
         return folders
     for fold, path in free.items():
         if has_seen(cfg, path, folds[fold].test):

@@ -104,3 +104,19 @@ def report(whole_run, tmp_path):
     cfg = dataclasses.replace(TINY, workspace=tmp_path / "run", folds=(1, 2))
     shutil.copytree(whole_run, cfg.workspace)
     return cfg, cfg.workspace / "reports" / "unet_mobilenet_v2"
+
+
+@pytest.fixture
+def volume_cfg(tmp_path, monkeypatch):
+    """Settings for a task of six small synthetic volumes, of which a fold tests two."""
+    from robust import settings, volume_sample
+
+    monkeypatch.setattr(volume_sample, "CASES", 6)
+    return settings.TrainVolumesConfig(
+        workspace=tmp_path,
+        data=volume_sample.draw_sample(tmp_path),
+        folds=(79,),
+        epochs=1,
+        precision="float32",
+        device="cpu",
+    )
