@@ -21,9 +21,11 @@ import numpy as np
 
 from config import Config, UserError
 from medood.data.folds import Fold
-from medood.data.workspace import free_folder, weights_of
+from medood.data.records import record_of
+from medood.data.workspace import free_folder, id_files, weights_of
 from medood.processes import is_main
 from medood.runs.command_line import run
+from medood.runs.provenance import command, network_made_from
 from robust.settings import AttackConfig
 from test import folds_to_test, named, networks
 
@@ -63,10 +65,8 @@ def with_free(
 ) -> dict[int, dict[str, Path]]:
     """Return the networks of each fold, and that of robust/train_free.py if every fold has one.
 
-    Raises UserError for one that was trained on patches that its fold tests now.
+    Raises UserError for one that other settings or patches than now's would give.
     """
-    from medood.models.checkpoints import has_seen
-
     free = {fold: free_folder(cfg, fold) for fold in folders}
     missing = [path for path in free.values() if not weights_of(path).is_file()]
     if missing:
@@ -74,12 +74,25 @@ def with_free(
             print(f"{missing[0]} is missing: the networks of train_free.py are left out")
         return folders
     for fold, path in free.items():
-        if has_seen(cfg, path, folds[fold].test):
-            raise UserError(
-                f"{path} was trained on patches that fold {fold} tests now: train it again, or put"
-                " the fold's list back"
-            )
+        refuse_stale(cfg, fold, path, folds[fold])
     return {fold: {**of_fold, "free": free[fold]} for fold, of_fold in folders.items()}
+
+
+def refuse_stale(cfg: Config, fold: int, network: Path, patches: Fold) -> None:
+    """Raise UserError if train_free.py would make another network of a fold now."""
+    from medood.models.checkpoints import has_seen, read_run
+    from robust.free import replayed
+
+    again = command(cfg, "baseline", fold).replace("train.py", "robust/train_free.py")
+    cure = f"run `{again}` again"
+    if has_seen(cfg, network, patches.test):
+        raise UserError(f"{network} was trained on patches that fold {fold} tests now: {cure}")
+    free = read_run(network).get("made_from", {}).get("free")
+    if free:  # else it is the user's own
+        files = id_files(cfg, patches.train + patches.val)
+        now = network_made_from(replayed(cfg, free["replays"]), fold, files) | {"free": free}
+        if why := record_of(network).out_of_date(now):
+            raise UserError(f"{network} is out of date ({why}): set back what changed, or {cure}")
 
 
 def spread_out(names: list[str], most: int | None, seed: int) -> list[str]:

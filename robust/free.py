@@ -1,10 +1,18 @@
 """Free adversarial training: the noise that lives on, and a trainer that replays every batch."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
+from config import Config
 from medood.training.step import Trainer
 from robust.settings import FreeConfig
+
+
+def replayed(cfg: Config, replays: int) -> Config:
+    """Return the settings with the epochs divided by the replays: each of them takes as long."""
+    return replace(cfg, epochs=max(1, round(cfg.epochs / replays)))
 
 
 class Noise(nn.Module):

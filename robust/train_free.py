@@ -9,7 +9,6 @@ for free!", NeurIPS 2019, Alg. 1). The epochs are divided by m, so it costs what
 """
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -25,14 +24,14 @@ def train_free(cfg: FreeConfig) -> None:
     """Train a network of every fold, as train.py does but on images under attack."""
     # here, so that --help works without torch
     from medood.training.loop import train_fold
-    from robust.free import FreeTrainer
+    from robust.free import FreeTrainer, replayed
 
     require(cfg, "patches", "patch masks", "fold")
-    replayed = replace(cfg, epochs=max(1, round(cfg.epochs / cfg.replays)))
     for fold in cfg.folds:
         train, val, _ = read_fold(cfg, fold)
         files, val_files = id_files(cfg, train), id_files(cfg, val)
-        train_fold(replayed, fold, files, val_files, free_folder(cfg, fold), FreeTrainer)
+        of_replays = replayed(cfg, cfg.replays)
+        train_fold(of_replays, fold, files, val_files, free_folder(cfg, fold), FreeTrainer)
 
 
 if __name__ == "__main__":

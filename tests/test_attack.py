@@ -256,12 +256,16 @@ def test_every_batch_is_replayed_m_times(patched):
 
 def test_free_training_divides_the_epochs_and_its_networks_are_tested_and_attacked(attacked):
     cfg, _, out = attacked
-    train_free(settings_of(FreeConfig, cfg_of(cfg), epochs=5, replays=5, batch_size=16))
+    train_free(settings_of(FreeConfig, cfg_of(cfg), replays=2, batch_size=16))
+    quickly = dataclasses.replace(cfg, attacks=("apgd_ce",), eps=(8.0,), steps=1)
+    with pytest.raises(UserError, match=r"1_\w+_free is out of date \(batch_size was 16, is 8\)"):
+        attack(quickly)
+    train_free(settings_of(FreeConfig, cfg_of(cfg), replays=2))  # as the sentence says
     run = json.loads((free_folder(cfg, 1) / "run.json").read_text())
     assert run["settings"]["epochs"] == 1
-    assert run["made_from"]["free"] == {"eps": 8.0, "replays": 5}
-    assert "each batch 5 times, under noise" in (free_folder(cfg, 1) / "README.md").read_text()
-    attack(dataclasses.replace(cfg, attacks=("apgd_ce",), eps=(8.0,), steps=1))
+    assert run["made_from"]["free"] == {"eps": 8.0, "replays": 2}
+    assert "each batch 2 times, under noise" in (free_folder(cfg, 1) / "README.md").read_text()
+    attack(quickly)
     scores = json.loads((out / "scores.json").read_text())
     assert list(scores["2"]) == ["baseline", "ood", "free"]
     from test import evaluate
