@@ -55,7 +55,7 @@ def attack(cfg: AttackConfig) -> None:
 
 
 def quick(cfg: AttackConfig) -> AttackConfig:
-    """Return the settings of a first look: a minute for each network on two cores."""
+    """Return the settings of a first look, no larger than they were."""
     steps, queries, patches = min(cfg.steps, 10), min(cfg.queries, 100), min(cfg.patches or 16, 16)
     return replace(cfg, eps=(max(cfg.eps),), steps=steps, queries=queries, patches=patches)
 
