@@ -2,27 +2,27 @@
 
 The reference of a step is the forward and backward pass that no attack with gradients can do
 without: cross-entropy, and its gradient with respect to the patches. That of a query of Square is
-the forward pass. What an attack does once, such as scoring the patches themselves, counts too.
+the forward pass. What an attack does once, such as scoring the patches themselves, counts too. The
+network computes as robust/attack.py lets it, in float32.
 """
 
 import resource
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.common import Figures, MeasureConfig, interleave
-from config import Config
-from medood.models.network import Normalise, autocast, build_model, pick_device
+from medood.models.network import build_model, pick_device
 from medood.runs.command_line import run
 from robust.attacks import apgd, fab, segpgd, square
+from robust.under_attack import Victim
 
 EPS = 1e-5  # too small to break a patch, which would leave the batch
 
@@ -35,22 +35,7 @@ class BenchConfig(MeasureConfig):
     """Steps of an attack, and queries of Square, in each round."""
 
 
-def network(cfg: Config, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """Return an untrained network, in eval mode, from patches in 0..1 to logits."""
-    model = build_model(cfg).to(device, memory_format=torch.channels_last)
-    model.eval().requires_grad_(False)
-    normalise = Normalise(cfg.encoder).to(device)
-
-    def logits(patches: Tensor) -> Tensor:
-        with autocast(cfg, device):
-            return model(normalise(255 * patches))
-
-    return logits
-
-
-def forward_and_backward(
-    model: Callable[[Tensor], Tensor], patches: Tensor, target: Tensor
-) -> Tensor:
+def forward_and_backward(model: nn.Module, patches: Tensor, target: Tensor) -> Tensor:
     """Return the gradient of the cross-entropy with respect to the patches."""
     patches = patches.clone().requires_grad_()
     loss = F.cross_entropy(model(patches).float(), target)
@@ -69,7 +54,7 @@ def bench(cfg: BenchConfig) -> None:
     torch.manual_seed(0)
     cfg, device = replace(cfg, encoder_weights="none"), pick_device(cfg)
     figures = Figures("attack", f"attacks on {cfg.architecture} on {cfg.encoder}")
-    model = network(cfg, device)
+    model = Victim(build_model(cfg).eval(), device)
     patches = torch.rand(cfg.batch_size, 3, cfg.patch_size, cfg.patch_size).to(
         device, memory_format=torch.channels_last
     )

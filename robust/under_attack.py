@@ -27,7 +27,7 @@ class Victim(nn.Module):
     """
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
-        """model: as load_model returns it."""
+        """model: as load_model returns it, in eval mode."""
         super().__init__()
         self.normalise = Normalise(model.config["encoder_name"])
         self.model = folded(model).requires_grad_(False)
