@@ -19,9 +19,9 @@ def _stop_quietly(kind: type[BaseException], error: BaseException, trace: object
 sys.excepthook = _stop_quietly
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Literal, get_type_hints
+from typing import Annotated, ClassVar, Literal, get_type_hints
 
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -153,6 +153,8 @@ class Machine:
 class Config(Machine, Search, Training, Network, Data):
     """All settings; wrong values are refused here."""
 
+    has_pixel_masks: ClassVar[bool] = True  # False where masks only test, as in weak/
+
     def __post_init__(self) -> None:
         for name, adapter in _adapters(type(self)).items():
             value = getattr(self, name)
@@ -170,11 +172,12 @@ class Config(Machine, Search, Training, Network, Data):
                 'pairs of a name and a colour, such as (("tumour", "#d55e00"),), no name twice',
             ),
             "masks": (
-                (self.images is None) == (self.masks is None),
+                not self.has_pixel_masks or (self.images is None) == (self.masks is None),
                 "set together with images, or neither",
             ),
             "mask_values": (
                 not self.mask_values
+                or not self.has_pixel_masks  # its classes are not known yet
                 or (self.masks is not None and len(values) == len(self.classes) + 1),
                 f"{len(self.classes)} different numbers, a class each, and only with masks",
             ),
@@ -200,7 +203,7 @@ class Config(Machine, Search, Training, Network, Data):
 def _adapters(kind: type[Config]) -> dict[str, TypeAdapter]:
     """Return what checks each setting against its declared type and limits."""
     hints = get_type_hints(kind, include_extras=True)
-    return {name: TypeAdapter(hint) for name, hint in hints.items()}
+    return {field.name: TypeAdapter(hints[field.name]) for field in fields(kind)}
 
 
 try:

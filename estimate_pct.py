@@ -7,6 +7,8 @@ Writes  HardOoD/<fold>_<model>_pct.json                     the share, its pnr, 
 
 import math
 from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 
@@ -14,7 +16,7 @@ from config import CONFIG, Config, UserError
 from medood.data.files import contents, in_threads, read_json, write_json
 from medood.data.folds import read_fold
 from medood.data.images import read_mask
-from medood.data.labels import BACKGROUND
+from medood.data.labels import UNSURE, is_foreground
 from medood.data.ood_set import read_hard_oods
 from medood.data.records import record_of
 from medood.data.workspace import FOREGROUND, data_name, pct_path
@@ -23,32 +25,43 @@ from medood.runs.command_line import run
 from medood.runs.provenance import made_from, require
 
 
-def count_samples(foreground: Iterable[int], pixels: int) -> tuple[int, int]:
-    """Return the positives and negatives among ID patches of so many pixels.
+def count_samples(foreground: Iterable[int], pixels: int | list[int]) -> tuple[int, int]:
+    """Return the positives and negatives among ID patches.
 
-    foreground: how many of them are foreground in each. A patch with any is a positive, one with
-    any background pixel a negative; most are both (Sec. 3.2 of the paper).
+    pixels: how many of each patch, or of all alike, are sure. foreground: how many of these are
+    foreground. A patch with any is a positive, one with any background pixel a negative; most are
+    both (Sec. 3.2 of the paper).
     """
     counts = np.array(list(foreground))
-    return int((counts > 0).sum()), int((counts < pixels).sum())
+    return int((counts > 0).sum()), int((counts < np.array(pixels)).sum())
 
 
-def foreground_of(cfg: Config, names: Iterable[str]) -> list[int]:
-    """Return how many pixels of each ID patch are foreground.
+def pixels_of(cfg: Config, names: Iterable[str]) -> tuple[list[int], list[int]]:
+    """Return how many pixels of each ID patch are foreground, and how many are sure.
 
     They were counted when the patches were cut; masks of the user's, or changed since, are read.
     """
     folder, names = cfg.workspace / "Mask_Patchs", list(names)
     ours = (record_of(folder).content or {}).get("outputs") == contents(folder)
     stored = read_json(folder / FOREGROUND) if ours else None
-    if isinstance(stored, dict) and all(isinstance(stored.get(name), int) for name in names):
-        return [stored[name] for name in names]
+    counted = [stored.get(name) for name in names] if isinstance(stored, dict) else [None]
+    # a number alone: every pixel is sure
+    pairs = [found if isinstance(found, list) else [found, cfg.patch_size**2] for found in counted]
+    if not all([*map(type, pair)] == [int, int] for pair in pairs):
+        count = partial(count_pixels, classes=len(cfg.class_names))
+        pairs = in_threads(count, [folder / name for name in names], "masks")
+    return [foreground for foreground, _ in pairs], [sure for _, sure in pairs]
 
-    def count(name: str) -> int:
-        mask = read_mask(folder / name, len(cfg.class_names))
-        return np.count_nonzero(mask != BACKGROUND)
 
-    return in_threads(count, names, "masks")
+def count_pixels(path: Path, classes: int) -> tuple[int, int]:
+    """Return how many pixels of the mask in a file are foreground, and how many are sure."""
+    mask = read_mask(path, classes)
+    return np.count_nonzero(is_foreground(mask)), np.count_nonzero(mask != UNSURE)
+
+
+def foreground_of(cfg: Config, names: Iterable[str]) -> list[int]:
+    """Return how many pixels of each ID patch are foreground."""
+    return pixels_of(cfg, names)[0]
 
 
 def pnr(positives: int, negatives: int, ood_patches: int) -> float:
@@ -83,7 +96,7 @@ def estimate_pct(cfg: Config = CONFIG) -> None:
     for fold in cfg.folds:
         names = read_fold(cfg, fold).train
         available = len(read_hard_oods(cfg, fold))
-        positives, negatives = count_samples(foreground_of(cfg, names), cfg.patch_size**2)
+        positives, negatives = count_samples(*pixels_of(cfg, names))
         if not positives:
             raise UserError(f"fold {fold}: no training mask holds a nucleus: check Mask_Patchs")
         best, rows = choose_pct(positives, negatives, available, cfg.pct_grid, cfg.pnr_opt)

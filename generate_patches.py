@@ -3,7 +3,8 @@
 Reads   Lizard_Images/*.png, Semantic_Labels/*.png   (generate_semantic_labels.py)
 Writes  Image_Patchs/<region>_<k>.png                RGB (P, P, 3); k counts row by row from 0
         Mask_Patchs/<region>_<k>.png                 uint8 (P, P)
-        Mask_Patchs/foreground.json                  how many pixels of each patch are foreground
+        Mask_Patchs/foreground.json                  how many pixels of each patch are foreground,
+                                                     with how many are sure where not all are
         Mask_Patchs/nuclei.csv                       patch and class of every nucleus, by its centre
         k_folds/<fold>Image_Patchs.csv               which patches train, which test
 
@@ -37,7 +38,7 @@ from medood.data.images import (
     require_same_size,
     write_png,
 )
-from medood.data.labels import BACKGROUND
+from medood.data.labels import UNSURE, is_foreground
 from medood.processes import on_main
 from medood.runs.command_line import run
 from medood.runs.jobs import each_result, for_each
@@ -89,8 +90,8 @@ def nuclei_of_patches(folder: Path, patch_size: int) -> Iterator[tuple[str, int]
 
 def cut(
     image_path: Path, mask_path: Path, cfg: Config, images: Path, masks: Path
-) -> dict[str, int]:
-    """Write the patches of one region; return how many pixels of each are foreground."""
+) -> dict[str, int | list[int]]:
+    """Write the patches of one region; return what foreground.json says of each."""
     if image_path.stem.startswith(workspace.SOURCE_PREFIX):
         raise UserError(f"{image_path} is called like patches of ood_source: rename it")
     image = read_image(image_path, cfg.max_pixels)
@@ -102,7 +103,11 @@ def cut(
         name = f"{image_path.stem}_{k}.png"
         write_png(images / name, image_patch)
         write_png(masks / name, mask_patch)
-        foreground[name] = int(np.count_nonzero(mask_patch != BACKGROUND))
+        found, sure = (
+            int(np.count_nonzero(pixels))
+            for pixels in (is_foreground(mask_patch), mask_patch != UNSURE)
+        )
+        foreground[name] = found if sure == mask_patch.size else [found, sure]
     return foreground
 
 
@@ -117,7 +122,7 @@ def cut_regions(cfg: Config) -> None:
             return
         images, out = folders
         jobs = [(*pair, cfg, images, out) for pair in zip(regions, masks, strict=True)]
-        foreground: dict[str, int] = {}
+        foreground: dict[str, int | list[int]] = {}
         for of_region in each_result(cut, jobs, cfg, "patches", bad):
             foreground |= of_region
         write_json(out / workspace.FOREGROUND, foreground)

@@ -2,7 +2,8 @@
 
 Reads   Labels/*.mat                    Lizard's own files (or Lizard_Labels/Labels/*.mat)
         the masks in `masks`, if set    one channel, 0 background, others as `mask_values` says
-Writes  Semantic_Labels/<region>.png    uint8 (H, W), 0 background, 1.. the class of the nucleus
+Writes  Semantic_Labels/<region>.png    uint8 (H, W), 0 background, 1.. the class of the nucleus,
+                                        255 unsure
         Semantic_Labels/nuclei.csv      region, class, and the centre x, y of each nucleus in pixels
 """
 
@@ -14,7 +15,7 @@ import numpy as np
 from config import CONFIG, Config, UserError
 from medood.data.files import write_table
 from medood.data.images import write_png
-from medood.data.labels import BACKGROUND, read_region_label
+from medood.data.labels import BACKGROUND, UNSURE, UNSURE_ID, no_nucleus, read_region_label
 from medood.data.records import BadFiles, refuse_bad
 from medood.data.workspace import NUCLEI_COLUMNS, NUCLEI_LIST, region_labels
 from medood.processes import on_main
@@ -22,29 +23,30 @@ from medood.runs.command_line import run
 from medood.runs.jobs import each_result
 from medood.runs.provenance import making
 
-UNLISTED = 255
-
 
 def semantic_mask(inst_map: np.ndarray, ids: np.ndarray, classes: np.ndarray) -> np.ndarray:
     """Return the class of each pixel, uint8 (H, W): `mask[p] = class_of[inst_map[p]]`.
 
-    inst_map: integers (H, W), 0 is background, any other value the id of a nucleus.
-    ids, classes: integers (N,), the nuclei in any order and the class of each, 1..6.
+    inst_map: integers (H, W), 0 is background, UNSURE_ID unsure, any other value the id of a
+    nucleus. ids, classes: integers (N,), the nuclei in any order and the class of each, 1..6.
     Raises ValueError for an id of the map that `ids` does not list.
     """
-    class_of = np.full(max(inst_map.max(initial=0), ids.max(initial=0)) + 1, UNLISTED, np.uint8)
+    # one row more than there are ids: UNSURE_ID, -1, is the last
+    class_of = np.full(max(inst_map.max(initial=0), ids.max(initial=0)) + 2, UNSURE, np.uint8)
     class_of[BACKGROUND] = BACKGROUND
     class_of[ids] = classes
     mask = class_of[inst_map]
-    if mask.max(initial=0) == UNLISTED:
-        raise ValueError(f"inst_map holds nucleus {inst_map[mask == UNLISTED][0]}, `id` does not")
+    if mask.max(initial=0) == UNSURE:
+        unlisted = inst_map[(mask == UNSURE) & (inst_map != UNSURE_ID)]
+        if unlisted.size:
+            raise ValueError(f"inst_map holds nucleus {unlisted[0]}, `id` does not")
     return mask
 
 
 def centres(inst_map: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return x and y of the centre of each nucleus in pixels, (N,), and whether it has a pixel."""
     size = max(inst_map.max(initial=0), ids.max(initial=0)) + 1
-    rows, columns = np.nonzero(inst_map)
+    rows, columns = np.nonzero(inst_map > BACKGROUND)
     numbers = inst_map[rows, columns]
     area = np.bincount(numbers, minlength=size)[ids]
     x, y = (
@@ -83,7 +85,7 @@ def generate_semantic_labels(cfg: Config = CONFIG) -> None:
         found = chain.from_iterable(each_result(convert, jobs, cfg, "class masks", bad))
         nuclei = write_table(out / NUCLEI_LIST, NUCLEI_COLUMNS, found)
         if not nuclei:
-            raise UserError(f"no label in {labels[0].parent} holds a nucleus: look at them")
+            raise UserError(f"{labels[0].parent}: {no_nucleus(cfg)}")
     made = len(labels) - len(bad)
     print(f"{cfg.workspace / 'Semantic_Labels'}: {made} class masks, {nuclei} nuclei")
     refuse_bad(cfg, bad)

@@ -30,17 +30,18 @@ INPAINT_RADIUS = 3  # pixels around a hole that it is continued from
 def remove_foreground(image: np.ndarray, mask: np.ndarray, fill: str) -> np.ndarray:
     """Return RGB `image` uint8 (H, W, 3) without the pixels that `mask` (H, W) calls foreground.
 
-    fill: `zero` leaves black (Sec. 3.1 of the paper), `mean` the mean colour of the background
-    pixels (black where there is none), `inpaint` the surroundings continued inwards.
+    Unsure pixels are cut too, as they may be of nuclei. fill: `zero` leaves black (Sec. 3.1 of the
+    paper), `mean` the mean colour of the background pixels (black where there is none), `inpaint`
+    the surroundings continued inwards.
     """
-    foreground = mask != BACKGROUND
+    hole = mask != BACKGROUND
     if fill == "inpaint":
-        return cv2.inpaint(image, foreground.astype(np.uint8), INPAINT_RADIUS, cv2.INPAINT_TELEA)
+        return cv2.inpaint(image, hole.astype(np.uint8), INPAINT_RADIUS, cv2.INPAINT_TELEA)
     out = image.copy()
-    if fill == "mean" and not foreground.all():
-        out[foreground] = image[~foreground].mean(axis=0).round().astype(np.uint8)
+    if fill == "mean" and not hole.all():
+        out[hole] = image[~hole].mean(axis=0).round().astype(np.uint8)
     else:
-        out[foreground] = 0
+        out[hole] = 0
     return out
 
 

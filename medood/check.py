@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from config import Config, UserError
 from medood.data.files import pngs
 from medood.data.folds import PARTS, held_out, read_list, read_official, region_of
 from medood.data.images import look_at_pair, read_image, require_same_size, whole_patches
-from medood.data.labels import read_region_label
+from medood.data.labels import UNSURE_ID, no_nucleus, read_region_label
 from medood.data.records import BadFiles, record_of
 from medood.data.workspace import fold_path, list_images, model_folder, region_images, region_labels
 from medood.runs.jobs import for_each
@@ -107,24 +108,35 @@ def _check_regions(
         raise UserError("no image has a label of its name: correct their names")
     regions = for_each(_look_at_region, jobs, cfg, "looking at the regions", findings.bad)
     findings.table["regions that fit"] = str(len(regions))
-    nuclei = sum((count for _, _, count in regions), Counter())
+    nuclei = sum((found.nuclei for found in regions), Counter())
     absent = [name for value, name in enumerate(cfg.class_names) if value and not nuclei[value]]
     without = f", none: {', '.join(absent)}" if absent else ""
     findings.table["nuclei"] = f"{nuclei.total()}{without}"
     if not nuclei:
-        findings.stops.append("no label holds a nucleus: look at them")
-    return [f"{name}_{k}.png" for name, patches, _ in regions for k in range(patches)]
+        findings.stops.append(no_nucleus(cfg))
+    if unsure := sum(found.unsure for found in regions):
+        share = unsure / sum(found.pixels for found in regions)
+        findings.table["unsure"] = f"{share:.1%} of the pixels"
+    return [f"{found.name}_{k}.png" for found in regions for k in range(found.patches)]
 
 
-def _look_at_region(label: Path, image: Path, cfg: Config) -> tuple[str, int, Counter]:
-    """Return a region's name, its number of patches and of nuclei of each class.
+class _Region(NamedTuple):
+    """What is found in an image and its label."""
 
-    Raises UserError if the label or the image is bad.
-    """
+    name: str
+    patches: int
+    nuclei: Counter  # by class
+    pixels: int
+    unsure: int  # of them
+
+
+def _look_at_region(label: Path, image: Path, cfg: Config) -> _Region:
+    """Return what is found in a region; UserError if the label or the image is bad."""
     inst_map, _, classes = read_region_label(label, cfg)
     require_same_size(image, read_image(image, cfg.max_pixels), inst_map)
     patches = math.prod(math.ceil(side / cfg.patch_size) for side in inst_map.shape)
-    return image.stem, patches, Counter(classes.tolist())
+    unsure = int(np.count_nonzero(inst_map == UNSURE_ID))
+    return _Region(image.stem, patches, Counter(classes.tolist()), inst_map.size, unsure)
 
 
 def _check_patches(cfg: Config, findings: Findings) -> list[str]:

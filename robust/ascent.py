@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from config import UserError
+from medood.data.labels import UNSURE
 from robust.iterates import (
     Bound,
     Loss,
@@ -22,6 +23,7 @@ from robust.iterates import (
     bounded,
     clean,
     like,
+    logit_of,
     open_rows,
     own_generators,
     walk,
@@ -36,15 +38,16 @@ MOMENTUM = 0.75  # what the new step weighs against the last one (APGD)
 
 
 def cross_entropy(logits: Tensor, task: Task, *_: object) -> Tensor:
-    """Return the cross-entropy of each pixel."""
-    return F.cross_entropy(logits, task.target, reduction="none")
+    """Return the cross-entropy of each pixel, 0 where the truth is unsure."""
+    return F.cross_entropy(logits, task.target, reduction="none", ignore_index=UNSURE)
 
 
 def masked_cross_entropy(logits: Tensor, task: Task, right: Tensor, _: float) -> Tensor:
     """Return the cross-entropy of the pixels that are still right.
 
     A wrong pixel counts log K, the most that a right one can: it has no gradient, and the loss does
-    not fall when a pixel turns wrong, so that APGD takes no success for a step back.
+    not fall when a pixel turns wrong, so that APGD takes no success for a step back. An unsure one
+    counts as much.
     """
     most = math.log(logits.shape[1])
     return torch.where(right, cross_entropy(logits, task), most)
@@ -54,15 +57,17 @@ def dlr(logits: Tensor, task: Task, right: Tensor, _: float) -> Tensor:
     """Return the difference of logits ratio of each pixel (Croce and Hein 2020).
 
     -(z_true - z_other) / (z_1 - z_3), with the logits in descending order z_1, z_2, z_3 and the
-    largest of another class z_other. Raises UserError for fewer than 3 classes.
+    largest of another class z_other; 0 where the truth is unsure. Raises UserError for fewer than 3
+    classes.
     """
     if logits.shape[1] < 3:
         raise UserError(
             f"loss = 'dlr' needs 3 classes, and the network has {logits.shape[1]}: use ce"
         )
     first, second, third = logits.topk(3, 1).values.unbind(1)
-    true = logits.gather(1, task.target[:, None])[:, 0]
-    return (torch.where(right, second, first) - true) / (first - third + 1e-12)
+    true = logit_of(logits, task.target)
+    ratio = (torch.where(right, second, first) - true) / (first - third + 1e-12)
+    return ratio.where(task.target != UNSURE, 0.0)
 
 
 def segpgd_loss(logits: Tensor, task: Task, right: Tensor, share: float) -> Tensor:

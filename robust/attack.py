@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import numpy as np
 
 from config import Config, UserError
+from estimate_pct import pixels_of
 from medood.data.folds import Fold
 from medood.data.records import record_of
 from medood.data.workspace import free_folder, id_files, weights_of
@@ -48,7 +49,7 @@ def attack(cfg: AttackConfig) -> None:
     parts = robust_folder(cfg, report) / "parts"
     found = {}
     for fold, patches in folds.items():
-        names = spread_out(patches.test, cfg.patches, cfg.seed)
+        names = spread_out(with_sure_pixels(cfg, patches.test), cfg.patches, cfg.seed)
         found[fold] = attack_fold(cfg, folders[fold], names, fold, parts)
     if is_main():
         write_report(cfg, folders, found, report, one_training=bool(of_name))
@@ -93,6 +94,14 @@ def refuse_stale(cfg: Config, fold: int, network: Path, patches: Fold) -> None:
         now = network_made_from(replayed(cfg, free["replays"]), fold, files) | {"free": free}
         if why := record_of(network).out_of_date(now):
             raise UserError(f"{network} is out of date ({why}): set back what changed, or {cure}")
+
+
+def with_sure_pixels(cfg: Config, names: list[str]) -> list[str]:
+    """Return the patches of which a pixel is sure; UserError if there is none."""
+    known = [name for name, sure in zip(names, pixels_of(cfg, names)[1], strict=True) if sure]
+    if not known:
+        raise UserError("every pixel of the test patches is unsure: look at Mask_Patchs")
+    return known
 
 
 def spread_out(names: list[str], most: int | None, seed: int) -> list[str]:

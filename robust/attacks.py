@@ -4,7 +4,7 @@ Every attack is a function `attack(model, images, target, eps, ..., low, high, g
 
 - model: from images to logits (N, K, *space), in eval mode; it normalises its input itself
 - images: float32 (N, C, *space), any number of spatial axes, within [low, high]
-- target: int64 (N, *space), the true class of each pixel, 0 is background
+- target: int64 (N, *space), the true class of each pixel, 0 is background, UNSURE leaves it out
 - eps, low, high: a float, or a tensor (N or 1, C or 1, 1, ...); eps in the unit of the images
 - generator: of the CPU; all random numbers come from it. None is a new one of seed 0
 

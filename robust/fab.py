@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from medood.data.labels import UNSURE
 from robust.iterates import (
     TINY,
     Best,
@@ -18,6 +19,7 @@ from robust.iterates import (
     bounded,
     image_dice,
     like,
+    logit_of,
     look,
     open_rows,
     own_generators,
@@ -73,9 +75,9 @@ def fab(
 
 
 def goal_margin(logits: Tensor, task: GoalTask, *_: object) -> Tensor:
-    """Return by how much each pixel's goal exceeds its true class, as logits."""
-    goal, true = (logits.gather(1, each[:, None])[:, 0] for each in (task.goal, task.target))
-    return goal - true
+    """Return by how much each pixel's goal exceeds its true class, as logits; 0 where unsure."""
+    margin = logit_of(logits, task.goal) - logit_of(logits, task.target)
+    return margin.where(task.target != UNSURE, 0.0)
 
 
 @dataclass

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from config import UserError
-from medood.data.labels import BACKGROUND
+from medood.data.labels import BACKGROUND, UNSURE
 from medood.evaluation.scores import confusion
 
 Bound = float | Tensor
@@ -25,7 +25,8 @@ def image_dice(predicted: Tensor, target: Tensor, classes: int) -> Tensor:
     """Return the score of each image, float64 (N,): mean Dice of the foreground of its truth.
 
     predicted, target: int64 (N, *space). The mean runs over the foreground classes that occur in
-    the image's truth; without any, the score is the share of its pixels called background.
+    the image's truth; without any, the score is the share of its pixels called background. Pixels
+    whose target is UNSURE do not count; an image without others scores 0.
     """
     matrix = confusion(target.flatten(1)[:, None], predicted.flatten(1)[:, None], classes).double()
     hit, true, called = matrix.diagonal(dim1=1, dim2=2), matrix.sum(2), matrix.sum(1)
@@ -151,6 +152,11 @@ class Best(Rows):
 def like(values: Tensor, images: Tensor) -> Tensor:
     """Return values (N,) as (N, 1, 1, ...), to be broadcast to the images."""
     return values.view(-1, *[1] * (images.dim() - 1))
+
+
+def logit_of(logits: Tensor, classes: Tensor) -> Tensor:
+    """Return the logit of a class at each pixel, (N, *space); that of background for UNSURE."""
+    return logits.gather(1, classes.where(classes != UNSURE, BACKGROUND)[:, None])[:, 0]
 
 
 def look(

@@ -201,7 +201,7 @@ def draw_examples(path: Path, title: str, attacked: Attacked, cfg: Config) -> No
             ax.set_title(name)
         for ax in axes.flat:
             ax.set(xticks=[], yticks=[])
-        figures.name_colours(figure, cfg.classes)
+        figures.name_colours(figure, cfg.classes, attacked.called[0])
 
 
 # ---------------------------------------------------------------- all of it

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from medood.data.labels import BACKGROUND
+from medood.data.labels import BACKGROUND, UNSURE
 from robust.iterates import (
     TINY,
     Bound,
@@ -78,8 +78,9 @@ def soft_dice_loss(logits: Tensor, task: Task, *_: object) -> Tensor:
     probability, axes = logits.softmax(1), tuple(range(2, logits.dim()))
     classes = torch.arange(logits.shape[1], device=logits.device)
     truth = (task.target[:, None] == like(classes, logits[0])).float()
+    sure = (task.target != UNSURE)[:, None].float()
     hit, true = (probability * truth).sum(axes), truth.sum(axes)
-    dice = 2 * hit / (true + probability.sum(axes)).clamp_min(TINY)
+    dice = 2 * hit / (true + (probability * sure).sum(axes)).clamp_min(TINY)
     counts = (true > 0).float()
     counts[:, BACKGROUND] = counts[:, BACKGROUND + 1 :].amax(1) == 0  # background alone
     return 1 - (dice * counts).sum(1, keepdim=True) / counts.sum(1, keepdim=True)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from config import Config, Count, UserError
-from estimate_pct import choose_pct, count_samples, foreground_of, pnr
+from estimate_pct import choose_pct, count_samples, pixels_of, pnr
 from generate_patches import generate_patches
 from generate_semantic_labels import generate_semantic_labels
 from generate_unfiltered_oods import generate_unfiltered_oods
@@ -144,7 +144,7 @@ def _mine(cfg: StudyConfig, fold: int, files: tuple[Pair, ...]) -> tuple[list[Pa
 @functools.cache
 def count_id(cfg: Config, names: tuple[str, ...]) -> tuple[int, int]:
     """Return the numbers of positives and negatives among ID patches."""
-    return count_samples(foreground_of(cfg, names), cfg.patch_size**2)
+    return count_samples(*pixels_of(cfg, names))
 
 
 # ---------------------------------------------------------------- training and testing

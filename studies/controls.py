@@ -37,7 +37,7 @@ from generate_unfiltered_oods import fill_folder
 from medood.data.files import fingerprint
 from medood.data.folds import read_fold
 from medood.data.images import read_image, read_mask, write_png
-from medood.data.labels import BACKGROUND
+from medood.data.labels import BACKGROUND, is_foreground
 from medood.data.records import fresh_folder, is_kept
 from medood.data.workspace import Pair
 from medood.evaluation.figures import draw_intervals
@@ -121,11 +121,10 @@ def move_silhouettes(image: np.ndarray, mask: np.ndarray, rng: np.random.Generat
     """Return RGB `image` (H, W, 3) with black holes of the nuclei's shapes, all in its background.
 
     Each connected piece of foreground in `mask` (H, W) gives a hole of its shape at a random place
-    that touches neither foreground nor another hole; a piece that fits nowhere gives none.
+    that touches nothing but background, and no other hole; a piece that fits nowhere gives none.
     """
-    foreground = (mask != BACKGROUND).astype(np.uint8)
-    pieces, labels = cv2.connectedComponents(foreground)
-    free, out = 1 - foreground, image.copy()
+    pieces, labels = cv2.connectedComponents(is_foreground(mask).astype(np.uint8))
+    free, out = (mask == BACKGROUND).astype(np.uint8), image.copy()
     for piece in range(1, pieces):
         rows, columns = np.nonzero(labels == piece)
         rows, columns = rows - rows.min(), columns - columns.min()
@@ -167,12 +166,12 @@ def silhouettes_moved(cfg: common.StudyConfig, fold: int) -> common.Recipe:
         (read_image(moved) != read_image(image)).any(-1).sum()
         for (moved, _), (image, _) in zip(files, sources, strict=True)
     )
-    nuclei = sum((read_mask(mask, classes) != BACKGROUND).sum() for _, mask in sources)
+    nuclei = sum(is_foreground(read_mask(mask, classes)).sum() for _, mask in sources)
     return adding(cfg, fold, files, moved=float(holes / max(nuclei, 1)))
 
 
 def nucleus_free(cfg: common.StudyConfig, fold: int) -> common.Recipe | None:
-    """Return the training that adds ID patches without a nucleus; None if there is none."""
+    """Return the training that adds ID patches that are all background; None if there is none."""
     classes = len(cfg.class_names)
     free = [
         pair for pair in common.baseline(cfg, fold).files if not read_mask(pair[1], classes).any()

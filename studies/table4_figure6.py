@@ -17,9 +17,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from config import UserError
-from medood.data.images import read_mask
+from medood.data.folds import read_fold
 from medood.evaluation.figures import draw_bars
-from medood.evaluation.tables import markdown, spread
+from medood.evaluation.tables import count_classes, markdown, spread
 from medood.runs.command_line import run
 from studies import paper
 from studies.common import (
@@ -52,9 +52,7 @@ def ood_only(cfg: StudyConfig, fold: int) -> Recipe:
 
 def patches_of_class(cfg: StudyConfig, fold: int) -> np.ndarray:
     """Return how many training patches of a fold hold each class, (C,)."""
-    classes = len(cfg.class_names)
-    masks = (read_mask(path, classes) for _, path in baseline(cfg, fold).files)
-    return sum(np.bincount(mask.ravel(), minlength=classes) > 0 for mask in masks)
+    return (count_classes(cfg, read_fold(cfg, fold).train) > 0).sum(0)
 
 
 def table4_figure6(cfg: StudyConfig) -> None:

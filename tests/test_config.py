@@ -9,12 +9,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from config import Config, UserError
 from medood.runs.command_line import parse
-from medood.runs.provenance import SETTINGS, settings_of
+from medood.runs.provenance import SETTINGS, plain_settings, settings_of
 from tests.conftest import TINY
 
 ROOT = Path(__file__).parents[1]
@@ -62,6 +63,33 @@ SCRIPTS = sorted(path.name for path in ROOT.glob("*.py") if path.name != "config
 def test_a_wrong_value_is_refused_with_its_name(setting, value):
     with pytest.raises(UserError, match=f"^{setting} = "):
         dataclasses.replace(TINY, **{setting: value})
+
+
+@dataclasses.dataclass(frozen=True)
+class ImagesAlone(Config):
+    """Settings of a script that needs masks for a test alone."""
+
+    has_pixel_masks: ClassVar[bool] = False
+
+
+def test_images_need_masks_but_where_masks_only_test(tmp_path):
+    for settings in ({"images": tmp_path}, {"masks": tmp_path}):
+        with pytest.raises(UserError, match="^masks = .* must be set together with images"):
+            Config(**settings)
+        assert not ImagesAlone(**settings).has_pixel_masks
+    # nor are their values checked: the classes are not known yet
+    assert ImagesAlone(images=tmp_path, mask_values=(255,)).mask_values == (255,)
+
+
+def test_whether_there_are_masks_is_no_setting(monkeypatch):
+    for kind in (Config, ImagesAlone):
+        assert "has_pixel_masks" not in {field.name for field in dataclasses.fields(kind)}
+        assert "has_pixel_masks" not in plain_settings(kind())
+    assert "has_pixel_masks" not in SETTINGS
+    monkeypatch.setattr(sys, "argv", ["main.py"])
+    with pytest.raises(UserError, match="has_pixel_masks"):
+        parse(ImagesAlone(), ["--has_pixel_masks", "True"])
+    assert not parse(ImagesAlone(), ["--epochs", "7"]).has_pixel_masks
 
 
 def test_there_is_a_script_for_every_step():

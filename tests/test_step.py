@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from config import UserError
 from medood.data.dataset import Patches
+from medood.data.labels import UNSURE
 from medood.models.inference import Predictor
 from medood.training.augmentation import draw_augmentation
 from medood.training.batches import Loader
@@ -26,6 +27,7 @@ def batch(cfg, count=4):
     shape = (count, cfg.patch_size, cfg.patch_size)
     images = torch.randint(0, 256, (*shape, 3), generator=generator, dtype=torch.uint8)
     masks = torch.randint(0, 7, shape, generator=generator, dtype=torch.uint8)
+    masks[0, :4] = UNSURE
     return images, masks, torch.ones(count), draw_augmentation(count, 0)
 
 

@@ -21,7 +21,7 @@ class Patches:
 
     names: list[str]
     images: Tensor  # uint8 (N, P, P, 3), RGB
-    masks: Tensor  # uint8 (N, P, P), the class; all 0 for an OoD patch
+    masks: Tensor  # uint8 (N, P, P), the class, or UNSURE; all 0 for an OoD patch
     is_ood: Tensor  # bool (N,)
     mapped: bool = False  # whether images and masks lie in files: see medood/data/memory.py
 

@@ -19,6 +19,7 @@ from medood.data.files import missing
 cv2.setNumThreads(1)  # images are read and written in parallel: OpenCV's own threads would fight it
 Image.MAX_IMAGE_PIXELS = None  # the limit is ours: Config.max_pixels
 
+UNSURE = 255  # in a class mask: nobody knows this pixel's class; Config refuses so many classes
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"  # how such files begin
 TO_RGB = {1: cv2.COLOR_GRAY2RGB, 3: cv2.COLOR_BGR2RGB, 4: cv2.COLOR_BGRA2RGB}  # by channels
@@ -85,13 +86,16 @@ def _decode(path: Path, max_pixels: int) -> np.ndarray:
     return image
 
 
-def read_image(path: Path, max_pixels: int = Config.max_pixels) -> np.ndarray:
+def read_image(path: Path, max_pixels: int = Config.max_pixels, scaled: bool = False) -> np.ndarray:
     """Return an image as RGB uint8 (H, W, 3).
 
     Grey, palette and opaque images are converted, for nothing is lost. Raises UserError for one
     that cannot be read, has more than max_pixels, 16 bits, transparent pixels or several pages.
+    scaled: 16 bits of grey are no error, but scaled by their own range (see `to_bytes`).
     """
     image = _decode(path, max_pixels)
+    if scaled and image.ndim == 2 and image.dtype in (np.uint16, np.int16):
+        image = to_bytes(image, image.min(), image.max())
     channels = 1 if image.ndim == 2 else image.shape[2]
     if image.dtype != np.uint8:
         raise UserError(f"{path} has {8 * image.itemsize} bits per channel: save it with 8")
@@ -102,13 +106,24 @@ def read_image(path: Path, max_pixels: int = Config.max_pixels) -> np.ndarray:
     return cv2.cvtColor(image, TO_RGB[channels])
 
 
+def to_bytes(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Return values scaled so that low..high become 0..255, as uint8; 0 where both are one."""
+    low, high = float(low), float(high)
+    shares = (values.astype(np.float64) - low) / ((high - low) or 1.0)
+    return np.rint(255 * shares.clip(0, 1)).astype(np.uint8)
+
+
 def read_mask(path: Path, classes: int, max_pixels: int = Config.max_pixels) -> np.ndarray:
-    """Return a class mask as uint8 (H, W), values below `classes`; UserError for other content."""
+    """Return a class mask as uint8 (H, W), values below `classes`, or UNSURE.
+
+    Raises UserError for other content.
+    """
     mask = _decode(path, max_pixels)
-    if mask.ndim != 2 or mask.dtype != np.uint8 or mask.max() >= classes:
+    is_mask = mask.ndim == 2 and mask.dtype == np.uint8
+    if not is_mask or ((mask >= classes) & (mask != UNSURE)).any():
         raise UserError(
-            f"{path} is not a class mask (one channel, 8 bits, values 0..{classes - 1}):"
-            " mend it, or delete its folder if a step made it"
+            f"{path} is not a class mask (one channel, 8 bits, values 0..{classes - 1}, {UNSURE}"
+            " where unsure): mend it, or delete its folder if a step made it"
         )
     return mask
 

@@ -1,32 +1,49 @@
 """Labels of a region, Lizard's or the user's own: read, with every mistake in them named.
 
-Both give the same three int32 arrays: inst_map (H, W), 0 where background, else the id of a
-nucleus; ids (N,), the nuclei in any order; classes (N,), the class of each, from 1.
+Both give the same three int32 arrays: inst_map (H, W), 0 where background, UNSURE_ID where unsure
+(Lizard never is), else the id of a nucleus; ids (N,), the nuclei in any order; classes (N,), the
+class of each, from 1.
+
+In a class mask, UNSURE marks the pixels of which nobody knows the class. They count in no loss and
+no score, and neither as foreground nor as background.
 """
 
 import math
 import re
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from config import Config, UserError
-from medood.data.images import check_header, read_bytes, refuse_huge
+from medood.data.images import UNSURE, check_header, read_bytes, refuse_huge
 
 BACKGROUND = 0
-BACKGROUND_COLOUR = "#ffffff"
+BACKGROUND_COLOUR, UNSURE_COLOUR = "#ffffff", "#c0c0c0"
+UNSURE_ID = -1  # in an inst_map: no nucleus
 
+Array = TypeVar("Array")  # of NumPy or torch
 Label = tuple[np.ndarray, np.ndarray, np.ndarray]  # inst_map, ids, classes
 KEYS = ("inst_map", "id", "class")  # of a Lizard file
 NUMBERS = "logical|double|single|u?int(8|16|32|64)"  # what scipy calls arrays of numbers
 LARGEST_ID = 2**24  # the table from ids to classes has one byte each
-UNKNOWN = 255  # the number of no class: Config refuses so many
 
 
 def palette(classes: tuple[tuple[str, str], ...]) -> np.ndarray:
     """Return the colour of each value of a mask, RGB uint8 (1 + len(classes), 3)."""
     colours = [BACKGROUND_COLOUR, *(colour for _, colour in classes)]
     return np.array([tuple(bytes.fromhex(colour[1:])) for colour in colours], np.uint8)
+
+
+def is_foreground(mask: Array) -> Array:
+    """Say which pixels of a class mask are of a nucleus."""
+    return (mask != BACKGROUND) & (mask != UNSURE)
+
+
+def no_nucleus(cfg: Config) -> str:
+    """Return what to say where no label holds a nucleus."""
+    cure = f", and set mask_values if {UNSURE} is a class there: else it means unsure"
+    return f"no label holds a nucleus: look at them{'' if cfg.masks is None else cure}"
 
 
 def read_region_label(path: Path, cfg: Config) -> Label:
@@ -98,8 +115,8 @@ def read_own_mask(
 ) -> Label:
     """Return a class mask of the user's as a label: a nucleus is touching pixels of one class.
 
-    mask_values: what stands for each class; if empty, 1 up to n_classes - 1. Raises UserError for
-    a mask with any other value.
+    mask_values: what stands for each class; if empty, 1 up to n_classes - 1. A value UNSURE that
+    stands for no class is unsure. Raises UserError for a mask with any other value.
     """
     from PIL import Image  # OpenCV would turn the values of a palette image into colours
     from skimage.measure import label
@@ -118,10 +135,11 @@ def read_own_mask(
             " and others as mask_values lists them"
         )
     expected = (BACKGROUND, *(mask_values or range(1, n_classes)))
-    class_mask = np.full(mask.shape, UNKNOWN, np.uint8)
+    class_mask = np.full(mask.shape, UNSURE, np.uint8)
     for value, stored in enumerate(expected):
         class_mask[mask == stored] = value
-    unknown = np.argwhere(class_mask == UNKNOWN)
+    unsure = class_mask == UNSURE
+    unknown = np.argwhere(unsure & (mask != UNSURE))
     if len(unknown):
         row, column = unknown[0]
         raise UserError(
@@ -129,7 +147,9 @@ def read_own_mask(
             f" y {row} is the first), expected {', '.join(map(str, expected))}: set mask_values to"
             " what stands for each of the classes"
         )
+    class_mask[unsure] = BACKGROUND  # so that it becomes no nucleus
     inst_map, count = label(class_mask, background=BACKGROUND, connectivity=2, return_num=True)
     classes = np.zeros(count + 1, np.int32)
     classes[inst_map] = class_mask  # every pixel of a nucleus has its class
+    inst_map[unsure] = UNSURE_ID
     return inst_map.astype(np.int32), np.arange(1, count + 1, dtype=np.int32), classes[1:]

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from medood.data.dataset import CHUNK, Patches
 from medood.data.files import whole
-from medood.data.labels import BACKGROUND_COLOUR
+from medood.data.labels import BACKGROUND_COLOUR, UNSURE, UNSURE_COLOUR
 
 # colour-blind readers can tell each group apart
 BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"
@@ -51,11 +51,17 @@ def canvas(path: Path, title: str, size: tuple[float, float] = (6.4, 4.4)) -> It
 
 
 def share_right(patches: Patches, predictions: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the share of pixels that each network calls right in each patch, (N,)."""
+    """Return the share of the sure pixels that each network calls right in each patch, (N,).
+
+    It is NaN for a patch without a sure pixel.
+    """
+
+    def of_chunk(predicted: Tensor, truth: Tensor) -> Tensor:
+        return (predicted == truth).float().sum((1, 2)) / (truth != UNSURE).float().sum((1, 2))
 
     def share(predicted: Tensor) -> Tensor:
         pairs = zip(predicted.split(CHUNK), patches.masks.split(CHUNK), strict=True)
-        return torch.cat([(part == truth).float().mean((1, 2)) for part, truth in pairs])
+        return torch.cat([of_chunk(*pair) for pair in pairs])
 
     return {name: share(predicted) for name, predicted in predictions.items()}
 
@@ -63,7 +69,8 @@ def share_right(patches: Patches, predictions: dict[str, Tensor]) -> dict[str, T
 def choose_examples(right: dict[str, Tensor]) -> dict[str, int]:
     """Return the index of three patches to show, by the rule that chooses each.
 
-    right: for each network, the share of pixels that it calls right in each patch, (N,).
+    right: for each network, the share of pixels that it calls right in each patch, (N,). A patch
+    of NaN is not shown.
     """
     first, *others = right.values()
     if others:
@@ -72,7 +79,7 @@ def choose_examples(right: dict[str, Tensor]) -> dict[str, int]:
     else:
         change = first
         best, middle, worst = "most pixels right", "median", "fewest pixels right"
-    order = change.argsort(stable=True).tolist()
+    order = [i for i in change.argsort(stable=True).tolist() if not change[i].isnan()]
     return {best: order[-1], middle: order[len(order) // 2], worst: order[0]}
 
 
@@ -111,13 +118,17 @@ def draw_examples(
             ax.set_title(name)
         for ax in axes.flat:
             ax.set(xticks=[], yticks=[])
-        name_colours(figure, [*classes, *outcomes.items()])
+        name_colours(figure, [*classes, *outcomes.items()], patches.masks[list(rows.values())])
 
 
 def _outcome(truth: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Return which of two networks is right: 0 the first, 1 the second, 2 neither, 3 both."""
+    """Return which of two networks is right: 0 the first, 1 the second, 2 neither, 3 both.
+
+    Where the truth is unsure, it is UNSURE.
+    """
     of_first, of_second = first == truth, second == truth
-    return np.where(of_first == of_second, 2 + of_first, of_second)
+    outcome = np.where(of_first == of_second, 2 + of_first, of_second)
+    return np.where(truth == UNSURE, UNSURE, outcome)
 
 
 def draw_confusion(path: Path, matrices: dict[str, np.ndarray], names: tuple[str, ...]) -> None:
@@ -257,19 +268,26 @@ def draw_intervals(
 
 
 def show_classes(ax: Axes, values: np.ndarray, colours: list[str]) -> None:
-    """Show integers (H, W), each in the colour of its place in `colours`."""
+    """Show integers (H, W), each in the colour of its place in `colours`; UNSURE in its own."""
     ax.imshow(
         values,
-        ListedColormap(colours),
+        ListedColormap(colours).with_extremes(over=UNSURE_COLOUR),
         vmin=0,
         vmax=len(colours) - 1,
         interpolation="nearest",  # a mixture of two classes would look like a third
     )
 
 
-def name_colours(figure: Figure, named: Iterable[tuple[str, str]]) -> None:
-    """Say below a figure what background and the colours of `named` (name, colour) stand for."""
+def name_colours(
+    figure: Figure, named: Iterable[tuple[str, str]], truth: Tensor | None = None
+) -> None:
+    """Say below a figure what background and the colours of `named` (name, colour) stand for.
+
+    truth: class masks that are shown; if they have unsure pixels, their colour is named too.
+    """
     shown = [("background", BACKGROUND_COLOUR), *named]
+    if truth is not None and (truth == UNSURE).any():
+        shown.append(("unsure", UNSURE_COLOUR))
     handles = [Patch(facecolor=colour, ec="grey", label=name) for name, colour in shown]
     figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False)
 

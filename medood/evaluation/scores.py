@@ -1,7 +1,8 @@
 """Scores, from one confusion matrix of a whole test fold, and the paper's own, patch by patch.
 
 C classes, 0 is background. Every mean over foreground classes runs over those that occur in the
-*truth*: the same set for every network compared on the fold, whatever it predicts.
+*truth*: the same set for every network compared on the fold, whatever it predicts. A pixel whose
+truth is unsure counts nowhere, and a patch without any other is no patch.
 """
 
 from __future__ import annotations
@@ -13,17 +14,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from medood.data.labels import BACKGROUND
+from medood.data.labels import BACKGROUND, UNSURE
 
 
 def confusion(truth: Tensor, predicted: Tensor, classes: int) -> Tensor:
     """Return the pixel counts of each patch, int64 (n, C, C), rows the truth.
 
-    truth, predicted: integers (n, H, W), below C = classes.
+    truth, predicted: integers (n, H, W), below C = classes; truth may be UNSURE.
     """
+    cells = len(truth) * classes**2
     patch = torch.arange(len(truth), device=truth.device).view(-1, 1, 1)
     cell = (patch * classes + truth) * classes + predicted
-    counts = torch.bincount(cell.flatten(), minlength=len(truth) * classes**2)
+    cell = cell.where(truth != UNSURE, cells)  # one more, which is left out
+    counts = torch.bincount(cell.flatten(), minlength=cells + 1)[:cells]
     return counts.view(-1, classes, classes)
 
 
@@ -32,12 +35,15 @@ def paper_iou_dice(probability: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
 
     probability: (N, C, H, W). truth: (N, H, W). Both scores take the whole one-hot mask, background
     included, as one set of pixels, and a pixel as predicted where its probability reaches 0.5.
+    With unsure pixels, they are those of a smaller patch; 0 for one that has no other.
     """
-    predicted = (probability >= 0.5).sum((1, 2, 3)).double()
-    true = truth.shape[1] * truth.shape[2]  # each pixel has one true class
-    of_truth = probability.gather(1, truth.long()[:, None])
-    hit = (of_truth >= 0.5).sum((1, 2, 3)).double()
-    return hit / (predicted + true - hit), 2 * hit / (predicted + true)
+    sure = (truth != UNSURE)[:, None]
+    predicted = ((probability >= 0.5) & sure).sum((1, 2, 3)).double()
+    true = sure.sum((1, 2, 3)).double()  # each pixel has one true class
+    of_truth = probability.gather(1, truth.long()[:, None].where(sure, BACKGROUND))
+    hit = ((of_truth >= 0.5) & sure).sum((1, 2, 3)).double()
+    union, total = predicted + true - hit, predicted + true
+    return hit / union.clamp_min(1), 2 * hit / total.clamp_min(1)
 
 
 def scores_of(matrix: np.ndarray) -> dict[str, np.ndarray]:
@@ -77,7 +83,7 @@ class RegionCounts:
     confusion: np.ndarray  # integers (R, C, C), rows the truth
     iou_paper: np.ndarray  # (R,), the sum over the region's patches
     dice_paper: np.ndarray  # (R,)
-    patches: np.ndarray  # (R,), their number
+    patches: np.ndarray  # (R,), the number of those with a pixel that is sure
 
     @classmethod
     def summed(cls, names: list[str], *counts: np.ndarray) -> RegionCounts:
@@ -122,10 +128,14 @@ class Tally:
         iou, dice = paper_iou_dice(probability, truth)
         self.iou_paper[part], self.dice_paper[part] = iou.cpu(), dice.cpu()
 
+    def are_sure(self) -> Tensor:
+        """Say which of the patches added have a pixel that is sure, bool (N,)."""
+        return self.confusion.sum((1, 2)) > 0
+
     def by_region(self, regions: list[str]) -> RegionCounts:
         """Return the counts of each region, given the region of each patch in the order added."""
-        rows = (values.numpy() for values in (self.confusion, self.iou_paper, self.dice_paper))
-        return RegionCounts.summed(regions, *rows, np.ones(len(regions), int))
+        counts = self.confusion, self.iou_paper, self.dice_paper, self.are_sure().long()
+        return RegionCounts.summed(regions, *(values.numpy() for values in counts))
 
     def scores(self) -> dict:
         """Return every score of the patches added, plain numbers, None where one is undefined."""
@@ -140,7 +150,7 @@ class Tally:
         A patch that has no pixel of a class, in truth and prediction, counts as 1. So a rare class
         scores high where nothing of it is predicted: read it from the floor of `all_background`.
         """
-        matrix = self.confusion.double()
+        matrix = self.confusion[self.are_sure()].double()
         hit = matrix.diagonal(dim1=1, dim2=2)
         union = matrix.sum(1) + matrix.sum(2) - hit
         return torch.where(union > 0, hit / union, 1.0).mean(0).tolist()

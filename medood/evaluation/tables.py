@@ -96,6 +96,7 @@ def describe_data(cfg: Config, folds: dict[int, Fold]) -> dict:
     nuclei = _nuclei_of_patches(cfg, names)
     pixels = count_classes(cfg, names)
     share = 100 * pixels.sum(0) / pixels.sum()
+    unsure = 1 - pixels.sum() / (len(names) * cfg.patch_size**2)
     by_class = {"class": cfg.class_names, "pixels": [f"{value:.2f} %" for value in share]}
     if nuclei is not None:
         by_class["nuclei"] = ["-", *nuclei.sum(0)]
@@ -112,6 +113,7 @@ def describe_data(cfg: Config, folds: dict[int, Fold]) -> dict:
     return {
         "patches": len(names),
         "regions": len({region_of(name) for name in names}),
+        "unsure": f"{100 * unsure:.2f} %" if unsure else "",  # of all pixels
         "by_fold": by_fold,
         "by_class": by_class,
         "left_out": sorted(
@@ -123,12 +125,15 @@ def describe_data(cfg: Config, folds: dict[int, Fold]) -> dict:
 
 
 def count_classes(cfg: Config, names: list[str]) -> np.ndarray:
-    """Return how many pixels of each ID patch belong to each class, integers (N, C)."""
+    """Return how many pixels of each ID patch belong to each class, integers (N, C).
+
+    Those that are unsure belong to none.
+    """
     classes = len(cfg.class_names)
 
     def count(name: str) -> np.ndarray:
         mask = read_mask(cfg.workspace / "Mask_Patchs" / name, classes)
-        return np.bincount(mask.ravel(), minlength=classes)
+        return np.bincount(mask.ravel(), minlength=classes)[:classes]
 
     return np.array(in_threads(count, names, "counting"))
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from config import Config
+from config import Config, UserError
 from medood.data.dataset import CHUNK, Patches, load_patches
 from medood.data.folds import region_of
 from medood.data.memory import exceeds_memory, zeros
@@ -55,23 +55,25 @@ def tally_patches(
 def score_networks(cfg: Config, folders: dict[str, Path], names: list[str], task: str) -> Tested:
     """Test the networks in some folders on the named patches. task: what the progress bar says.
 
-    The networks compute in float32, whatever cfg.precision says: bfloat16 moves scores.
+    The networks compute in float32, whatever cfg.precision says: bfloat16 moves scores. Raises
+    UserError if no pixel of the patches is sure.
     """
     cfg = replace(cfg, precision="float32")
     models = {name: load_model(folder, cfg) for name, folder in folders.items()}
     runs = {name: read_run(folder) for name, folder in folders.items()}
     device = pick_device(cfg)
     patches = load_patches(cfg, id_files(cfg, names))
-    tallies, predictions = {}, {}
-    for name, model in models.items():
-        doing = f"{task}: testing {name}"
-        tallies[name], predictions[name] = tally_patches(cfg, model, patches, device, doing)
     classes = len(cfg.class_names)
     floor = Tally(len(patches), classes)
     for start in range(0, len(patches), CHUNK):
         part = slice(start, start + CHUNK)
         floor.add(part, all_background(patches.masks[part], classes), patches.masks[part])
-    tallies = {"all_background": floor, **tallies}
+    if not floor.are_sure().any():
+        raise UserError(f"{task}: every pixel of the test patches is unsure: look at Mask_Patchs")
+    tallies, predictions = {"all_background": floor}, {}
+    for name, model in models.items():
+        doing = f"{task}: testing {name}"
+        tallies[name], predictions[name] = tally_patches(cfg, model, patches, device, doing)
     regions = [region_of(name) for name in names]
     return Tested(
         folders,

@@ -9,20 +9,23 @@ the second term alone is nearly flat. Three forms would lose what the OoD patche
   own Dice carries the signal;
 - one Dice over all channels flattened is pixel accuracy, which starves rare classes. It is kept
   as `paper_code`, for comparison with the paper's public code.
+
+An unsure pixel counts in no sum, and its logits get a gradient of 0.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from medood.data.labels import UNSURE
 from medood.processes import all_reduce, world_size
 
-# Added to both sides of a class's Dice, as a share of the batch's pixels: about one pixel of 8
+# Added to both sides of a class's Dice, as a share of the batch's sure pixels: about one pixel of 8
 # patches. A hundred times more makes an absent class cost more, 1 - s / (sum p + s), and an all-OoD
 # batch pull harder. But then every batch without a rare class pulls on that class too, and the
 # network unlearns it: on the sample, neutrophils fell from IoU 58 to 0.
 SMOOTH = 1e-5
-EPS = 1e-6  # for a batch that weighs nothing: OoD patches alone, with lambda 0
+EPS = 1e-6  # for a batch that weighs nothing: OoD patches alone, with lambda 0, or nothing sure
 
 
 def sum_over_processes(values: Tensor) -> Tensor:
@@ -41,7 +44,7 @@ def sum_over_processes(values: Tensor) -> Tensor:
 def segmentation_loss(logits: Tensor, target: Tensor, weight: Tensor, loss: str) -> Tensor:
     """Return the scalar loss of a batch over all processes, computed in float32.
 
-    logits: (N, C, H, W), before the softmax. target: int64 (N, H, W), 0 where background.
+    logits: (N, C, H, W), before the softmax. target: int64 (N, H, W), the class, or UNSURE.
     weight: (N,), what a pixel of each patch counts: 1 for ID, lambda for OoD patches.
     loss: `dice`, `dice_ce` or `paper_code` (see Config.loss).
     """
@@ -49,10 +52,11 @@ def segmentation_loss(logits: Tensor, target: Tensor, weight: Tensor, loss: str)
     probability = logits.softmax(1)
     classes = torch.arange(logits.shape[1], device=logits.device)
     # (N, C, H, W), float: one_hot would stall a GPU, and booleans are summed by way of int64
-    truth = (target[:, None] == classes[:, None, None]).float()
+    truth = (target[:, None] == classes[:, None, None]).float()  # no class where unsure
+    sure = (target != UNSURE).float()  # (N, H, W)
     # (N, C) sums over pixels, then (C,) over the weighted patches of the batch
     hit = weight @ (probability * truth).sum((2, 3))
-    predicted = weight @ probability.sum((2, 3))
+    predicted = weight @ (probability * sure[:, None]).sum((2, 3))
     true = weight @ truth.sum((2, 3))
     hit, predicted, true = sum_over_processes(torch.stack([hit, predicted, true]))
     smooth = SMOOTH * true.sum() + EPS
@@ -61,7 +65,10 @@ def segmentation_loss(logits: Tensor, target: Tensor, weight: Tensor, loss: str)
     dice = 1 - ((2 * hit + smooth) / (predicted + true + smooth)).mean()
     if loss != "dice_ce":
         return dice
-    per_pixel = F.cross_entropy(logits, target, reduction="none")  # (N, H, W)
-    entropy = weight @ per_pixel.mean((1, 2))
-    entropy, patches = sum_over_processes(torch.stack([entropy, weight.sum()]))
+    # (N, H, W), 0 where unsure; then the mean over the sure pixels of each patch that has any
+    per_pixel = F.cross_entropy(logits, target, reduction="none", ignore_index=UNSURE)
+    pixels = sure.sum((1, 2))
+    entropy = weight @ (per_pixel.sum((1, 2)) / pixels.clamp_min(1))
+    patches = (weight * (pixels > 0)).sum()
+    entropy, patches = sum_over_processes(torch.stack([entropy, patches]))
     return dice + entropy / (patches + EPS)

@@ -8,7 +8,7 @@ from torch import nn
 
 from config import Config, UserError
 from medood.data.dataset import CHUNK, Patches
-from medood.data.labels import palette
+from medood.data.labels import UNSURE_COLOUR, is_foreground, palette
 from medood.models.inference import predict
 from medood.models.network import pick_device
 
@@ -34,7 +34,8 @@ class TensorBoardLog:
         if not epochs_done:
             shutil.rmtree(folder, ignore_errors=True)
         self.cfg, self.writer = cfg, SummaryWriter(folder, purge_step=epochs_done + 1)
-        foreground = torch.cat([(part > 0).sum((1, 2)) for part in patches.masks.split(CHUNK)])
+        masks = patches.masks.split(CHUNK)
+        foreground = torch.cat([is_foreground(part).sum((1, 2)) for part in masks])
         shown = foreground.argsort(descending=True, stable=True)[:SHOWN]
         self.images, self.masks = patches.images[shown], patches.masks[shown]
 
@@ -50,8 +51,9 @@ class TensorBoardLog:
         found = predict(self.cfg, model.eval(), self.images, pick_device(self.cfg), "  picture")
         predicted = np.concatenate([part.argmax(1).cpu().numpy() for _, part in found])
         model.train()
-        colours = palette(self.cfg.classes)
-        columns = self.images.numpy(), colours[self.masks.numpy()], colours[predicted]
+        colours = palette((*self.cfg.classes, ("unsure", UNSURE_COLOUR)))
+        truth = np.minimum(self.masks.numpy(), len(colours) - 1)  # UNSURE is the largest value
+        columns = self.images.numpy(), colours[truth], colours[predicted]
         rows = np.concatenate(columns, axis=2)  # (n, P, 3 P, 3)
         picture = np.concatenate(rows)  # (n P, 3 P, 3)
         self.writer.add_image("image, truth, prediction", picture, epoch, dataformats="HWC")

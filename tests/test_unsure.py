@@ -1,0 +1,471 @@
+"""Unsure pixels, 255 in a mask: from the mask to the scores, they count nowhere."""
+
+import csv
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import estimate_pct as estimate
+from config import LIZARD, UserError
+from estimate_pct import count_samples, foreground_of, pixels_of
+from generate_patches import generate_patches
+from generate_semantic_labels import centres, generate_semantic_labels, semantic_mask
+from generate_unfiltered_oods import remove_foreground
+from main import main
+from medood.check import check
+from medood.data.dataset import Patches, load_patches
+from medood.data.images import read_image, read_mask, write_png
+from medood.data.labels import UNSURE, UNSURE_COLOUR, palette, read_own_mask
+from medood.data.workspace import id_files, ood_files
+from medood.evaluation import figures
+from medood.evaluation.scores import Tally, all_background, confusion, paper_iou_dice
+from medood.evaluation.tables import count_classes
+from medood.evaluation.testing import score_networks
+from medood.models.network import build_model
+from medood.training import tensorboard
+from medood.training.augmentation import augment, draw_augmentation
+from medood.training.loop import without_classes
+from medood.training.losses import EPS, SMOOTH, segmentation_loss
+from robust import ascent
+from robust.attack import with_sure_pixels
+from robust.attacks import by_name, image_dice
+from robust.fab import GoalTask, goal_margin
+from robust.iterates import bounded
+from robust.square import soft_dice_loss
+from studies.controls import move_silhouettes
+from tests.conftest import TINY
+from tests.small_networks import some_images, some_network
+
+U = UNSURE
+CLASSES = (("tumour", "#d55e00"), ("stroma", "#0072b2"))
+
+
+def save(path, *rows, kind=np.uint8):
+    Image.fromarray(np.array(rows, kind)).save(path)
+    return path
+
+
+# ---------------------------------------------------------------- masks
+
+
+def test_a_class_mask_may_hold_255_beside_its_classes_and_nothing_else(tmp_path):
+    mask = np.array([[0, 6, U], [U, 1, 0]], np.uint8)
+    write_png(tmp_path / "a.png", mask)
+    np.testing.assert_array_equal(read_mask(tmp_path / "a.png", 7), mask)
+    for wrong in (7, 254):
+        write_png(tmp_path / "b.png", np.array([[0, wrong, U]], np.uint8))
+        with pytest.raises(UserError, match=r"b.png is not a class mask .*0..6, 255 where unsure"):
+            read_mask(tmp_path / "b.png", 7)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_unsure_pixels_of_an_own_mask_are_no_nucleus_and_stay_unsure(tmp_path, kind):
+    # the unsure column parts two nuclei of class 1; one of class 2 touches it
+    path = save(tmp_path / "a.png", [1, U, 1, 0], [1, U, 0, 0], [0, U, 2, 2], kind=kind)
+    inst_map, ids, classes = read_own_mask(path, (), 3)
+    assert ids.tolist() == [1, 2, 3]
+    assert classes.tolist() == [1, 1, 2]
+    expected = [[1, U, 1, 0], [1, U, 0, 0], [0, U, 2, 2]]
+    assert semantic_mask(inst_map, ids, classes).tolist() == expected
+    x, y, there = centres(inst_map, ids)
+    assert (x.tolist(), y.tolist(), there.all()) == ([0, 2, 2.5], [0.5, 0, 2], True)
+
+
+def test_255_is_a_class_where_mask_values_says_so(tmp_path):
+    path = save(tmp_path / "a.png", [0, 128, U])
+    assert semantic_mask(*read_own_mask(path, (128, 255), 3)).tolist() == [[0, 1, 2]]
+    with pytest.raises(UserError, match=r"holds the value 128 in 1 pixels .x 1, y 0"):
+        read_own_mask(path, (), 3)  # a mistake beside an unsure pixel
+
+
+def test_a_mask_without_any_nucleus_may_be_unsure(tmp_path):
+    inst_map, ids, classes = read_own_mask(save(tmp_path / "a.png", [U, U], [0, U]), (), 3)
+    assert (len(ids), len(classes)) == (0, 0)
+    assert semantic_mask(inst_map, ids, classes).tolist() == [[U, U], [0, U]]
+
+
+def test_an_id_that_is_not_listed_is_refused_beside_unsure_pixels():
+    inst_map = np.array([[-1, 3, 0]])
+    assert semantic_mask(inst_map, np.array([3]), np.array([1])).tolist() == [[U, 1, 0]]
+    with pytest.raises(ValueError, match="holds nucleus 3"):
+        semantic_mask(inst_map, np.array([4]), np.array([1]))
+
+
+@pytest.fixture
+def own(tmp_path):
+    """Settings of two images of 64 x 64 pixels with masks of two classes, partly unsure."""
+    images, masks = tmp_path / "scans", tmp_path / "masks"
+    images.mkdir()
+    masks.mkdir()
+    rng = np.random.default_rng(0)
+    for name in "ab":
+        mask = np.zeros((64, 64), np.uint8)
+        mask[4:10, 4:10], mask[40:46, 40:46] = 1, 2
+        mask[8:40, 30:34] = U  # a column across the four patches
+        mask[32:, :32] = U  # a patch without a sure pixel
+        write_png(images / f"{name}.png", rng.integers(0, 256, (64, 64, 3), np.uint8))
+        write_png(masks / f"{name}.png", mask)
+    changes = {"workspace": tmp_path / "own", "images": images, "masks": masks, "folds": (1,)}
+    return dataclasses.replace(TINY, classes=CLASSES, encoder="tu-test_resnet", **changes)
+
+
+def test_neither_list_of_nuclei_names_an_unsure_one(own):
+    generate_semantic_labels(own)
+    generate_patches(own)
+    stored = read_mask(own.workspace / "Semantic_Labels" / "a.png", 3)
+    np.testing.assert_array_equal(stored, np.array(Image.open(own.masks / "a.png")))
+    with open(own.workspace / "Semantic_Labels" / "nuclei.csv", newline="") as file:
+        rows = [tuple(row.values()) for row in csv.DictReader(file)]
+    assert rows == [(n, *of) for n in "ab" for of in (("1", "6.5", "6.5"), ("2", "42.5", "42.5"))]
+    with open(own.workspace / "Mask_Patchs" / "nuclei.csv", newline="") as file:
+        rows = [tuple(row.values()) for row in csv.DictReader(file)]
+    assert rows == [(f"{n}_{k}.png", str(c)) for n in "ab" for k, c in ((0, 1), (3, 2))]
+
+
+def test_the_check_says_how_much_is_unsure(own):
+    # a patch, and of the column what lies in the others: 24 rows of 2 pixels, 24 and 8
+    table = check(own).table
+    assert table["unsure"] == f"{(1024 + 2 * (24 + 24 + 8)) / 4096:.1%} of the pixels"
+    assert table["nuclei"] == "4"
+
+
+def test_masks_of_0_and_255_without_mask_values_are_refused_with_the_cure(own):
+    for path in own.masks.iterdir():
+        save(path, *np.full((64, 64), U))
+    message = "no label holds a nucleus: look at them, and set mask_values if 255 is a class"
+    with pytest.raises(UserError, match=message):
+        generate_semantic_labels(own)
+    assert any(stop.startswith(message) for stop in check(own).stops)
+
+
+# ---------------------------------------------------------------- loss
+
+
+def logits_for(probabilities):
+    return torch.tensor(probabilities).clamp_min(1e-30).log()
+
+
+def test_the_loss_by_hand():
+    # three pixels, three classes; the truth is 0, 1 and unsure: the third counts in nothing
+    p = [[[[0.5, 0.25, 0.1]], [[0.5, 0.5, 0.1]], [[0.0, 0.25, 0.8]]]]
+    target = torch.tensor([[[0, 1, U]]])
+    s = 2 * SMOOTH + EPS
+    dice = 1 - ((1.0 + s) / (0.75 + 1 + s) + (1.0 + s) / (1.0 + 1 + s) + s / (0.25 + s)) / 3
+    flat = 1 - (2.0 + s) / (4 + s)
+    # cross-entropy: the mean of two pixels of probability 1/2
+    for loss, expected in (("dice", dice), ("paper_code", flat), ("dice_ce", dice + np.log(2))):
+        value = segmentation_loss(logits_for(p), target, torch.ones(1), loss)
+        assert value.item() == pytest.approx(expected, rel=1e-5)
+
+
+LOSSES = pytest.mark.parametrize("loss", ["dice", "dice_ce", "paper_code"])
+
+
+@LOSSES
+def test_unsure_pixels_count_as_if_they_were_not_there_and_have_no_gradient(loss):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 4, 6, 8, generator=generator)
+    target = torch.randint(0, 4, (2, 6, 8), generator=generator)
+    weight = torch.tensor([1.0, 0.5])
+    small = logits[..., :5].clone().requires_grad_()
+    expected = segmentation_loss(small, target[..., :5], weight, loss)
+    expected.backward()
+    target[..., 5:] = U
+    logits.requires_grad_()
+    value = segmentation_loss(logits, target, weight, loss)
+    value.backward()
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(logits.grad[..., :5], small.grad)
+    assert (logits.grad[..., 5:] == 0).all()
+    assert (logits.grad[..., :5] != 0).all()
+
+
+@LOSSES
+def test_a_patch_without_a_sure_pixel_counts_as_no_patch(loss):
+    logits = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    target = torch.randint(0, 3, (2, 4, 4), generator=torch.Generator().manual_seed(1))
+    target[1] = U
+    both = segmentation_loss(logits, target, torch.ones(2), loss)
+    torch.testing.assert_close(both, segmentation_loss(logits[:1], target[:1], torch.ones(1), loss))
+    unknown = torch.full_like(target, U)
+    logits.requires_grad_()
+    nothing = segmentation_loss(logits, unknown, torch.ones(2), loss)
+    nothing.backward()
+    assert nothing.item() == 0
+    assert (logits.grad == 0).all()
+
+
+def test_augmentation_moves_255_as_it_is():
+    masks = torch.zeros(8, 32, 32, dtype=torch.uint8)
+    masks[:, :16], masks[:, :, 20:] = 6, U
+    images = torch.zeros(8, 32, 32, 3, dtype=torch.uint8)
+    _, moved = augment(images, masks, draw_augmentation(8, 0))
+    for patch in moved:
+        assert set(patch.unique().tolist()) == {0, 6, U}
+    _, moved = augment(images, torch.full_like(masks, U), draw_augmentation(8, 0))
+    assert (moved == U).all()
+
+
+# ---------------------------------------------------------------- scores
+
+
+def test_confusion_leaves_unsure_pixels_out():
+    truth = torch.tensor([[[0, 1, U]], [[U, U, U]], [[2, U, 2]]], dtype=torch.uint8)
+    predicted = torch.tensor([[[0, 2, 2]], [[0, 1, 2]], [[2, 0, 1]]])
+    first, second, third = expected = confusion(truth, predicted, 3).tolist()
+    assert first == [[1, 0, 0], [0, 0, 1], [0, 0, 0]]
+    assert second == [[0] * 3] * 3
+    assert third == [[0, 0, 0], [0, 0, 0], [0, 1, 1]]
+    # of many patches, the place of a class 255 would be that of a class of a later patch
+    many = confusion(truth.repeat(100, 1, 1), predicted.repeat(100, 1, 1), 3)
+    assert many.tolist() == 100 * expected
+
+
+def test_the_papers_scores_are_those_of_a_smaller_patch():
+    # probabilities of the true class 0: 0.5, 0.4, 0.9; the fourth pixel is unsure
+    probability = torch.zeros(2, 3, 1, 4)
+    probability[0, 0, 0] = torch.tensor([0.5, 0.4, 0.9, 0.1])
+    probability[0, 1, 0] = torch.tensor([0.2, 0.6, 0.1, 0.9])
+    truth = torch.tensor([[[0, 0, 0, U]], [[U] * 4]], dtype=torch.uint8)
+    iou, dice = paper_iou_dice(probability, truth)
+    assert iou.tolist() == [2 / (3 + 3 - 2), 0]
+    assert dice.tolist() == [2 * 2 / (3 + 3), 0]
+
+
+def one_hot(predicted, classes=3):
+    return torch.nn.functional.one_hot(predicted, classes).permute(0, 3, 1, 2).float()
+
+
+def tally_of(truth, probability):
+    tally = Tally(len(truth), probability.shape[1])
+    tally.add(slice(None), probability, truth)
+    return tally
+
+
+def test_every_score_is_that_of_the_sure_pixels_and_patches():
+    generator = torch.Generator().manual_seed(0)
+    truth, predicted = torch.randint(0, 3, (2, 4, 6, 6), generator=generator)
+    expected = tally_of(truth[:3, :, :4], one_hot(predicted[:3, :, :4]))
+    truth[:, :, 4:] = U
+    truth[3] = U  # no patch
+    found = tally_of(truth, one_hot(predicted))
+    assert found.scores() == expected.scores()
+    assert found.patchwise_iou() == expected.patchwise_iou()
+    assert found.by_region(list("aabb")).patches.tolist() == [2, 1]
+    floor = tally_of(truth, all_background(truth, 3)).scores()
+    assert floor == tally_of(truth[:3, :, :4], all_background(truth[:3, :, :4], 3)).scores()
+    assert floor["fg_to_bg"] == 1
+
+
+def test_a_class_is_counted_patch_by_patch_where_a_patch_is_sure():
+    truth = torch.tensor([[[1, 1, U, U]], [[0, 0, 0, U]], [[U] * 4]])
+    predicted = torch.tensor([[[1, 0, 1, 1]], [[0, 0, 0, 1]], [[1] * 4]])
+    # class 1: one of two pixels in the first patch, none there nor seen in the second
+    assert tally_of(truth, one_hot(predicted)).patchwise_iou()[1] == (1 / 2 + 1) / 2
+
+
+def test_a_test_without_a_sure_pixel_is_refused(patched):
+    folder = patched.workspace / "untrained"
+    build_model(patched).save_pretrained(folder)
+    names = sorted(path.name for path in (patched.workspace / "Mask_Patchs").glob("*.png"))
+    for name in names[:2]:
+        write_png(patched.workspace / "Mask_Patchs" / name, np.full((32, 32), U, np.uint8))
+    with pytest.raises(UserError, match="fold 1: every pixel of the test patches is unsure"):
+        score_networks(patched, {"it": folder}, names[:2], "fold 1")
+    assert with_sure_pixels(patched, names[:3]) == [names[2]]
+    with pytest.raises(UserError, match="every pixel of the test patches is unsure"):
+        with_sure_pixels(patched, names[:2])
+
+
+# ---------------------------------------------------------------- positives and negatives
+
+
+def test_unsure_pixels_make_a_patch_neither_positive_nor_negative():
+    #             both, foreground, background; foreground + unsure, background + unsure, unsure
+    foreground = [1, 4, 0, 3, 0, 0]
+    sure = [4, 4, 4, 3, 1, 0]
+    assert count_samples(foreground, sure) == (3, 3)
+
+
+def test_patches_are_counted_when_they_are_cut_and_old_counts_are_still_read(own, monkeypatch):
+    generate_semantic_labels(own)
+    generate_patches(own)
+    folder = own.workspace / "Mask_Patchs"
+    names = [f"a_{k}.png" for k in range(4)]
+    # a patch has 1024 pixels, of which the unsure column takes 48, 48, all and 16
+    stored = json.loads((folder / "foreground.json").read_text())
+    assert [stored[name] for name in names] == [[36, 976], [0, 976], [0, 0], [36, 1008]]
+    assert pixels_of(own, names) == ([36, 0, 0, 36], [976, 976, 0, 1008])
+    assert count_samples(*pixels_of(own, names)) == (2, 3)
+
+    real, read = estimate.read_mask, []
+    monkeypatch.setattr(estimate, "read_mask", lambda *a: read.append(a) or real(*a))
+    assert foreground_of(own, names) == [36, 0, 0, 36]
+    assert not read
+    monkeypatch.setattr(estimate, "read_json", lambda _: dict.fromkeys(names, 5))  # as they were
+    assert pixels_of(own, names) == ([5] * 4, [1024] * 4)
+    assert not read
+    for damaged in ([1], [1, "2"], "5", None):
+        monkeypatch.setattr(estimate, "read_json", lambda _, d=damaged: dict.fromkeys(names, d))
+        assert pixels_of(own, names) == ([36, 0, 0, 36], [976, 976, 0, 1008])
+    assert len(read) == 4 * 4
+
+
+# ---------------------------------------------------------------- OoD patches
+
+
+IMAGE = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3) * 10
+
+
+def test_ood_patches_are_cut_where_unsure_and_filled_from_background_alone():
+    mask = np.array([[0, 2, U], [U, 0, 0]], np.uint8)
+    for fill in ("zero", "mean"):
+        out = remove_foreground(IMAGE, mask, fill)
+        # background reds: 0, 120, 150; greens and blues 10 and 20 above
+        there = [0, 0, 0] if fill == "zero" else [90, 100, 110]
+        assert out[0, 1].tolist() == out[0, 2].tolist() == out[1, 0].tolist() == there
+        np.testing.assert_array_equal(out[mask == 0], IMAGE[mask == 0])
+    assert (remove_foreground(IMAGE, np.full((2, 3), U, np.uint8), "mean") == 0).all()
+    image, mask = np.full((16, 16, 3), 90, np.uint8), np.zeros((16, 16), np.uint8)
+    mask[5:9, 5:9], image[5:9, 5:9] = U, 10
+    np.testing.assert_allclose(remove_foreground(image, mask, "inpaint"), 90, atol=2)
+
+
+def test_moved_silhouettes_are_those_of_nuclei_and_lie_in_background():
+    mask = np.zeros((20, 20), np.uint8)
+    mask[2:5, 2:5] = 1  # one nucleus; a larger unsure piece gives no hole
+    mask[10:20] = U
+    image = np.full((20, 20, 3), 9, np.uint8)
+    for seed in range(5):
+        holes = (move_silhouettes(image, mask, np.random.default_rng(seed)) == 0).all(-1)
+        assert holes.sum() == 9
+        assert (mask[holes] == 0).all()
+
+
+# ---------------------------------------------------------------- tables and pictures
+
+
+def three_patches():
+    """Three patches, in part unsure, of which the last has no sure pixel."""
+    masks = torch.zeros(3, 16, 16, dtype=torch.uint8)
+    masks[:2, :4], masks[1, 4:8], masks[2] = U, 1, U
+    images = torch.full((3, 16, 16, 3), 128, dtype=torch.uint8)
+    return Patches(["a_0.png", "a_1.png", "b_0.png"], images, masks, torch.zeros(3).bool())
+
+
+def colours_in(path, colour):
+    wanted = np.array(tuple(bytes.fromhex(colour[1:])), np.uint8)
+    return int((read_image(path) == wanted).all(-1).sum())
+
+
+def test_the_share_of_right_pixels_is_of_those_that_are_sure():
+    predicted = torch.zeros(3, 16, 16, dtype=torch.uint8)
+    right = figures.share_right(three_patches(), {"it": predicted})
+    assert right["it"][:2].tolist() == pytest.approx([1, 2 / 3])
+    chosen = figures.choose_examples(right)
+    assert chosen == {"most pixels right": 0, "median": 0, "fewest pixels right": 1}
+
+
+@pytest.mark.parametrize("networks", [1, 2])
+def test_unsure_pixels_have_a_grey_of_their_own_in_the_examples(tmp_path, networks):
+    patches = three_patches()
+    seen = {f"{k}": torch.zeros(3, 16, 16, dtype=torch.uint8) for k in range(networks)}
+    figures.draw_examples(tmp_path / "some.png", "", patches, seen, LIZARD)
+    sure = dataclasses.replace(patches, masks=patches.masks.where(patches.masks != U, 0))
+    figures.draw_examples(tmp_path / "none.png", "", sure, seen, LIZARD)
+    assert colours_in(tmp_path / "none.png", UNSURE_COLOUR) < 50  # a shade of the letters
+    one = colours_in(tmp_path / "some.png", UNSURE_COLOUR)
+    assert one > 5000 * networks  # a quarter of the truth, and of where two networks differ
+    last = LIZARD[-1][1]
+    assert colours_in(tmp_path / "some.png", last) == pytest.approx(
+        colours_in(tmp_path / "none.png", last), abs=50
+    )
+
+
+def test_where_the_truth_is_unsure_neither_network_is_wrong():
+    truth = np.array([[1, 1, U, 0]])
+    found = figures._outcome(truth, np.array([[1, 0, 0, 1]]), np.array([[0, 1, 1, 1]]))
+    assert found.tolist() == [[0, 1, U, 2]]
+
+
+def test_unsure_pixels_belong_to_no_class_in_tables_and_warnings(own):
+    generate_semantic_labels(own)
+    generate_patches(own)
+    counts = count_classes(own, ["a_0.png", "a_2.png", "a_3.png"])
+    assert counts.tolist() == [[940, 36, 0], [0, 0, 0], [972, 0, 36]]
+    patches = load_patches(own, id_files(own, ["a_0.png", "a_2.png"]))
+    assert without_classes(own, patches).startswith("no training patch holds stroma:")
+    with pytest.raises(UserError, match="no training mask holds a nucleus"):
+        without_classes(own, load_patches(own, id_files(own, ["a_2.png"])))
+
+
+def test_the_tensorboard_paints_unsure_pixels_in_their_grey(tmp_path, monkeypatch):
+    patches = three_patches()  # the second, with a nucleus, comes first
+    cfg = dataclasses.replace(TINY, workspace=tmp_path)
+    log = tensorboard.TensorBoardLog(cfg, "it", patches, 0)
+    pictures = []
+    monkeypatch.setattr(
+        log.writer, "add_image", lambda _, picture, *a, **k: pictures.append(picture)
+    )
+    monkeypatch.setattr(
+        tensorboard, "predict", lambda *_: [(slice(3), one_hot(torch.zeros(3, 16, 16).long(), 7))]
+    )
+    log.add({"epoch": 1}, torch.nn.Identity())
+    truth = pictures[0][:16, 16:32]
+    assert (truth[:4] == 0xC0).all()
+    assert (truth[4:8] == palette(TINY.classes)[1]).all()
+    assert (truth[8:] == 255).all()
+
+
+def test_unsure_masks_go_all_the_way_to_the_report(own):
+    main(dataclasses.replace(own, epochs=1, loss="dice_ce", tensorboard=True))
+    report = own.workspace / "reports" / own.model_name
+    scores = json.loads((report / "scores.json").read_text())["1"]
+    names = json.loads((own.workspace / "Mask_Patchs" / "foreground.json").read_text())
+    assert len(names) == 8
+    for network in scores.values():
+        assert np.sum(network["confusion"]) % 1024  # not of whole patches
+        assert 0 <= network["miou_paper"] <= 1
+    assert "27.73 % of their pixels are unsure" in (report / "index.html").read_text()
+    ood = load_patches(own, ood_files(own, ["a_2.png"]))
+    assert not ood.images.any()  # cut, as it may hold nuclei; its truth is background
+    assert not ood.masks.any()
+
+
+# ---------------------------------------------------------------- attacks
+
+
+def test_the_score_under_attack_is_of_sure_pixels():
+    target = torch.tensor([[[0, 1, 1, U]], [[0, 0, U, U]], [[U] * 4]])
+    predicted = torch.tensor([[[1, 1, 0, 1]], [[0, 1, 1, 1]], [[0] * 4]])
+    # class 1: one hit of two true and two called; then half of the background; then nothing
+    assert image_dice(predicted, target, 3).tolist() == [2 / 4, 0.5, 0]
+
+
+def test_no_loss_of_an_attack_moves_an_unsure_pixel():
+    logits = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    target = torch.randint(0, 3, (2, 4, 4), generator=torch.Generator().manual_seed(1))
+    target[:, :, :2] = U
+    task = bounded(torch.zeros(2, 1, 4, 4), target, 0.0, 0.0, 1.0)
+    goal_task = GoalTask(**vars(task), goal=torch.ones_like(target))
+    right = logits.argmax(1) == target
+    for loss in (*ascent.LOSSES.values(), goal_margin, soft_dice_loss):
+        value = loss(logits, goal_task, right, 0.5)
+        (gradient,) = torch.autograd.grad(value.sum(), logits)
+        assert (gradient[..., :2] == 0).all(), loss
+        assert gradient[..., 2:].any(), loss
+
+
+@pytest.mark.parametrize("name", ["pgd", "sea", *by_name([], 3, 2, 4)])
+def test_every_attack_takes_unsure_pixels(name):
+    images, target = some_images((9, 7))
+    target[:, 3:6], target[2] = U, U
+    found = by_name([name], 3, 4, 6)[name](some_network((9, 7)), images, target, 8 / 255)
+    assert (found - images).abs().max() <= 8 / 255
+    assert found.isfinite().all()
+    if name != "noise":
+        assert torch.equal(found[2], images[2])  # there is nothing to attack
