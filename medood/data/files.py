@@ -21,8 +21,11 @@ from config import UserError
 from medood.processes import is_main
 
 PARTIAL, REPLACED = ".partial", ".replaced"  # endings of hidden names, while something is written
-WRITTEN_TO = ("HardOoD", "k_folds", "models", "reports", "studies")  # beside the folders of patches
+# beside the folders of patches
+WRITTEN_TO = ("HardOoD", "k_folds", "models", "reports", "studies", "weak")
 TIMES = "times.csv"  # in the workspace: equal runs differ in it, and in the report that shows it
+
+ARRAYS = (".npz", ".safetensors")  # endings of what a step writes beside images
 
 CHUNK = 16  # files that a thread takes at once: a hash takes less time than handing on one file
 
@@ -211,10 +214,12 @@ def fingerprint(paths: Iterable[Path]) -> str:
 
 
 def contents(product: Path) -> str:
-    """Return one hash of a file, or of the names and contents of the images in a folder."""
+    """Return one hash of a file, or of the names and contents of images and arrays in a folder."""
     if product.is_file():
         return hash_of(product)
-    lines = in_threads(lambda path: f"{hash_of(path)} {path.name}", pngs(product))
+    arrays = (path for ending in ARRAYS for path in product.glob(f"*{ending}"))
+    paths = [*pngs(product), *sorted(path for path in arrays if path.name[0] != ".")]
+    lines = in_threads(lambda path: f"{hash_of(path)} {path.name}", paths)
     return digest("\n".join(lines).encode())
 
 

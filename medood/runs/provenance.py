@@ -1,8 +1,9 @@
 """Provenance: what each product of a workspace is made by, from what, and whether it still is.
 
-PRODUCTS is the one table. `require` walks it, from what a step reads down to the user's data, and
-stops the step at the first product that is missing or out of date. Products that the user put there
-are used as they are, and so are those whose sources are gone: see medood/data/records.py.
+PRODUCTS is the one table; a sibling system adds rows of its own. `require` walks it, from what a
+step reads down to the user's data, and stops the step at the first product that is missing or out
+of date. Products that the user put there are used as they are, and so are those whose sources are
+gone: see medood/data/records.py.
 """
 
 import dataclasses
@@ -40,6 +41,7 @@ class Product(NamedTuple):
     behind: tuple[str, ...]  # the products that it is made from
     settings: tuple[str, ...]  # that decide it
     inputs: Callable[[Config, int], dict]  # fingerprints, as JSON; None where a source is gone
+    kind: type[Config] = Config  # of settings that it takes: a sibling system has its own
 
 
 # ---------------------------------------------------------------- what products are made from
@@ -184,6 +186,7 @@ SCRIPTS = {
     "robust/train_volumes.py": ((), (*_VOLUMES, *_TRAINING_VOLUMES)),
     "robust/test_volumes.py": ((), _VOLUMES),
     "robust/main.py": ((), (*_VOLUMES, *_TRAINING_VOLUMES)),
+    "weak/label_patches.py": (("patches", "patch masks"), _PREPARING),
 }
 
 
@@ -209,7 +212,7 @@ def with_all_behind(names: Iterable[str]) -> list[str]:
 
 def plain_settings(cfg: Config) -> dict:
     """Return the settings of config.py as JSON holds them."""
-    values = {name: getattr(cfg, name) for name in Config.__dataclass_fields__}
+    values = {field.name: getattr(cfg, field.name) for field in dataclasses.fields(Config)}
     return json.loads(json.dumps(values, default=str))
 
 
@@ -228,8 +231,8 @@ def network_made_from(cfg: Config, fold: int, files: list[Pair]) -> dict:
 
 
 def _settings(cfg: Config, names: tuple[str, ...]) -> dict:
-    settings = plain_settings(cfg)
-    return {name: VALUES[name](cfg) if name in VALUES else settings[name] for name in names}
+    found = {n: VALUES[n](cfg) if n in VALUES else getattr(cfg, n) for n in names}
+    return json.loads(json.dumps(found, default=str))
 
 
 # ---------------------------------------------------------------- the walk
@@ -292,6 +295,8 @@ def survey(cfg: Config) -> dict[str, str]:
     for fold in cfg.folds:
         stays: set[str] = set()
         for name, product in PRODUCTS.items():  # each after what is behind it
+            if not isinstance(cfg, product.kind):
+                continue
             record = record_of(product.path(cfg, fold))
             fate = _fate(cfg, name, fold, record)
             new = [source for source in product.behind if source not in stays]
@@ -325,9 +330,10 @@ def command(cfg: Config, name: str, fold: int) -> str:
     if path(cfg, fold) != path(cfg, fold + 1):
         cfg = dataclasses.replace(cfg, folds=(fold,))
     words = ["python", script]
-    for name in Config.__dataclass_fields__:
-        value = getattr(cfg, name)
-        if value == getattr(CONFIG, name) or name not in settings_of(script):
+    for field in dataclasses.fields(PRODUCTS[name].kind):
+        name, value = field.name, getattr(cfg, field.name)
+        unused = name in SETTINGS - settings_of(script)
+        if unused or value == getattr(CONFIG, name, field.default):
             continue
         if isinstance(value, bool):
             words.append(f"--{'' if value else 'no_'}{name}")
