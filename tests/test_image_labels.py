@@ -1,0 +1,233 @@
+"""Image labels: every mistake in the CSV is named, patients stay together, patches give labels."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from conftest import TINY
+
+from config import LIZARD, UserError
+from medood.data.files import pngs, read_table
+from medood.data.images import read_mask
+from weak.image_labels import (
+    ImageLabels,
+    colours,
+    read_image_labels,
+    shuffled,
+    split,
+    with_classes,
+)
+from weak.label_patches import held, label_patches, told_apart
+from weak.settings import ImagesConfig
+
+PLAIN = "img_name,cat,dog\na.png,0,1\nb.png,1,1\nc.png,0,0\n"
+
+
+def write(tmp_path, text):
+    path = tmp_path / "image_labels.csv"
+    path.write_text(text)
+    return path
+
+
+def patients(count, per_patient=2):
+    """Image labels of `count` patients, whose images take turns in holding the one class."""
+    names = [f"p{n // per_patient}_{n}" for n in range(count * per_patient)]
+    labels = np.arange(len(names), dtype=np.uint8)[:, None] % 2
+    return ImageLabels(names, [name.split("_")[0] for name in names], labels, ("cat",), None)
+
+
+def test_a_plain_table_is_read_and_each_image_is_its_own_patient(tmp_path):
+    found = read_image_labels(write(tmp_path, PLAIN))
+    assert found.names == found.patients == ["a.png", "b.png", "c.png"]
+    assert found.classes == ("cat", "dog")
+    assert found.given is None
+    assert found.labels.dtype == np.uint8
+    assert found.labels.tolist() == [[0, 1], [1, 1], [0, 0]]
+
+
+def test_spaces_capitals_and_the_order_of_columns_do_not_matter(tmp_path):
+    text = "﻿Cat , PATIENT,Split, Img_Name\n 1,x , train ,a.png \n0, y,test,b.png\n"
+    found = read_image_labels(write(tmp_path, text))
+    assert found.classes == ("Cat",)
+    assert (found.names, found.patients) == (["a.png", "b.png"], ["x", "y"])
+    assert found.given == ["train", "test"]
+    assert found.labels.tolist() == [[1], [0]]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("", "is empty"),
+        ("img_name,cat\n", "has no row"),
+        ("name,cat\na,0\nb,1\n", "has no column img_name"),
+        ("img_name,patient\na,x\n", "has no column of a class"),
+        ("img_name,cat\na,0\nb,2\nc,1\n", r"row 3 \(b\) has '2' in column cat, expected 0 or 1"),
+        ("img_name,cat\na,0\nb\nc,1\n", r"row 3 \(b\) has '' in column cat"),
+        ("img_name,cat\na,0,1\nb,1\n", "row 2 has more values"),
+        ("img_name,cat\na,0\nb,1\na,1\n", "names the image a twice"),
+        ("img_name,cat\na,0\n,1\n", "row 3 has no img_name"),
+        ("img_name,patient,cat\na,x,0\nb,,1\n", "row 3 has no patient"),
+        ("img_name,cat,dog\na,0,0\nb,0,1\n", "no image holds cat"),
+        ("img_name,cat,dog\na,0,1\nb,1,1\n", "every image holds dog"),
+        ("img_name,cat,cat\na,0,1\nb,1,0\n", "has two columns cat"),
+        ("img_name,patient,Patient,cat\na,x,x,1\nb,y,y,0\n", "has two columns patient"),
+        ("img_name,cat,Background\na,0,1\nb,1,0\n", "column 'Background', which no class"),
+        (",img_name,cat\n0,a,0\n1,b,1\n", "column '', which no class"),
+        ("img_name,split,cat\na,train,0\nb,val,1\n", "'val' as split of b"),
+        (
+            "img_name,patient,split,cat\na,x,train,0\nb,x,test,1\nc,y,test,0\n",
+            "images of patient x on both sides of the split, such as b",
+        ),
+    ],
+)
+def test_a_mistake_in_the_table_is_named(tmp_path, text, problem):
+    with pytest.raises(UserError, match=problem) as error:
+        read_image_labels(write(tmp_path, text))
+    assert str(tmp_path / "image_labels.csv") in str(error.value)
+
+
+def test_a_table_that_is_missing_or_no_text_is_named(tmp_path):
+    with pytest.raises(UserError, match="there is no file"):
+        read_image_labels(tmp_path / "image_labels.csv")
+    (tmp_path / "image_labels.csv").write_bytes(b"\xff\xfe\x00\x01")
+    with pytest.raises(UserError, match="not a CSV in UTF-8"):
+        read_image_labels(tmp_path / "image_labels.csv")
+
+
+@pytest.mark.parametrize("count", [254, 255])
+def test_a_mask_tells_254_classes_apart(tmp_path, count):
+    names = [f"class_{number}" for number in range(count)]
+    rows = [f"{value}{value},{','.join([value] * count)}" for value in "01"]
+    path = write(tmp_path, "\n".join([",".join(["img_name", *names]), *rows]))
+    if count == 254:
+        cfg = with_classes(dataclasses.replace(ImagesConfig(), image_labels=path))
+        assert [name for name, _ in cfg.classes] == names  # Config takes them all
+    else:
+        with pytest.raises(UserError, match="255 classes, but a mask can tell 254 apart"):
+            read_image_labels(path)
+
+
+# ---------------------------------------------------------------- classes
+
+
+def test_classes_are_called_after_the_columns(tmp_path):
+    cfg = with_classes(ImagesConfig(image_labels=write(tmp_path, PLAIN)))
+    assert cfg.classes == (("cat", LIZARD[0][1]), ("dog", LIZARD[1][1]))
+    with pytest.raises(UserError, match="image_labels = None"):
+        with_classes(ImagesConfig())
+
+
+def test_colours_differ_also_without_red_and_green():
+    from skimage.color import rgb2lab
+
+    many = colours(20)
+    assert many == colours(254)[:20]  # a class more changes no colour
+    assert many[:6] == [colour for _, colour in LIZARD]
+    assert len(set(colours(254))) == 254
+    rgb = np.array([tuple(bytes.fromhex(colour[1:])) for colour in many], np.uint8)
+    seen = rgb2lab(rgb)[:, [0, 2]]  # lightness, and from blue to yellow
+    gaps = np.linalg.norm(seen[:, None] - seen, axis=-1) + 1e3 * np.eye(20)
+    assert gaps.min() > 10
+
+
+# ---------------------------------------------------------------- who trains
+
+
+def test_patients_stay_on_one_side_and_three_folds_test_each_once():
+    labels = patients(7)
+    tested = []
+    for fold in (79, 158, 237):
+        train, test = split(labels, fold, seed=0)
+        assert sorted(train + test) == list(range(14))
+        assert not {labels.patients[n] for n in train} & {labels.patients[n] for n in test}
+        tested += test
+        assert (train, test) == split(labels, fold, seed=0)
+    assert sorted(tested) == list(range(14))
+    assert any(split(labels, 79, seed=0) != split(labels, 79, seed=seed) for seed in (1, 2, 3))
+
+
+def test_a_given_split_is_every_folds():
+    labels = patients(2)._replace(given=["train", "train", "test", "test"])
+    for fold in (79, 158):
+        assert split(labels, fold, seed=fold) == ([0, 1], [2, 3])
+
+
+def test_a_side_without_images_or_without_contrast_is_refused():
+    with pytest.raises(UserError, match="fold 80 has no test image: give a column split"):
+        split(patients(1), 80, seed=0)  # the only patient is of part 0
+    given = patients(2)._replace(given=["train"] * 4)
+    with pytest.raises(UserError, match="has no test image: correct the column split"):
+        split(given, 79, seed=0)
+    one_sided = given._replace(given=["train", "train", "test", "test"])
+    for values, problem in (([0, 0, 1, 1], "no image holds"), ([1, 1, 0, 1], "every image holds")):
+        labels = one_sided._replace(labels=np.array(values, np.uint8)[:, None])
+        with pytest.raises(UserError, match=f"among its training images {problem} cat"):
+            split(labels, 79, seed=0)
+
+
+def test_shuffled_labels_are_the_same_rows_dealt_among_the_training_images_alone():
+    rows = np.array([[n >> 2 & 1, n >> 1 & 1, n & 1] for n in range(8)], np.uint8)
+    labels = ImageLabels(list("abcdefgh"), list("abcdefgh"), rows, ("x", "y", "z"), None)
+    dealt = shuffled(labels, [0, 1, 2, 3, 5, 6], seed=1)
+    assert dealt.labels[[4, 7]].tolist() == rows[[4, 7]].tolist()
+    assert sorted(dealt.labels.tolist()) == sorted(rows.tolist())
+    assert dealt.labels.tolist() != rows.tolist()
+    assert dealt.labels.tolist() == shuffled(labels, [0, 1, 2, 3, 5, 6], seed=1).labels.tolist()
+    assert labels.labels is rows  # left as they were
+    assert rows[3].tolist() == [0, 1, 1]
+
+
+# ---------------------------------------------------------------- labels of patches
+
+
+def test_one_pixel_holds_a_class_and_an_unsure_one_none():
+    mask = np.array([[0, 3], [255, 1]], np.uint8)
+    assert held(mask, 4).tolist() == [1, 0, 1, 0]
+    assert held(np.full((2, 2), 255, np.uint8), 2).tolist() == [0, 0]
+
+
+def test_classes_that_no_patch_or_every_patch_holds_are_left_out(capsys):
+    labels = np.array([[1, 0, 1], [0, 0, 1]], np.uint8)
+    assert told_apart(labels, ["a", "b", "c"]) == [0]
+    printed = capsys.readouterr().out
+    assert "b: left out, for no patch holds it" in printed
+    assert "c: left out, for every patch holds it" in printed
+    with pytest.raises(UserError, match="no class is held by some patches"):
+        told_apart(labels[:, 1:], ["b", "c"])
+
+
+def test_labels_of_patches_are_what_their_masks_hold(patched):
+    label_patches(patched)
+    rows = read_table(patched.workspace / "image_labels.csv")
+    names = [name for name, _ in LIZARD]
+    masks = pngs(patched.workspace / "Mask_Patchs")
+    assert [row["img_name"] for row in rows] == [mask.name for mask in masks]
+    assert {row["patient"] for row in rows} == {"region_0", "region_1", "region_2"}
+    kept = list(rows[0])[2:]
+    assert kept
+    for row, mask in zip(rows, masks, strict=True):
+        values = set(np.unique(read_mask(mask, 7)).tolist())
+        assert {name: row[name] == "1" for name in kept} == {
+            name: names.index(name) + 1 in values for name in kept
+        }
+    read_image_labels(patched.workspace / "image_labels.csv")
+
+
+def test_labels_of_patches_are_made_again_only_when_masks_change(patched, capsys):
+    path = patched.workspace / "image_labels.csv"
+    label_patches(patched)
+    made = path.read_bytes()
+    label_patches(patched)
+    assert "kept, made from the same inputs" in capsys.readouterr().out
+    path.write_text(PLAIN)
+    label_patches(patched)
+    assert "put there by you" in capsys.readouterr().out
+    assert path.read_text() == PLAIN
+    path.unlink()
+    label_patches(patched)
+    assert path.read_bytes() == made
+
+
+def test_labels_need_patches(tmp_path):
+    with pytest.raises(UserError, match="run `python generate_patches.py"):
+        label_patches(dataclasses.replace(TINY, workspace=tmp_path))

@@ -1,0 +1,460 @@
+"""Images of any format come in as RGB of one side, and true masks lie on them."""
+
+import dataclasses
+
+import cv2
+import numpy as np
+import pydicom
+import pytest
+from conftest import TINY
+from PIL import Image
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import (
+    ExplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGLSLossless,
+)
+
+from config import UserError
+from medood.data import labels as region_labels
+from medood.data.files import pngs, read_json
+from medood.data.images import read_image, to_bytes, write_png
+from weak.generate_images import generate_images
+from weak.image_labels import ImageLabels
+from weak.products import labels_there, sizes_of
+from weak.read_images import decode_rle, fit, list_inputs, read_any, read_truth, stem_of
+from weak.settings import ImagesConfig
+
+UID = "1.2.276.0.7230010.3.1.4.8323329.6904.1517875201.850819"  # as SIIM-ACR's
+
+
+def write_dicom(path, values, syntax=ExplicitVRLittleEndian, content=None, **entries):
+    """Write grey values, uint16 (H, W), as a DICOM file with more entries than it needs."""
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID = syntax
+    meta.MediaStorageSOPClassUID = pydicom.uid.SecondaryCaptureImageStorage
+    meta.MediaStorageSOPInstanceUID = UID
+    file = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
+    file.SOPClassUID, file.SOPInstanceUID = meta.MediaStorageSOPClassUID, UID
+    file.Rows, file.Columns = values.shape[:2]
+    file.SamplesPerPixel, file.PixelRepresentation = 1, 0
+    file.PhotometricInterpretation = "MONOCHROME2"
+    file.BitsAllocated = file.BitsStored = 8 * values.itemsize
+    file.HighBit = file.BitsStored - 1
+    for name, value in entries.items():
+        setattr(file, name, value)
+    if content is None:
+        file.PixelData = values.tobytes()
+    else:
+        file.PixelData = pydicom.encaps.encapsulate([content])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file.save_as(path, enforce_file_format=True)
+
+
+def labelled(*names):
+    """Image labels of some names; what they hold does not matter here."""
+    labels = np.arange(len(names), dtype=np.uint8)[:, None] % 2
+    return ImageLabels(list(names), list(names), labels, ("cat",), None)
+
+
+GREY = np.array([[0, 100], [200, 400]], np.uint16)
+
+
+# ---------------------------------------------------------------- formats
+
+
+@pytest.mark.parametrize("ending", [".png", ".tif", ".bmp", ".PNG"])
+def test_plain_images_are_read_as_they_are(tmp_path, ending):
+    rgb = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+    Image.fromarray(rgb).save(tmp_path / f"colour{ending}")
+    np.testing.assert_array_equal(read_any(tmp_path / f"colour{ending}"), rgb)
+    Image.fromarray(rgb[..., 0]).save(tmp_path / f"grey{ending}")
+    np.testing.assert_array_equal(read_any(tmp_path / f"grey{ending}"), rgb[..., [0, 0, 0]])
+
+
+@pytest.mark.parametrize("ending", ["png", "tif"])
+def test_sixteen_bits_of_grey_are_scaled_by_their_own_range(tmp_path, ending):
+    path = tmp_path / f"x-ray.{ending}"
+    cv2.imwrite(str(path), GREY + 1000)
+    found = read_any(path)
+    assert found.dtype == np.uint8
+    assert found[..., 0].tolist() == [[0, 64], [128, 255]]  # 63.75 and 127.5
+    assert (found == found[..., :1]).all()
+    cv2.imwrite(str(path), np.full((2, 2), 700, np.uint16))
+    assert read_any(path).max() == 0  # nothing to tell apart
+    with pytest.raises(UserError, match="16 bits per channel"):
+        read_image(path)  # of tissue: what is brightest differs from image to image
+
+
+def test_values_are_clipped_at_the_ends_and_rounded():
+    assert to_bytes(np.array([-1, 0, 1, 2, 3, 9]), 0, 4).tolist() == [0, 0, 64, 128, 191, 255]
+
+
+# ---------------------------------------------------------------- DICOM
+
+
+def test_a_dicom_without_a_window_is_scaled_by_its_own_range(tmp_path):
+    write_dicom(tmp_path / "a.dcm", GREY)
+    found = read_any(tmp_path / "a.dcm")
+    assert (found.shape, found.dtype) == ((2, 2, 3), np.uint8)
+    assert found[..., 0].tolist() == [[0, 64], [128, 255]]
+    assert (found == found[..., :1]).all()
+
+
+def test_dark_bones_are_turned_bright(tmp_path):
+    write_dicom(tmp_path / "a.dcm", GREY, PhotometricInterpretation="MONOCHROME1")
+    assert read_any(tmp_path / "a.dcm")[..., 0].tolist() == [[255, 191], [127, 0]]
+
+
+def test_a_window_counts_in_units_after_rescaling(tmp_path):
+    # stored 0, 100, 200, 400 are -1000, -800, -600, -200 Hounsfield units
+    entries = {"RescaleSlope": 2, "RescaleIntercept": -1000}
+    window = {"WindowCenter": -700, "WindowWidth": 400, "VOILUTFunction": "LINEAR_EXACT"}
+    write_dicom(tmp_path / "a.dcm", GREY, **entries, **window)
+    found = read_any(tmp_path / "a.dcm")[..., 0]  # from -900 to -500
+    assert found.tolist() == [[0, 64], [191, 255]]
+    window |= {"WindowCenter": [-700, 40], "WindowWidth": [400, 80]}  # the first of several
+    write_dicom(tmp_path / "b.dcm", GREY, **entries, **window)
+    assert read_any(tmp_path / "b.dcm")[..., 0].tolist() == found.tolist()
+
+
+def test_a_window_wider_than_the_values_is_kept(tmp_path):
+    window = {"WindowCenter": 400, "WindowWidth": 800, "VOILUTFunction": "LINEAR_EXACT"}
+    write_dicom(tmp_path / "a.dcm", GREY, **window)
+    assert read_any(tmp_path / "a.dcm")[..., 0].tolist() == [[0, 32], [64, 128]]
+
+
+def test_a_table_of_values_is_followed(tmp_path):
+    table = pydicom.Dataset()
+    table.LUTDescriptor, table.LUTData = [4, 0, 8], [0, 10, 30, 40]
+    table["LUTDescriptor"].VR = table["LUTData"].VR = "US"
+    entries = {"VOILUTSequence": pydicom.Sequence([table])}
+    write_dicom(tmp_path / "a.dcm", np.array([[0, 1], [2, 3]], np.uint8), **entries)
+    assert read_any(tmp_path / "a.dcm")[..., 0].tolist() == [[0, 64], [191, 255]]
+
+
+def test_a_jpeg_within_a_dicom_is_decoded(tmp_path):
+    grey = np.repeat(np.arange(0, 256, 8, dtype=np.uint8)[None], 32, axis=0)  # as SIIM-ACR's
+    jpeg = cv2.imencode(".jpg", grey, [cv2.IMWRITE_JPEG_QUALITY, 100])[1].tobytes()
+    write_dicom(tmp_path / "a.dcm", grey, syntax=JPEGBaseline8Bit, content=jpeg)
+    assert (
+        np.abs(read_any(tmp_path / "a.dcm")[..., 0] - to_bytes(grey, 0, 248).astype(int)).max() < 4
+    )
+
+
+def test_a_dicom_in_colour_is_read(tmp_path):
+    rgb = np.random.default_rng(0).integers(0, 256, (3, 5, 3), np.uint8)
+    colour = {"SamplesPerPixel": 3, "PlanarConfiguration": 0, "PhotometricInterpretation": "RGB"}
+    write_dicom(tmp_path / "a.dcm", rgb, **colour)
+    np.testing.assert_array_equal(read_any(tmp_path / "a.dcm"), rgb)
+    write_dicom(tmp_path / "a.dcm", rgb.astype(np.uint16), **colour)
+    with pytest.raises(UserError, match="has 16 bits of RGB: save it as grey"):
+        read_any(tmp_path / "a.dcm")
+
+
+def test_a_dicom_that_claims_to_be_huge_is_refused_before_it_is_decoded(tmp_path):
+    write_dicom(tmp_path / "a.dcm", GREY, Rows=60_000, Columns=60_000)
+    with pytest.raises(UserError, match="3,600,000,000 pixels, more than max_pixels"):
+        read_any(tmp_path / "a.dcm")
+
+
+def test_a_dicom_that_cannot_be_used_is_named_with_a_cure(tmp_path):
+    path = tmp_path / "a.dcm"
+    write_dicom(path, GREY, NumberOfFrames=2)
+    with pytest.raises(UserError, match="a.dcm holds 2 frames: save the frame"):
+        read_any(path)
+    write_dicom(path, GREY, syntax=JPEG2000Lossless, content=b"garbage")
+    with pytest.raises(UserError, match=r"JPEG 2000 .*\): run `pip install .* or save it uncom"):
+        read_any(path)
+    write_dicom(path, GREY, syntax=JPEGLSLossless, content=b"garbage")
+    with pytest.raises(UserError, match=r"JPEG-LS .*\): run `pip install"):
+        read_any(path)
+    write_dicom(path, GREY)
+    whole = path.read_bytes()
+    for damaged in (b"", whole[:100], whole[:300], whole[:-4], b"no DICOM at all" * 20):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match="a.dcm is not a whole DICOM image .*copy or export"):
+            read_any(path)
+    with pytest.raises(UserError, match="is missing"):
+        read_any(tmp_path / "b.dcm")
+
+
+# ---------------------------------------------------------------- files of the labels
+
+
+@pytest.mark.parametrize(
+    ("name", "stem"),
+    [("a.png", "a"), ("a.b.JPEG", "a.b"), (UID, UID), (f"{UID}.dcm", UID), ("a", "a")],
+)
+def test_the_end_of_a_uid_is_no_ending(name, stem):
+    assert stem_of(name) == stem
+
+
+def test_images_are_found_in_nested_folders_by_name_or_stem(tmp_path, capsys):
+    files = [f"study/series/{UID}.dcm", "study/other/IM0001", "b.png", "deep/c.png", "unnamed.png"]
+    write_dicom(tmp_path / files[0], GREY)
+    write_dicom(tmp_path / files[1], GREY)  # told by its content
+    for name in files[2:]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write_png(tmp_path / name, np.zeros((2, 2, 3), np.uint8))
+    for no_image in ("notes.txt", "IM0002", "._b.png", ".hidden/b.png"):
+        (tmp_path / no_image).parent.mkdir(exist_ok=True)
+        (tmp_path / no_image).write_text("no image")
+    found = list_inputs(tmp_path, labelled("c.png", UID, "b", "IM0001"))
+    assert found == [tmp_path / files[n] for n in (3, 0, 2, 1)]
+    assert "images that the image labels do not name, and are ignored: 1" in capsys.readouterr().out
+
+
+def test_an_image_that_is_missing_or_found_twice_is_named(tmp_path):
+    for name in ("a.png", "deep/a.png", "b.png", "b.tif"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(UserError, match="lacks 2 images that the image labels name, c.png for one"):
+        list_inputs(tmp_path, labelled("a.png", "c.png", "d"))
+    with pytest.raises(UserError, match="a.png and .*a.png may both be the image a.png"):
+        list_inputs(tmp_path, labelled("a.png"))
+    with pytest.raises(UserError, match="b.png and .*b.tif may both be the image b "):
+        list_inputs(tmp_path, labelled("b"))
+    assert list_inputs(tmp_path, labelled("b.tif")) == [tmp_path / "b.tif"]
+    with pytest.raises(UserError, match="there is no folder"):
+        list_inputs(tmp_path / "elsewhere", labelled("a"))
+
+
+# ---------------------------------------------------------------- one side for all
+
+
+def test_an_image_of_the_right_side_stays_as_it_is():
+    image = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+    np.testing.assert_array_equal(fit(image, 8), image)
+
+
+def test_an_image_is_scaled_to_its_longer_side_in_the_middle_of_black():
+    image = np.full((6, 16, 3), 200, np.uint8)
+    image[:, 8:] = 100
+    found = fit(image, 8)  # 3 x 8: two rows of black above, three below
+    assert found.shape == (8, 8, 3)
+    assert found[:2].max() == found[5:].max() == 0
+    assert (found[2:5, :4] == 200).all()
+    assert (found[2:5, 4:] == 100).all()
+    assert fit(np.full((1, 999, 3), 9, np.uint8), 8)[3].min() == 9  # thin: a row is left
+
+
+def test_shrinking_means_over_an_area_and_growing_blends():
+    grey = np.array([[0, 100], [40, 60]], np.uint8)
+    assert fit(grey, 1).tolist() == [[50]]
+    assert fit(np.array([[0, 100], [0, 100]], np.uint8), 4)[0].tolist() == [0, 25, 75, 100]
+
+
+@pytest.mark.parametrize("shape", [(30, 50), (90, 64), (7, 200), (301, 299), (32, 31)])
+def test_image_and_mask_lie_on_each_other_and_a_mask_has_no_new_values(shape):
+    mask = np.zeros(shape, np.uint8)
+    rows, columns = (slice(side // 4, side - side // 3) for side in shape)
+    mask[rows, columns] = 2
+    found = fit(mask, 32, nearest=True)
+    assert set(np.unique(found)) == {0, 2}
+    of_image = fit(mask * 100, 32).astype(int)
+    assert np.abs(of_image - 100 * found.astype(int)).mean() < 10
+    inside = (of_image == 200) & (found != 2) | (of_image == 0) & (found != 0)
+    assert not inside.any()  # they differ where a pixel is cut by the edge, at the most
+
+
+# ---------------------------------------------------------------- true masks
+
+
+@pytest.fixture
+def cfg(tmp_path):
+    """Settings of a folder of masks and two classes."""
+    (tmp_path / "masks").mkdir()
+    plain = {field.name: getattr(TINY, field.name) for field in dataclasses.fields(TINY)}
+    own = {"images": tmp_path / "images", "masks": tmp_path / "masks", "workspace": tmp_path}
+    classes = (("cat", "#009e73"), ("dog", "#0072b2"))
+    return ImagesConfig(**plain | own | {"classes": classes})
+
+
+def write_mask(cfg, values, name="a.png"):
+    Image.fromarray(np.array(values, np.uint8)).save(cfg.masks / name)
+
+
+def test_a_true_mask_is_read_by_its_stem_and_padded_with_background(cfg):
+    write_mask(cfg, [[1, 2]])
+    for name in ("a.dcm", "a", "a.png"):
+        truth = read_truth(cfg, name, (1, 2), 4)
+        assert truth.dtype == np.uint8
+        assert truth.tolist() == [[0] * 4, [1, 1, 2, 2], [1, 1, 2, 2], [0] * 4]
+
+
+def test_values_of_the_users_stand_for_the_classes(cfg):
+    of_user = dataclasses.replace(cfg, mask_values=(7, 255))
+    write_mask(cfg, [[0, 7], [255, 0]])
+    assert read_truth(of_user, "a", (2, 2), 2).tolist() == [[0, 1], [2, 0]]
+
+
+@pytest.mark.skipif(
+    not hasattr(region_labels, "UNSURE_ID"), reason="until masks may hold unsure pixels"
+)
+def test_255_is_unsure_where_it_is_no_class(cfg):
+    write_mask(cfg, [[0, 1], [255, 2]])
+    assert read_truth(cfg, "a", (2, 2), 2).tolist() == [[0, 1], [255, 2]]
+    write_mask(cfg, [[0, 255], [255, 0]], "white.png")  # a class as white, by all likelihood
+    with pytest.raises(UserError, match="holds 255 and no class: set mask_values to 255 if"):
+        read_truth(cfg, "white", (2, 2), 2)
+    told = dataclasses.replace(cfg, mask_values=(1, 2))
+    assert read_truth(told, "white", (2, 2), 2).tolist() == [[0, 255], [255, 0]]
+
+
+def test_a_mask_that_cannot_be_the_images_is_named(cfg):
+    write_mask(cfg, [[1, 2, 0]])
+    with pytest.raises(UserError, match="a.png is 3 x 1 pixels but the image a.dcm 2 x 2: put"):
+        read_truth(cfg, "a.dcm", (2, 2), 4)
+    with pytest.raises(UserError, match="has no mask of b.png: add it"):
+        read_truth(cfg, "b.png", (2, 2), 4)
+    write_mask(cfg, [[9, 0]], "c.png")
+    with pytest.raises(UserError, match="c.png holds the value 9"):
+        read_truth(cfg, "c", (1, 2), 4)
+    absent = dataclasses.replace(cfg, masks=cfg.masks / "elsewhere")
+    with pytest.raises(UserError, match="name the folder, or the CSV, of true masks"):
+        read_truth(absent, "a", (1, 3), 4)
+
+
+# ---------------------------------------------------------------- run lengths
+
+
+@pytest.mark.parametrize(
+    ("text", "mask"),
+    [
+        ("-1", [[0, 0, 0], [0, 0, 0]]),
+        (" -1 ", [[0, 0, 0], [0, 0, 0]]),
+        ("0 1", [[1, 0, 0], [0, 0, 0]]),
+        ("1 2", [[0, 1, 0], [1, 0, 0]]),  # down the first column, on at the head of the second
+        ("1 1 2 2", [[0, 0, 1], [1, 0, 1]]),  # the second gap counts from the end of the first run
+        ("0 6", [[1, 1, 1], [1, 1, 1]]),
+        ("5 1", [[0, 0, 0], [0, 0, 1]]),
+        ("0 1 0 1", [[1, 0, 0], [1, 0, 0]]),
+    ],
+)
+def test_run_lengths_go_down_the_columns_and_from_run_to_run(text, mask):
+    found = decode_rle(text, 2, 3)
+    assert found.dtype == np.uint8
+    assert found.tolist() == mask
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("1", "not pairs"),
+        ("1 2 3", "not pairs"),
+        ("", "not pairs"),
+        ("1 -2", "not pairs"),
+        ("-1 2", "not pairs"),
+        ("1 x", "not whole numbers"),
+        ("1 2.0", "not whole numbers"),
+        ("5 2", "end at pixel 7 of an image of 3 x 2 = 6"),
+        ("0 1 99999999999999999999 1", "end at pixel 100000000000000000001"),
+    ],
+)
+def test_run_lengths_that_are_none_are_refused(text, problem):
+    with pytest.raises(UserError, match=problem):
+        decode_rle(text, 2, 3)
+
+
+@pytest.fixture
+def rle(cfg):
+    """Settings of a table of run lengths, laid out as SIIM-ACR's, and one class."""
+    path = cfg.workspace / "rle.csv"
+    path.write_text(f"ImageId, EncodedPixels\n{UID}, -1\ntwo,0 1\ntwo,5 1\nodd,1\n")
+    return dataclasses.replace(cfg, masks=path, classes=cfg.classes[:1])
+
+
+def test_all_run_lengths_of_an_image_are_united(rle):
+    assert read_truth(rle, f"{UID}.dcm", (2, 3), 3).max() == 0
+    truth = read_truth(rle, "two", (2, 3), 3)
+    assert truth.tolist() == [[1, 0, 0], [0, 0, 1], [0, 0, 0]]
+    with pytest.raises(UserError, match="rle.csv, image odd: the run lengths '1' are not pairs"):
+        read_truth(rle, "odd", (2, 3), 3)
+    with pytest.raises(UserError, match="has no mask of three"):
+        read_truth(rle, "three", (2, 3), 3)
+
+
+def test_run_lengths_tell_of_one_class(rle, cfg):
+    with pytest.raises(UserError, match="tell of one class, but there are 2"):
+        read_truth(dataclasses.replace(rle, classes=cfg.classes), "two", (2, 3), 3)
+    rle.masks.write_text("image,runs\ntwo,-1\n")
+    with pytest.raises(UserError, match="lacks the columns ImageId and EncodedPixels"):
+        read_truth(rle, "two", (2, 3), 3)
+
+
+# ---------------------------------------------------------------- the step
+
+
+@pytest.fixture
+def inputs(cfg):
+    """Settings of three images of other sizes and kinds, and of what they hold."""
+    write_dicom(cfg.images / "study" / "series" / f"{UID}.dcm", np.tile(GREY, (20, 10)))
+    write_png(cfg.images / "b.png", np.full((32, 32, 3), 7, np.uint8))
+    write_png(cfg.images / "c.png", np.full((10, 64, 3), 9, np.uint8))
+    path = cfg.workspace / "image_labels.csv"
+    path.write_text(f"img_name,patient,cat\n{UID},x,0\nb.png,y,1\nc.png,y,0\n")
+    return dataclasses.replace(cfg, image_labels=path)
+
+
+def test_every_labelled_image_is_brought_to_the_side_of_a_patch(inputs, capsys):
+    generate_images(inputs)
+    folder = inputs.workspace / "weak" / "Images"
+    assert [path.name for path in pngs(folder)] == [f"{UID}.png", "b.png", "c.png"]
+    assert all(read_image(path).shape == (32, 32, 3) for path in pngs(folder))
+    assert (read_image(folder / "b.png") == 7).all()
+    assert sizes_of(inputs) == {f"{UID}.png": [40, 20], "b.png": [32, 32], "c.png": [10, 64]}
+    assert labels_there(inputs).names == [UID, "b.png", "c.png"]
+    assert "3 images" in capsys.readouterr().out
+
+
+def test_images_are_made_again_only_when_what_they_are_made_from_changes(inputs, capsys):
+    generate_images(inputs)
+    folder = inputs.workspace / "weak" / "Images"
+    before = (folder / "b.png").stat().st_mtime_ns
+    inputs.image_labels.write_text(inputs.image_labels.read_text().replace("y,0", "y,1"))
+    generate_images(inputs)  # no label decides a pixel
+    assert (folder / "b.png").stat().st_mtime_ns == before
+    assert "kept, made from the same" in capsys.readouterr().out
+    generate_images(dataclasses.replace(inputs, patch_size=64))
+    assert read_image(folder / "b.png").shape == (64, 64, 3)
+    assert "patch_size was 32, is 64" in capsys.readouterr().out
+
+
+def test_no_mask_is_opened(inputs):
+    inputs.masks.rmdir()
+    generate_images(inputs)
+
+
+def test_bad_images_are_refused_together_or_left_out(inputs, capsys):
+    whole = (inputs.images / "c.png").read_bytes()
+    (inputs.images / "c.png").write_bytes(whole[:-20])
+    with pytest.raises(UserError, match="1 file cannot be used.*\n.*c.png is not a whole image"):
+        generate_images(inputs)
+    skipping = dataclasses.replace(inputs, skip_bad_files=True)
+    generate_images(skipping)
+    assert "bad files left out: 1" in capsys.readouterr().out
+    there = labels_there(skipping)
+    assert (there.names, there.patients) == ([UID, "b.png"], ["x", "y"])
+    assert there.labels.tolist() == [[0], [1]]
+    assert sizes_of(skipping).keys() == {f"{UID}.png", "b.png"}
+    record = read_json(inputs.workspace / "weak" / "Images" / "made_from.json")
+    assert list(record["bad_files"]) == ["c.png"]
+
+
+def test_two_images_of_one_stem_are_refused(inputs):
+    write_png(inputs.images / "b.tif.png", np.zeros((2, 2, 3), np.uint8))
+    (inputs.images / "b.tif.png").rename(inputs.images / "b.tif")
+    inputs.image_labels.write_text("img_name,cat\nb.png,1\nb.tif,0\n")
+    with pytest.raises(UserError, match="b.png and .*b.tif would both become b.png: rename one"):
+        generate_images(inputs)
+
+
+def test_settings_that_are_missing_are_named(inputs):
+    with pytest.raises(UserError, match="image_labels = None: name the CSV"):
+        generate_images(dataclasses.replace(inputs, image_labels=None))
+    with pytest.raises(UserError, match="images = None: name the folder"):
+        generate_images(dataclasses.replace(inputs, images=None))
+    with pytest.raises(UserError, match="run `python weak/generate_images.py` first"):
+        labels_there(inputs)

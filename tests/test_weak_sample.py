@@ -1,0 +1,83 @@
+"""The drawn set of weak/: told apart by texture and hue, and by no threshold on brightness."""
+
+import cv2
+import numpy as np
+import pytest
+from skimage.filters import threshold_otsu
+
+from medood.data.images import read_image, read_mask
+from medood.data.workspace import data_name
+from weak.image_labels import read_image_labels, split
+from weak.label_patches import held
+from weak.sample import CLASSES, HELD, SETTINGS, draw_image, draw_sample
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """The settings that name the sample, its labels, images (N, 64, 64, 3) and masks."""
+    workspace = tmp_path_factory.mktemp("sample")
+    named = draw_sample(workspace)
+    labels = read_image_labels(named["image_labels"])
+    images = np.stack([read_image(named["images"] / name) for name in labels.names])
+    masks = np.stack([read_mask(named["masks"] / name, 3) for name in labels.names])
+    return workspace, labels, images, masks
+
+
+def in_grey(images):
+    return np.stack([cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in images])
+
+
+def test_the_labels_are_what_the_masks_hold(drawn):
+    _, labels, images, masks = drawn
+    assert labels.classes == CLASSES
+    assert labels.labels.tolist() == [held(mask, 2).tolist() for mask in masks]
+    assert images.shape == (60, 64, 64, 3)
+    assert len(set(labels.patients)) == 20
+    kinds = [tuple(row) for row in labels.labels.tolist()]
+    assert kinds.count((0, 0)) == 20
+    assert min(kinds.count(kind) for kind in ((1, 0), (0, 1), (1, 1))) >= 12
+    for fold in (79, 158, 237):
+        split(labels, fold, seed=0)  # both classes and images without are on the training side
+
+
+def test_both_classes_are_as_bright_as_the_ground_of_their_image(drawn):
+    _, labels, images, masks = drawn
+    for grey, mask in zip(in_grey(images), masks, strict=True):
+        for value in set(np.unique(mask)) - {0}:
+            assert abs(grey[mask == value].mean() - grey[mask == 0].mean()) < 2
+
+
+def test_no_threshold_on_brightness_finds_a_class(drawn):
+    _, labels, images, masks = drawn
+    grey = in_grey(images)
+    level = np.array([threshold_otsu(image) for image in grey])[:, None, None]
+    for value in (1, 2):
+        holds = labels.labels[:, value - 1].astype(bool)[:, None, None]  # told for free
+        for side in (grey > level, grey <= level):
+            found, true = side & holds, masks == value
+            assert (found & true).sum() / (found | true).sum() < 0.2
+
+
+def test_a_hue_tells_the_tinted_ellipses_and_none_but_them(drawn):
+    _, labels, images, masks = drawn
+    spread = images.max(-1).astype(int) - images.min(-1)
+    assert spread[masks != 2].max() == 0
+    assert spread[masks == 2].min() > 30
+
+
+def test_the_same_bytes_are_drawn_everywhere(drawn, tmp_path, capsys):
+    workspace = drawn[0]
+    draw_sample(tmp_path)
+    files = [path.relative_to(workspace) for path in workspace.rglob("*") if path.is_file()]
+    assert len(files) == 60 + 60 + 3  # the labels, the record, the mark
+    for path in files:
+        assert (tmp_path / path).read_bytes() == (workspace / path).read_bytes(), path
+    draw_sample(tmp_path)
+    assert "kept, drawn before" in capsys.readouterr().out
+    assert data_name(tmp_path).startswith("SAMPLE")
+
+
+def test_images_differ_and_are_of_the_side_of_a_patch():
+    first, second = (draw_image(np.random.default_rng(seed), HELD[4])[0] for seed in (0, 1))
+    assert (first != second).any()
+    assert first.shape[:2] == (SETTINGS["patch_size"],) * 2

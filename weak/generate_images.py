@@ -1,0 +1,82 @@
+"""Bring every image that the image labels name to the side of a patch.
+
+Reads   images, image_labels        PNG, JPEG, TIFF, BMP or DICOM, of any size; no mask
+Writes  weak/Images/<stem>.png      RGB (P, P, 3), the whole image in the middle of black
+        weak/Images/sizes.json      height and width that each of them had
+
+An image is scaled to a longer side of patch_size: one label tells of all of it, so it stays whole.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from config import UserError
+from medood.data import records
+from medood.data.files import write_json
+from medood.data.images import write_png
+from medood.processes import on_main
+from medood.runs.command_line import run
+from medood.runs.jobs import for_each
+from medood.runs.provenance import making
+from weak.image_labels import ImageLabels, labels_of
+from weak.products import SIZES, images_folder, png_of
+from weak.read_images import fit, list_inputs, read_any
+from weak.settings import ImagesConfig
+
+
+def convert(path: Path, name: str, cfg: ImagesConfig, out: Path) -> tuple[int, int]:
+    """Write one image to `out`; return the height and width that it had."""
+    pixels = read_any(path, cfg.max_pixels)
+    write_png(out / name, fit(pixels, cfg.patch_size))
+    return pixels.shape[:2]
+
+
+def name_outputs(labels: ImageLabels, inputs: list[Path]) -> list[str]:
+    """Return the name of each image in weak/Images; UserError where two would have one."""
+    outputs = {}
+    for name, path in zip(labels.names, inputs, strict=True):
+        output = png_of(name)
+        if output in outputs:
+            raise UserError(
+                f"{outputs[output]} and {path} would both become {output}: rename one of them, also"
+                " in the image labels"
+            )
+        outputs[output] = path
+    return list(outputs)
+
+
+@on_main
+def generate_images(cfg: ImagesConfig) -> None:
+    """Write weak/Images, unless it is there and made from the same images.
+
+    Raises UserError at the end if images are bad, unless they are to be skipped.
+    """
+    if cfg.images is None:
+        raise UserError("images = None: name the folder of images with --images")
+    made_with = (records.record_of(cfg.images).content or {}).get("made_from") or {}
+    if "ood_fill" in made_with.get("settings", {}):
+        raise UserError(
+            f"{cfg.images} holds patches that were cut with pixel masks, which nothing here may"
+            " know: name images as they were taken"
+        )
+    labels = labels_of(cfg)
+    inputs = list_inputs(cfg.images, labels)
+    names = name_outputs(labels, inputs)
+    bad: records.BadFiles = {}
+    with making(cfg, "weak images", bad=bad) as folders:
+        if not folders:
+            return
+        (out,) = folders
+        jobs = [(path, name, cfg, out) for path, name in zip(inputs, names, strict=True)]
+        sizes = for_each(convert, jobs, cfg, "images", bad)
+        good = [name for path, name in zip(inputs, names, strict=True) if path.name not in bad]
+        write_json(out / SIZES, dict(zip(good, sizes, strict=True)))
+    without = f" (bad files left out: {len(bad)})" if bad else ""
+    print(f"{images_folder(cfg)}: {len(good)} images{without}")
+    records.refuse_bad(cfg, bad)
+
+
+if __name__ == "__main__":
+    run(generate_images, ImagesConfig())

@@ -1,0 +1,238 @@
+"""Image labels: which classes each image holds, whose image it is, and which images train.
+
+A CSV with a header: img_name, a column of 0 and 1 for each class, and perhaps patient and split
+(train | test). This is all that is known of a training image; no pixel is marked.
+"""
+
+import csv
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from config import LIZARD, UserError
+from medood.data.files import read_table
+from medood.data.folds import PARTS, deal
+from medood.data.labels import BACKGROUND_COLOUR
+from medood.processes import world_size
+from weak.settings import ImagesConfig
+
+NAME, PATIENT, SPLIT = "img_name", "patient", "split"  # every other column is a class
+MOST_CLASSES = 254  # a mask has one byte: 0 is background, 255 unsure
+
+
+class ImageLabels(NamedTuple):
+    """What is known of N images and C classes."""
+
+    names: list[str]  # as the CSV has them, with or without their ending
+    patients: list[str]  # without such a column each image is a patient of its own
+    labels: np.ndarray  # uint8 (N, C): 1 where an image holds a class
+    classes: tuple[str, ...]
+    given: list[str] | None  # train or test, if the CSV has a column `split`
+
+
+# ---------------------------------------------------------------- the CSV
+
+
+def labels_of(cfg: ImagesConfig) -> ImageLabels:
+    """Return the image labels that the settings name."""
+    if cfg.image_labels is None:
+        raise UserError("image_labels = None: name the CSV of image labels with --image_labels")
+    return read_image_labels(cfg.image_labels)
+
+
+def read_image_labels(path: Path) -> ImageLabels:
+    """Return the image labels in a CSV; UserError, naming the place, for any mistake in it."""
+    columns, rows = _read(path)
+    classes = tuple(name for name in columns if name not in (NAME, PATIENT, SPLIT))
+    _refuse_columns(path, columns, classes)
+    if not rows:
+        raise UserError(f"{path} has no row below its header: add one for each image")
+    for column in {NAME, PATIENT}.intersection(columns):
+        if gaps := [number for number, row in enumerate(rows, 2) if not row[column]]:
+            raise UserError(f"{path}: row {gaps[0]} has no {column}: write it there")
+    names = [row[NAME] for row in rows]
+    if twice := _repeated(names):
+        raise UserError(f"{path} names the image {twice} twice: keep one of the rows")
+    patients = [row.get(PATIENT, row[NAME]) for row in rows]
+    labels = _labels(path, rows, classes)
+    given = [row[SPLIT] for row in rows] if SPLIT in columns else None
+    if given is not None:
+        _refuse_split(path, names, patients, given)
+    return ImageLabels(names, patients, labels, classes, given)
+
+
+def _read(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Return the columns and the rows of a table, without the spaces around names and values."""
+    if not path.is_file():
+        raise UserError(f"there is no file {path}: correct the name of the CSV of image labels")
+    rows = read_table(path)
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        header = next(csv.reader(file), [])  # a dict of a row has one of two equal columns
+    if not header:
+        raise UserError(f"{path} is empty: write a header ({NAME}, classes) and a row per image")
+    for number, row in enumerate(rows, 2):
+        if None in row:
+            raise UserError(
+                f"{path}: row {number} has more values than there are columns: correct it"
+            )
+    stripped = [{_column(name): (row[name] or "").strip() for name in header} for row in rows]
+    return list(map(_column, header)), stripped
+
+
+def _column(name: str) -> str:
+    """Return the name of a column, in lower case if it is none of a class."""
+    name = name.strip()
+    return name.lower() if name.lower() in (NAME, PATIENT, SPLIT) else name
+
+
+def _refuse_columns(path: Path, columns: list[str], classes: tuple[str, ...]) -> None:
+    """Raise UserError unless the columns are the name, perhaps patient and split, and classes."""
+    if NAME not in columns:
+        raise UserError(f"{path} has no column {NAME}: call the column of file names so")
+    if twice := _repeated(columns):
+        raise UserError(f"{path} has two columns {twice}: rename or remove one")
+    if not classes:
+        raise UserError(f"{path} has no column of a class: add one of 0 and 1 for each class")
+    if len(classes) > MOST_CLASSES:
+        raise UserError(
+            f"{path} has {len(classes)} classes, but a mask can tell {MOST_CLASSES} apart: remove"
+            " some columns"
+        )
+    for name in classes:
+        if not name or not name.isprintable() or name.lower() == "background":
+            raise UserError(
+                f"{path} has a column {name!r}, which no class can be called: rename or remove it"
+            )
+
+
+def _repeated(names: Iterable[str]) -> str | None:
+    """Return the first name that comes a second time, or None."""
+    seen: set[str] = set()
+    return next((name for name in names if name in seen or seen.add(name)), None)
+
+
+def _labels(path: Path, rows: list[dict[str, str]], classes: tuple[str, ...]) -> np.ndarray:
+    """Return the labels, uint8 (N, C); UserError for one that is not 0 or 1, or never differs."""
+    for number, row in enumerate(rows, 2):
+        for name in classes:
+            if row[name] not in ("0", "1"):
+                raise UserError(
+                    f"{path}: row {number} ({row[NAME]}) has {row[name]!r} in column {name},"
+                    " expected 0 or 1: correct it, or remove the column if it is no class"
+                )
+    labels = np.array([[row[name] == "1" for name in classes] for row in rows], np.uint8)
+    if unlearnable := _without_contrast(labels, classes):
+        raise UserError(
+            f"{path}: {unlearnable}, so that nothing tells how it looks: remove its column, or add"
+            " other images"
+        )
+    return labels
+
+
+def _without_contrast(labels: np.ndarray, classes: tuple[str, ...]) -> str:
+    """Return which class no image holds, or all of them, in words; or ""."""
+    for name, column in zip(classes, labels.T, strict=True):
+        if column.min() == column.max():
+            return f"{'every' if column.max() else 'no'} image holds {name}"
+    return ""
+
+
+def _refuse_split(path: Path, names: list[str], patients: list[str], given: list[str]) -> None:
+    """Raise UserError for a given split that is none, or that has a patient on both sides."""
+    side_of: dict[str, str] = {}
+    for name, patient, side in zip(names, patients, given, strict=True):
+        if side not in ("train", "test"):
+            raise UserError(f"{path} has {side!r} as split of {name}, expected train or test")
+        if side_of.setdefault(patient, side) != side:
+            raise UserError(
+                f"{path} has images of patient {patient} on both sides of the split, such as"
+                f" {name}: put all of them on one"
+            )
+
+
+# ---------------------------------------------------------------- classes
+
+
+def with_classes(cfg: ImagesConfig) -> ImagesConfig:
+    """Return settings whose classes are the columns of the CSV, each with a colour of its own.
+
+    Raises UserError in several processes: no step of weak/ shares its work among them.
+    """
+    if world_size() > 1:
+        raise UserError(
+            f"torchrun with {world_size()} processes: weak/ works in one: start the script with"
+            " python"
+        )
+    names = labels_of(cfg).classes
+    if cfg.mask_values and len({0, *cfg.mask_values}) != len(names) + 1:
+        raise UserError(
+            f"mask_values = {cfg.mask_values} must be {len(names)} different numbers, one for each"
+            f" of {', '.join(names)}"
+        )
+    return replace(cfg, classes=tuple(zip(names, colours(len(names)), strict=True)))
+
+
+def colours(count: int) -> list[str]:
+    """Return colours as #rrggbb: Lizard's, then each as far from those before it as there is.
+
+    How far is measured in lightness and from blue to yellow alone, since from red to green the
+    colour-blind see little.
+    """
+    chosen = [colour for _, colour in LIZARD][:count]
+    if count <= len(chosen):
+        return chosen
+    from skimage.color import rgb2lab  # takes a while to import
+
+    levels = np.arange(0, 256, 15, np.uint8)
+    grid = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), -1).reshape(-1, 3)
+    taken = [tuple(bytes.fromhex(colour[1:])) for colour in (BACKGROUND_COLOUR, *chosen)]
+    seen = rgb2lab(grid)[:, [0, 2]]
+    distance = np.full(len(grid), np.inf)
+    for colour in rgb2lab(np.array(taken, np.uint8))[:, [0, 2]]:
+        distance = np.minimum(distance, np.linalg.norm(seen - colour, axis=1))
+    while len(chosen) < count:
+        farthest = int(distance.argmax())
+        chosen.append(f"#{bytes(grid[farthest]).hex()}")
+        distance = np.minimum(distance, np.linalg.norm(seen - seen[farthest], axis=1))
+    return chosen
+
+
+# ---------------------------------------------------------------- who trains
+
+
+def split(labels: ImageLabels, fold: int, seed: int) -> tuple[list[int], list[int]]:
+    """Return the indices of the training and of the test images of a fold.
+
+    All images of a patient are on one side. Patients are dealt into parts, of which the fold tests
+    one, unless the CSV gives a split: then every fold has that one. Raises UserError if a side is
+    empty, or if the training images do not differ in a class.
+    """
+    if labels.given is not None:
+        is_tested = [side == "test" for side in labels.given]
+    else:
+        parts = deal(sorted(set(labels.patients)), seed)
+        is_tested = [parts[patient] == fold % PARTS for patient in labels.patients]
+    train, test = (
+        [index for index, tested in enumerate(is_tested) if tested == side]
+        for side in (False, True)
+    )
+    cure = "correct the column split" if labels.given else f"give a column {SPLIT}, or more images"
+    for side, indices in (("training", train), ("test", test)):
+        if not indices:
+            raise UserError(f"fold {fold} has no {side} image: {cure}")
+    if unlearnable := _without_contrast(labels.labels[train], labels.classes):
+        raise UserError(f"fold {fold}: among its training images {unlearnable}: {cure}")
+    return train, test
+
+
+def shuffled(labels: ImageLabels, indices: list[int], seed: int) -> ImageLabels:
+    """Return the labels, those of the images `indices` dealt among them at random: a control.
+
+    Which classes occur together, and how often, stays as it is; what they look like is lost.
+    """
+    dealt = labels.labels.copy()
+    dealt[indices] = labels.labels[np.random.default_rng(seed).permutation(indices)]
+    return labels._replace(labels=dealt)

@@ -1,0 +1,88 @@
+"""Write image labels of patches whose masks are known, to try weak/ on tissue.
+
+Reads   Image_Patchs, Mask_Patchs    (generate_patches.py)
+Writes  image_labels.csv             img_name, patient (the region), 0 or 1 for each class
+
+This is the one script of weak/ that opens masks of training images: to forget all of them but
+which classes each holds.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import numpy as np
+
+from config import CONFIG, Config, UserError
+from medood.data import records
+from medood.data.files import csv_text, fingerprint
+from medood.data.folds import region_of
+from medood.data.images import UNSURE, read_mask
+from medood.data.workspace import list_patch_pairs
+from medood.processes import on_main
+from medood.runs.command_line import run
+from medood.runs.jobs import for_each
+from medood.runs.provenance import require
+
+
+def held(mask: np.ndarray, classes: int) -> np.ndarray:
+    """Return which of so many classes, from 1, have a pixel in a mask, uint8 (classes,).
+
+    A pixel that is unsure is of no class.
+    """
+    counts = np.bincount(mask[mask != UNSURE], minlength=classes + 1)
+    return (counts[1 : classes + 1] > 0).astype(np.uint8)
+
+
+def told_apart(labels: np.ndarray, names: list[str]) -> list[int]:
+    """Return the indices of the classes that some patches hold and others do not; name the rest.
+
+    labels: uint8 (N, C). Raises UserError if there is no such class.
+    """
+    shares = labels.mean(0)
+    for name, share in zip(names, shares, strict=True):
+        if share in (0, 1):
+            which = "every" if share else "no"
+            print(f"{name}: left out, for {which} patch holds it, so nothing tells how it looks")
+    kept = [index for index, share in enumerate(shares) if 0 < share < 1]
+    if not kept:
+        raise UserError(
+            "no class is held by some patches and not by others: cut smaller patches with"
+            " --patch_size, or add other regions"
+        )
+    return kept
+
+
+def look(path: Path, cfg: Config) -> np.ndarray:
+    """Return which classes a patch holds, of whose mask `path` is the file."""
+    return held(read_mask(path, len(cfg.class_names), cfg.max_pixels), len(cfg.classes))
+
+
+@on_main
+def label_patches(cfg: Config = CONFIG) -> None:
+    """Write image_labels.csv of the patches, unless it is there and current, or the user's."""
+    require(cfg, "patches", "patch masks")
+    images, masks = list_patch_pairs(cfg.workspace)
+    names = [name for name, _ in cfg.classes]
+    path = cfg.workspace / "image_labels.csv"
+    record = {"settings": {"classes": names}, "inputs": fingerprint(masks)}
+    if records.is_kept(path, record):
+        return
+    bad: records.BadFiles = {}
+    labels = np.array(for_each(look, [(mask, cfg) for mask in masks], cfg, "labels", bad))
+    records.refuse_bad(cfg, bad)
+    patches = [image.name for image in images if image.name not in bad]
+    kept = told_apart(labels, names)
+    header = ["img_name", "patient", *(names[index] for index in kept)]
+    rows = [
+        (name, region_of(name), *row) for name, row in zip(patches, labels[:, kept], strict=True)
+    ]
+    records.write_recorded(path, csv_text(header, rows), record)
+    counts = ", ".join(f"{names[index]} in {labels[:, index].sum()}" for index in kept)
+    values = " ".join(str(index + 1) for index in kept)
+    print(f"{path}: {len(rows)} patches; {counts} (to test on Mask_Patchs: --mask_values {values})")
+
+
+if __name__ == "__main__":
+    run(label_patches)

@@ -1,0 +1,182 @@
+"""What weak/ makes, from what: its rows of the one table in medood/runs/provenance.py.
+
+    weak/Images/               every image, patch_size pixels wide and high
+    weak/classifier/<name>/    which classes an image holds
+    weak/maps/<name>/          where the classifier sees them, an .npz an image
+    weak/irnet/<name>/         where one class ends
+    weak/Pseudo_Masks/<name>/  the masks that come of it
+
+<name> is <fold>_<encoder>, with _shuffled for the control.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from config import UserError
+from medood.data import records
+from medood.data.files import contents, digest, fingerprint, pngs, read_json, timed
+from medood.runs.provenance import PRODUCTS, SCRIPTS, TRAINING, Product, made_from
+from weak.image_labels import ImageLabels, labels_of, shuffled, split
+from weak.read_images import list_inputs, stem_of
+from weak.settings import ClassifierConfig, ImagesConfig, IRNetConfig, MapsConfig, MasksConfig
+
+SIZES = "sizes.json"  # in weak/Images
+
+
+def images_folder(cfg: ImagesConfig, _: int = 0) -> Path:
+    """Return where the images are, all of one size."""
+    return cfg.workspace / "weak" / "Images"
+
+
+def image_paths(cfg: ImagesConfig, labels: ImageLabels) -> list[Path]:
+    """Return the path of each image, in the order of its labels."""
+    return [images_folder(cfg) / png_of(name) for name in labels.names]
+
+
+def png_of(name: str) -> str:
+    """Return what the file of an image is called in weak/Images; name: as the CSV has it."""
+    return f"{stem_of(name)}.png"
+
+
+def sizes_of(cfg: ImagesConfig) -> dict[str, list[int]]:
+    """Return height and width of each original image, by the name of its file in weak/Images."""
+    path = images_folder(cfg) / SIZES
+    sizes = read_json(path)
+    if sizes is None:
+        raise UserError(f"{path} is missing: remove {path.parent} to have it made anew")
+    return sizes
+
+
+def labels_there(cfg: ImagesConfig) -> ImageLabels:
+    """Return the labels of the images that weak/Images holds: bad ones may have been left out."""
+    labels, there = labels_of(cfg), {path.name for path in pngs(images_folder(cfg))}
+    kept = [index for index, name in enumerate(labels.names) if png_of(name) in there]
+    if not kept:
+        raise UserError(
+            f"{images_folder(cfg)} holds no image that {cfg.image_labels} names: run"
+            " `python weak/generate_images.py` first"
+        )
+    return ImageLabels(
+        [labels.names[index] for index in kept],
+        [labels.patients[index] for index in kept],
+        labels.labels[kept],
+        labels.classes,
+        labels.given and [labels.given[index] for index in kept],
+    )
+
+
+def product_name(cfg: ClassifierConfig, fold: int) -> str:
+    """Return what the products of a fold are named after."""
+    return f"{fold}_{cfg.encoder}".replace("/", "_") + "_shuffled" * cfg.shuffled
+
+
+def folder_of(kind: str) -> Callable[[ClassifierConfig, int], Path]:
+    """Return where a product of a fold is, as a function of settings and fold."""
+    return lambda cfg, fold: cfg.workspace / "weak" / kind / product_name(cfg, fold)
+
+
+classifier_folder, maps_folder = folder_of("classifier"), folder_of("maps")
+irnet_folder, masks_folder = folder_of("irnet"), folder_of("Pseudo_Masks")
+
+
+def fold_labels(cfg: ClassifierConfig, fold: int) -> tuple[ImageLabels, list[int], list[int]]:
+    """Return the image labels, and the indices of the images that train and that test in a fold.
+
+    For the control, the labels of the training images are dealt among them at random.
+    """
+    labels = labels_there(cfg)
+    train, test = split(labels, fold, cfg.seed)
+    return (shuffled(labels, train, cfg.seed + fold) if cfg.shuffled else labels), train, test
+
+
+# ---------------------------------------------------------------- the table
+
+
+def _of_images(cfg: ImagesConfig, _: int) -> dict:
+    if cfg.images is None or not cfg.images.is_dir():
+        return {"inputs": None}
+    return {"inputs": fingerprint(list_inputs(cfg.images, labels_of(cfg)))}
+
+
+def _of_labels(cfg: ClassifierConfig, fold: int) -> dict:
+    labels, train, _ = fold_labels(cfg, fold)
+    rows = [f"{labels.names[i]} {labels.labels[i].tolist()}" for i in train]
+    paths = image_paths(cfg, labels)
+    table = [*labels.classes, *sorted(rows)]
+    return {
+        "fold": fold,
+        "inputs": fingerprint(paths[i] for i in train),
+        "image labels": digest("\n".join(table).encode()),
+    }
+
+
+def _of_classifier(cfg: MapsConfig, fold: int) -> dict:
+    images = fingerprint(image_paths(cfg, labels_there(cfg)))
+    return {"classifier": _found(classifier_folder(cfg, fold)), "inputs": images}
+
+
+def _of_maps(cfg: IRNetConfig, fold: int) -> dict:
+    return {"inputs": _found(maps_folder(cfg, fold))}
+
+
+def _of_irnet(cfg: MasksConfig, fold: int) -> dict:
+    return {"maps": _found(maps_folder(cfg, fold)), "inputs": _found(irnet_folder(cfg, fold))}
+
+
+def _found(folder: Path) -> str | None:
+    return contents(folder) if folder.is_dir() else None
+
+
+_CLASSIFIER = (
+    *("encoder", "encoder_weights", "output_stride", "stages", "classifier_epochs"),
+    *("classifier_lr", "batch_size", "precision", "seed", "shuffled"),
+)
+_IRNET = ("method", "sure_area", "possible_area", "irnet_epochs", "irnet_lr")
+PRODUCTS.update(
+    {
+        "weak images": Product(images_folder, (), ("patch_size",), _of_images, ImagesConfig),
+        "classifier": Product(
+            classifier_folder, ("weak images",), _CLASSIFIER, _of_labels, ClassifierConfig
+        ),
+        "maps": Product(maps_folder, ("classifier",), ("scales",), _of_classifier, MapsConfig),
+        "IRNet": Product(irnet_folder, ("maps",), (*_IRNET, "batch_size"), _of_maps, IRNetConfig),
+        "pseudo-masks": Product(
+            masks_folder,
+            ("IRNet",),
+            ("method", "walk_steps", "unsure"),
+            _of_irnet,
+            MasksConfig,
+        ),
+    }
+)
+
+
+_IMAGES = ("workspace", "images", "max_pixels", "skip_bad_files", "workers", "dask_scheduler")
+_FOLDS = ("workspace", "images", "folds", "device", "max_memory")
+_SEARCH = ("pnr_opt", "pct_grid", "mpp", "tensorboard")
+# `classes` are the columns of the CSV, no epoch is chosen, and there is one process
+_NETWORK = tuple({*TRAINING, *_SEARCH, *_FOLDS} - {"classes", "select", "sync_batch_norm"})
+SCRIPTS.update(
+    {
+        "weak/generate_images.py": (("weak images",), _IMAGES),
+        "weak/train_classifier.py": (("classifier",), _FOLDS),
+        "weak/generate_maps.py": (("maps",), _FOLDS),
+        "weak/train_irnet.py": (("IRNet",), _FOLDS),
+        "weak/generate_masks.py": (("pseudo-masks",), _FOLDS),
+        "weak/train_segmentation.py": (("pseudo-masks",), _NETWORK),
+        "weak/test_masks.py": (("pseudo-masks",), (*_NETWORK, "masks", "mask_values")),
+        "weak/main.py": (("pseudo-masks",), (*_NETWORK, *_IMAGES, "masks", "mask_values")),
+    }
+)
+
+
+@contextmanager
+def making_folder(cfg: ImagesConfig, name: str, fold: int = 0) -> Iterator[Path | None]:
+    """Give a folder to fill with a product, or None if it is kept: see records.fresh_folder."""
+    path, made = PRODUCTS[name].path(cfg, fold), made_from(cfg, name, fold)
+    if records.is_kept(path, made):
+        yield None
+        return
+    with timed(cfg.workspace, f"{name} {path.name}"), records.fresh_folder(path, made) as folder:
+        yield folder

@@ -1,0 +1,317 @@
+"""Images of any format, and the true masks of test images, brought to the side of a patch.
+
+Radiology stores more than 8 bits: such an image is scaled to 0..255, a DICOM file by the window
+that it names, any other by its own range, from its darkest to its brightest pixel.
+"""
+
+import functools
+from collections import defaultdict
+from collections.abc import Sequence
+from io import BytesIO
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+
+from config import Config, UserError
+from medood.data.files import read_table
+from medood.data.images import (
+    IMAGE_ENDINGS,
+    UNSURE,
+    read_bytes,
+    read_image,
+    refuse_huge,
+    to_bytes,
+)
+from medood.data.labels import BACKGROUND, read_own_mask
+from medood.data.workspace import list_images
+from weak.image_labels import ImageLabels
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+DICOM_ENDING, MAGIC, MAGIC_AT = ".dcm", b"DICM", 128
+PLUGINS = '`pip install "pylibjpeg[all]"`'  # pydicom's decoders of what it cannot decode itself
+RLE_COLUMNS = ("imageid", "encodedpixels")  # in lower case
+
+# ---------------------------------------------------------------- names
+
+
+def stem_of(name: str) -> str:
+    """Return a file's name without its ending, if it has one: the `.7` of a DICOM UID is none."""
+    ending = Path(name).suffix
+    is_known = ending.lower() in (*IMAGE_ENDINGS, DICOM_ENDING)
+    return name.removesuffix(ending) if is_known else name
+
+
+def list_inputs(folder: Path, labels: ImageLabels) -> list[Path]:
+    """Return the file of each image that the labels name, in their order.
+
+    A name is that of a file in `folder`, or in a folder of it, with or without its ending. Raises
+    UserError for an image that is missing, or found twice.
+    """
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}: correct its name")
+    images = _images_in(folder)
+    by_name: dict[str, list[Path]] = defaultdict(list)
+    by_stem: dict[str, list[Path]] = defaultdict(list)
+    for path in images:
+        by_name[path.name].append(path)
+        by_stem[stem_of(path.name)].append(path)
+    found = [by_name.get(name) or by_stem.get(name) or [] for name in labels.names]
+    missing = [name for name, paths in zip(labels.names, found, strict=True) if not paths]
+    if missing:
+        raise UserError(
+            f"{folder} lacks {len(missing)} images that the image labels name, {missing[0]} for"
+            " one: put them there, or remove their rows"
+        )
+    for name, paths in zip(labels.names, found, strict=True):
+        if len(paths) > 1:
+            raise UserError(
+                f"{paths[0]} and {paths[1]} may both be the image {name} of the image labels:"
+                " remove one, or name a folder without it"
+            )
+    if ignored := len(images) - len({paths[0] for paths in found}):
+        print(f"{folder}: images that the image labels do not name, and are ignored: {ignored}")
+    return [paths[0] for paths in found]
+
+
+def _images_in(folder: Path) -> list[Path]:
+    """Return the images in a folder and all folders below it, but no hidden ones."""
+
+    def is_hidden(path: Path) -> bool:
+        return any(part[0] == "." for part in path.relative_to(folder).parts)
+
+    return [path for path in sorted(folder.rglob("*")) if not is_hidden(path) and _is_image(path)]
+
+
+def _is_image(path: Path) -> bool:
+    """Say whether a path is an image by its ending or, as many DICOM files have none, content."""
+    if not path.is_file():
+        return False
+    if path.suffix.lower() in (*IMAGE_ENDINGS, DICOM_ENDING):
+        return True
+    with path.open("rb") as file:
+        return file.read(MAGIC_AT + len(MAGIC))[MAGIC_AT:] == MAGIC
+
+
+# ---------------------------------------------------------------- images
+
+
+def read_any(path: Path, max_pixels: int = Config.max_pixels) -> np.ndarray:
+    """Return an image of any format as RGB uint8 (H, W, 3).
+
+    Grey becomes three equal channels; 16 bits of grey are scaled, from the image's own minimum to
+    its maximum, to 0..255. Raises UserError for what cannot be read without a loss, is damaged, or
+    has more than max_pixels.
+    """
+    if path.suffix.lower() in IMAGE_ENDINGS:
+        return read_image(path, max_pixels, scaled=True)
+    return _read_dicom(path, max_pixels)
+
+
+def fit(pixels: np.ndarray, side: int, nearest: bool = False) -> np.ndarray:
+    """Return an image (H, W, ...) scaled to a longer side of `side`, padded to (side, side, ...).
+
+    It lies in the middle of black; of an odd rest the smaller half comes first. An image and its
+    mask keep lying on each other. nearest: for masks, whose values are no amounts.
+    """
+    longer = max(pixels.shape[:2])
+    if longer != side:
+        height, width = (max(1, round(edge * side / longer)) for edge in pixels.shape[:2])
+        smooth = cv2.INTER_AREA if longer > side else cv2.INTER_LINEAR
+        # the plain INTER_NEAREST takes the corner of a pixel for its middle
+        kind = cv2.INTER_NEAREST_EXACT if nearest else smooth
+        pixels = cv2.resize(pixels, (width, height), interpolation=kind)
+    gaps = [side - edge for edge in pixels.shape[:2]]
+    margins = [(gap // 2, gap - gap // 2) for gap in gaps]
+    return np.pad(pixels, margins + [(0, 0)] * (pixels.ndim - 2))
+
+
+# ---------------------------------------------------------------- DICOM
+
+
+def _read_dicom(path: Path, max_pixels: int) -> np.ndarray:
+    """Return the image of a DICOM file as RGB uint8 (H, W, 3)."""
+    from pydicom import dcmread  # takes a while to import
+
+    data = read_bytes(path)
+    try:
+        file = dcmread(BytesIO(data))
+        size, frames = int(file.Rows) * int(file.Columns), int(file.get("NumberOfFrames") or 1)
+    except Exception as error:  # pydicom raises a dozen kinds for a damaged file
+        raise _damaged(path, error) from None
+    refuse_huge(path, size, max_pixels)
+    if frames > 1:
+        raise UserError(f"{path} holds {frames} frames: save the frame to be used as a file")
+    values = _dicom_pixels(path, file)
+    is_grey = str(file.get("PhotometricInterpretation")).startswith("MONOCHROME")
+    if not is_grey and (values.ndim != 3 or values.dtype != np.uint8):
+        raise UserError(
+            f"{path} has {8 * values.itemsize} bits of {file.get('PhotometricInterpretation')}:"
+            " save it as grey, or as RGB with 8 bits per channel"
+        )
+    try:
+        return np.repeat(_displayed(values, file)[..., None], 3, axis=2) if is_grey else values
+    except Exception as error:
+        raise _damaged(path, error) from None
+
+
+def _dicom_pixels(path: Path, file: "Dataset") -> np.ndarray:
+    """Return the pixels that a DICOM file stores, (H, W) of whole numbers or RGB (H, W, 3)."""
+    from pydicom.pixels import pixel_array
+
+    try:
+        return pixel_array(file)
+    except Exception as error:
+        syntax = file.file_meta.get("TransferSyntaxUID")
+        if syntax is None or not syntax.is_compressed:
+            raise _damaged(path, error) from None
+        raise UserError(
+            f"{path} is damaged, or compressed as nothing here can decode ({syntax.name}): run"
+            f" {PLUGINS}, or save it uncompressed"
+        ) from None
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    reason = next(iter(str(error).splitlines()), type(error).__name__).rstrip(":. ")
+    return UserError(f"{path} is not a whole DICOM image ({reason}): copy or export it again")
+
+
+def _displayed(values: np.ndarray, file: "Dataset") -> np.ndarray:
+    """Return stored grey values (H, W) as a viewer first shows them, uint8.
+
+    That is the window the file names first, or its table, or else the range of its own values.
+    """
+    from pydicom.pixels import apply_modality_lut, apply_voi, apply_windowing
+
+    values = apply_modality_lut(values, file)
+    centre, width = (_first(file.get(name)) for name in ("WindowCenter", "WindowWidth"))
+    if centre is not None and width is not None:
+        # pydicom spreads a window over all that the bits can hold: ask it where the ends come to
+        beyond = np.array([centre - 10 * width, centre + 10 * width])
+        low, high = apply_windowing(beyond, file)
+        values = apply_windowing(values, file)
+    else:
+        if file.get("VOILUTSequence"):
+            values = apply_voi(np.rint(values).astype(np.int32), file)
+        low, high = values.min(), values.max()
+    shown = to_bytes(values, low, high)
+    return 255 - shown if file.PhotometricInterpretation == "MONOCHROME1" else shown
+
+
+def _first(value: object) -> float | None:
+    """Return the first number of a DICOM entry that may hold one, several or none."""
+    if value is None or value == "":
+        return None
+    return float(value[0] if isinstance(value, Sequence) else value)
+
+
+# ---------------------------------------------------------------- true masks
+
+
+def read_truth(cfg: Config, name: str, size: tuple[int, int], side: int) -> np.ndarray:
+    """Return the true mask of a test image as uint8 (side, side): 0..C, or 255 where unsure.
+
+    masks is a folder with a mask image of the same stem, or a CSV of run lengths. name: of the
+    image. size: height and width of the original image, which those of the mask must be. Raises
+    UserError for a mask that is missing, or of another size or content.
+    """
+    path = cfg.masks
+    if path is None or not path.exists():
+        raise UserError(f"masks = {path}: name the folder, or the CSV, of true masks with --masks")
+    truths = _truths(path, path.stat().st_mtime_ns)
+    if stem_of(name) not in truths:
+        raise UserError(f"{path} has no mask of {name}: add it")
+    truth = truths[stem_of(name)]
+    read = _read_run_lengths if path.is_file() else _read_mask_image
+    return fit(read(cfg, truth, name, size), side, nearest=True)
+
+
+@functools.lru_cache(maxsize=2)  # one folder, or table, serves all images of a test
+def _truths(path: Path, mtime_ns: int) -> dict[str, Path | list[str]]:
+    """Return the mask image, or the run lengths, of each image, by its stem."""
+    if path.is_dir():
+        return {stem_of(mask.name): mask for mask in list_images(path)}
+    found: dict[str, list[str]] = {}
+    for row in read_table(path):
+        values = {str(column).strip().lower(): value for column, value in row.items()}
+        name, text = (values.get(column) for column in RLE_COLUMNS)
+        if not name or text is None:
+            raise UserError(
+                f"{path} lacks the columns ImageId and EncodedPixels, or a row lacks one: correct"
+                " it, or name a folder of mask images"
+            )
+        found.setdefault(stem_of(name.strip()), []).append(text)
+    return found
+
+
+def _read_mask_image(cfg: Config, path: Path, name: str, size: tuple[int, int]) -> np.ndarray:
+    """Return a mask image as classes, uint8 (H, W), 255 where its pixels have this value."""
+    n_classes = len(cfg.class_names)
+    inst_map, _, classes = read_own_mask(path, cfg.mask_values, n_classes, cfg.max_pixels)
+    mask = np.array([BACKGROUND, *classes, UNSURE], np.uint8)[inst_map]  # -1 is unsure
+    if mask.shape != tuple(size):
+        raise UserError(
+            f"{path} is {mask.shape[1]} x {mask.shape[0]} pixels but the image {name} {size[1]} x"
+            f" {size[0]}: put the mask that belongs to the image there"
+        )
+    if not cfg.mask_values and set(np.unique(mask)) - {BACKGROUND} == {UNSURE}:
+        # far more often a class saved as white than an image of nothing but doubt
+        raise UserError(
+            f"{path} holds {UNSURE} and no class: set mask_values to {UNSURE} if it stands for"
+            " the class, or to the values of the classes if these pixels are unsure"
+        )
+    return mask
+
+
+def _read_run_lengths(
+    cfg: Config, texts: list[str], name: str, size: tuple[int, int]
+) -> np.ndarray:
+    """Return the union of the run lengths of an image, uint8 (H, W) of 0 and 1."""
+    if len(cfg.classes) != 1:
+        raise UserError(
+            f"{cfg.masks} is a table of run lengths, which tell of one class, but there are"
+            f" {len(cfg.classes)}: set masks to a folder of mask images"
+        )
+    try:
+        return np.maximum.reduce([decode_rle(text, *size) for text in texts])
+    except UserError as error:
+        raise UserError(f"{cfg.masks}, image {name}: {error}") from None
+
+
+def decode_rle(text: str, height: int, width: int) -> np.ndarray:
+    """Return the mask (height, width), uint8 of 0 and 1, that run lengths as of SIIM-ACR describe.
+
+    They are pairs of a gap, from the end of the last run to the next one, and the run's length, in
+    pixels counted down the columns, from left to right. -1 alone is an empty mask.
+    """
+    mask = np.zeros(height * width, np.uint8)
+    words = text.split()
+    if words != ["-1"]:
+        try:
+            numbers = [int(word) for word in words]
+        except ValueError:
+            raise UserError(
+                f"the run lengths {_short(text)} are not whole numbers: correct them"
+            ) from None
+        if not numbers or len(numbers) % 2 or min(numbers) < 0:
+            raise UserError(
+                f"the run lengths {_short(text)} are not pairs of a gap and a length: correct them,"
+                " or write -1 for none"
+            )
+        ends = list(accumulate(numbers))
+        if ends[-1] > mask.size:
+            raise UserError(
+                f"the run lengths end at pixel {ends[-1]} of an image of {width} x {height} ="
+                f" {mask.size}: use those of this image, at its original size"
+            )
+        for start, end in zip(ends[::2], ends[1::2], strict=True):
+            mask[start:end] = 1
+    return np.ascontiguousarray(mask.reshape(width, height).T)
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 40 else f"{text[:40]}...")

@@ -1,0 +1,125 @@
+"""A small set of synthetic images with image labels, to watch weak/ at work without data.
+
+Ellipses of two classes lie on a cloudy ground: striped ones, and tinted ones. Both have, image by
+image, the mean brightness of the ground and its spread, so that no threshold on brightness finds
+them; the direction of the stripes and the hue of the tint do not matter to their class. Scores on
+them say that the steps run, and nothing about any organ.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from scipy.ndimage import gaussian_filter
+
+from medood.data.files import csv_text, digest, write_text
+from medood.data.images import write_png
+from medood.data.records import fresh_folder, record_of
+from medood.data.workspace import SAMPLE_MARK
+from medood.processes import on_main
+from medood.runs.locks import alone_in
+
+CLASSES = ("striped", "tinted")
+IMAGES, PER_PATIENT, SIDE = 60, 3, 64
+# the classes of each image, over and over: a third holds none, and every patient has such an image
+HELD = ((), (1,), (2,), (), (1, 2), (1,), (), (2,), (1, 2))
+LEVEL, SPREAD = 128.0, 22.0  # of the brightness, in the ground and in the ellipses
+# what the sample runs with, unless the command line says otherwise
+SETTINGS = {
+    **{"encoder": "tu-resnet10t", "encoder_weights": "none", "patch_size": SIDE, "folds": (79,)},
+    **{"classifier_epochs": 60, "classifier_lr": 1e-3, "epochs": 30, "lr": 2e-3},
+    "mask_values": (),
+}
+NOTE = """SAMPLE: synthetic images drawn by weak/sample.py.
+
+Scores made from this folder show that the steps run. They say nothing about any organ or tissue.
+"""
+LUMA = np.array([0.299, 0.587, 0.114])  # how bright red, green and blue are
+
+
+def draw_image(rng: np.random.Generator, held: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Return an image, RGB uint8 (64, 64, 3), and its mask, uint8, with the classes `held`."""
+    mask = _ellipses(rng, held)
+    grey = _scaled(gaussian_filter(rng.standard_normal(mask.shape), 1.2))
+    striped = mask == 1
+    if striped.any():
+        grey[striped] = _stripes(rng)[striped]
+    ground = grey[mask == 0].mean()
+    for value in held:
+        grey[mask == value] += ground - grey[mask == value].mean()
+    image = np.repeat(grey[..., None], 3, axis=2)
+    image[mask == 2] += _tint(rng)
+    return np.rint(image).clip(0, 255).astype(np.uint8), mask
+
+
+def _ellipses(rng: np.random.Generator, held: tuple[int, ...]) -> np.ndarray:
+    """Return a mask with an ellipse of each class; two of them lie side by side."""
+    rows, columns = np.mgrid[:SIDE, :SIDE]
+    mask = np.zeros((SIDE, SIDE), np.uint8)
+    turned = rng.random() < 0.5
+    for place, value in enumerate(rng.permutation(held).astype(int)):
+        long, short = rng.uniform(12, 15), rng.uniform(10, 12)
+        low, high = (0, SIDE) if len(held) == 1 else (place * SIDE / 2, (place + 1) * SIDE / 2)
+        x, y = rng.uniform(low + 15, high - 15), rng.uniform(15, SIDE - 15)
+        angle = rng.uniform(0, np.pi)
+        along = (columns - x) * np.cos(angle) + (rows - y) * np.sin(angle)
+        across = (rows - y) * np.cos(angle) - (columns - x) * np.sin(angle)
+        mask[(along / long) ** 2 + (across / short) ** 2 <= 1] = value
+    return mask.T.copy() if turned else mask
+
+
+def _scaled(values: np.ndarray) -> np.ndarray:
+    """Return values with the mean and the spread of the brightness."""
+    return LEVEL + SPREAD * (values - values.mean()) / values.std()
+
+
+def _stripes(rng: np.random.Generator) -> np.ndarray:
+    """Return waves of a random direction, six pixels long."""
+    rows, columns = np.mgrid[:SIDE, :SIDE]
+    angle, start = rng.uniform(0, np.pi), rng.uniform(0, 2 * np.pi)
+    along = columns * np.cos(angle) + rows * np.sin(angle)
+    return _scaled(np.sin(2 * np.pi * along / 6 + start))
+
+
+def _tint(rng: np.random.Generator) -> np.ndarray:
+    """Return what to add to red, green and blue for a random hue and no brightness, (3,)."""
+    hue = rng.uniform(0, 2 * np.pi) + np.array([0, 2, 4]) * np.pi / 3
+    change = 45 * np.cos(hue)
+    return change - change @ LUMA
+
+
+def draw_sample(workspace: Path) -> dict[str, Path]:
+    """Write the sample to <workspace>/drawn, unless it is there; return the settings that name it.
+
+    The workspace is marked, so that nothing made in it passes for the result of real images.
+    """
+    folder = workspace / "drawn"
+    _write(workspace, folder)
+    return {
+        "images": folder / "images",
+        "masks": folder / "masks",
+        "image_labels": folder / "image_labels.csv",
+    }
+
+
+@on_main
+def _write(workspace: Path, folder: Path) -> None:
+    write_text(workspace / SAMPLE_MARK, NOTE)  # first: no kill leaves a sample unmarked
+    record = {"drawn_by": digest(Path(__file__).read_bytes())}
+    found = record_of(folder)
+    if found.is_there and not found.out_of_date(record):
+        print(f"{folder}: kept, drawn before")
+        return
+    with alone_in(workspace), fresh_folder(folder, record) as out:
+        for side in ("images", "masks"):
+            (out / side).mkdir()
+        rows = []
+        for number in range(IMAGES):
+            name, held = f"sample_{number:02}.png", HELD[number % len(HELD)]
+            image, mask = draw_image(np.random.default_rng(number), held)
+            write_png(out / "images" / name, image)
+            write_png(out / "masks" / name, mask)
+            patient = f"patient_{number // PER_PATIENT:02}"
+            rows.append((name, patient, *(int(value in held) for value in (1, 2))))
+        header = ["img_name", "patient", *CLASSES]
+        write_text(out / "image_labels.csv", csv_text(header, rows))
+    print(f"{folder}: SAMPLE, {IMAGES} synthetic images drawn")

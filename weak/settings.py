@@ -1,0 +1,72 @@
+"""What the scripts of weak/ take beside the settings of config.py."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from config import Config, Count, Positive, Share
+
+Method = Literal["cam", "grad_cam", "grad_cam_pp"]
+Scale = Annotated[float, Field(ge=0.25, le=4)]
+
+
+@dataclass(frozen=True)
+class ImagesConfig(Config):
+    """Which images, and what is known of them."""
+
+    has_pixel_masks: ClassVar[bool] = False
+
+    image_labels: Path | None = None
+    """CSV with img_name, a column of 0 and 1 for each class, and perhaps patient and split."""
+
+
+@dataclass(frozen=True)
+class ClassifierConfig(ImagesConfig):
+    """How the classifier is trained."""
+
+    output_stride: Literal[4, 8] = 8
+    """Pixels of an image to a pixel of its maps, each way."""
+    stages: Annotated[int, Field(ge=3, le=5)] = 5
+    """Stages of the encoder that the classifier uses; with fewer it sees less of the context."""
+    classifier_epochs: Count = 8
+    """Passes of the classifier over the training images."""
+    classifier_lr: Positive = 3e-4
+    """Highest learning rate of the classifier's encoder; ten times as much for its head."""
+    shuffled: bool = False
+    """A control: deal the labels of the training images among them at random."""
+
+
+@dataclass(frozen=True)
+class MapsConfig(ClassifierConfig):
+    """How the maps of classes are made."""
+
+    scales: Annotated[tuple[Scale, ...], Field(min_length=1)] = (0.5, 1.0, 1.5, 2.0)
+    """Sizes, of the image's own, at which CAM looks at it; it takes the mean over them."""
+
+
+@dataclass(frozen=True)
+class IRNetConfig(MapsConfig):
+    """How the boundaries between classes are learned."""
+
+    method: Method = "cam"
+    """Which maps teach IRNet and become masks."""
+    sure_area: Share = 0.7
+    """So much of the area that fits the labels, where a map is highest, surely shows the class."""
+    possible_area: Annotated[float, Field(ge=1)] = 3.0
+    """Pixels beyond so many times that area surely show none."""
+    irnet_epochs: Count = 3
+    """Passes of IRNet over the training images that hold a class."""
+    irnet_lr: Positive = 0.1
+    """Learning rate of IRNet at the start; it falls to 0."""
+
+
+@dataclass(frozen=True)
+class MasksConfig(IRNetConfig):
+    """How maps become masks."""
+
+    walk_steps: Count = 8
+    """Steps of the random walk that carries the maps up to the boundaries."""
+    unsure: Share = 0.2
+    """Leave so much of the foreground's area, inside and outside of its border, unsure (255)."""
