@@ -1,0 +1,257 @@
+"""Pairs of pixels, their losses and the random walk of IRNet, against brute force and by hand."""
+
+from fractions import Fraction
+from math import log
+
+import numpy as np
+import pytest
+import torch
+
+from weak.affinity import (
+    UNSURE,
+    Pairs,
+    affinity,
+    affinity_loss,
+    displacement_loss,
+    half_plane,
+    line,
+    pairs,
+    transition,
+    walk,
+)
+
+# two rows of three pixels: pairs closer than 2 are neighbours, those at corners included
+LABELS = torch.tensor([[[1, 1, 0], [UNSURE, 2, 0]]], dtype=torch.uint8)
+BOUNDARY = torch.tensor([[[0.5, 0.2, 0.1], [0.9, 0.4, 0.8]]])
+
+
+def touches(offset, pixel):
+    """Whether the segment from (0, 0) to an offset touches a pixel's square, clipped exactly."""
+    low, high = Fraction(0), Fraction(1)
+    for length, centre in zip(offset, pixel, strict=True):
+        ends = [centre - Fraction(1, 2), centre + Fraction(1, 2)]
+        if length == 0:
+            if not ends[0] <= 0 <= ends[1]:
+                return False
+            continue
+        near, far = sorted(end / length for end in ends)
+        low, high = max(low, near), min(high, far)
+    return low <= high
+
+
+def brute_force(boundary, radius):
+    """The affinity of each pair that lies inside, by pixel and offset."""
+    height, width = boundary.shape
+    found = {}
+    for number, (dy, dx) in enumerate(half_plane(radius)):
+        around = [(y, x) for y in range(-1, dy + 2) for x in range(-radius, radius + 1)]
+        pixels = [pixel for pixel in around if touches((dy, dx), pixel)]
+        for y in range(height - dy):
+            for x in range(max(0, -dx), min(width, width - dx)):
+                found[number, y, x] = 1 - max(boundary[y + j, x + i].item() for j, i in pixels)
+    return found
+
+
+def test_a_half_plane_holds_one_of_each_opposite_two_offsets():
+    assert half_plane(2) == [(0, 1), (1, -1), (1, 0), (1, 1)]
+    offsets = half_plane(10)
+    both = {*offsets, *((-dy, -dx) for dy, dx in offsets)}
+    inside = {(y, x) for y in range(-9, 10) for x in range(-9, 10) if 0 < y * y + x * x < 100}
+    assert both == inside
+    assert len(both) == 2 * len(offsets)
+
+
+def test_lines_by_hand():
+    assert line((0, 3)) == [(0, 0), (0, 1), (0, 2), (0, 3)]
+    assert set(line((1, 1))) == {(0, 0), (0, 1), (1, 0), (1, 1)}  # through a corner of four
+    assert set(line((1, -2))) == {(0, 0), (0, -1), (1, -1), (1, -2)}
+    assert set(line((2, 2))) == {(0, 0), (0, 1), (1, 0), (1, 1), (1, 2), (2, 1), (2, 2)}
+
+
+def test_a_line_is_the_same_from_both_ends():
+    for dy, dx in half_plane(10):
+        assert {(dy - y, dx - x) for y, x in line((dy, dx))} == set(line((dy, dx)))
+
+
+@pytest.mark.parametrize("height", [8, 5])
+def test_affinity_is_that_of_brute_force(height):
+    boundary = torch.rand(height, 8, generator=torch.Generator().manual_seed(0)) / 2
+    boundary[2:, 4] = 1  # a wall with a gap
+    expected = brute_force(boundary, radius=6)
+    found = affinity(boundary[None], radius=6)[0]
+    inside = torch.zeros_like(found, dtype=torch.bool)
+    for place, value in expected.items():
+        assert found[place].item() == pytest.approx(value, abs=1e-6)
+        inside[place] = True
+    assert (found[~inside] == 0).all()  # the partner lies outside
+    assert 0 in expected.values()
+    assert len(expected) > 500
+
+
+def test_pairs_are_those_of_brute_force():
+    labels = torch.tensor([0, 1, 2, UNSURE], dtype=torch.uint8)[
+        torch.randint(0, 4, (2, 8, 8), generator=torch.Generator().manual_seed(0))
+    ]
+    found = pairs(labels, radius=5)
+    expected = Pairs(*(torch.zeros_like(kind) for kind in found))
+    for image, rows in enumerate(labels.tolist()):
+        for number, (dy, dx) in enumerate(half_plane(5)):
+            for y in range(8 - dy):
+                for x in range(max(0, -dx), min(8, 8 - dx)):
+                    one, other = rows[y][x], rows[y + dy][x + dx]
+                    if UNSURE in (one, other):
+                        continue
+                    place = image, number, y, x
+                    expected.foreground[place] = one == other > 0
+                    expected.background[place] = one == other == 0
+                    expected.different[place] = one != other
+    for kind, truth in zip(found, expected, strict=True):
+        assert truth.any()
+        assert torch.equal(kind, truth)
+
+
+def test_the_affinity_loss_by_hand():
+    logits = BOUNDARY.logit().requires_grad_()
+    loss = affinity_loss(logits, pairs(LABELS, radius=2), radius=2)
+    # -log a of the one foreground pair (highest boundary .5) and the one of background (.8), then
+    # -log(1 - a) of the six: the sides .2, .8, .4; the corners see all four pixels: .8, .9, .8
+    different = -sum(map(log, (0.2, 0.8, 0.4, 0.8, 0.9, 0.8))) / 6
+    assert loss.item() == pytest.approx(-log(0.5) / 2 - log(0.2) / 2 + different, rel=1e-5)
+    loss.backward()
+    # the .1 is nowhere the highest; each -log B of the other sort pulls by B - 1, each -log a by B
+    slope = [0.5 / 2, (0.2 - 1) / 6, 0, (0.9 - 1) / 6, (0.4 - 1) / 6, 0.8 / 2 + 3 * (0.8 - 1) / 6]
+    torch.testing.assert_close(logits.grad.flatten(), torch.tensor(slope))
+
+
+def test_the_displacement_loss_by_hand():
+    displacement = torch.zeros(1, 2, 2, 3)
+    displacement[0, :, 0, 0] = torch.tensor([0.25, 0.5])  # down and right
+    displacement[0, :, 0, 2] = torch.tensor([3.0, -1.0])
+    loss = displacement_loss(displacement, pairs(LABELS, radius=2), radius=2)
+    # foreground: (.25, .5) - (0, 1) is off by .25 and .5; background: (3, -1) by 3 and 1
+    assert loss.item() == pytest.approx((0.25 + 0.5) / 2 + (3 + 1) / 2)
+
+
+def test_a_field_that_leads_to_the_centre_costs_nothing():
+    labels = torch.ones(1, 6, 9, dtype=torch.uint8)
+    y, x = torch.meshgrid(torch.arange(6.0), torch.arange(9.0), indexing="ij")
+    to_centre = torch.stack([2.5 - y, 4 - x])[None]
+    kinds = pairs(labels, radius=4)
+    assert displacement_loss(to_centre, kinds, radius=4) == 0
+    assert displacement_loss(-to_centre, kinds, radius=4) > 1
+    assert displacement_loss(torch.ones(1, 2, 6, 9), pairs(0 * labels, 4), 4) == 0
+
+
+@pytest.mark.parametrize("label", [0, 1, UNSURE])
+def test_a_kind_without_pairs_costs_nothing(label):
+    labels = torch.full((1, 4, 4), label, dtype=torch.uint8)
+    logits, displacement = torch.zeros(1, 4, 4), torch.zeros(1, 2, 4, 4)
+    kinds = pairs(labels, radius=2)
+    expected = 0 if label == UNSURE else log(2) / 2
+    assert affinity_loss(logits, kinds, radius=2).item() == pytest.approx(expected)
+    assert displacement_loss(displacement, kinds, radius=2).isfinite()
+
+
+def test_losses_of_mirrored_images_are_the_same():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 3, (2, 9, 8), generator=generator, dtype=torch.uint8)
+    logits = torch.randn(2, 9, 8, generator=generator)
+    displacement = torch.randn(2, 2, 9, 8, generator=generator)
+    mirrored = displacement.flip(3) * torch.tensor([1.0, -1.0])[:, None, None]
+    there, here = pairs(labels.flip(2), radius=5), pairs(labels, radius=5)
+    torch.testing.assert_close(
+        affinity_loss(logits.flip(2), there, 5), affinity_loss(logits, here, 5)
+    )
+    torch.testing.assert_close(
+        displacement_loss(mirrored, there, 5), displacement_loss(displacement, here, 5)
+    )
+
+
+@pytest.mark.parametrize("value", [-1e4, 1e4])
+def test_gradients_are_finite_where_the_boundary_is_0_or_1(value):
+    logits = torch.full((1, 2, 3), value).requires_grad_()
+    assert logits.sigmoid().unique().item() in (0, 1)
+    loss = affinity_loss(logits, pairs(LABELS, radius=2), radius=2)
+    loss.backward()
+    assert loss.isfinite()
+    assert logits.grad.isfinite().all()
+    # a wrong one is still pulled back: up where classes differ, down where they are the same
+    assert logits.grad.sum().item() == pytest.approx(-1 if value < 0 else 1)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_the_gradient_of_affinity_is_that_of_the_highest_pixels(value):
+    boundary = torch.full((1, 2, 3), value).requires_grad_()
+    inside = pairs(torch.zeros(1, 2, 3, dtype=torch.uint8), radius=2).background
+    affinity(boundary, radius=2)[inside].sum().backward()
+    assert boundary.grad.sum() == -11  # one pixel for each of 11 pairs
+
+
+def test_the_transition_matrix_by_hand():
+    # affinities .5, .5 and, over the middle, .5 again; squared .25: every column sums to 1.5
+    matrix = transition(torch.tensor([[0.0, 0.5, 0.0]]), radius=3, beta=2)
+    expected = [[1, 0.25, 0.25], [0.25, 1, 0.25], [0.25, 0.25, 1]]
+    np.testing.assert_allclose(matrix.toarray(), np.array(expected) / 1.5)
+    # the map times 1 - boundary is 1, .5, 0
+    spread = walk(
+        torch.ones(1, 1, 3) * torch.tensor([1, 1, 0]), torch.tensor([[0, 0.5, 0]]), 1, 3, 2
+    )
+    torch.testing.assert_close(spread, torch.tensor([[[1.125, 0.75, 0.375]]]) / 1.5)
+
+
+@pytest.mark.parametrize("shape", [(3, 3), (2, 7), (6, 3), (9, 12)])
+def test_the_matrix_holds_every_affinity_and_its_columns_sum_to_1(shape):
+    boundary = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    expected = np.eye(boundary.numel())
+    for (number, y, x), value in brute_force(boundary, 5).items():
+        dy, dx = half_plane(5)[number]
+        one, other = y * shape[1] + x, (y + dy) * shape[1] + x + dx
+        expected[one, other] = expected[other, one] = value**10
+    matrix = transition(boundary).toarray()
+    np.testing.assert_allclose(matrix, expected / expected.sum(0), atol=1e-6)
+    np.testing.assert_allclose(matrix.sum(0), 1)
+
+
+def test_the_walk_is_the_matrix_squared_eight_times():
+    generator = torch.Generator().manual_seed(0)
+    boundary, maps = torch.rand(8, 9, generator=generator), torch.rand(2, 8, 9, generator=generator)
+    power = np.linalg.matrix_power(transition(boundary).toarray(), 256)
+    expected = (maps * (1 - boundary)).flatten(1).double().numpy() @ power
+    np.testing.assert_allclose(walk(maps, boundary).flatten(1), expected, rtol=1e-6)
+
+
+def test_without_walls_a_map_becomes_even():
+    # a pixel and its neighbours are 4 in a corner, 6 at an edge, 9 in the centre, 4*4 + 4*6 + 9 in
+    # all: each pixel takes the mean of them, and in the end of all pixels by these numbers
+    maps, boundary = torch.zeros(1, 3, 3), torch.zeros(3, 3)
+    maps[0, 1, 1] = 1
+    step = walk(maps, boundary, steps=1, radius=2)[0]
+    c, e = 1 / 4, 1 / 6
+    torch.testing.assert_close(step, torch.tensor([[c, e, c], [e, 1 / 9, e], [c, e, c]]))
+    torch.testing.assert_close(walk(maps, boundary, radius=2), torch.full((1, 3, 3), 9 / 49))
+
+
+@pytest.mark.parametrize(
+    "wall",
+    [
+        [[0, 1, 0], [0, 1, 0], [0, 1, 0]],
+        [[0, 0, 1], [0, 1, 0], [1, 0, 0]],  # pixels that touch at corners alone
+    ],
+)
+def test_no_wall_is_crossed(wall):
+    boundary = torch.tensor(wall, dtype=torch.float)
+    maps = torch.zeros(1, 3, 3)
+    maps[0, 0, 0] = maps[0, 1, 0] = 1
+    maps[0, 1, 1] = 1  # what lies on the wall counts nothing
+    spread = walk(maps, boundary)[0]
+    left = torch.cumsum(boundary, 1) == 0
+    assert (spread[left] > 0.5).all()
+    assert (spread[~left] == 0).all()
+
+
+def test_a_walled_in_pixel_keeps_its_value():
+    boundary = torch.ones(3, 3)
+    boundary[1, 1] = 0.25
+    assert walk(torch.full((1, 3, 3), 0.8), boundary)[0].flatten().tolist() == pytest.approx(
+        [0, 0, 0, 0, 0.6, 0, 0, 0, 0]
+    )

@@ -1,0 +1,171 @@
+"""IRNet's branches: what they learn, and what training leaves alone."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from config import UserError
+from weak.affinity import UNSURE
+from weak.irnet import STRIDE, IRNet, boundaries, train_irnet
+
+CPU = torch.device("cpu")
+CHANNELS = (8, 12)
+SIDE = 64
+
+
+class Encoder(nn.Module):
+    """Random convolutions: maps of 8 channels at stride 4 and of 12 at stride 8."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Sequential(
+            nn.AvgPool2d(4), nn.Conv2d(3, 8, 5, padding=2), nn.BatchNorm2d(8)
+        )
+        self.second = nn.Sequential(nn.ReLU(), nn.Conv2d(8, 12, 3, 2, 1), nn.BatchNorm2d(12))
+
+    def forward(self, images):
+        first = self.first(images)
+        return [first, self.second(first)]
+
+
+def normalise(images):
+    return (images - 128) / 64
+
+
+def networks(seed=0):
+    torch.manual_seed(seed)
+    return Encoder(), IRNet(CHANNELS)
+
+
+def halves(count=24):
+    """Images of a dark and a bright half, and their labels; columns at the edge are unsure."""
+    generator = torch.Generator().manual_seed(0)
+    edges = torch.randint(5, 12, (count,), generator=generator)  # the first bright column
+    columns = torch.arange(SIDE // STRIDE)
+    labels = (columns >= edges[:, None]).to(torch.uint8)
+    pixels = labels.repeat_interleave(STRIDE, 1)[:, None, :, None].expand(-1, SIDE, -1, 3)
+    noise = torch.randint(0, 40, (count, SIDE, SIDE, 3), generator=generator)
+    labels[(columns - edges[:, None] + 0.5).abs() < 1] = UNSURE
+    return (60 + 110 * pixels + noise).to(torch.uint8), labels[:, None].repeat(1, 16, 1), edges
+
+
+def train(encoder, irnet, images, labels, **settings):
+    chosen = {"epochs": 1, "lr": 0.1, "batch_size": 8, "seed": 0} | settings
+    return train_irnet(encoder, irnet, images, labels, normalise=normalise, device=CPU, **chosen)
+
+
+def state_bytes(network):
+    return {name: value.numpy().tobytes() for name, value in network.state_dict().items()}
+
+
+def test_the_boundary_is_learnt_where_two_halves_meet():
+    encoder, irnet = networks()
+    images, labels, edges = halves()
+    log = train(encoder, irnet, images[:16], labels[:16], epochs=10)
+    assert len(log) == 10
+    assert log[-1] < 0.6 * log[0]
+    found = boundaries(encoder, irnet, images[16:], normalise=normalise, device=CPU)
+    assert found.dtype == torch.float32
+    assert found.shape == (8, 16, 16)
+    for boundary, edge in zip(found, edges[16:].tolist(), strict=True):
+        # an image and its mirror image may put it on two sides of the edge: half a boundary each
+        at_edge = boundary[:, edge - 2 : edge + 2].amax(1)
+        far = torch.cat([boundary[:, : edge - 3], boundary[:, edge + 3 :]], 1)
+        assert at_edge.mean() > 0.45
+        assert far.mean() < 0.05
+        assert (boundary.argmax(1) - (edge - 0.5)).abs().max() <= 1.5
+
+
+def test_the_same_seed_gives_the_same_bytes():
+    images, labels, _ = halves()
+    trained = []
+    for other_seed, seed in ((1, 0), (2, 0), (1, 3)):
+        encoder, irnet = networks()
+        torch.manual_seed(other_seed)
+        log = train(encoder, irnet, images, labels, seed=seed)
+        trained.append((log, state_bytes(irnet)))
+    assert trained[0] == trained[1]
+    assert trained[0] != trained[2]
+
+
+def test_the_encoder_is_frozen_and_irnet_is_not():
+    encoder, irnet = networks()
+    encoder.train()
+    images, labels, _ = halves()
+    before, untrained = copy.deepcopy(state_bytes(encoder)), state_bytes(irnet)
+    train(encoder, irnet, images, labels)
+    boundaries(encoder, irnet, images, normalise=normalise, device=CPU)
+    assert state_bytes(encoder) == before
+    assert all(weight.grad is None for weight in encoder.parameters())
+    assert all(value != untrained[name] for name, value in state_bytes(irnet).items())
+
+
+def test_the_mean_displacement_is_learnt_and_subtracted():
+    _, irnet = networks()
+    features = [torch.randn(4, 8, 16, 16), torch.randn(4, 12, 8, 8)]
+    logits, field = irnet.train()(features, (16, 16))
+    assert logits.shape == (4, 16, 16)
+    assert field.shape == (4, 2, 16, 16)
+    for _ in range(120):
+        irnet(features, (16, 16))
+    assert field.mean((0, 2, 3)).abs().min() > 1e-3
+    shifted = irnet.eval()(features, (16, 16))[1]
+    torch.testing.assert_close(shifted.mean((0, 2, 3)), torch.zeros(2), atol=1e-5, rtol=0)
+    torch.testing.assert_close(shifted + irnet.mean[:, None, None], field)
+
+
+def test_boundaries_of_mirrored_images_are_mirrored():
+    encoder, irnet = networks()
+    images, _, _ = halves(10)  # more than a batch
+    straight, mirrored = (
+        boundaries(encoder, irnet, part, normalise=normalise, device=CPU)
+        for part in (images, images.flip(2))
+    )
+    torch.testing.assert_close(mirrored.flip(2), straight)
+    assert straight.min() > 0
+    assert straight.max() < 1
+
+
+def test_the_encoder_sees_normalised_images_and_mirror_images_with_their_labels(monkeypatch):
+    images = torch.arange(8, dtype=torch.uint8).repeat_interleave(8).view(1, 1, 64, 1)
+    images = images.expand(6, 64, 64, 3)
+    labels = images[:, ::4, ::4, 0]
+    _, irnet = networks()
+    seen = []
+
+    def encoder(batch):
+        seen.append(batch)
+        return [batch.repeat(1, 3, 1, 1)[:, :8], batch.repeat(1, 4, 1, 1)]
+
+    def loss(logits, displacement, batch):
+        shown = 64 * seen[-1][:, 0, ::4, ::4] + 128
+        assert torch.equal(shown.round().to(torch.uint8), batch)
+        return logits.mean()
+
+    monkeypatch.setattr("weak.irnet.irnet_loss", loss)
+    train(encoder, irnet, images, labels, epochs=4, batch_size=4)
+    assert [len(batch) for batch in seen] == [4, 2] * 4
+    is_mirrored = torch.cat([batch[:, 0, 0, 0] > batch[:, 0, 0, -1] for batch in seen])
+    assert 4 < is_mirrored.sum() < 20
+
+
+def test_the_learning_rate_falls_as_a_polynomial(monkeypatch):
+    rates = []
+
+    class Recorded(torch.optim.SGD):
+        def step(self):
+            rates.append(self.param_groups[0]["lr"])
+            super().step()
+
+    monkeypatch.setattr(torch.optim, "SGD", Recorded)
+    images, labels, _ = halves(5)
+    train(*networks(), images, labels, epochs=2, batch_size=2, lr=0.2)
+    assert rates == pytest.approx([0.2 * (1 - step / 6) ** 0.9 for step in range(6)])
+
+
+def test_a_loss_that_is_not_finite_is_refused():
+    images, labels, _ = halves(4)
+    with pytest.raises(UserError, match="epoch .: the loss is nan: lower its learning rate"):
+        train(*networks(), images, labels, lr=1e30, epochs=4, batch_size=2)

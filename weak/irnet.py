@@ -1,0 +1,181 @@
+"""IRNet's two branches (Ahn, Cho and Kwak, CVPR 2019) on a frozen encoder: training and inference.
+
+Where an encoder is asked for, it is any function of a normalised batch, float (N, 3, P, P), that
+returns a list of feature maps, shallow to deep; a module is put into eval mode. `normalise` takes
+RGB, float (N, 3, P, P) in 0..255, to such a batch.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from config import UserError
+from medood.models.inference import batch_size as inference_batch
+from weak.affinity import TRAINING_RADIUS, affinity_loss, displacement_loss, pairs
+
+Encoder = Callable[[Tensor], Sequence[Tensor]]
+Normalisation = Callable[[Tensor], Tensor]
+
+STRIDE = 4  # pixels of an image to a pixel of the boundary, each way
+BOUNDARY, DISPLACEMENT, JOINED = 32, 64, 256  # channels
+GROUP = 8  # channels that are normalised together; 16 of JOINED
+MOMENTUM, WEIGHT_DECAY, POWER = 0.9, 1e-4, 0.9  # of SGD; of the learning rate's decline
+MEAN_RATE = 0.1  # share of the last batch in the running mean of the displacement
+
+
+def projection(ins: int, outs: int, groups: int) -> nn.Sequential:
+    """Return a 1 x 1 convolution and its normalisation."""
+    return nn.Sequential(nn.Conv2d(ins, outs, 1, bias=False), nn.GroupNorm(groups, outs))
+
+
+class Projections(nn.Module):
+    """Feature maps of any size -> (N, outs * maps, *size): projected, enlarged, joined."""
+
+    def __init__(self, channels: Sequence[int], outs: int) -> None:
+        super().__init__()
+        self.levels = nn.ModuleList(projection(ins, outs, outs // GROUP) for ins in channels)
+
+    def forward(self, features: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+        enlarged = [
+            F.interpolate(level(part.float()), size, mode="bilinear", align_corners=False)
+            for level, part in zip(self.levels, features, strict=True)
+        ]
+        return torch.cat(enlarged, 1).relu()
+
+
+class IRNet(nn.Module):
+    """Feature maps -> logits of the class boundary (N, h, w) and displacement (N, 2, h, w).
+
+    The displacement leads down and right, in pixels of the result, to the centre of an object. The
+    losses see only its differences, so its mean is of no meaning: in evaluation it is subtracted.
+    """
+
+    def __init__(self, channels: Sequence[int]) -> None:
+        """channels: of the feature maps, shallow to deep."""
+        super().__init__()
+        levels = len(channels)
+        self.boundary_levels = Projections(channels, BOUNDARY)
+        self.boundary = nn.Conv2d(BOUNDARY * levels, 1, 1)
+        self.displacement_levels = Projections(channels, DISPLACEMENT)
+        self.displacement = nn.Sequential(
+            *projection(DISPLACEMENT * levels, JOINED, JOINED // (2 * GROUP)),
+            nn.ReLU(),
+            nn.Conv2d(JOINED, 2, 1, bias=False),
+        )
+        self.register_buffer("mean", torch.zeros(2))
+
+    def forward(self, features: Sequence[Tensor], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """size: height and width of the result."""
+        logits = self.boundary(self.boundary_levels(features, size))[:, 0]
+        displacement = self.displacement(self.displacement_levels(features, size))
+        if not self.training:
+            return logits, displacement - self.mean[:, None, None]
+        self.mean.lerp_(displacement.detach().mean((0, 2, 3)), MEAN_RATE)
+        return logits, displacement
+
+
+def train_irnet(
+    encoder: Encoder,
+    irnet: IRNet,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    normalise: Normalisation,
+    epochs: int,
+    lr: float,
+    batch_size: int,
+    seed: int,
+    device: torch.device,
+) -> list[float]:
+    """Train an IRNet in place, on images and their mirror images; return each epoch's mean loss.
+
+    The encoder stays as it is. All random numbers come from the seed. Raises UserError if the loss
+    stops being finite.
+
+    images: RGB uint8 (N, P, P, 3). labels: uint8 (N, P / STRIDE, P / STRIDE), confident ones.
+    """
+    _evaluate(encoder)
+    irnet.to(device).train()
+    optimiser = torch.optim.SGD(irnet.parameters(), lr, MOMENTUM, weight_decay=WEIGHT_DECAY)
+    steps = epochs * -(-len(images) // batch_size)
+    schedule = torch.optim.lr_scheduler.PolynomialLR(optimiser, steps, POWER)
+    generator = torch.Generator().manual_seed(seed)
+    log = []
+    for epoch in range(1, epochs + 1):
+        batches = torch.randperm(len(images), generator=generator).split(batch_size)
+        is_mirrored = torch.rand(len(images), generator=generator) < 0.5
+        total = torch.zeros((), device=device)
+        for batch in tqdm(batches, f"  IRNet, epoch {epoch}", leave=False, disable=None):
+            flips = is_mirrored[batch]
+            inputs = _mirrored(images[batch], flips, 2).to(device)
+            loss = irnet_loss(
+                *irnet(_features(encoder, normalise, inputs), labels.shape[1:]),
+                _mirrored(labels[batch], flips, 2).to(device),
+            )
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+            total += len(batch) * loss.detach()  # no .item(): the host would wait for the device
+        log.append(total.item() / len(images))
+        if not total.isfinite():
+            raise UserError(
+                f"IRNet, epoch {epoch}: the loss is {log[-1]}: lower its learning rate (now {lr:g})"
+            )
+    return log
+
+
+def irnet_loss(logits: Tensor, displacement: Tensor, labels: Tensor) -> Tensor:
+    """Return the scalar loss of what IRNet returns for labels, uint8 (N, h, w)."""
+    kinds = pairs(labels, TRAINING_RADIUS)
+    return affinity_loss(logits, kinds, TRAINING_RADIUS) + displacement_loss(
+        displacement, kinds, TRAINING_RADIUS
+    )
+
+
+@torch.no_grad()
+def boundaries(
+    encoder: Encoder,
+    irnet: IRNet,
+    images: Tensor,
+    *,
+    normalise: Normalisation,
+    device: torch.device,
+) -> Tensor:
+    """Return the class boundaries of images in 0..1, float32 (N, P / STRIDE, P / STRIDE).
+
+    It is the mean of what the network sees in an image and in its mirror image. images: RGB uint8
+    (N, P, P, 3).
+    """
+    _evaluate(encoder)
+    irnet.to(device).eval()
+    size = images.shape[1] // STRIDE, images.shape[2] // STRIDE
+    found = torch.empty(len(images), *size)
+    parts = torch.arange(len(images)).split(inference_batch(device))
+    for part in tqdm(parts, "  boundaries", leave=False, disable=None):
+        inputs = images[part].to(device)
+        both = torch.cat([inputs, inputs.flip(2)])
+        logits, _ = irnet(_features(encoder, normalise, both), size)
+        straight, mirrored = logits.sigmoid().chunk(2)
+        found[part] = ((straight + mirrored.flip(2)) / 2).cpu()
+    return found
+
+
+def _evaluate(encoder: Encoder) -> None:
+    if isinstance(encoder, nn.Module):
+        encoder.eval()
+
+
+def _mirrored(values: Tensor, flips: Tensor, axis: int) -> Tensor:
+    """Return values (N, ...) with those that `flips`, bool (N,), names mirrored along an axis."""
+    flips = flips.view(-1, *[1] * (values.dim() - 1)).to(values.device)
+    return torch.where(flips, values.flip(axis), values)
+
+
+@torch.no_grad()
+def _features(encoder: Encoder, normalise: Normalisation, images: Tensor) -> Sequence[Tensor]:
+    """Return the encoder's feature maps of images, RGB uint8 (N, P, P, 3)."""
+    return encoder(normalise(images.permute(0, 3, 1, 2).float()))
