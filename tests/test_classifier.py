@@ -1,0 +1,133 @@
+"""The classifier of image labels: its maps, its output stride, its training and its scores."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from config import UserError
+from tests.conftest import TINY
+from weak.classifier import (
+    balanced,
+    build_classifier,
+    draw,
+    image_scores,
+    load_classifier,
+    logits_of,
+    save_classifier,
+    train_classifier,
+)
+from weak.settings import ClassifierConfig
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def cfg(tmp_path):
+    shared = {f.name: getattr(TINY, f.name) for f in dataclasses.fields(TINY)}
+    shared |= {"workspace": tmp_path, "classes": (("a", "#000000"), ("b", "#ffffff"))}
+    return ClassifierConfig(**shared, classifier_epochs=2, classifier_lr=1e-3)
+
+
+def painted(count, side=32, seed=0):
+    """Images with a red square where class a is held, and a blue one where b is."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 2, (count, 2))
+    images = rng.integers(100, 150, (count, side, side, 3))
+    for image, (a, b) in zip(images, labels, strict=True):
+        if a:
+            image[2:14, 2:14] = 255, 0, 0
+        if b:
+            image[16:28, 16:28] = 0, 0, 255
+    return torch.from_numpy(images.astype(np.uint8)), torch.from_numpy(labels).float()
+
+
+@pytest.mark.parametrize("encoder", ["mobilenet_v2", "resnet18", "vgg11_bn", "tu-resnet10t"])
+@pytest.mark.parametrize("stride", [4, 8])
+def test_maps_have_the_output_stride_and_their_mean_is_the_logit(cfg, encoder, stride):
+    cfg = dataclasses.replace(cfg, encoder=encoder, output_stride=stride)
+    classifier = build_classifier(cfg).eval()
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        maps, logits = classifier.maps(images), classifier(images)
+    assert maps.shape == (2, 2, 64 // stride, 64 // stride)
+    torch.testing.assert_close(maps.mean((2, 3)), logits)
+
+
+def test_what_comes_before_the_output_stride_stays_as_it_was(cfg):
+    """The stem and the first stages of ResNet-18 compute what they always do."""
+    cfg = dataclasses.replace(cfg, encoder="resnet18", output_stride=8, stages=5)
+    torch.manual_seed(0)
+    ours = build_classifier(cfg).eval()
+    import segmentation_models_pytorch as smp
+
+    theirs = smp.encoders.get_encoder("resnet18", weights=None).eval()
+    theirs.load_state_dict(ours.encoder.state_dict())
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        for own, other in zip(ours.features(images)[:3], theirs(images)[1:4], strict=True):
+            assert torch.equal(own, other)
+
+
+def test_fewer_stages_give_fewer_feature_maps_of_the_same_weights(cfg):
+    torch.manual_seed(0)
+    classifier = build_classifier(dataclasses.replace(cfg, stages=3))
+    assert classifier.channels == [16, 24, 32]
+    assert [part.shape[1] for part in classifier.features(torch.zeros(2, 3, 64, 64))] == [
+        16,
+        24,
+        32,
+    ]
+
+
+def test_an_encoder_that_cannot_keep_the_stride_is_refused(cfg):
+    with pytest.raises(UserError, match="cannot keep an output stride of 4"):
+        build_classifier(dataclasses.replace(cfg, encoder="tu-convnext_atto", output_stride=4))
+
+
+def test_images_are_drawn_as_their_labels_are_rare():
+    # class a is held by 1 of 4, class b by 2 of 4
+    labels = np.array([[1, 0], [0, 0], [0, 1], [0, 1]])
+    # 1 / held and 1 / not held, the mean over classes: a: 4, 4/3; b: 2, 2
+    weight = np.array([(4 + 2) / 2, (4 / 3 + 2) / 2, (4 / 3 + 2) / 2, (4 / 3 + 2) / 2])
+    np.testing.assert_allclose(balanced(labels), weight / weight.sum())
+
+
+def test_an_epoch_draws_as_many_images_as_there_are(cfg):
+    _, labels = painted(20)
+    indices = torch.cat([index for index, _ in draw(cfg, 1, 0, labels)])
+    assert len(indices) == 20
+    assert indices.max() < 20
+
+
+def test_it_learns_and_the_same_seed_gives_the_same_bytes(cfg, tmp_path):
+    cfg = dataclasses.replace(cfg, encoder="tu-resnet10t", classifier_epochs=6)
+    images, labels = painted(48)
+    classifier, log = train_classifier(cfg, 1, images, labels, CPU)
+    again, _ = train_classifier(cfg, 1, images, labels, CPU)
+    for own, other in zip(classifier.parameters(), again.parameters(), strict=True):
+        assert torch.equal(own, other)
+    assert log[-1]["loss"] < log[0]["loss"]
+    held_out, truth = painted(40, seed=1)
+    scores = image_scores(logits_of(cfg, classifier, held_out, CPU).numpy(), truth.numpy())
+    assert min(scores["auc"]) > 0.9
+    save_classifier(classifier, tmp_path)
+    loaded = load_classifier(cfg, tmp_path, CPU)
+    torch.testing.assert_close(
+        logits_of(cfg, loaded, held_out, CPU), logits_of(cfg, classifier, held_out, CPU)
+    )
+
+
+def test_auc_and_f1_by_hand():
+    labels = np.array([[1], [0], [1], [0]])
+    logits = np.array([[2.0], [1.0], [-1.0], [-2.0]])
+    # of the four pairs (2 > 1, 2 > -2, -1 < 1, -1 > -2) three are right; called: one right of two
+    assert image_scores(logits, labels) == {"auc": [0.75], "f1": [0.5]}
+    # a tie is half a pair
+    assert image_scores(np.zeros((4, 1)), labels)["auc"] == [0.5]
+
+
+def test_scores_of_a_class_that_all_or_none_hold_are_not_defined():
+    scores = image_scores(np.array([[1.0, -1.0], [2.0, -1.0]]), np.array([[1, 0], [1, 0]]))
+    assert scores == {"auc": [None, None], "f1": [1.0, None]}

@@ -1,0 +1,45 @@
+"""Thresholds from image labels alone."""
+
+import torch
+
+from weak.thresholds import (
+    area_above,
+    detection_threshold,
+    masks_of,
+    threshold_of,
+    with_unsure,
+)
+
+
+def test_as_many_images_exceed_the_threshold_as_hold_the_class():
+    maxima = torch.tensor([1.0, 5.0, 2.0, 4.0])
+    threshold = detection_threshold(maxima, torch.tensor([False, True, False, True]))
+    assert threshold == 3
+    # labels decide how many, not which
+    assert detection_threshold(maxima, torch.tensor([True, False, True, False])) == 3
+    assert detection_threshold(maxima, torch.tensor([True, False, False, False])) == 4.5
+
+
+def test_the_area_above_a_threshold_and_the_threshold_of_an_area():
+    maps = torch.arange(8.0).view(2, 2, 2)
+    assert area_above(maps, 5) == 2 / 8
+    assert threshold_of(maps, 2 / 8) == 5
+    assert area_above(maps, threshold_of(maps, 3 / 8)) == 3 / 8
+
+
+def test_the_class_that_exceeds_its_threshold_most_wins():
+    maps = torch.tensor([[[[0.2, 0.6, 0.9]], [[0.1, 0.5, 0.3]]]])
+    held = torch.tensor([[True, True]])
+    # factors of (.4, .2): (.5, 1.5, 2.25) and (.5, 2.5, 1.5)
+    assert masks_of(maps, held, [0.4, 0.2]).tolist() == [[[0, 2, 1]]]
+
+
+def test_a_class_that_is_not_held_is_never_given():
+    maps = torch.ones(2, 2, 1, 2)
+    held = torch.tensor([[False, True], [False, False]])
+    assert masks_of(maps, held, [0.1, 0.5]).tolist() == [[[2, 2]], [[0, 0]]]
+
+
+def test_where_two_thresholds_disagree_it_is_unsure():
+    inner, outer = torch.tensor([[[0, 0, 1, 2]]]), torch.tensor([[[0, 1, 1, 1]]])
+    assert with_unsure(inner, outer).tolist() == [[[0, 255, 1, 255]]]

@@ -1,0 +1,254 @@
+"""The classifier: which classes an image holds, from maps whose spatial mean is the answer."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import segmentation_models_pytorch as smp
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from tqdm import tqdm
+
+from config import Config, UserError
+from medood.models.inference import batch_size
+from medood.models.network import Normalise, autocast, build_model, for_training
+from medood.training.augmentation import augment, draw_augmentation
+from medood.training.batches import AUGMENTATION, INITIALISATION, ORDER, stream_seed
+from weak.settings import ClassifierConfig
+
+WEIGHTS = "model.safetensors"
+HEAD_LR = 10  # times the encoder's: the head begins from nothing
+WARM_UP = 0.1  # of all steps, in which the learning rate rises; then it falls
+PROBE = 64  # pixels of the image that finds out where an encoder strides
+
+
+class Classifier(nn.Module):
+    """An encoder, a 1 x 1 convolution without bias, and the mean over all pixels.
+
+    The mean of the map of a class *is* the logit of the class: the maps show what it rests on
+    (class activation maps, Zhou et al. 2016).
+    """
+
+    def __init__(self, encoder: nn.Module, classes: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = nn.Conv2d(encoder.out_channels[-1], classes, 1, bias=False)
+
+    @property
+    def channels(self) -> list[int]:
+        """The channels of each of the feature maps."""
+        return [count for count in self.encoder.out_channels[1:] if count]
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """Return the feature maps of normalised images (N, 3, H, W), shallow to deep."""
+        found = self.encoder(images)[1:]
+        return [part for part in found if part.shape[1]]  # a transformer has none at stride 2
+
+    def maps(self, images: Tensor) -> Tensor:
+        """Return the maps of the classes, (N, C, h, w), of normalised images (N, 3, H, W)."""
+        return self.head(self.features(images)[-1])
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits of the classes, (N, C)."""
+        return self.maps(images).mean((2, 3))
+
+
+# ---------------------------------------------------------------- the network
+
+
+def build_classifier(cfg: ClassifierConfig) -> Classifier:
+    """Return the classifier of cfg, with the weights of its encoder.
+
+    Raises UserError for an unknown encoder, one without such weights, and one that cannot keep the
+    output stride.
+    """
+    # the trunk knows where weights come from; batch_norm is of the segmentation network
+    whole = build_model(replace(cfg, batch_norm=True)).encoder
+    try:
+        encoder = smp.encoders.get_encoder(cfg.encoder, depth=cfg.stages, weights=None)
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(
+            f"encoder = {cfg.encoder!r} cannot be built with {cfg.stages} stages ({error}): set"
+            " stages to 5, or choose another encoder"
+        ) from None
+    weights = whole.state_dict()
+    encoder.load_state_dict({name: weights[name] for name in encoder.state_dict()})
+    try:
+        set_output_stride(encoder, cfg.output_stride)
+        with torch.no_grad():
+            side = encoder(torch.zeros(2, 3, PROBE, PROBE))[-1].shape[-1]
+    except (NotImplementedError, RuntimeError):  # its layers do not fit each other any more
+        side = 0
+    if side * cfg.output_stride != PROBE:
+        raise UserError(
+            f"encoder = {cfg.encoder!r} cannot keep an output stride of {cfg.output_stride}:"
+            " choose another encoder, such as resnet18 or mobilenet_v2"
+        )
+    return Classifier(encoder, len(cfg.classes))
+
+
+def set_output_stride(encoder: nn.Module, output_stride: int) -> None:
+    """Keep an encoder from making its maps smaller than 1 / output_stride of the image.
+
+    A convolution or pooling that would is applied at every pixel instead. What follows is not
+    dilated, as it often is: then the network would see as much around a pixel as before, and its
+    maps tell less of the place (docs/weak.md has the figures).
+    """
+    layers: list[tuple[str, nn.Module, int]] = []  # name, layer, stride of what it is given
+
+    def note(name: str, layer: nn.Module) -> RemovableHandle:
+        return layer.register_forward_pre_hook(
+            lambda _, given: layers.append((name, layer, PROBE // given[0].shape[-1]))
+        )
+
+    kinds = nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d
+    hooks = [note(*pair) for pair in encoder.named_modules() if isinstance(pair[1], kinds)]
+    with torch.no_grad():
+        encoder.eval()(torch.zeros(1, 3, PROBE, PROBE))
+    for hook in hooks:
+        hook.remove()
+    for name, layer, stride in layers:
+        if stride < output_stride or layer.stride in (1, (1, 1)):
+            continue
+        if isinstance(layer, nn.Conv2d):
+            layer.stride = (1, 1)
+        elif isinstance(layer, nn.MaxPool2d):
+            encoder.set_submodule(name, _maximum_at_every_pixel(layer))
+        else:
+            encoder.set_submodule(name, nn.Identity())  # of a shortcut: a mean of one pixel
+    encoder.train()
+
+
+def _maximum_at_every_pixel(layer: nn.MaxPool2d) -> nn.Module:
+    """Return a pooling that keeps the size of its input."""
+    size = layer.kernel_size if isinstance(layer.kernel_size, int) else layer.kernel_size[0]
+    before = layer.padding if isinstance(layer.padding, int) else layer.padding[0]
+    after = size - 1 - before
+    pad = nn.ConstantPad2d((before, after, before, after), -torch.inf)
+    return nn.Sequential(pad, nn.MaxPool2d(size, 1))
+
+
+# ---------------------------------------------------------------- training
+
+
+def balanced(labels: np.ndarray) -> np.ndarray:
+    """Return how likely each image is to be drawn, (N,), so that no class is rare.
+
+    labels: 0 or 1, (N, C). An image weighs as much as its labels are rare, on the mean over
+    classes: those with a class weigh together what those without it do.
+    """
+    held = labels.mean(0)
+    weight = np.where(labels == 1, 1 / held, 1 / (1 - held)).mean(1)
+    return weight / weight.sum()
+
+
+def train_classifier(
+    cfg: ClassifierConfig, fold: int, images: Tensor, labels: Tensor, device: torch.device
+) -> tuple[Classifier, list[dict]]:
+    """Return a classifier trained on images, and its log: epoch and loss.
+
+    images: RGB uint8 (N, P, P, 3). labels: float (N, C), 0 or 1. Binary cross-entropy; AdamW, whose
+    rate rises once and falls once; as many images an epoch as there are, drawn by `balanced`.
+    """
+    torch.manual_seed(stream_seed(cfg, fold, INITIALISATION))
+    classifier = for_training(build_classifier(cfg), device)
+    normalise, precision = Normalise(cfg.encoder).to(device), autocast(cfg, device)
+    rates = [cfg.classifier_lr, HEAD_LR * cfg.classifier_lr]
+    parts = classifier.encoder, classifier.head
+    groups = [
+        {"params": part.parameters(), "lr": lr} for part, lr in zip(parts, rates, strict=True)
+    ]
+    optimiser = torch.optim.AdamW(groups, weight_decay=1e-4)
+    steps = -(-len(images) // cfg.batch_size)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, rates, total_steps=cfg.classifier_epochs * steps, pct_start=WARM_UP
+    )
+    log = []
+    for epoch in range(cfg.classifier_epochs):
+        losses = []
+        for index, augmentation in draw(cfg, fold, epoch, labels):
+            batch = images[index].to(device)
+            unused = torch.zeros(batch.shape[:3], dtype=torch.uint8, device=device)
+            augmented, _ = augment(batch, unused, augmentation.to(device))
+            with precision:
+                logits = classifier(normalise(augmented))
+            truth = labels[index].to(device)
+            loss = F.binary_cross_entropy_with_logits(logits.float(), truth)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+            losses.append(loss.detach())
+        mean = torch.stack(losses).mean().item()
+        log.append({"epoch": epoch + 1, "loss": round(mean, 6)})
+        if not np.isfinite(mean):
+            raise UserError(
+                f"fold {fold}, epoch {epoch + 1}: the classifier's loss is {mean}: lower"
+                f" classifier_lr (now {cfg.classifier_lr:g}) or set precision to float32"
+            )
+        print(f"  {epoch + 1:5d}  {mean:6.4f}", flush=True)
+    return classifier.eval(), log
+
+
+def draw(
+    cfg: ClassifierConfig, fold: int, epoch: int, labels: Tensor
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the indices of the images of each batch of an epoch, and their augmentation."""
+    generator = torch.Generator().manual_seed(stream_seed(cfg, fold, ORDER, epoch))
+    likely = torch.from_numpy(balanced(labels.numpy()))
+    order = likely.multinomial(len(labels), replacement=True, generator=generator)
+    augmentation = draw_augmentation(len(labels), stream_seed(cfg, fold, AUGMENTATION, epoch))
+    batches = list(
+        zip(order.split(cfg.batch_size), augmentation.split(cfg.batch_size), strict=True)
+    )
+    yield from tqdm(batches, f"  epoch {epoch + 1}", leave=False, disable=None)
+
+
+# ---------------------------------------------------------------- what it says
+
+
+@torch.inference_mode()
+def logits_of(cfg: Config, classifier: Classifier, images: Tensor, device: torch.device) -> Tensor:
+    """Return the logits, float32 (N, C) on the CPU, of RGB uint8 images (N, P, P, 3)."""
+    normalise = Normalise(cfg.encoder).to(device)
+    parts = tqdm(images.split(batch_size(device)), "  classifying", leave=False, disable=None)
+    found = [classifier(normalise(part.to(device).permute(0, 3, 1, 2).float())) for part in parts]
+    return torch.cat(found).cpu()
+
+
+def image_scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, list[float | None]]:
+    """Return AUC and F1 of each class on images: logits (N, C), labels 0 or 1 (N, C).
+
+    AUC is the share of pairs, one image with and one without the class, whose logits are in the
+    right order (a tie is half a pair); None where all are of one kind. F1 calls a class held where
+    the logit is above 0; None where no image holds the class and none is said to.
+    """
+    from scipy.stats import rankdata
+
+    auc, f1 = [], []
+    for logit, label in zip(logits.T, labels.T, strict=True):
+        held, count = int(label.sum()), len(label)
+        ranks = rankdata(logit)[label == 1].sum()
+        pairs = held * (count - held)
+        auc.append(float((ranks - held * (held + 1) / 2) / pairs) if pairs else None)
+        called = logit > 0
+        both = held + int(called.sum())
+        f1.append(float(2 * (called & (label == 1)).sum() / both) if both else None)
+    return {"auc": auc, "f1": f1}
+
+
+def save_classifier(classifier: Classifier, folder: Path) -> None:
+    """Write the weights of a classifier into a folder."""
+    save_file({k: v.contiguous() for k, v in classifier.state_dict().items()}, folder / WEIGHTS)
+
+
+def load_classifier(cfg: ClassifierConfig, folder: Path, device: torch.device) -> Classifier:
+    """Return the classifier in a folder, in eval mode."""
+    random = replace(cfg, encoder_weights="none")
+    classifier = build_classifier(random)
+    classifier.load_state_dict(load_file(folder / WEIGHTS))
+    return classifier.eval().to(device, memory_format=torch.channels_last)

@@ -1,0 +1,99 @@
+"""Maps of classes: where in an image a classifier sees each of them.
+
+For a classifier that takes the mean over a 1 x 1 head, all three have closed forms: the gradient of
+a logit with respect to a feature is the head's weight over the number of pixels, everywhere. The
+tests hold them against the grad-cam library, whose Grad-CAM++ cannot be used here: it adds 1e-6 to
+the denominator of alpha, and the squared gradients of a mean over 256 pixels are no larger.
+"""
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from medood.models.inference import batch_size
+from medood.models.network import Normalise
+from weak.classifier import Classifier
+from weak.settings import MapsConfig
+
+MAP_STRIDE = 4  # pixels of an image to a pixel of the maps that are kept
+TINY = 1e-12
+
+
+def cam(classifier: Classifier, images: Tensor, scales: Iterable[float]) -> Tensor:
+    """Return the class activation maps, (N, C, h, w), of normalised images (N, 3, H, W).
+
+    ReLU(sum_k w_ck A_k), the mean over sizes of the image and its mirror image (Zhou et al. 2016;
+    Ahn et al. 2019). h and w are those of the image over MAP_STRIDE.
+    """
+    size = [side // MAP_STRIDE for side in images.shape[2:]]
+    total = torch.zeros(())
+    for scale in scales:
+        scaled = images
+        if scale != 1:
+            scaled = F.interpolate(images, scale_factor=scale, mode="bilinear", antialias=scale < 1)
+        for mirror in (False, True):
+            found = classifier.maps(scaled.flip(3) if mirror else scaled).relu()
+            total = total + resized(found.flip(3) if mirror else found, size)
+    return total / (2 * len(list(scales)))
+
+
+def grad_cam(features: Tensor, weight: Tensor) -> Tensor:
+    """Return Grad-CAM, (N, C, h, w), of features (N, K, h, w) under a head with weight (C, K).
+
+    Selvaraju et al. 2017, Eq. 1-2: the weight of a feature is the mean of its gradient.
+    """
+    gradient = weight / features[0, 0].numel()
+    return torch.einsum("ck,nkhw->nchw", gradient, features).relu()
+
+
+def grad_cam_pp(features: Tensor, weight: Tensor) -> Tensor:
+    """Return Grad-CAM++, as grad_cam does (Chattopadhay et al. 2018, Eq. 5 and 19).
+
+    alpha = g^2 / (2 g^2 + sum(A) g^3), and the weight is the sum of alpha ReLU(g) over all pixels.
+    """
+    pixels = features[0, 0].numel()
+    gradient = weight / pixels  # (C, K), the same at every pixel
+    total = features.sum((2, 3))[:, None]  # (N, 1, K)
+    square = gradient**2
+    alpha = square / (2 * square + total * gradient**3 + TINY)  # (N, C, K)
+    return torch.einsum("nck,nkhw->nchw", pixels * alpha * gradient.relu(), features).relu()
+
+
+def resized(maps: Tensor, size: list[int]) -> Tensor:
+    """Return maps (N, C, h, w) of another size, by bilinear interpolation."""
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+
+
+def normalised(maps: Tensor, held: Tensor) -> Tensor:
+    """Return each map divided by its maximum, and 0 for the classes that an image does not hold.
+
+    maps: floats from 0, (N, C, h, w). held: bool (N, C).
+    """
+    largest = maps.amax((2, 3), keepdim=True)
+    return torch.where(held[:, :, None, None], maps / (largest + TINY), 0)
+
+
+@torch.inference_mode()
+def maps_of(
+    cfg: MapsConfig, classifier: Classifier, images: Tensor, device: torch.device
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Return the raw maps of images by method, and the logits, (N, C), all on the CPU.
+
+    images: RGB uint8 (N, P, P, 3). A map is float32 (N, C, P / MAP_STRIDE, P / MAP_STRIDE).
+    """
+    normalise = Normalise(cfg.encoder).to(device)
+    weight = classifier.head.weight[:, :, 0, 0]
+    found: dict[str, list[Tensor]] = {"cam": [], "grad_cam": [], "grad_cam_pp": []}
+    logits = []
+    for part in tqdm(images.split(batch_size(device)), "maps", leave=False, disable=None):
+        batch = normalise(part.to(device).permute(0, 3, 1, 2).float())
+        size = [side // MAP_STRIDE for side in batch.shape[2:]]
+        features = classifier.features(batch)[-1]
+        logits.append(classifier.head(features).mean((2, 3)).cpu())
+        found["cam"].append(cam(classifier, batch, cfg.scales).cpu())
+        for name, function in (("grad_cam", grad_cam), ("grad_cam_pp", grad_cam_pp)):
+            found[name].append(resized(function(features, weight), size).cpu())
+    return {name: torch.cat(parts) for name, parts in found.items()}, torch.cat(logits)
