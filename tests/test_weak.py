@@ -1,0 +1,229 @@
+"""weak/ from image labels to masks and scores, on a small drawn set."""
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from config import UserError
+from medood.data.files import read_table
+from medood.data.images import read_mask
+from tests.conftest import TINY
+from weak import sample
+from weak.generate_images import generate_images
+from weak.generate_maps import generate_maps, read_maps
+from weak.generate_masks import generate_masks
+from weak.image_labels import with_classes
+from weak.main import MainConfig, main, steps
+from weak.products import fold_labels, image_paths, maps_folder, masks_folder
+from weak.prove import prove
+from weak.test_masks import ROWS, evaluate
+from weak.train_classifier import train_classifiers
+from weak.train_segmentation import train_segmentation, weak_network
+
+ROOT = Path(__file__).parents[1]
+
+
+def small(workspace, images=18):
+    """Settings for the first images of the sample, in a workspace of their own."""
+    drawn = sample.draw_sample(workspace)
+    labels = drawn["image_labels"]
+    lines = labels.read_text().splitlines()
+    labels.write_text("\n".join(lines[: images + 1]) + "\n")
+    shared = {f.name: getattr(TINY, f.name) for f in dataclasses.fields(TINY)}
+    shared |= {"workspace": workspace, "patch_size": 64, "epochs": 1, "folds": (79,), **drawn}
+    shared["encoder"] = "tu-resnet10t"
+    training = {"classifier_epochs": 8, "classifier_lr": 3e-3, "irnet_epochs": 1}
+    return MainConfig(**shared, **training, stages=3, scales=(1.0,))
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory):
+    """A workspace after a whole run."""
+    cfg = small(tmp_path_factory.mktemp("weak") / "run")
+    main(cfg)
+    return cfg
+
+
+@pytest.fixture
+def cfg(made, tmp_path):
+    """The settings of such a run, in a copy of its own."""
+    shutil.copytree(made.workspace, tmp_path / "run")
+    drawn = tmp_path / "run" / "drawn"
+    return dataclasses.replace(
+        made,
+        workspace=tmp_path / "run",
+        images=drawn / "images",
+        masks=drawn / "masks",
+        image_labels=drawn / "image_labels.csv",
+    )
+
+
+def test_the_scores_have_every_row_and_the_report_lies_beside_them(made):
+    out = made.workspace / "reports" / "weak"
+    (of_fold,) = json.loads((out / "scores.json").read_text()).values()
+    assert list(of_fold) == list(ROWS)
+    assert of_fold["all_background"]["miou"] == 0
+    assert of_fold["supervised"]["miou"] is not None
+    page = (out / "index.html").read_text()
+    for row in ROWS.values():
+        assert row in page
+    assert "drawn by a program" in page  # the sample never passes for data
+
+
+def test_a_mask_holds_only_classes_of_the_images_label(made):
+    labelled = with_classes(made)
+    labels, train, _ = fold_labels(labelled, 79)
+    paths = image_paths(labelled, labels)
+    seen = set()
+    for index in train:
+        mask = read_mask(masks_folder(made, 79) / paths[index].name, 3)
+        held = {1 + c for c in np.flatnonzero(labels.labels[index])}
+        assert set(np.unique(mask).tolist()) <= {0, 255} | held
+        if not held:
+            assert (mask == 0).all()
+        seen |= set(np.unique(mask).tolist())
+    assert seen == {0, 1, 2, 255}
+
+
+def test_a_test_image_holds_what_the_classifier_says(made):
+    labelled = with_classes(made)
+    labels, _, test = fold_labels(labelled, 79)
+    paths = [image_paths(labelled, labels)[index] for index in test]
+    logits, held = read_maps(labelled, 79, paths, "logits")
+    assert ((logits > 0) == held).all()
+    rows = {row["img_name"]: row["split"] for row in read_table(maps_folder(made, 79) / "held.csv")}
+    assert {rows[path.stem] for path in paths} == {"test"}
+
+
+def test_no_mask_is_looked_at_before_the_test(tmp_path, capsys):
+    prove(small(tmp_path, 12), steps)
+    assert "the same to the bit" in capsys.readouterr().out
+
+
+def test_a_step_that_looks_at_masks_is_found_out(tmp_path):
+    def peeking(cfg):
+        (cfg.workspace / "weak").mkdir(parents=True)
+        count = sum(len(path.read_bytes()) for path in cfg.masks.glob("*.png"))
+        (cfg.workspace / "weak" / "note.txt").write_text(str(count))
+
+    with pytest.raises(UserError, match=r"with the masks deleted, note.txt is another file"):
+        prove(small(tmp_path, 12), peeking)
+
+
+def test_networks_that_learned_from_other_masks_are_not_tested(cfg):
+    other = dataclasses.replace(cfg, unsure=0.5)
+    steps(other)
+    with pytest.raises(UserError, match="weak is out of date .*train_segmentation.py"):
+        evaluate(other)
+    shutil.rmtree(weak_network(cfg, 79))
+    with pytest.raises(UserError, match="weak is missing"):
+        evaluate(other)
+
+
+def test_what_is_made_already_is_kept(cfg, capsys):
+    before = {path: path.stat().st_mtime_ns for path in (cfg.workspace / "weak").rglob("*.npz")}
+    capsys.readouterr()
+    main(cfg)
+    said = capsys.readouterr().out
+    assert "made again" not in said
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_a_setting_changes_what_comes_after_it_and_nothing_before(cfg, capsys):
+    capsys.readouterr()
+    steps(dataclasses.replace(cfg, unsure=0.5))
+    said = capsys.readouterr().out
+    assert said.count("made again") == 1
+    assert "Pseudo_Masks/79_tu-resnet10t: made again: unsure was 0.2, is 0.5" in said
+
+
+def test_a_step_names_the_step_before_it(cfg):
+    shutil.rmtree(cfg.workspace / "weak" / "maps")
+    with pytest.raises(UserError, match=r"run `python weak/generate_maps.py .*--folds 79.*` first"):
+        generate_masks(cfg)
+    with pytest.raises(UserError, match="is out of date"):
+        generate_maps(dataclasses.replace(cfg, classifier_epochs=2))
+
+
+def test_a_label_that_changes_makes_the_classifier_stale(cfg):
+    labels, train, test = fold_labels(cfg, 79)
+    text = cfg.image_labels.read_text()
+
+    def flip(index):
+        (row,) = (line for line in text.splitlines() if line.startswith(f"{labels.names[index]},"))
+        name, patient, *held = row.split(",")
+        changed = ",".join([name, patient, *("1" if value == "0" else "0" for value in held)])
+        cfg.image_labels.write_text(text.replace(row, changed))
+
+    flip(test[0])  # of an image that only tests: its label is not looked at
+    generate_maps(cfg)
+    flip(train[0])
+    with pytest.raises(UserError, match=r"is out of date \(image labels changed\)"):
+        generate_maps(cfg)
+
+
+def test_the_control_learns_from_labels_dealt_at_random(made):
+    control = dataclasses.replace(made, shuffled=True)
+    own, train, _ = fold_labels(made, 79)
+    dealt, _, _ = fold_labels(control, 79)
+    assert (own.labels != dealt.labels).any()
+    assert sorted(map(tuple, own.labels[train])) == sorted(map(tuple, dealt.labels[train]))
+    assert weak_network(control, 79).name == "79_unet_tu-resnet10t_weak_shuffled"
+    assert weak_network(control, 79).exists()
+
+
+def test_without_masks_it_stops_before_the_test(tmp_path, capsys):
+    cfg = dataclasses.replace(small(tmp_path, 12), masks=None)
+    main(cfg)
+    assert "nothing to test on" in capsys.readouterr().out
+    assert weak_network(cfg, 79).exists()
+    assert not weak_network(dataclasses.replace(cfg, shuffled=True), 79).exists()
+    with pytest.raises(UserError, match="masks = None"):
+        evaluate(cfg)
+
+
+def test_patches_cut_with_pixel_masks_are_refused(patched):
+    folder = patched.workspace / "OoD_Patchs"
+    labels = patched.workspace / "labels.csv"
+    names = sorted(path.name for path in folder.glob("*.png"))
+    rows = [f"{name},{index % 2}" for index, name in enumerate(names)]
+    labels.write_text("\n".join(["img_name,nucleus", *rows]) + "\n")
+    shared = {f.name: getattr(patched, f.name) for f in dataclasses.fields(patched)}
+    shared |= {"images": folder}
+    with pytest.raises(UserError, match="were cut with pixel masks"):
+        generate_images(MainConfig(**shared, image_labels=labels))
+
+
+def test_a_mistake_of_the_users_is_one_sentence(tmp_path):
+    cfg = small(tmp_path, 12)
+    text = cfg.image_labels.read_text().replace("striped", "background", 1)
+    cfg.image_labels.write_text(text)
+    command = [sys.executable, "weak/train_classifier.py", "--workspace", str(tmp_path)]
+    command += ["--images", str(cfg.images), "--image_labels", str(cfg.image_labels)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_mining_takes_the_negatives_that_fool_the_network(made):
+    run = json.loads((weak_network(made, 79) / "run.json").read_text())
+    first = json.loads((weak_network(made, 79, negatives=False) / "run.json").read_text())
+    labels, train, _ = fold_labels(made, 79)
+    holding = int(labels.labels[train].any(1).sum())
+    assert first["id_patches"] == run["id_patches"] == holding
+    assert first["ood_patches"] == 0
+    assert 0 <= run["ood_patches"] <= len(train) - holding
+
+
+def test_training_again_after_a_kill_goes_on(cfg):
+    shutil.rmtree(cfg.workspace / "weak" / "classifier")
+    train_classifiers(cfg)  # the same bytes: what was made from it is kept
+    train_segmentation(cfg)

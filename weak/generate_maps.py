@@ -1,0 +1,119 @@
+"""Ask the classifier where it sees each class: CAM, Grad-CAM and Grad-CAM++.
+
+Reads   weak/Images, weak/classifier/<fold>_<encoder>/      (train_classifier.py)
+Writes  weak/maps/<fold>_<encoder>/<image>.npz              float16 (C, P / 4, P / 4) of each kind,
+                                                            and the logits, float32 (C,)
+        weak/maps/<fold>_<encoder>/held.csv                 which classes each image holds
+        weak/maps/<fold>_<encoder>/maps.png                 a contact sheet of training images
+
+A training image holds what its label says, a test image what the classifier says.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import numpy as np
+
+from medood.data.files import csv_text, read_table, write_text
+from medood.runs.command_line import run
+from medood.runs.provenance import require
+from weak.image_labels import with_classes
+from weak.products import classifier_folder, fold_labels, image_paths, making_folder, maps_folder
+from weak.settings import MapsConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+HELD = "held.csv"
+SHOWN = 8  # images in the contact sheet
+
+
+def generate_maps(cfg: MapsConfig) -> None:
+    """Write the maps of every fold, of training and of test images."""
+    cfg = with_classes(cfg)
+    require(cfg, "classifier")
+    for fold in cfg.folds:
+        with making_folder(cfg, "maps", fold) as folder:
+            if folder:
+                write_maps(cfg, fold, folder)
+
+
+def write_maps(cfg: MapsConfig, fold: int, folder: Path) -> None:
+    """Write the maps of all images by the classifier of a fold into a folder."""
+    from medood.data.dataset import load_patches  # here, so that --help works without torch
+    from medood.models.network import pick_device
+    from weak.classifier import load_classifier
+    from weak.maps import maps_of
+
+    labels, train, test = fold_labels(cfg, fold)
+    paths, device = image_paths(cfg, labels), pick_device(cfg)
+    images = load_patches(cfg, [(path, None) for path in paths]).images
+    classifier = load_classifier(cfg, classifier_folder(cfg, fold), device)
+    maps, logits = maps_of(cfg, classifier, images, device)
+    held = (logits > 0).numpy()
+    held[train] = labels.labels[train] == 1
+    for index, path in enumerate(paths):
+        arrays = {kind: of_kind[index].numpy().astype(np.float16) for kind, of_kind in maps.items()}
+        np.savez_compressed(folder / f"{path.stem}.npz", logits=logits[index].numpy(), **arrays)
+    side = ["train" if index in set(train) else "test" for index in range(len(paths))]
+    rows = [
+        [path.stem, part, *map(int, classes)]
+        for path, part, classes in zip(paths, side, held, strict=True)
+    ]
+    write_text(folder / HELD, csv_text(["img_name", "split", *labels.classes], rows))
+    draw_sheet(folder / "maps.png", cfg, paths, images, maps, held, train)
+    print(f"{maps_folder(cfg, fold)}: maps of {len(paths)} images, {len(test)} of them to test")
+
+
+def draw_sheet(
+    path: Path,
+    cfg: MapsConfig,
+    paths: list[Path],
+    images: Tensor,
+    maps: dict[str, Tensor],
+    held: np.ndarray,
+    train: list[int],
+) -> None:
+    """Draw maps of some training images that hold a class, spread over all of them."""
+    import torch
+
+    from weak.maps import normalised
+    from weak.pictures import draw_rows
+
+    holding = [index for index in train if held[index].any()]
+    chosen = [
+        holding[i] for i in np.linspace(0, len(holding) - 1, min(SHOWN, len(holding))).astype(int)
+    ]
+    has = torch.from_numpy(held[chosen])
+    columns = {kind: normalised(of_kind[chosen], has).amax(1) for kind, of_kind in maps.items()}
+    names = [
+        f"{paths[index].stem}\n{', '.join(np.array(cfg.class_names[1:])[held[index]])}"
+        for index in chosen
+    ]
+    draw_rows(path, cfg, "the highest map of the classes held", names, images[chosen], columns)
+
+
+def read_maps(cfg: MapsConfig, fold: int, paths: list[Path], kind: str) -> tuple[Tensor, Tensor]:
+    """Return the maps of images, float32 (N, C, h, w), and which classes each holds, bool (N, C).
+
+    kind: one of the arrays of an image's file; of `logits`, (N, C).
+    """
+    import torch
+
+    folder = maps_folder(cfg, fold)
+    rows = {row["img_name"]: row for row in read_table(folder / HELD)}
+    held = [[rows[path.stem][name] == "1" for name in cfg.class_names[1:]] for path in paths]
+    maps = []
+    for path in paths:
+        with np.load(folder / f"{path.stem}.npz") as arrays:
+            maps.append(arrays[kind])
+    return torch.from_numpy(np.stack(maps)).float(), torch.tensor(held)
+
+
+if __name__ == "__main__":
+    run(generate_maps, MapsConfig())

@@ -1,0 +1,122 @@
+"""Turn maps into masks: a random walk up to the boundaries, a threshold, and the unsure left open.
+
+Reads   weak/Images, weak/classifier, weak/maps, weak/irnet      (train_irnet.py)
+Writes  weak/Pseudo_Masks/<fold>_<encoder>/<image>.png           uint8 (P, P), 0 background, 1..C
+                                                                 the class, 255 unsure
+        weak/Pseudo_Masks/<fold>_<encoder>/boundaries.npz        float16 (P / 4, P / 4) by image
+
+A training image is unsure where the threshold could lie; a test image is not. Where it lies follows
+from the image labels alone: see weak/thresholds.py.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import numpy as np
+
+from medood.data.images import write_png
+from medood.runs.command_line import run
+from medood.runs.provenance import require
+from weak.generate_maps import read_maps
+from weak.image_labels import with_classes
+from weak.products import (
+    classifier_folder,
+    fold_labels,
+    image_paths,
+    irnet_folder,
+    making_folder,
+    masks_folder,
+)
+from weak.settings import MasksConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+BOUNDARIES = "boundaries.npz"
+
+
+def generate_masks(cfg: MasksConfig) -> None:
+    """Write the masks of every fold, of training and of test images."""
+    cfg = with_classes(cfg)
+    require(cfg, "classifier", "maps", "IRNet")
+    for fold in cfg.folds:
+        with making_folder(cfg, "pseudo-masks", fold) as folder:
+            if folder:
+                write_masks(cfg, fold, folder)
+
+
+def write_masks(cfg: MasksConfig, fold: int, folder: Path) -> None:
+    """Write the masks of all images by the maps and boundaries of a fold into a folder."""
+    # here, so that --help works without torch
+    from weak.maps import normalised, resized
+    from weak.thresholds import areas, masks_of, thresholds_of, with_unsure
+
+    labels, train, _ = fold_labels(cfg, fold)
+    paths = image_paths(cfg, labels)
+    raw, held = read_maps(cfg, fold, paths, cfg.method)
+    found = boundaries_of(cfg, fold, paths)
+    arrays = {path.stem: found[i].numpy().astype(np.float16) for i, path in enumerate(paths)}
+    np.savez_compressed(folder / BOUNDARIES, **arrays)
+    walked = normalised(walked_maps(cfg, normalised(raw, held), found), held)
+    chosen = areas(raw[train], held[train])
+    inner, middle, outer = (
+        thresholds_of(walked[train], held[train], [width * area for area in chosen])
+        for width in (1 - cfg.unsure, 1, 1 + cfg.unsure)
+    )
+    training = set(train)
+    for index, path in enumerate(paths):
+        maps = resized(walked[index : index + 1], [cfg.patch_size] * 2)
+        of_image = held[index : index + 1]
+        if index in training:
+            mask = with_unsure(masks_of(maps, of_image, inner), masks_of(maps, of_image, outer))
+        else:
+            mask = masks_of(maps, of_image, middle)
+        write_png(folder / path.name, mask[0].numpy())
+    pairs = zip(labels.classes, chosen, strict=True)
+    told = ", ".join(f"{name} {100 * area:.1f} %" for name, area in pairs)
+    print(f"{masks_folder(cfg, fold)}: masks of {len(paths)} images; area where held: {told}")
+
+
+def boundaries_of(cfg: MasksConfig, fold: int, paths: list[Path]) -> Tensor:
+    """Return the boundaries that the IRNet of a fold sees in images, float32 (N, h, w)."""
+    from safetensors.torch import load_file
+
+    from medood.data.dataset import load_patches
+    from medood.models.network import Normalise, pick_device
+    from weak.classifier import WEIGHTS, load_classifier
+    from weak.irnet import IRNet, boundaries
+
+    device = pick_device(cfg)
+    classifier = load_classifier(cfg, classifier_folder(cfg, fold), device)
+    irnet = IRNet(classifier.channels)
+    irnet.load_state_dict(load_file(irnet_folder(cfg, fold) / WEIGHTS))
+    images = load_patches(cfg, [(path, None) for path in paths]).images
+    normalise = Normalise(cfg.encoder).to(device)
+    return boundaries(classifier.features, irnet, images, normalise=normalise, device=device)
+
+
+def walked_maps(cfg: MasksConfig, maps: Tensor, boundaries: Tensor) -> Tensor:
+    """Return maps (N, C, h, w) after the random walk of each image up to boundaries (N, h, w)."""
+    import torch
+
+    from medood.data.files import in_threads
+    from weak.affinity import walk
+
+    def walked(index: int) -> Tensor:
+        of_image = maps[index]
+        held = of_image.amax((1, 2)) > 0
+        out = torch.zeros_like(of_image)
+        if held.any():
+            out[held] = walk(of_image[held], boundaries[index], cfg.walk_steps)
+        return out
+
+    return torch.stack(in_threads(walked, range(len(maps)), "random walk"))
+
+
+if __name__ == "__main__":
+    run(generate_masks, MasksConfig())

@@ -1,0 +1,59 @@
+"""Train a classifier on image labels: which classes does an image hold?
+
+Reads   weak/Images                            (generate_images.py), and the CSV of image labels
+Writes  weak/classifier/<fold>_<encoder>/      weights, log, AUC and F1 on the patients left out
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from medood.data.files import csv_text, write_json, write_text
+from medood.runs.command_line import run
+from medood.runs.provenance import require
+from weak.image_labels import with_classes
+from weak.products import classifier_folder, fold_labels, image_paths, making_folder
+from weak.settings import ClassifierConfig
+
+
+def train_classifiers(cfg: ClassifierConfig) -> None:
+    """Train the classifier of every fold on the patients of its training side."""
+    cfg = with_classes(cfg)
+    require(cfg, "weak images")
+    for fold in cfg.folds:
+        with making_folder(cfg, "classifier", fold) as folder:
+            if folder:
+                train_fold(cfg, fold, folder)
+
+
+def train_fold(cfg: ClassifierConfig, fold: int, folder: Path) -> None:
+    """Write the classifier of a fold into a folder."""
+    import torch  # here, so that --help works without torch
+
+    from medood.data.dataset import load_patches
+    from medood.models.network import pick_device
+    from weak.classifier import image_scores, logits_of, save_classifier, train_classifier
+
+    labels, train, test = fold_labels(cfg, fold)
+    paths, device = image_paths(cfg, labels), pick_device(cfg)
+    images = load_patches(cfg, [(path, None) for path in paths]).images
+    kind = "shuffled labels" if cfg.shuffled else ", ".join(labels.classes)
+    print(f"fold {fold}: classifier on {cfg.encoder}, {len(train)} images, {kind}, {device.type}")
+    truth = torch.from_numpy(labels.labels).float()
+    classifier, log = train_classifier(cfg, fold, images[train], truth[train], device)
+    logits = logits_of(cfg, classifier, images[test], device)
+    scores = image_scores(logits.numpy(), labels.labels[test])
+    save_classifier(classifier, folder)
+    write_text(folder / "log.csv", csv_text(list(log[0]), (row.values() for row in log)))
+    write_json(folder / "scores.json", {"classes": labels.classes, **scores})
+    told = [
+        f"{name} {'-' if auc is None else f'{auc:.3f}'}"
+        for name, auc in zip(labels.classes, scores["auc"], strict=True)
+    ]
+    where = classifier_folder(cfg, fold)
+    print(f"{where}: AUC on {len(test)} images of patients left out: {', '.join(told)}")
+
+
+if __name__ == "__main__":
+    run(train_classifiers, ClassifierConfig())

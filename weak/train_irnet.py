@@ -1,0 +1,104 @@
+"""Train IRNet: where does one class end, learned from the pixels whose class the maps leave sure.
+
+Reads   weak/Images, weak/classifier, weak/maps          (generate_maps.py)
+Writes  weak/irnet/<fold>_<encoder>/                     weights and log
+
+The classifier's encoder is frozen. Training images that hold no class teach nothing: all of their
+pixels are background.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from config import UserError
+from medood.data.files import csv_text, write_text
+from medood.data.labels import BACKGROUND, is_foreground
+from medood.runs.command_line import run
+from medood.runs.provenance import require
+from weak.generate_maps import read_maps
+from weak.image_labels import with_classes
+from weak.products import classifier_folder, fold_labels, image_paths, irnet_folder, making_folder
+from weak.settings import IRNetConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def train_irnets(cfg: IRNetConfig) -> None:
+    """Train the IRNet of every fold."""
+    cfg = with_classes(cfg)
+    require(cfg, "classifier", "maps")
+    for fold in cfg.folds:
+        with making_folder(cfg, "IRNet", fold) as folder:
+            if folder:
+                train_fold(cfg, fold, folder)
+
+
+def train_fold(cfg: IRNetConfig, fold: int, folder: Path) -> None:
+    """Write the IRNet of a fold into a folder."""
+    import torch  # here, so that --help works without torch
+    from safetensors.torch import save_file
+
+    from medood.data.dataset import load_patches
+    from medood.models.network import Normalise, pick_device
+    from medood.training.batches import INITIALISATION, ORDER, stream_seed
+    from weak.classifier import WEIGHTS, load_classifier
+    from weak.irnet import IRNet, train_irnet
+
+    labels, train, _ = fold_labels(cfg, fold)
+    paths, device = [image_paths(cfg, labels)[index] for index in train], pick_device(cfg)
+    maps, held = read_maps(cfg, fold, paths, cfg.method)
+    holding = held.any(1)
+    sure = confident_labels(cfg, maps, held)[holding]
+    if not is_foreground(sure).any() or not (sure == BACKGROUND).any():
+        raise UserError(
+            f"fold {fold}: the maps leave no pixel sure to be a class, or to be none: raise"
+            f" sure_area (now {cfg.sure_area:g}), or lower possible_area (now"
+            f" {cfg.possible_area:g})"
+        )
+    images = load_patches(cfg, [(path, None) for path in paths]).images[holding]
+    classifier = load_classifier(cfg, classifier_folder(cfg, fold), device)
+    torch.manual_seed(stream_seed(cfg, fold, INITIALISATION))
+    irnet = IRNet(classifier.channels)
+    print(f"fold {fold}: IRNet on {len(images)} images, {device.type}")
+    losses = train_irnet(
+        classifier.features,
+        irnet,
+        images,
+        sure,
+        normalise=Normalise(cfg.encoder).to(device),
+        epochs=cfg.irnet_epochs,
+        lr=cfg.irnet_lr,
+        batch_size=cfg.batch_size,
+        seed=stream_seed(cfg, fold, ORDER),
+        device=device,
+    )
+    save_file({k: v.contiguous() for k, v in irnet.state_dict().items()}, folder / WEIGHTS)
+    rows = [[epoch, f"{loss:.6f}"] for epoch, loss in enumerate(losses, 1)]
+    write_text(folder / "log.csv", csv_text(["epoch", "loss"], rows))
+    print(f"{irnet_folder(cfg, fold)}: loss {', '.join(f'{loss:.3f}' for loss in losses)}")
+
+
+def confident_labels(cfg: IRNetConfig, maps: Tensor, held: Tensor) -> Tensor:
+    """Return the class of each pixel where its maps leave little doubt, else 255: uint8 (N, h, w).
+
+    maps: raw ones, (N, C, h, w). held: bool (N, C), the classes of each image; no other counts. An
+    image that holds none is background.
+    """
+    from weak.thresholds import areas, masks_of, thresholds_of, with_unsure
+
+    fitting = areas(maps, held)
+    inner, outer = (
+        masks_of(maps, held, thresholds_of(maps, held, [width * area for area in fitting]))
+        for width in (cfg.sure_area, cfg.possible_area)
+    )
+    return with_unsure(inner, outer)
+
+
+if __name__ == "__main__":
+    run(train_irnets, IRNetConfig())
