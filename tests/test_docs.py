@@ -24,7 +24,7 @@ BLOCKS = [
 ]
 # `# needs Lizard`: as the first line of a block says that nobody can run it on the sample alone
 RUN_BY_CI = [block for block in BLOCKS if not block.startswith("# needs ")]
-SCRIPT = r"(?:^|bin/)python ((?:bench/|robust/|studies/)?\w+\.py[^#&]*)"
+SCRIPT = r"(?:^|bin/)python ((?:bench/|robust/|studies/|weak/)?\w+\.py[^#&]*)"
 COMMANDS = sorted(
     {
         command.strip()
@@ -35,7 +35,9 @@ COMMANDS = sorted(
     | {
         command
         for text in PAGES.values()
-        for command in re.findall(r"`python ((?:bench/|robust/|studies/)?\w+\.py[^`]*)`", text)
+        for command in re.findall(
+            r"`python ((?:bench/|robust/|studies/|weak/)?\w+\.py[^`]*)`", text
+        )
     }
 )
 
