@@ -21,9 +21,7 @@ import numpy as np
 
 from medood.data.files import csv_text, read_table, write_text
 from medood.runs.command_line import run
-from medood.runs.provenance import require
-from weak.image_labels import with_classes
-from weak.products import classifier_folder, fold_labels, image_paths, making_folder, maps_folder
+from weak.products import classifier_folder, fold_labels, image_paths, make_folds, maps_folder
 from weak.settings import MapsConfig
 
 if TYPE_CHECKING:
@@ -35,12 +33,7 @@ SHOWN = 8  # images in the contact sheet
 
 def generate_maps(cfg: MapsConfig) -> None:
     """Write the maps of every fold, of training and of test images."""
-    cfg = with_classes(cfg)
-    require(cfg, "classifier")
-    for fold in cfg.folds:
-        with making_folder(cfg, "maps", fold) as folder:
-            if folder:
-                write_maps(cfg, fold, folder)
+    make_folds(cfg, "maps", ["classifier"], write_maps)
 
 
 def write_maps(cfg: MapsConfig, fold: int, folder: Path) -> None:

@@ -21,15 +21,13 @@ import numpy as np
 
 from medood.data.images import write_png
 from medood.runs.command_line import run
-from medood.runs.provenance import require
 from weak.generate_maps import read_maps
-from weak.image_labels import with_classes
 from weak.products import (
     classifier_folder,
     fold_labels,
     image_paths,
     irnet_folder,
-    making_folder,
+    make_folds,
     masks_folder,
 )
 from weak.settings import MasksConfig
@@ -42,12 +40,7 @@ BOUNDARIES = "boundaries.npz"
 
 def generate_masks(cfg: MasksConfig) -> None:
     """Write the masks of every fold, of training and of test images."""
-    cfg = with_classes(cfg)
-    require(cfg, "classifier", "maps", "IRNet")
-    for fold in cfg.folds:
-        with making_folder(cfg, "pseudo-masks", fold) as folder:
-            if folder:
-                write_masks(cfg, fold, folder)
+    make_folds(cfg, "pseudo-masks", ["classifier", "maps", "IRNet"], write_masks)
 
 
 def write_masks(cfg: MasksConfig, fold: int, folder: Path) -> None:

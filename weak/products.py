@@ -16,8 +16,8 @@ from pathlib import Path
 from config import UserError
 from medood.data import records
 from medood.data.files import contents, digest, fingerprint, pngs, read_json, timed
-from medood.runs.provenance import PRODUCTS, SCRIPTS, TRAINING, Product, made_from
-from weak.image_labels import ImageLabels, labels_of, shuffled, split
+from medood.runs.provenance import PRODUCTS, SCRIPTS, TRAINING, Product, made_from, require
+from weak.image_labels import ImageLabels, labels_of, shuffled, split, with_classes
 from weak.read_images import list_inputs, stem_of
 from weak.settings import ClassifierConfig, ImagesConfig, IRNetConfig, MapsConfig, MasksConfig
 
@@ -169,6 +169,24 @@ SCRIPTS.update(
         "weak/main.py": (("pseudo-masks",), (*_NETWORK, *_IMAGES, "masks", "mask_values")),
     }
 )
+
+
+def make_folds(
+    cfg: ClassifierConfig,
+    name: str,
+    needs: list[str],
+    make: Callable[[ClassifierConfig, int, Path], None],
+) -> None:
+    """Make a product of every fold that is not there yet, from others that must be.
+
+    make: fills a folder, given settings whose classes are the CSV's, and the fold.
+    """
+    cfg = with_classes(cfg)
+    require(cfg, *needs)
+    for fold in cfg.folds:
+        with making_folder(cfg, name, fold) as folder:
+            if folder:
+                make(cfg, fold, folder)
 
 
 @contextmanager

@@ -11,20 +11,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from medood.data.files import csv_text, write_json, write_text
 from medood.runs.command_line import run
-from medood.runs.provenance import require
-from weak.image_labels import with_classes
-from weak.products import classifier_folder, fold_labels, image_paths, making_folder
+from weak.products import classifier_folder, fold_labels, image_paths, make_folds
 from weak.settings import ClassifierConfig
 
 
 def train_classifiers(cfg: ClassifierConfig) -> None:
     """Train the classifier of every fold on the patients of its training side."""
-    cfg = with_classes(cfg)
-    require(cfg, "weak images")
-    for fold in cfg.folds:
-        with making_folder(cfg, "classifier", fold) as folder:
-            if folder:
-                train_fold(cfg, fold, folder)
+    make_folds(cfg, "classifier", ["weak images"], train_fold)
 
 
 def train_fold(cfg: ClassifierConfig, fold: int, folder: Path) -> None:

@@ -19,10 +19,8 @@ from config import UserError
 from medood.data.files import csv_text, write_text
 from medood.data.labels import BACKGROUND, is_foreground
 from medood.runs.command_line import run
-from medood.runs.provenance import require
 from weak.generate_maps import read_maps
-from weak.image_labels import with_classes
-from weak.products import classifier_folder, fold_labels, image_paths, irnet_folder, making_folder
+from weak.products import classifier_folder, fold_labels, image_paths, irnet_folder, make_folds
 from weak.settings import IRNetConfig
 
 if TYPE_CHECKING:
@@ -31,12 +29,7 @@ if TYPE_CHECKING:
 
 def train_irnets(cfg: IRNetConfig) -> None:
     """Train the IRNet of every fold."""
-    cfg = with_classes(cfg)
-    require(cfg, "classifier", "maps")
-    for fold in cfg.folds:
-        with making_folder(cfg, "IRNet", fold) as folder:
-            if folder:
-                train_fold(cfg, fold, folder)
+    make_folds(cfg, "IRNet", ["classifier", "maps"], train_fold)
 
 
 def train_fold(cfg: IRNetConfig, fold: int, folder: Path) -> None:
