@@ -26,6 +26,7 @@ from weak.test_masks import FLOOR, ROWS, Tested
 
 SHOWN_SCORES = ("miou", "dsc", "fg_to_bg", "bg_to_fg")
 NEGATIVES = "segmentation less without negatives"
+TAUGHT = 0.01  # IoU of full supervision below which a class was not learned
 EXAMPLES = 6  # images of a fold in each picture
 
 Table = tuple[list[str], list[list[str]]]
@@ -168,7 +169,10 @@ def difference_table(cfg: MasksConfig, gains: dict[str, dict[str, Difference]]) 
 
 
 def share_table(cfg: MasksConfig, scores: dict[int, dict]) -> Table:
-    """Return the IoU of every class and row as a share of full supervision's, in percent."""
+    """Return the IoU of every class and row as a share of full supervision's, in percent.
+
+    It is left out where full supervision does not find the class either.
+    """
     rows = []
     for name in next(iter(scores.values())):
         cells = []
@@ -176,7 +180,8 @@ def share_table(cfg: MasksConfig, scores: dict[int, dict]) -> Table:
             pairs = [
                 (f[name]["iou"][value], f["supervised"]["iou"][value]) for f in scores.values()
             ]
-            cells.append(spread([one / full if full else None for one, full in pairs]))
+            known = [one / full if full and full > TAUGHT else None for one, full in pairs]
+            cells.append(spread(known))
         rows.append([ROWS[name], *cells])
     return ["", *cfg.class_names[1:]], rows
 
