@@ -119,6 +119,15 @@ def test_it_learns_and_the_same_seed_gives_the_same_bytes(cfg, tmp_path):
     )
 
 
+@pytest.mark.parametrize(("images", "epochs"), [(2, 1), (8, 2), (9, 1), (40, 2)])
+def test_it_trains_for_as_few_steps_as_there_are(cfg, images, epochs):
+    cfg = dataclasses.replace(cfg, encoder="tu-resnet10t", classifier_epochs=epochs)
+    painted_images, _ = painted(images)
+    labels = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).repeat(images // 2 + 1, 1)[:images]
+    _, log = train_classifier(cfg, 1, painted_images, labels, CPU)
+    assert [row["epoch"] for row in log] == list(range(1, epochs + 1))
+
+
 def test_auc_and_f1_by_hand():
     labels = np.array([[1], [0], [1], [0]])
     logits = np.array([[2.0], [1.0], [-1.0], [-2.0]])

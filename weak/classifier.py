@@ -163,9 +163,10 @@ def train_classifier(
         {"params": part.parameters(), "lr": lr} for part, lr in zip(parts, rates, strict=True)
     ]
     optimiser = torch.optim.AdamW(groups, weight_decay=1e-4)
-    steps = -(-len(images) // cfg.batch_size)
+    # the rise needs two steps, and so does the fall, however few there are
+    steps = max(4, cfg.classifier_epochs * -(-len(images) // cfg.batch_size))
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, rates, total_steps=cfg.classifier_epochs * steps, pct_start=WARM_UP
+        optimiser, rates, total_steps=steps, pct_start=max(WARM_UP, 2 / steps)
     )
     log = []
     for epoch in range(cfg.classifier_epochs):
