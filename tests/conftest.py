@@ -52,6 +52,12 @@ TINY = Config(
 )
 
 
+def as_settings_of(kind: type[Config], cfg: Config, **own: object) -> Config:
+    """Return settings as those of a script that takes more, with some of its own."""
+    plain = {field.name: getattr(cfg, field.name) for field in dataclasses.fields(Config)}
+    return kind(**plain | own)
+
+
 def write_region(workspace: Path, name: str, height: int, width: int, seed: int) -> None:
     """Draw one region in the flat layout: Lizard_Images/ and Labels/."""
     image, inst_map, ids, classes = draw_region(np.random.default_rng(seed), height, width)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from config import UserError
-from tests.conftest import TINY
+from tests.conftest import TINY, as_settings_of
 from weak.classifier import (
     balanced,
     build_classifier,
@@ -25,9 +25,8 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def cfg(tmp_path):
-    shared = {f.name: getattr(TINY, f.name) for f in dataclasses.fields(TINY)}
-    shared |= {"workspace": tmp_path, "classes": (("a", "#000000"), ("b", "#ffffff"))}
-    return ClassifierConfig(**shared, classifier_epochs=2, classifier_lr=1e-3)
+    own = {"workspace": tmp_path, "classes": (("a", "#000000"), ("b", "#ffffff"))}
+    return as_settings_of(ClassifierConfig, TINY, **own, classifier_epochs=2, classifier_lr=1e-3)
 
 
 def painted(count, side=32, seed=0):

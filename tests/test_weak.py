@@ -13,7 +13,7 @@ import pytest
 from config import UserError
 from medood.data.files import read_table
 from medood.data.images import read_mask
-from tests.conftest import TINY
+from tests.conftest import TINY, as_settings_of
 from weak import sample
 from weak.generate_images import generate_images
 from weak.generate_maps import generate_maps, read_maps
@@ -35,11 +35,9 @@ def small(workspace, images=18):
     labels = drawn["image_labels"]
     lines = labels.read_text().splitlines()
     labels.write_text("\n".join(lines[: images + 1]) + "\n")
-    shared = {f.name: getattr(TINY, f.name) for f in dataclasses.fields(TINY)}
-    shared |= {"workspace": workspace, "patch_size": 64, "epochs": 1, "folds": (79,), **drawn}
-    shared["encoder"] = "tu-resnet10t"
-    training = {"classifier_epochs": 8, "classifier_lr": 3e-3, "irnet_epochs": 1}
-    return MainConfig(**shared, **training, stages=3, scales=(1.0,))
+    own = {"workspace": workspace, "patch_size": 64, "epochs": 1, "folds": (79,), **drawn}
+    own |= {"encoder": "tu-resnet10t", "classifier_epochs": 8, "classifier_lr": 3e-3}
+    return as_settings_of(MainConfig, TINY, **own, stages=3, scales=(1.0,), irnet_epochs=1)
 
 
 @pytest.fixture(scope="session")
@@ -194,10 +192,9 @@ def test_patches_cut_with_pixel_masks_are_refused(patched):
     names = sorted(path.name for path in folder.glob("*.png"))
     rows = [f"{name},{index % 2}" for index, name in enumerate(names)]
     labels.write_text("\n".join(["img_name,nucleus", *rows]) + "\n")
-    shared = {f.name: getattr(patched, f.name) for f in dataclasses.fields(patched)}
-    shared |= {"images": folder}
+    cfg = as_settings_of(MainConfig, patched, images=folder, image_labels=labels)
     with pytest.raises(UserError, match="were cut with pixel masks"):
-        generate_images(MainConfig(**shared, image_labels=labels))
+        generate_images(cfg)
 
 
 def test_a_mistake_of_the_users_is_one_sentence(tmp_path):

@@ -81,7 +81,7 @@ def build_classifier(cfg: ClassifierConfig) -> Classifier:
         set_output_stride(encoder, cfg.output_stride)
         with torch.no_grad():
             side = encoder(torch.zeros(2, 3, PROBE, PROBE))[-1].shape[-1]
-    except (NotImplementedError, RuntimeError):  # its layers do not fit each other any more
+    except (NotImplementedError, RuntimeError):  # sizes of its branches differ now, or a pooling's
         side = 0
     if side * cfg.output_stride != PROBE:
         raise UserError(
@@ -96,7 +96,7 @@ def set_output_stride(encoder: nn.Module, output_stride: int) -> None:
 
     A convolution or pooling that would is applied at every pixel instead. What follows is not
     dilated, as it often is: then the network would see as much around a pixel as before, and its
-    maps tell less of the place (docs/weak.md has the figures).
+    maps tell less of the place.
     """
     layers: list[tuple[str, nn.Module, int]] = []  # name, layer, stride of what it is given
 
