@@ -6,7 +6,7 @@ import torch
 
 from medood.sample import draw_region
 from medood.training import augmentation as module
-from medood.training.augmentation import PARAMETERS, augment, draw_augmentation
+from medood.training.augmentation import RANDOM, augment, draw_augmentation, parameters_of
 
 
 def augmented(images, masks, seed=0):
@@ -47,8 +47,8 @@ def test_the_mask_goes_where_the_image_goes(batch, monkeypatch):
     assert agree > 0.99
 
 
-def test_parameters_of_zero_leave_a_patch_as_it_is(batch):
-    images, masks = augment(*batch, torch.zeros(6, PARAMETERS))
+def test_random_numbers_of_zero_leave_a_patch_as_it_is(batch):
+    images, masks = augment(*batch, parameters_of(torch.zeros(6, RANDOM)))
     torch.testing.assert_close(images, batch[0].permute(0, 3, 1, 2).float(), atol=0.01, rtol=0)
     torch.testing.assert_close(masks, batch[1].long())
 

@@ -10,7 +10,7 @@ from config import Config, UserError
 from medood.models.network import Normalise, autocast, folded
 
 # patches per forward pass: larger ones do not fit a CPU's cache, smaller ones do not fill a GPU
-BATCH = {"cpu": 8, "cuda": 256}
+BATCH_ON_CPU, BATCH_ON_GPU = 8, 256
 
 
 class Predictor:
@@ -49,7 +49,7 @@ class Predictor:
 
 def batch_size(device: torch.device) -> int:
     """Return how many patches a device takes at once."""
-    return BATCH.get(device.type, BATCH["cpu"])
+    return BATCH_ON_CPU if device.type == "cpu" else BATCH_ON_GPU
 
 
 def count_pixels(probability: Tensor) -> Tensor:

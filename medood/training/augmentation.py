@@ -16,39 +16,48 @@ SHIFT = 0.1  # of the patch's side, either way
 PERSPECTIVE = 0.05  # change of depth from the centre to an edge
 BRIGHTNESS = CONTRAST = SATURATION = 0.2  # factors from 1 - x to 1 + x
 TINT = 0.05  # factors of the single colour channels
-PARAMETERS = 13  # random numbers for each patch
+RANDOM = 13  # random numbers for each patch
+PARAMETERS = 14  # what they become: a homography (9), the gain of each colour (3), two factors
 
 
 def draw_augmentation(count: int, seed: int) -> Tensor:
-    """Return random parameters for `count` patches, (count, PARAMETERS), uniform in -1..1.
+    """Return random parameters for `count` patches, (count, PARAMETERS).
 
-    They are drawn on the CPU, because other devices would draw other numbers.
+    They are drawn on the CPU, because other devices would draw other numbers, and for a whole epoch
+    at once: on a GPU, the launches of so little arithmetic take longer than the arithmetic.
     """
     generator = torch.Generator().manual_seed(seed)
-    return torch.rand(count, PARAMETERS, generator=generator) * 2 - 1
+    return parameters_of(torch.rand(count, RANDOM, generator=generator) * 2 - 1)
+
+
+def parameters_of(random: Tensor) -> Tensor:
+    """Return the parameters, (N, PARAMETERS), of numbers in -1..1, (N, RANDOM); 0 is no change."""
+    warp = _homography(random[:, :7]).flatten(1)
+    brightness, saturation, contrast = random[:, 7:10].split(1, 1)
+    gain = (1 + BRIGHTNESS * brightness) * (1 + TINT * random[:, 10:])
+    return torch.cat([warp, gain, 1 + SATURATION * saturation, 1 + CONTRAST * contrast], 1)
 
 
 def augment(images: Tensor, masks: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
     """Return augmented images (N, 3, P, P), float in 0..255, and their masks (N, P, P), int64.
 
     images: RGB uint8 (N, P, P, 3). masks: uint8 (N, P, P). parameters: (N, PARAMETERS), as
-    draw_augmentation returns them; all zeros leave a patch as it is.
+    draw_augmentation returns them.
     """
-    warp = _homography(parameters[:, :7])
     images = images.permute(0, 3, 1, 2).float()
-    grid = _grid(warp, images.shape[-1])
+    grid = _grid(parameters[:, :9].view(-1, 3, 3), images.shape[-1])
     # reflected borders: black ones would look like the holes of an OoD patch
     images = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
     masks = F.grid_sample(
         masks[:, None].float(), grid, "nearest", padding_mode="reflection", align_corners=False
     )
-    images = _recolour(images, parameters[:, 7:])
+    images = _recolour(images, parameters[:, 9:, None, None])
     return images, masks[:, 0].long()
 
 
-def _homography(parameters: Tensor) -> Tensor:
+def _homography(random: Tensor) -> Tensor:
     """Return (N, 3, 3), from coordinates in the result, -1..1, to the patch's, of (N, 7)."""
-    flip, angle, zoom, shift_x, shift_y, tilt_x, tilt_y = parameters.unbind(1)
+    flip, angle, zoom, shift_x, shift_y, tilt_x, tilt_y = random.unbind(1)
     mirror = torch.where(flip < 0, -1.0, 1.0)
     cos, sin = torch.cos(angle * math.pi), torch.sin(angle * math.pi)
     scale = ZOOM ** (-zoom)
@@ -70,11 +79,9 @@ def _grid(warp: Tensor, side: int) -> Tensor:
 
 
 def _recolour(images: Tensor, parameters: Tensor) -> Tensor:
-    """Return (N, 3, P, P) in 0..255 with other light and stain; parameters: (N, 6)."""
-    brightness, saturation, contrast = (parameters[:, i].view(-1, 1, 1, 1) for i in range(3))
-    tint = parameters[:, 3:, None, None]  # (N, 3, 1, 1)
-    images = images * (1 + BRIGHTNESS * brightness) * (1 + TINT * tint)
-    grey = images.mean(1, keepdim=True)
-    images = torch.lerp(grey, images, 1 + SATURATION * saturation)
+    """Return (N, 3, P, P) in 0..255 with other light and stain; parameters: (N, 5, 1, 1)."""
+    gain, saturation, contrast = parameters.split([3, 1, 1], 1)
+    images = images * gain
+    images = torch.lerp(images.mean(1, keepdim=True), images, saturation)
     level = images.mean((1, 2, 3), keepdim=True)
-    return torch.lerp(level, images, 1 + CONTRAST * contrast).clamp(0, 255)
+    return torch.lerp(level, images, contrast).clamp(0, 255)

@@ -52,6 +52,13 @@ def storage_device(patches: Patches, device: torch.device) -> torch.device:
     return torch.device("cpu") if patches.mapped or crowded else device
 
 
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """Return values on a device, without waiting for a copy to a GPU."""
+    if values.device.type == "cpu" != device.type:
+        values = values.pin_memory()  # a copy from any other memory makes the host wait
+    return values.to(device, non_blocking=True)
+
+
 class Loader:
     """The batches of an epoch, as Trainer.step takes them: this process's shard of each."""
 
@@ -79,6 +86,6 @@ class Loader:
         indices = torch.cat([index for index, _ in shards]).to(self.storage)
         indices = indices.split([len(index) for index, _ in shards])
         for index, (_, share) in zip(indices, shards, strict=True):
-            parts = (part[index].to(self.device) for part in (*self.data, self.augmentation))
-            images, masks, weight, augmentation = parts
+            parts = (part[index] for part in (*self.data, self.augmentation))
+            images, masks, weight, augmentation = (to_device(part, self.device) for part in parts)
             yield images, masks, share * weight, augmentation

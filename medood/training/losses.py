@@ -14,7 +14,6 @@ An unsure pixel counts in no sum, and its logits get a gradient of 0.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from medood.data.labels import UNSURE
@@ -66,7 +65,8 @@ def segmentation_loss(logits: Tensor, target: Tensor, weight: Tensor, loss: str)
     if loss != "dice_ce":
         return dice
     # (N, H, W), 0 where unsure; then the mean over the sure pixels of each patch that has any
-    per_pixel = F.cross_entropy(logits, target, reduction="none", ignore_index=UNSURE)
+    # (F.cross_entropy refuses to be deterministic on a GPU)
+    per_pixel = -(logits.log_softmax(1) * truth).sum(1)
     pixels = sure.sum((1, 2))
     entropy = weight @ (per_pixel.sum((1, 2)) / pixels.clamp_min(1))
     patches = (weight * (pixels > 0)).sum()

@@ -15,8 +15,9 @@ from torch.nn.utils import get_total_norm
 from config import Config, UserError
 from medood.models import network
 from medood.processes import all_reduce, world_size
-from medood.training.augmentation import PARAMETERS, augment
+from medood.training.augmentation import RANDOM, augment, parameters_of
 from medood.training.losses import segmentation_loss
+from medood.training.recorded import RecordedStep
 
 TIMED_STEPS = 3  # of which step_seconds takes the median
 
@@ -69,13 +70,19 @@ class Trainer:
         self.normalise = network.Normalise(cfg.encoder).to(device)
         self.weights = [ContiguousWeight(weight) for weight in self.model.parameters()]
         contiguous = [weight.contiguous for weight in self.weights]
-        self.optimiser = torch.optim.Adam(contiguous, cfg.lr, fused=True)
+        on_gpu = device.type != "cpu"
+        # a tensor on a GPU, where a recorded step reads it; a number where Adam would ask for it
+        self.lr = torch.tensor(cfg.lr, device=device) if on_gpu else None
+        lr = cfg.lr if self.lr is None else self.lr
+        self.optimiser = torch.optim.Adam(contiguous, lr, fused=True, capturable=on_gpu)
         self.precision = network.autocast(cfg, device)
-        self.loss = self._loss
-        if cfg.compile:
-            # a GPU also records the step: launches take longer than the arithmetic of a small batch
-            mode = "reduce-overhead" if device.type == "cuda" else None
-            self.loss = torch.compile(self._loss, mode=mode, dynamic=False)
+        self.full = 0  # patches of a whole batch; 0 before the first step
+        self.compiled_loss = torch.compile(self._loss, dynamic=False) if cfg.compile else None
+        self.recorded = None
+        if cfg.compile and on_gpu and world_size() == 1:
+            # forward, backward and optimiser: the launches of a small batch take a GPU's host
+            # longer than the GPU takes for the arithmetic
+            self.recorded = RecordedStep(self.update)
 
     @staticmethod
     def made_from(cfg: Config) -> dict:
@@ -84,8 +91,12 @@ class Trainer:
 
     def begin_epoch(self, lr: float) -> None:
         """Take the steps from here on at a learning rate."""
+        if self.lr is not None:
+            self.lr.fill_(lr)
         for group in self.optimiser.param_groups:
-            group["lr"] = lr
+            # both are set anew, for a state that was saved on another device has other ones
+            group["lr"] = lr if self.lr is None else self.lr
+            group["capturable"] = self.lr is not None
 
     def step(
         self, images: Tensor, masks: Tensor, weight: Tensor, augmentation: Tensor
@@ -93,18 +104,29 @@ class Trainer:
         """Take one optimiser step on a batch; return its loss and the norm of the gradient.
 
         Both are scalars on the device, over the patches of all processes. The host waits for
-        nothing. A gradient that is not finite spoils the weights: see refuse_not_finite.
+        nothing. They hold until the next step. A gradient that is not finite spoils the weights:
+        see refuse_not_finite.
 
         images: RGB uint8 (N, P, P, 3). masks: uint8 (N, P, P). weight: (N,), see segmentation_loss.
-        augmentation: (N, PARAMETERS), see augment.
+        augmentation: (N, PARAMETERS), as draw_augmentation returns it.
         """
-        if self.cfg.compile:
-            # the recorded step may now overwrite the gradients of the last one
-            torch.compiler.cudagraph_mark_step_begin()
-        loss = self.loss(images, masks, weight, augmentation)
+        self.full = self.full or len(images)
+        if self.recorded is not None and len(images) == self.full:
+            return self.recorded(images, masks, weight, augmentation)
+        return self.update(images, masks, weight, augmentation)
+
+    def update(
+        self, images: Tensor, masks: Tensor, weight: Tensor, augmentation: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Do what `step` says, launching each operation by itself."""
+        # a shorter last batch would be compiled anew, for a single step of an epoch
+        compiled = self.compiled_loss is not None and len(images) == self.full
+        compute = self.compiled_loss if compiled else self._loss
+        loss = compute(images, masks, weight, augmentation)
         loss.backward()
         gradients = [weight.take_gradient() for weight in self.weights]
-        norm = get_total_norm([gradient for gradient in gradients if gradient is not None])
+        found = [gradient for gradient in gradients if gradient is not None]
+        norm = get_total_norm(found, foreach=True)
         self.optimiser.step()
         self.optimiser.zero_grad()  # the next forward pass can use their memory
         return loss.detach(), norm
@@ -124,7 +146,7 @@ class Trainer:
 
 @contextmanager
 def explain_errors(cfg: Config, device: torch.device) -> Iterator[None]:
-    """Turn a lack of memory, or of a compiler, into a UserError with the setting that cures it."""
+    """Turn a lack of memory, compiler or deterministic operation into a UserError with the cure."""
     try:
         yield
     except torch.OutOfMemoryError:
@@ -134,6 +156,12 @@ def explain_errors(cfg: Config, device: torch.device) -> Iterator[None]:
             f" pixels: set {f'batch_size to {half}' if half else 'device to cpu'}"
         ) from None
     except RuntimeError as error:
+        if "does not have a deterministic implementation" in str(error):
+            operation = str(error).split()[0]
+            raise UserError(
+                f"deterministic = True: {cfg.model_name} needs {operation}, which has no"
+                f" deterministic form on {device}: set it to False, or choose another architecture"
+            ) from None
         if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             raise
         reason = str(error).strip().splitlines()[0]
@@ -152,7 +180,7 @@ def step_seconds(cfg: Config) -> float:
         images = torch.randint(0, 256, (*shape, 3), dtype=torch.uint8, device=device)
         masks = torch.randint(0, len(cfg.class_names), shape, dtype=torch.uint8, device=device)
         weight = torch.ones(cfg.batch_size, device=device)
-        augmentation = torch.zeros(cfg.batch_size, PARAMETERS, device=device)
+        augmentation = parameters_of(torch.zeros(cfg.batch_size, RANDOM)).to(device)
         times = []
         for _ in range(1 + TIMED_STEPS):  # the first one warms up
             started = time.perf_counter()

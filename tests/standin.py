@@ -1,0 +1,338 @@
+"""A stand-in for a GPU: a device of torch's own kind whose tensors are computed on the CPU.
+
+What a GPU refuses is refused here too: an operation on tensors of two devices, and a recording of
+what makes the host wait. What would make it wait is noted, and so is each launch. The results are
+those of the CPU, so what a whole step of Med-OoD computes here can be compared with what it should.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from functools import partial
+from types import SimpleNamespace
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
+
+try:  # from torch 2.10 on
+    from torch.utils.backend_registration import _setup_privateuseone_for_python_backend as register
+except ImportError:
+    register = None
+
+aten = torch.ops.aten
+NAME = "standin"
+# a value on the host, or a shape that depends on values: the host waits for both
+WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "bincount", "equal"}
+COPIES = {"_to_copy", "copy_"}
+IN_BFLOAT16 = ("conv2d", "conv_transpose2d.input", "linear", "matmul", "bmm", "mm", "addmm")
+NO_LAUNCH = {"empty", "empty_strided", "empty_like", "detach", "alias", "_reshape_alias"}
+
+
+# ---------------------------------------------------------------- what a CPU has not
+#
+# Batch normalisation over the batches of several processes: torch has it for GPUs alone.
+# Maps are (N, C, H, W), the rest (C,); those gathered from W processes are (W, C) and (W,).
+
+
+def _per_channel(values: torch.Tensor) -> torch.Tensor:
+    return values.view(1, -1, 1, 1)
+
+
+def _stats(maps, eps):
+    variance, mean = torch.var_mean(maps, (0, 2, 3), correction=0)
+    return mean, (variance + eps).rsqrt()
+
+
+def _gathered_stats(maps, means, invstds, running_mean, running_var, momentum, eps, counts):
+    share, total = (counts / counts.sum()).view(-1, 1), counts.sum()
+    mean = (share * means).sum(0)
+    variance = (share * (invstds**-2 - eps + (means - mean) ** 2)).sum(0)
+    running_mean.lerp_(mean, momentum)
+    running_var.lerp_(variance * total / (total - 1), momentum)
+    return mean, (variance + eps).rsqrt()
+
+
+def _normalised(maps, weight, bias, mean, invstd, eps):
+    mean, scale = _per_channel(mean), _per_channel(invstd * weight)
+    return (maps - mean) * scale + _per_channel(bias)
+
+
+def _backward_sums(gradient, maps, mean, invstd, weight, *wanted):
+    total = gradient.sum((0, 2, 3))
+    by_distance = (gradient * (maps - _per_channel(mean))).sum((0, 2, 3))
+    return total, by_distance, by_distance * invstd, total.clone()
+
+
+def _backward(gradient, maps, mean, invstd, weight, total, by_distance, counts):
+    mean, invstd, weight = (_per_channel(values) for values in (mean, invstd, weight))
+    total, by_distance = (_per_channel(values / counts.sum()) for values in (total, by_distance))
+    return (gradient - total - (maps - mean) * invstd**2 * by_distance) * invstd * weight
+
+
+SYNCHRONISED = {
+    "batch_norm_stats": _stats,
+    "batch_norm_gather_stats_with_counts": _gathered_stats,
+    "batch_norm_elemt": _normalised,
+    "batch_norm_backward_reduce": _backward_sums,
+    "batch_norm_backward_elemt": _backward,
+}
+
+# ---------------------------------------------------------------- the device
+
+
+class Backend:
+    """What torch asks a device's module for."""
+
+    def get_amp_supported_dtype(self) -> list[torch.dtype]:
+        return [torch.bfloat16]
+
+    def is_available(self) -> bool:
+        return True
+
+    def is_initialized(self) -> bool:
+        return True
+
+    def device_count(self) -> int:
+        return 1
+
+    def current_device(self) -> int:
+        return 0
+
+    def _lazy_init(self) -> None: ...
+
+    def _is_in_bad_fork(self) -> bool:
+        return False
+
+    def manual_seed_all(self, seed: int) -> None: ...
+
+
+class OnStandin(torch.Tensor):
+    """A tensor on the stand-in, which holds the tensor on the CPU that it is computed with."""
+
+    inner: torch.Tensor
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @staticmethod
+    def __new__(cls, inner: torch.Tensor) -> "OnStandin":
+        made = torch.Tensor._make_wrapper_subclass(
+            cls,
+            inner.shape,
+            strides=inner.stride(),
+            storage_offset=inner.storage_offset(),
+            dtype=inner.dtype,
+            device=torch.device(NAME, 0),
+        )
+        made.inner = inner
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        return current.run(function, args, kwargs or {})
+
+    def untyped_storage(self) -> torch.UntypedStorage:
+        return self.inner.untyped_storage()
+
+    def data_ptr(self) -> int:
+        return self.inner.data_ptr()
+
+    def __deepcopy__(self, memo: dict) -> "OnStandin":
+        if id(self) not in memo:
+            copied = self.detach().clone().requires_grad_(self.requires_grad)
+            if isinstance(self, torch.nn.Parameter):
+                copied._is_param = True
+            memo[id(self)] = copied
+        return memo[id(self)]
+
+    def __reduce_ex__(self, protocol):
+        """Be saved as the tensor on the CPU."""
+        return self.inner.__reduce_ex__(protocol)
+
+    def __repr__(self) -> str:
+        return f"OnStandin({self.inner!r})"
+
+
+class Standin(TorchDispatchMode):
+    """The device while it is there: a context in which torch knows it.
+
+    waits: what made the host wait. launches: the operations that ran on the device, in order.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits: list[str] = []
+        self.launches: list[str] = []
+        self.recording: Recording | None = None
+        self.pinned: set[int] = set()  # storages
+
+    def __enter__(self) -> "Standin":
+        # the engine counts its devices at the first backward pass of a process, and gives each a
+        # thread: this one may have come later
+        self.one_thread = torch.autograd.set_multithreading_enabled(False)
+        self.one_thread.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
+        self.one_thread.__exit__(*error)
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(NAME, 0)
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        return self.run(function, args, kwargs or {})
+
+    def run(self, function: torch._ops.OpOverload, args: tuple, kwargs: dict) -> object:
+        """Run an operation of torch, on the device if its tensors are there."""
+        name = function.overloadpacket.__name__
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        ours = [tensor for tensor in tensors if isinstance(tensor, OnStandin)]
+        target = kwargs.get("device")
+        target = torch.device(target).type if target is not None else None
+        if name == "_pin_memory" or kwargs.get("pin_memory"):
+            without = kwargs | {"pin_memory": False}
+            copied = args[0].clone() if name == "_pin_memory" else function(*args, **without)
+            self.pinned.add(copied.untyped_storage().data_ptr())
+            return copied
+        if name == "is_pinned":
+            return args[0].untyped_storage().data_ptr() in self.pinned
+        if ours:
+            self._refuse_two_devices(function, name, args, tensors)
+        waits = name in WAITS and bool(ours)
+        if name in COPIES and (ours or target == NAME):
+            waits = self._copy_waits(name, args, kwargs, target)
+        if waits:
+            if self.recording is not None:
+                raise RuntimeError(f"{name}: operation not permitted when stream is capturing")
+            self.waits.append(name)
+        on_cpu = tree_map_only(OnStandin, lambda tensor: tensor.inner, (args, kwargs))
+        if target == NAME:
+            on_cpu[1]["device"] = torch.device("cpu")
+        found = SYNCHRONISED.get(name, function)(*on_cpu[0], **on_cpu[1])
+        stays = target == NAME or (bool(ours) and target is None)
+        if stays and not function.is_view and name not in NO_LAUNCH:
+            self.launches.append(name)
+            if self.recording is not None:
+                # detached, as other operations may change the shape of what is found
+                kept = tree_map_only(torch.Tensor, torch.Tensor.detach, found)
+                self.recording.operations.append((partial(function, *on_cpu[0], **on_cpu[1]), kept))
+        if not stays:
+            return found
+        wrapped = tree_map(lambda leaf: OnStandin(leaf) if _is_new(leaf) else leaf, found)
+        return return_and_correct_aliasing(function, args, kwargs, wrapped) if ours else wrapped
+
+    def _refuse_two_devices(self, function, name: str, args: tuple, tensors: list) -> None:
+        others = [tensor for tensor in tensors if not isinstance(tensor, OnStandin)]
+        if name in ("index", "index_put_", "_index_put_impl_") and isinstance(args[0], OnStandin):
+            if any(other.dim() for other in others):  # a GPU takes such indices, after a copy
+                self.waits.append(name)
+            return
+        if name not in COPIES and any(other.dim() for other in others):
+            raise RuntimeError(
+                f"{function}: expected all tensors to be on the same device, found {NAME} and cpu"
+            )
+
+    def _copy_waits(self, name: str, args: tuple, kwargs: dict, target: str | None) -> bool:
+        """Say whether the host waits for a copy: between the devices, but for one out of pinned."""
+        if name == "_to_copy":
+            source, goal = args[0], target or (NAME if isinstance(args[0], OnStandin) else "cpu")
+            asynchronous = kwargs.get("non_blocking", False)
+        else:
+            goal, source = (NAME if isinstance(part, OnStandin) else part for part in args[:2])
+            goal = goal if isinstance(goal, str) else "cpu"
+            source = args[1]
+            asynchronous = kwargs.get("non_blocking", len(args) > 2 and args[2])
+        is_here = isinstance(source, OnStandin)
+        if is_here == (goal == NAME):
+            return False
+        free = not is_here and source.untyped_storage().data_ptr() in self.pinned
+        return not (asynchronous and free)
+
+
+def _is_new(leaf: object) -> bool:
+    return isinstance(leaf, torch.Tensor) and not isinstance(leaf, OnStandin)
+
+
+class Recording:
+    """What torch.cuda.CUDAGraph is on a GPU: operations on fixed memory, and their replay.
+
+    To record them runs them here, and not on a GPU; so the first replay has nothing left to do.
+    """
+
+    def __init__(self) -> None:
+        self.operations: list[tuple[Callable, object]] = []
+        self.replays = 0
+
+    def replay(self) -> None:
+        self.replays += 1
+        if self.replays == 1:
+            return
+        current.launches.append("replay")
+        for operation, kept in self.operations:
+            found = operation()
+            for old, new in zip(tree_leaves(kept), tree_leaves(found), strict=True):
+                if isinstance(old, torch.Tensor):
+                    old.copy_(new)
+
+
+@contextlib.contextmanager
+def recording(graph: Recording) -> Iterator[None]:
+    """Stand in for torch.cuda.graph."""
+    current.recording = graph
+    try:
+        yield
+    finally:
+        current.recording = None
+
+
+# what medood/training/recorded.py takes of torch.cuda
+CUDA = {
+    "CUDAGraph": Recording,
+    "graph": recording,
+    "Stream": lambda: SimpleNamespace(wait_stream=lambda other: None),
+    "current_stream": lambda: SimpleNamespace(wait_stream=lambda other: None),
+    "stream": lambda stream: contextlib.nullcontext(),
+}
+current: Standin | None = None
+_libraries: list[torch.library.Library] = []
+
+
+@contextlib.contextmanager
+def started(device: Standin) -> Iterator[Standin]:
+    """Let torch know the stand-in in a context; torch learns of the kind at the first call."""
+    global current
+    if not _libraries:
+        register(NAME, backend_module=Backend())
+        everything, of_aten = (torch.library.Library(part, "IMPL") for part in ("_", "aten"))
+        _libraries.extend((everything, of_aten))  # what they register lives as long as they
+        everything.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
+        for name in IN_BFLOAT16:
+            of_aten.impl(name, partial(_in_bfloat16, name), "AutocastPrivateUse1")
+        # torch.tensor(value, device=...) comes here past every context
+        of_aten.impl("empty_strided", partial(_run, aten.empty_strided.default), "PrivateUse1")
+        of_aten.impl("_copy_from", _copy_from, "PrivateUse1")
+    current = device
+    with device:
+        yield device
+
+
+def _run(function: torch._ops.OpOverload, *args: object, **kwargs: object) -> object:
+    return current.run(function, args, kwargs)
+
+
+def _copy_from(source: torch.Tensor, target: torch.Tensor, *args: object) -> torch.Tensor:
+    return current.run(aten.copy_.default, (target, source, *args), {})
+
+
+def _in_bfloat16(name: str, *args: object, **kwargs: object) -> torch.Tensor:
+    """Compute in bfloat16, as autocast has it on a GPU."""
+    packet, _, overload = name.partition(".")
+    function = getattr(getattr(aten, packet), overload or "default")
+    cast = tree_map_only(
+        torch.Tensor,
+        lambda tensor: tensor.bfloat16() if tensor.dtype == torch.float32 else tensor,
+        (args, kwargs),
+    )
+    without = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1)
+    with torch._C._ExcludeDispatchKeyGuard(without):
+        return function(*cast[0], **cast[1])
