@@ -95,7 +95,7 @@ def test_images_are_drawn_as_their_labels_are_rare():
 
 def test_an_epoch_draws_as_many_images_as_there_are(cfg):
     _, labels = painted(20)
-    indices = torch.cat([index for index, _ in draw(cfg, 1, 0, labels)])
+    indices = torch.cat([index for index, _, _ in draw(cfg, 1, 0, labels)])
     assert len(indices) == 20
     assert indices.max() < 20
 
@@ -103,16 +103,18 @@ def test_an_epoch_draws_as_many_images_as_there_are(cfg):
 def test_it_learns_and_the_same_seed_gives_the_same_bytes(cfg, tmp_path):
     cfg = dataclasses.replace(cfg, encoder="tu-resnet10t", classifier_epochs=6)
     images, labels = painted(48)
-    classifier, log = train_classifier(cfg, 1, images, labels, CPU)
-    again, _ = train_classifier(cfg, 1, images, labels, CPU)
+    classifier, log = train_classifier(cfg, 1, 0, images, labels, CPU)
+    again, _ = train_classifier(cfg, 1, 0, images, labels, CPU)
+    another, _ = train_classifier(cfg, 1, 1, images, labels, CPU)
     for own, other in zip(classifier.parameters(), again.parameters(), strict=True):
         assert torch.equal(own, other)
+    assert not torch.equal(classifier.head.weight, another.head.weight)
     assert log[-1]["loss"] < log[0]["loss"]
     held_out, truth = painted(40, seed=1)
     scores = image_scores(logits_of(cfg, classifier, held_out, CPU).numpy(), truth.numpy())
     assert min(scores["auc"]) > 0.9
-    save_classifier(classifier, tmp_path)
-    loaded = load_classifier(cfg, tmp_path, CPU)
+    save_classifier(classifier, tmp_path, 1)
+    loaded = load_classifier(cfg, tmp_path, 1, CPU)
     torch.testing.assert_close(
         logits_of(cfg, loaded, held_out, CPU), logits_of(cfg, classifier, held_out, CPU)
     )
@@ -123,7 +125,7 @@ def test_it_trains_for_as_few_steps_as_there_are(cfg, images, epochs):
     cfg = dataclasses.replace(cfg, encoder="tu-resnet10t", classifier_epochs=epochs)
     painted_images, _ = painted(images)
     labels = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).repeat(images // 2 + 1, 1)[:images]
-    _, log = train_classifier(cfg, 1, painted_images, labels, CPU)
+    _, log = train_classifier(cfg, 1, 0, painted_images, labels, CPU)
     assert [row["epoch"] for row in log] == list(range(1, epochs + 1))
 
 

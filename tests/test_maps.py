@@ -5,8 +5,10 @@ import pytest
 import torch
 from torch import nn
 
+from tests.conftest import TINY, as_settings_of
 from weak.classifier import Classifier
-from weak.maps import cam, grad_cam, grad_cam_pp, normalised
+from weak.maps import cam, grad_cam, grad_cam_pp, maps_of, normalised
+from weak.settings import MapsConfig
 
 
 class TwoLayers(nn.Module):
@@ -96,3 +98,18 @@ def test_only_maps_of_held_classes_stay_and_their_maximum_is_one():
     held = torch.tensor([[True, False], [True, True]])
     expected = torch.tensor([[[[0.25, 1.0]], [[0.0, 0.0]]], [[[0.0, 0.0]], [[0.5, 1.0]]]])
     torch.testing.assert_close(normalised(maps, held), expected)
+
+
+def test_maps_and_logits_of_several_classifiers_are_their_mean():
+    cfg = as_settings_of(MapsConfig, TINY, scales=(1.0,))
+    both = [
+        classifier_of([1.0, 0, 0, 0, 1.0, 0], [[1.0, -0.5], [0.2, 0.8]]),
+        classifier_of([0, 1.0, 0, 0.5, 0, 1.0], [[0.3, 0.5], [-0.2, 1.8]]),
+    ]
+    images = torch.randint(0, 256, (9, 32, 32, 3), dtype=torch.uint8)
+    mean, logits = maps_of(cfg, both, images, torch.device("cpu"))
+    alone = [maps_of(cfg, [each], images, torch.device("cpu")) for each in both]
+    torch.testing.assert_close(logits, (alone[0][1] + alone[1][1]) / 2)
+    for name, maps in mean.items():
+        torch.testing.assert_close(maps, (alone[0][0][name] + alone[1][0][name]) / 2)
+        assert not torch.equal(alone[0][0][name], alone[1][0][name])

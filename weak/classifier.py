@@ -17,12 +17,12 @@ from config import Config, UserError
 from medood.models.inference import batch_size
 from medood.models.network import Normalise, autocast, build_model, for_training
 from medood.training.augmentation import augment, draw_augmentation
-from medood.training.batches import AUGMENTATION, INITIALISATION, ORDER, stream_seed
+from medood.training.batches import AUGMENTATION, DROPOUT, INITIALISATION, ORDER, stream_seed
 from weak.settings import ClassifierConfig
 
-WEIGHTS = "model.safetensors"
 HEAD_LR = 10  # times the encoder's: the head begins from nothing
 WARM_UP = 0.1  # of all steps, in which the learning rate rises; then it falls
+BLOCKS = 8  # across an image, each way, which are hidden from the classifier or not
 PROBE = 64  # pixels of the image that finds out where an encoder strides
 
 
@@ -147,14 +147,21 @@ def balanced(labels: np.ndarray) -> np.ndarray:
 
 
 def train_classifier(
-    cfg: ClassifierConfig, fold: int, images: Tensor, labels: Tensor, device: torch.device
+    cfg: ClassifierConfig,
+    fold: int,
+    number: int,
+    images: Tensor,
+    labels: Tensor,
+    device: torch.device,
 ) -> tuple[Classifier, list[dict]]:
-    """Return a classifier trained on images, and its log: epoch and loss.
+    """Return a classifier trained on images, and its log: its number, epoch and loss.
 
-    images: RGB uint8 (N, P, P, 3). labels: float (N, C), 0 or 1. Binary cross-entropy; AdamW, whose
-    rate rises once and falls once; as many images an epoch as there are, drawn by `balanced`.
+    number: from 0; each has other random numbers. images: RGB uint8 (N, P, P, 3). labels: float
+    (N, C), 0 or 1. Binary cross-entropy; AdamW, whose rate rises once and falls once; as many
+    images an epoch as there are, drawn by `balanced`. Blocks of them are hidden, or the classifier
+    would look at nothing but what tells most (Singh and Lee 2017, hide-and-seek).
     """
-    torch.manual_seed(stream_seed(cfg, fold, INITIALISATION))
+    torch.manual_seed(stream_seed(cfg, fold, INITIALISATION, number))
     classifier = for_training(build_classifier(cfg), device)
     normalise, precision = Normalise(cfg.encoder).to(device), autocast(cfg, device)
     rates = [cfg.classifier_lr, HEAD_LR * cfg.classifier_lr]
@@ -171,12 +178,15 @@ def train_classifier(
     log = []
     for epoch in range(cfg.classifier_epochs):
         losses = []
-        for index, augmentation in draw(cfg, fold, epoch, labels):
+        for index, augmentation, seen in draw(
+            cfg, fold, number * cfg.classifier_epochs + epoch, labels
+        ):
             batch = images[index].to(device)
             unused = torch.zeros(batch.shape[:3], dtype=torch.uint8, device=device)
             augmented, _ = augment(batch, unused, augmentation.to(device))
+            shown = F.interpolate(seen.to(device), batch.shape[1:3])
             with precision:
-                logits = classifier(normalise(augmented))
+                logits = classifier(normalise(augmented) * shown)
             truth = labels[index].to(device)
             loss = F.binary_cross_entropy_with_logits(logits.float(), truth)
             optimiser.zero_grad()
@@ -185,7 +195,7 @@ def train_classifier(
             schedule.step()
             losses.append(loss.detach())
         mean = torch.stack(losses).mean().item()
-        log.append({"epoch": epoch + 1, "loss": round(mean, 6)})
+        log.append({"classifier": number + 1, "epoch": epoch + 1, "loss": round(mean, 6)})
         if not np.isfinite(mean):
             raise UserError(
                 f"fold {fold}, epoch {epoch + 1}: the classifier's loss is {mean}: lower"
@@ -197,23 +207,28 @@ def train_classifier(
 
 def draw(
     cfg: ClassifierConfig, fold: int, epoch: int, labels: Tensor
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the indices of the images of each batch of an epoch, and their augmentation."""
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield what an epoch's batches are of n images: indices, augmentation, and blocks seen.
+
+    Blocks are float (n, 1, BLOCKS, BLOCKS), 0 where hidden. epoch: counted on from one classifier
+    to the next.
+    """
     generator = torch.Generator().manual_seed(stream_seed(cfg, fold, ORDER, epoch))
     likely = torch.from_numpy(balanced(labels.numpy()))
     order = likely.multinomial(len(labels), replacement=True, generator=generator)
     augmentation = draw_augmentation(len(labels), stream_seed(cfg, fold, AUGMENTATION, epoch))
-    batches = list(
-        zip(order.split(cfg.batch_size), augmentation.split(cfg.batch_size), strict=True)
-    )
-    yield from tqdm(batches, f"  epoch {epoch + 1}", leave=False, disable=None)
+    generator.manual_seed(stream_seed(cfg, fold, DROPOUT, epoch))
+    blocks = torch.rand(len(labels), 1, BLOCKS, BLOCKS, generator=generator)
+    parts = order, augmentation, (blocks >= cfg.hidden).float()
+    batches = list(zip(*(part.split(cfg.batch_size) for part in parts), strict=True))
+    yield from tqdm(batches, "  epoch", leave=False, disable=None)
 
 
 # ---------------------------------------------------------------- what it says
 
 
 @torch.inference_mode()
-def logits_of(cfg: Config, classifier: Classifier, images: Tensor, device: torch.device) -> Tensor:
+def logits_of(cfg: Config, classifier: nn.Module, images: Tensor, device: torch.device) -> Tensor:
     """Return the logits, float32 (N, C) on the CPU, of RGB uint8 images (N, P, P, 3)."""
     normalise = Normalise(cfg.encoder).to(device)
     parts = tqdm(images.split(batch_size(device)), "  classifying", leave=False, disable=None)
@@ -242,14 +257,21 @@ def image_scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, list[float
     return {"auc": auc, "f1": f1}
 
 
-def save_classifier(classifier: Classifier, folder: Path) -> None:
-    """Write the weights of a classifier into a folder."""
-    save_file({k: v.contiguous() for k, v in classifier.state_dict().items()}, folder / WEIGHTS)
+def save_classifier(classifier: Classifier, folder: Path, number: int) -> None:
+    """Write the weights of a classifier into a folder. number: from 0."""
+    weights = {name: values.contiguous() for name, values in classifier.state_dict().items()}
+    save_file(weights, _weights(folder, number))
 
 
-def load_classifier(cfg: ClassifierConfig, folder: Path, device: torch.device) -> Classifier:
-    """Return the classifier in a folder, in eval mode."""
+def load_classifier(
+    cfg: ClassifierConfig, folder: Path, number: int, device: torch.device
+) -> Classifier:
+    """Return a classifier of a folder, in eval mode. number: from 0."""
     random = replace(cfg, encoder_weights="none")
     classifier = build_classifier(random)
-    classifier.load_state_dict(load_file(folder / WEIGHTS))
+    classifier.load_state_dict(load_file(_weights(folder, number)))
     return classifier.eval().to(device, memory_format=torch.channels_last)
+
+
+def _weights(folder: Path, number: int) -> Path:
+    return folder / f"{number + 1}.safetensors"

@@ -1,4 +1,4 @@
-"""Ask the classifier where it sees each class: CAM, Grad-CAM and Grad-CAM++.
+"""Ask the classifiers where they see each class: CAM, Grad-CAM and Grad-CAM++.
 
 Reads   weak/Images, weak/classifier/<fold>_<encoder>/      (train_classifier.py)
 Writes  weak/maps/<fold>_<encoder>/<image>.npz              float16 (C, P / 4, P / 4) of each kind,
@@ -6,7 +6,8 @@ Writes  weak/maps/<fold>_<encoder>/<image>.npz              float16 (C, P / 4, P
         weak/maps/<fold>_<encoder>/held.csv                 which classes each image holds
         weak/maps/<fold>_<encoder>/maps.png                 a contact sheet of training images
 
-A training image holds what its label says, a test image what the classifier says.
+A training image holds what its label says, a test image what the classifiers say:
+maps and logits are the mean of theirs.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def generate_maps(cfg: MapsConfig) -> None:
 
 
 def write_maps(cfg: MapsConfig, fold: int, folder: Path) -> None:
-    """Write the maps of all images by the classifier of a fold into a folder."""
+    """Write the maps of all images by the classifiers of a fold into a folder."""
     from medood.data.dataset import load_patches  # here, so that --help works without torch
     from medood.models.network import pick_device
     from weak.classifier import load_classifier
@@ -46,8 +47,9 @@ def write_maps(cfg: MapsConfig, fold: int, folder: Path) -> None:
     labels, train, test = fold_labels(cfg, fold)
     paths, device = image_paths(cfg, labels), pick_device(cfg)
     images = load_patches(cfg, [(path, None) for path in paths]).images
-    classifier = load_classifier(cfg, classifier_folder(cfg, fold), device)
-    maps, logits = maps_of(cfg, classifier, images, device)
+    folder_of_classifiers, numbers = classifier_folder(cfg, fold), range(cfg.classifiers)
+    classifiers = [load_classifier(cfg, folder_of_classifiers, each, device) for each in numbers]
+    maps, logits = maps_of(cfg, classifiers, images, device)
     held = (logits > 0).numpy()
     held[train] = labels.labels[train] == 1
     for index, path in enumerate(paths):

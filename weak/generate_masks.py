@@ -81,11 +81,11 @@ def boundaries_of(cfg: MasksConfig, fold: int, paths: list[Path]) -> Tensor:
 
     from medood.data.dataset import load_patches
     from medood.models.network import Normalise, pick_device
-    from weak.classifier import WEIGHTS, load_classifier
-    from weak.irnet import IRNet, boundaries
+    from weak.classifier import load_classifier
+    from weak.irnet import WEIGHTS, IRNet, boundaries
 
     device = pick_device(cfg)
-    classifier = load_classifier(cfg, classifier_folder(cfg, fold), device)
+    classifier = load_classifier(cfg, classifier_folder(cfg, fold), 0, device)
     irnet = IRNet(classifier.channels)
     irnet.load_state_dict(load_file(irnet_folder(cfg, fold) / WEIGHTS))
     images = load_patches(cfg, [(path, None) for path in paths]).images

@@ -19,6 +19,7 @@ from weak.affinity import TRAINING_RADIUS, affinity_loss, displacement_loss, pai
 Encoder = Callable[[Tensor], Sequence[Tensor]]
 Normalisation = Callable[[Tensor], Tensor]
 
+WEIGHTS = "model.safetensors"  # the name of its file
 STRIDE = 4  # pixels of an image to a pixel of the boundary, each way
 BOUNDARY, DISPLACEMENT, JOINED = 32, 64, 256  # channels
 GROUP = 8  # channels that are normalised together; 16 of JOINED

@@ -6,6 +6,7 @@ tests hold them against the grad-cam library, whose Grad-CAM++ cannot be used he
 the denominator of alpha, and the squared gradients of a mean over 256 pixels are no larger.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable
 
 import torch
@@ -78,22 +79,26 @@ def normalised(maps: Tensor, held: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def maps_of(
-    cfg: MapsConfig, classifier: Classifier, images: Tensor, device: torch.device
+    cfg: MapsConfig, classifiers: list[Classifier], images: Tensor, device: torch.device
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Return the raw maps of images by method, and the logits, (N, C), all on the CPU.
 
+    Of several classifiers they are the mean.
     images: RGB uint8 (N, P, P, 3). A map is float32 (N, C, P / MAP_STRIDE, P / MAP_STRIDE).
     """
     normalise = Normalise(cfg.encoder).to(device)
-    weight = classifier.head.weight[:, :, 0, 0]
-    found: dict[str, list[Tensor]] = {"cam": [], "grad_cam": [], "grad_cam_pp": []}
-    logits = []
+    found: dict[str, list[Tensor]] = defaultdict(list)
     for part in tqdm(images.split(batch_size(device)), "maps", leave=False, disable=None):
         batch = normalise(part.to(device).permute(0, 3, 1, 2).float())
         size = [side // MAP_STRIDE for side in batch.shape[2:]]
-        features = classifier.features(batch)[-1]
-        logits.append(classifier.head(features).mean((2, 3)).cpu())
-        found["cam"].append(cam(classifier, batch, cfg.scales).cpu())
-        for name, function in (("grad_cam", grad_cam), ("grad_cam_pp", grad_cam_pp)):
-            found[name].append(resized(function(features, weight), size).cpu())
-    return {name: torch.cat(parts) for name, parts in found.items()}, torch.cat(logits)
+        of_batch: dict[str, list[Tensor]] = defaultdict(list)
+        for classifier in classifiers:
+            features, weight = classifier.features(batch)[-1], classifier.head.weight[:, :, 0, 0]
+            of_batch["logits"].append(classifier.head(features).mean((2, 3)))
+            of_batch["cam"].append(cam(classifier, batch, cfg.scales))
+            of_batch["grad_cam"].append(resized(grad_cam(features, weight), size))
+            of_batch["grad_cam_pp"].append(resized(grad_cam_pp(features, weight), size))
+        for name, values in of_batch.items():
+            found[name].append(torch.stack(values).mean(0).cpu())
+    maps = {name: torch.cat(parts) for name, parts in found.items()}
+    return maps, maps.pop("logits")

@@ -1,4 +1,6 @@
-"""Train a classifier on image labels: which classes does an image hold?
+"""Train classifiers on image labels: which classes does an image hold?
+
+What one of them takes for a class depends on its random numbers; what all agree on, less so.
 
 Reads   weak/Images                            (generate_images.py), and the CSV of image labels
 Writes  weak/classifier/<fold>_<encoder>/      weights, log, AUC and F1 on the patients left out
@@ -16,12 +18,12 @@ from weak.settings import ClassifierConfig
 
 
 def train_classifiers(cfg: ClassifierConfig) -> None:
-    """Train the classifier of every fold on the patients of its training side."""
+    """Train the classifiers of every fold on the patients of its training side."""
     make_folds(cfg, "classifier", ["weak images"], train_fold)
 
 
 def train_fold(cfg: ClassifierConfig, fold: int, folder: Path) -> None:
-    """Write the classifier of a fold into a folder."""
+    """Write the classifiers of a fold into a folder."""
     import torch  # here, so that --help works without torch
 
     from medood.data.dataset import load_patches
@@ -32,12 +34,18 @@ def train_fold(cfg: ClassifierConfig, fold: int, folder: Path) -> None:
     paths, device = image_paths(cfg, labels), pick_device(cfg)
     images = load_patches(cfg, [(path, None) for path in paths]).images
     kind = "shuffled labels" if cfg.shuffled else ", ".join(labels.classes)
-    print(f"fold {fold}: classifier on {cfg.encoder}, {len(train)} images, {kind}, {device.type}")
+    print(
+        f"fold {fold}: {cfg.classifiers} classifiers on {cfg.encoder}, {len(train)} images, {kind},"
+        f" {device.type}"
+    )
     truth = torch.from_numpy(labels.labels).float()
-    classifier, log = train_classifier(cfg, fold, images[train], truth[train], device)
-    logits = logits_of(cfg, classifier, images[test], device)
+    logits, log = torch.zeros(len(test), len(labels.classes)), []
+    for number in range(cfg.classifiers):
+        classifier, rows = train_classifier(cfg, fold, number, images[train], truth[train], device)
+        logits += logits_of(cfg, classifier, images[test], device) / cfg.classifiers
+        log += rows
+        save_classifier(classifier, folder, number)
     scores = image_scores(logits.numpy(), labels.labels[test])
-    save_classifier(classifier, folder)
     write_text(folder / "log.csv", csv_text(list(log[0]), (row.values() for row in log)))
     write_json(folder / "scores.json", {"classes": labels.classes, **scores})
     told = [

@@ -3,8 +3,8 @@
 Reads   weak/Images, weak/classifier, weak/maps          (generate_maps.py)
 Writes  weak/irnet/<fold>_<encoder>/                     weights and log
 
-The classifier's encoder is frozen. Training images that hold no class teach nothing: all of their
-pixels are background.
+The encoder of the first classifier is frozen. Training images that hold no class teach nothing: all
+of their pixels are background.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def train_fold(cfg: IRNetConfig, fold: int, folder: Path) -> None:
     from medood.data.dataset import load_patches
     from medood.models.network import Normalise, pick_device
     from medood.training.batches import INITIALISATION, ORDER, stream_seed
-    from weak.classifier import WEIGHTS, load_classifier
-    from weak.irnet import IRNet, train_irnet
+    from weak.classifier import load_classifier
+    from weak.irnet import WEIGHTS, IRNet, train_irnet
 
     labels, train, _ = fold_labels(cfg, fold)
     paths, device = [image_paths(cfg, labels)[index] for index in train], pick_device(cfg)
@@ -55,7 +55,7 @@ def train_fold(cfg: IRNetConfig, fold: int, folder: Path) -> None:
             f" {cfg.possible_area:g})"
         )
     images = load_patches(cfg, [(path, None) for path in paths]).images[holding]
-    classifier = load_classifier(cfg, classifier_folder(cfg, fold), device)
+    classifier = load_classifier(cfg, classifier_folder(cfg, fold), 0, device)
     torch.manual_seed(stream_seed(cfg, fold, INITIALISATION))
     irnet = IRNet(classifier.channels)
     print(f"fold {fold}: IRNet on {len(images)} images, {device.type}")
