@@ -126,6 +126,59 @@ def attacks(results: dict[str, dict]) -> str:
     return markdown(["", "pass, a patch", "step, a patch", "ratio"], rows)
 
 
+def roofline(results: dict[str, dict]) -> str:
+    """Return the table of the least time of a step on a GPU, which is worked out."""
+    paper = results["roofline"]
+    rows = [
+        [
+            encoder,
+            name,
+            f"{counts['flop'] / 1e9:.0f}",
+            f"{counts['bytes'] / 1e9:.2f}",
+            f"{counts['fused_bytes'] / 1e9:.2f}",
+            f"{floor['arithmetic']:.2f}",
+            f"{floor['memory']:.2f}",
+            f"{floor['fused_memory']:.2f}",
+            f"{1000 * paper['launch_s'] * counts['operations']:.1f} ({counts['operations']})",
+            f"{1000 * paper['launch_s'] * counts['recorded']:.3f} ({counts['recorded']})",
+        ]
+        for encoder, counts in paper["networks"].items()
+        for name, floor in counts["floors_ms"].items()
+    ]
+    counted = ["unet on", "worked out for", "GFLOP", "GB", "GB, fused"]
+    floors = ["arithmetic, ms", "memory, ms", "memory, fused, ms", "launches, ms", "recorded, ms"]
+    return markdown([*counted, *floors], rows)
+
+
+def parts_of_gpu(figures: dict) -> str:
+    """Return a list of all parts of bench/gpu.py, also of those that failed."""
+    return "\n".join(
+        f"- {name}, {part['state']}, {part['seconds']:.0f} s: {part['words']}"
+        for name, part in figures["parts"].items()
+    )
+
+
+def steps_of_gpu(figures: dict) -> str:
+    """Return the table of the steps that were timed on a GPU, or "" if none was."""
+    columns = {  # of what only our own steps have, with the digits to show
+        "kernels run, ms": ("busy_ms", 2),
+        "kernels": ("kernels", 0),
+        "launches": ("calls", 0),
+        "waits": ("waits", 0),
+        "MB": ("peak_mb", 0),
+        "first step, s": ("first_s", 1),
+        "fourth, s": ("recording_s", 3),
+    }
+    rows = []
+    for name, part in figures["parts"].items():
+        for version, row in part.get("times", {}).items():
+            ours = part["ours"].get(version, {})
+            counts = (f"{ours[of]:.{n}f}" if ours else "" for of, n in columns.values())
+            times = f"{row['ms']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
+            rows.append([name, version, times, f"{100 * row['reached']:.0f}", *counts])
+    return markdown(["", "", "ms a step", "% of matrix rate", *columns], rows) if rows else ""
+
+
 def page(folder: Path = RESULTS) -> str:
     """Return docs/performance.md, made from the JSON files in a folder."""
     results = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
@@ -133,6 +186,7 @@ def page(folder: Path = RESULTS) -> str:
         loader=FileSystemLoader(HERE), undefined=StrictUndefined, keep_trailing_newline=True
     )
     words.globals |= {"markdown": markdown, "network": network}
+    words.globals |= {"parts_of_gpu": parts_of_gpu, "steps_of_gpu": steps_of_gpu}
     commands = [figures["command"] for figures in results.values()]
     return words.get_template("performance.md").render(
         results=results,
@@ -145,6 +199,8 @@ def page(folder: Path = RESULTS) -> str:
         seeds=seeds(results),
         growth=growth(results),
         attacks=attacks(results),
+        gpus=[figures for figures in results.values() if figures["bench"] == "gpu"],
+        roofline=roofline(results),
         commands="\n".join(commands),
         lizard_steps=LIZARD_STEPS,
     )

@@ -5,7 +5,12 @@ No time is judged here: what a benchmark measures on a few small patches means n
 
 import dataclasses
 import json
+import os
 import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +20,8 @@ from tifffile import imwrite
 import bench.common
 from bench import (
     attack,
+    gpu,
+    gpu_parts,
     infer,
     intervals,
     lizard,
@@ -22,6 +29,7 @@ from bench import (
     nuclei,
     page,
     prepare,
+    roofline,
     scale,
     seeds,
     train,
@@ -47,6 +55,7 @@ TIMED = {  # the benchmarks that write figures, with the file in bench/results t
         ROUND | {"patches": 8, "trained": 1, "searched": 60},
     ),
     "prepare": (prepare.bench, prepare.BenchConfig, ROUND | {"regions": 2}),
+    "roofline": (roofline.bench, bench.common.MeasureConfig, ROUND),
     "scale": (
         *(scale.bench, scale.BenchConfig),
         SMALL | {"factors": (1, 2), "regions": 2, "sizes": ((256, 384),), "max_memory": 1e-6},
@@ -152,3 +161,131 @@ def test_true_nuclei_are_matched_by_those_that_cover_more_than_half():
     found = np.zeros((4, 8), int)
     found[:, :3], found[:2, 4:] = 7, 9  # IoU 3/4 and 1/2
     assert nuclei.matched(true, found) == 1
+
+
+# ---------------------------------------------------------------- bench/gpu.py
+
+
+@pytest.fixture
+def real_data(tmp_path):
+    """A workspace of someone's, with all that was made in it so far."""
+    write_region(tmp_path / "data", "region_0", 128, 128, seed=0)
+    write_region(tmp_path / "data", "region_1", 128, 96, seed=1)
+    (tmp_path / "data" / "times.csv").write_text("what,seconds\n")
+    return tmp_path / "data"
+
+
+def files_in(folder):
+    found = (path for path in folder.rglob("*") if path.is_file())
+    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in found}
+
+
+def dry(small, **own):
+    return gpu_parts.BenchConfig(**ROUND | {"dry_run": True, "workspace": small} | own)
+
+
+def test_all_parts_of_a_dry_run_are_on_the_page_and_one_that_fails_stops_no_other(
+    small, real_data, tmp_path, monkeypatch
+):
+    def command(*words):
+        if "main.py" in words:
+            raise UserError("no | luck")
+        return "49 passed"
+
+    monkeypatch.setattr(gpu_parts, "command", command)
+    before, committed = files_in(real_data), contents_of_results()
+    results = tmp_path / "results"
+    shutil.copytree(page.RESULTS, results)
+    written = results / "gpu_of_a_test.json"
+
+    with pytest.raises(UserError, match="^sample failed"):
+        gpu.bench(dry(small, data=real_data, json=written))
+
+    assert files_in(real_data) == before
+    assert contents_of_results() == committed
+    assert list(small.iterdir()) == []
+    parts = json.loads(written.read_text())["parts"]
+    assert list(parts) == [part.name for part in gpu.PARTS]
+    failed = parts.pop("sample")
+    assert (failed["state"], failed["words"]) == ("failed", "no | luck")
+    assert {part["state"] for part in parts.values()} == {"done"}
+    assert parts["devices"]["points"] == 0  # one device twice
+    assert parts["predict"]["same"] == 1
+    text = page.page(results)
+    for part in parts.values():
+        assert part["words"] in text
+    assert "sample, failed, 0 s: no | luck" in text
+    assert "plain loop, bfloat16, batch ready" in text
+    assert "No GPU has been measured" in page.page()
+    assert "No GPU has been measured" not in text
+    assert "Nothing has been measured on a GPU" not in text
+
+
+def test_what_would_take_too_long_is_left_out_and_said(small, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(gpu, "LIMIT", 0)
+    gpu.bench(dry(small, json=tmp_path / "gpu.json"))
+    parts = json.loads((tmp_path / "gpu.json").read_text())["parts"]
+    assert {part["state"] for part in parts.values()} == {"skipped"}
+    plan, _, rest = capsys.readouterr().out.partition(" s  in all")
+    for part in gpu.PARTS:
+        assert f"{part.seconds:5d} s  {part.name} " in plan
+        assert f"---- {part.name} skipped" in rest
+
+
+def test_the_parts_end_well_inside_of_nine_minutes():
+    assert sum(part.seconds for part in gpu.PARTS) <= 450 < gpu.LIMIT <= 510
+
+
+def test_without_a_gpu_or_data_it_says_what_to_do(small, real_data, monkeypatch):
+    with pytest.raises(UserError, match="no image with a label in .*: name a workspace"):
+        gpu.bench(dry(small, data=small))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="no GPU is here: try --dry_run"):
+        gpu.bench(dry(small, data=real_data, dry_run=False))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(UserError, match="no data: name a workspace"):
+        gpu.bench(dry(small, dry_run=False))
+
+
+def finds(cfg):
+    return {"words": cfg.encoder}
+
+
+def dies(cfg):
+    os._exit(3)
+
+
+def hangs(cfg):
+    time.sleep(600)
+
+
+@pytest.mark.slow
+def test_a_part_in_a_process_of_its_own_can_die_or_hang(small):
+    cfg = dry(small)
+    assert gpu.isolated(finds, cfg, 120) == {"state": "done", "words": "tu-test_resnet"}
+    died = {"state": "failed", "words": "its process ended with code 3"}
+    assert gpu.isolated(dies, cfg, 120) == died
+    assert gpu.isolated(hangs, cfg, 1) == {"state": "failed", "words": "stopped after 1 s"}
+
+
+def test_traffic_counts_each_operation_that_is_no_view():
+    a, b = torch.zeros(8), torch.zeros(8)  # 32 bytes each
+    with roofline.Traffic() as traffic:
+        torch.add(a, b)
+        a.view(2, 4).t()
+        a.mul_(b)
+        torch.empty(100)
+    assert traffic.operations == {"add": 1, "mul_": 1}
+    assert traffic.moved == {"add": 96, "mul_": 96}
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_the_dry_run_as_a_command(tmp_path):
+    """Under a minute on an idle core: the figures mean nothing, and no time is judged here."""
+    written, root = tmp_path / "gpu.json", Path(gpu.__file__).parents[1]
+    command = [sys.executable, "bench/gpu.py", "--dry-run", "--json", str(written)]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    parts = json.loads(written.read_text())["parts"]
+    assert {part["state"] for part in parts.values()} == {"done"}

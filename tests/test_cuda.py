@@ -153,6 +153,14 @@ def test_bfloat16_computes_near_float32_and_keeps_the_weights_in_it(gpu):
     assert {weight.dtype for weight in trainer.model.parameters()} == {torch.float32}
 
 
+def test_float32_is_not_tf32(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    network.autocast(dataclasses.replace(SMALL, precision="float32"), CPU)
+    assert not torch.backends.cudnn.allow_tf32
+    network.autocast(dataclasses.replace(SMALL, precision="auto"), CPU)
+    assert torch.backends.cudnn.allow_tf32
+
+
 @pytest.mark.parametrize("loss", ["dice", "dice_ce", "paper_code"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("stored", ["there", "on the CPU"])
