@@ -17,12 +17,11 @@ from config import Config, UserError
 from medood.models.inference import batch_size
 from medood.models.network import Normalise, autocast, build_model, for_training
 from medood.training.augmentation import augment, draw_augmentation
-from medood.training.batches import AUGMENTATION, DROPOUT, INITIALISATION, ORDER, stream_seed
+from medood.training.batches import AUGMENTATION, INITIALISATION, ORDER, stream_seed
 from weak.settings import ClassifierConfig
 
 HEAD_LR = 10  # times the encoder's: the head begins from nothing
 WARM_UP = 0.1  # of all steps, in which the learning rate rises; then it falls
-BLOCKS = 8  # across an image, each way, which are hidden from the classifier or not
 PROBE = 64  # pixels of the image that finds out where an encoder strides
 
 
@@ -158,8 +157,7 @@ def train_classifier(
 
     number: from 0; each has other random numbers. images: RGB uint8 (N, P, P, 3). labels: float
     (N, C), 0 or 1. Binary cross-entropy; AdamW, whose rate rises once and falls once; as many
-    images an epoch as there are, drawn by `balanced`. Blocks of them are hidden, or the classifier
-    would look at nothing but what tells most (Singh and Lee 2017, hide-and-seek).
+    images an epoch as there are, drawn by `balanced`.
     """
     torch.manual_seed(stream_seed(cfg, fold, INITIALISATION, number))
     classifier = for_training(build_classifier(cfg), device)
@@ -178,15 +176,14 @@ def train_classifier(
     log = []
     for epoch in range(cfg.classifier_epochs):
         losses = []
-        for index, augmentation, seen in draw(
+        for index, augmentation in draw(
             cfg, fold, number * cfg.classifier_epochs + epoch, labels
         ):
             batch = images[index].to(device)
             unused = torch.zeros(batch.shape[:3], dtype=torch.uint8, device=device)
             augmented, _ = augment(batch, unused, augmentation.to(device))
-            shown = F.interpolate(seen.to(device), batch.shape[1:3])
             with precision:
-                logits = classifier(normalise(augmented) * shown)
+                logits = classifier(normalise(augmented))
             truth = labels[index].to(device)
             loss = F.binary_cross_entropy_with_logits(logits.float(), truth)
             optimiser.zero_grad()
@@ -207,20 +204,18 @@ def train_classifier(
 
 def draw(
     cfg: ClassifierConfig, fold: int, epoch: int, labels: Tensor
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield what an epoch's batches are of n images: indices, augmentation, and blocks seen.
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the indices of the images of each batch of an epoch, and their augmentation.
 
-    Blocks are float (n, 1, BLOCKS, BLOCKS), 0 where hidden. epoch: counted on from one classifier
-    to the next.
+    epoch: counted on from one classifier to the next.
     """
     generator = torch.Generator().manual_seed(stream_seed(cfg, fold, ORDER, epoch))
     likely = torch.from_numpy(balanced(labels.numpy()))
     order = likely.multinomial(len(labels), replacement=True, generator=generator)
     augmentation = draw_augmentation(len(labels), stream_seed(cfg, fold, AUGMENTATION, epoch))
-    generator.manual_seed(stream_seed(cfg, fold, DROPOUT, epoch))
-    blocks = torch.rand(len(labels), 1, BLOCKS, BLOCKS, generator=generator)
-    parts = order, augmentation, (blocks >= cfg.hidden).float()
-    batches = list(zip(*(part.split(cfg.batch_size) for part in parts), strict=True))
+    batches = list(
+        zip(order.split(cfg.batch_size), augmentation.split(cfg.batch_size), strict=True)
+    )
     yield from tqdm(batches, "  epoch", leave=False, disable=None)
 
 

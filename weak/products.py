@@ -129,7 +129,7 @@ def _found(folder: Path) -> str | None:
 
 
 _CLASSIFIER = (
-    *("encoder", "encoder_weights", "output_stride", "stages", "hidden", "classifiers"),
+    *("encoder", "encoder_weights", "output_stride", "stages", "classifiers"),
     *("classifier_epochs", "classifier_lr", "batch_size", "precision", "seed", "shuffled"),
 )
 _IRNET = ("method", "sure_area", "possible_area", "irnet_epochs", "irnet_lr")

@@ -34,8 +34,6 @@ class ClassifierConfig(ImagesConfig):
     """Passes of the classifier over the training images."""
     classifier_lr: Positive = 3e-4
     """Highest learning rate of the classifier's encoder; ten times as much for its head."""
-    hidden: Share = 0.3
-    """Share of each training image that a classifier does not see, in blocks."""
     classifiers: Count = 2
     """Classifiers to train, each from other random numbers: maps and logits are their mean."""
     shuffled: bool = False

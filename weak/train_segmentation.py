@@ -10,6 +10,7 @@ until the positive-negative ratio comes nearest to pnr_opt; the rest is pruned. 
 shuffled labels both names end in _shuffled.
 """
 
+import shutil
 import sys
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from config import Config, UserError
-from medood.data.files import in_threads
+from medood.data.files import in_threads, whole_folder
 from medood.data.workspace import Pair
 from medood.runs.command_line import run
 from medood.runs.provenance import require
@@ -54,7 +55,11 @@ def train_networks(cfg: MasksConfig, fold: int) -> None:
     first = weak_network(cfg, fold, negatives=False)
     train_fold(cfg, fold, positives, [], first)
     chosen = mine(cfg, fold, first, positives, negatives)
-    train_fold(cfg, fold, positives + chosen, [], weak_network(cfg, fold))
+    second = weak_network(cfg, fold)
+    if not chosen and not second.exists():  # trained anew, it would be the same to the bit
+        with whole_folder(second) as copied:
+            shutil.copytree(first, copied, dirs_exist_ok=True)
+    train_fold(cfg, fold, positives + chosen, [], second)
 
 
 def training_files(cfg: MasksConfig, fold: int) -> tuple[list[Pair], list[Pair]]:
