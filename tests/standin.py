@@ -276,7 +276,7 @@ class Recording:
 
 
 @contextlib.contextmanager
-def recording(graph: Recording) -> Iterator[None]:
+def recording(graph: Recording, stream: object) -> Iterator[None]:
     """Stand in for torch.cuda.graph."""
     current.recording = graph
     try:

@@ -47,9 +47,6 @@ CPU = torch.device("cpu")
 # Adam turns rounding into whole steps where a gradient is next to nothing: small ones
 SMALL = dataclasses.replace(TINY, encoder="tu-test_resnet", lr=1e-4)
 HERE = torch.cuda.is_available()
-pytestmark = pytest.mark.skipif(
-    not HERE and standin.register is None, reason="needs a GPU, or torch 2.10 for a stand-in"
-)
 # operations that torch refuses on CUDA if they must be deterministic, by the names that they have
 # in its own list, the documentation of torch.use_deterministic_algorithms
 REFUSED = {
@@ -95,6 +92,8 @@ def gpu(monkeypatch):
     if HERE:
         yield Cuda()
         return
+    if standin.register is None:
+        pytest.skip("needs a GPU, or torch 2.10 for a stand-in")
     for name, value in standin.CUDA.items():
         monkeypatch.setattr(torch.cuda, name, value)
     with standin.started(Standin()) as device:

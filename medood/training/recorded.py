@@ -20,6 +20,7 @@ class RecordedStep:
     def __init__(self, function: Callable[..., tuple[Tensor, ...]]) -> None:
         self.function = function
         self.steps = 0
+        self.stream: torch.cuda.Stream | None = None
         self.graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -35,12 +36,13 @@ class RecordedStep:
         return self.outputs
 
     def _beside(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Run the function on a stream of its own, as torch asks of steps before a recording."""
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        """Run the function on the stream of the recording, as torch asks of the steps before it."""
+        if self.stream is None:
+            self.stream = torch.cuda.Stream()  # one: each has memory of its own
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
             outputs = self.function(*inputs)
-        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.current_stream().wait_stream(self.stream)
         return outputs
 
     def _record(self, inputs: tuple[Tensor, ...]) -> None:
@@ -48,7 +50,7 @@ class RecordedStep:
         self.inputs = [given.clone() for given in inputs]
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, stream=self.stream):
                 self.outputs = self.function(*self.inputs)
         except torch.OutOfMemoryError:
             raise

@@ -126,7 +126,7 @@ class Trainer:
         loss.backward()
         gradients = [weight.take_gradient() for weight in self.weights]
         found = [gradient for gradient in gradients if gradient is not None]
-        norm = get_total_norm(found, foreach=True)
+        norm = get_total_norm(found, foreach=True)  # all weights in one launch
         self.optimiser.step()
         self.optimiser.zero_grad()  # the next forward pass can use their memory
         return loss.detach(), norm
