@@ -24,6 +24,7 @@ NAME = "standin"
 # a value on the host, or a shape that depends on values: the host waits for both
 WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "bincount", "equal"}
 COPIES = {"_to_copy", "copy_"}
+INDEXING = {"index", "index_put_", "_index_put_impl_"}
 IN_BFLOAT16 = ("conv2d", "conv_transpose2d.input", "linear", "matmul", "bmm", "mm", "addmm")
 NO_LAUNCH = {"empty", "empty_strided", "empty_like", "detach", "alias", "_reshape_alias"}
 
@@ -162,7 +163,7 @@ class Standin(TorchDispatchMode):
         self.waits: list[str] = []
         self.launches: list[str] = []
         self.recording: Recording | None = None
-        self.pinned: set[int] = set()  # storages
+        self.pinned: dict[int, torch.Tensor] = {}  # by storage; kept, so that none is used again
 
     def __enter__(self) -> "Standin":
         # the engine counts its devices at the first backward pass of a process, and gives each a
@@ -185,68 +186,81 @@ class Standin(TorchDispatchMode):
     def run(self, function: torch._ops.OpOverload, args: tuple, kwargs: dict) -> object:
         """Run an operation of torch, on the device if its tensors are there."""
         name = function.overloadpacket.__name__
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-        ours = [tensor for tensor in tensors if isinstance(tensor, OnStandin)]
-        target = kwargs.get("device")
-        target = torch.device(target).type if target is not None else None
-        if name == "_pin_memory" or kwargs.get("pin_memory"):
-            without = kwargs | {"pin_memory": False}
-            copied = args[0].clone() if name == "_pin_memory" else function(*args, **without)
-            self.pinned.add(copied.untyped_storage().data_ptr())
-            return copied
         if name == "is_pinned":
             return args[0].untyped_storage().data_ptr() in self.pinned
-        if ours:
-            self._refuse_two_devices(function, name, args, tensors)
-        waits = name in WAITS and bool(ours)
-        if name in COPIES and (ours or target == NAME):
-            waits = self._copy_waits(name, args, kwargs, target)
-        if waits:
+        if name == "_pin_memory" or kwargs.get("pin_memory"):
+            return self._pin(function, args, kwargs)
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        is_ours = any(isinstance(tensor, OnStandin) for tensor in tensors)
+        target = kwargs.get("device")
+        target = torch.device(target).type if target is not None else None
+        if is_ours:
+            self._refuse_two_devices(name, args, tensors)
+        if self._host_waits(name, args, kwargs, is_ours, target):
             if self.recording is not None:
                 raise RuntimeError(f"{name}: operation not permitted when stream is capturing")
             self.waits.append(name)
-        on_cpu = tree_map_only(OnStandin, lambda tensor: tensor.inner, (args, kwargs))
-        if target == NAME:
-            on_cpu[1]["device"] = torch.device("cpu")
-        found = SYNCHRONISED.get(name, function)(*on_cpu[0], **on_cpu[1])
-        stays = target == NAME or (bool(ours) and target is None)
-        if stays and not function.is_view and name not in NO_LAUNCH:
-            self.launches.append(name)
-            if self.recording is not None:
-                # detached, as other operations may change the shape of what is found
-                kept = tree_map_only(torch.Tensor, torch.Tensor.detach, found)
-                self.recording.operations.append((partial(function, *on_cpu[0], **on_cpu[1]), kept))
-        if not stays:
-            return found
+        args_there, kwargs_there = _on_cpu(args, kwargs, target)
+        operation = partial(SYNCHRONISED.get(name, function), *args_there, **kwargs_there)
+        found = operation()
+        if target != NAME and (not is_ours or target is not None):
+            return found  # on the CPU
+        if not function.is_view and name not in NO_LAUNCH:
+            self._note_launch(name, operation, found)
         wrapped = tree_map(lambda leaf: OnStandin(leaf) if _is_new(leaf) else leaf, found)
-        return return_and_correct_aliasing(function, args, kwargs, wrapped) if ours else wrapped
+        return return_and_correct_aliasing(function, args, kwargs, wrapped) if is_ours else wrapped
 
-    def _refuse_two_devices(self, function, name: str, args: tuple, tensors: list) -> None:
-        others = [tensor for tensor in tensors if not isinstance(tensor, OnStandin)]
-        if name in ("index", "index_put_", "_index_put_impl_") and isinstance(args[0], OnStandin):
-            if any(other.dim() for other in others):  # a GPU takes such indices, after a copy
-                self.waits.append(name)
+    def _pin(self, function: torch._ops.OpOverload, args: tuple, kwargs: dict) -> torch.Tensor:
+        """Return a tensor of the CPU from which a copy to the device lets the host go on."""
+        is_copy = "pin_memory" not in kwargs
+        made = args[0].clone() if is_copy else function(*args, **kwargs | {"pin_memory": False})
+        self.pinned[made.untyped_storage().data_ptr()] = made
+        return made
+
+    def _note_launch(self, name: str, operation: Callable, found: object) -> None:
+        self.launches.append(name)
+        if self.recording is not None:
+            # detached, as other operations may change the shape of what is found
+            kept = tree_map_only(torch.Tensor, torch.Tensor.detach, found)
+            self.recording.operations.append((operation, kept))
+
+    def _refuse_two_devices(self, name: str, args: tuple, tensors: list[torch.Tensor]) -> None:
+        on_cpu = [tensor for tensor in tensors if not isinstance(tensor, OnStandin)]
+        if name in COPIES or not any(tensor.dim() for tensor in on_cpu):
             return
-        if name not in COPIES and any(other.dim() for other in others):
-            raise RuntimeError(
-                f"{function}: expected all tensors to be on the same device, found {NAME} and cpu"
-            )
+        if name in INDEXING and isinstance(args[0], OnStandin):
+            self.waits.append(name)  # a GPU takes such indices, after a copy
+            return
+        raise RuntimeError(
+            f"{name}: expected all tensors to be on the same device, found {NAME} and cpu"
+        )
 
-    def _copy_waits(self, name: str, args: tuple, kwargs: dict, target: str | None) -> bool:
-        """Say whether the host waits for a copy: between the devices, but for one out of pinned."""
+    def _host_waits(
+        self, name: str, args: tuple, kwargs: dict, is_ours: bool, target: str | None
+    ) -> bool:
+        """Say whether the host waits: for a value, or a copy between devices not out of pinned."""
+        if name not in COPIES:
+            return name in WAITS and is_ours
         if name == "_to_copy":
-            source, goal = args[0], target or (NAME if isinstance(args[0], OnStandin) else "cpu")
-            asynchronous = kwargs.get("non_blocking", False)
+            source, goal = args[0], target or _device_of(args[0])
+            asks_to_go_on = kwargs.get("non_blocking", False)
         else:
-            goal, source = (NAME if isinstance(part, OnStandin) else part for part in args[:2])
-            goal = goal if isinstance(goal, str) else "cpu"
-            source = args[1]
-            asynchronous = kwargs.get("non_blocking", len(args) > 2 and args[2])
-        is_here = isinstance(source, OnStandin)
-        if is_here == (goal == NAME):
+            source, goal = args[1], _device_of(args[0])
+            asks_to_go_on = kwargs.get("non_blocking", len(args) > 2 and args[2])
+        if _device_of(source) == goal:
             return False
-        free = not is_here and source.untyped_storage().data_ptr() in self.pinned
-        return not (asynchronous and free)
+        can_go_on = goal == NAME and source.untyped_storage().data_ptr() in self.pinned
+        return not (asks_to_go_on and can_go_on)
+
+
+def _device_of(tensor: torch.Tensor) -> str:
+    return NAME if isinstance(tensor, OnStandin) else "cpu"
+
+
+def _on_cpu(args: tuple, kwargs: dict, target: str | None) -> tuple[tuple, dict]:
+    """Return the arguments of an operation as those of the same on the CPU."""
+    args, kwargs = tree_map_only(OnStandin, lambda tensor: tensor.inner, (args, kwargs))
+    return args, kwargs | {"device": torch.device("cpu")} if target == NAME else kwargs
 
 
 def _is_new(leaf: object) -> bool:
