@@ -13,6 +13,7 @@ import pytest
 from config import UserError
 from medood.data.files import read_table
 from medood.data.images import read_mask
+from medood.runs.prove import prove
 from tests.conftest import TINY, as_settings_of
 from weak import sample
 from weak.generate_images import generate_images
@@ -21,7 +22,6 @@ from weak.generate_masks import generate_masks
 from weak.image_labels import with_classes
 from weak.main import MainConfig, main, steps
 from weak.products import fold_labels, image_paths, maps_folder, masks_folder
-from weak.prove import prove
 from weak.test_masks import ROWS, evaluate
 from weak.train_classifier import train_classifiers
 from weak.train_segmentation import train_segmentation, weak_network
@@ -100,7 +100,7 @@ def test_a_test_image_holds_what_the_classifier_says(made):
 
 
 def test_no_mask_is_looked_at_before_the_test(tmp_path, capsys):
-    prove(small(tmp_path, 12), steps)
+    prove(small(tmp_path, 12), steps, "weak")
     assert "the same to the bit" in capsys.readouterr().out
 
 
@@ -110,14 +110,14 @@ def test_a_step_that_looks_at_masks_is_found_out(tmp_path):
         count = sum(len(path.read_bytes()) for path in cfg.masks.glob("*.png"))
         (cfg.workspace / "weak" / "note.txt").write_text(str(count))
 
-    with pytest.raises(UserError, match=r"with the masks deleted, note.txt is another file"):
-        prove(small(tmp_path, 12), peeking)
+    with pytest.raises(UserError, match=r"with the masks deleted, weak/note.txt is another file"):
+        prove(small(tmp_path, 12), peeking, "weak")
 
 
 def test_networks_that_learned_from_other_masks_are_not_tested(cfg):
     other = dataclasses.replace(cfg, unsure=0.5)
     steps(other)
-    with pytest.raises(UserError, match="weak is out of date .*train_segmentation.py"):
+    with pytest.raises(UserError, match="weak_positives is out of date .*train_segmentation.py"):
         evaluate(other)
     shutil.rmtree(weak_network(cfg, 79))
     with pytest.raises(UserError, match="weak is missing"):

@@ -176,9 +176,7 @@ def train_classifier(
     log = []
     for epoch in range(cfg.classifier_epochs):
         losses = []
-        for index, augmentation in draw(
-            cfg, fold, number * cfg.classifier_epochs + epoch, labels
-        ):
+        for index, augmentation in draw(cfg, fold, number * cfg.classifier_epochs + epoch, labels):
             batch = images[index].to(device)
             unused = torch.zeros(batch.shape[:3], dtype=torch.uint8, device=device)
             augmented, _ = augment(batch, unused, augmentation.to(device))

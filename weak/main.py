@@ -60,9 +60,9 @@ def start(cfg: MainConfig) -> None:
 
         cfg = replace(cfg, workspace=home(cfg), **draw_sample(home(cfg)))
     if cfg.prove:
-        from weak.prove import prove
+        from medood.runs.prove import prove
 
-        prove(cfg, steps)
+        prove(cfg, steps, "weak")
     else:
         main(cfg)
 

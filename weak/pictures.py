@@ -20,7 +20,7 @@ def draw_rows(
 ) -> None:
     """Draw images and, beside each, its column: shades for floats, class colours for integers.
 
-    images: RGB uint8 (n, P, P, 3). columns: (n, h, w) each.
+    images: RGB uint8 (n, P, P, 3). columns: (n, h, w) each, or (n, h, w, 3) for more images.
     """
     colours = [BACKGROUND_COLOUR, *(colour for _, colour in cfg.classes)]
     size = 2.1 * (1 + len(columns)), 2.2 * len(images) + 1
@@ -30,7 +30,9 @@ def draw_rows(
             line[0].imshow(images[index].numpy())
             line[0].set_ylabel(names[index])
             for ax, values in zip(line[1:], columns.values(), strict=True):
-                if values.is_floating_point():
+                if values.dim() == 4:
+                    ax.imshow(values[index].numpy())
+                elif values.is_floating_point():
                     ax.imshow(values[index].numpy(), cmap="magma", vmin=0, vmax=1)
                 else:
                     figures.show_classes(ax, values[index].numpy(), colours)
@@ -38,4 +40,5 @@ def draw_rows(
             ax.set_title(name)
         for ax in axes.flat:
             ax.set(xticks=[], yticks=[])
-        figures.name_colours(figure, cfg.classes)
+        if any(part.dim() == 3 and not part.is_floating_point() for part in columns.values()):
+            figures.name_colours(figure, cfg.classes)

@@ -6,7 +6,9 @@ them; the direction of the stripes and the hue of the tint do not matter to thei
 them say that the steps run, and nothing about any organ.
 """
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
@@ -18,6 +20,7 @@ from medood.data.workspace import SAMPLE_MARK
 from medood.processes import on_main
 from medood.runs.locks import alone_in
 
+ROOT = Path(__file__).parents[1]
 CLASSES = ("striped", "tinted")
 IMAGES, PER_PATIENT, SIDE = 60, 3, 64
 # the classes of each image, over and over: a third holds none, and every patient has such an image
@@ -29,7 +32,7 @@ SETTINGS = {
     **{"classifier_epochs": 60, "classifier_lr": 1e-3, "epochs": 12, "lr": 4e-3},
     "mask_values": (),
 }
-NOTE = """SAMPLE: synthetic images drawn by weak/sample.py.
+NOTE = """SAMPLE: synthetic images drawn by {}.
 
 Scores made from this folder show that the steps run. They say nothing about any organ or tissue.
 """
@@ -39,10 +42,10 @@ LUMA = np.array([0.299, 0.587, 0.114])  # how bright red, green and blue are
 def draw_image(rng: np.random.Generator, held: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Return an image, RGB uint8 (64, 64, 3), and its mask, uint8, with the classes `held`."""
     mask = _ellipses(rng, held)
-    grey = _scaled(gaussian_filter(rng.standard_normal(mask.shape), 1.2))
+    grey = scaled(gaussian_filter(rng.standard_normal(mask.shape), 1.2))
     striped = mask == 1
     if striped.any():
-        grey[striped] = _stripes(rng)[striped]
+        grey[striped] = stripes(rng, SIDE)[striped]
     ground = grey[mask == 0].mean()
     for value in held:
         grey[mask == value] += ground - grey[mask == value].mean()
@@ -67,17 +70,17 @@ def _ellipses(rng: np.random.Generator, held: tuple[int, ...]) -> np.ndarray:
     return mask.T.copy() if turned else mask
 
 
-def _scaled(values: np.ndarray) -> np.ndarray:
+def scaled(values: np.ndarray) -> np.ndarray:
     """Return values with the mean and the spread of the brightness."""
     return LEVEL + SPREAD * (values - values.mean()) / values.std()
 
 
-def _stripes(rng: np.random.Generator) -> np.ndarray:
-    """Return waves of a random direction, six pixels long."""
-    rows, columns = np.mgrid[:SIDE, :SIDE]
+def stripes(rng: np.random.Generator, side: int) -> np.ndarray:
+    """Return waves of a random direction, six pixels long, (side, side)."""
+    rows, columns = np.mgrid[:side, :side]
     angle, start = rng.uniform(0, np.pi), rng.uniform(0, 2 * np.pi)
     along = columns * np.cos(angle) + rows * np.sin(angle)
-    return _scaled(np.sin(2 * np.pi * along / 6 + start))
+    return scaled(np.sin(2 * np.pi * along / 6 + start))
 
 
 def _tint(rng: np.random.Generator) -> np.ndarray:
@@ -87,13 +90,28 @@ def _tint(rng: np.random.Generator) -> np.ndarray:
     return change - change @ LUMA
 
 
+class Sample(NamedTuple):
+    """What a sample is made of."""
+
+    script: Path  # where `draw` is
+    draw: Callable[[np.random.Generator, tuple[int, ...]], tuple[np.ndarray, np.ndarray]]
+    classes: tuple[str, ...]
+    held: tuple[tuple[int, ...], ...]  # the classes of the images, over and over
+    images: int
+
+
 def draw_sample(workspace: Path) -> dict[str, Path]:
     """Write the sample to <workspace>/drawn, unless it is there; return the settings that name it.
 
     The workspace is marked, so that nothing made in it passes for the result of real images.
     """
+    return write_sample(workspace, Sample(Path(__file__), draw_image, CLASSES, HELD, IMAGES))
+
+
+def write_sample(workspace: Path, sample: Sample) -> dict[str, Path]:
+    """Do what draw_sample says with a sample of any kind."""
     folder = workspace / "drawn"
-    _write(workspace, folder)
+    _write(workspace, folder, sample)
     return {
         "images": folder / "images",
         "masks": folder / "masks",
@@ -102,9 +120,11 @@ def draw_sample(workspace: Path) -> dict[str, Path]:
 
 
 @on_main
-def _write(workspace: Path, folder: Path) -> None:
-    write_text(workspace / SAMPLE_MARK, NOTE)  # first: no kill leaves a sample unmarked
-    record = {"drawn_by": digest(Path(__file__).read_bytes())}
+def _write(workspace: Path, folder: Path, sample: Sample) -> None:
+    note = NOTE.format(sample.script.relative_to(ROOT).as_posix())
+    write_text(workspace / SAMPLE_MARK, note)  # first: no kill leaves a sample unmarked
+    scripts = {Path(__file__), sample.script}
+    record = {"drawn_by": [digest(path.read_bytes()) for path in sorted(scripts)]}
     found = record_of(folder)
     if found.is_there and not found.out_of_date(record):
         print(f"{folder}: kept, drawn before")
@@ -113,13 +133,14 @@ def _write(workspace: Path, folder: Path) -> None:
         for side in ("images", "masks"):
             (out / side).mkdir()
         rows = []
-        for number in range(IMAGES):
-            name, held = f"sample_{number:02}.png", HELD[number % len(HELD)]
-            image, mask = draw_image(np.random.default_rng(number), held)
+        for number in range(sample.images):
+            name, held = f"sample_{number:02}.png", sample.held[number % len(sample.held)]
+            image, mask = sample.draw(np.random.default_rng(number), held)
             write_png(out / "images" / name, image)
             write_png(out / "masks" / name, mask)
             patient = f"patient_{number // PER_PATIENT:02}"
-            rows.append((name, patient, *(int(value in held) for value in (1, 2))))
-        header = ["img_name", "patient", *CLASSES]
+            labels = (int(value in held) for value, _ in enumerate(sample.classes, 1))
+            rows.append((name, patient, *labels))
+        header = ["img_name", "patient", *sample.classes]
         write_text(out / "image_labels.csv", csv_text(header, rows))
-    print(f"{folder}: SAMPLE, {IMAGES} synthetic images drawn")
+    print(f"{folder}: SAMPLE, {sample.images} synthetic images drawn")

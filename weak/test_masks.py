@@ -11,17 +11,15 @@ Writes  models/<fold>_<model>_supervised/      the same network, trained on the 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from config import UserError
-from medood.data.records import record_of
-from medood.data.workspace import weights_of
 from medood.runs.command_line import run
-from medood.runs.provenance import command, network_made_from, require
+from medood.runs.provenance import command, network_made_from, require, require_trained
 from weak.generate_maps import read_maps
 from weak.image_labels import with_classes
 from weak.products import fold_labels, image_paths, masks_folder
@@ -32,7 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from medood.data.dataset import Patches
-    from medood.evaluation.scores import Tally
+    from medood.evaluation.rows import Tested
 
 # what is tested, in the order of the table
 ROWS = {
@@ -48,17 +46,6 @@ ROWS = {
     "supervised": "full supervision",
 }
 FLOOR = "centre_prior"
-
-
-@dataclass(frozen=True)
-class Tested:
-    """What was tested on the test images of a fold."""
-
-    patches: Patches  # with their true masks
-    patients: list[str]
-    maps: Tensor  # float (N, C, P, P), CAM
-    predicted: dict[str, Tensor]  # by row: the class of each pixel, uint8 (N, P, P)
-    tallies: dict[str, Tally]
 
 
 def evaluate(cfg: MasksConfig) -> None:
@@ -77,48 +64,26 @@ def evaluate(cfg: MasksConfig) -> None:
 
 
 def require_network(cfg: MasksConfig, fold: int) -> None:
-    """Raise UserError if the network of a fold is missing, or learned from other masks."""
+    """Raise UserError if a network of a fold is missing, or learned from other masks."""
     again = command(cfg, "pseudo-masks", fold).replace("generate_masks", "train_segmentation")
     positives, _ = training_files(cfg, fold)
-    for folder in (weak_network(cfg, fold, negatives=False), weak_network(cfg, fold)):
-        if not weights_of(folder).is_file():
-            raise UserError(f"{folder} is missing: run `{again}` first")
-    now = network_made_from(cfg, fold, positives)
-    if why := record_of(weak_network(cfg, fold, negatives=False)).out_of_date(now):
-        raise UserError(f"{folder} is out of date ({why}): run `{again}` again")
+    require_trained(weak_network(cfg, fold), None, again)
+    first = weak_network(cfg, fold, negatives=False)
+    require_trained(first, network_made_from(cfg, fold, positives), again)
 
 
 def test_fold(cfg: MasksConfig, fold: int) -> Tested:
     """Return what every row says of the test images of a fold, and how right it is."""
     from medood.data.dataset import load_patches
-    from medood.evaluation.scores import Tally
-    from weak.maps import normalised, resized
+    from medood.evaluation.rows import tested
     from weak.truth import true_files
 
     labels, _, test = fold_labels(cfg, fold)
-    paths = [image_paths(cfg, labels)[index] for index in test]
     patches = load_patches(cfg, true_files(cfg, [labels.names[index] for index in test]))
-    predicted = {**from_maps(cfg, fold), **from_networks(cfg, fold, patches)}
-    tallies = {}
-    predicted = {name: predicted[name] for name in ROWS if name in predicted}
-    for name, masks in predicted.items():
-        tallies[name] = Tally(len(patches), len(cfg.class_names))
-        tallies[name].add(slice(None), one_hot(masks, len(cfg.class_names)), patches.masks)
-    maps, held = read_maps(cfg, fold, paths, "cam")
-    return Tested(
-        patches,
-        [labels.patients[index] for index in test],
-        resized(normalised(maps, held), [cfg.patch_size] * 2),
-        predicted,
-        tallies,
-    )
-
-
-def one_hot(masks: Tensor, classes: int) -> Tensor:
-    """Return masks, integers (N, H, W), as the probabilities (N, C, H, W) of a sure network."""
-    from torch.nn.functional import one_hot
-
-    return one_hot(masks.long(), classes).permute(0, 3, 1, 2)
+    found = {**from_maps(cfg, fold), **from_networks(cfg, fold, patches)}
+    predicted = {name: found[name] for name in ROWS if name in found}
+    patients = [labels.patients[index] for index in test]
+    return tested(patches, patients, predicted, len(cfg.class_names))
 
 
 def from_maps(cfg: MasksConfig, fold: int) -> dict[str, Tensor]:
@@ -126,59 +91,71 @@ def from_maps(cfg: MasksConfig, fold: int) -> dict[str, Tensor]:
     import torch
 
     from medood.data.dataset import load_patches
-    from medood.data.images import read_mask
-    from weak.baselines import centre_prior, likeliest, otsu_masks
-    from weak.maps import normalised, resized
-    from weak.thresholds import areas, detection_threshold, masks_of, thresholds_of
+    from weak.baselines import likeliest, otsu_masks
+
+    labels, _, test = fold_labels(cfg, fold)
+    paths = [image_paths(cfg, labels)[index] for index in test]
+    images = load_patches(cfg, [(path, None) for path in paths]).images
+    logits, _ = read_maps(cfg, fold, paths, "logits")
+    return {
+        "all_background": torch.zeros(images.shape[:3], dtype=torch.uint8),
+        "threshold": otsu_masks(images, likeliest(logits)),
+        "centre_prior": by_place(cfg, fold),
+        "cam": detected(cfg, fold, "cam"),
+        "grad_cam_pp": detected(cfg, fold, "grad_cam_pp"),
+        "irnet": read_masks(cfg, fold, paths),
+    }
+
+
+def detected(cfg: MasksConfig, fold: int, kind: str) -> Tensor:
+    """Return where the maps of the test images exceed their threshold, uint8 (N, P, P)."""
+    from weak.maps import resized
+    from weak.thresholds import detection_threshold, masks_of
 
     labels, train, test = fold_labels(cfg, fold)
-    every, size = image_paths(cfg, labels), [cfg.patch_size] * 2
-    paths = [every[index] for index in test]
-    images = load_patches(cfg, [(path, None) for path in paths]).images
-    found = {"all_background": torch.zeros(images.shape[:3], dtype=torch.uint8)}
-    for kind in ("cam", "grad_cam_pp"):
-        raw, held = read_maps(cfg, fold, every, kind)
-        by_class = zip(raw[train].unbind(1), held[train].unbind(1), strict=True)
-        limits = [detection_threshold(one.amax((1, 2)), has) for one, has in by_class]
-        found[kind] = masks_of(resized(raw[test], size), held[test], limits)
-    raw, held = read_maps(cfg, fold, every, "cam")
+    raw, held = read_maps(cfg, fold, image_paths(cfg, labels), kind)
+    by_class = zip(raw[train].unbind(1), held[train].unbind(1), strict=True)
+    limits = [detection_threshold(one.amax((1, 2)), has) for one, has in by_class]
+    return masks_of(resized(raw[test], [cfg.patch_size] * 2), held[test], limits)
+
+
+def by_place(cfg: MasksConfig, fold: int) -> Tensor:
+    """Return what the mean map of the training images says of the test images, uint8 (N, P, P)."""
+    from weak.baselines import centre_prior
+    from weak.maps import normalised, resized
+    from weak.thresholds import areas, masks_of, thresholds_of
+
+    labels, train, test = fold_labels(cfg, fold)
+    raw, held = read_maps(cfg, fold, image_paths(cfg, labels), "cam")
     prior = centre_prior(normalised(raw, held)[train], held[train])
     everywhere = prior.expand(len(train), -1, -1, -1)
     limits = thresholds_of(everywhere, held[train], areas(raw[train], held[train]))
-    same = resized(prior[None], size).expand(len(test), -1, -1, -1)
-    found["centre_prior"] = masks_of(same, held[test], limits)
-    logits, _ = read_maps(cfg, fold, paths, "logits")
-    found["threshold"] = otsu_masks(images, likeliest(logits))
+    same = resized(prior[None], [cfg.patch_size] * 2).expand(len(test), -1, -1, -1)
+    return masks_of(same, held[test], limits)
+
+
+def read_masks(cfg: MasksConfig, fold: int, paths: list[Path]) -> Tensor:
+    """Return the pseudo-masks of images, uint8 (N, P, P)."""
+    import torch
+
+    from medood.data.images import read_mask
+
     read = [read_mask(masks_folder(cfg, fold) / path.name, len(cfg.class_names)) for path in paths]
-    found["irnet"] = torch.stack([torch.from_numpy(mask) for mask in read])
-    return found
+    return torch.stack([torch.from_numpy(mask) for mask in read])
 
 
 def from_networks(cfg: MasksConfig, fold: int, patches: Patches) -> dict[str, Tensor]:
     """Return what the segmentation networks of a fold say of its test images, by row."""
-    import torch
+    from medood.evaluation.rows import predicted_by
 
-    from medood.models.checkpoints import load_model
-    from medood.models.inference import predict
-    from medood.models.network import pick_device
-
-    control = replace(cfg, shuffled=True)
+    control = weak_network(replace(cfg, shuffled=True), fold)
     folders = {
         "positives_only": weak_network(cfg, fold, negatives=False),
         "segmentation": weak_network(cfg, fold),
-        "shuffled_labels": weak_network(control, fold),
+        **({"shuffled_labels": control} if control.exists() else {}),
         "supervised": train_supervised(cfg, fold),
     }
-    cfg, device = replace(cfg, precision="float32"), pick_device(cfg)
-    found = {}
-    for name, folder in folders.items():
-        if name == "shuffled_labels" and not folder.exists():
-            continue
-        model, said = load_model(folder, cfg), []
-        for _, probability in predict(cfg, model, patches.images, device, f"testing {name}"):
-            said.append(probability.argmax(1).to("cpu", torch.uint8))
-        found[name] = torch.cat(said)
-    return found
+    return predicted_by(cfg, folders, patches.images)
 
 
 def train_supervised(cfg: MasksConfig, fold: int) -> Path:

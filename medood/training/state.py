@@ -25,7 +25,9 @@ class TrainingState:
         made_from: what the network is made from; a file of another training is not used. Raises
         UserError if the file is damaged. Every process reads it; rank 0 writes it.
         """
-        self.path, self.model, self.optimiser = path, trainer.model, trainer.optimiser
+        self.path, self.model = path, trainer.model
+        self.parts = {"model": trainer.model, "optimiser": trainer.optimiser}
+        self.parts |= getattr(trainer, "beside", {})  # what some have beside the two
         self.record = made_from | {"processes": world_size()}  # batch normalisation depends on them
         self.log: list[dict] = []
         self.best: dict | None = None
@@ -41,8 +43,8 @@ class TrainingState:
             print(f"{path}: not continued, {reason}")
             return
         try:
-            self.model.load_state_dict(saved["model"])
-            self.optimiser.load_state_dict(saved["optimiser"])
+            for name, part in self.parts.items():
+                part.load_state_dict(saved[name])
             self.log, self.best = saved["log"], saved["best"]
         except Exception as error:  # half of it may be loaded by now
             raise UserError(
@@ -57,7 +59,7 @@ class TrainingState:
             self.best = {**row, "model": copy.deepcopy(self.model.state_dict())}
         if not is_main():
             return
-        state = {"model": self.model.state_dict(), "optimiser": self.optimiser.state_dict()}
+        state = {name: part.state_dict() for name, part in self.parts.items()}
         state |= {"record": self.record, "log": self.log, "best": self.best}
         buffer = io.BytesIO()  # not to the file: torch hides that a disk is full
         torch.save(state, buffer)

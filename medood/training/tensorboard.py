@@ -1,6 +1,9 @@
 """The TensorBoard log of a training, for users who ask for it with --tensorboard."""
 
+from __future__ import annotations
+
 import shutil
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,7 +15,26 @@ from medood.data.labels import UNSURE_COLOUR, is_foreground, palette
 from medood.models.inference import predict
 from medood.models.network import pick_device
 
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
 SHOWN = 4  # patches whose image, truth and prediction are drawn after every epoch
+
+
+def open_writer(cfg: Config, name: str, steps_done: int) -> SummaryWriter:
+    """Open <workspace>/tensorboard/<name>, and remove the log of an earlier training there.
+
+    steps_done: of an interrupted training that goes on. Raises UserError if TensorBoard is not
+    installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UserError("tensorboard = True needs TensorBoard: `pip install tensorboard`") from None
+    folder = cfg.workspace / "tensorboard" / name
+    if not steps_done:
+        shutil.rmtree(folder, ignore_errors=True)
+    return SummaryWriter(folder, purge_step=steps_done + 1)
 
 
 class TensorBoardLog:
@@ -24,16 +46,7 @@ class TensorBoardLog:
         patches: those of the training; the ones with the most foreground are shown. epochs_done: of
         an interrupted training that goes on. Raises UserError if TensorBoard is not installed.
         """
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise UserError(
-                "tensorboard = True needs TensorBoard: `pip install tensorboard`"
-            ) from None
-        folder = cfg.workspace / "tensorboard" / name
-        if not epochs_done:
-            shutil.rmtree(folder, ignore_errors=True)
-        self.cfg, self.writer = cfg, SummaryWriter(folder, purge_step=epochs_done + 1)
+        self.cfg, self.writer = cfg, open_writer(cfg, name, epochs_done)
         masks = patches.masks.split(CHUNK)
         foreground = torch.cat([is_foreground(part).sum((1, 2)) for part in masks])
         shown = foreground.argsort(descending=True, stable=True)[:SHOWN]

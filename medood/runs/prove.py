@@ -7,31 +7,30 @@ from pathlib import Path
 
 import numpy as np
 
-from config import UserError
+from config import Config, UserError
 from medood.data.files import hash_of
-from weak.settings import MasksConfig
 
 RECORDS = (".json", ".csv")  # a log holds no time, a record the settings: both are compared too
 
 
-def prove(cfg: MasksConfig, steps: Callable[[MasksConfig], None]) -> None:
+def prove(cfg: Config, steps: Callable[[Config], None], *folders: str) -> None:
     """Run the steps up to the pseudo-masks three times and compare every file that they write.
 
-    The first run has the masks, the second none of the training images, the third has them
-    scrambled. Raises UserError where a file differs, and without a folder of masks.
+    The first run has the masks, the second none of them, the third has them scrambled. folders: of
+    the workspace, that the steps write. Raises UserError where a file differs, and without a folder
+    of masks.
     """
     if cfg.masks is None or not cfg.masks.is_dir():
         raise UserError(f"masks = {cfg.masks}: name the folder of masks that must not matter")
     found = {}
     for kind in ("there", "deleted", "scrambled"):
-        home = cfg.workspace / "weak_proof" / kind / "run"  # of one name: pictures show it
+        home = cfg.workspace / "proof" / kind / "run"  # of one name: pictures show it
         shutil.rmtree(home, ignore_errors=True)
         spoil(cfg.masks, home / "masks", kind)
         print(f"--- masks {kind}")
         steps(replace(cfg, workspace=home, masks=home / "masks"))
-        written = home / "weak"
-        paths = sorted(path for path in written.rglob("*") if path.is_file())
-        found[kind] = {str(path.relative_to(written)): hash_of(path) for path in paths}
+        written = [path for folder in folders for path in sorted((home / folder).rglob("*"))]
+        found[kind] = {str(p.relative_to(home)): hash_of(p) for p in written if p.is_file()}
     first = found["there"]
     for kind, files in found.items():
         if files != first:

@@ -1,0 +1,242 @@
+"""Several ways to make masks, each a row of a table, tested on the same images.
+
+A sibling system says what its rows are (`row -> what it is called`), and which of them is the floor
+that the others are held against.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from config import Config
+from medood.data.dataset import Patches
+from medood.data.files import write_json, write_text
+from medood.data.workspace import SAMPLE_NAME, data_name
+from medood.evaluation import figures
+from medood.evaluation.model_card import TEMPLATES
+from medood.evaluation.scores import Tally
+from medood.evaluation.statistics import Difference, paired_differences
+from medood.evaluation.tables import INTERVAL, markdown, spread
+from medood.models.checkpoints import load_model
+from medood.models.inference import predict
+from medood.models.network import pick_device
+
+SHOWN_SCORES = ("miou", "dsc", "fg_to_bg", "bg_to_fg")
+TAUGHT = 0.01  # IoU of full supervision below which a class was not learned
+OVER_PATIENTS = INTERVAL.replace("regions", "patients")
+
+Table = tuple[list[str], list[list[str]]]
+Scores = dict[int, dict[str, dict]]  # by fold and row
+Gains = dict[str, dict[str, Difference]]  # by row and score
+
+
+@dataclass(frozen=True)
+class Tested:
+    """What was tested on the N test images of a fold."""
+
+    patches: Patches  # with their true masks
+    patients: list[str]
+    predicted: dict[str, Tensor]  # by row: the class of each pixel, uint8 (N, P, P)
+    tallies: dict[str, Tally]
+
+
+def tested(
+    patches: Patches, patients: list[str], predicted: dict[str, Tensor], classes: int
+) -> Tested:
+    """Return how right each row is. classes: with background; the rest as `Tested` has it."""
+    tallies = {}
+    for name, masks in predicted.items():
+        tallies[name] = Tally(len(patches), classes)
+        sure = F.one_hot(masks.long(), classes).permute(0, 3, 1, 2)  # as probabilities
+        tallies[name].add(slice(None), sure, patches.masks)
+    return Tested(patches, patients, predicted, tallies)
+
+
+def predicted_by(cfg: Config, networks: dict[str, Path], images: Tensor) -> dict[str, Tensor]:
+    """Return what networks say of images, the class of each pixel, uint8 (N, P, P).
+
+    networks: the folder of each. images: RGB uint8 (N, P, P, 3). They compute in float32.
+    """
+    cfg, device = replace(cfg, precision="float32"), pick_device(cfg)
+    found = {}
+    for name, folder in networks.items():
+        batches = predict(cfg, load_model(folder, cfg), images, device, f"testing {name}")
+        said = [probability.argmax(1).to("cpu", torch.uint8) for _, probability in batches]
+        found[name] = torch.cat(said)
+    return found
+
+
+# ---------------------------------------------------------------- numbers
+
+
+def scores_of(tests: dict[int, Tested]) -> Scores:
+    """Return the scores of every row, by fold."""
+    return {
+        fold: {name: tally.scores() for name, tally in test.tallies.items()}
+        for fold, test in tests.items()
+    }
+
+
+def mean_over_folds(scores: Scores, row: str, score: str = "miou") -> float:
+    """Return a score of a row, the mean over folds; NaN where a fold has none."""
+    found = [of_fold[row][score] for of_fold in scores.values()]
+    return float(np.mean([np.nan if value is None else value for value in found]))
+
+
+def gains_of(
+    tests: dict[int, Tested],
+    floor: str,
+    classes: tuple[str, ...],
+    pairs: dict[str, tuple[str, str]],
+) -> Gains:
+    """Return the scores of each row less those of the floor, resampled over patients.
+
+    pairs: further differences, a row less another, by their name.
+    """
+    counts = {
+        name: [test.tallies[name].by_region(test.patients) for test in tests.values()]
+        for name in next(iter(tests.values())).tallies
+    }
+    compared = {name: (name, floor) for name in counts if name != floor} | pairs
+    return {
+        name: paired_differences(counts[one], counts[other], classes)
+        for name, (one, other) in compared.items()
+    }
+
+
+# ---------------------------------------------------------------- words and tables
+
+
+def describe(tests: dict[int, Tested]) -> str:
+    """Return what the tables are of, in words."""
+    folds = [
+        f"fold {fold} ({len(test.patients)} images of {len(set(test.patients))} patients)"
+        for fold, test in tests.items()
+    ]
+    return ", ".join(folds) + (": mean ± standard deviation" if len(tests) > 1 else "")
+
+
+def verdict(scores: Scores, gains: Gains, rows: dict[str, str], row: str, floor: str) -> str:
+    """Return in a sentence how good a row is, beside full supervision and the floor."""
+    own, full = mean_over_folds(scores, row), mean_over_folds(scores, "supervised")
+    gain = gains[row]["miou"]
+    share = f"{100 * own / full:.0f} % of full supervision's" if full else "full supervision has"
+    open_ = ", which leaves open whether it is better" if gain.holds_zero else ""
+    return (
+        f"From image labels alone: mean IoU {100 * own:.1f} %, {share} ({100 * full:.1f} %);"
+        f" {gain.points()} points more than {rows[floor]}{open_}."
+    )
+
+
+def score_table(scores: Scores, rows: dict[str, str], classes: tuple[str, ...]) -> Table:
+    """Return the scores of every row over folds, in percent. classes: with background."""
+    lines = []
+    for name in next(iter(scores.values())):
+        found = [of_fold[name] for of_fold in scores.values()]
+        cells = [spread([of_fold["iou"][i] for of_fold in found]) for i in range(1, len(classes))]
+        cells += [spread([of_fold[score] for of_fold in found]) for score in SHOWN_SCORES]
+        lines.append([rows[name], *cells])
+    return ["", *(f"IoU {name}" for name in classes[1:]), *SHOWN_SCORES], lines
+
+
+def gain_table(gains: Gains, rows: dict[str, str], classes: tuple[str, ...]) -> Table:
+    """Return the differences with their intervals, in points. classes: with background."""
+    names = [*(f"IoU {name}" for name in classes[1:]), "miou", "fg_to_bg", "bg_to_fg"]
+    lines = [
+        [rows.get(row, row), *(gain[name].text() for name in names)] for row, gain in gains.items()
+    ]
+    return ["", *names], lines
+
+
+def share_table(scores: Scores, rows: dict[str, str], classes: tuple[str, ...]) -> Table:
+    """Return the IoU of every class and row as a share of full supervision's, in percent.
+
+    It is left out where full supervision does not find the class either.
+    """
+    lines = []
+    for name in next(iter(scores.values())):
+        cells = []
+        for value in range(1, len(classes)):
+            pairs = [
+                (f[name]["iou"][value], f["supervised"]["iou"][value]) for f in scores.values()
+            ]
+            known = [one / full if full and full > TAUGHT else None for one, full in pairs]
+            cells.append(spread(known))
+        lines.append([rows[name], *cells])
+    return ["", *classes[1:]], lines
+
+
+# ---------------------------------------------------------------- the report
+
+
+def write_rows(
+    cfg: Config,
+    out: Path,
+    tests: dict[int, Tested],
+    gains: Gains,
+    rows: dict[str, str],
+    *,
+    title: str,
+    verdict: str,
+    method: str,
+    tables: dict[str, Table],
+    pictures: dict[Path, str],
+) -> None:
+    """Print the tables; write them, the scores and a page with its figures to `out`.
+
+    title, method: the page's, and how the masks came about, a paragraph. tables: by what is said
+    above each, after that of the scores. pictures: what each file shows.
+    """
+    scores = scores_of(tests)
+    content = {
+        "data": data_name(cfg.workspace),
+        "subtitle": f"{data_name(cfg.workspace)}. {cfg.model_name}, percent, {describe(tests)}",
+        "verdict": verdict,
+        "tables": {"": score_table(scores, rows, cfg.class_names), **tables},
+    }
+    text = TEMPLATES.get_template("rows.md").render(markdown=markdown, **content)
+    print(text)
+    write_text(out / "table.md", text)
+    write_json(out / "scores.json", scores)
+    plain = {name: {k: v.plain() for k, v in of_row.items()} for name, of_row in gains.items()}
+    write_json(out / "differences.json", plain)
+    draw_classes(out / "classes.svg", scores, rows, cfg.class_names)
+    page = TEMPLATES.get_template("rows.html").render(
+        title=title,
+        is_sample=content["data"] == SAMPLE_NAME,
+        method=method,
+        bars=figures.embed(out / "classes.svg"),
+        pictures={said: figures.embed(path) for path, said in pictures.items()},
+        settings={field.name: getattr(cfg, field.name) for field in fields(cfg)},
+        **content,
+    )
+    write_text(out / "index.html", page)
+    print(f"{out / 'index.html'}: open it in a browser; scores.json and table.md lie beside it")
+
+
+def draw_classes(path: Path, scores: Scores, rows: dict[str, str], kinds: tuple[str, ...]) -> None:
+    """Draw the IoU of each class by row. kinds: the classes, with background."""
+    bars = {
+        rows[name]: {
+            kind: [of_fold[name]["iou"][value] for of_fold in scores.values()]
+            for value, kind in enumerate(kinds)
+            if value
+        }
+        for name in next(iter(scores.values()))
+        if name != "all_background"
+    }
+    figures.draw_bars(path, "", "IoU, percent", bars)
+
+
+def spread_by_score(test: Tested, row: str, count: int) -> list[int]:
+    """Return the indices of test images that show a class, from the worst of a row to the best."""
+    right = figures.share_right(test.patches, {"": test.predicted[row]})[""]
+    shown = test.patches.masks.flatten(1).amax(1) > 0
+    order = right.where(shown, torch.inf).argsort(stable=True)[: int(shown.sum())]
+    return order[torch.linspace(0, len(order) - 1, min(count, len(order))).long()].tolist()
