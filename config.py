@@ -69,8 +69,8 @@ class Data:
     """One run each: fold n tests part n mod 3 of three, trains on the rest, and is seeded by n."""
     split: Literal["patch", "region", "official"] = "patch"
     """What is dealt into parts: patches (paper), whole regions, or as Lizard's info.csv says."""
-    ood_fill: Literal["zero", "mean", "inpaint"] = "zero"
-    """What stands where a nucleus stood: black (paper), mean background colour, or inpainting."""
+    ood_fill: Literal["zero", "mean", "inpaint", "transfer"] = "zero"
+    """What replaces a nucleus: black (paper), mean background, inpainting, or a learned fill."""
     ood_source: Path | None = None
     """A folder of images without any nucleus, whose patches are mined as OoD candidates."""
     ood_source_use: Literal["instead", "beside"] = "instead"

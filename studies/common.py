@@ -23,12 +23,14 @@ from generate_unfiltered_oods import generate_unfiltered_oods
 from medood.data.files import csv_text, digest, write_json, write_text
 from medood.data.folds import read_fold
 from medood.data.ood_set import ood_candidates
+from medood.data.records import record_of
 from medood.data.workspace import (
     Pair,
     data_name,
     id_files,
     model_folder,
     ood_files,
+    ood_folder,
     region_labels,
     require_data,
 )
@@ -39,7 +41,7 @@ from medood.evaluation.testing import score_networks
 from medood.models.checkpoints import read_run, versions
 from medood.models.network import build_model, pick_device
 from medood.processes import world_size
-from medood.runs.provenance import network_made_from, plain_settings
+from medood.runs.provenance import network_made_from, plain_settings, require
 from medood.training.batches import batches
 from medood.training.loop import train_fold
 from medood.training.step import TIMED_STEPS, step_seconds
@@ -121,7 +123,16 @@ def med_ood(cfg: StudyConfig, fold: int, pct: float | None = None) -> Recipe:
 
 def candidates(cfg: Config, fold: int) -> list[Pair]:
     """Return the OoD patches of a fold that are to be mined."""
-    return ood_files(cfg, ood_candidates(cfg, read_fold(cfg, fold).train))
+    return ood_files(cfg, fold, ood_candidates(cfg, read_fold(cfg, fold).train))
+
+
+def has_learned_fill(cfg: Config) -> bool:
+    """Say whether every fold has patches with a learned fill; UserError if they are out of date."""
+    learned = replace(cfg, ood_fill="transfer")
+    there = all(record_of(ood_folder(learned, fold)).is_there for fold in cfg.folds)
+    if there:
+        require(learned, "OoD patches")
+    return there
 
 
 def mine(cfg: StudyConfig, fold: int, files: list[Pair]) -> tuple[list[Pair], list[Pair]]:

@@ -15,6 +15,7 @@ which there was room elsewhere, in percent.
     Med-OoD                the hardest cut patches
     Med-OoD, mean          the same, holes filled with the mean background colour
     Med-OoD, inpaint       the same, holes filled from their surroundings
+    Med-OoD, transfer      the same, holes filled by a generator, if transfer/train_fill.py made it
     + silhouettes moved    the hardest patches uncut, with holes of the same shapes elsewhere in
                            their background, where they fit: black where no nucleus was
     + nucleus-free         ID patches without a nucleus, repeated
@@ -39,7 +40,7 @@ from medood.data.folds import read_fold
 from medood.data.images import read_image, read_mask, write_png
 from medood.data.labels import BACKGROUND, is_foreground
 from medood.data.records import fresh_folder, is_kept
-from medood.data.workspace import Pair
+from medood.data.workspace import Pair, ood_folder
 from medood.evaluation.figures import draw_intervals
 from medood.evaluation.tables import markdown, spread
 from medood.runs.command_line import run
@@ -106,15 +107,21 @@ def filled(fill: str, cfg: common.StudyConfig, fold: int) -> common.Recipe:
 
     Where fewer patches are hard, easy ones follow; the note `hard` gives their number.
     """
-    folder = cfg.workspace / "studies" / f"OoD_Patchs_{fill}"
     other = replace(cfg, ood_fill=fill)
-    record = made_from(other, "OoD patches")
-    if not cfg.plan and not is_kept(folder, record):
-        with fresh_folder(folder, record) as out:
-            fill_folder(other, out)
+    folder = ood_folder(other, fold) if fill == "transfer" else cut_anew(other)
     files = [(folder / name, None) for name in read_fold(cfg, fold).train]
     hard, easy = common.mine(cfg, fold, files)
     return adding(cfg, fold, hard + easy, hard=len(hard))
+
+
+def cut_anew(cfg: common.StudyConfig) -> Path:
+    """Return the folder of the patches that are cut with the fill of cfg; a plan does not cut."""
+    folder = cfg.workspace / "studies" / f"OoD_Patchs_{cfg.ood_fill}"
+    record = made_from(cfg, "OoD patches")
+    if not cfg.plan and not is_kept(folder, record):
+        with fresh_folder(folder, record) as out:
+            fill_folder(cfg, out)
+    return folder
 
 
 def move_silhouettes(image: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -212,6 +219,10 @@ def controls(cfg: ControlsConfig) -> None:
         "+ silhouettes moved": own(silhouettes_moved),
         "+ nucleus-free": own(nucleus_free),
     }
+    if common.has_learned_fill(cfg):
+        arms["Med-OoD, transfer"] = own(functools.partial(filled, "transfer"))
+    else:
+        print("Med-OoD, transfer is left out: run `python transfer/train_fill.py` first")
     if cfg.ood_source is not None:
         arms["+ external"] = external
     else:

@@ -42,6 +42,9 @@ from tests import standin
 from tests.conftest import TINY, as_settings_of
 from train import train
 from train_ood import train_ood
+from transfer.settings import TransferConfig
+from transfer.training import Trainer as TransferTrainer
+from transfer.training import draw, transfer
 
 CPU = torch.device("cpu")
 # Adam turns rounding into whole steps where a gradient is next to nothing: small ones
@@ -199,6 +202,23 @@ def test_two_gpus_with_synchronised_batch_normalisation_learn_as_one(gpu):
     # the losses of two epochs of three steps; without synchronisation they are 5 to 20 times as far
     of_losses = [0, 1, 2, 6, 7, 8]
     torch.testing.assert_close(found[of_losses], expected[of_losses], rtol=0, atol=3e-4)
+
+
+def test_generators_learn_the_same_and_the_host_waits_for_nothing(gpu):
+    cfg = as_settings_of(TransferConfig, TINY, channels=2, batch_size=2)
+    images = some_patches(6).images
+    found = {}
+    for device in (CPU, gpu.device):
+        torch.manual_seed(0)
+        trainer = TransferTrainer(cfg, device)
+        (batch,) = draw(cfg, 1, 0, 1, images[:3], images[3:], device)
+        trainer.step(*batch)  # the first one builds the optimiser's state
+        with gpu.never_waiting() if device == gpu.device else contextlib.nullcontext():
+            losses = trainer.step(*batch)
+        found[device.type] = {name: loss.item() for name, loss in losses.items()}
+    assert found[gpu.device.type] == pytest.approx(found["cpu"], rel=1e-3)
+    healthy, _, _ = transfer(trainer.model["heal"].eval(), images, gpu.device)
+    assert healthy.device == CPU
 
 
 # ---------------------------------------------------------------- the recorded step
@@ -390,7 +410,7 @@ def test_every_step_runs_and_gives_what_the_cpu_gives(cuda_run, tmp_path):
     model = load_model(folder, on_cpu)
     assert {weight.device for weight in model.parameters()} == {CPU}
 
-    files = ood_files(on_cpu, read_fold(on_cpu, 1).train)
+    files = ood_files(on_cpu, 1, read_fold(on_cpu, 1).train)
     seen, expected = (count_seen(cfg, model, files, "mining") for cfg in (on_gpu, on_cpu))
     assert np.abs(seen - expected).sum() <= 0.01 * expected.sum()
 

@@ -24,7 +24,7 @@ BLOCKS = [
 ]
 # `# needs Lizard`: as the first line of a block says that nobody can run it on the sample alone
 RUN_BY_CI = [block for block in BLOCKS if not block.startswith("# needs ")]
-SCRIPT = r"(?:^|bin/)python ((?:bench/|robust/|studies/|weak/)?\w+\.py[^#&]*)"
+SCRIPT = r"(?:^|bin/)python ((?:bench/|robust/|studies/|transfer/|weak/)?\w+\.py[^#&]*)"
 COMMANDS = sorted(
     {
         command.strip()
@@ -36,7 +36,7 @@ COMMANDS = sorted(
         command
         for text in PAGES.values()
         for command in re.findall(
-            r"`python ((?:bench/|robust/|studies/|weak/)?\w+\.py[^`]*)`", text
+            r"`python ((?:bench/|robust/|studies/|transfer/|weak/)?\w+\.py[^`]*)`", text
         )
     }
 )

@@ -22,7 +22,7 @@ from medood.processes import is_main
 
 PARTIAL, REPLACED = ".partial", ".replaced"  # endings of hidden names, while something is written
 # beside the folders of patches
-WRITTEN_TO = ("HardOoD", "k_folds", "models", "reports", "studies", "weak")
+WRITTEN_TO = ("HardOoD", "k_folds", "models", "reports", "studies", "transfer", "weak")
 TIMES = "times.csv"  # in the workspace: equal runs differ in it, and in the report that shows it
 
 ARRAYS = (".npz", ".safetensors")  # endings of what a step writes beside images

@@ -140,11 +140,24 @@ def fold_path(cfg: Config, fold: int) -> Path:
     return cfg.workspace / "k_folds" / f"{fold}{LIST_ENDING}"
 
 
-def ood_path(cfg: Config, name: str) -> Path:
-    """Return where an OoD patch is: one cut from the ID set, or one of ood_source."""
+def ood_folder(cfg: Config, fold: int) -> Path:
+    """Return where the patches without their nuclei are.
+
+    Folds share them, but for a learned fill: its generator must not see what the fold tests.
+    """
+    return cfg.workspace / ("OoD_Patchs" + f"_{fold}" * (cfg.ood_fill == "transfer"))
+
+
+def fill_folder(cfg: Config, fold: int) -> Path:
+    """Return where the generator of a fold is that learned to fill (transfer/train_fill.py)."""
+    return cfg.workspace / "transfer" / "fill" / str(fold)
+
+
+def ood_path(cfg: Config, fold: int, name: str) -> Path:
+    """Return where an OoD patch of a fold is: one cut from the ID set, or one of ood_source."""
     if cfg.ood_source is not None and name.startswith(SOURCE_PREFIX):
         return cfg.workspace / "OoD_Source_Patchs" / name
-    return cfg.workspace / "OoD_Patchs" / name
+    return ood_folder(cfg, fold) / name
 
 
 def id_files(cfg: Config, names: list[str]) -> list[Pair]:
@@ -153,9 +166,9 @@ def id_files(cfg: Config, names: list[str]) -> list[Pair]:
     return [(folders[0] / name, folders[1] / name) for name in names]
 
 
-def ood_files(cfg: Config, names: list[str]) -> list[Pair]:
+def ood_files(cfg: Config, fold: int, names: list[str]) -> list[Pair]:
     """Return image path and no mask of each OoD patch: its truth is background everywhere."""
-    return [(ood_path(cfg, name), None) for name in names]
+    return [(ood_path(cfg, fold, name), None) for name in names]
 
 
 def ranking_path(cfg: Config, fold: int) -> Path:

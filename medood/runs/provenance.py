@@ -77,6 +77,14 @@ def _of_patches(cfg: Config, _: int) -> dict:
     return {"inputs": fingerprint(images), "masks": fingerprint(masks)}
 
 
+def _of_cut_patches(cfg: Config, fold: int) -> dict:
+    if cfg.ood_fill != "transfer":
+        return _of_patches(cfg, fold)
+    weights = workspace.fill_folder(cfg, fold) / "generator.safetensors"
+    generator = fingerprint([weights]) if weights.exists() else None
+    return {"fold": fold, "generator": generator, "inputs": _of_pairs(_id_set(cfg, fold))}
+
+
 def _of_source_images(cfg: Config, _: int) -> dict:
     there = cfg.ood_source is not None and _still_there(cfg.ood_source)
     return {"inputs": fingerprint(workspace.list_images(cfg.ood_source)) if there else None}
@@ -91,7 +99,7 @@ def _of_candidates(cfg: Config, fold: int) -> dict:
     names = ood_set.ood_candidates(cfg, read_fold(cfg, fold).train)
     return {
         "network": fingerprint([weights]) if weights.exists() else None,
-        "candidates": _of_pairs(workspace.ood_files(cfg, names)),
+        "candidates": _of_pairs(workspace.ood_files(cfg, fold, names)),
     }
 
 
@@ -106,7 +114,7 @@ def _of_ood_training_set(cfg: Config, fold: int) -> dict:
     sources = workspace.ranking_path(cfg, fold), workspace.pct_path(cfg, fold)
     if not all(path.is_file() for path in sources):
         return {"fold": fold, "inputs": None}
-    chosen = workspace.ood_files(cfg, ood_set.chosen_oods(cfg, fold))
+    chosen = workspace.ood_files(cfg, fold, ood_set.chosen_oods(cfg, fold))
     return {"fold": fold, "inputs": _of_pairs(_id_set(cfg, fold) + chosen)}
 
 
@@ -142,7 +150,7 @@ PRODUCTS = {
     "patches": Product(_in("Image_Patchs"), ("class masks",), ("patch_size",), _of_regions),
     "patch masks": Product(_in("Mask_Patchs"), ("class masks",), ("patch_size",), _of_regions),
     "fold": Product(workspace.fold_path, _PATCHES, ("split", "seed"), _of_patch_names),
-    "OoD patches": Product(_in("OoD_Patchs"), _PATCHES, ("ood_fill",), _of_patches),
+    "OoD patches": Product(workspace.ood_folder, _PATCHES, ("ood_fill",), _of_cut_patches),
     "source patches": Product(_in("OoD_Source_Patchs"), (), ("patch_size",), _of_source_images),
     "baseline": Product(_network(ood=False), ("fold",), TRAINING, _of_id_patches),
     "ranking": Product(workspace.ranking_path, _MINED, ("precision", "colours"), _of_candidates),
@@ -167,6 +175,7 @@ _PREPARING = (*_DATA, "max_pixels", "workers", "dask_scheduler")
 _OODS = ("folds", "ood_source", "ood_source_use")
 _TRAINING = (*_DATA, "folds", "mpp", "device", "max_memory", "tensorboard")
 _TESTING = (*_DATA, *_OODS, "mpp", "device", "max_memory")
+_FILLING = (*_DATA, "folds", "batch_size", "precision", "device", "max_memory", "tensorboard")
 _OF_A_NETWORK = ("classes", "mpp", "architecture", "encoder", "device", "precision", "max_pixels")
 _VOLUMES = ("workspace", "folds", "seed", "device", "precision")
 _TRAINING_VOLUMES = ("epochs", "batch_size", "lr", "ood_fill", "ood_weight", "pnr_opt", "pct_grid")
@@ -186,6 +195,8 @@ SCRIPTS = {
     "robust/train_volumes.py": ((), (*_VOLUMES, *_TRAINING_VOLUMES)),
     "robust/test_volumes.py": ((), _VOLUMES),
     "robust/main.py": ((), (*_VOLUMES, *_TRAINING_VOLUMES)),
+    "transfer/train_fill.py": (("fold",), _FILLING),
+    "studies/detector.py": (("fold",), (*_DATA, "folds", "device", "max_memory")),
     "weak/label_patches.py": (("patches", "patch masks"), _PREPARING),
 }
 
@@ -289,6 +300,17 @@ def _refuse_unusable(cfg: Config, name: str, fold: int, record: Record) -> None:
         )
 
 
+def require_trained(network: Path, made_from: dict | None, again: str) -> None:
+    """Raise UserError if a network is missing, or not what `made_from` gives; None: it may be any.
+
+    again: the command that trains it.
+    """
+    if not workspace.weights_of(network).is_file():
+        raise UserError(f"{network} is missing: run `{again}` first")
+    if made_from and (why := record_of(network).out_of_date(made_from)):
+        raise UserError(f"{network} is out of date ({why}): run `{again}` again")
+
+
 def survey(cfg: Config) -> dict[str, str]:
     """Return what the steps would do with each product that is there, by its path."""
     found: dict[str, str] = {}
@@ -325,7 +347,7 @@ def _fate(cfg: Config, name: str, fold: int, record: Record) -> str:
 
 def command(cfg: Config, name: str, fold: int) -> str:
     """Return the command that makes a product: its script with the settings of this run."""
-    script = next(script for script, (products, _) in SCRIPTS.items() if name in products)
+    script = _script_of(cfg, name)
     path = PRODUCTS[name].path
     if path(cfg, fold) != path(cfg, fold + 1):
         cfg = dataclasses.replace(cfg, folds=(fold,))
@@ -341,6 +363,13 @@ def command(cfg: Config, name: str, fold: int) -> str:
             values = np.ravel(value).tolist() if isinstance(value, tuple) else [value]
             words += [f"--{name}", *map(str, values)]
     return shlex.join(words)
+
+
+def _script_of(cfg: Config, name: str) -> str:
+    """Return the script that makes a product; it takes a generator to make some OoD patches."""
+    if name == "OoD patches" and cfg.ood_fill == "transfer":
+        return "transfer/train_fill.py"
+    return next(script for script, (products, _) in SCRIPTS.items() if name in products)
 
 
 # ---------------------------------------------------------------- what a step does

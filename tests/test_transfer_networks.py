@@ -1,0 +1,133 @@
+"""The networks of transfer/: nothing outside the mask changes, to the bit."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from config import UserError
+from transfer.networks import (
+    EPS,
+    Attention,
+    Generator,
+    InstanceLayerNorm,
+    Judges,
+    compose,
+)
+
+
+def random_images(count=2, height=16, width=20):
+    return torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+@pytest.fixture
+def generator():
+    torch.manual_seed(0)
+    return Generator(2)
+
+
+def with_mask(generator, value):
+    """The generator, with a mask of 0 or 1 everywhere."""
+    nn.init.zeros_(generator.mask.weight)
+    nn.init.constant_(generator.mask.bias, 200.0 if value else -200.0)
+    return generator
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_a_mask_of_0_gives_the_input_and_one_of_1_the_fake_to_the_bit(generator, bfloat16):
+    images, made = random_images(), []
+    for value in (0, 1):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):  # anew: it keeps old weights
+            made.append(with_mask(generator, value)(images))
+    unchanged, changed = made
+    assert torch.equal(unchanged.composite, images)
+    assert torch.equal(changed.composite, changed.fake)
+    assert not torch.equal(changed.fake, images)
+
+
+def test_a_mask_in_between_mixes():
+    fake, image, mask = torch.tensor([1.0, 1.0]), torch.tensor([-1.0, 0.5]), torch.tensor([0.75, 0])
+    assert compose(fake, mask, image).tolist() == [0.5, 0.5]
+
+
+def test_outside_the_mask_the_fake_is_the_reconstruction(generator):
+    out = with_mask(generator, 0)(random_images())
+    assert torch.equal(out.fake, out.reconstruction)
+
+
+@pytest.mark.parametrize("part", ["composite", "fake"])
+def test_the_gradient_of_what_is_made_reaches_the_mask(generator, part):
+    getattr(generator(random_images()), part).square().mean().backward()
+    assert generator.mask.weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (20, 36), (48, 48)])
+def test_any_size_that_is_divisible_by_4_comes_back(generator, height, width):
+    images = random_images(1, height, width)
+    out = generator(images)
+    for made in (out.fake, out.composite, out.reconstruction):
+        assert made.shape == images.shape
+    assert out.mask.shape == (1, 1, height, width)
+    assert out.heat.shape == (1, 1, height // 4, width // 4)
+    assert 0 <= out.mask.min() <= out.mask.max() <= 1
+    assert len(Judges(2)(images)) == 4
+
+
+@pytest.mark.parametrize("side", [12, 18])
+def test_other_sizes_are_refused_in_a_sentence(generator, side):
+    with pytest.raises(UserError, match=f"{side} x 20 pixels.*divisible by 4"):
+        generator(random_images(1, side))
+
+
+def test_no_image_of_a_batch_changes_another(generator):
+    images = random_images(3)
+    together = generator(images)
+    for index in range(3):
+        alone = generator(images[index : index + 1])
+        for both, one in zip(together, alone, strict=True):
+            torch.testing.assert_close(both[index : index + 1], one, atol=1e-4, rtol=1e-4)
+
+
+def test_the_mean_of_the_heat_is_the_first_logit(generator):
+    out = generator(random_images())
+    torch.testing.assert_close(out.heat.mean((1, 2, 3)), out.logits[:, 0])
+
+
+def test_attention_weighs_channels_as_its_classifiers_do():
+    mean, maximum = nn.Linear(2, 1, bias=False), nn.Linear(2, 1, bias=False)
+    with torch.no_grad():
+        mean.weight.copy_(torch.tensor([[1.0, -1.0]]))
+        maximum.weight.copy_(torch.tensor([[0.5, 2.0]]))
+    features = torch.tensor([[[[1.0, 3.0]], [[4.0, 0.0]]]])  # means 2 and 2, maxima 3 and 4
+    attended, logits, heat = Attention(mean, maximum, nn.Identity())(features)
+    assert logits.tolist() == [[2 - 2, 0.5 * 3 + 2 * 4]]
+    assert heat.tolist() == [[[[1 - 4, 3 - 0]]]]
+    assert attended[0, :, 0].tolist() == [[1, 3], [-4, 0], [0.5, 1.5], [8, 0]]
+
+
+def test_the_ratio_leads_from_the_normalisation_of_the_image_to_that_of_each_channel():
+    features = random_images()
+    gain, shift = torch.tensor([1.0, 2.0, -1.0]), torch.tensor([0.0, 0.5, 1.0])
+    ends = F.group_norm(features, 1, eps=EPS), F.instance_norm(features, eps=EPS)
+    for ratio in (0.0, 0.25, 1.0):
+        expected = torch.lerp(*ends, ratio) * gain[:, None, None] + shift[:, None, None]
+        found = InstanceLayerNorm(3, ratio)(features, gain, shift)
+        torch.testing.assert_close(found, expected)
+
+
+def test_a_ratio_is_brought_back_to_0_to_1():
+    norm = InstanceLayerNorm(3, 0.5)
+    norm.ratio.data += torch.tensor([-1.0, 0.0, 1.0])
+    norm.clip()
+    assert norm.ratio.tolist() == [0, 0.5, 1]
+
+
+def test_a_discriminator_stretches_no_direction():
+    torch.manual_seed(0)
+    judges = Judges(2)
+    for _ in range(50):  # each pass brings the estimate of the norm closer
+        judges(random_images())
+    for judge in judges.eval().judges:
+        for layer in [judge.last, *judge.encoder[::2]]:
+            norm = torch.linalg.matrix_norm(layer.weight.flatten(1), 2).item()
+            assert norm == pytest.approx(1, abs=0.02)

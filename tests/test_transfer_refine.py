@@ -1,0 +1,195 @@
+"""The student of transfer/ and its teacher: the moving average, and what the teacher may say."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from medood.data.labels import UNSURE
+from medood.training.augmentation import RANDOM, augment, draw_augmentation, parameters_of
+from medood.training.losses import segmentation_loss
+from medood.training.state import TrainingState
+from tests.conftest import TINY
+from tests.test_step import WAITS
+from transfer import teacher
+from transfer.teacher import DECAY, SURE, MeanTeacher
+
+CPU = torch.device("cpu")
+LESION = dataclasses.replace(TINY, classes=(("lesion", "#d55e00"),))
+
+
+def batch(cfg, count=4):
+    """Images, masks whose first is empty, weights, and an augmentation."""
+    generator = torch.Generator().manual_seed(0)
+    shape = count, cfg.patch_size, cfg.patch_size
+    images = torch.randint(0, 256, (*shape, 3), generator=generator, dtype=torch.uint8)
+    masks = torch.zeros(shape, dtype=torch.uint8)
+    masks[1:, 4:20, 4:20] = 1
+    return images, masks, torch.ones(count), draw_augmentation(count, 0)
+
+
+@pytest.fixture
+def trainer():
+    torch.manual_seed(0)
+    return MeanTeacher(LESION, CPU)
+
+
+def floats(module):
+    """The weights of a network, with its running means and variances."""
+    return [
+        value
+        for name, value in module.state_dict().items()
+        if name not in ("epochs", "steps") and value.dtype.is_floating_point
+    ]
+
+
+def student_becomes(trainer, value):
+    """Give every weight of the student one value, and let the teacher follow."""
+    with torch.no_grad():
+        for weight in floats(trainer.model):
+            weight.fill_(value)
+    trainer.follow()
+    return torch.cat([weight.flatten() for weight in floats(trainer.teacher)])
+
+
+def test_the_teacher_is_the_student_until_it_counts_and_then_its_moving_average(trainer):
+    """By hand: 4; 6; (6 + 10) / 2 = 8; (6 + 10 + 14) / 3 = 10; later .99 * 10 + .01 * 110 = 11."""
+    assert len(floats(trainer.teacher)) == len(floats(trainer.model))
+    assert (student_becomes(trainer, 4) == 4).all()
+    assert (student_becomes(trainer, 6) == 6).all()
+    trainer.counts.fill_(1)
+    assert (student_becomes(trainer, 10) == 8).all()
+    assert (student_becomes(trainer, 14) - 10).abs().max() < 1e-5
+    trainer.teacher.steps.fill_(1000)
+    assert DECAY == 0.99
+    assert (student_becomes(trainer, 110) - 11).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("epochs", "counts"), [(1, [0]), (2, [0, 1]), (3, [0, 0, 1]), (4, [0, 0, 1, 1])]
+)
+def test_the_teacher_counts_in_the_second_half_of_the_epochs(epochs, counts):
+    trainer = MeanTeacher(dataclasses.replace(LESION, epochs=epochs), CPU)
+    found = []
+    for _ in range(epochs):
+        trainer.begin_epoch(1e-3)
+        found.append(int(trainer.counts))
+    assert found == counts
+
+
+def test_no_gradient_reaches_the_teacher(trainer):
+    trainer.begin_epoch(1e-3)
+    trainer.step(*batch(LESION))
+    trainer.begin_epoch(1e-3)  # from now on it counts
+    trainer._loss(*batch(LESION)).backward()
+    assert all(weight.grad is None for weight in trainer.teacher.parameters())
+    assert not trainer.teacher.training
+    assert trainer.model.training
+
+
+class Saying(torch.nn.Module):
+    """A teacher whose probability of the lesion is given, whatever it sees."""
+
+    def __init__(self, probability):
+        super().__init__()
+        self.logits = torch.stack([torch.zeros_like(probability), torch.logit(probability)], 1)
+
+    def forward(self, images):
+        return self.logits
+
+
+def test_the_teacher_counts_where_it_is_sure_and_is_not_asked_about_healthy_images(trainer):
+    probability = torch.tensor([[0.96, 0.94, 0.5, 0.06, 0.04]] * 2).view(2, 1, 5).expand(2, 5, 5)
+    masks = torch.tensor([1, 0], dtype=torch.uint8)[:, None, None].expand(2, 5, 5)
+    trainer.teacher = Saying(probability)
+    images = torch.zeros(2, 5, 5, 3, dtype=torch.uint8)
+    said = trainer.label(images, masks)
+    assert SURE == 0.95
+    assert said[0, 0].tolist() == [1, UNSURE, UNSURE, UNSURE, 0]
+    assert (said[1] == 0).all()
+    unknown = torch.full_like(masks, UNSURE)  # a mask that contradicts its label
+    assert trainer.label(images, unknown)[1, 0].tolist() == [1, UNSURE, UNSURE, UNSURE, 0]
+
+
+def test_the_label_of_the_teacher_is_warped_as_the_image_is():
+    """What is painted in the image and what is marked in the label stay in one place."""
+    images = torch.zeros(3, 32, 32, 3, dtype=torch.uint8)
+    images[:, 5:15, 8:25] = 255
+    label = (images[..., 0] == 255).to(torch.uint8)
+    random = torch.rand(3, RANDOM, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    random[:, 7:] = 0  # no other colours
+    both = torch.stack([label, 1 - label], 1)
+    warped, targets = augment(images, both, parameters_of(random))
+    clear = (warped[:, 0] < 25) | (warped[:, 0] > 230)
+    assert clear.float().mean() > 0.8
+    assert ((warped[:, 0] > 128) == (targets[:, 0] == 1))[clear].float().mean() > 0.99
+    assert (targets[:, 0] + targets[:, 1] == 1).all()
+
+
+def test_a_teacher_that_says_what_the_mask_says_doubles_the_loss_under_any_warp(trainer):
+    given = batch(LESION)
+    trainer.label = lambda images, masks: masks
+    trainer.counts.fill_(1)
+    plain = super(MeanTeacher, trainer)._loss(*given)
+    assert torch.allclose(trainer._loss(*given), 2 * plain)
+
+
+def test_in_the_first_half_the_masks_teach_alone(trainer):
+    given = batch(LESION)
+    plain = super(MeanTeacher, trainer)._loss(*given)
+    trainer.begin_epoch(1e-3)
+    assert torch.equal(trainer._loss(*given), plain)
+    trainer.begin_epoch(1e-3)
+    assert trainer._loss(*given) > plain
+
+
+def test_the_loss_is_that_of_the_mask_and_that_of_the_teachers_label(trainer):
+    images, masks, weight, _ = batch(LESION)
+    trainer.counts.fill_(1)
+    trainer.model.eval()  # the same logits in every pass
+    unchanged = parameters_of(torch.zeros(4, RANDOM))
+    found = trainer._loss(images, masks, weight, unchanged)
+    label = trainer.label(images, masks)
+    logits = trainer.model(trainer.normalise(augment(images, masks, unchanged)[0]))
+    parts = [segmentation_loss(logits, t.long(), weight, "dice") for t in (masks, label)]
+    assert torch.allclose(found, sum(parts), atol=1e-6)
+
+
+def test_an_interrupted_training_has_its_teacher_again(trainer, tmp_path):
+    state = TrainingState(tmp_path / "resume.pt", {}, trainer)
+    for _ in range(2):
+        trainer.begin_epoch(1e-3)
+        trainer.step(*batch(LESION))
+        state.add({"epoch": 1})
+    torch.manual_seed(1)
+    other = MeanTeacher(LESION, CPU)
+    again = TrainingState(tmp_path / "resume.pt", {}, other)
+    assert len(again.log) == 2
+    for one in (trainer, other):
+        one.begin_epoch(1e-3)
+        one.step(*batch(LESION))
+    assert other.teacher.epochs == 3
+    assert other.counts == 1
+    for part in ("model", "teacher"):
+        ours, theirs = (getattr(t, part).state_dict() for t in (trainer, other))
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_step_asks_for_no_value_that_the_host_would_wait_for(trainer):
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            assert function.overloadpacket.__name__ not in WAITS
+            return function(*args, **(kwargs or {}))
+
+    trainer.begin_epoch(1e-3)
+    trainer.step(*batch(LESION))  # torch's Adam looks at its settings at first
+    with Watch():
+        trainer.begin_epoch(1e-3)
+        trainer.step(*batch(LESION))
+
+
+def test_the_constants_decide_whether_a_student_is_kept(monkeypatch):
+    before = MeanTeacher.made_from(LESION)
+    monkeypatch.setattr(teacher, "SURE", 0.9)
+    assert MeanTeacher.made_from(LESION) != before

@@ -1,0 +1,141 @@
+"""Make every image healthy, and turn what had to change into its mask.
+
+Reads   weak/Images, transfer/generator                    (train_transfer.py)
+Writes  transfer/healthy/<fold>_<lesion>/<image>.png       RGB (P, P, 3), the lesion taken out
+        transfer/healthy/<fold>_<lesion>/mask.npz          uint8 (P, P) by image: the mask head,
+                                                           255 where all of a pixel has to change
+        transfer/healthy/<fold>_<lesion>/heat.npz          float16 (P, P) by image: where the
+                                                           generator's classifier looks
+        transfer/healthy/<fold>_<lesion>/sheet/            a contact sheet of training images
+        transfer/Pseudo_Masks/<fold>_<lesion>/<image>.png  uint8 (P, P), 0 background, 1 lesion
+
+The generator is the last one of its training: nothing chooses another. Otsu's threshold splits the
+values of the mask head on all training images with the lesion, so there is one for a fold. A
+threshold of its own for each image would always find two sides, also where nothing is.
+
+A training image without any class has an empty mask, as its label says. One with the lesion in
+which nothing reaches the threshold contradicts its label: its mask is unsure (255) all over. Test
+images have no label here: the threshold alone decides, and no classifier is asked.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import numpy as np
+
+from medood.data.images import write_png
+from medood.data.labels import BACKGROUND, UNSURE
+from medood.runs.command_line import run
+from transfer.products import (
+    domains,
+    generator_folder,
+    healthy_folder,
+    held_out,
+    masks_folder,
+    with_lesion,
+)
+from transfer.settings import TransferConfig
+from weak.products import make_folds
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MASK, HEAT = "mask.npz", "heat.npz"
+SHOWN = 8  # images in the contact sheet
+
+
+def generate_masks(cfg: TransferConfig) -> None:
+    """Write healthy images and masks of every fold, of training and of test images."""
+    cfg = with_lesion(cfg)
+    make_folds(cfg, "healthy images", ["generator"], write_healthy)
+    make_folds(cfg, "transfer masks", ["healthy images"], write_masks)
+
+
+def write_healthy(cfg: TransferConfig, fold: int, folder: Path) -> None:
+    """Write what the generator of a fold makes of all images into a folder."""
+    # here, so that --help works without torch
+    from medood.data.dataset import load_patches
+    from medood.models.network import pick_device
+    from transfer.training import load_generator, transfer
+
+    diseased, healthy = domains(cfg, fold)
+    paths, device = [*diseased, *healthy, *held_out(cfg, fold)], pick_device(cfg)
+    images = load_patches(cfg, [(path, None) for path in paths]).images
+    generator = load_generator(cfg, generator_folder(cfg, fold), device)
+    composites, masks, heat = transfer(generator, images, device)
+    for path, composite in zip(paths, composites.numpy(), strict=True):
+        write_png(folder / path.name, composite)
+    levels = (255 * masks).round().byte()
+    for name, values in ((MASK, levels.numpy()), (HEAT, heat.numpy().astype(np.float16))):
+        by_image = {path.stem: of_image for path, of_image in zip(paths, values, strict=True)}
+        np.savez_compressed(folder / name, **by_image)
+    draw_sheet(folder / "sheet" / "healthy.png", cfg, diseased, healthy, images, composites, levels)
+    print(f"{healthy_folder(cfg, fold)}: {len(paths)} images made healthy")
+
+
+def draw_sheet(
+    path: Path,
+    cfg: TransferConfig,
+    diseased: list[Path],
+    healthy: list[Path],
+    images: Tensor,
+    composites: Tensor,
+    levels: Tensor,
+) -> None:
+    """Draw training images of both kinds, those with the lesion first: made healthy, and mask."""
+    from weak.pictures import draw_rows
+
+    first = np.linspace(0, len(diseased) - 1, min(SHOWN, len(diseased))).astype(int).tolist()
+    last = np.linspace(0, len(healthy) - 1, min(SHOWN // 2, len(healthy))).astype(int)
+    chosen = [*first, *(len(diseased) + last).tolist()]
+    names = [(diseased + healthy)[index].stem for index in chosen]
+    columns = {"healthy": composites[chosen], "mask": levels[chosen] / 255}
+    draw_rows(path, cfg, "made healthy", names, images[chosen], columns)
+
+
+def write_masks(cfg: TransferConfig, fold: int, folder: Path) -> None:
+    """Write the masks of all images by the mask heads of a fold into a folder."""
+    diseased, healthy = domains(cfg, fold)
+    test = held_out(cfg, fold)
+    found = dict(zip(diseased, read_levels(cfg, fold, diseased), strict=True))
+    found |= zip(test, read_levels(cfg, fold, test), strict=True)
+    threshold = otsu(np.stack([found[path] for path in diseased]))
+    empty = 0
+    for path, levels in found.items():
+        mask = (levels > threshold).astype(np.uint8)
+        if path in set(diseased) and not mask.any():
+            mask[:] = UNSURE
+            empty += 1
+        write_png(folder / path.name, mask)
+    for path in healthy:
+        write_png(folder / path.name, np.full([cfg.patch_size] * 2, BACKGROUND, np.uint8))
+    print(
+        f"{masks_folder(cfg, fold)}: masks of {len(found) + len(healthy)} images, threshold"
+        f" {threshold / 255:.2f}; nothing found in {empty} of {len(diseased)} training images with"
+        f" {cfg.lesion}"
+    )
+
+
+def otsu(levels: np.ndarray) -> int:
+    """Return Otsu's threshold of levels, uint8 of any shape: what lies above it is one side.
+
+    It is the highest level where there is no other, so that nothing lies above it.
+    """
+    from skimage.filters import threshold_otsu  # takes a while to import
+
+    return int(threshold_otsu(levels))
+
+
+def read_levels(cfg: TransferConfig, fold: int, paths: list[Path], kind: str = MASK) -> np.ndarray:
+    """Return what the mask head says of images, uint8 (N, P, P); or the heat, float16."""
+    with np.load(healthy_folder(cfg, fold) / kind) as arrays:
+        return np.stack([arrays[path.stem] for path in paths])
+
+
+if __name__ == "__main__":
+    run(generate_masks, TransferConfig())

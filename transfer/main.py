@@ -1,0 +1,80 @@
+"""Run all of transfer/: from image labels to masks, a refined network, and how good both are.
+
+`python transfer/main.py --images FOLDER --image_labels CSV --lesion NAME --masks FOLDER` runs on
+your images; without --masks it stops before the test. `python transfer/main.py --sample` draws a
+small set first, and runs on that. `--prove` shows that no step before the test looks at a mask.
+"""
+
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from medood.runs.command_line import networks_of, run
+from transfer.generate_masks import generate_masks
+from transfer.refine import refine
+from transfer.settings import TransferConfig
+from transfer.test_masks import evaluate
+from transfer.train_transfer import train_generators
+from transfer.trainings import TrainingsConfig, with_trainings
+from weak.generate_images import generate_images
+
+
+@dataclass(frozen=True)
+class MainConfig(TrainingsConfig):
+    """What main.py alone takes."""
+
+    sample: bool = False
+    """Draw a small data set in <workspace>/transfer_sample and run on it, with its own settings."""
+    prove: bool = False
+    """Make the masks with the true masks deleted, and with them scrambled: the same bytes."""
+
+
+def steps(cfg: TransferConfig) -> None:
+    """Make the masks; what is done already, with the same settings, is kept."""
+    for step in (generate_images, train_generators, generate_masks):
+        step(cfg)
+
+
+def main(cfg: MainConfig) -> None:
+    """Run every step in its order, for all trainings, and the test if there are masks."""
+    every = with_trainings(cfg)
+    steps(every)
+    refine(every)
+    if cfg.masks is None:
+        print("masks = None: nothing to test on; predict.py takes the networks in transfer/student")
+    else:
+        evaluate(cfg)
+
+
+def start(cfg: MainConfig) -> None:
+    """Run on the sample if asked, else on the images; or prove that no mask is looked at."""
+    if cfg.sample:
+        from transfer.sample import draw_sample
+
+        cfg = replace(cfg, workspace=home(cfg), **draw_sample(home(cfg)))
+    if cfg.prove:
+        from medood.runs.prove import prove
+
+        prove(cfg, steps, "weak", "transfer")
+    else:
+        main(cfg)
+
+
+def home(cfg: MainConfig) -> Path:
+    """Return where to work: the sample has a folder of its own."""
+    return cfg.workspace / "transfer_sample" if cfg.sample else cfg.workspace
+
+
+def defaults() -> MainConfig:
+    """Return the settings of the scripts or, for the sample, its own; arguments change either."""
+    if "--sample" not in sys.argv:
+        return MainConfig()
+    from transfer.sample import SETTINGS
+
+    return MainConfig(trainings=1, **SETTINGS)  # three would take three times as long
+
+
+if __name__ == "__main__":
+    run(start, defaults(), home, lambda cfg: networks_of(with_trainings(cfg)))

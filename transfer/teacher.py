@@ -1,0 +1,92 @@
+"""A student that learns from masks, and a teacher, its moving average, that labels what it sees."""
+
+import copy
+
+import torch
+from torch import Tensor
+
+from config import Config
+from medood.data.labels import BACKGROUND, UNSURE
+from medood.training.augmentation import augment
+from medood.training.losses import segmentation_loss
+from medood.training.step import Trainer
+
+DECAY = 0.99  # of the moving average, per step (Tarvainen and Valpola 2017, early in a training)
+SURE = 0.95  # probability from which the teacher counts (FixMatch, Sohn et al. 2020)
+START = 0.5  # of the epochs: a mean of students that know little yet would teach them to stay so
+
+
+class MeanTeacher(Trainer):
+    """A trainer whose network also learns what its own moving average says of an image.
+
+    Loss = L(student, mask) + L(student, teacher's label). The teacher sees the image as it is, the
+    student augmented, and the label is warped as the mask is: the student has to be consistent with
+    it (Tarvainen and Valpola, "Mean teachers are better role models", NeurIPS 2017). A pixel of
+    which the teacher is not sure counts in L as any unsure pixel: not at all. In the first half of
+    the epochs the masks teach alone, and the teacher is the student.
+    """
+
+    def __init__(self, cfg: Config, device: torch.device) -> None:
+        super().__init__(cfg, device)
+        self.teacher = copy.deepcopy(self.model).eval().requires_grad_(False)
+        # tensors: a recorded step would repeat a number of Python's as it was
+        for name in ("epochs", "steps"):  # begun; taken since the teacher counts
+            self.teacher.register_buffer(name, torch.zeros((), device=device))
+        self.counts = torch.zeros((), device=device)
+        self.beside = {"teacher": self.teacher}  # an interrupted training needs it to go on
+
+    @staticmethod
+    def made_from(cfg: Config) -> dict:
+        """Return what decides a network beside its patches and the settings of config.py."""
+        return {"teacher": {"decay": DECAY, "sure": SURE, "start": START}}
+
+    def begin_epoch(self, lr: float) -> None:
+        """Take the steps of an epoch at a learning rate, in the second half with the teacher."""
+        super().begin_epoch(lr)
+        self.counts.copy_(self.teacher.epochs >= START * self.cfg.epochs)
+        self.teacher.epochs += 1
+
+    def update(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
+        """Take an optimiser step on a batch, and let the teacher follow."""
+        results = super().update(*batch)
+        self.follow()
+        return results
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        """Move the teacher towards the student, its running means and variances included.
+
+        teacher = d * teacher + (1 - d) * student, where d = min(DECAY, 1 - 1 / (1 + t)) after t
+        steps in which the teacher counted: before it is the student, then the plain mean of the
+        students since, and an exponential one in the end, as in the authors' own code.
+        """
+        self.teacher.steps += self.counts
+        rate = (1 / (1 + self.teacher.steps)).clamp(min=1 - DECAY)
+        own = self.teacher.state_dict()
+        for name, value in self.model.state_dict().items():
+            if value.is_floating_point():
+                own[name].lerp_(value, rate.to(value.dtype))
+
+    @torch.no_grad()
+    def label(self, images: Tensor, masks: Tensor) -> Tensor:
+        """Return what the teacher says of images, uint8 (N, P, P), UNSURE where it is not sure.
+
+        Where a mask is background everywhere, the image holds nothing: that is known, and no
+        teacher is asked. images: RGB uint8 (N, P, P, 3). masks: uint8 (N, P, P).
+        """
+        with self.precision:
+            logits = self.teacher(self.normalise(images.permute(0, 3, 1, 2).float()))
+        probability, said = logits.float().softmax(1).max(1)
+        said = said.where(probability >= SURE, UNSURE)
+        is_healthy = (masks == BACKGROUND).flatten(1).all(1)[:, None, None]
+        return said.where(~is_healthy, BACKGROUND).to(torch.uint8)
+
+    def _loss(self, images: Tensor, masks: Tensor, weight: Tensor, augmentation: Tensor) -> Tensor:
+        both = torch.stack([masks, self.label(images, masks)], 1)
+        augmented, targets = augment(images, both, augmentation)
+        with self.precision:
+            logits = self.distributed(self.normalise(augmented))
+        of_mask, of_teacher = (
+            segmentation_loss(logits, target, weight, self.cfg.loss) for target in targets.unbind(1)
+        )
+        return of_mask + self.counts * of_teacher

@@ -1,0 +1,193 @@
+"""Test masks and students against true masks: how far is it from full supervision?
+
+Reads   all that the steps before made, and, for the first time, masks: a folder of true masks (or a
+        CSV of run lengths)
+Writes  models/<fold>_<model>_<lesion>_supervised/   the same network, trained on the true masks
+        reports/transfer/scores.json                 by fold and row, see ROWS
+        reports/transfer/table.md                    and differences.json, each row less `threshold`
+        reports/transfer/trainings.json              by fold, every training's scores
+        reports/transfer/index.html                  the report, with its figures in one file
+
+A fold is trained several times, and the tables show one training, declared beforehand: the median
+by the `miou` of the row `transfer`, the mean over folds; of an even number, the worse of the middle
+two. Images that hold another class and not the lesion are in no domain, and are not tested.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from config import UserError
+from medood.data.records import record_of
+from medood.runs.command_line import run
+from medood.runs.provenance import (
+    PRODUCTS,
+    command,
+    network_made_from,
+    require,
+    require_trained,
+)
+from transfer.products import domains, held_out, masks_folder, with_lesion
+from transfer.refine import student_folder, training_files
+from transfer.settings import TransferConfig
+from transfer.trainings import TrainingsConfig, trainings_of, with_trainings
+from weak.image_labels import with_classes
+from weak.products import fold_labels, image_paths, labels_there
+from weak.settings import ImagesConfig
+from weak.settings import MasksConfig as WeakConfig
+from weak.test_masks import detected, read_masks
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from medood.evaluation.rows import Tested
+
+# what is tested, in the order of the table
+ROWS = {
+    "all_background": "all background",
+    "threshold": "grey threshold (Otsu)",
+    "cam": "CAM of weak/",
+    "irnet": "IRNet of weak/",
+    "transfer": "transfer",
+    "refined": "refined",
+    "supervised": "full supervision",
+}
+FLOOR = "threshold"
+TRAINED = ("transfer", "refined")  # the rows that differ between trainings
+
+
+def evaluate(cfg: TrainingsConfig) -> None:
+    """Test every row on the test images of every fold; write scores, tables and the report."""
+    cfg = with_lesion(cfg)
+    if cfg.masks is None:
+        raise UserError(
+            "masks = None: name the folder of true masks, or the CSV of run lengths, with --masks"
+        )
+    every = with_trainings(cfg)
+    require(every, "transfer masks")
+    for fold in every.folds:
+        require_student(cfg, fold)
+    with_weak = all(is_comparable(cfg, fold) for fold in cfg.folds)
+    if not with_weak:
+        print(
+            "the rows cam and irnet are left out: for them, run weak/main.py with the same images,"
+            " labels and encoder"
+        )
+    from transfer.report import write_report  # here, so that --help works without torch
+
+    write_report(cfg, {fold: test_fold(cfg, fold, with_weak) for fold in cfg.folds})
+
+
+def require_student(cfg: TransferConfig, fold: int) -> None:
+    """Raise UserError if the student of a fold is missing, or learned from other masks."""
+    from transfer.teacher import MeanTeacher
+
+    again = command(cfg, "transfer masks", fold).replace("generate_masks", "refine")
+    made_from = network_made_from(cfg, fold, training_files(cfg, fold))
+    require_trained(student_folder(cfg, fold), made_from | MeanTeacher.made_from(cfg), again)
+
+
+def of_training(row: str, number: int) -> str:
+    """Return what a row of TRAINED is called in one of the trainings of a fold, from 0."""
+    return f"{row} {number}"
+
+
+def test_fold(cfg: TrainingsConfig, fold: int, with_weak: bool) -> Tested:
+    """Return what every row says of the test images of a fold, in every training."""
+    import torch
+
+    from medood.data.dataset import load_patches
+    from medood.evaluation.rows import predicted_by, tested
+    from transfer.truth import lesion_files
+    from weak.baselines import otsu_masks
+
+    paths = held_out(cfg, fold)
+    patches = load_patches(cfg, lesion_files(cfg, paths))
+    images = patches.images
+    predicted = {
+        "all_background": torch.zeros(images.shape[:3], dtype=torch.uint8),
+        # no label is known: each image is taken to hold the lesion
+        "threshold": otsu_masks(images, torch.ones(len(images), dtype=torch.long)),
+        **(from_weak(cfg, fold, paths) if with_weak else {}),
+    }
+    networks = {}
+    for number, training in enumerate(trainings_of(cfg, fold)):
+        predicted[of_training("transfer", number)] = read_found(cfg, training, paths)
+        networks[of_training("refined", number)] = student_folder(cfg, training)
+    networks["supervised"] = train_supervised(cfg, fold)
+    predicted |= predicted_by(cfg, networks, images)
+    return tested(patches, patients_of(cfg, paths), predicted, len(cfg.class_names))
+
+
+def patients_of(cfg: TransferConfig, paths: list[Path]) -> list[str]:
+    """Return the patient of each image."""
+    labels = labels_there(cfg)
+    of_image = dict(zip(image_paths(cfg, labels), labels.patients, strict=True))
+    return [of_image[path] for path in paths]
+
+
+def read_found(cfg: TransferConfig, fold: int, paths: list[Path]) -> Tensor:
+    """Return the masks of images by the generator of a fold, uint8 (N, P, P)."""
+    import numpy as np
+    import torch
+
+    from medood.data.images import read_mask
+
+    masks = [read_mask(masks_folder(cfg, fold) / path.name, 2) for path in paths]
+    return torch.from_numpy(np.stack(masks))
+
+
+def train_supervised(cfg: TransferConfig, fold: int) -> Path:
+    """Return the folder of the network trained on the true masks of the same training images."""
+    from medood.training.loop import train_fold
+    from transfer.truth import lesion_files
+
+    name = f"{fold}_{cfg.model_name}_{cfg.lesion}_supervised".replace("/", "_")
+    folder = cfg.workspace / "models" / name
+    diseased, healthy = domains(cfg, fold)
+    train_fold(cfg, fold, lesion_files(cfg, diseased + healthy), [], folder)
+    return folder
+
+
+# ---------------------------------------------------------------- what weak/ says of them
+
+
+def weak_settings(cfg: TransferConfig) -> WeakConfig:
+    """Return settings for weak/ of the same images: its own are the defaults."""
+    return with_classes(
+        WeakConfig(**{field.name: getattr(cfg, field.name) for field in fields(ImagesConfig)})
+    )
+
+
+def is_comparable(cfg: TransferConfig, fold: int) -> bool:
+    """Say whether weak/ made masks for a fold, with any settings, from the same images and labels.
+
+    Then none of its networks has seen a test image.
+    """
+    ours = weak_settings(cfg)
+    for name in ("classifier", "maps", "IRNet", "pseudo-masks"):
+        record = record_of(PRODUCTS[name].path(ours, fold)).content or {}
+        made_from, now = record.get("made_from", {}), PRODUCTS[name].inputs(ours, fold)
+        if any(made_from.get(key) != value for key, value in now.items()):
+            return False
+    return True
+
+
+def from_weak(cfg: TransferConfig, fold: int, paths: list[Path]) -> dict[str, Tensor]:
+    """Return what CAM and IRNet of weak/ say of test images, by row, uint8 (N, P, P)."""
+    ours = weak_settings(cfg)
+    labels, _, test = fold_labels(ours, fold)
+    every = [image_paths(ours, labels)[index] for index in test]
+    chosen = [every.index(path) for path in paths]
+    value = ours.class_names.index(cfg.lesion)
+    found = {"cam": detected(ours, fold, "cam"), "irnet": read_masks(ours, fold, every)}
+    return {name: (masks[chosen] == value).byte() for name, masks in found.items()}
+
+
+if __name__ == "__main__":
+    run(evaluate, TrainingsConfig())
