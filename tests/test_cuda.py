@@ -135,6 +135,14 @@ def trained(cfg: Config, device: torch.device, count: int = 20, epochs: int = 2,
     return trainer, torch.cat(found)
 
 
+def test_nobody_finds_the_stand_in_once_it_is_over():
+    if not HERE and standin.register is not None:
+        with standin.started(Standin()):
+            assert torch.get_device_module(standin.NAME).is_available()
+        assert not torch.get_device_module(standin.NAME).is_available()
+        assert torch.nn.DataParallel(torch.nn.Linear(2, 2)).module.weight.device == CPU
+
+
 # ---------------------------------------------------------------- the step
 
 
