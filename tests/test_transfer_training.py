@@ -143,6 +143,7 @@ def test_a_few_steps_bring_the_losses_down(cfg, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_mask_comes_to_be_the_lesion(cfg, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "ROUND", 100)
     monkeypatch.setattr(training, "TOLD_APART", TOLD_APART)
