@@ -158,7 +158,8 @@ def tests(cfg: BenchConfig) -> dict:
     """Run the tests of what holds on a GPU (a dry run only collects them)."""
     # no options of pyproject.toml: they need pytest-xdist
     words = command(
-        *("-m", "pytest", "-o", "addopts=", "-q", "-m", "not long", "tests/test_cuda.py"),
+        *("-m", "pytest", "-o", "addopts=", "-q", "-m", "not long"),
+        *(f"tests/test_{name}.py" for name in ("cuda", "recorded", "deterministic")),
         *["--collect-only"] * cfg.dry_run,
     )
     return {"words": words}

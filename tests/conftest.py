@@ -58,6 +58,15 @@ def as_settings_of(kind: type[Config], cfg: Config, **own: object) -> Config:
     return kind(**plain | own)
 
 
+def in_a_copy(cfg: Config, workspace: Path) -> Config:
+    """Return the settings of a run of weak/ or transfer/ on drawn images, in a copy of its own."""
+    shutil.copytree(cfg.workspace, workspace)
+    drawn = workspace / "drawn"
+    own = {"images": drawn / "images", "masks": drawn / "masks"}
+    own["image_labels"] = drawn / "image_labels.csv"
+    return dataclasses.replace(cfg, workspace=workspace, **own)
+
+
 def write_region(workspace: Path, name: str, height: int, width: int, seed: int) -> None:
     """Draw one region in the flat layout: Lizard_Images/ and Labels/."""
     image, inst_map, ids, classes = draw_region(np.random.default_rng(seed), height, width)
@@ -110,6 +119,15 @@ def report(whole_run, tmp_path):
     cfg = dataclasses.replace(TINY, workspace=tmp_path / "run", folds=(1, 2))
     shutil.copytree(whole_run, cfg.workspace)
     return cfg, cfg.workspace / "reports" / "unet_mobilenet_v2"
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A GPU, or a stand-in that is as strict."""
+    from tests.gpus import any_gpu
+
+    with any_gpu(monkeypatch) as device:
+        yield device
 
 
 @pytest.fixture

@@ -11,18 +11,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import pytest
-import segmentation_models_pytorch as smp
 import torch
-from docstring_parser import parse_from_object
-from torch._dynamo.testing import CompileCounter
 
-from config import Config, Machine, UserError
 from estimate_pct import estimate_pct
-from medood.data.dataset import Patches
 from medood.data.folds import read_fold
 from medood.data.images import write_png
 from medood.data.workspace import model_folder, ood_files
@@ -32,107 +26,18 @@ from medood.models.checkpoints import load_model
 from medood.training import losses, step
 from medood.training.batches import Loader, storage_device
 from medood.training.loop import train_epoch
-from medood.training.step import Trainer, explain_errors
+from medood.training.step import Trainer
 from predict import PredictConfig, predict_images
 from rank_prune_ood import count_seen, rank_prune_ood
-from robust.free import FreeTrainer
-from robust.settings import FreeConfig
 from test import evaluate
 from tests import standin
 from tests.conftest import TINY, as_settings_of
+from tests.gpus import CPU, HERE, SMALL, Standin, some_patches, trained
 from train import train
 from train_ood import train_ood
 from transfer.settings import TransferConfig
 from transfer.training import Trainer as TransferTrainer
 from transfer.training import draw, transfer
-
-CPU = torch.device("cpu")
-# Adam turns rounding into whole steps where a gradient is next to nothing: small ones
-SMALL = dataclasses.replace(TINY, encoder="tu-test_resnet", lr=1e-4)
-HERE = torch.cuda.is_available()
-# operations that torch refuses on CUDA if they must be deterministic, by the names that they have
-# in its own list, the documentation of torch.use_deterministic_algorithms
-REFUSED = {
-    "_adaptive_avg_pool2d_backward": "torch.nn.AdaptiveAvgPool2d",
-    "adaptive_max_pool2d_backward": "torch.nn.AdaptiveMaxPool2d",
-    "nll_loss2d_forward": "torch.nn.NLLLoss",
-    "grid_sampler_2d_backward": "torch.nn.functional.grid_sample",
-    "reflection_pad2d_backward": "torch.nn.ReflectionPad2d",
-    "max_unpool2d": "torch.nn.MaxUnpool2d",
-    "histc": "torch.histc",
-    "median": "torch.median",
-    "upsample_bilinear2d_backward": "torch.nn.functional.interpolate",
-    "upsample_bicubic2d_backward": "torch.nn.functional.interpolate",
-}
-
-
-class Cuda:
-    """A GPU that is there."""
-
-    device = torch.device("cuda", 0)
-
-    @contextlib.contextmanager
-    def never_waiting(self):
-        """A context in which torch raises where the host would wait for the GPU."""
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            yield
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-
-
-class Standin(standin.Standin):
-    @contextlib.contextmanager
-    def never_waiting(self):
-        self.waits.clear()
-        yield
-        if self.waits:
-            raise RuntimeError(f"the host waits: {', '.join(self.waits)}")
-
-
-@pytest.fixture
-def gpu(monkeypatch):
-    if HERE:
-        yield Cuda()
-        return
-    if standin.register is None:
-        pytest.skip("needs a GPU, or torch 2.10 for a stand-in")
-    for name, value in standin.CUDA.items():
-        monkeypatch.setattr(torch.cuda, name, value)
-    with standin.started(Standin()) as device:
-        yield device
-
-
-@pytest.fixture
-def uncompiled(monkeypatch):
-    """torch.compile leaves the step as it is: what is tested is its recording."""
-    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
-
-
-def some_patches(count: int, side: int = 32) -> Patches:
-    """Noise, with a class for each shade of red; every third patch is OoD."""
-    generator = torch.Generator().manual_seed(0)
-    coarse = torch.rand(count, 3, 4, 4, generator=generator)
-    images = torch.nn.functional.interpolate(255 * coarse, size=side, mode="bilinear")
-    images = images.permute(0, 2, 3, 1).to(torch.uint8)
-    masks = images[..., 0] // 37
-    is_ood = torch.arange(count) % 3 == 2
-    masks[is_ood] = 0
-    masks[0, :4] = 255
-    return Patches([f"{number}.png" for number in range(count)], images, masks, is_ood)
-
-
-def trained(cfg: Config, device: torch.device, count: int = 20, epochs: int = 2, kind=Trainer):
-    """Return a trainer after some epochs, the second of a lower learning rate, and its losses."""
-    torch.manual_seed(0)
-    trainer = kind(cfg, device)
-    loader = Loader(cfg, 1, some_patches(count), device)
-    found = []
-    for epoch in range(epochs):
-        loader.set_epoch(epoch)
-        losses_of_epoch, norms = train_epoch(trainer, loader, cfg.lr / 10**epoch)
-        found += [losses_of_epoch.cpu(), norms.cpu()]
-    return trainer, torch.cat(found)
 
 
 def test_nobody_finds_the_stand_in_once_it_is_over():
@@ -229,57 +134,6 @@ def test_generators_learn_the_same_and_the_host_waits_for_nothing(gpu):
     assert healthy.device == CPU
 
 
-# ---------------------------------------------------------------- the recorded step
-
-
-@pytest.mark.parametrize("kind", [Trainer, FreeTrainer])
-def test_a_recorded_step_learns_the_same(gpu, uncompiled, kind):
-    """Over two epochs with other learning rates, each of four whole batches and a shorter one."""
-    cfg = as_settings_of(FreeConfig, SMALL, batch_size=4)
-    recorded = dataclasses.replace(cfg, compile=True)
-    _, expected = trained(cfg, gpu.device, 18, 2, kind)
-    trainer, found = trained(recorded, gpu.device, 18, 2, kind)
-    assert trainer.recorded.graph is not None
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-
-
-def test_a_recorded_step_is_launched_at_once(gpu, uncompiled):
-    if HERE:
-        pytest.skip("a GPU does not say how often it was called")
-    counts = {}
-    for compile_ in (False, True):
-        cfg = dataclasses.replace(SMALL, compile=compile_)
-        trainer = Trainer(cfg, gpu.device)
-        batch = next(iter(Loader(cfg, 1, some_patches(8), gpu.device)))
-        for _ in range(5):
-            trainer.step(*batch)
-        gpu.launches.clear()
-        trainer.step(*batch)
-        counts[compile_] = list(gpu.launches)
-    assert counts[True] == ["copy_"] * 4 + ["replay"]
-    assert len(counts[False]) > 200
-
-
-def test_what_cannot_be_recorded_is_said_with_the_cure(gpu, uncompiled, monkeypatch):
-    waiting = lambda *given: losses.segmentation_loss(*given) + 0 * given[0].sum().item()  # noqa: E731
-    monkeypatch.setattr(step, "segmentation_loss", waiting)
-    with pytest.raises(UserError, match=r"compile = True: a step cannot be recorded .* to False$"):
-        trained(dataclasses.replace(SMALL, compile=True, batch_size=4), gpu.device)
-
-
-def test_one_graph_serves_every_batch_and_learning_rate(monkeypatch):
-    """A break of the graph would be an error; so would a second graph, for the shorter batch."""
-    counter, compiled = CompileCounter(), torch.compile
-
-    def once(function, **options):
-        return compiled(function, backend=counter, fullgraph=True, **options)
-
-    monkeypatch.setattr(torch, "compile", once)
-    with mock.patch.object(torch._dynamo.config, "error_on_recompile", True):
-        trained(dataclasses.replace(SMALL, compile=True, batch_size=4), CPU, count=6, epochs=3)
-    assert counter.frame_count == 1
-
-
 # ---------------------------------------------------------------- what these tests would find
 
 
@@ -306,22 +160,6 @@ def make_a_constant_on_the_cpu(monkeypatch):
     monkeypatch.setattr(step, "segmentation_loss", shifted)
 
 
-def break_the_graph(monkeypatch):
-    def breaking(*given):
-        torch._dynamo.graph_break()
-        return losses.segmentation_loss(*given)
-
-    monkeypatch.setattr(step, "segmentation_loss", breaking)
-
-
-def take_the_rate_as_a_number(monkeypatch):
-    def begin_epoch(trainer, lr):
-        for group in trainer.optimiser.param_groups:
-            group["lr"] = lr
-
-    monkeypatch.setattr(Trainer, "begin_epoch", begin_epoch)
-
-
 def test_a_mask_left_on_the_cpu_is_found(gpu, monkeypatch):
     leave_a_mask_on_the_cpu(monkeypatch)
     with pytest.raises(RuntimeError, match="same device"):
@@ -333,72 +171,6 @@ def test_a_host_that_waits_is_found(gpu, monkeypatch, fault):
     fault(monkeypatch)
     with pytest.raises(RuntimeError, match="wait|synchroniz"):
         test_the_host_never_waits_in_an_epoch(gpu, "dice", "float32", "there")
-
-
-def test_a_break_of_the_graph_is_found(monkeypatch):
-    break_the_graph(monkeypatch)
-    with pytest.raises(UserError, match="cannot be compiled"):
-        test_one_graph_serves_every_batch_and_learning_rate(monkeypatch)
-
-
-def test_a_recorded_number_is_found(gpu, uncompiled, monkeypatch):
-    take_the_rate_as_a_number(monkeypatch)
-    with pytest.raises(AssertionError):
-        test_a_recorded_step_learns_the_same(gpu, None, Trainer)
-
-
-# ---------------------------------------------------------------- determinism
-
-
-def test_the_list_of_what_cannot_be_deterministic_is_torchs_own():
-    listed = torch.use_deterministic_algorithms.__doc__
-    refused = listed[listed.index("will throw a") :]
-    for name in REFUSED.values():
-        assert name in refused, name
-
-
-def refused_in_a_step(gpu, cfg: Config) -> set[str]:
-    """Which operations of a training step torch would refuse to make deterministic on CUDA."""
-    trainer = Trainer(cfg, gpu.device)
-    batch = next(iter(Loader(cfg, 1, some_patches(4, cfg.patch_size), gpu.device)))
-    gpu.launches.clear()
-    torch.use_deterministic_algorithms(True)  # torch has other ways for some, slower ones
-    try:
-        trainer.step(*batch)
-    finally:
-        torch.use_deterministic_algorithms(False)
-    return REFUSED.keys() & set(gpu.launches)
-
-
-@pytest.mark.parametrize("loss", ["dice", "dice_ce", "paper_code"])
-def test_every_loss_can_be_deterministic(gpu, loss):
-    if HERE:
-        torch.use_deterministic_algorithms(True)
-        try:
-            trained(dataclasses.replace(SMALL, loss=loss), gpu.device)
-        finally:
-            torch.use_deterministic_algorithms(False)
-    else:
-        assert not refused_in_a_step(gpu, dataclasses.replace(SMALL, loss=loss))
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(HERE, reason="a GPU says so itself, one operation at a time")
-@pytest.mark.parametrize("architecture", sorted(smp.MODEL_ARCHITECTURES_MAPPING))
-def test_which_architectures_cannot_be_deterministic_is_what_the_settings_say(gpu, architecture):
-    encoder = "tu-vit_tiny_patch16_224" if architecture == "dpt" else "resnet18"
-    side = {"dpt": 224, "pan": 128}.get(architecture, 64)  # the least that each takes
-    cfg = dataclasses.replace(TINY, architecture=architecture, encoder=encoder, patch_size=side)
-    said = next(p for p in parse_from_object(Machine).params if p.arg_name == "deterministic")
-    assert bool(refused_in_a_step(gpu, cfg)) == (architecture in said.description.split())
-
-
-def test_an_operation_that_cannot_be_deterministic_is_said_with_the_cure():
-    with (
-        pytest.raises(UserError, match=r"^deterministic = True: unet_tu-test_resnet needs x_cuda"),
-        explain_errors(SMALL, CPU),
-    ):
-        raise RuntimeError("x_cuda does not have a deterministic implementation, but you set")
 
 
 # ---------------------------------------------------------------- the steps of the paper

@@ -15,7 +15,7 @@ import torch
 from config import UserError
 from medood.data.images import read_image, read_mask
 from medood.runs.prove import prove
-from tests.conftest import TINY, as_settings_of
+from tests.conftest import TINY, as_settings_of, in_a_copy
 from transfer import training
 from transfer.generate_masks import HEAT, MASK, generate_masks, otsu, read_levels
 from transfer.main import MainConfig, main, steps
@@ -91,16 +91,7 @@ def made(tmp_path_factory, stand_in):
 
 @pytest.fixture
 def cfg(made, tmp_path):
-    """The settings of such a run, in a copy of its own."""
-    shutil.copytree(made.workspace, tmp_path / "run")
-    drawn = tmp_path / "run" / "drawn"
-    return dataclasses.replace(
-        made,
-        workspace=tmp_path / "run",
-        images=drawn / "images",
-        masks=drawn / "masks",
-        image_labels=drawn / "image_labels.csv",
-    )
+    return in_a_copy(made, tmp_path / "run")
 
 
 # ---------------------------------------------------------------- masks

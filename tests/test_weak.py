@@ -14,7 +14,7 @@ from config import UserError
 from medood.data.files import read_table
 from medood.data.images import read_mask
 from medood.runs.prove import prove
-from tests.conftest import TINY, as_settings_of
+from tests.conftest import TINY, as_settings_of, in_a_copy
 from weak import sample
 from weak.generate_images import generate_images
 from weak.generate_maps import generate_maps, read_maps
@@ -50,16 +50,7 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def cfg(made, tmp_path):
-    """The settings of such a run, in a copy of its own."""
-    shutil.copytree(made.workspace, tmp_path / "run")
-    drawn = tmp_path / "run" / "drawn"
-    return dataclasses.replace(
-        made,
-        workspace=tmp_path / "run",
-        images=drawn / "images",
-        masks=drawn / "masks",
-        image_labels=drawn / "image_labels.csv",
-    )
+    return in_a_copy(made, tmp_path / "run")
 
 
 def test_the_scores_have_every_row_and_the_report_lies_beside_them(made):

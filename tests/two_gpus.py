@@ -18,7 +18,7 @@ import torch.distributed as dist
 from medood import processes
 from medood.models.network import pick_device
 from tests import standin
-from tests.test_cuda import SMALL, trained
+from tests.gpus import SMALL, trained
 
 
 @contextlib.contextmanager

@@ -10,8 +10,6 @@ import numpy as np
 from config import Config, UserError
 from medood.data.files import hash_of
 
-RECORDS = (".json", ".csv")  # a log holds no time, a record the settings: both are compared too
-
 
 def prove(cfg: Config, steps: Callable[[Config], None], *folders: str) -> None:
     """Run the steps up to the pseudo-masks three times and compare every file that they write.

@@ -1,0 +1,84 @@
+"""A GPU to test on, or a stand-in for one, and a small training to run on it."""
+
+import contextlib
+import dataclasses
+
+import pytest
+import torch
+
+from config import Config
+from medood.data.dataset import Patches
+from medood.training.batches import Loader
+from medood.training.loop import train_epoch
+from medood.training.step import Trainer
+from tests import standin
+from tests.conftest import TINY
+
+CPU = torch.device("cpu")
+# Adam turns rounding into whole steps where a gradient is next to nothing: small ones
+SMALL = dataclasses.replace(TINY, encoder="tu-test_resnet", lr=1e-4)
+HERE = torch.cuda.is_available()
+
+
+class Cuda:
+    """A GPU that is there."""
+
+    device = torch.device("cuda", 0)
+
+    @contextlib.contextmanager
+    def never_waiting(self):
+        """A context in which torch raises where the host would wait for the GPU."""
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+class Standin(standin.Standin):
+    @contextlib.contextmanager
+    def never_waiting(self):
+        self.waits.clear()
+        yield
+        if self.waits:
+            raise RuntimeError(f"the host waits: {', '.join(self.waits)}")
+
+
+@contextlib.contextmanager
+def any_gpu(monkeypatch):
+    """The GPU that is there, or else a stand-in; the test is skipped where torch is too old."""
+    if HERE:
+        yield Cuda()
+        return
+    if standin.register is None:
+        pytest.skip("needs a GPU, or torch 2.10 for a stand-in")
+    for name, value in standin.CUDA.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    with standin.started(Standin()) as device:
+        yield device
+
+
+def some_patches(count: int, side: int = 32) -> Patches:
+    """Noise, with a class for each shade of red; every third patch is OoD."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(count, 3, 4, 4, generator=generator)
+    images = torch.nn.functional.interpolate(255 * coarse, size=side, mode="bilinear")
+    images = images.permute(0, 2, 3, 1).to(torch.uint8)
+    masks = images[..., 0] // 37
+    is_ood = torch.arange(count) % 3 == 2
+    masks[is_ood] = 0
+    masks[0, :4] = 255
+    return Patches([f"{number}.png" for number in range(count)], images, masks, is_ood)
+
+
+def trained(cfg: Config, device: torch.device, count: int = 20, epochs: int = 2, kind=Trainer):
+    """Return a trainer after some epochs, the second of a lower learning rate, and its losses."""
+    torch.manual_seed(0)
+    trainer = kind(cfg, device)
+    loader = Loader(cfg, 1, some_patches(count), device)
+    found = []
+    for epoch in range(epochs):
+        loader.set_epoch(epoch)
+        losses_of_epoch, norms = train_epoch(trainer, loader, cfg.lr / 10**epoch)
+        found += [losses_of_epoch.cpu(), norms.cpu()]
+    return trainer, torch.cat(found)
