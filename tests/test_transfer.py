@@ -303,3 +303,10 @@ def test_without_masks_it_stops_before_the_test(cfg, stand_in, capsys):
     assert "nothing to test on" in capsys.readouterr().out
     with pytest.raises(UserError, match="masks = None"):
         evaluate(without)
+
+
+def test_masks_that_are_not_there_are_missed_before_any_work(cfg):
+    shutil.rmtree(cfg.workspace / "transfer")
+    with pytest.raises(UserError, match="masks = .*nowhere: name the folder, or the CSV"):
+        main(dataclasses.replace(cfg, masks=cfg.workspace / "nowhere"))
+    assert not (cfg.workspace / "transfer").exists()

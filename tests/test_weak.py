@@ -24,6 +24,7 @@ from weak.main import MainConfig, main, steps
 from weak.products import fold_labels, image_paths, maps_folder, masks_folder
 from weak.test_masks import ROWS, evaluate
 from weak.train_classifier import train_classifiers
+from weak.train_irnet import train_irnets
 from weak.train_segmentation import train_segmentation, weak_network
 
 ROOT = Path(__file__).parents[1]
@@ -215,3 +216,26 @@ def test_training_again_after_a_kill_goes_on(cfg):
     shutil.rmtree(cfg.workspace / "weak" / "classifier")
     train_classifiers(cfg)  # the same bytes: what was made from it is kept
     train_segmentation(cfg)
+
+
+@pytest.mark.parametrize(
+    ("damaged", "again", "step"),
+    [
+        ("classifier/79_tu-resnet10t/1.safetensors", "maps", generate_maps),
+        ("maps/79_tu-resnet10t/*.npz", "irnet", train_irnets),
+        ("irnet/79_tu-resnet10t/model.safetensors", "Pseudo_Masks", generate_masks),
+    ],
+)
+def test_a_damaged_file_is_named_with_the_cure(cfg, damaged, again, step):
+    for path in (cfg.workspace / "weak").glob(damaged):
+        path.write_bytes(path.read_bytes()[:100])
+    shutil.rmtree(cfg.workspace / "weak" / again)
+    with pytest.raises(UserError, match=r" cannot be read \(.*\): remove .* made anew"):
+        step(cfg)
+
+
+def test_masks_that_are_not_there_are_missed_before_any_work(cfg):
+    shutil.rmtree(cfg.workspace / "weak")
+    with pytest.raises(UserError, match="masks = .*nowhere: name the folder, or the CSV"):
+        main(dataclasses.replace(cfg, masks=cfg.workspace / "nowhere"))
+    assert not (cfg.workspace / "weak").exists()

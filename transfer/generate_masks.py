@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
 
+from medood.data.files import reading
 from medood.data.images import write_png
 from medood.data.labels import BACKGROUND, UNSURE
 from medood.runs.command_line import run
@@ -133,7 +134,8 @@ def otsu(levels: np.ndarray) -> int:
 
 def read_levels(cfg: TransferConfig, fold: int, paths: list[Path], kind: str = MASK) -> np.ndarray:
     """Return what the mask head says of images, uint8 (N, P, P); or the heat, float16."""
-    with np.load(healthy_folder(cfg, fold) / kind) as arrays:
+    path = healthy_folder(cfg, fold) / kind
+    with reading(path), np.load(path) as arrays:
         return np.stack([arrays[path.stem] for path in paths])
 
 

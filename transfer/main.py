@@ -19,6 +19,7 @@ from transfer.test_masks import evaluate
 from transfer.train_transfer import train_generators
 from transfer.trainings import TrainingsConfig, with_trainings
 from weak.generate_images import generate_images
+from weak.read_images import require_masks
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ def steps(cfg: TransferConfig) -> None:
 
 def main(cfg: MainConfig) -> None:
     """Run every step in its order, for all trainings, and the test if there are masks."""
+    if cfg.masks is not None:
+        require_masks(cfg)  # now, not after hours of training
     every = with_trainings(cfg)
     steps(every)
     refine(every)

@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from config import UserError
 from medood.data.records import record_of
 from medood.runs.command_line import run
 from medood.runs.provenance import (
@@ -38,6 +37,7 @@ from transfer.settings import TransferConfig
 from transfer.trainings import TrainingsConfig, trainings_of, with_trainings
 from weak.image_labels import with_classes
 from weak.products import fold_labels, image_paths, labels_there
+from weak.read_images import require_masks
 from weak.settings import ImagesConfig
 from weak.settings import MasksConfig as WeakConfig
 from weak.test_masks import detected, read_masks
@@ -64,10 +64,7 @@ TRAINED = ("transfer", "refined")  # the rows that differ between trainings
 def evaluate(cfg: TrainingsConfig) -> None:
     """Test every row on the test images of every fold; write scores, tables and the report."""
     cfg = with_lesion(cfg)
-    if cfg.masks is None:
-        raise UserError(
-            "masks = None: name the folder of true masks, or the CSV of run lengths, with --masks"
-        )
+    require_masks(cfg)
     every = with_trainings(cfg)
     require(every, "transfer masks")
     for fold in every.folds:

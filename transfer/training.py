@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from config import UserError
-from medood.data.files import csv_text, digest, whole, write_text
+from medood.data.files import csv_text, digest, reading, whole, write_text
 from medood.models.inference import batch_size
 from medood.models.network import autocast, for_training
 from medood.training.augmentation import augment, draw_augmentation
@@ -304,7 +304,8 @@ class Report:
 def load_generator(cfg: TransferConfig, folder: Path, device: torch.device) -> Generator:
     """Return the generator of a folder, in eval mode."""
     generator = Generator(cfg.channels)
-    generator.load_state_dict(load_file(folder / WEIGHTS))
+    with reading(folder / WEIGHTS):
+        generator.load_state_dict(load_file(folder / WEIGHTS))
     return generator.eval().to(device, memory_format=torch.channels_last)
 
 

@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from tqdm import tqdm
 
 from config import Config, UserError
+from medood.data.files import reading
 from medood.models.inference import batch_size
 from medood.models.network import Normalise, autocast, build_model, for_training
 from medood.training.augmentation import augment, draw_augmentation
@@ -262,7 +263,9 @@ def load_classifier(
     """Return a classifier of a folder, in eval mode. number: from 0."""
     random = replace(cfg, encoder_weights="none")
     classifier = build_classifier(random)
-    classifier.load_state_dict(load_file(_weights(folder, number)))
+    weights = _weights(folder, number)
+    with reading(weights):
+        classifier.load_state_dict(load_file(weights))
     return classifier.eval().to(device, memory_format=torch.channels_last)
 
 

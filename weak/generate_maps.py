@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
 
-from medood.data.files import csv_text, read_table, write_text
+from medood.data.files import csv_text, read_table, reading, write_text
 from medood.runs.command_line import run
 from weak.products import classifier_folder, fold_labels, image_paths, make_folds, maps_folder
 from weak.settings import MapsConfig
@@ -105,7 +105,8 @@ def read_maps(cfg: MapsConfig, fold: int, paths: list[Path], kind: str) -> tuple
     held = [[rows[path.stem][name] == "1" for name in cfg.class_names[1:]] for path in paths]
     maps = []
     for path in paths:
-        with np.load(folder / f"{path.stem}.npz") as arrays:
+        of_image = folder / f"{path.stem}.npz"
+        with reading(of_image), np.load(of_image) as arrays:
             maps.append(arrays[kind])
     return torch.from_numpy(np.stack(maps)).float(), torch.tensor(held)
 

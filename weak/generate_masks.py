@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
 
+from medood.data.files import reading
 from medood.data.images import write_png
 from medood.runs.command_line import run
 from weak.generate_maps import read_maps
@@ -87,7 +88,9 @@ def boundaries_of(cfg: MasksConfig, fold: int, paths: list[Path]) -> Tensor:
     device = pick_device(cfg)
     classifier = load_classifier(cfg, classifier_folder(cfg, fold), 0, device)
     irnet = IRNet(classifier.channels)
-    irnet.load_state_dict(load_file(irnet_folder(cfg, fold) / WEIGHTS))
+    weights = irnet_folder(cfg, fold) / WEIGHTS
+    with reading(weights):
+        irnet.load_state_dict(load_file(weights))
     images = load_patches(cfg, [(path, None) for path in paths]).images
     normalise = Normalise(cfg.encoder).to(device)
     return boundaries(classifier.features, irnet, images, normalise=normalise, device=device)

@@ -16,6 +16,7 @@ from medood.runs.command_line import run
 from weak.generate_images import generate_images
 from weak.generate_maps import generate_maps
 from weak.generate_masks import generate_masks
+from weak.read_images import require_masks
 from weak.settings import MasksConfig
 from weak.test_masks import evaluate
 from weak.train_classifier import train_classifiers
@@ -41,6 +42,8 @@ def steps(cfg: MasksConfig) -> None:
 
 def main(cfg: MainConfig) -> None:
     """Run every step in its order, also with shuffled labels, and the test if there are masks."""
+    if cfg.masks is not None:
+        require_masks(cfg)  # now, not after hours of training
     arms = [cfg] if cfg.masks is None else [cfg, replace(cfg, shuffled=True)]
     for arm in arms:
         steps(arm)

@@ -212,6 +212,14 @@ def _first(value: object) -> float | None:
 # ---------------------------------------------------------------- true masks
 
 
+def require_masks(cfg: Config) -> Path:
+    """Return where the true masks are; UserError if there is nothing, without opening any."""
+    path = cfg.masks
+    if path is None or not path.exists():
+        raise UserError(f"masks = {path}: name the folder, or the CSV, of true masks with --masks")
+    return path
+
+
 def read_truth(cfg: Config, name: str, size: tuple[int, int], side: int) -> np.ndarray:
     """Return the true mask of a test image as uint8 (side, side): 0..C, or 255 where unsure.
 
@@ -219,9 +227,7 @@ def read_truth(cfg: Config, name: str, size: tuple[int, int], side: int) -> np.n
     image. size: height and width of the original image, which those of the mask must be. Raises
     UserError for a mask that is missing, or of another size or content.
     """
-    path = cfg.masks
-    if path is None or not path.exists():
-        raise UserError(f"masks = {path}: name the folder, or the CSV, of true masks with --masks")
+    path = require_masks(cfg)
     truths = _truths(path, path.stat().st_mtime_ns)
     if stem_of(name) not in truths:
         raise UserError(f"{path} has no mask of {name}: add it")

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from medood.data.dataset import load_patches
-from medood.data.files import read_json
+from medood.data.files import read_json, reading
 from medood.data.images import read_mask
 from medood.evaluation.rows import (
     OVER_PATIENTS,
@@ -141,5 +141,6 @@ def highest_map(cfg: MasksConfig, fold: int, paths: list[Path], kind: str) -> to
 
 def read_boundaries(cfg: MasksConfig, fold: int, names: list[str]) -> torch.Tensor:
     """Return the boundaries that IRNet sees in images, float32 (N, h, w)."""
-    with np.load(masks_folder(cfg, fold) / BOUNDARIES) as arrays:
+    path = masks_folder(cfg, fold) / BOUNDARIES
+    with reading(path), np.load(path) as arrays:
         return torch.from_numpy(np.stack([arrays[Path(name).stem] for name in names])).float()

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from config import UserError
 from medood.runs.command_line import run
 from medood.runs.provenance import command, network_made_from, require, require_trained
 from weak.generate_maps import read_maps
 from weak.image_labels import with_classes
 from weak.products import fold_labels, image_paths, masks_folder
+from weak.read_images import require_masks
 from weak.settings import MasksConfig
 from weak.train_segmentation import training_files, weak_network
 
@@ -51,10 +51,7 @@ FLOOR = "centre_prior"
 def evaluate(cfg: MasksConfig) -> None:
     """Test every row on the test images of every fold; write scores, tables and the report."""
     cfg = with_classes(cfg)
-    if cfg.masks is None:
-        raise UserError(
-            "masks = None: name the folder of true masks, or the CSV of run lengths, with --masks"
-        )
+    require_masks(cfg)
     require(cfg, "maps", "pseudo-masks")
     for fold in cfg.folds:
         require_network(cfg, fold)

@@ -241,3 +241,15 @@ def _hash_once(path: Path, size: int, mtime_ns: int, inode: int) -> str:
 def missing(path: Path) -> UserError:
     """Return the error to raise for a file that is not there."""
     return UserError(f"{path} is missing: put it back, or make its folder anew")
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn what reading a damaged file of a step raises into a UserError with the cure."""
+    try:
+        yield
+    except Exception as error:  # zip, numpy, safetensors, names and shapes each have their own kind
+        raise UserError(
+            f"{path} cannot be read ({type(error).__name__}): remove {path.parent} to have it made"
+            " anew"
+        ) from None
