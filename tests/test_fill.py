@@ -19,7 +19,7 @@ from medood.data.dataset import Patches, load_patches
 from medood.data.folds import read_fold
 from medood.data.images import read_image, read_mask, write_png
 from medood.data.records import record_of
-from medood.data.workspace import fill_folder, id_files, ood_folder
+from medood.data.workspace import fill_generator_folder, id_files, ood_folder
 from medood.training import loop
 from rank_prune_ood import rank_prune_ood
 from studies import common, controls
@@ -110,7 +110,7 @@ def trunk(cfg):
 
 def learned_from(cfg, fold):
     """Return the windows with nuclei, and those without, that a generator would have seen."""
-    with np.load(fill_folder(cfg, fold) / LEARNED) as found:
+    with np.load(fill_generator_folder(cfg, fold) / LEARNED) as found:
         return found["diseased"], found["healthy"]
 
 
@@ -333,7 +333,7 @@ def test_med_ood_trains_on_the_filled_patches_of_its_own_fold(filled, monkeypatc
 @pytest.mark.parametrize("change", ["generator", "patch"])
 def test_filled_patches_of_another_generator_or_patch_are_refused(filled, change):
     if change == "generator":
-        (fill_folder(filled, 1) / WEIGHTS).write_bytes(b"another")
+        (fill_generator_folder(filled, 1) / WEIGHTS).write_bytes(b"another")
     else:
         name = read_fold(filled, 1).train[0]
         write_png(filled.workspace / "Image_Patchs" / name, np.zeros((P, P, 3), np.uint8))

@@ -20,7 +20,7 @@ from medood.data.dataset import CHUNK, Patches
 from medood.data.files import read_json
 from medood.data.labels import BACKGROUND, is_foreground
 from medood.data.records import RECORD
-from medood.data.workspace import fill_folder
+from medood.data.workspace import fill_generator_folder
 from medood.models.inference import batch_size
 from transfer.settings import TransferConfig
 from transfer.training import load_generator, scaled
@@ -147,7 +147,7 @@ def replace_nuclei(images: Tensor, masks: Tensor, fill: str) -> Tensor:
 
 def load_fill(cfg: Config, fold: int, device: torch.device) -> nn.Module:
     """Return the generator of a fold, in eval mode, as its record says that it was made."""
-    folder = fill_folder(cfg, fold)
+    folder = fill_generator_folder(cfg, fold)
     record = read_json(folder / RECORD)
     if record is None:
         raise UserError(f"{folder} holds no generator: run `python transfer/train_fill.py` first")

@@ -21,7 +21,7 @@ from medood.data import records
 from medood.data.files import fingerprint, timed
 from medood.data.folds import read_fold
 from medood.data.images import write_png
-from medood.data.workspace import Pair, data_name, fill_folder, id_files, ood_folder
+from medood.data.workspace import Pair, data_name, fill_generator_folder, id_files, ood_folder
 from medood.runs.command_line import run
 from medood.runs.provenance import PRODUCTS, Product, made_from, require
 from transfer.products import DECIDING, training_folder
@@ -59,7 +59,9 @@ def _of_training_side(cfg: FillConfig, fold: int) -> dict:
     return {"fold": fold, "inputs": fingerprint(path for pair in files for path in pair)}
 
 
-PRODUCTS["fill"] = Product(fill_folder, ("fold",), DECIDING, _of_training_side, FillConfig)
+PRODUCTS["fill"] = Product(
+    fill_generator_folder, ("fold",), DECIDING, _of_training_side, FillConfig
+)
 
 
 def train_fill(cfg: FillConfig) -> None:
@@ -150,7 +152,7 @@ def draw_sheet(cfg: FillConfig, fold: int, patches: "Patches", filled: Path) -> 
     columns |= {fill: replace_nuclei(images, patches.masks[shown], fill) for fill in PLAIN}
     columns["transfer"] = load_patches(cfg, [(filled / name, None) for name in names]).images
     title = f"{data_name(cfg.workspace)}, fold {fold}: what stands where nuclei stood"
-    draw_fills(fill_folder(cfg, fold).with_suffix(".png"), title, names, columns)
+    draw_fills(fill_generator_folder(cfg, fold).with_suffix(".png"), title, names, columns)
 
 
 if __name__ == "__main__":

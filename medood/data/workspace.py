@@ -148,7 +148,7 @@ def ood_folder(cfg: Config, fold: int) -> Path:
     return cfg.workspace / ("OoD_Patchs" + f"_{fold}" * (cfg.ood_fill == "transfer"))
 
 
-def fill_folder(cfg: Config, fold: int) -> Path:
+def fill_generator_folder(cfg: Config, fold: int) -> Path:
     """Return where the generator of a fold is that learned to fill (transfer/train_fill.py)."""
     return cfg.workspace / "transfer" / "fill" / str(fold)
 

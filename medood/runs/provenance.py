@@ -80,7 +80,7 @@ def _of_patches(cfg: Config, _: int) -> dict:
 def _of_cut_patches(cfg: Config, fold: int) -> dict:
     if cfg.ood_fill != "transfer":
         return _of_patches(cfg, fold)
-    weights = workspace.fill_folder(cfg, fold) / "generator.safetensors"
+    weights = workspace.fill_generator_folder(cfg, fold) / "generator.safetensors"
     generator = fingerprint([weights]) if weights.exists() else None
     return {"fold": fold, "generator": generator, "inputs": _of_pairs(_id_set(cfg, fold))}
 
