@@ -44,7 +44,7 @@ from medood.processes import world_size
 from medood.runs.provenance import network_made_from, plain_settings, require
 from medood.training.batches import batches
 from medood.training.loop import train_fold
-from medood.training.step import TIMED_STEPS, step_seconds
+from medood.training.step import TIMED_STEPS, Trainer, step_seconds
 from rank_prune_ood import rank_files
 
 
@@ -67,6 +67,7 @@ class Recipe:
     val_files: list[Pair]
     test: list[str]
     notes: dict = field(default_factory=dict)  # numbers for the tables, such as its pnr
+    kind: type[Trainer] = Trainer  # what takes its steps
 
     @property
     def ood_patches(self) -> int:
@@ -186,12 +187,13 @@ def train_recipe(recipe: Recipe, fold: int) -> Path:
     """Return the folder of the recipe's network, which is trained unless it is there."""
     cfg = recipe.cfg
     record = network_made_from(cfg, fold, recipe.files + recipe.val_files)
+    record |= recipe.kind.made_from(cfg)
     for folder in (model_folder(cfg, fold, ood) for ood in (False, True)):
         if read_run(folder).get("made_from") == record:
             return folder  # trained by main.py
     key = digest(json.dumps(record, sort_keys=True).encode())[:12]
     folder = cfg.workspace / "studies" / f"{fold}_{cfg.model_name}_{key}"
-    train_fold(cfg, fold, recipe.files, recipe.val_files, folder)
+    train_fold(cfg, fold, recipe.files, recipe.val_files, folder, recipe.kind)
     return folder
 
 
