@@ -59,6 +59,14 @@ class StudyConfig(Config):
 
 
 @dataclass(frozen=True)
+class ArmsConfig(StudyConfig):
+    """What a study of many arms takes beside."""
+
+    arms: tuple[str, ...] = ()
+    """Train these arms alone, and those that they are compared with; none named: all."""
+
+
+@dataclass(frozen=True)
 class Recipe:
     """One training, and the patches that test it."""
 
@@ -200,6 +208,14 @@ def train_recipe(recipe: Recipe, fold: int) -> Path:
 def seeds_of(cfg: StudyConfig) -> range:
     """Return the seeds that the study trains with."""
     return range(cfg.seed, cfg.seed + cfg.seeds)
+
+
+def chosen(cfg: ArmsConfig, arms: dict[str, Arm], references: tuple[str, ...]) -> dict[str, Arm]:
+    """Return the arms that cfg names, in the order of `arms`, and the references with them."""
+    if unknown := [name for name in cfg.arms if name not in arms]:
+        raise UserError(f"arms: {unknown[0]!r} is none of {', '.join(arms)}")
+    wanted = {*cfg.arms, *references} if cfg.arms else set(arms)
+    return {name: arm for name, arm in arms.items() if name in wanted}
 
 
 def run_arms(cfg: StudyConfig, arms: dict[str, Arm]) -> Results:
