@@ -50,10 +50,8 @@ def tally_patches(
     """
     mapped = exceeds_memory(cfg, patches.masks.nbytes)
     predicted = zeros(cfg, tuple(patches.masks.shape), mapped)
-    count = len(patches)
-    tally = Tally(count, model.config["classes"])
-    if shift is not None:
-        tally = ProbabilityTally(count, shift)
+    count, classes = len(patches), model.config["classes"]
+    tally = Tally(count, classes) if shift is None else ProbabilityTally(count, shift)
     for place, probability in predict_shard(cfg, model, patches.images, device, task):
         tally.add(place, probability, patches.masks[place].to(device))
         predicted[place] = probability.argmax(1).to("cpu", torch.uint8)
