@@ -148,7 +148,7 @@ def gaps(target: Tensor) -> Tensor:
 # ---------------------------------------------------------------- arms
 
 BASE = {"loss": "dice_ce"}
-TOGETHER = {"average": 0.99, "mirrors": True}
+TOGETHER = {"lr": 3e-4, "mirrors": True}
 CHANGES: dict[str, dict] = {
     "dice": {"loss": "dice"},
     "dice_ce": {},
