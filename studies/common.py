@@ -36,7 +36,7 @@ from medood.data.workspace import (
 )
 from medood.evaluation.scores import RegionCounts
 from medood.evaluation.statistics import Difference, paired_differences
-from medood.evaluation.tables import INTERVAL, OWN_SCORES, markdown
+from medood.evaluation.tables import INTERVAL, OWN_SCORES, markdown, spread
 from medood.evaluation.testing import score_networks
 from medood.models.checkpoints import read_run, versions
 from medood.models.network import build_model, pick_device
@@ -46,6 +46,10 @@ from medood.training.batches import batches
 from medood.training.loop import train_fold
 from medood.training.step import TIMED_STEPS, Trainer, step_seconds
 from rank_prune_ood import rank_files
+
+# what tables of networks show, and those of differences, which a rate at equal rates heads
+SHOWN = ("ap", "miou_paper", "miou", "fg_to_bg", "bg_to_fg")
+COMPARED = ("ap", "bg_to_fg_matched", *SHOWN[1:])
 
 
 @dataclass(frozen=True)
@@ -313,6 +317,26 @@ def values(results: dict[tuple[int, int], Result], name: str) -> list[float | No
             for result in results.values()
         ]
     return [result.scores.get(name, result.recipe.notes.get(name)) for result in results.values()]
+
+
+def heads(names: Iterable[str]) -> list[str]:
+    """Return the heads of the columns of some scores."""
+    return [f"`{name}`" for name in names]
+
+
+def shown(results: dict[tuple[int, int], Result]) -> list[str]:
+    """Return an arm's cells in the columns SHOWN."""
+    return [spread(values(results, name)) for name in SHOWN]
+
+
+def shown_floor(results: dict[tuple[int, int], Result]) -> list[str]:
+    """Return what `all_background` scores on an arm's tests, in the columns SHOWN."""
+    return [spread([result.floor[name] for result in results.values()]) for name in SHOWN]
+
+
+def compared(gain: dict[str, Difference]) -> list[str]:
+    """Return the cells of a difference in the columns COMPARED."""
+    return [gain[name].text() for name in COMPARED]
 
 
 def figure_title(cfg: StudyConfig, text: str) -> str:

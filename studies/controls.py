@@ -232,22 +232,17 @@ def controls(cfg: ControlsConfig) -> None:
     results = common.run_arms(cfg, common.chosen(cfg, arms, (EQUAL,)))
     if cfg.plan:
         return
-    shown = ("miou", "miou_paper", "fg_to_bg", "bg_to_fg")
-    names = [f"`{name}`" for name in shown]
     rows = [
         [
             arm,
             f"{sum(result.recipe.steps for result in of_arm.values()) / len(of_arm):.0f}",
             spread(common.values(of_arm, "hard"), 1, 0),
             spread(common.values(of_arm, "moved"), 100, 0),
-            *(spread(common.values(of_arm, name)) for name in shown),
+            *common.shown(of_arm),
         ]
         for arm, of_arm in results.items()
     ]
-    floor = [result.floor for result in results[EQUAL].values()]
-    rows.append(
-        ["all background", *["-"] * 3, *(spread([of[name] for of in floor]) for name in shown)]
-    )
+    rows.append(["all background", *["-"] * 3, *common.shown_floor(results[EQUAL])])
     against = [arm for arm in (EQUAL, "Med-OoD") if arm in results]
     differences = {
         f"{arm} - {other}": common.compare(results, arm, other)
@@ -255,14 +250,15 @@ def controls(cfg: ControlsConfig) -> None:
         for arm in results
         if arm != other and (other == EQUAL or arm != "baseline")
     }
-    tables = {"Scores": markdown(["", "steps", "hard", "moved", *names], rows)}
+    header = ["", "steps", "hard", "moved", *common.heads(common.SHOWN)]
+    tables = {"Scores": markdown(header, rows)}
     for other in against:
         gains = [
-            [arm, *(differences[f"{arm} - {other}"][name].text() for name in shown)]
+            [arm, *common.compared(differences[f"{arm} - {other}"])]
             for arm in results
             if f"{arm} - {other}" in differences
         ]
-        tables[f"Less {other}"] = markdown(["", *names], gains)
+        tables[f"Less {other}"] = markdown(["", *common.heads(common.COMPARED)], gains)
     out = common.write_study(cfg, "controls", results, tables, differences)
     bars = {arm: tuple(differences[f"{arm} - {EQUAL}"]["miou"]) for arm in results if arm != EQUAL}
     title = common.figure_title(

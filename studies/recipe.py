@@ -41,11 +41,14 @@ from medood.data.folds import deal, read_fold, region_of
 from medood.data.labels import UNSURE, is_foreground
 from medood.data.workspace import id_files
 from medood.evaluation.figures import draw_intervals
+from medood.evaluation.statistics import Difference
 from medood.evaluation.tables import markdown, spread
 from medood.runs.command_line import run
 from medood.training.losses import segmentation_loss
 from medood.training.step import Trainer
 from studies.common import (
+    COMPARED,
+    SHOWN,
     Arm,
     ArmsConfig,
     Recipe,
@@ -54,9 +57,12 @@ from studies.common import (
     baseline,
     chosen,
     compare,
+    compared,
     figure_title,
+    heads,
     prepare,
     run_arms,
+    shown,
     values,
     write_study,
 )
@@ -193,19 +199,24 @@ def whole(change: dict, cfg: StudyConfig, fold: int) -> Recipe:
 
 # ---------------------------------------------------------------- the study
 
-SHOWN = ("ap", "auroc", "miou", "fg_to_bg", "bg_to_fg")
 DICE, CE, STRONG = "dice", "dice_ce", "together"
 
 
-def table(cfg: StudyConfig, results: Results) -> str:
+def scores_of(cfg: StudyConfig, results: Results) -> str:
     """Return the scores of every arm, the rarer classes included, as Markdown."""
-    columns = [*SHOWN, *(f"IoU {name}" for name in cfg.class_names[1:])]
+    kinds = [f"IoU {name}" for name in cfg.class_names[1:]]
     rows = [
-        [arm, f"{sum(r.recipe.steps for r in of_arm.values()) / len(of_arm):.0f}"]
-        + [spread(values(of_arm, name)) for name in columns]
+        [arm, f"{sum(r.recipe.steps for r in of_arm.values()) / len(of_arm):.0f}", *shown(of_arm)]
+        + [spread(values(of_arm, kind)) for kind in kinds]
         for arm, of_arm in results.items()
     ]
-    return markdown(["", "steps", *(f"`{c}`" if c in SHOWN else c for c in columns)], rows)
+    return markdown(["", "steps", *heads(SHOWN), *kinds], rows)
+
+
+def gains_of(gains: dict[str, dict[str, Difference]]) -> str:
+    """Return differences, by pair, as Markdown."""
+    rows = [[pair, *compared(gain)] for pair, gain in gains.items()]
+    return markdown(["", *heads(COMPARED)], rows)
 
 
 def recipe(cfg: RecipeConfig) -> None:
@@ -227,17 +238,11 @@ def recipe(cfg: RecipeConfig) -> None:
         return
     gains = {f"{arm} - {CE}": compare(results, arm, CE) for arm in results if arm != CE}
     of_test = {f"{arm} - {DICE}, test": compare(tested, arm, DICE) for arm in (CE, STRONG)}
-    shown = ["", *(f"`{name}`" for name in SHOWN)]
     tables = {
-        "Held out of the training side": table(cfg, results),
-        f"Less {CE}, held out of the training side": markdown(
-            shown, [[pair, *(gain[name].text() for name in SHOWN)] for pair, gain in gains.items()]
-        ),
-        "Test regions": table(cfg, tested),
-        f"Less {DICE}, test regions": markdown(
-            shown,
-            [[pair, *(gain[name].text() for name in SHOWN)] for pair, gain in of_test.items()],
-        ),
+        "Held out of the training side": scores_of(cfg, results),
+        f"Less {CE}, held out of the training side": gains_of(gains),
+        "Test regions": scores_of(cfg, tested),
+        f"Less {DICE}, test regions": gains_of(of_test),
     }
     every = results | {f"{arm}, test": of_arm for arm, of_arm in tested.items()}
     out = write_study(cfg, "recipe", every, tables, gains | of_test)

@@ -62,13 +62,12 @@ def table2_figure5(cfg: Table2Config) -> None:
     differences = {
         f"{arm} - pct 0": common.compare(results, arm, "pct 0") for arm in list(arms)[1:]
     }
-    shown = ("miou_paper", "miou", "fg_to_bg", "bg_to_fg")
     header = [
         "pct",
         "patches",
         "steps",
         "pnr",
-        *(f"`{name}`" for name in shown),
+        *common.heads(common.SHOWN),
         "`miou` less pct 0",
     ]
     rows = []
@@ -78,11 +77,10 @@ def table2_figure5(cfg: Table2Config) -> None:
         sizes = [len(recipe.files) for recipe in recipes], [recipe.steps for recipe in recipes]
         theirs = paper.TABLE2.get(pct, ("-", "-"))
         gain = differences[f"{arm} - pct 0"]["miou"].text() if arm != "pct 0" else ""
-        scores = [spread(common.values(of_arm, name)) for name in shown]
         size = [spread(numbers, 1, 0) for numbers in sizes]
         ratio = spread(common.values(of_arm, "pnr"), 1, 3)
         printed = theirs[0], paper.FIGURE5_PNR.get(pct, "-"), theirs[1]
-        rows.append([f"{pct:g}", *size, ratio, *scores, gain, *map(str, printed)])
+        rows.append([f"{pct:g}", *size, ratio, *common.shown(of_arm), gain, *map(str, printed)])
     header += ["paper (unet vgg11_bn, Lizard): patches", "pnr", "mIoU"]
     printed = {"table2": paper.TABLE2, "figure5_pnr": paper.FIGURE5_PNR}
     tables = {"By pct": markdown(header, rows)}

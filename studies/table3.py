@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from config import UserError
 from medood.evaluation.figures import draw_bars
-from medood.evaluation.tables import markdown, spread
+from medood.evaluation.tables import markdown
 from medood.models.network import batch_norms, build_model
 from medood.runs.command_line import run
 from studies import common, paper
@@ -58,22 +58,19 @@ def table3(cfg: common.StudyConfig) -> None:
         ("Med-OoD, no batch norm", "baseline, no batch norm"),
     ]
     differences = {f"{a} - {b}": common.compare(results, a, b) for a, b in pairs}
-    shown = ("miou_paper", "miou", "fg_to_bg", "bg_to_fg")
     theirs = {
         "Med-OoD": paper.TABLE3["with batch norm"],
         "Med-OoD, no batch norm": paper.TABLE3["without"],
     }
-    header = ["", *(f"`{name}`" for name in shown), "paper mIoU (unet vgg11_bn, Lizard)"]
+    header = ["", *common.heads(common.SHOWN), "paper mIoU (unet vgg11_bn, Lizard)"]
     rows = [
-        [arm, *(spread(common.values(of_arm, name)) for name in shown), str(theirs.get(arm, "-"))]
-        for arm, of_arm in results.items()
+        [arm, *common.shown(of_arm), str(theirs.get(arm, "-"))] for arm, of_arm in results.items()
     ]
-    floor = [result.floor for result in results["baseline"].values()]
-    rows.append(["all background", *(spread([f[name] for f in floor]) for name in shown), "-"])
-    gains = [[pair, *(d[name].text() for name in shown)] for pair, d in differences.items()]
+    rows.append(["all background", *common.shown_floor(results["baseline"]), "-"])
+    gains = [[pair, *common.compared(gain)] for pair, gain in differences.items()]
     tables = {
         "Scores": markdown(header, rows),
-        "Differences": markdown(["", *(f"`{name}`" for name in shown)], gains),
+        "Differences": markdown(["", *common.heads(common.COMPARED)], gains),
     }
     out = common.write_study(cfg, "table3", results, tables, differences, paper.TABLE3)
     bars = {

@@ -23,18 +23,24 @@ from medood.evaluation.tables import count_classes, markdown, spread
 from medood.runs.command_line import run
 from studies import paper
 from studies.common import (
+    COMPARED,
+    SHOWN,
     Recipe,
     StudyConfig,
     baseline,
     by_class,
     candidates,
     compare,
+    compared,
     figure_title,
+    heads,
     med_ood,
     mine,
     patchwise,
     prepare,
     run_arms,
+    shown,
+    shown_floor,
     values,
     write_study,
 )
@@ -62,13 +68,11 @@ def table4_figure6(cfg: StudyConfig) -> None:
     results = run_arms(cfg, arms)
     if cfg.plan:
         return
-    shown = ("miou_paper", "miou", "fg_to_bg", "bg_to_fg")
-    floor = [result.floor for result in results["D_id (baseline)"].values()]
     theirs = [f"{number:g}" for number in paper.TABLE4_MIOU.values()]
     rows = [
-        ["all background", *(spread([f[name] for f in floor]) for name in shown), "-"],
+        ["all background", *shown_floor(results["D_id (baseline)"]), "-"],
         *(
-            [arm, *(spread(values(of_arm, name)) for name in shown), printed]
+            [arm, *shown(of_arm), printed]
             for (arm, of_arm), printed in zip(results.items(), [*theirs, "-"], strict=True)
         ),
     ]
@@ -94,12 +98,12 @@ def table4_figure6(cfg: StudyConfig) -> None:
         "D_ood only - D_id": compare(results, "D_ood only", "D_id (baseline)"),
         "Med-OoD - baseline": compare(results, "both (Med-OoD)", "D_id (baseline)"),
     }
-    gains = [[pair, *(d[name].text() for name in shown)] for pair, d in differences.items()]
-    names = [f"`{name}`" for name in shown]
+    gains = [[pair, *compared(gain)] for pair, gain in differences.items()]
+    header_of_scores = ["trained on", *heads(SHOWN), "paper mIoU (unet vgg11_bn, Lizard)"]
     tables = {
-        "Scores": markdown(["trained on", *names, "paper mIoU (unet vgg11_bn, Lizard)"], rows),
+        "Scores": markdown(header_of_scores, rows),
         "By class": markdown(header, of_class),
-        "Differences": markdown(["", *names], gains),
+        "Differences": markdown(["", *heads(COMPARED)], gains),
     }
     printed = {"patches": paper.TABLE4_PATCHES, "miou": paper.TABLE4_MIOU}
     out = write_study(cfg, "table4_figure6", results, tables, differences, printed)

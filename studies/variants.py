@@ -49,7 +49,7 @@ from medood.data.labels import BACKGROUND, is_foreground
 from medood.data.records import fresh_folder, is_kept
 from medood.data.workspace import Pair, id_files
 from medood.evaluation.figures import draw_intervals
-from medood.evaluation.tables import markdown, spread
+from medood.evaluation.tables import markdown
 from medood.evaluation.testing import tally_patches
 from medood.models.checkpoints import load_model
 from medood.models.network import pick_device
@@ -292,8 +292,6 @@ ARMS: dict[str, common.Arm] = {
 
 # ---------------------------------------------------------------- the study
 
-SHOWN = (CONTRAST, "ap", "miou", "fg_to_bg", "bg_to_fg")
-
 
 def variants(cfg: VariantsConfig) -> None:
     """Train every arm once a fold, go on with those that the rule leaves, and compare."""
@@ -316,19 +314,17 @@ def variants(cfg: VariantsConfig) -> None:
     gains = {
         f"{arm} - {EQUAL}": common.compare(results, arm, EQUAL) for arm in results if arm != EQUAL
     }
-    names = [f"`{name}`" for name in SHOWN]
     scores = [
         [arm, str(len(of_arm)), f"{np.mean([r.recipe.steps for r in of_arm.values()]):.0f}"]
-        + [spread(common.values(of_arm, name)) for name in SHOWN]
+        + common.shown(of_arm)
         for arm, of_arm in results.items()
     ]
     less = [
-        [pair.removesuffix(f" - {EQUAL}"), *(gain[name].text() for name in SHOWN)]
-        for pair, gain in gains.items()
+        [pair.removesuffix(f" - {EQUAL}"), *common.compared(gain)] for pair, gain in gains.items()
     ]
     tables = {
-        "Scores": markdown(["", "trainings", "steps", *names], scores),
-        f"Less {EQUAL}": markdown(["", *names], less),
+        "Scores": markdown(["", "trainings", "steps", *common.heads(common.SHOWN)], scores),
+        f"Less {EQUAL}": markdown(["", *common.heads(common.COMPARED)], less),
     }
     out = common.write_study(cfg, "variants", results, tables, gains)
     bars = {row[0]: tuple(gain[CONTRAST]) for row, gain in zip(less, gains.values(), strict=True)}
