@@ -17,8 +17,8 @@ import numpy as np
 from config import CONFIG, Config, UserError
 from medood.data import records
 from medood.data.files import csv_text, fingerprint
-from medood.data.folds import region_of
 from medood.data.images import UNSURE, read_mask
+from medood.data.patients import region_of
 from medood.data.workspace import list_patch_pairs
 from medood.processes import on_main
 from medood.runs.command_line import run

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from config import Config, UserError
 from medood.data.dataset import CHUNK, Patches, load_patches
-from medood.data.folds import region_of
 from medood.data.memory import exceeds_memory, zeros
+from medood.data.patients import patients_of
 from medood.data.workspace import id_files
 from medood.evaluation.scores import RegionCounts, Tally, all_background
 from medood.models.checkpoints import load_model, read_run
@@ -74,13 +74,13 @@ def score_networks(cfg: Config, folders: dict[str, Path], names: list[str], task
     for name, model in models.items():
         doing = f"{task}: testing {name}"
         tallies[name], predictions[name] = tally_patches(cfg, model, patches, device, doing)
-    regions = [region_of(name) for name in names]
+    patients = patients_of(cfg, names)
     return Tested(
         folders,
         runs,
         predictions,
         patches,
         {name: tally.scores() for name, tally in tallies.items()},
-        {name: tally.by_region(regions) for name, tally in tallies.items()},
+        {name: tally.by_region(patients) for name, tally in tallies.items()},
         {name: tally.patchwise_iou() for name, tally in tallies.items()},
     )
