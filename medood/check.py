@@ -209,7 +209,7 @@ def _check_folds(cfg: Config, patches: list[str], findings: Findings) -> None:
             findings.table[f"fold {fold}"] = found
             if shared and cfg.patients is not None:
                 findings.table["note"] = (
-                    "patients on both sides of a fold flatter every score: lists that are drawn with"
+                    "patients on both sides of a fold flatter every score: lists drawn with"
                     " split = region keep them apart"
                 )
     for (one, first), (other, second) in itertools.combinations(tested.items(), 2):
