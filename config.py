@@ -69,10 +69,9 @@ class Data:
     folds: Annotated[tuple[Number, ...], Field(min_length=1)] = (79, 158, 237)
     """One run each: fold n tests part n mod 3 of three, trains on the rest, and is seeded by n."""
     split: Literal["patch", "region", "official"] = "patch"
-    """What is dealt into parts: patches (paper), whole regions, or as Lizard's info.csv says."""
+    """What is dealt: patches (paper), whole regions or `patients`, or as Lizard's info.csv says."""
     patients: str | None = None
-    """Whose each image is, so that `region` deals whole patients: a .csv (img_name, patient), or a
-    pattern that fits every name, its group the patient, such as "(case_[0-9]+)_.*"."""
+    """Whose each image is: a .csv (img_name, patient), or a pattern such as "(case_[0-9]+)_.*"."""
     ood_fill: Literal["zero", "mean", "inpaint", "transfer"] = "zero"
     """What replaces a nucleus: black (paper), mean background, inpainting, or a learned fill."""
     ood_source: Path | None = None
