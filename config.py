@@ -109,7 +109,17 @@ class Training:
     batch_size: Count = 8
     """Patches per optimiser step."""
     lr: Positive = 1e-4
-    """Learning rate of Adam; a tenth of it for the last 10 of 36 epochs (same share of others)."""
+    """Learning rate of Adam, at its highest."""
+    schedule: Literal["step", "cosine"] = "step"
+    """A tenth of lr for the last 10 of 36 epochs (paper); or a rise, and a cosine down to 0."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """How fast weights shrink, in shares of the learning rate (AdamW); 0 is Adam (paper)."""
+    average: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Keep the moving average of the weights, with this decay per step, such as 0.99; 0: none."""
+    stain: Share = 0.0
+    """Vary the stains of H&E images in training by up to this, such as 0.05."""
+    sampling: Literal["shuffle", "rare"] = "shuffle"
+    """Each patch once an epoch (paper), or as many, drawn oftener the rarer their classes are."""
     loss: Literal["dice", "dice_ce", "paper_code"] = "dice"
     """Dice per class; the same with cross-entropy; or flattened, as the paper's code has it."""
     ood_weight: Annotated[float, Field(ge=0)] = 1.0
@@ -138,6 +148,8 @@ class Machine:
     """`auto` is CUDA if there, else the CPU; or any device that torch names, such as cuda:1."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """`auto` is bfloat16 where the hardware computes in it, else float32; tests use float32."""
+    mirrors: bool = False
+    """Predict the mean over an image, mirrored and turned in all eight ways: eight times slower."""
     max_memory: Positive | None = None
     """Gigabytes of patches to hold in memory, the rest in a file; None is half of the machine's."""
     workers: Annotated[int, Field(ge=-1)] = -1

@@ -44,7 +44,7 @@ from medood.processes import world_size
 from medood.runs.provenance import network_made_from, plain_settings, require
 from medood.training.batches import batches
 from medood.training.loop import train_fold
-from medood.training.step import TIMED_STEPS, step_seconds
+from medood.training.step import TIMED_STEPS, Trainer, step_seconds
 from rank_prune_ood import rank_files
 
 
@@ -59,6 +59,14 @@ class StudyConfig(Config):
 
 
 @dataclass(frozen=True)
+class ArmsConfig(StudyConfig):
+    """What a study of many arms takes beside."""
+
+    arms: tuple[str, ...] = ()
+    """Train these arms alone, and those that they are compared with; none named: all."""
+
+
+@dataclass(frozen=True)
 class Recipe:
     """One training, and the patches that test it."""
 
@@ -67,6 +75,7 @@ class Recipe:
     val_files: list[Pair]
     test: list[str]
     notes: dict = field(default_factory=dict)  # numbers for the tables, such as its pnr
+    kind: type[Trainer] = Trainer  # what takes its steps
 
     @property
     def ood_patches(self) -> int:
@@ -186,18 +195,27 @@ def train_recipe(recipe: Recipe, fold: int) -> Path:
     """Return the folder of the recipe's network, which is trained unless it is there."""
     cfg = recipe.cfg
     record = network_made_from(cfg, fold, recipe.files + recipe.val_files)
+    record |= recipe.kind.made_from(cfg)
     for folder in (model_folder(cfg, fold, ood) for ood in (False, True)):
         if read_run(folder).get("made_from") == record:
             return folder  # trained by main.py
     key = digest(json.dumps(record, sort_keys=True).encode())[:12]
     folder = cfg.workspace / "studies" / f"{fold}_{cfg.model_name}_{key}"
-    train_fold(cfg, fold, recipe.files, recipe.val_files, folder)
+    train_fold(cfg, fold, recipe.files, recipe.val_files, folder, recipe.kind)
     return folder
 
 
 def seeds_of(cfg: StudyConfig) -> range:
     """Return the seeds that the study trains with."""
     return range(cfg.seed, cfg.seed + cfg.seeds)
+
+
+def chosen(cfg: ArmsConfig, arms: dict[str, Arm], references: tuple[str, ...]) -> dict[str, Arm]:
+    """Return the arms that cfg names, in the order of `arms`, and the references with them."""
+    if unknown := [name for name in cfg.arms if name not in arms]:
+        raise UserError(f"arms: {unknown[0]!r} is none of {', '.join(arms)}")
+    wanted = {*cfg.arms, *references} if cfg.arms else set(arms)
+    return {name: arm for name, arm in arms.items() if name in wanted}
 
 
 def run_arms(cfg: StudyConfig, arms: dict[str, Arm]) -> Results:

@@ -47,9 +47,11 @@ from medood.runs.command_line import run
 from medood.runs.provenance import made_from
 from studies import common
 
+EQUAL = "baseline, equal steps"  # what the other arms are compared with
+
 
 @dataclass(frozen=True)
-class ControlsConfig(common.StudyConfig):
+class ControlsConfig(common.ArmsConfig):
     """The settings of a study, with three seeds."""
 
     seeds: int = 3
@@ -209,7 +211,7 @@ def controls(cfg: ControlsConfig) -> None:
     common.prepare(cfg)
     arms = {
         "baseline": own(common.baseline),
-        "baseline, equal steps": own(equal_steps),
+        EQUAL: own(equal_steps),
         "+ duplicated ID": own(duplicated),
         "+ random OoD": own(random_ood),
         "+ easy OoD": own(easy_ood),
@@ -227,7 +229,7 @@ def controls(cfg: ControlsConfig) -> None:
         arms["+ external"] = external
     else:
         print("+ external is left out: name a folder of nucleus-free images with --ood_source")
-    results = common.run_arms(cfg, arms)
+    results = common.run_arms(cfg, common.chosen(cfg, arms, (EQUAL,)))
     if cfg.plan:
         return
     shown = ("miou", "miou_paper", "fg_to_bg", "bg_to_fg")
@@ -242,16 +244,16 @@ def controls(cfg: ControlsConfig) -> None:
         ]
         for arm, of_arm in results.items()
     ]
-    floor = [result.floor for result in results["baseline"].values()]
+    floor = [result.floor for result in results[EQUAL].values()]
     rows.append(
         ["all background", *["-"] * 3, *(spread([of[name] for of in floor]) for name in shown)]
     )
-    against = ("baseline, equal steps", "Med-OoD")
+    against = [arm for arm in (EQUAL, "Med-OoD") if arm in results]
     differences = {
         f"{arm} - {other}": common.compare(results, arm, other)
         for other in against
         for arm in results
-        if arm != other and (other == against[0] or arm != "baseline")
+        if arm != other and (other == EQUAL or arm != "baseline")
     }
     tables = {"Scores": markdown(["", "steps", "hard", "moved", *names], rows)}
     for other in against:
@@ -262,15 +264,11 @@ def controls(cfg: ControlsConfig) -> None:
         ]
         tables[f"Less {other}"] = markdown(["", *names], gains)
     out = common.write_study(cfg, "controls", results, tables, differences)
-    bars = {
-        arm: tuple(differences[f"{arm} - {against[0]}"]["miou"])
-        for arm in results
-        if arm != against[0]
-    }
+    bars = {arm: tuple(differences[f"{arm} - {EQUAL}"]["miou"]) for arm in results if arm != EQUAL}
     title = common.figure_title(
         cfg, f"Controls: {cfg.model_name}, blue where the interval leaves out zero"
     )
-    draw_intervals(Path(f"{out}.png"), title, f"`miou` less {against[0]}, points", bars)
+    draw_intervals(Path(f"{out}.png"), title, f"`miou` less {EQUAL}, points", bars)
     print(f"{out}.csv, .json, .md, .png")
 
 

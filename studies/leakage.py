@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from config import Config, UserError
-from medood.data.folds import deal, patches_there, read_list
+from medood.data.folds import deal_patients, patches_there, read_list
 from medood.data.patients import patients_of
 from medood.data.workspace import LIST_ENDING, id_files
 from medood.evaluation.figures import draw_intervals
@@ -106,20 +106,19 @@ def leakage(cfg: LeakageConfig) -> None:
     tests = [name for fold in folds for name in lists[str(fold)][1]]
     if len(set(tests)) < len(tests):
         raise UserError(f"folds: lists {folds} test a patch twice: set folds to fewer")
-    patient_of = dict(zip(names, patients_of(cfg, names), strict=True))
-    patients = sorted(set(patient_of.values()))
-    if len(patients) < 2:
+    patients = len(set(patients_of(cfg, names)))
+    if patients < 2:
         raise UserError(f"{cfg.workspace}: all patches are of one {cfg.unit}: add images of others")
     # with so many parts, both arms train on about as many patches
-    parts = min(max(2, round(len(names) * len(folds) / len(tests))), len(patients))
-    part_of, apart_arm = deal(patients, cfg.seed, parts), f"{cfg.unit}s apart"
+    parts = min(max(2, round(len(names) * len(folds) / len(tests))), patients)
+    part_of, apart_arm = deal_patients(cfg, names, parts), f"{cfg.unit}s apart"
 
     def listed(cfg: StudyConfig, fold: int) -> Recipe:
         train, test = lists[str(fold)]
         return Recipe(cfg, id_files(cfg, train), [], test)
 
     def apart(cfg: StudyConfig, part: int) -> Recipe | None:
-        out = {name for name in names if part_of[patient_of[name]] == part}
+        out = {name for name in names if part_of[name] == part}
         test = sorted(out & set(tests))
         train = [name for name in names if name not in out]
         return Recipe(cfg, id_files(cfg, train), [], test) if test else None

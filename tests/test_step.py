@@ -50,7 +50,7 @@ def test_a_step_asks_for_no_value_that_the_host_would_wait_for(loss):
     ours.step(*batch(cfg))  # torch's Adam looks at its settings at first
     with Watch():
         ours.step(*batch(cfg))
-    assert "_fused_adam_" in seen
+    assert "_fused_adamw_" in seen
     seen.clear()
     images, masks, _, _ = batch(cfg)
     patches = Patches(list("abcd"), images, masks, torch.tensor([True, False, False, True]))

@@ -320,9 +320,9 @@ def test_no_region_of_a_test_patch_trains_once_regions_are_apart(workspace, monk
     trained = []
     real = common.train_fold
 
-    def spy(cfg, fold, files, val_files, folder):
+    def spy(cfg, fold, files, *rest):
         trained.append({region_of(image.name) for image, _ in files})
-        real(cfg, fold, files, val_files, folder)
+        real(cfg, fold, files, *rest)
 
     monkeypatch.setattr(common, "train_fold", spy)
     cfg = settings(leakage.LeakageConfig, workspace, folds=(1, 2, 3), seeds=1)

@@ -289,6 +289,25 @@ def test_a_student_needs_masks_that_hold_the_lesion(tmp_path, stand_in, monkeypa
         refine(cfg)
 
 
+def test_a_training_that_lost_its_mask_counts_as_finding_none(
+    tmp_path, stand_in, monkeypatch, capsys
+):
+    def blind_at_last(generator, images, device):
+        if generator < 24:  # rows that the third training would miss
+            return knowing_hues(generator, images, device)
+        return images, torch.full(images.shape[:3], 0.5), torch.zeros(images.shape[:3])
+
+    monkeypatch.setattr(training, "transfer", blind_at_last)
+    cfg = small_transfer(tmp_path, 18)
+    main(cfg)
+    assert "fold 85: no mask holds tinted, so there is no student" in capsys.readouterr().out
+    assert not student_folder(with_lesion(cfg), 85).exists()
+    path = tmp_path / "reports" / "transfer" / "trainings.json"
+    scores = json.loads(path.read_text())["79"]["scores"]
+    assert [scores[of_training(row, 2)]["miou"] for row in TRAINED] == [0, 0]
+    assert scores[of_training("transfer", 1)]["miou"] > 0.5
+
+
 def test_the_same_seed_gives_the_same_student(cfg, stand_in):
     weights = student_folder(with_lesion(cfg), 79) / "model.safetensors"
     before = weights.read_bytes()

@@ -49,7 +49,7 @@ def student_becomes(trainer, value):
     with torch.no_grad():
         for weight in floats(trainer.model):
             weight.fill_(value)
-    trainer.follow()
+    trainer.teacher.follow(trainer.model, trainer.counts)
     return torch.cat([weight.flatten() for weight in floats(trainer.teacher)])
 
 
@@ -102,7 +102,7 @@ class Saying(torch.nn.Module):
 def test_the_teacher_counts_where_it_is_sure_and_is_not_asked_about_healthy_images(trainer):
     probability = torch.tensor([[0.96, 0.94, 0.5, 0.06, 0.04]] * 2).view(2, 1, 5).expand(2, 5, 5)
     masks = torch.tensor([1, 0], dtype=torch.uint8)[:, None, None].expand(2, 5, 5)
-    trainer.teacher = Saying(probability)
+    trainer.teacher.model = Saying(probability)
     images = torch.zeros(2, 5, 5, 3, dtype=torch.uint8)
     said = trainer.label(images, masks)
     assert SURE == 0.95

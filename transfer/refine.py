@@ -28,16 +28,24 @@ def student_folder(cfg: TransferConfig, fold: int) -> Path:
 
 
 def refine(cfg: TransferConfig) -> None:
-    """Train the student of every fold."""
+    """Train the student of every fold that has masks; UserError if none has."""
     from medood.training.loop import train_fold  # here, so that --help works without torch
     from transfer.teacher import MeanTeacher
 
     cfg = with_lesion(cfg)
     require(cfg, "weak images", "transfer masks")
+    folds = [fold for fold in cfg.folds if has_masks(cfg, fold)]
+    if not folds:
+        raise UserError(
+            f"fold {cfg.folds[0]}: no mask in {masks_folder(cfg, cfg.folds[0])} holds {cfg.lesion}:"
+            " train the generator for more iterations, see the pictures beside it"
+        )
     for fold in cfg.folds:
-        files = training_files(cfg, fold)
-        refuse_empty(cfg, fold, files)
-        train_fold(cfg, fold, files, [], student_folder(cfg, fold), MeanTeacher)
+        if fold in folds:
+            files = training_files(cfg, fold)
+            train_fold(cfg, fold, files, [], student_folder(cfg, fold), MeanTeacher)
+        else:
+            print(f"fold {fold}: no mask holds {cfg.lesion}, so there is no student: it finds none")
 
 
 def training_files(cfg: TransferConfig, fold: int) -> list[Pair]:
@@ -46,16 +54,13 @@ def training_files(cfg: TransferConfig, fold: int) -> list[Pair]:
     return [(path, masks_folder(cfg, fold) / path.name) for path in diseased + healthy]
 
 
-def refuse_empty(cfg: TransferConfig, fold: int, files: list[Pair]) -> None:
-    """Raise UserError if no mask of a fold holds the lesion."""
+def has_masks(cfg: TransferConfig, fold: int) -> bool:
+    """Say whether any mask of a fold holds the lesion: there is nothing to learn otherwise."""
     from medood.data.images import read_mask
 
     classes = len(cfg.class_names)
-    if not any(in_threads(lambda pair: (read_mask(pair[1], classes) == 1).any(), files)):
-        raise UserError(
-            f"fold {fold}: no mask in {masks_folder(cfg, fold)} holds {cfg.lesion}: train the"
-            " generator for more iterations, see the pictures beside it"
-        )
+    files = training_files(cfg, fold)
+    return any(in_threads(lambda pair: (read_mask(pair[1], classes) == 1).any(), files))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,12 @@
 """A student that learns from masks, and a teacher, its moving average, that labels what it sees."""
 
-import copy
-
 import torch
 from torch import Tensor
 
 from config import Config
 from medood.data.labels import BACKGROUND, UNSURE
 from medood.training.augmentation import augment
+from medood.training.average import MovingAverage
 from medood.training.losses import segmentation_loss
 from medood.training.step import Trainer
 
@@ -28,12 +27,11 @@ class MeanTeacher(Trainer):
 
     def __init__(self, cfg: Config, device: torch.device) -> None:
         super().__init__(cfg, device)
-        self.teacher = copy.deepcopy(self.model).eval().requires_grad_(False)
+        self.teacher = MovingAverage(self.model, DECAY)
         # tensors: a recorded step would repeat a number of Python's as it was
-        for name in ("epochs", "steps"):  # begun; taken since the teacher counts
-            self.teacher.register_buffer(name, torch.zeros((), device=device))
+        self.teacher.register_buffer("epochs", torch.zeros((), device=device))  # begun
         self.counts = torch.zeros((), device=device)
-        self.beside = {"teacher": self.teacher}  # an interrupted training needs it to go on
+        self.beside["teacher"] = self.teacher
 
     @staticmethod
     def made_from(cfg: Config) -> dict:
@@ -49,23 +47,8 @@ class MeanTeacher(Trainer):
     def update(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
         """Take an optimiser step on a batch, and let the teacher follow."""
         results = super().update(*batch)
-        self.follow()
+        self.teacher.follow(self.model, self.counts)
         return results
-
-    @torch.no_grad()
-    def follow(self) -> None:
-        """Move the teacher towards the student, its running means and variances included.
-
-        teacher = d * teacher + (1 - d) * student, where d = min(DECAY, 1 - 1 / (1 + t)) after t
-        steps in which the teacher counted: before it is the student, then the plain mean of the
-        students since, and an exponential one in the end, as in the authors' own code.
-        """
-        self.teacher.steps += self.counts
-        rate = (1 / (1 + self.teacher.steps)).clamp(min=1 - DECAY)
-        own = self.teacher.state_dict()
-        for name, value in self.model.state_dict().items():
-            if value.is_floating_point():
-                own[name].lerp_(value, rate.to(value.dtype))
 
     @torch.no_grad()
     def label(self, images: Tensor, masks: Tensor) -> Tensor:
@@ -75,7 +58,7 @@ class MeanTeacher(Trainer):
         teacher is asked. images: RGB uint8 (N, P, P, 3). masks: uint8 (N, P, P).
         """
         with self.precision:
-            logits = self.teacher(self.normalise(images.permute(0, 3, 1, 2).float()))
+            logits = self.teacher.model(self.normalise(images.permute(0, 3, 1, 2).float()))
         probability, said = logits.float().softmax(1).max(1)
         said = said.where(probability >= SURE, UNSURE)
         is_healthy = (masks == BACKGROUND).flatten(1).all(1)[:, None, None]

@@ -32,7 +32,7 @@ from medood.runs.provenance import (
     require_trained,
 )
 from transfer.products import domains, held_out, masks_folder, with_lesion
-from transfer.refine import student_folder, training_files
+from transfer.refine import has_masks, student_folder, training_files
 from transfer.settings import TransferConfig
 from transfer.trainings import TrainingsConfig, trainings_of, with_trainings
 from weak.image_labels import with_classes
@@ -68,7 +68,8 @@ def evaluate(cfg: TrainingsConfig) -> None:
     every = with_trainings(cfg)
     require(every, "transfer masks")
     for fold in every.folds:
-        require_student(cfg, fold)
+        if has_masks(cfg, fold):
+            require_student(cfg, fold)
     with_weak = all(is_comparable(cfg, fold) for fold in cfg.folds)
     if not with_weak:
         print(
@@ -115,7 +116,10 @@ def test_fold(cfg: TrainingsConfig, fold: int, with_weak: bool) -> Tested:
     networks = {}
     for number, training in enumerate(trainings_of(cfg, fold)):
         predicted[of_training("transfer", number)] = read_found(cfg, training, paths)
-        networks[of_training("refined", number)] = student_folder(cfg, training)
+        if has_masks(cfg, training):
+            networks[of_training("refined", number)] = student_folder(cfg, training)
+        else:
+            predicted[of_training("refined", number)] = predicted["all_background"]
     networks["supervised"] = train_supervised(cfg, fold)
     predicted |= predicted_by(cfg, networks, images)
     return tested(patches, patients_of(cfg, paths), predicted, len(cfg.class_names))

@@ -18,7 +18,13 @@ from medood.data.files import reading
 from medood.models.inference import batch_size
 from medood.models.network import Normalise, autocast, build_model, for_training
 from medood.training.augmentation import augment, draw_augmentation
-from medood.training.batches import AUGMENTATION, INITIALISATION, ORDER, stream_seed
+from medood.training.batches import (
+    AUGMENTATION,
+    INITIALISATION,
+    ORDER,
+    balanced,
+    stream_seed,
+)
 from weak.settings import ClassifierConfig
 
 HEAD_LR = 10  # times the encoder's: the head begins from nothing
@@ -133,17 +139,6 @@ def _maximum_at_every_pixel(layer: nn.MaxPool2d) -> nn.Module:
 
 
 # ---------------------------------------------------------------- training
-
-
-def balanced(labels: np.ndarray) -> np.ndarray:
-    """Return how likely each image is to be drawn, (N,), so that no class is rare.
-
-    labels: 0 or 1, (N, C). An image weighs as much as its labels are rare, on the mean over
-    classes: those with a class weigh together what those without it do.
-    """
-    held = labels.mean(0)
-    weight = np.where(labels == 1, 1 / held, 1 / (1 - held)).mean(1)
-    return weight / weight.sum()
 
 
 def train_classifier(

@@ -24,6 +24,13 @@ def deal(units: list[str], seed: int, parts: int = PARTS) -> dict[str, int]:
     return {units[position]: rank % parts for rank, position in enumerate(order)}
 
 
+def deal_patients(cfg: Config, names: list[str], parts: int = PARTS) -> dict[str, int]:
+    """Return the part, from 0, of each patch: patients are dealt by `seed`, with all patches."""
+    patients = patients_of(cfg, names)
+    of_patient = deal(sorted(set(patients)), cfg.seed, parts)
+    return {name: of_patient[patient] for name, patient in zip(names, patients, strict=True)}
+
+
 def held_out(cfg: Config, names: list[str], fold: int) -> set[str]:
     """Return the patches that fold number `fold` tests; it trains on the others.
 
@@ -33,9 +40,7 @@ def held_out(cfg: Config, names: list[str], fold: int) -> set[str]:
         official = read_official(cfg.workspace, names)
         parts = {name: official[region_of(name)] % PARTS for name in names}
     elif cfg.split == "region":
-        patients = patients_of(cfg, names)
-        of_patient = deal(sorted(set(patients)), cfg.seed)
-        parts = {name: of_patient[patient] for name, patient in zip(names, patients, strict=True)}
+        parts = deal_patients(cfg, names)
     else:
         parts = deal(sorted(names), cfg.seed)
     tested = {name for name in names if parts[name] == fold % PARTS}

@@ -39,12 +39,24 @@ class Predictor:
         return torch.cat([self(half) for half in images.chunk(2)])
 
     def _probabilities(self, images: Tensor) -> Tensor:
-        batch = images.to(self.device).permute(0, 3, 1, 2).float()
-        with autocast(self.cfg, self.device):
-            logits = self.model(self.normalise(batch))
-        probability = logits.float().softmax(1)
+        batch = self.normalise(images.to(self.device).permute(0, 3, 1, 2).float())
+        probability = self._mean_over_mirrors(batch) if self.cfg.mirrors else self._softmax(batch)
         # a CPU finds the most likely class 8 times as fast where a pixel's classes lie together
         return probability.contiguous(memory_format=torch.channels_last)
+
+    def _softmax(self, batch: Tensor) -> Tensor:
+        with autocast(self.cfg, self.device):
+            logits = self.model(batch)
+        return logits.float().softmax(1)
+
+    def _mean_over_mirrors(self, batch: Tensor) -> Tensor:
+        """Return the mean probabilities over the eight symmetries of a square, turned back."""
+        total = torch.zeros((), device=self.device)
+        for turns in range(4):
+            turned = batch.rot90(turns, (2, 3))
+            seen = self._softmax(turned) + self._softmax(turned.flip(3)).flip(3)
+            total = total + seen.rot90(-turns, (2, 3))
+        return total / 8
 
 
 def batch_size(device: torch.device) -> int:

@@ -32,7 +32,13 @@ TRAINING = (
     *("architecture", "encoder", "encoder_weights", "epochs", "batch_size", "lr", "loss"),
     *("batch_norm", "sync_batch_norm", "compile", "ood_weight", "select", "precision", "seed"),
     *("deterministic", "classes"),
+    *("schedule", "weight_decay", "average", "stain", "sampling"),
 )
+# Settings at a value that changes nothing are in no record: what was made before they existed stays
+NEUTRAL = {
+    **{"schedule": "step", "weight_decay": 0.0, "average": 0.0, "stain": 0.0},
+    **{"sampling": "shuffle", "mirrors": False, "patients": None},
+}
 
 
 class Product(NamedTuple):
@@ -127,10 +133,9 @@ def _of_training_files(cfg: Config, fold: int, files: list[Pair]) -> dict:
 
 
 def _of_patients(cfg: Config, names: list[str]) -> dict:
-    """Return whose patches these are; {} without `patients`, as in records of earlier versions."""
-    if cfg.patients is None:
-        return {}
-    return {"patients": digest("\n".join(patients_of(cfg, names)).encode())}
+    """Return whose patches these are."""
+    owners = cfg.patients and digest("\n".join(patients_of(cfg, names)).encode())
+    return _without_neutral({"patients": owners})
 
 
 def _id_set(cfg: Config, fold: int) -> list[Pair]:
@@ -159,6 +164,7 @@ def _network(ood: bool) -> Callable[[Config, int], Path]:
 
 _PATCHES = ("patches", "patch masks")
 _MINED = ("baseline", "OoD patches", "source patches")
+_RANKED = ("precision", "mirrors", "colours")
 _COUNTED = ("pnr_opt", "pct_grid")
 PRODUCTS = {
     "class masks": Product(_in("Semantic_Labels"), (), ("mask_values",), _of_labels),
@@ -168,7 +174,7 @@ PRODUCTS = {
     "OoD patches": Product(workspace.ood_folder, _PATCHES, ("ood_fill",), _of_cut_patches),
     "source patches": Product(_in("OoD_Source_Patchs"), (), ("patch_size",), _of_source_images),
     "baseline": Product(_network(ood=False), ("fold",), TRAINING, _of_id_patches),
-    "ranking": Product(workspace.ranking_path, _MINED, ("precision", "colours"), _of_candidates),
+    "ranking": Product(workspace.ranking_path, _MINED, _RANKED, _of_candidates),
     "estimate": Product(workspace.pct_path, ("ranking",), _COUNTED, _of_ranking),
     "Med-OoD": Product(_network(ood=True), ("estimate",), TRAINING, _of_ood_training_set),
 }
@@ -192,7 +198,7 @@ _OODS = ("folds", "ood_source", "ood_source_use")
 _TRAINING = (*_DATA, *_FOLDS, "mpp", "device", "max_memory", "tensorboard")
 _TESTING = (*_DATA, *_OODS, "patients", "mpp", "device", "max_memory")
 _FILLING = (*_DATA, *_FOLDS, "batch_size", "precision", "device", "max_memory", "tensorboard")
-_OF_A_NETWORK = ("classes", "mpp", "architecture", "encoder", "device", "precision", "max_pixels")
+_OF_A_NETWORK = ("classes", "mpp", "architecture", "encoder", "device", "precision", "mirrors")
 _VOLUMES = ("workspace", "folds", "seed", "device", "precision")
 _TRAINING_VOLUMES = ("epochs", "batch_size", "lr", "ood_fill", "ood_weight", "pnr_opt", "pct_grid")
 SCRIPTS = {
@@ -203,8 +209,8 @@ SCRIPTS = {
     "rank_prune_ood.py": (("ranking",), (*_DATA, *_OODS, "patients", "device", "max_memory")),
     "estimate_pct.py": (("estimate",), (*_DATA, *_OODS, "patients")),
     "train_ood.py": (("Med-OoD",), (*_TRAINING, *_OODS)),
-    "test.py": (("baseline", "Med-OoD"), _TESTING),
-    "predict.py": ((), _OF_A_NETWORK),
+    "test.py": (("baseline", "Med-OoD"), (*_TESTING, "mirrors")),
+    "predict.py": ((), (*_OF_A_NETWORK, "max_pixels")),
     "export.py": ((), ("classes", "patch_size")),
     "robust/train_free.py": (("fold",), (*_TRAINING, *TRAINING)),
     "robust/attack.py": (("baseline", "Med-OoD"), _TESTING),
@@ -259,7 +265,11 @@ def network_made_from(cfg: Config, fold: int, files: list[Pair]) -> dict:
 
 def _settings(cfg: Config, names: tuple[str, ...]) -> dict:
     found = {n: VALUES[n](cfg) if n in VALUES else getattr(cfg, n) for n in names}
-    return json.loads(json.dumps(found, default=str))
+    return json.loads(json.dumps(_without_neutral(found), default=str))
+
+
+def _without_neutral(found: dict) -> dict:
+    return {n: value for n, value in found.items() if n not in NEUTRAL or value != NEUTRAL[n]}
 
 
 # ---------------------------------------------------------------- the walk

@@ -16,18 +16,27 @@ SHIFT = 0.1  # of the patch's side, either way
 PERSPECTIVE = 0.05  # change of depth from the centre to an edge
 BRIGHTNESS = CONTRAST = SATURATION = 0.2  # factors from 1 - x to 1 + x
 TINT = 0.05  # factors of the single colour channels
+# optical density of hematoxylin, eosin and DAB in red, green and blue (Ruifrok and Johnston 2001)
+STAINS = F.normalize(torch.tensor([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]]))
 RANDOM = 13  # random numbers for each patch
 PARAMETERS = 14  # what they become: a homography (9), the gain of each colour (3), two factors
 
 
-def draw_augmentation(count: int, seed: int) -> Tensor:
+def draw_augmentation(count: int, seed: int, stain: float = 0.0) -> Tensor:
     """Return random parameters for `count` patches, (count, PARAMETERS).
+
+    stain: how much factor and offset of each stain vary (Tellez et al., "Whole-slide mitosis
+    detection", IEEE TMI 2018: by 0.05); above 0, there are twelve columns more, see stains_of.
 
     They are drawn on the CPU, because other devices would draw other numbers, and for a whole epoch
     at once: on a GPU, the launches of so little arithmetic take longer than the arithmetic.
     """
     generator = torch.Generator().manual_seed(seed)
-    return parameters_of(torch.rand(count, RANDOM, generator=generator) * 2 - 1)
+    parameters = parameters_of(torch.rand(count, RANDOM, generator=generator) * 2 - 1)
+    if not stain:
+        return parameters
+    random = torch.rand(count, 6, generator=generator) * 2 - 1
+    return torch.cat([parameters, stains_of(stain * random)], 1)
 
 
 def parameters_of(random: Tensor) -> Tensor:
@@ -38,11 +47,21 @@ def parameters_of(random: Tensor) -> Tensor:
     return torch.cat([warp, gain, 1 + SATURATION * saturation, 1 + CONTRAST * contrast], 1)
 
 
+def stains_of(change: Tensor) -> Tensor:
+    """Return what becomes of the optical density: a matrix (9) and an offset (3), (N, 12).
+
+    change: (N, 6), of each stain by how much its amount s differs: (1 + factor) s + offset.
+    """
+    factor, offset = change.split(3, 1)
+    mixed = torch.linalg.inv(STAINS) @ ((1 + factor)[:, :, None] * STAINS)
+    return torch.cat([mixed.flatten(1), offset @ STAINS], 1)
+
+
 def augment(images: Tensor, masks: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
     """Return augmented images (N, 3, P, P), float in 0..255, and their masks, int64.
 
     images: RGB uint8 (N, P, P, 3). masks: uint8 (N, P, P), or several of each image, (N, M, P, P),
-    all warped as it is. parameters: (N, PARAMETERS), as draw_augmentation returns them.
+    all warped as it is. parameters: as draw_augmentation returns them.
     """
     images = images.permute(0, 3, 1, 2).float()
     grid = _grid(parameters[:, :9].view(-1, 3, 3), images.shape[-1])
@@ -50,7 +69,9 @@ def augment(images: Tensor, masks: Tensor, parameters: Tensor) -> tuple[Tensor, 
     images = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
     layers = masks.reshape(len(masks), -1, *masks.shape[-2:]).float()
     warped = F.grid_sample(layers, grid, "nearest", padding_mode="reflection", align_corners=False)
-    images = _recolour(images, parameters[:, 9:, None, None])
+    if parameters.shape[1] > PARAMETERS:
+        images = _restain(images, parameters[:, PARAMETERS:])
+    images = _recolour(images, parameters[:, 9:PARAMETERS, None, None])
     return images, warped.view(masks.shape).long()
 
 
@@ -84,3 +105,11 @@ def _recolour(images: Tensor, parameters: Tensor) -> Tensor:
     images = torch.lerp(images.mean(1, keepdim=True), images, saturation)
     level = images.mean((1, 2, 3), keepdim=True)
     return torch.lerp(level, images, contrast).clamp(0, 255)
+
+
+def _restain(images: Tensor, parameters: Tensor) -> Tensor:
+    """Return (N, 3, P, P) in 0..255 with other amounts of its stains; parameters: (N, 12)."""
+    mixed, offset = parameters[:, :9].view(-1, 3, 3), parameters[:, 9:, None, None]
+    density = -torch.log10((images + 1) / 256)
+    density = torch.einsum("nij,nihw->njhw", mixed, density) + offset
+    return (256 * 10**-density - 1).clamp(0, 255)

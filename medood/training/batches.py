@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from config import Config
-from medood.data.dataset import Patches
+from medood.data.dataset import CHUNK, Patches
+from medood.data.labels import BACKGROUND
 from medood.processes import rank, world_size
 from medood.training.augmentation import draw_augmentation
 
@@ -21,10 +22,49 @@ def stream_seed(cfg: Config, fold: int, stream: int, epoch: int = 0) -> int:
     return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))  # torch takes 63 bits
 
 
-def batches(cfg: Config, fold: int, epoch: int, count: int) -> list[Tensor]:
-    """Return the indices of the patches in each batch of an epoch, for `count` patches."""
+def balanced(labels: np.ndarray) -> np.ndarray:
+    """Return how likely each image is to be drawn, (N,), so that no class is rare.
+
+    labels: 0 or 1, (N, C). An image weighs as much as its labels are rare, on the mean over
+    classes: those with a class weigh together what those without it do. A class that all images
+    have, or none, says nothing.
+    """
+    held = labels.mean(0)
+    known = (held > 0) & (held < 1)
+    if not known.any():
+        return np.full(len(labels), 1 / len(labels))
+    labels, held = labels[:, known], held[known]
+    weight = np.where(labels == 1, 1 / held, 1 / (1 - held)).mean(1)
+    return weight / weight.sum()
+
+
+def likely(patches: Patches, classes: int) -> Tensor:
+    """Return how likely each patch is to be drawn, (N,), for `sampling = "rare"`.
+
+    ID patches are `balanced` by their classes; an OoD patch is as likely as one on the average.
+    """
+    is_id = (~patches.is_ood).numpy()
+    values = range(BACKGROUND + 1, classes)
+    masks = patches.masks.flatten(1).split(CHUNK)
+    held = np.concatenate([np.stack([(part == v).any(1) for v in values], 1) for part in masks])
+    weight = np.ones(len(patches))
+    weight[is_id] = is_id.sum() * balanced(held[is_id])
+    return torch.from_numpy(weight)
+
+
+def batches(
+    cfg: Config, fold: int, epoch: int, count: int, likely: Tensor | None = None
+) -> list[Tensor]:
+    """Return the indices of the patches in each batch of an epoch, for `count` patches.
+
+    likely: how likely each patch is to be drawn, (count,); None for each of them once.
+    """
     generator = torch.Generator().manual_seed(stream_seed(cfg, fold, ORDER, epoch))
-    indices = list(torch.randperm(count, generator=generator).split(cfg.batch_size))
+    if likely is None:
+        order = torch.randperm(count, generator=generator)
+    else:
+        order = likely.multinomial(count, replacement=True, generator=generator)
+    indices = list(order.split(cfg.batch_size))
     # batch normalisation cannot normalise the deepest layer of a single small patch
     return indices[:-1] if len(indices) > 1 and len(indices[-1]) == 1 else indices
 
@@ -66,6 +106,8 @@ class Loader:
         self.cfg, self.fold, self.patches, self.device = cfg, fold, patches, device
         self.storage = storage_device(patches, device)
         weight = torch.where(patches.is_ood, cfg.ood_weight, 1.0)
+        rare = cfg.sampling == "rare"
+        self.likely = likely(patches, len(cfg.class_names)) if rare else None
         self.data = [part.to(self.storage) for part in (patches.images, patches.masks, weight)]
         self.set_epoch(0)
 
@@ -73,8 +115,9 @@ class Loader:
         """Shuffle the patches and draw their augmentation for an epoch, counted from 0."""
         count = len(self.patches)
         seed = stream_seed(self.cfg, self.fold, AUGMENTATION, epoch)
-        self.epoch, self.batches = epoch, batches(self.cfg, self.fold, epoch, count)
-        self.augmentation = draw_augmentation(count, seed).to(self.storage)
+        self.epoch = epoch
+        self.batches = batches(self.cfg, self.fold, epoch, count, self.likely)
+        self.augmentation = draw_augmentation(count, seed, self.cfg.stain).to(self.storage)
 
     def __len__(self) -> int:
         return len(self.batches)

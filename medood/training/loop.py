@@ -1,5 +1,6 @@
 """The one training loop: baseline and Med-OoD differ only in the patches that it gets."""
 
+import math
 import os
 import time
 from pathlib import Path
@@ -26,10 +27,19 @@ from medood.training.step import Trainer, explain_errors
 from medood.training.tensorboard import TensorBoardLog
 
 SLOW_SHARE = 10 / 36  # of the epochs, the last ones, run at a tenth of the learning rate
+RISE_SHARE = 0.1  # of the epochs, the first ones, in which the learning rate of a cosine rises
 
 
 def learning_rate(cfg: Config, epoch: int) -> float:
-    """Return the learning rate of an epoch, counted from 0."""
+    """Return the learning rate of an epoch, counted from 0.
+
+    A cosine falls to 0 at the end (Loshchilov and Hutter, SGDR, ICLR 2017, Eq. 5, one cycle).
+    """
+    if cfg.schedule == "cosine":
+        rise = round(cfg.epochs * RISE_SHARE)
+        if epoch < rise:
+            return cfg.lr * (epoch + 1) / (rise + 1)
+        return cfg.lr * (1 + math.cos(math.pi * (epoch - rise) / (cfg.epochs - rise))) / 2
     slow = round(cfg.epochs * SLOW_SHARE)
     return cfg.lr if epoch < cfg.epochs - slow else cfg.lr / 10
 
@@ -120,9 +130,9 @@ def fit(
         trainer.average_buffers()
         row = {"epoch": epoch + 1, "loss": round(losses.mean().item(), 6), "lr": lr}
         if val is not None:
-            row["val_miou"] = validate(cfg, trainer.model, val, device)
+            row["val_miou"] = validate(cfg, trainer.tested, val, device)
         if tensorboard is not None:
-            tensorboard.add(row, trainer.model)
+            tensorboard.add(row, trainer.tested)
         state.add(row)
         seconds = time.perf_counter() - started
         score = f"  val_miou {row['val_miou']:.4f}" if val is not None else ""
@@ -144,7 +154,7 @@ def fit(
     # an OoD patch, unless external, has the name of the training patch that it was cut from
     names = {name for name in patches.names if not name.startswith(SOURCE_PREFIX)}
     if is_main():
-        write_network(trainer.model, run, state.log, names | set(val.names if val else []), folder)
+        write_network(trainer.tested, run, state.log, names | set(val.names if val else []), folder)
 
 
 def train_epoch(trainer: Trainer, loader: Loader, lr: float) -> tuple[Tensor, Tensor]:
