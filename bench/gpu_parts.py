@@ -50,7 +50,7 @@ from medood.data.workspace import (
     region_images,
     region_labels,
 )
-from medood.evaluation.tables import SCORES
+from medood.evaluation.tables import OWN_SCORES
 from medood.evaluation.testing import score_networks, tally_patches
 from medood.models.inference import count_pixels, predict
 from medood.models.network import autocast, pick_device
@@ -186,10 +186,12 @@ def devices(cfg: BenchConfig) -> dict:
     for name, device in (("cpu", "cpu"), ("gpu", cfg.device)):
         of = replace(cfg, device=device)
         rows = rank_files(of, network, files, "mining")
-        scores = score_networks(of, {"baseline": network}, fold.test, "").scores["baseline"]
+        training = id_files(of, fold.train)
+        tested = score_networks(of, {"baseline": network}, fold.test, training, "")
+        scores = tested.scores["baseline"]
         kept, orders[name] = sum(row[-1] for row in rows), [row[1] for row in rows]
         best, _ = choose_pct(*samples, kept, cfg.pct_grid, cfg.pnr_opt)
-        of_device = {"kept": kept, "pct": best["pct"], "scores": {n: scores[n] for n in SCORES}}
+        of_device = {"kept": kept, "pct": best["pct"], "scores": {n: scores[n] for n in OWN_SCORES}}
         found[name] = of_device
     cpu, gpu = found["cpu"], found["gpu"]
     found["rank_correlation"] = rank_correlation(orders["gpu"], orders["cpu"])

@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from medood.data.files import write_text
-from medood.evaluation.tables import SCORES, markdown, spread
+from medood.evaluation.tables import AT_ARGMAX, markdown, spread
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -90,10 +90,10 @@ def seeds(results: dict[str, dict]) -> str:
     """Return the table of scores over seeds."""
     scores = results["seeds"]["scores"]
     rows = [
-        [kind, *(spread([run[score] for run in runs]) for score in SCORES)]
+        [kind, *(spread([run[score] for run in runs]) for score in AT_ARGMAX)]
         for kind, runs in scores.items()
     ]
-    return markdown(["", *(f"`{score}`" for score in SCORES)], rows)
+    return markdown(["", *(f"`{score}`" for score in AT_ARGMAX)], rows)
 
 
 def growth(results: dict[str, dict]) -> str:

@@ -23,7 +23,7 @@ from generate_semantic_labels import generate_semantic_labels
 from medood.data.dataset import load_patches
 from medood.data.folds import read_fold
 from medood.data.workspace import id_files
-from medood.evaluation.tables import SCORES, spread
+from medood.evaluation.tables import AT_ARGMAX, spread
 from medood.evaluation.testing import tally_patches
 from medood.models.checkpoints import load_model
 from medood.models.network import pick_device
@@ -83,12 +83,12 @@ def bench(cfg: BenchConfig) -> None:
                 model = how(trained)
                 tested = replace(cfg, precision="float32")
                 tally, _ = tally_patches(tested, model, patches, pick_device(cfg), "testing")
-                scores = {score: tally.scores()[score] for score in SCORES}
+                scores = {score: tally.scores()[score] for score in AT_ARGMAX}
                 found[kind].append(scores)
-                print(kind, seed, {score: round(100 * scores[score], 2) for score in SCORES})
+                print(kind, seed, {score: round(100 * scores[score], 2) for score in AT_ARGMAX})
     figures.content["scores"] = found
     for kind, scores in found.items():
-        each = (f"{score} {spread([one[score] for one in scores])}" for score in SCORES)
+        each = (f"{score} {spread([one[score] for one in scores])}" for score in AT_ARGMAX)
         print(f"{kind}: {', '.join(each)}")
     figures.write(cfg.json)
 

@@ -36,7 +36,7 @@ from medood.data.workspace import (
 )
 from medood.evaluation.scores import RegionCounts
 from medood.evaluation.statistics import Difference, paired_differences
-from medood.evaluation.tables import INTERVAL, SCORES, markdown
+from medood.evaluation.tables import INTERVAL, OWN_SCORES, markdown
 from medood.evaluation.testing import score_networks
 from medood.models.checkpoints import read_run, versions
 from medood.models.network import build_model, pick_device
@@ -81,6 +81,11 @@ class Recipe:
     def ood_patches(self) -> int:
         """The number of OoD patches, which have no mask: their truth is background everywhere."""
         return sum(mask is None for _, mask in self.files)
+
+    @property
+    def id_files(self) -> list[Pair]:
+        """The training side's patches that have a mask."""
+        return [pair for pair in self.files + self.val_files if pair[1] is not None]
 
     @property
     def steps(self) -> int:
@@ -235,7 +240,9 @@ def run_arms(cfg: StudyConfig, arms: dict[str, Arm]) -> Results:
                     continue
                 print(f"--- {name}, fold {fold}, seed {seed}")
                 folder = train_recipe(recipe, fold)
-                tested = score_networks(recipe.cfg, {name: folder}, recipe.test, f"fold {fold}")
+                tested = score_networks(
+                    recipe.cfg, {name: folder}, recipe.test, recipe.id_files, f"fold {fold}"
+                )
                 results.setdefault(name, {})[fold, seed] = Result(
                     recipe,
                     folder,
@@ -358,14 +365,14 @@ def write_study(
             len(result.recipe.files) - result.recipe.ood_patches,
             *(result.recipe.ood_patches, result.recipe.steps),
             *(result.recipe.notes.get(note, "") for note in notes),
-            *(result.scores[name] for name in SCORES),
+            *(result.scores[name] for name in OWN_SCORES),
             *result.scores["iou"],
             result.floor["miou_paper"],
         ]
         for arm, of_arm in results.items()
         for (fold, seed), result in of_arm.items()
     ]
-    columns = [*header, *notes, *SCORES, *classes, "floor_miou_paper"]
+    columns = [*header, *notes, *OWN_SCORES, *classes, "floor_miou_paper"]
     write_text(Path(f"{out}.csv"), csv_text(columns, rows))
     content = {
         "data": data_name(cfg.workspace),

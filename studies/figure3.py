@@ -31,8 +31,8 @@ def figure3(cfg: StudyConfig) -> None:
     tests = []
     for key in results["baseline"]:
         folders = {arm: of_arm[key].folder for arm, of_arm in results.items()}
-        test = results["baseline"][key].recipe.test
-        tests.append(score_networks(cfg, folders, test, f"fold {key[0]}"))
+        recipe = results["baseline"][key].recipe
+        tests.append(score_networks(cfg, folders, recipe.test, recipe.id_files, f"fold {key[0]}"))
     shares = [share_right(test.patches, test.predictions) for test in tests]
     right = {arm: torch.cat([share[arm] for share in shares]) for arm in results}
     where = [(test, i) for test in tests for i in range(len(test.patches))]

@@ -54,7 +54,7 @@ def test_training_and_test_are_the_same_to_the_bit_from_memory_and_from_a_file(
         folder = model_folder(cfg, 1, ood=False)
         files = id_files(cfg, train) + ood_files(cfg, 1, train[:5])
         training.train_fold(cfg, 1, files, id_files(cfg, val), folder)
-        tested = score_networks(cfg, {"baseline": folder}, test, "test")
+        tested = score_networks(cfg, {"baseline": folder}, test, id_files(cfg, train), "test")
         results.append(((folder / "model.safetensors").read_bytes(), tested))
         printed = capsys.readouterr().out
         assert ("lie in a file" in printed) == tested.patches.mapped == (cfg.max_memory == NOTHING)

@@ -228,6 +228,13 @@ def test_labels_of_patches_are_made_again_only_when_masks_change(patched, capsys
     assert path.read_bytes() == made
 
 
+def test_labels_of_patches_name_the_patients_of_the_setting(patched):
+    label_patches(patched)
+    label_patches(dataclasses.replace(patched, patients="(region)_[0-9]"))
+    rows = read_table(patched.workspace / "image_labels.csv")
+    assert {row["patient"] for row in rows} == {"region"}
+
+
 def test_labels_need_patches(tmp_path):
     with pytest.raises(UserError, match="run `python generate_patches.py"):
         label_patches(dataclasses.replace(TINY, workspace=tmp_path))

@@ -21,7 +21,7 @@ from medood.evaluation.tables import describe_data
 from medood.evaluation.testing import score_networks
 from medood.runs.provenance import SCRIPTS, made_from, network_made_from, require, settings_of
 from robust.report import _by_patient
-from studies import leakage
+from studies import common, leakage, recipe, variants
 from tests.conftest import TINY
 
 PATTERN = r"(p\d+)_.*"
@@ -185,13 +185,13 @@ def same(one, other):
 
 def test_what_is_tested_is_summed_by_patient(prepared):
     names = PATCHES[:12]  # of two patients
-    counts = score_networks(prepared, {}, names, "test").counts["all_background"]
+    counts = score_networks(prepared, {}, names, [], "test").counts["all_background"]
     regions = dataclasses.replace(prepared, patients=None)
-    of_regions = score_networks(regions, {}, names, "test").counts["all_background"]
+    of_regions = score_networks(regions, {}, names, [], "test").counts["all_background"]
     assert len(of_regions.regions) == 6
     owners = [region.split("_")[0] for region in of_regions.regions]
     columns = ("confusion", "iou_paper", "dice_paper", "patches")
-    summed = RegionCounts.summed(owners, *(getattr(of_regions, column) for column in columns))
+    summed = RegionCounts.summed(owners, {name: getattr(of_regions, name) for name in columns})
     assert counts.regions == ["p0", "p1"]
     same(counts, summed)
 
@@ -276,7 +276,7 @@ def test_networks_depend_on_patients_where_these_choose_the_epoch(prepared):
 def test_the_scripts_that_read_lists_take_patients():
     taking = {script for script in SCRIPTS if "patients" in settings_of(script)}
     dealt = {script for script in SCRIPTS if "split" in settings_of(script)}
-    assert taking == dealt
+    assert taking == dealt | {"weak/label_patches.py"}  # writes them down
     assert {"generate_patches.py", "train.py", "test.py", "robust/attack.py"} <= taking
 
 
@@ -343,7 +343,37 @@ def test_leaks_are_counted_and_mended_by_patient(prepared, monkeypatch):
     leakage.leakage(cfg)
     assert [*arms] == ["lists as they are", "patients apart"]
     for part in range(3):
-        recipe = arms["patients apart"](cfg, part)
-        trained = of_patients(image.name for image, _ in recipe.files)
+        found = arms["patients apart"](cfg, part)
+        trained = of_patients(image.name for image, _ in found.files)
         assert len(trained) == 4
-        assert not trained & of_patients(recipe.test)
+        assert not trained & of_patients(found.test)
+
+
+def test_the_choice_of_a_recipe_deals_patients(prepared):
+    generate_patches(prepared)
+    cfg = common.StudyConfig(**vars(prepared))
+    train = read_fold(cfg, 1).train  # of four patients
+    for part in range(recipe.PARTS):
+        found = recipe.within(train, {}, cfg, part)
+        assert not of_patients(image.name for image, _ in found.files) & of_patients(found.test)
+    cfg = dataclasses.replace(cfg, patients=r"(p)\d_.*", split="patch")
+    with pytest.raises(UserError, match="fold 1: fewer than 3 patients train"):
+        recipe.recipe(cfg)
+
+
+def test_false_nuclei_are_looked_for_by_a_network_of_other_patients(prepared, monkeypatch):
+    generate_patches(prepared)
+    cfg = variants.VariantsConfig(**vars(prepared))
+    plain, trained, asked = common.baseline(cfg, 1), [], []
+    monkeypatch.setattr(common, "train_recipe", lambda made, fold: trained.append(made.files))
+    monkeypatch.setattr(variants, "load_model", lambda *_: None)
+    monkeypatch.setattr(variants, "load_patches", lambda cfg, files: asked.append(files) or files)
+    monkeypatch.setattr(
+        variants, "tally_patches", lambda *given: (random_tally(len(given[2]), 0), None)
+    )
+    monkeypatch.setattr(variants, "adding", lambda cfg, fold, files, hard: plain)
+    variants.false_nuclei(cfg, 1)
+    for learned, seen in zip(trained, asked, strict=True):
+        one, other = (of_patients(image.name for image, _ in files) for files in (learned, seen))
+        assert len(one) == len(other) == 2
+        assert not one & other

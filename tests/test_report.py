@@ -31,23 +31,31 @@ def say(claim, *arguments):
 
 
 @pytest.mark.parametrize(
-    ("miou", "verdict"),
+    ("ap", "verdict"),
     [
-        ((0.02, 0.01, 0.03), "Med-OoD is better than baseline: 2.0 [1.0, 3.0] points of mean IoU."),
-        ((-0.02, -0.03, -0.01), "Med-OoD is worse than baseline"),
-        ((0.02, -0.01, 0.03), "No difference is shown between Med-OoD and baseline: 2.0 [-1.0, 3"),
+        (
+            (0.02, 0.01, 0.03),
+            "Med-OoD tells foreground from background better than baseline: 2.0 [1.0, 3.0] points"
+            " of average precision.",
+        ),
+        ((-0.02, -0.03, -0.01), "Med-OoD tells foreground from background worse than baseline"),
+        (
+            (0.02, -0.01, 0.03),
+            "No difference is shown in how well Med-OoD and baseline tell foreground from"
+            " background: 2.0 [-1.0, 3",
+        ),
         ((0.02, NAN, NAN), "One region was tested, so no interval can be given: 2.0 (no"),
-        ((NAN, NAN, NAN), "No foreground class occurs"),
+        ((NAN, NAN, NAN), "No test patch holds foreground"),
     ],
 )
-def test_the_verdict_is_what_the_interval_says(miou, verdict):
-    said = say("verdict", Difference(*miou), "Med-OoD", "baseline", "region")
+def test_the_verdict_is_what_the_interval_says(ap, verdict):
+    said = say("verdict", Difference(*ap), "Med-OoD", "baseline", "region")
     assert said.startswith(verdict)
 
 
 def test_each_confusion_is_said_with_its_direction():
     def claim(*difference):
-        return say("confusion", "Missed", Difference(*difference), "Med-OoD")
+        return say("change", "Missed", Difference(*difference), "Med-OoD")
 
     assert claim(0.02, 0.001, 0.034) == "Missed: 2.0 [0.1, 3.4] points: Med-OoD does this more."
     assert claim(-0.01, -0.02, -0.005).endswith("-1.0 [-2.0, -0.5] points: Med-OoD does this less.")
@@ -104,10 +112,10 @@ def test_patches_without_their_regions_have_no_count_of_nuclei(patched):
 def test_the_page_holds_all_it_shows(whole_run):
     page = (whole_run / "reports/unet_mobilenet_v2/index.html").read_text()
     sources = re.findall(r'<img src="([^"]{0,40})', page)
-    # differences, classes, confusion, examples, curves; three pictures of each fold's OoD patches
-    assert len(sources) == 5 + 3 * 2
+    # rates, differences, classes, confusion, examples, curves; three pictures of a fold's OoDs
+    assert len(sources) == 6 + 3 * 2
     kinds = Counter(re.match("data:image/([^;]*);base64,", source)[1] for source in sources)
-    assert kinds == {"svg+xml": 4, "webp": 1 + 3 * 2}
+    assert kinds == {"svg+xml": 5, "webp": 1 + 3 * 2}
     assert not re.findall(r'(?:src|href)="(?!data:)', page)
     assert "<script" not in page
     assert page.count('alt="') == len(sources)
@@ -165,7 +173,7 @@ def test_a_browser_shows_every_figure_on_a_phone_and_on_paper_and_asks_nobody(wh
             page.on("request", lambda request: requests.append(request.url))
             page.goto(page_file.as_uri())
             shown = page.evaluate("[...document.images].map(i => [i.naturalWidth, i.clientWidth])")
-            assert len(shown) == 11
+            assert len(shown) == 12
             assert all(natural > 0 and 0 < on_page <= width for natural, on_page in shown)
             assert page.evaluate("document.documentElement.scrollWidth") <= width
         page.pdf(path=tmp_path / "page.pdf", format="A4")

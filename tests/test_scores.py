@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from medood.data.folds import read_fold
+from medood.data.workspace import id_files
 from medood.evaluation.scores import Tally, all_background, confusion, paper_iou_dice, scores_of
 from medood.evaluation.testing import score_networks
 from medood.models.network import build_model
@@ -139,9 +140,10 @@ def test_a_fold_without_nuclei_has_no_foreground_scores():
 def test_networks_are_scored_in_float32_whatever_the_precision_of_training(patched):
     folder = patched.workspace / "models" / "untrained"
     build_model(patched).save_pretrained(folder)
-    names = read_fold(patched, 1).test
+    fold = read_fold(patched, 1)
+    rest = {"it": folder}, fold.test, id_files(patched, fold.train), ""
     tested = [
-        score_networks(dataclasses.replace(patched, precision=precision), {"it": folder}, names, "")
+        score_networks(dataclasses.replace(patched, precision=precision), *rest)
         for precision in ("float32", "bfloat16")
     ]
     assert tested[0].scores == tested[1].scores

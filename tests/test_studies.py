@@ -26,7 +26,9 @@ from studies.common import StudyConfig
 from tests.conftest import TINY, draw_regions, write_region
 
 ROOT = Path(__file__).parents[1]
-SCORES = ["miou", "dsc", "miou_paper", "dsc_paper", "fg_to_bg", "bg_to_fg", "fg_to_fg"]
+SCORES = ["ap", "auroc", "miou_shifted", "miou", "dsc", "miou_paper", "dsc_paper"]
+SCORES += ["fg_to_bg", "bg_to_fg", "fg_to_fg"]
+MATCHED = {"bg_to_fg_matched", "fg_to_bg_matched"}
 ENCODER = "tu-test_resnet"  # the smallest with batch normalisation
 NETWORK = f"unet_{ENCODER}"
 SETTINGS = {field.name: getattr(TINY, field.name) for field in dataclasses.fields(TINY)} | {
@@ -75,7 +77,7 @@ def written(workspace, study):
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     assert "percent" in out.with_suffix(".md").read_text()
     for of_pair in content["differences"].values():
-        assert set(of_pair) >= set(SCORES)
+        assert set(of_pair) >= {*SCORES, *MATCHED}
     return content
 
 

@@ -1,6 +1,8 @@
 """How good networks are, and what people see of it.
 
-scores      from one confusion matrix of a test fold
+scores      of a test fold, from what was counted in its patches
+ranking     scores that no threshold moves
+shift       the weights of classes that fit best on training patches
 testing     networks on the test patches of a fold
 statistics  differences of two networks, with intervals
 tables      scores and data as people read them

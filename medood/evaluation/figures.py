@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 from PIL import Image
 from torch import Tensor
 
@@ -163,6 +163,40 @@ def draw_curves(path: Path, curves: dict[str, list[dict[str, list[float]]]]) -> 
                 ax.plot([], [], c=colour, marker=".", ms=4, label=network)  # once in the legend
             ax.set(xlabel="epoch", ylabel=column)
             ax.legend()
+
+
+def draw_rates(
+    path: Path,
+    rates: dict[str, list[tuple[np.ndarray, np.ndarray]]],
+    chosen: dict[str, list[tuple[float, float]]],
+) -> None:
+    """Draw fg_to_bg against bg_to_fg over all thresholds: a line per fold, and their mean.
+
+    rates: for each network, both rates at the thresholds, by fold, as `curve` of ranking.py gives
+    them; the mean is taken at equal bg_to_fg. chosen: both rates at argmax, by fold, marked.
+    """
+    points = 100 * np.array([point for of_network in chosen.values() for point in of_network])
+    low, high = np.clip([min(1, 0.7 * points.min()), max(50, 1.4 * points.max())], 0.1, 100)
+    ticks = [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100]
+    at = np.geomspace(low, high, 200)
+    with canvas(path, "", (6.4, 5.4)) as figure:
+        ax = figure.subplots()
+        for colour, (network, folds) in zip(COLOURS, rates.items(), strict=False):
+            lines = [np.interp(at, 100 * f[::-1], 100 * m[::-1]) for m, f in folds]
+            for line in lines if len(lines) > 1 else []:
+                ax.plot(at, line, c=colour, lw=0.7, alpha=0.6)
+            ax.plot(at, np.mean(lines, 0), c=colour, lw=2, label=network)
+            missed, false = 100 * np.array(chosen[network]).T.clip(low / 100)
+            ax.plot(false, missed, "o", c=colour, ms=6, mec="white")
+        ax.plot([], [], "o", c="grey", ms=6, mec="white", label="at argmax")
+        ax.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high), aspect="equal")
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_locator(NullLocator())
+        ax.set(xlabel="bg_to_fg, percent", ylabel="fg_to_bg, percent")
+        ax.grid(lw=0.4, alpha=0.5)
+        ax.legend()
 
 
 def draw_contact_sheet(

@@ -10,7 +10,7 @@ from medood.data.files import write_json, write_text
 from medood.data.labels import BACKGROUND_COLOUR
 from medood.data.records import RUN
 from medood.data.workspace import SAMPLE_NAME
-from medood.evaluation.tables import SCORES, spread
+from medood.evaluation.tables import OWN_SCORES, spread
 from medood.evaluation.testing import Tested
 from medood.models.network import normalisation
 
@@ -22,7 +22,7 @@ TEMPLATES = Environment(
     lstrip_blocks=True,
     keep_trailing_newline=True,
 )
-TEMPLATES.globals |= {"normalisation": normalisation, "SCORES": SCORES}
+TEMPLATES.globals |= {"normalisation": normalisation, "OWN_SCORES": OWN_SCORES}
 TEMPLATES.filters["spread"] = spread
 TEMPLATES.tests["nan"] = math.isnan
 

@@ -25,6 +25,7 @@ from medood.data.ood_set import read_estimate
 from medood.data.workspace import SAMPLE_NAME, data_name, model_folder, ranking_path
 from medood.evaluation import figures
 from medood.evaluation.model_card import TEMPLATES
+from medood.evaluation.ranking import curve
 from medood.evaluation.statistics import Difference, paired_differences, pool
 from medood.evaluation.tables import INTERVAL, LABELS, SCORES, describe_data, markdown, score_table
 from medood.evaluation.testing import Tested
@@ -171,12 +172,32 @@ def draw_report(found: Comparison, logs: dict[str, list[dict]], out: Path) -> li
     if logs:
         paths.append(out / "curves.svg")
         figures.draw_curves(paths[-1], logs)
+    rates, chosen = rates_of(found)
+    if all(chosen.values()):
+        paths.append(out / "rates.svg")
+        figures.draw_rates(paths[-1], rates, chosen)
     gains = {name: found.gains[name] for name in SCORES if name in found.gains}
     if gains := {name: gain for name, gain in gains.items() if not np.isnan(gain.low)}:
         theirs, ours = labels.values()
         paths.append(out / "differences.svg")
         figures.draw_intervals(paths[-1], "", f"{ours} less {theirs}, points", gains)
     return paths
+
+
+def rates_of(found: Comparison) -> tuple[dict, dict]:
+    """Return both error rates of each network, by label, then by fold: what draw_rates takes.
+
+    Folds without foreground or background are left out.
+    """
+    rates: dict = {label: [] for label in found.labels.values()}
+    chosen: dict = {label: [] for label in found.labels.values()}
+    for test in found.tests.values():
+        for name, label in found.labels.items():
+            scores = test.scores[name]
+            if scores["ap"] is not None:
+                rates[label].append(curve(test.counts[name].ranked.sum(0)))
+                chosen[label].append((scores["fg_to_bg"], scores["bg_to_fg"]))
+    return rates, chosen
 
 
 def pictures_of_oods(found: Comparison) -> dict[str, dict[int, Path]]:
@@ -259,6 +280,7 @@ def write_report(found: Comparison) -> None:
         title=title.strip(),
         header=header,
         rows=rows,
+        shown={row[0]: row[1:] for row in rows},
         more_steps=more,
         trainings=len({folder for test in tests.values() for folder in test.folders.values()}),
         below_floor=below,

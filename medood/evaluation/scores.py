@@ -1,4 +1,4 @@
-"""Scores, from one confusion matrix of a whole test fold, and the paper's own, patch by patch.
+"""Scores of a whole test fold: from its confusion matrix, from ranks, and the paper's own.
 
 C classes, 0 is background. Every mean over foreground classes runs over those that occur in the
 *truth*: the same set for every network compared on the fold, whatever it predicts. A pixel whose
@@ -8,6 +8,7 @@ truth is unsure counts nowhere, and a patch without any other is no patch.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from medood.data.labels import BACKGROUND, UNSURE
+from medood.evaluation.ranking import BINS, auroc, average_precision, curve, rank_pixels, rate_at
 
 
 def confusion(truth: Tensor, predicted: Tensor, classes: int) -> Tensor:
@@ -75,6 +77,26 @@ def _ratio(part: np.ndarray, whole: np.ndarray, where: np.ndarray | None = None)
     return np.divide(part, whole, out=np.full(np.shape(part), np.nan), where=where)
 
 
+def _matched(
+    ranked: np.ndarray, fg_to_bg: np.ndarray, bg_to_fg: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Return each of the two error rates where the other is as given, (B,).
+
+    ranked: (B, 2, BINS).
+    """
+    missed, false = curve(ranked)
+    return {
+        "bg_to_fg_matched": rate_at(missed, false, fg_to_bg),
+        "fg_to_bg_matched": rate_at(false[:, ::-1], missed[:, ::-1], bg_to_fg),
+    }
+
+
+def _weighted(weight: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Return counts (R, ...) summed over regions with weights (B, R), (B, ...)."""
+    # as floats, which are exact up to 2^53: products of integers take far longer
+    return np.tensordot(weight, counts.astype(float), 1)
+
+
 @dataclass(frozen=True)
 class RegionCounts:
     """What a network got right in each of R regions: sums over their patches."""
@@ -84,38 +106,56 @@ class RegionCounts:
     iou_paper: np.ndarray  # (R,), the sum over the region's patches
     dice_paper: np.ndarray  # (R,)
     patches: np.ndarray  # (R,), the number of those with a pixel that is sure
+    ranked: np.ndarray | None = None  # (R, 2, BINS), see ProbabilityTally, as the next
+    shifted: np.ndarray | None = None  # (R, C, C)
 
     @classmethod
-    def summed(cls, names: list[str], *counts: np.ndarray) -> RegionCounts:
+    def summed(cls, names: list[str], counts: dict[str, np.ndarray]) -> RegionCounts:
         """Return the sums of rows that belong to one region.
 
-        names: the region of each row. counts: confusion, iou_paper, dice_paper, patches, by row.
+        names: the region of each row. counts: the fields of RegionCounts, by row.
         """
         regions, place = np.unique(names, return_inverse=True)
 
         def total(rows: np.ndarray) -> np.ndarray:
-            sums = np.zeros((len(regions), *rows.shape[1:]), rows.dtype)
+            wide = np.result_type(rows.dtype, np.int64)  # a sum of int32 may not fit
+            sums = np.zeros((len(regions), *rows.shape[1:]), wide)
             np.add.at(sums, place, rows)
             return sums
 
-        return cls(regions.tolist(), *map(total, counts))
+        return cls(regions.tolist(), **{name: total(rows) for name, rows in counts.items()})
 
-    def scores(self, weight: np.ndarray) -> dict[str, np.ndarray]:
+    def scores(
+        self, weight: np.ndarray, against: RegionCounts | None = None
+    ) -> dict[str, np.ndarray]:
         """Return the scores of B tests, as `scores_of` does, with `miou_paper` and `dsc_paper`.
 
+        Where probabilities were counted, `ap`, `auroc` and `miou_shifted` come along; `against` a
+        network tested on the same patches, itself or another, the matched rates too.
         weight: floats (B, R), how often each region counts in each test.
         """
         patches = weight @ self.patches
-        return {
-            # as floats, which are exact up to 2^53: products of integers take far longer
-            **scores_of(np.tensordot(weight, self.confusion.astype(float), 1)),
+        scores = {
+            **scores_of(_weighted(weight, self.confusion)),
             "miou_paper": _ratio(weight @ self.iou_paper, patches),
             "dsc_paper": _ratio(weight @ self.dice_paper, patches),
         }
+        if self.shifted is not None:
+            scores["miou_shifted"] = scores_of(_weighted(weight, self.shifted))["miou"]
+        if self.ranked is not None:
+            there = self.ranked.any((0, 1))  # a bin without a pixel is no threshold of its own
+            ranked = _weighted(weight, self.ranked[..., there])
+            scores |= {"ap": average_precision(ranked), "auroc": auroc(ranked)}
+            if against is not None:
+                at = scores_of(_weighted(weight, against.confusion))
+                scores |= _matched(ranked, at["fg_to_bg"], at["bg_to_fg"])
+        return scores
 
 
 class Tally:
     """What a network got right in each of N patches: the scores of a test fold come from it."""
+
+    counted: ClassVar[tuple[str, ...]] = ("confusion", "iou_paper", "dice_paper")
 
     def __init__(self, patches: int, classes: int) -> None:
         self.confusion = torch.zeros(patches, classes, classes, dtype=torch.int64)  # rows the truth
@@ -134,13 +174,18 @@ class Tally:
 
     def by_region(self, regions: list[str]) -> RegionCounts:
         """Return the counts of each region, given the region of each patch in the order added."""
-        counts = self.confusion, self.iou_paper, self.dice_paper, self.are_sure().long()
-        return RegionCounts.summed(regions, *(values.numpy() for values in counts))
+        counts = {name: getattr(self, name).numpy() for name in self.counted}
+        return RegionCounts.summed(regions, {**counts, "patches": self.are_sure().long().numpy()})
 
-    def scores(self) -> dict:
-        """Return every score of the patches added, plain numbers, None where one is undefined."""
-        whole = self.by_region(["all"] * len(self.confusion))
-        scores = {name: values[0] for name, values in whole.scores(np.ones((1, 1))).items()}
+    def scores(self, against: Tally | None = None) -> dict:
+        """Return every score of the patches added, plain numbers, None where one is undefined.
+
+        against: of the network at whose error rates the matched ones are, if any.
+        """
+        whole, other = (
+            tally and tally.by_region(["all"] * len(self.confusion)) for tally in (self, against)
+        )
+        scores = {name: v[0] for name, v in whole.scores(np.ones((1, 1)), other).items()}
         plain = {k: np.where(np.isnan(v), None, v).tolist() for k, v in scores.items()}
         return {**plain, "confusion": whole.confusion[0].tolist()}
 
@@ -154,6 +199,31 @@ class Tally:
         hit = matrix.diagonal(dim1=1, dim2=2)
         union = matrix.sum(1) + matrix.sum(2) - hit
         return torch.where(union > 0, hit / union, 1.0).mean(0).tolist()
+
+
+class ProbabilityTally(Tally):
+    """A Tally that also counts what takes probabilities: ranks of pixels, and a prior shift."""
+
+    counted = (*Tally.counted, "ranked", "shifted")
+
+    def __init__(self, patches: int, shift: Tensor) -> None:
+        """shift: the weight of each class, (C,), see medood/evaluation/shift.py."""
+        super().__init__(patches, len(shift))
+        self.shift = shift
+        self.ranked = torch.zeros(patches, 2, BINS, dtype=torch.int32)  # see rank_pixels
+        self.shifted = torch.zeros_like(self.confusion)  # the confusion after the shift
+
+    def add(self, part: slice, probability: Tensor, truth: Tensor) -> None:
+        """Count the patches `part`: probability (n, C, H, W), truth (n, H, W)."""
+        super().add(part, probability, truth)
+        self.ranked[part] = rank_pixels(probability, truth).cpu()
+        weight = self.shift.to(probability.device).view(-1, 1, 1)
+        called = (weight * probability).argmax(1)
+        self.shifted[part] = confusion(truth, called, len(self.shift)).cpu()
+
+    def scores(self, against: Tally | None = None) -> dict:
+        """Return what Tally does, and the weights of the classes as `shift`."""
+        return {**super().scores(against), "shift": self.shift.tolist()}
 
 
 def all_background(truth: Tensor, classes: int) -> Tensor:

@@ -69,7 +69,10 @@ def paired_differences(
         if one.regions != other.regions or (one.patches != other.patches).any():
             raise ValueError("the two networks were tested on different patches")
         of_test = weight[:, np.searchsorted(regions, one.regions)]
-        first, second = (_by_name(counts.scores(of_test), classes) for counts in (one, other))
+        # the rates are matched at those of the second network, in each resample anew
+        first, second = (
+            _by_name(counts.scores(of_test, other), classes) for counts in (one, other)
+        )
         for name in first:
             differences.setdefault(name, []).append(first[name] - second[name])
     # one fewer than there are: with few, as many would vary too little (Rao and Wu, 1988)
@@ -109,6 +112,6 @@ def _mean_of_known(values: np.ndarray) -> np.ndarray:
 def pool(parts: list[RegionCounts]) -> RegionCounts:
     """Return the counts of tests on disjoint patches, such as three folds, as one test."""
     names = [region for part in parts for region in part.regions]
-    columns = ("confusion", "iou_paper", "dice_paper", "patches")
-    rows = [np.concatenate([getattr(part, column) for part in parts]) for column in columns]
-    return RegionCounts.summed(names, *rows)
+    counted = [name for name, counts in vars(parts[0]).items() if isinstance(counts, np.ndarray)]
+    rows = {name: np.concatenate([getattr(part, name) for part in parts]) for name in counted}
+    return RegionCounts.summed(names, rows)

@@ -18,8 +18,12 @@ from medood.data.workspace import NUCLEI_LIST
 if TYPE_CHECKING:
     from medood.evaluation.statistics import Difference
 
-# the order of every table; the scores are explained in medood/evaluation/scores.py
-SCORES = ("miou", "dsc", "miou_paper", "dsc_paper", "fg_to_bg", "bg_to_fg", "fg_to_fg")
+# the order of every table; docs/method.md explains the scores
+NO_THRESHOLD = ("ap", "auroc")
+MATCHED = ("bg_to_fg_matched", "fg_to_bg_matched")  # of two networks: at the first one's rates
+AT_ARGMAX = ("miou", "dsc", "miou_paper", "dsc_paper", "fg_to_bg", "bg_to_fg", "fg_to_fg")
+OWN_SCORES = (*NO_THRESHOLD, "miou_shifted", *AT_ARGMAX)  # of one network
+SCORES = (*NO_THRESHOLD, *MATCHED, "miou_shifted", *AT_ARGMAX)
 LABELS = {"all_background": "all background", "baseline": "baseline", "ood": "Med-OoD"}
 SIZES = {  # of a training set, by the label of their row: name and digits
     "ID training patches": ("id_patches", 0),
@@ -68,7 +72,7 @@ def score_table(
         tested = [of_fold[network] for of_fold in scores.values()]
         trained = [of_fold.get(network, {}) for of_fold in sizes.values()]
         columns[LABELS.get(network, network)] = {
-            **{name: spread([of_fold[name] for of_fold in tested]) for name in SCORES},
+            **{name: spread([of_fold.get(name) for of_fold in tested]) for name in SCORES},
             **{
                 f"IoU {kind}": spread([of_fold["iou"][value] for of_fold in tested])
                 for value, kind in enumerate(class_names)
@@ -86,7 +90,7 @@ def score_table(
         cells = [column.get(label, "") for column in columns.values()]
         if label.startswith("IoU "):
             cells = ["absent" if cell == "-" else cell for cell in cells]
-        if label not in SIZES or set(cells) - {"-", ""}:
+        if label not in (*SIZES, *MATCHED) or set(cells) - {"-", ""}:
             rows.append([label, *cells])
     return ["", *columns], rows
 

@@ -77,7 +77,7 @@ def _of_patch_names(cfg: Config, _: int) -> dict:
         table = workspace.official_table(cfg.workspace)
         official = hash_of(table) if table else None
     listed = {"list of patches": digest("\n".join(names).encode()), "info.csv": official}
-    return listed | (_of_patients(cfg, names) if cfg.split == "region" else {})
+    return listed | (of_patients(cfg, names) if cfg.split == "region" else {})
 
 
 def _of_patches(cfg: Config, _: int) -> dict:
@@ -128,11 +128,11 @@ def _of_ood_training_set(cfg: Config, fold: int) -> dict:
 
 def _of_training_files(cfg: Config, fold: int, files: list[Pair]) -> dict:
     names = sorted(image.name for image, mask in files if mask)
-    held_out = _of_patients(cfg, names) if cfg.select == "val" else {}
+    held_out = of_patients(cfg, names) if cfg.select == "val" else {}
     return {"fold": fold, "inputs": _of_pairs(files)} | held_out
 
 
-def _of_patients(cfg: Config, names: list[str]) -> dict:
+def of_patients(cfg: Config, names: list[str]) -> dict:
     """Return whose patches these are."""
     owners = cfg.patients and digest("\n".join(patients_of(cfg, names)).encode())
     return _without_neutral({"patients": owners})
@@ -219,7 +219,7 @@ SCRIPTS = {
     "robust/main.py": ((), (*_VOLUMES, *_TRAINING_VOLUMES)),
     "transfer/train_fill.py": (("fold",), _FILLING),
     "studies/detector.py": (("fold",), (*_DATA, *_FOLDS, "device", "max_memory")),
-    "weak/label_patches.py": (("patches", "patch masks"), _PREPARING),
+    "weak/label_patches.py": (("patches", "patch masks"), (*_PREPARING, "patients")),
 }
 
 

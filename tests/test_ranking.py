@@ -1,0 +1,213 @@
+"""Scores that no threshold moves: by hand, against scikit-learn, and what a shift may know."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from medood.data.folds import read_fold
+from medood.data.images import UNSURE, read_image, read_mask, write_png
+from medood.data.workspace import id_files
+from medood.evaluation import figures
+from medood.evaluation.ranking import BINS, auroc, average_precision, curve, rank_pixels, rate_at
+from medood.evaluation.scores import ProbabilityTally, all_background
+from medood.evaluation.shift import fit_shift
+from medood.evaluation.statistics import paired_differences, pool
+from medood.evaluation.testing import score_networks
+from medood.models.network import build_model
+
+# six pixels, from the lowest score to the highest
+LOGITS = torch.tensor([-3.0, -2, -1, 1, 2, 3])
+TRUTH = torch.tensor([0, 0, 1, 0, 1, 1])
+OTHER = torch.tensor([1, 0, 0, 1, 0, 1])  # the truth in the order of a worse network
+
+
+def probability_of(logits):
+    """Two classes, (n, 2, 1, W), from the logits of foreground, (n, W)."""
+    return torch.stack([-logits, logits], 1).div(2).softmax(1)[:, :, None]
+
+
+def tally_of(logits, truth, shift=(1.0, 1.0)):
+    tally = ProbabilityTally(len(truth), torch.tensor(shift))
+    tally.add(slice(None), probability_of(logits), truth[:, None])
+    return tally
+
+
+def test_six_pixels_by_hand():
+    scores = tally_of(LOGITS[None], TRUTH[None]).scores()
+    # from the top: 1 of 1, 2 of 2, then a false one, 3 of 4
+    assert scores["ap"] == pytest.approx((1 + 1 + 3 / 4) / 3)
+    assert scores["auroc"] == pytest.approx(8 / 9)  # one of 9 pairs is in the wrong order
+    assert (scores["fg_to_bg"], scores["bg_to_fg"]) == (1 / 3, 1 / 3)
+
+
+def test_a_tie_is_one_threshold_and_half_a_pair():
+    scores = tally_of(torch.tensor([[0.0, 0, 2]]), torch.tensor([[0, 1, 1]])).scores()
+    assert scores["ap"] == pytest.approx(1 / 2 * 1 + 1 / 2 * 2 / 3)
+    assert scores["auroc"] == pytest.approx(3 / 4)
+
+
+def test_matched_rates_by_hand():
+    first, second = tally_of(LOGITS[None], TRUTH[None]), tally_of(LOGITS[None], OTHER[None])
+    missed, false = curve(second.ranked.sum(0).numpy())
+    # the second network's, threshold by threshold from the lowest pixel up
+    points = list(dict.fromkeys(zip((3 * missed).round(6), (3 * false).round(6), strict=True)))
+    assert points == [(0, 3), (1, 3), (1, 2), (1, 1), (2, 1), (2, 0), (3, 0)]
+    own, other = first.scores(first), second.scores(first)
+    # by argmax, the first has 1/3 of each; on its curve both are reached, and bettered: see points
+    assert (own["fg_to_bg"], own["bg_to_fg"]) == (1 / 3, 1 / 3)
+    assert own["bg_to_fg_matched"] == own["fg_to_bg_matched"] == 0
+    assert other["bg_to_fg_matched"] == other["fg_to_bg_matched"] == pytest.approx(1 / 3)
+    rate = np.array([0.5, 2 / 3, 0, 1])
+    rising, falling = np.array([[0, 1 / 3, 1]] * 4), np.array([[1, 0.6, 0]] * 4)
+    assert rate_at(rising, falling, rate) == pytest.approx([0.45, 0.3, 1, 0])
+
+
+@pytest.mark.parametrize("spread", [1, 12])  # ordinary networks, and those that are sure
+def test_ranks_equal_scikit_learn(spread):
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.randint(0, 2, (4, 5000), generator=generator)
+    logits = spread * (torch.randn(4, 5000, generator=generator) + truth - 0.7)
+    logits = logits.clamp(-31.9, 31.9)
+    counts = rank_pixels(probability_of(logits), truth[:, None]).sum(0).numpy()
+    binned = np.repeat(np.tile(np.arange(BINS), 2), counts.ravel())
+    of_bins = np.repeat([0, 1], counts.sum(1))
+    raw = truth.flatten(), logits.flatten()
+    for ours, theirs in ((average_precision, average_precision_score), (auroc, roc_auc_score)):
+        assert ours(counts) == pytest.approx(theirs(of_bins, binned), abs=1e-6)
+        assert ours(counts) == pytest.approx(theirs(*raw), abs=1e-2 / spread)
+
+
+def test_sure_pixels_are_told_apart_at_both_ends():
+    logits = torch.tensor([[-30.0, -20, -10, 10, 16, 16.2]])
+    ranked = rank_pixels(probability_of(logits), torch.zeros(1, 1, 6, dtype=torch.long))
+    assert ranked[0, 0].max() == 1
+
+
+def test_unsure_pixels_are_ranked_nowhere():
+    truth = TRUTH.clone()
+    truth[3] = UNSURE  # the one that was out of order
+    ranked = rank_pixels(probability_of(LOGITS[None]), truth[None, None])
+    assert ranked.sum() == 5
+    assert average_precision(ranked[0].numpy()) == 1
+
+
+def test_background_everywhere_ranks_nothing():
+    truth = torch.tensor([[[0, 0, 0, 1]]])
+    floor = ProbabilityTally(1, torch.ones(3))
+    floor.add(slice(None), all_background(truth, 3), truth)
+    scores = floor.scores(tally_of(LOGITS[None], TRUTH[None]))
+    assert (scores["ap"], scores["auroc"]) == (1 / 4, 1 / 2)
+    assert scores["bg_to_fg_matched"] == pytest.approx(1 - 1 / 3)  # chance
+    assert scores["miou_shifted"] == 0
+
+
+@pytest.mark.parametrize("value", [0, 1])
+def test_without_foreground_or_background_there_is_nothing_to_rank(value):
+    tally = tally_of(LOGITS[None], torch.full((1, 6), value))
+    scores = tally.scores(tally)
+    assert scores["ap"] is scores["auroc"] is None
+    assert scores["bg_to_fg_matched"] is scores["fg_to_bg_matched"] is None
+
+
+def test_weights_that_are_no_numbers_still_give_scores():
+    truth = TRUTH[None, None]
+    ranked = rank_pixels(torch.full((1, 2, 1, 6), torch.nan), truth)
+    assert ranked[0, :, 0].tolist() == [3, 3]
+
+
+def random_counts(seed, regions=8):
+    generator = torch.Generator().manual_seed(seed)
+    truth = torch.randint(0, 2, (regions, 300), generator=torch.Generator().manual_seed(9))
+    logits = 2 * torch.randn(regions, 300, generator=generator) + truth
+    return tally_of(logits, truth).by_region([f"region_{i}" for i in range(regions)])
+
+
+def test_a_network_does_not_differ_from_itself_at_any_rate():
+    gains = paired_differences([random_counts(0)], [random_counts(0)], ("background", "nucleus"))
+    for name in ("ap", "auroc", "bg_to_fg_matched", "fg_to_bg_matched", "miou_shifted"):
+        assert gains[name] == (0, 0, 0)
+
+
+def test_each_resample_matches_at_its_own_rate():
+    ours, theirs = random_counts(1), random_counts(2)
+    drawn = np.array([[2.0, 0, 1, 1, 0, 3, 1, 0]])
+    together = ours.scores(np.vstack([np.ones(8), drawn]), theirs)
+    alone = ours.scores(drawn, theirs)
+    for name, values in alone.items():
+        np.testing.assert_allclose(together[name][1:], values)
+    at = theirs.scores(drawn)["fg_to_bg"]
+    missed, false = curve((drawn[0] @ ours.ranked.reshape(8, -1)).reshape(2, -1))
+    assert alone["bg_to_fg_matched"] == rate_at(missed[None], false[None], at)
+
+
+def test_counts_of_folds_pool_with_their_ranks():
+    first, second = random_counts(1), random_counts(2)
+    whole = pool([first, second])
+    assert (whole.ranked == first.ranked + second.ranked).all()
+    assert (whole.shifted == first.shifted + second.shifted).all()
+
+
+# ---------------------------------------------------------------- the prior shift
+
+
+def test_a_shift_finds_the_class_that_is_called_too_seldom():
+    truth = torch.tensor([0, 0, 0, 1, 1, 2])
+    probability = torch.tensor(
+        [[0.9, 0.05, 0.05]] * 3 + [[0.7, 0.25, 0.05]] * 2 + [[0.2, 0.1, 0.7]]
+    )
+    weight = fit_shift(probability, truth)
+    # class 1 wins where 0.25 w > 0.7, that is log w > 1.03, and loses where 0.05 w < 0.9
+    assert weight.log().tolist() == pytest.approx([0, 1.5, 0])
+    tally = ProbabilityTally(1, weight)
+    tally.add(slice(None), probability.T[None, :, None], truth[None, None])
+    scores = tally.scores()
+    assert (scores["miou"], scores["miou_shifted"]) == (0.5, 1)
+    assert scores["shift"] == weight.tolist()
+
+
+@pytest.mark.parametrize(
+    "truth", [[0, 0, 1, 2], [0, 0, 0, 0], [UNSURE] * 4], ids=["right", "no foreground", "unsure"]
+)
+def test_a_shift_that_cannot_help_is_none(truth):
+    probability = torch.tensor([[0.9, 0.05, 0.05]] * 2 + [[0.2, 0.7, 0.1], [0.1, 0.2, 0.7]])
+    assert fit_shift(probability, torch.tensor(truth)).tolist() == [1, 1, 1]
+
+
+def test_no_test_pixel_moves_a_weight(patched):
+    cfg = dataclasses.replace(patched, device="cpu")
+    torch.manual_seed(0)
+    folder = cfg.workspace / "models" / "untrained"
+    build_model(cfg).save_pretrained(folder)
+    fold = read_fold(cfg, 1)
+
+    def scores():
+        training = id_files(cfg, fold.train)
+        return score_networks(cfg, {"it": folder}, fold.test, training, "").scores["it"]
+
+    before = scores()
+    assert set(before["shift"]) != {1}
+    masks = cfg.workspace / "Mask_Patchs"
+    for name in fold.test:
+        image = cfg.workspace / "Image_Patchs" / name
+        write_png(image, 255 - read_image(image))
+        write_png(masks / name, np.ascontiguousarray(read_mask(masks / name, 7)[::-1]))
+    after = scores()
+    assert after["shift"] == before["shift"]
+    assert after["confusion"] != before["confusion"]
+    for name in fold.train:
+        write_png(masks / name, np.zeros((32, 32), np.uint8))
+    assert set(scores()["shift"]) == {1}  # no foreground to fit
+
+
+# ---------------------------------------------------------------- the figure
+
+
+def test_the_figure_draws_each_fold_and_marks_argmax(tmp_path):
+    counts = [random_counts(seed).ranked.sum(0) for seed in range(4)]
+    rates = {"one": [curve(of) for of in counts[:2]], "two": [curve(of) for of in counts[2:]]}
+    chosen = {"one": [(0.2, 0.1), (0.3, 0.1)], "two": [(0, 0.6), (0.25, 0.15)]}  # 0 is on no axis
+    figures.draw_rates(tmp_path / "rates.png", rates, chosen)
+    assert len(np.unique(read_image(tmp_path / "rates.png").reshape(-1, 3), axis=0)) > 20
