@@ -84,8 +84,9 @@ class Recipe:
 
     @property
     def id_files(self) -> list[Pair]:
-        """The training side's patches that have a mask."""
-        return [pair for pair in self.files + self.val_files if pair[1] is not None]
+        """The ID patches of the training side, as they were cut from the regions."""
+        cut = self.cfg.workspace / "Image_Patchs"
+        return [pair for pair in self.files + self.val_files if pair[0].parent == cut]
 
     @property
     def steps(self) -> int:

@@ -25,11 +25,13 @@ then meets `dice`, the loss of the paper, on the test side of that fold.
 
 import functools
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -46,10 +48,12 @@ from medood.training.losses import segmentation_loss
 from medood.training.step import Trainer
 from studies.common import (
     Arm,
+    ArmsConfig,
     Recipe,
     Results,
     StudyConfig,
     baseline,
+    chosen,
     compare,
     figure_title,
     prepare,
@@ -58,9 +62,17 @@ from studies.common import (
     write_study,
 )
 
-PARTS = 3  # of the training side
+PARTS = 3  # of the training side; --parts says how many of them are tested
 GAP, GAP_WEIGHT = 7, 5.0  # pixels between two nuclei, below which background counts so much
 SMOOTH = 1e-5  # of nnU-Net's Dice
+
+
+@dataclass(frozen=True)
+class RecipeConfig(ArmsConfig):
+    """The settings of a study, with the parts of the training side."""
+
+    parts: Annotated[int, Field(ge=1, le=PARTS)] = PARTS
+    """On how many of the three parts of the training side each change is tested."""
 
 
 # ---------------------------------------------------------------- trials that are no settings
@@ -137,7 +149,7 @@ def gaps(target: Tensor) -> Tensor:
 # ---------------------------------------------------------------- arms
 
 BASE = {"loss": "dice_ce"}
-TOGETHER = {"average": 0.99, "mirrors": True}
+TOGETHER = {"lr": 3e-4, "mirrors": True}
 CHANGES: dict[str, dict] = {
     "dice": {"loss": "dice"},
     "dice_ce": {},
@@ -197,7 +209,7 @@ def table(cfg: StudyConfig, results: Results) -> str:
     return markdown(["", "steps", *(f"`{c}`" if c in SHOWN else c for c in columns)], rows)
 
 
-def recipe(cfg: StudyConfig) -> None:
+def recipe(cfg: RecipeConfig) -> None:
     """Train every arm within the training side of the first fold, and the choice on all of it."""
     if (cfg.loss, cfg.select) != ("dice", "last"):
         raise UserError("loss, select: the study sets the loss itself and tests the last epoch")
@@ -209,9 +221,9 @@ def recipe(cfg: StudyConfig) -> None:
     arms: dict[str, Arm] = {
         name: functools.partial(within, train, change) for name, change in CHANGES.items()
     }
-    results = run_arms(replace(cfg, folds=tuple(range(PARTS))), arms)
-    chosen = {name: functools.partial(whole, CHANGES[name]) for name in (DICE, CE, STRONG)}
-    tested = run_arms(replace(cfg, folds=(fold,)), chosen)
+    results = run_arms(replace(cfg, folds=tuple(range(cfg.parts))), chosen(cfg, arms, (CE,)))
+    best = {name: functools.partial(whole, CHANGES[name]) for name in (DICE, CE, STRONG)}
+    tested = run_arms(replace(cfg, folds=(fold,)), best)
     if cfg.plan:
         return
     gains = {f"{arm} - {CE}": compare(results, arm, CE) for arm in results if arm != CE}
@@ -222,13 +234,14 @@ def recipe(cfg: StudyConfig) -> None:
         f"Less {CE}, held out of the training side": markdown(
             shown, [[pair, *(gain[name].text() for name in SHOWN)] for pair, gain in gains.items()]
         ),
-        "Test side": table(cfg, tested),
-        f"Less {DICE}, test side": markdown(
+        f"Test {cfg.unit}s": table(cfg, tested),
+        f"Less {DICE}, test {cfg.unit}s": markdown(
             shown,
             [[pair, *(gain[name].text() for name in SHOWN)] for pair, gain in of_test.items()],
         ),
     }
-    out = write_study(cfg, "recipe", results, tables, gains | of_test)
+    every = results | {f"{arm}, test": of_arm for arm, of_arm in tested.items()}
+    out = write_study(cfg, "recipe", every, tables, gains | of_test)
     bars = {pair.removesuffix(f" - {CE}"): tuple(gain["ap"]) for pair, gain in gains.items()}
     title = figure_title(cfg, f"{cfg.model_name}: changes of the training, held-out {cfg.unit}s")
     draw_intervals(Path(f"{out}.png"), title, f"average precision less {CE}, points", bars)
@@ -236,4 +249,4 @@ def recipe(cfg: StudyConfig) -> None:
 
 
 if __name__ == "__main__":
-    run(recipe, StudyConfig())
+    run(recipe, RecipeConfig())

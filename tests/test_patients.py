@@ -351,7 +351,7 @@ def test_leaks_are_counted_and_mended_by_patient(prepared, monkeypatch):
 
 def test_the_choice_of_a_recipe_deals_patients(prepared):
     generate_patches(prepared)
-    cfg = common.StudyConfig(**vars(prepared))
+    cfg = recipe.RecipeConfig(**vars(prepared))
     train = read_fold(cfg, 1).train  # of four patients
     for part in range(recipe.PARTS):
         found = recipe.within(train, {}, cfg, part)

@@ -1,6 +1,7 @@
 """The study of a strong baseline: its trial losses by hand, and no test patch in the choice."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from medood.data.patients import region_of
 from medood.training.step import Trainer
 from studies import common, recipe
 from studies.common import Recipe
-from tests.conftest import TINY
+from tests.conftest import TINY, write_region
 
 CPU = torch.device("cpu")
 
@@ -95,12 +96,33 @@ def test_a_change_is_settings_a_trainer_or_more_epochs():
 
 
 def test_settings_that_the_study_sets_itself_are_refused(tiny):
-    cfg = common.StudyConfig(**{**vars(tiny), "loss": "dice_ce"})
+    cfg = recipe.RecipeConfig(**{**vars(tiny), "loss": "dice_ce"})
     with pytest.raises(UserError, match="the study sets the loss itself"):
         recipe.recipe(cfg)
 
 
 def test_a_fold_with_too_few_regions_is_refused(tiny):
-    cfg = common.StudyConfig(**{**vars(tiny), "split": "region", "folds": (1,)})
+    cfg = recipe.RecipeConfig(**{**vars(tiny), "split": "region", "folds": (1,)})
     with pytest.raises(UserError, match="fold 1: fewer than 3 regions train"):
         recipe.recipe(cfg)
+
+
+def test_the_study_runs_to_its_tables_and_figure(tmp_path, capsys):
+    for seed in range(6):
+        write_region(tmp_path, f"region_{seed}", 64, 64, seed)
+    cfg = recipe.RecipeConfig(
+        **{**vars(TINY), "workspace": tmp_path, "encoder": "tu-test_resnet", "split": "region"},
+        arms=("mirrors", "gaps", "together"),
+        parts=1,
+    )
+    cfg = dataclasses.replace(cfg, epochs=1, folds=(1,))
+    recipe.recipe(cfg)
+    out = tmp_path / "reports" / "studies" / f"recipe_{cfg.model_name}"
+    content = json.loads(out.with_suffix(".json").read_text())
+    rows = content["rows"]
+    assert [row["arm"] for row in rows[:4]] == ["dice_ce", "mirrors", "gaps", "together"]
+    assert [row["arm"] for row in rows[4:]] == ["dice, test", "dice_ce, test", "together, test"]
+    assert rows[0]["network"] == rows[1]["network"] != rows[2]["network"]  # mirrors only test
+    assert set(content["differences"]) >= {"gaps - dice_ce", "together - dice, test"}
+    assert "Test regions" in out.with_suffix(".md").read_text()
+    assert out.with_suffix(".png").exists()

@@ -1,11 +1,13 @@
 """The variants of the OoD idea: equal steps, terms by hand, patches that are what they say."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
 import torch
 
+from config import UserError
 from medood.data.images import UNSURE, read_image, read_mask, write_png
 from medood.training.augmentation import draw_augmentation
 from medood.training.losses import segmentation_loss
@@ -156,3 +158,36 @@ def test_unsure_ground_stays_unsure_beside_the_nuclei(patched):
         )
         found = variants.recomposed(cfg, 1).files
     assert all((read_mask(mask, 7)[:, 0] == UNSURE).all() for _, mask in found)
+
+
+# ---------------------------------------------------------------- the study
+
+
+def test_an_arm_that_does_not_help_at_first_gets_no_further_seed(patched, monkeypatch, capsys):
+    cfg = variants.VariantsConfig(
+        **{**vars(patched), "encoder": "tu-test_resnet", "epochs": 1, "folds": (1,)},
+        arms=("Med-OoD", "lambda 0.1"),
+        seeds=2,
+    )
+    real = common.compare
+
+    def compare(results, arm, against):
+        found = real(results, arm, against)
+        sign = -1 if arm == "Med-OoD" else 1
+        contrast = found[variants.CONTRAST]._replace(mean=sign * 0.01)
+        return found | {variants.CONTRAST: contrast}
+
+    monkeypatch.setattr(common, "compare", compare)
+    variants.variants(cfg)
+    out = cfg.workspace / "reports" / "studies" / f"variants_{cfg.model_name}"
+    rows = json.loads(out.with_suffix(".json").read_text())["rows"]
+    assert [(row["arm"], row["seed"]) for row in rows] == [
+        *((EQUAL, 0), (EQUAL, 1), ("Med-OoD", 0), ("Med-OoD", 1), ("lambda 0.1", 0)),
+    ]
+    assert "bg_to_fg_matched" in out.with_suffix(".md").read_text()
+
+
+def test_an_arm_of_no_such_name_is_refused(patched):
+    cfg = variants.VariantsConfig(**{**vars(patched), "arms": ("medood",)})
+    with pytest.raises(UserError, match="arms: 'medood' is none of baseline, equal steps, Med-OoD"):
+        variants.variants(cfg)
