@@ -117,6 +117,11 @@ def test_classes_are_called_after_the_columns(tmp_path):
         with_classes(ImagesConfig())
 
 
+def test_the_table_says_whose_each_image_is_and_not_the_setting(tmp_path):
+    cfg = ImagesConfig(image_labels=write(tmp_path, PLAIN), patients="(of_patches)_.*")
+    assert with_classes(cfg).patients is None
+
+
 def test_colours_differ_also_without_red_and_green():
     from skimage.color import rgb2lab
 
