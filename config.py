@@ -19,6 +19,7 @@ def _stop_quietly(kind: type[BaseException], error: BaseException, trace: object
 sys.excepthook = _stop_quietly
 
 import functools
+import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, get_type_hints
@@ -68,7 +69,9 @@ class Data:
     folds: Annotated[tuple[Number, ...], Field(min_length=1)] = (79, 158, 237)
     """One run each: fold n tests part n mod 3 of three, trains on the rest, and is seeded by n."""
     split: Literal["patch", "region", "official"] = "patch"
-    """What is dealt into parts: patches (paper), whole regions, or as Lizard's info.csv says."""
+    """What is dealt: patches (paper), whole regions or `patients`, or as Lizard's info.csv says."""
+    patients: str | None = None
+    """Whose each image is: a .csv (img_name, patient), or a pattern such as "(case_[0-9]+)_.*"."""
     ood_fill: Literal["zero", "mean", "inpaint", "transfer"] = "zero"
     """What replaces a nucleus: black (paper), mean background, inpainting, or a learned fill."""
     ood_source: Path | None = None
@@ -194,6 +197,12 @@ class Config(Machine, Search, Training, Network, Data):
                 f"{len(self.classes)} different numbers, a class each, and only with masks",
             ),
             "folds": (len(set(self.folds)) == len(self.folds), "different numbers"),
+            "patients": (
+                self.patients is None
+                or self.patients.lower().endswith(".csv")
+                or _has_one_group(self.patients),
+                'a .csv, or a regular expression with one group, such as "(case_[0-9]+)_.*"',
+            ),
             "workers": (self.workers != 0, "-1 or at least 1"),
         }
         for name, (holds, rule) in rules.items():
@@ -206,9 +215,22 @@ class Config(Machine, Search, Training, Network, Data):
         return ("background", *(name for name, _ in self.classes))
 
     @property
+    def unit(self) -> str:
+        """What stands on one side if `split` is region, and what a bootstrap draws."""
+        return "region" if self.patients is None else "patient"
+
+    @property
     def model_name(self) -> str:
         """What every file of this network is named after, such as `unet_vgg11_bn`."""
         return f"{self.architecture}_{self.encoder}"
+
+
+def _has_one_group(pattern: str) -> bool:
+    """Say whether a text is a regular expression with one group."""
+    try:
+        return re.compile(pattern).groups == 1
+    except (re.error, OverflowError, RecursionError):
+        return False
 
 
 @functools.cache

@@ -29,7 +29,7 @@ from medood.data.files import (
     write_json,
     write_table,
 )
-from medood.data.folds import PARTS, held_out, patches_there, read_list, read_official, region_of
+from medood.data.folds import PARTS, held_out, patches_there, read_list
 from medood.data.images import (
     image_size,
     look_at_pair,
@@ -39,6 +39,7 @@ from medood.data.images import (
     write_png,
 )
 from medood.data.labels import UNSURE, is_foreground
+from medood.data.patients import region_of
 from medood.processes import on_main
 from medood.runs.command_line import run
 from medood.runs.jobs import each_result, for_each
@@ -160,8 +161,7 @@ def write_folds(cfg: Config, names: list[str]) -> None:
         if is_kept(cfg, "fold", fold):
             read_list(path, *patches_there(cfg.workspace))  # is it one?
             continue
-        official = read_official(cfg.workspace, names) if cfg.split == "official" else None
-        tested = held_out(names, fold, cfg.split, cfg.seed, official)
+        tested = held_out(cfg, names, fold)
         rows = [(i, name, "test" if name in tested else "train") for i, name in enumerate(names)]
         # another run may be reading the list that this one replaces
         with alone_in(cfg.workspace) if path.exists() else nullcontext():

@@ -17,9 +17,10 @@ import numpy as np
 
 from config import Config, UserError
 from medood.data.files import pngs
-from medood.data.folds import PARTS, held_out, read_list, read_official, region_of
+from medood.data.folds import PARTS, held_out, read_list
 from medood.data.images import look_at_pair, read_image, require_same_size, whole_patches
 from medood.data.labels import UNSURE_ID, no_nucleus, read_region_label
+from medood.data.patients import patients_of, region_of
 from medood.data.records import BadFiles, record_of
 from medood.data.workspace import fold_path, list_images, model_folder, region_images, region_labels
 from medood.runs.jobs import for_each
@@ -70,6 +71,8 @@ def check(cfg: Config) -> Findings:
     with findings.noted():
         _check_source(cfg, findings)
     if patches:
+        with findings.noted():
+            _check_patients(cfg, patches, findings)
         _check_folds(cfg, patches, findings)
         with findings.noted():
             _check_disk(cfg, len(patches), findings)
@@ -173,6 +176,16 @@ def _look_at_source(path: Path, cfg: Config) -> int:
     return whole_patches(path, read_image(path, cfg.max_pixels), cfg.patch_size)
 
 
+def _check_patients(cfg: Config, patches: list[str], findings: Findings) -> None:
+    """Count the patients, and the images of each; a region is an image."""
+    if cfg.patients is not None:
+        a_patch_of = {region_of(name): name for name in patches}
+        images = Counter(patients_of(cfg, a_patch_of.values()))
+        sizes = sorted({min(images.values()), max(images.values())})
+        each = " to ".join(map(str, sizes))
+        findings.table["patients"] = f"{len(images)}, images of each: {each}"
+
+
 def _check_folds(cfg: Config, patches: list[str], findings: Findings) -> None:
     """Look at both sides of each fold: of the user's own list, or as it will be drawn."""
     tested: dict[int, set[str]] = {}
@@ -187,18 +200,17 @@ def _check_folds(cfg: Config, patches: list[str], findings: Findings) -> None:
                 train, test = read_list(path, set(patches), set(findings.bad))
             else:
                 made = f"drawn by {cfg.split}"
-                table = read_official(cfg.workspace, patches) if cfg.split == "official" else None
-                test = held_out(patches, fold, cfg.split, cfg.seed, table)
+                test = held_out(cfg, patches, fold)
                 train = set(patches) - test
             tested[fold] = set(test)
-            shared = {region_of(name) for name in train} & {region_of(name) for name in test}
+            shared = set(patients_of(cfg, train)) & set(patients_of(cfg, test))
             sides = f"{len(train)} train, {len(test)} test patches"
-            found = f"{made}: {sides}, {len(shared)} regions on both sides"
+            found = f"{made}: {sides}, {len(shared)} {cfg.unit}s on both sides"
             findings.table[f"fold {fold}"] = found
-            if not train or not test:
-                raise UserError(
-                    f"fold {fold}: split = {cfg.split} leaves a side of it empty, as there are too"
-                    " few regions: set split to patch"
+            if shared and cfg.patients is not None:
+                findings.table["note"] = (
+                    "patients on both sides of a fold flatter every score: lists drawn with"
+                    " split = region keep them apart"
                 )
     for (one, first), (other, second) in itertools.combinations(tested.items(), 2):
         if both := first & second:

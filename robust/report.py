@@ -6,8 +6,8 @@ import numpy as np
 
 from config import Config
 from medood.data.files import write_json, write_text
-from medood.data.folds import region_of
 from medood.data.labels import BACKGROUND_COLOUR
+from medood.data.patients import patients_of
 from medood.data.workspace import data_name, weights_of
 from medood.evaluation import figures
 from medood.evaluation.model_card import TEMPLATES
@@ -72,7 +72,7 @@ def differences(cfg: AttackConfig, found: Found, one_training: bool) -> dict:
         if attack not in (CLEAN[1], WORST):
             continue
         counts = {
-            network: [_by_region(of_fold[network], place) for of_fold in found.values()]
+            network: [_by_patient(cfg, of_fold[network], place) for of_fold in found.values()]
             for network in (first, *others)
         }
         if one_training:
@@ -83,8 +83,8 @@ def differences(cfg: AttackConfig, found: Found, one_training: bool) -> dict:
     return gains
 
 
-def _by_region(attacked: Attacked, place: int) -> RegionCounts:
-    return attacked.tally(place).by_region([region_of(name) for name in attacked.names])
+def _by_patient(cfg: AttackConfig, attacked: Attacked, place: int) -> RegionCounts:
+    return attacked.tally(place).by_region(patients_of(cfg, attacked.names))
 
 
 def check(cfg: AttackConfig, found: Found, network: str) -> list[str]:
@@ -224,7 +224,7 @@ def write_report(
     networks = list(next(iter(found.values())))
     content = {
         "title": describe(cfg, found),
-        "interval": INTERVAL,
+        "interval": INTERVAL.format(cfg.unit),
         "first": label(networks[0]),
         "signs": [SIGNS[name] for name in attacks_of(cfg) if name in SIGNS],
         "against": {label(network): check(cfg, found, network) for network in networks},

@@ -375,7 +375,7 @@ def write_study(
     title = (
         f"{data_name(cfg.workspace)}. {study}: {', '.join(networks)}, {cfg.epochs} epochs,"
         f" folds {', '.join(map(str, cfg.folds))}, seeds {seeds}, split {cfg.split};"
-        f" percent, mean ± standard deviation; differences {INTERVAL}"
+        f" percent, mean ± standard deviation; differences {INTERVAL.format(cfg.unit)}"
     )
     text = "\n".join([f"{title}\n", *(f"{part}\n\n{table}" for part, table in tables.items())])
     print(f"\n{text}")

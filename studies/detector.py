@@ -28,7 +28,8 @@ from torch import Tensor, nn
 from config import Config, UserError
 from medood.data.dataset import Patches, load_patches
 from medood.data.files import write_json, write_text
-from medood.data.folds import read_fold, region_of
+from medood.data.folds import read_fold
+from medood.data.patients import patients_of
 from medood.data.workspace import data_name, id_files
 from medood.evaluation.statistics import LEVEL, RESAMPLES
 from medood.evaluation.tables import markdown
@@ -68,10 +69,10 @@ class Side(NamedTuple):
     tissue: Tensor  # int64 (K, 3)
 
     @property
-    def regions(self) -> list[str]:
-        """The region of each window with nuclei, then of each without."""
+    def names(self) -> list[str]:
+        """The patch of each window with nuclei, then of each without."""
         numbers = torch.cat([self.nuclei, self.tissue])[:, 0].tolist()
-        return [region_of(self.patches.names[number]) for number in numbers]
+        return [self.patches.names[number] for number in numbers]
 
 
 def side_of(cfg: Config, names: list[str], looks: Looks | None = None) -> tuple[Side, Looks]:
@@ -165,7 +166,7 @@ class Answers(NamedTuple):
 
     right: np.ndarray  # bool (N,)
     filled: np.ndarray  # bool (N,)
-    regions: np.ndarray  # the region of each window
+    patients: np.ndarray  # the patient of each window, or its region
 
 
 class Share(NamedTuple):
@@ -182,12 +183,12 @@ class Share(NamedTuple):
 
 
 @torch.inference_mode()
-def ask(detector: nn.Module, windows: Tensor, regions: list[str], device: torch.device) -> Answers:
-    """Return what a detector says about windows, RGB uint8 (N, S, S, 3), of these regions."""
+def ask(detector: nn.Module, windows: Tensor, patients: list[str], device: torch.device) -> Answers:
+    """Return what a detector says about windows, RGB uint8 (N, S, S, 3), of these patients."""
     parts = windows.split(batch_size(device))
     logits = torch.cat([detector(as_input(part, device))[:, 0].cpu() for part in parts])
     filled = is_filled(windows).numpy() > 0
-    return Answers((logits.numpy() > 0) == filled, filled, np.array(regions))
+    return Answers((logits.numpy() > 0) == filled, filled, np.array(patients))
 
 
 def pool(parts: list[Answers]) -> Answers:
@@ -198,9 +199,9 @@ def pool(parts: list[Answers]) -> Answers:
 def share_right(answers: Answers) -> Share:
     """Return how many answers are right, both kinds of windows weighing the same.
 
-    The interval is a bootstrap that draws regions, with all their windows.
+    The interval is a bootstrap that draws patients, with all their windows.
     """
-    names, number = np.unique(answers.regions, return_inverse=True)
+    names, number = np.unique(answers.patients, return_inverse=True)
     rng = np.random.default_rng(0)
     weight = rng.multinomial(len(names), [1 / len(names)] * len(names), size=RESAMPLES)
     weight = np.vstack([np.ones(len(names)), weight])  # row 0 is the data as it is
@@ -210,7 +211,7 @@ def share_right(answers: Answers) -> Share:
             weight @ np.bincount(number[kind], each[kind], len(names))
             for each in (answers.right, np.ones(len(number)))
         )
-        # no region that was drawn may have windows of a kind
+        # no patient that was drawn may have windows of a kind
         shares.append(np.divide(right, count, out=np.full_like(count, np.nan), where=count > 0))
     mean, *resampled = np.mean(shares, 0)
     tail = (100 - LEVEL) / 2
@@ -226,6 +227,7 @@ def judge(cfg: Config, fold: int, fills: list[str]) -> dict[str, Answers]:
     train, val, test = read_fold(cfg, fold)
     learned, looks = side_of(cfg, train + val)
     tested, _ = side_of(cfg, test, looks)
+    patients = patients_of(cfg, tested.names)
     print(
         f"fold {fold}: detectors learn from {2 * len(learned.nuclei)} windows and are tested on"
         f" {2 * len(tested.nuclei)}; of each, half are filled"
@@ -235,7 +237,7 @@ def judge(cfg: Config, fold: int, fills: list[str]) -> dict[str, Answers]:
     for fill in fills:
         seen, unseen = (windows_of(side, fill, generator, device) for side in (learned, tested))
         network = train_detector(seen, stream_seed(cfg, fold, INITIALISATION), device)
-        found[fill] = ask(network, unseen, tested.regions, device)
+        found[fill] = ask(network, unseen, patients, device)
     return found
 
 
@@ -259,7 +261,7 @@ def write(cfg: Config, content: dict[str, dict], table: str) -> None:
     title = (
         f"{data_name(cfg.workspace)}. detector: windows told from real tissue without nuclei,"
         f" folds {', '.join(map(str, cfg.folds))}, split {cfg.split}; percent right, both kinds"
-        " weighing the same, with the 95 % interval of a bootstrap over regions"
+        f" weighing the same, with the 95 % interval of a bootstrap over {cfg.unit}s"
     )
     print(f"\n{title}\n\n{table}")
     settings = {"settings": plain_settings(cfg), "versions": versions()}

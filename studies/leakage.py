@@ -5,7 +5,8 @@ Writes  reports/studies/leakage_<model>.csv, .json, .md, .png
 
 The study counts the regions, and the neighbouring patches, that stand on both sides of each list.
 Then it trains the baseline on the lists, and on the same patches dealt by region, and compares both
-on the same test patches: the difference is what the leak adds to the score.
+on the same test patches: the difference is what the leak adds to the score. Where the setting
+`patients` says whose the regions are, patients are counted and dealt.
 """
 
 import sys
@@ -14,8 +15,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from config import UserError
-from medood.data.folds import deal, patches_there, read_list, region_of
+from config import Config, UserError
+from medood.data.folds import deal_patients, patches_there, read_list
+from medood.data.patients import patients_of
 from medood.data.workspace import LIST_ENDING, id_files
 from medood.evaluation.figures import draw_intervals
 from medood.evaluation.statistics import paired_differences, pool
@@ -32,7 +34,7 @@ from studies.common import (
     write_study,
 )
 
-LISTED, APART = "lists as they are", "regions apart"
+LISTED = "lists as they are"
 
 
 @dataclass(frozen=True)
@@ -55,18 +57,18 @@ def place_of(name: str) -> tuple[str, int]:
     return region, int(number)
 
 
-def leaks(train: list[str], test: list[str]) -> dict[str, int]:
-    """Return counts of a list: regions, those on both sides, test patches, those with a neighbour.
+def leaks(cfg: Config, train: list[str], test: list[str]) -> dict[str, int]:
+    """Return counts of a list: regions or patients, on both sides; test patches, with a neighbour.
 
     A neighbour is the training patch just before or after it in the row-by-row count of the region.
     """
     trained, tested = ([place_of(name) for name in names] for names in (train, test))
-    regions = [{region for region, _ in places} for places in (trained, tested)]
+    patients = [set(patients_of(cfg, names)) for names in (train, test)]
     there = set(trained)
     beside = [any((region, k + step) in there for step in (-1, 1)) for region, k in tested]
     return {
-        "regions": len(regions[0] | regions[1]),
-        "regions on both sides": len(regions[0] & regions[1]),
+        f"{cfg.unit}s": len(patients[0] | patients[1]),
+        f"{cfg.unit}s on both sides": len(patients[0] & patients[1]),
         "test patches": len(test),
         "with a training neighbour": sum(beside),
     }
@@ -91,7 +93,7 @@ def leakage(cfg: LeakageConfig) -> None:
         raise UserError(f"select: {cfg.select}, but both arms train on whole lists: set it to last")
     prepare(cfg)
     lists = read_lists(cfg)
-    counts = {fold: leaks(*sides) for fold, sides in lists.items()}
+    counts = {fold: leaks(cfg, *sides) for fold, sides in lists.items()}
     columns = list(next(iter(counts.values())))
     rows = [[fold, *(str(count[name]) for name in columns)] for fold, count in counts.items()]
     table = markdown(["list", *columns], rows)
@@ -104,25 +106,25 @@ def leakage(cfg: LeakageConfig) -> None:
     tests = [name for fold in folds for name in lists[str(fold)][1]]
     if len(set(tests)) < len(tests):
         raise UserError(f"folds: lists {folds} test a patch twice: set folds to fewer")
-    regions = sorted({region_of(name) for name in names})
-    if len(regions) < 2:
-        raise UserError(f"{cfg.workspace}: all patches are of one region: add images of others")
+    patients = len(set(patients_of(cfg, names)))
+    if patients < 2:
+        raise UserError(f"{cfg.workspace}: all patches are of one {cfg.unit}: add images of others")
     # with so many parts, both arms train on about as many patches
-    parts = min(max(2, round(len(names) * len(folds) / len(tests))), len(regions))
-    part_of = deal(regions, cfg.seed, parts)
+    parts = min(max(2, round(len(names) * len(folds) / len(tests))), patients)
+    part_of, apart_arm = deal_patients(cfg, names, parts), f"{cfg.unit}s apart"
 
     def listed(cfg: StudyConfig, fold: int) -> Recipe:
         train, test = lists[str(fold)]
         return Recipe(cfg, id_files(cfg, train), [], test)
 
     def apart(cfg: StudyConfig, part: int) -> Recipe | None:
-        out = {name for name in names if part_of[region_of(name)] == part}
+        out = {name for name in names if part_of[name] == part}
         test = sorted(out & set(tests))
         train = [name for name in names if name not in out]
         return Recipe(cfg, id_files(cfg, train), [], test) if test else None
 
     results = run_arms(replace(cfg, folds=folds), {LISTED: listed})
-    results |= run_arms(replace(cfg, folds=tuple(range(parts))), {APART: apart})
+    results |= run_arms(replace(cfg, folds=tuple(range(parts))), {apart_arm: apart})
     if cfg.plan:
         return
     by_seed = {
@@ -132,7 +134,7 @@ def leakage(cfg: LeakageConfig) -> None:
         ]
         for arm, of_arm in results.items()
     }
-    fall = paired_differences(by_seed[APART], by_seed[LISTED], cfg.class_names)
+    fall = paired_differences(by_seed[apart_arm], by_seed[LISTED], cfg.class_names)
     rows = [
         [f"`{name}`", *(spread(values(of_arm, name)) for of_arm in results.values())]
         + [fall[name].text()]
@@ -147,9 +149,9 @@ def leakage(cfg: LeakageConfig) -> None:
     chance = "" if cfg.seeds > 1 else "; one training each, so without the chance between trainings"
     scores = markdown(["", *results, f"difference, all folds as one test{chance}"], rows)
     tables = {"Both sides of the lists": table, "Scores of the baseline": scores}
-    out = write_study(cfg, "leakage", results, tables, {f"{APART} - {LISTED}": fall})
+    out = write_study(cfg, "leakage", results, tables, {f"{apart_arm} - {LISTED}": fall})
     bars = {name: tuple(fall[name]) for name in SCORES}
-    title = figure_title(cfg, f"{cfg.model_name}: regions apart less lists as they are")
+    title = figure_title(cfg, f"{cfg.model_name}: {apart_arm} less {LISTED}")
     draw_intervals(Path(f"{out}.png"), title, "points", bars)
     print(f"{out}.csv, .json, .md, .png")
 

@@ -3,9 +3,9 @@
 Writes  reports/studies/recipe_<model>.csv, .json, .md, .png
 
 A claim about misclassification is worth as much as the baseline that it is tested on. The choice is
-made without the test: the training side of the first fold is dealt into three parts, by region, and
-each change is trained on two and tested on the third. What is chosen then meets `dice`, the loss of
-the paper, on the test regions of that fold.
+made without the test: the training side of the first fold is dealt into three parts, by region (or
+patient, see `patients`), and each change is trained on two and tested on the third. What is chosen
+then meets `dice`, the loss of the paper, on the test side of that fold.
 
     dice_ce            the base: Dice with cross-entropy; the others differ from it by
     dice               the loss of the paper
@@ -37,8 +37,9 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from config import Config, UserError
-from medood.data.folds import deal, read_fold, region_of
+from medood.data.folds import deal_patients, read_fold
 from medood.data.labels import UNSURE, is_foreground
+from medood.data.patients import patients_of
 from medood.data.workspace import id_files
 from medood.evaluation.figures import draw_intervals
 from medood.evaluation.statistics import Difference
@@ -186,9 +187,9 @@ def changed(plain: Recipe, change: dict) -> Recipe:
 
 def within(train: list[str], change: dict, cfg: StudyConfig, part: int) -> Recipe:
     """Return the training on all but one part of a training side, which that part tests."""
-    part_of = deal(sorted({region_of(name) for name in train}), cfg.seed, PARTS)
-    test = [name for name in train if part_of[region_of(name)] == part]
-    kept = [name for name in train if part_of[region_of(name)] != part]
+    part_of = deal_patients(cfg, train, PARTS)
+    test = [name for name in train if part_of[name] == part]
+    kept = [name for name in train if part_of[name] != part]
     return changed(Recipe(cfg, id_files(cfg, kept), [], test), change)
 
 
@@ -223,11 +224,13 @@ def recipe(cfg: RecipeConfig) -> None:
     """Train every arm within the training side of the first fold, and the choice on all of it."""
     if (cfg.loss, cfg.select) != ("dice", "last"):
         raise UserError("loss, select: the study sets the loss itself and tests the last epoch")
+    if cfg.split == "patch":
+        raise UserError("split: patch, and test regions would choose too: set it to region")
     prepare(cfg)
     fold = cfg.folds[0]
     train = read_fold(cfg, fold).train
-    if len({region_of(name) for name in train}) < PARTS:
-        raise UserError(f"fold {fold}: fewer than {PARTS} regions train: add images of others")
+    if len(set(patients_of(cfg, train))) < PARTS:
+        raise UserError(f"fold {fold}: fewer than {PARTS} {cfg.unit}s train: add images of others")
     arms: dict[str, Arm] = {
         name: functools.partial(within, train, change) for name, change in CHANGES.items()
     }
@@ -241,13 +244,13 @@ def recipe(cfg: RecipeConfig) -> None:
     tables = {
         "Held out of the training side": scores_of(cfg, results),
         f"Less {CE}, held out of the training side": gains_of(gains),
-        "Test regions": scores_of(cfg, tested),
-        f"Less {DICE}, test regions": gains_of(of_test),
+        f"Test {cfg.unit}s": scores_of(cfg, tested),
+        f"Less {DICE}, test {cfg.unit}s": gains_of(of_test),
     }
     every = results | {f"{arm}, test": of_arm for arm, of_arm in tested.items()}
     out = write_study(cfg, "recipe", every, tables, gains | of_test)
     bars = {pair.removesuffix(f" - {CE}"): tuple(gain["ap"]) for pair, gain in gains.items()}
-    title = figure_title(cfg, f"{cfg.model_name}: changes of the training, held-out regions")
+    title = figure_title(cfg, f"{cfg.model_name}: changes of the training, held-out {cfg.unit}s")
     draw_intervals(Path(f"{out}.png"), title, f"average precision less {CE}, points", bars)
     print(f"{out}.csv, .json, .md, .png")
 

@@ -15,7 +15,7 @@ the strong baseline that studies/recipe.py chose.
                         (outlier exposure, Hendrycks et al., ICLR 2019)
     energy              on OoD patches, a hinge on the energy (Liu et al., NeurIPS 2020, Eq. 8-9)
     false nuclei        no cut patches: those training patches again in which a baseline that did
-                        not train on their region sees nuclei where there are none
+                        not train on their region (or patient) sees nuclei where there are none
     recomposed          no cut patches: the nuclei of one patch on the background of another, whose
                         own are inpainted
 
@@ -43,7 +43,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from config import Config
 from medood.data.dataset import load_patches
 from medood.data.files import fingerprint
-from medood.data.folds import deal, region_of
+from medood.data.folds import deal_patients
 from medood.data.images import UNSURE, read_image, read_mask, write_png
 from medood.data.labels import BACKGROUND, is_foreground
 from medood.data.records import fresh_folder, is_kept
@@ -205,14 +205,14 @@ def made(cfg: common.StudyConfig, name: str, sources: list[Path], write) -> Path
 def false_nuclei(cfg: common.StudyConfig, fold: int) -> common.Recipe:
     """Return the training that adds the training patches with the most false nuclei.
 
-    Each half of the regions is looked at by a baseline that was trained on the other half.
+    Each half of the regions, or patients, is looked at by a baseline trained on the other half.
     """
     plain = common.baseline(cfg, fold)
-    half_of = deal(sorted({region_of(image.name) for image, _ in plain.files}), cfg.seed, 2)
+    half_of = deal_patients(cfg, [image.name for image, _ in plain.files], 2)
     false: dict[str, int] = {}
     for half in (0, 1):
         ours, theirs = (
-            [pair for pair in plain.files if (half_of[region_of(pair[0].name)] == half) == own]
+            [pair for pair in plain.files if (half_of[pair[0].name] == half) == own]
             for own in (True, False)
         )
         if cfg.plan:

@@ -24,6 +24,7 @@ TINY = Config(
     patch_size=32,
     folds=(1, 2, 3),
     split="patch",
+    patients=None,
     ood_fill="zero",
     ood_source=None,
     ood_source_use="instead",

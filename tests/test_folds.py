@@ -7,10 +7,12 @@ import pytest
 from config import UserError
 from estimate_pct import estimate_pct
 from generate_patches import generate_patches
-from medood.data.folds import held_out, hold_out_regions, read_fold, region_of
+from medood.data.folds import held_out, hold_out_patients, read_fold
 from medood.data.ood_set import read_estimate
+from medood.data.patients import region_of
 from medood.data.workspace import fold_path, ranking_path
 from rank_prune_ood import rank_prune_ood
+from tests.conftest import TINY
 from tests.oracles import read_rows
 from train import train
 from train_ood import train_ood
@@ -20,20 +22,22 @@ NAMES = [f"region_{r}_{k}.png" for r in range(7) for k in range(5)]
 
 @pytest.mark.parametrize("split", ["patch", "region"])
 def test_the_default_folds_test_every_patch_once(split):
-    tested = [held_out(NAMES, fold, split, 0, None) for fold in (79, 158, 237)]
+    cfg = dataclasses.replace(TINY, split=split)
+    tested = [held_out(cfg, NAMES, fold) for fold in (79, 158, 237)]
     assert sorted(name for part in tested for name in part) == sorted(NAMES)
     assert all(len(NAMES) / 3 - 5 <= len(part) <= len(NAMES) / 3 + 5 for part in tested)
 
 
 def test_a_region_split_keeps_regions_whole():
-    tested = held_out(NAMES, 79, "region", 0, None)
+    tested = held_out(dataclasses.replace(TINY, split="region"), NAMES, 79)
     trained = set(NAMES) - tested
     assert {region_of(name) for name in tested}.isdisjoint(region_of(name) for name in trained)
 
 
 def test_a_patch_split_depends_on_seed_alone_not_on_the_order_of_the_files():
-    assert held_out(NAMES, 79, "patch", 0, None) == held_out(NAMES[::-1], 79, "patch", 0, None)
-    assert held_out(NAMES, 79, "patch", 0, None) != held_out(NAMES, 79, "patch", 1, None)
+    tested = held_out(TINY, NAMES, 79)
+    assert tested == held_out(TINY, NAMES[::-1], 79)
+    assert tested != held_out(dataclasses.replace(TINY, seed=1), NAMES, 79)
 
 
 def test_the_official_split_follows_info_csv(tiny):
@@ -142,11 +146,11 @@ def test_validation_patches_are_whole_regions_of_the_training_side(patched):
 @pytest.mark.parametrize(("sizes", "held"), [([50, 30, 20], 1), ([1] * 40, 4), ([99, 1], 1)])
 def test_just_so_many_regions_are_held_out_as_make_a_tenth(sizes, held):
     names = [f"r{i}_{k}.png" for i, size in enumerate(sizes) for k in range(size)]
-    out = hold_out_regions(names, [0, 1])
+    out = hold_out_patients(TINY, names, 1)
     assert len({region_of(name) for name in out}) == held
     assert len(out) < len(names)
 
 
 def test_one_region_cannot_be_held_out_of_itself():
     with pytest.raises(UserError, match="needs two regions on the training side, found 1"):
-        hold_out_regions(["a_0.png", "a_1.png"], [0, 1])
+        hold_out_patients(TINY, ["a_0.png", "a_1.png"], 1)

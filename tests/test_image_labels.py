@@ -117,6 +117,11 @@ def test_classes_are_called_after_the_columns(tmp_path):
         with_classes(ImagesConfig())
 
 
+def test_the_table_says_whose_each_image_is_and_not_the_setting(tmp_path):
+    cfg = ImagesConfig(image_labels=write(tmp_path, PLAIN), patients="(of_patches)_.*")
+    assert with_classes(cfg).patients is None
+
+
 def test_colours_differ_also_without_red_and_green():
     from skimage.color import rgb2lab
 
@@ -226,6 +231,13 @@ def test_labels_of_patches_are_made_again_only_when_masks_change(patched, capsys
     path.unlink()
     label_patches(patched)
     assert path.read_bytes() == made
+
+
+def test_labels_of_patches_name_the_patients_of_the_setting(patched):
+    label_patches(patched)
+    label_patches(dataclasses.replace(patched, patients="(region)_[0-9]"))
+    rows = read_table(patched.workspace / "image_labels.csv")
+    assert {row["patient"] for row in rows} == {"region"}
 
 
 def test_labels_need_patches(tmp_path):

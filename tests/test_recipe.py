@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from config import UserError
-from medood.data.folds import read_fold, region_of
+from medood.data.folds import read_fold
 from medood.data.labels import UNSURE
+from medood.data.patients import region_of
 from medood.training.step import Trainer
 from studies import common, recipe
 from studies.common import Recipe

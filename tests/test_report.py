@@ -49,7 +49,8 @@ def say(claim, *arguments):
     ],
 )
 def test_the_verdict_is_what_the_interval_says(ap, verdict):
-    assert say("verdict", Difference(*ap), "Med-OoD", "baseline").startswith(verdict)
+    said = say("verdict", Difference(*ap), "Med-OoD", "baseline", "region")
+    assert said.startswith(verdict)
 
 
 def test_each_confusion_is_said_with_its_direction():

@@ -16,8 +16,9 @@ import pytest
 
 from config import UserError
 from main import main
-from medood.data.folds import read_fold, region_of
+from medood.data.folds import read_fold
 from medood.data.images import read_image, read_mask, write_png
+from medood.data.patients import region_of
 from medood.data.workspace import fold_path
 from studies import common, controls, figure3, figure4, leakage, table1, table2_figure5, table3
 from studies import table4_figure6 as table4
@@ -303,7 +304,7 @@ def test_controls_run_on_the_sample_with_every_arm(workspace):
 def test_leaks_by_hand():
     train = ["a_0.png", "a_01.png", "a_4.png", "b_1_0.png"]
     test = ["a_2.png", "a_3.png", "a_9.png", "c_0.png"]
-    assert leakage.leaks(train, test) == {
+    assert leakage.leaks(TINY, train, test) == {
         "regions": 3,
         "regions on both sides": 1,
         "test patches": 4,
@@ -314,7 +315,7 @@ def test_leaks_by_hand():
 @pytest.mark.parametrize("name", ["0001.png", "a_b.png"])
 def test_a_name_without_region_and_number_is_refused(name):
     with pytest.raises(UserError, match="not named <region>_<number>"):
-        leakage.leaks(["a_0.png"], [name])
+        leakage.leaks(TINY, ["a_0.png"], [name])
 
 
 def test_no_region_of_a_test_patch_trains_once_regions_are_apart(workspace, monkeypatch):

@@ -101,8 +101,9 @@ def training_folder(cfg: TransferConfig, name: str, fold: int) -> Iterator[Path 
 
 def with_lesion(cfg: TransferConfig) -> TransferConfig:
     """Return settings whose only class is the lesion, in its colour among those of the CSV."""
-    lesion, of_csv = lesion_of(cfg), with_classes(cfg).classes
-    return replace(cfg, lesion=lesion, classes=tuple(pair for pair in of_csv if pair[0] == lesion))
+    lesion, cfg = lesion_of(cfg), with_classes(cfg)
+    of_lesion = tuple(pair for pair in cfg.classes if pair[0] == lesion)
+    return replace(cfg, lesion=lesion, classes=of_lesion)
 
 
 def held_out(cfg: TransferConfig, fold: int) -> list[Path]:

@@ -172,7 +172,8 @@ def with_classes(cfg: ImagesConfig) -> ImagesConfig:
             f"mask_values = {cfg.mask_values} must be {len(names)} different numbers, one for each"
             f" of {', '.join(names)}"
         )
-    return replace(cfg, classes=tuple(zip(names, colours(len(names)), strict=True)))
+    classes = tuple(zip(names, colours(len(names)), strict=True))
+    return replace(cfg, classes=classes, patients=None)  # the CSV says whose each image is
 
 
 def colours(count: int) -> list[str]:

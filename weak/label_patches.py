@@ -1,7 +1,7 @@
 """Write image labels of patches whose masks are known, to try weak/ on tissue.
 
 Reads   Image_Patchs, Mask_Patchs    (generate_patches.py)
-Writes  image_labels.csv             img_name, patient (the region), 0 or 1 for each class
+Writes  image_labels.csv             img_name, patient (or region), 0 or 1 for each class
 
 This is the one script of weak/ that opens masks of training images: to forget all of them but
 which classes each holds.
@@ -17,13 +17,13 @@ import numpy as np
 from config import CONFIG, Config, UserError
 from medood.data import records
 from medood.data.files import csv_text, fingerprint
-from medood.data.folds import region_of
 from medood.data.images import UNSURE, read_mask
+from medood.data.patients import patients_of
 from medood.data.workspace import list_patch_pairs
 from medood.processes import on_main
 from medood.runs.command_line import run
 from medood.runs.jobs import for_each
-from medood.runs.provenance import require
+from medood.runs.provenance import of_patients, require
 
 
 def held(mask: np.ndarray, classes: int) -> np.ndarray:
@@ -67,6 +67,7 @@ def label_patches(cfg: Config = CONFIG) -> None:
     names = [name for name, _ in cfg.classes]
     path = cfg.workspace / "image_labels.csv"
     record = {"settings": {"classes": names}, "inputs": fingerprint(masks)}
+    record |= of_patients(cfg, [image.name for image in images])
     if records.is_kept(path, record):
         return
     bad: records.BadFiles = {}
@@ -75,8 +76,10 @@ def label_patches(cfg: Config = CONFIG) -> None:
     patches = [image.name for image in images if image.name not in bad]
     kept = told_apart(labels, names)
     header = ["img_name", "patient", *(names[index] for index in kept)]
+    whose = patients_of(cfg, patches)
     rows = [
-        (name, region_of(name), *row) for name, row in zip(patches, labels[:, kept], strict=True)
+        (name, patient, *row)
+        for name, patient, row in zip(patches, whose, labels[:, kept], strict=True)
     ]
     records.write_recorded(path, csv_text(header, rows), record)
     counts = ", ".join(f"{names[index]} in {labels[:, index].sum()}" for index in kept)

@@ -10,16 +10,12 @@ import numpy as np
 
 from config import Config, UserError
 from medood.data.files import pngs, read_table
+from medood.data.patients import patients_of, region_of
 from medood.data.records import record_of
 from medood.data.workspace import LIST_ENDING, fold_path, official_table
 
 PARTS = 3
 VAL_SHARE = 0.1  # of the training side's patches, at the least
-
-
-def region_of(patch: str) -> str:
-    """Return the region that a patch was cut from: `glas_1_07.png` -> `glas_1`."""
-    return patch.rsplit("_", 1)[0]
 
 
 def deal(units: list[str], seed: int, parts: int = PARTS) -> dict[str, int]:
@@ -28,21 +24,32 @@ def deal(units: list[str], seed: int, parts: int = PARTS) -> dict[str, int]:
     return {units[position]: rank % parts for rank, position in enumerate(order)}
 
 
-def held_out(
-    names: list[str], fold: int, split: str, seed: int, official: dict[str, int] | None
-) -> set[str]:
+def deal_patients(cfg: Config, names: list[str], parts: int = PARTS) -> dict[str, int]:
+    """Return the part, from 0, of each patch: patients are dealt by `seed`, with all patches."""
+    patients = patients_of(cfg, names)
+    of_patient = deal(sorted(set(patients)), cfg.seed, parts)
+    return {name: of_patient[patient] for name, patient in zip(names, patients, strict=True)}
+
+
+def held_out(cfg: Config, names: list[str], fold: int) -> set[str]:
     """Return the patches that fold number `fold` tests; it trains on the others.
 
-    official: the part of each region, 1..3, for split = "official".
+    Raises UserError if one side is empty, and where a table that says who is dealt is wrong.
     """
-    if split == "official":
+    if cfg.split == "official":
+        official = read_official(cfg.workspace, names)
         parts = {name: official[region_of(name)] % PARTS for name in names}
-    elif split == "region":
-        of_region = deal(sorted({region_of(name) for name in names}), seed)
-        parts = {name: of_region[region_of(name)] for name in names}
+    elif cfg.split == "region":
+        parts = deal_patients(cfg, names)
     else:
-        parts = deal(sorted(names), seed)
-    return {name for name in names if parts[name] == fold % PARTS}
+        parts = deal(sorted(names), cfg.seed)
+    tested = {name for name in names if parts[name] == fold % PARTS}
+    if len(tested) in (0, len(names)):
+        raise UserError(
+            f"fold {fold}: split = {cfg.split} leaves a side of it empty, as there are too few"
+            f" {cfg.unit}s: add some, or set split to patch"
+        )
+    return tested
 
 
 def read_official(workspace: Path, patches: list[str]) -> dict[str, int]:
@@ -80,29 +87,30 @@ def read_fold(cfg: Config, fold: int) -> Fold:
     train, test = read_list(fold_path(cfg, fold), *patches_there(cfg.workspace))
     if cfg.select == "last":
         return Fold(train, [], test)
-    val = hold_out_regions(train, [cfg.seed, fold])
+    val = hold_out_patients(cfg, train, fold)
     kept, held = ([name for name in train if (name in val) == side] for side in (False, True))
     return Fold(kept, held, test)
 
 
-def hold_out_regions(names: list[str], seed: list[int]) -> set[str]:
-    """Return the patches of just so many regions, drawn by `seed`, as make VAL_SHARE of all.
+def hold_out_patients(cfg: Config, names: list[str], fold: int) -> set[str]:
+    """Return the patches of just so many patients, drawn by seed and fold, as make VAL_SHARE.
 
     Raises UserError if that leaves none.
     """
-    of_region: dict[str, list[str]] = {}
-    for name in sorted(names):
-        of_region.setdefault(region_of(name), []).append(name)
-    if len(of_region) < 2:
+    of_patient: dict[str, list[str]] = {}
+    names = sorted(names)
+    for name, patient in zip(names, patients_of(cfg, names), strict=True):
+        of_patient.setdefault(patient, []).append(name)
+    if len(of_patient) < 2:
         raise UserError(
-            f"select = val needs two regions on the training side, found {len(of_region)}:"
+            f"select = val needs two {cfg.unit}s on the training side, found {len(of_patient)}:"
             " set select to last"
         )
     held: set[str] = set()
-    for region in np.random.default_rng(seed).permutation(list(of_region))[:-1]:
+    for patient in np.random.default_rng([cfg.seed, fold]).permutation(list(of_patient))[:-1]:
         if len(held) >= VAL_SHARE * len(names):
             break
-        held.update(of_region[region])
+        held.update(of_patient[patient])
     return held
 
 

@@ -268,7 +268,8 @@ def write_report(found: Comparison) -> None:
     described = describe_data(cfg, found.folds)
     coded = [[f"`{row[0]}`" if row[0] in SCORES else row[0], *row[1:]] for row in rows]
     data = data_name(cfg.workspace)
-    title = TEMPLATES.get_template("title.txt").render(found=found, data=data, interval=INTERVAL)
+    interval = INTERVAL.format(cfg.unit)
+    title = TEMPLATES.get_template("title.txt").render(found=found, data=data, interval=interval)
     text = f"{title}\n{markdown(header, coded)}"
     print(text)
     page = TEMPLATES.get_template("report.html").render(

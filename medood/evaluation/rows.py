@@ -29,7 +29,7 @@ from medood.models.network import pick_device
 
 SHOWN_SCORES = ("miou", "dsc", "fg_to_bg", "bg_to_fg")
 TAUGHT = 0.01  # IoU of full supervision below which a class was not learned
-OVER_PATIENTS = INTERVAL.replace("regions", "patients")
+OVER_PATIENTS = INTERVAL.format("patient")
 
 Table = tuple[list[str], list[list[str]]]
 Scores = dict[int, dict[str, dict]]  # by fold and row

@@ -2,9 +2,11 @@
 
 Patches of a region look alike and are not independent, so regions are drawn, not patches: each
 resample takes as many regions as there are, with replacement, and all folds and seeds in which a
-region was tested come along. Two trainings of one network differ as well: where several folds or
-seeds are compared, each resample also draws from these, one fewer than there are. A single pair of
-networks says nothing about that, and its interval speaks of these two networks only.
+region was tested come along. Patients take the place of regions where the setting names them.
+
+Two trainings of one network differ as well: where several folds or seeds are compared, each
+resample also draws from these, one fewer than there are. A single pair of networks says nothing
+about that, and its interval speaks of these two networks only.
 """
 
 from typing import NamedTuple

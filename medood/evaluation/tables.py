@@ -9,8 +9,9 @@ import numpy as np
 
 from config import Config, UserError
 from medood.data.files import in_threads, read_table
-from medood.data.folds import Fold, region_of
+from medood.data.folds import Fold
 from medood.data.images import read_mask
+from medood.data.patients import patients_of, region_of
 from medood.data.records import record_of
 from medood.data.workspace import NUCLEI_LIST
 
@@ -30,7 +31,7 @@ SIZES = {  # of a training set, by the label of their row: name and digits
     "pnr": ("pnr", 3),
     "pct": ("pct", 2),
 }
-INTERVAL = "with the 95 % interval of a bootstrap over regions and, if several, trainings"
+INTERVAL = "with the 95 % interval of a bootstrap over {}s and, if several, trainings"
 
 
 def spread(values: list[float | None], scale: float = 100, digits: int = 1) -> str:
@@ -111,12 +112,13 @@ def describe_data(cfg: Config, folds: dict[int, Fold]) -> dict:
         by_class[f"{fold} test"] = (pixels[in_test] > 0).sum(0)
         if nuclei is not None:
             by_class[f"{fold} nuclei"] = ["-", *nuclei[in_test].sum(0)]
-        regions, tested = ({region_of(name) for name in side} for side in (train + val, test))
-        sizes = len(train), len(val), len(test), len(tested), len(regions & tested)
+        trained, tested = (set(patients_of(cfg, side)) for side in (train + val, test))
+        sizes = len(train), len(val), len(test), len(tested), len(trained & tested)
         by_fold.append([fold, *sizes])
     return {
         "patches": len(names),
         "regions": len({region_of(name) for name in names}),
+        "patients": len(set(patients_of(cfg, names))),  # or regions, where nobody knows patients
         "unsure": f"{100 * unsure:.2f} %" if unsure else "",  # of all pixels
         "by_fold": by_fold,
         "by_class": by_class,

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from config import Config, UserError
 from medood.data.dataset import CHUNK, Patches, load_patches
-from medood.data.folds import region_of
 from medood.data.memory import exceeds_memory, zeros
+from medood.data.patients import patients_of
 from medood.data.workspace import Pair, id_files
 from medood.evaluation.scores import ProbabilityTally, RegionCounts, Tally, all_background
 from medood.evaluation.shift import fit_shift
@@ -118,13 +118,13 @@ def score_networks(
         shift = fit_shift(*sample_pixels(cfg, model, training, device, f"{task}: shift of {name}"))
         tallies[name], predictions[name] = tally_patches(cfg, model, patches, device, doing, shift)
     first = tallies[next(iter(models))] if len(models) > 1 else None
-    regions = [region_of(name) for name in names]
+    patients = patients_of(cfg, names)
     return Tested(
         folders,
         runs,
         predictions,
         patches,
         {name: tally.scores(first) for name, tally in tallies.items()},
-        {name: tally.by_region(regions) for name, tally in tallies.items()},
+        {name: tally.by_region(patients) for name, tally in tallies.items()},
         {name: tally.patchwise_iou() for name, tally in tallies.items()},
     )

@@ -24,7 +24,7 @@ from torch import nn
 
 from config import Config, UserError
 from medood.data.files import read_json
-from medood.data.folds import region_of
+from medood.data.patients import region_of
 from medood.data.records import RUN
 from medood.data.workspace import require_network
 from medood.models.foreign import Weights, read_weights

@@ -20,6 +20,7 @@ from config import CONFIG, Config, UserError
 from medood.data import ood_set, records, workspace
 from medood.data.files import digest, fingerprint, hash_of, pngs, timed
 from medood.data.folds import read_fold
+from medood.data.patients import patients_of
 from medood.data.records import BadFiles, Record, record_of
 from medood.data.workspace import Pair
 from medood.processes import on_main
@@ -36,7 +37,7 @@ TRAINING = (
 # Settings at a value that changes nothing are in no record: what was made before they existed stays
 NEUTRAL = {
     **{"schedule": "step", "weight_decay": 0.0, "average": 0.0, "stain": 0.0},
-    **{"sampling": "shuffle", "mirrors": False},
+    **{"sampling": "shuffle", "mirrors": False, "patients": None},
 }
 
 
@@ -70,12 +71,13 @@ def _of_regions(cfg: Config, _: int) -> dict:
 def _of_patch_names(cfg: Config, _: int) -> dict:
     left_out = record_of(cfg.workspace / "k_folds").bad_files
     names = [path.name for path in pngs(cfg.workspace / "Image_Patchs")]
-    listed = "\n".join(name for name in names if name not in left_out)
+    names = [name for name in names if name not in left_out]
     official: str | None = "not used"
     if cfg.split == "official":
         table = workspace.official_table(cfg.workspace)
         official = hash_of(table) if table else None
-    return {"list of patches": digest(listed.encode()), "info.csv": official}
+    listed = {"list of patches": digest("\n".join(names).encode()), "info.csv": official}
+    return listed | (of_patients(cfg, names) if cfg.split == "region" else {})
 
 
 def _of_patches(cfg: Config, _: int) -> dict:
@@ -97,7 +99,7 @@ def _of_source_images(cfg: Config, _: int) -> dict:
 
 
 def _of_id_patches(cfg: Config, fold: int) -> dict:
-    return {"fold": fold, "inputs": _of_pairs(_id_set(cfg, fold))}
+    return _of_training_files(cfg, fold, _id_set(cfg, fold))
 
 
 def _of_candidates(cfg: Config, fold: int) -> dict:
@@ -121,7 +123,19 @@ def _of_ood_training_set(cfg: Config, fold: int) -> dict:
     if not all(path.is_file() for path in sources):
         return {"fold": fold, "inputs": None}
     chosen = workspace.ood_files(cfg, fold, ood_set.chosen_oods(cfg, fold))
-    return {"fold": fold, "inputs": _of_pairs(_id_set(cfg, fold) + chosen)}
+    return _of_training_files(cfg, fold, _id_set(cfg, fold) + chosen)
+
+
+def _of_training_files(cfg: Config, fold: int, files: list[Pair]) -> dict:
+    names = sorted(image.name for image, mask in files if mask)
+    held_out = of_patients(cfg, names) if cfg.select == "val" else {}
+    return {"fold": fold, "inputs": _of_pairs(files)} | held_out
+
+
+def of_patients(cfg: Config, names: list[str]) -> dict:
+    """Return whose patches these are."""
+    owners = cfg.patients and digest("\n".join(patients_of(cfg, names)).encode())
+    return _without_neutral({"patients": owners})
 
 
 def _id_set(cfg: Config, fold: int) -> list[Pair]:
@@ -179,20 +193,21 @@ VALUES = {  # of settings that mean more, or less, than they say
 # uses beside those of its products and of all that is behind them.
 _DATA = ("workspace", "classes", "images", "masks", "skip_bad_files")
 _PREPARING = (*_DATA, "max_pixels", "workers", "dask_scheduler")
+_FOLDS = ("folds", "patients")
 _OODS = ("folds", "ood_source", "ood_source_use")
-_TRAINING = (*_DATA, "folds", "mpp", "device", "max_memory", "tensorboard")
-_TESTING = (*_DATA, *_OODS, "mpp", "device", "max_memory")
-_FILLING = (*_DATA, "folds", "batch_size", "precision", "device", "max_memory", "tensorboard")
+_TRAINING = (*_DATA, *_FOLDS, "mpp", "device", "max_memory", "tensorboard")
+_TESTING = (*_DATA, *_OODS, "patients", "mpp", "device", "max_memory")
+_FILLING = (*_DATA, *_FOLDS, "batch_size", "precision", "device", "max_memory", "tensorboard")
 _OF_A_NETWORK = ("classes", "mpp", "architecture", "encoder", "device", "precision", "mirrors")
 _VOLUMES = ("workspace", "folds", "seed", "device", "precision")
 _TRAINING_VOLUMES = ("epochs", "batch_size", "lr", "ood_fill", "ood_weight", "pnr_opt", "pct_grid")
 SCRIPTS = {
     "generate_semantic_labels.py": (("class masks",), _PREPARING),
-    "generate_patches.py": (("patches", "patch masks", "fold"), (*_PREPARING, "folds")),
+    "generate_patches.py": (("patches", "patch masks", "fold"), (*_PREPARING, *_FOLDS)),
     "generate_unfiltered_oods.py": (("OoD patches", "source patches"), (*_PREPARING, *_OODS)),
     "train.py": (("baseline",), _TRAINING),
-    "rank_prune_ood.py": (("ranking",), (*_DATA, *_OODS, "device", "max_memory")),
-    "estimate_pct.py": (("estimate",), (*_DATA, *_OODS)),
+    "rank_prune_ood.py": (("ranking",), (*_DATA, *_OODS, "patients", "device", "max_memory")),
+    "estimate_pct.py": (("estimate",), (*_DATA, *_OODS, "patients")),
     "train_ood.py": (("Med-OoD",), (*_TRAINING, *_OODS)),
     "test.py": (("baseline", "Med-OoD"), (*_TESTING, "mirrors")),
     "predict.py": ((), (*_OF_A_NETWORK, "max_pixels")),
@@ -203,8 +218,8 @@ SCRIPTS = {
     "robust/test_volumes.py": ((), _VOLUMES),
     "robust/main.py": ((), (*_VOLUMES, *_TRAINING_VOLUMES)),
     "transfer/train_fill.py": (("fold",), _FILLING),
-    "studies/detector.py": (("fold",), (*_DATA, "folds", "device", "max_memory")),
-    "weak/label_patches.py": (("patches", "patch masks"), _PREPARING),
+    "studies/detector.py": (("fold",), (*_DATA, *_FOLDS, "device", "max_memory")),
+    "weak/label_patches.py": (("patches", "patch masks"), (*_PREPARING, "patients")),
 }
 
 
@@ -245,13 +260,16 @@ def network_made_from(cfg: Config, fold: int, files: list[Pair]) -> dict:
 
     files: image and mask of each patch, also of those held out to choose the epoch.
     """
-    return {"settings": _settings(cfg, TRAINING), "fold": fold, "inputs": _of_pairs(files)}
+    return {"settings": _settings(cfg, TRAINING), **_of_training_files(cfg, fold, files)}
 
 
 def _settings(cfg: Config, names: tuple[str, ...]) -> dict:
     found = {n: VALUES[n](cfg) if n in VALUES else getattr(cfg, n) for n in names}
-    found = {n: value for n, value in found.items() if n not in NEUTRAL or value != NEUTRAL[n]}
-    return json.loads(json.dumps(found, default=str))
+    return json.loads(json.dumps(_without_neutral(found), default=str))
+
+
+def _without_neutral(found: dict) -> dict:
+    return {n: value for n, value in found.items() if n not in NEUTRAL or value != NEUTRAL[n]}
 
 
 # ---------------------------------------------------------------- the walk

@@ -1,0 +1,67 @@
+"""Whose a patch is: the region (an image) that it was cut from, and that region's patient."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from config import Config, UserError
+from medood.data.files import read_rows
+from medood.data.images import IMAGE_ENDINGS
+
+
+def region_of(patch: str) -> str:
+    """Return the region that a patch was cut from: `glas_1_07.png` -> `glas_1`."""
+    return patch.rsplit("_", 1)[0]
+
+
+def patients_of(cfg: Config, patches: Iterable[str]) -> list[str]:
+    """Return the patient of each patch, as the setting `patients` says; its region if that is None.
+
+    Raises UserError for a table that is none, and if it or the pattern leaves a region out.
+    """
+    regions = [region_of(name) for name in patches]
+    if cfg.patients is None:
+        return regions
+    images = {region: _without_ending(region) for region in regions}
+    if cfg.patients.lower().endswith(".csv"):
+        patient_of = _read_patients(Path(cfg.patients))
+        missed = "{} does not name the image {}: add a row for it"
+    else:
+        patient_of = _match_patients(cfg.patients, images.values())
+        missed = "patients = {!r} does not fit the image {}: write a pattern that fits whole names"
+    if lost := sorted(set(images.values()) - patient_of.keys()):
+        raise UserError(missed.format(cfg.patients, lost[0]))
+    return [patient_of[images[region]] for region in regions]
+
+
+def _read_patients(path: Path) -> dict[str, str]:
+    """Return the patient of each image that a CSV names, with or without its ending."""
+    if not path.is_file():
+        raise UserError(f"patients: there is no file {path}: correct its name")
+    patient_of: dict[str, str] = {}
+    for number, row in enumerate(read_rows(path), 2):
+        values = {column.strip().lower(): value for column, value in row.items() if column}
+        image, patient = ((values.get(name) or "").strip() for name in ("img_name", "patient"))
+        if not image or not patient:
+            raise UserError(
+                f"{path}: row {number} lacks img_name or patient: give the table both columns, with"
+                " commas between, and fill them in"
+            )
+        before = patient_of.setdefault(_without_ending(image), patient)
+        if before != patient:
+            raise UserError(
+                f"{path} says that {image} is of patient {before} and of {patient}: remove one row"
+            )
+    return patient_of
+
+
+def _match_patients(pattern: str, images: Iterable[str]) -> dict[str, str]:
+    """Return group 1 of the pattern for each image whose whole name fits it."""
+    found = {image: re.fullmatch(pattern, image) for image in images}
+    return {image: match[1] for image, match in found.items() if match and match[1]}
+
+
+def _without_ending(image: str) -> str:
+    """Return an image's name without its ending: `case.1.png` and `case.1` -> `case.1`."""
+    ending = Path(image).suffix
+    return image.removesuffix(ending) if ending.lower() in IMAGE_ENDINGS else image

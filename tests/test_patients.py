@@ -1,0 +1,379 @@
+"""Patients: the images of one stay together in folds, in what is held out, and in intervals."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from config import Config, UserError
+from generate_patches import generate_patches
+from main import look
+from medood.check import check
+from medood.data.folds import held_out, hold_out_patients, read_fold
+from medood.data.images import write_png
+from medood.data.patients import patients_of
+from medood.data.workspace import fold_path, id_files
+from medood.evaluation.scores import RegionCounts, Tally
+from medood.evaluation.statistics import paired_differences
+from medood.evaluation.tables import describe_data
+from medood.evaluation.testing import score_networks
+from medood.runs.provenance import SCRIPTS, made_from, network_made_from, require, settings_of
+from robust.report import _by_patient
+from studies import common, leakage, recipe, variants
+from tests.conftest import TINY
+
+PATTERN = r"(p\d+)_.*"
+PATIENTS = [f"p{number}" for number in range(6)]
+IMAGES = [f"{patient}_{scan}" for patient in PATIENTS for scan in ("a", "b", "c")]
+PATCHES = [f"{image}_{k}.png" for image in IMAGES for k in range(2)]
+TABLE = "img_name,patient\n" + "".join(f"{image}.png,{image[:2]}\n" for image in IMAGES)
+
+
+def of_patients(patches):
+    return {patch.split("_")[0] for patch in patches}
+
+
+@pytest.fixture
+def prepared(tmp_path):
+    """Settings of prepared patches: six patients with three images of two patches each."""
+    rng = np.random.default_rng(0)
+    for folder in ("Image_Patchs", "Mask_Patchs"):
+        (tmp_path / folder).mkdir()
+    for name in PATCHES:
+        write_png(tmp_path / "Image_Patchs" / name, rng.integers(0, 255, (32, 32, 3), np.uint8))
+        write_png(tmp_path / "Mask_Patchs" / name, rng.integers(0, 7, (32, 32), np.uint8))
+    return dataclasses.replace(TINY, workspace=tmp_path, patients=PATTERN, split="region")
+
+
+def with_table(cfg, text):
+    path = cfg.workspace / "Patients.CSV"
+    path.write_text(text)
+    return dataclasses.replace(cfg, patients=str(path))
+
+
+# ---------------------------------------------------------------- who is whose
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        TABLE,
+        TABLE.replace(".png", ""),
+        TABLE.replace("img_name,patient", " IMG_NAME , Patient "),
+        TABLE.replace(",", ", ") + "another.png,p9\np0_a.tif,p0\n",
+        "\ufefflabel," + TABLE.replace("\n", "\n1,").removesuffix("1,"),
+    ],
+)
+def test_a_table_says_what_a_pattern_says(prepared, text):
+    found = patients_of(with_table(prepared, text), PATCHES)
+    assert found == patients_of(prepared, PATCHES) == [name[:2] for name in PATCHES]
+
+
+def test_without_patients_each_image_is_its_own():
+    assert patients_of(TINY, ["a_1_07.png", "a_2_0.png"]) == ["a_1", "a_2"]
+
+
+def test_a_point_in_a_name_is_no_ending(prepared):
+    cfg = with_table(prepared, "img_name,patient\ncase.1,x\ncase.2.PNG,y\n0001.png,z\n")
+    assert patients_of(cfg, ["case.2_0.png", "case.1_0.png", "0001.png"]) == ["y", "x", "z"]
+
+
+@pytest.mark.parametrize("wrong", ["", "(p", "p.*", "(p)(.)", "(a{99999999999})", "patients.xls"])
+def test_what_is_no_table_and_no_pattern_with_a_group_is_refused_at_once(wrong):
+    with pytest.raises(UserError, match="patients = .* must be a .csv, or a regular expression"):
+        Config(patients=wrong)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", r"CSV does not name the image p0_a: add a row"),
+        (TABLE.replace("p3_b.png,p3\n", ""), r"CSV does not name the image p3_b: add a row"),
+        (TABLE.replace("patient\n", "subject\n"), r"row 2 lacks img_name or patient"),
+        (TABLE.replace(",", ";"), r"row 2 lacks img_name or patient: .* with commas between"),
+        (TABLE.replace("p0_b.png,p0", "p0_b.png, "), r"row 3 lacks img_name or patient"),
+        (TABLE + "p0_b,p4\n", r"says that p0_b is of patient p0 and of p4: remove one row"),
+    ],
+)
+def test_a_wrong_table_is_one_sentence(prepared, text, said):
+    with pytest.raises(UserError, match=said) as caught:
+        generate_patches(with_table(prepared, text))
+    assert "\n" not in str(caught.value)
+    assert not fold_path(prepared, 1).exists()
+
+
+def test_a_missing_table_is_named(prepared):
+    cfg = dataclasses.replace(prepared, patients="gone.csv")
+    with pytest.raises(UserError, match="there is no file gone.csv: correct its name"):
+        generate_patches(cfg)
+
+
+@pytest.mark.parametrize("pattern", [r"(p[0-4])_.*", r"(p\d)_[ab]", r"(p[0-4])?.*", r"(p\d)"])
+def test_an_image_that_a_pattern_does_not_fit_is_named(prepared, pattern):
+    with pytest.raises(UserError, match="does not fit the image p[05]_[ac]: write a pattern"):
+        generate_patches(dataclasses.replace(prepared, patients=pattern))
+
+
+# ---------------------------------------------------------------- what they do
+
+
+def test_a_region_split_deals_whole_patients_and_tests_each_once(prepared):
+    generate_patches(prepared)
+    folds = [read_fold(prepared, fold) for fold in prepared.folds]
+    for train, _, test in folds:
+        assert of_patients(train) | of_patients(test) == set(PATIENTS)
+        assert not of_patients(train) & of_patients(test)
+        assert len(of_patients(test)) == 2
+    assert sorted(name for fold in folds for name in fold.test) == PATCHES
+
+
+def test_whole_patients_are_held_out_to_choose_the_epoch(prepared):
+    cfg = dataclasses.replace(prepared, select="val")
+    generate_patches(cfg)
+    train, val, _ = read_fold(cfg, 1)
+    assert len(of_patients(val)) == 1  # a sixth and more of the training side
+    assert not of_patients(val) & of_patients(train)
+    with pytest.raises(UserError, match="needs two patients on the training side, found 1"):
+        hold_out_patients(cfg, PATCHES[:6], 1)
+
+
+def test_without_patients_the_lists_are_what_they_were():
+    names = [f"region_{r}_{k}.png" for r in range(7) for k in range(2)]
+    by_patch = dataclasses.replace(TINY, seed=3)
+    by_region = dataclasses.replace(by_patch, split="region")
+    listed = {f"region_{number}_{k}.png" for number in (4, 6) for k in (0, 1)}
+    assert held_out(by_region, names, 79) == listed
+    listed = {"2_0", "4_0", "4_1", "5_1", "6_0"}
+    assert held_out(by_patch, names, 79) == {f"region_{place}.png" for place in listed}
+    assert hold_out_patients(by_patch, names, 79) == {"region_0_0.png", "region_0_1.png"}
+
+
+@pytest.mark.parametrize(("patients", "fold"), [(2, 2), (1, 1), (1, 3)])
+def test_too_few_patients_for_a_fold_are_said_before_a_list_is_written(prepared, patients, fold):
+    for folder in ("Image_Patchs", "Mask_Patchs"):
+        for path in (prepared.workspace / folder).glob("*.png"):
+            if path.name >= f"p{patients}":
+                path.unlink()
+    cfg = dataclasses.replace(prepared, folds=(fold,))
+    said = f"fold {fold}: split = region leaves a side of it empty, .* few patients: add some, or"
+    with pytest.raises(UserError, match=said):
+        generate_patches(cfg)
+    assert not fold_path(cfg, fold).exists()
+    with pytest.raises(UserError, match=said):
+        look(cfg)
+
+
+# ---------------------------------------------------------------- intervals
+
+
+def random_tally(patches, seed):
+    generator = torch.Generator().manual_seed(seed)
+    tally = Tally(patches, 3)
+    logits = torch.randn(patches, 3, 4, 4, generator=generator)
+    truth = torch.randint(3, (patches, 4, 4), generator=generator, dtype=torch.uint8)
+    tally.add(slice(None), logits.softmax(1), truth)
+    return tally
+
+
+def same(one, other):
+    assert one.regions == other.regions
+    for column in ("confusion", "iou_paper", "dice_paper", "patches"):
+        np.testing.assert_allclose(getattr(one, column), getattr(other, column))
+
+
+def test_what_is_tested_is_summed_by_patient(prepared):
+    names = PATCHES[:12]  # of two patients
+    counts = score_networks(prepared, {}, names, [], "test").counts["all_background"]
+    regions = dataclasses.replace(prepared, patients=None)
+    of_regions = score_networks(regions, {}, names, [], "test").counts["all_background"]
+    assert len(of_regions.regions) == 6
+    owners = [region.split("_")[0] for region in of_regions.regions]
+    columns = ("confusion", "iou_paper", "dice_paper", "patches")
+    summed = RegionCounts.summed(owners, {name: getattr(of_regions, name) for name in columns})
+    assert counts.regions == ["p0", "p1"]
+    same(counts, summed)
+
+
+def test_the_interval_of_two_patients_knows_two_units_however_many_images(prepared):
+    names = PATCHES[:12]
+    tallies = [random_tally(len(names), seed) for seed in (0, 1)]
+    ours, theirs = (tally.by_region(patients_of(prepared, names)) for tally in tallies)
+    found = paired_differences([ours], [theirs], ("background", "a", "b"))["miou"]
+    both, alone = np.ones((1, 2)), np.eye(2)  # a draw has one patient twice, or both
+    gains = [ours.scores(w)["miou"] - theirs.scores(w)["miou"] for w in (alone, both)]
+    assert found.mean == pytest.approx(gains[1][0])
+    every = np.concatenate(gains)
+    assert (found.low, found.high) == pytest.approx((every.min(), every.max()))
+
+
+def test_attacks_draw_patients_too(prepared):
+    tally = random_tally(len(PATCHES), 0)
+    attacked = SimpleNamespace(names=PATCHES, tally=lambda place: tally)
+    counts = _by_patient(prepared, attacked, 0)
+    assert counts.regions == PATIENTS
+    same(counts, tally.by_region([name[:2] for name in PATCHES]))
+
+
+# ---------------------------------------------------------------- records
+
+
+def test_records_without_patients_are_those_of_earlier_versions(prepared):
+    cfg = dataclasses.replace(prepared, patients=None, select="val")
+    generate_patches(cfg)
+    record = made_from(cfg, "fold", 1)
+    assert record.keys() == {"settings", "list of patches", "info.csv"}
+    assert record["settings"].keys() == {"split", "seed"}
+    record = made_from(cfg, "baseline", 1)
+    assert record.keys() == {"settings", "fold", "inputs"}
+    assert "patients" not in record["settings"]
+
+
+def test_a_change_of_patients_makes_the_lists_anew(prepared, capsys):
+    cfg = with_table(prepared, TABLE)
+    generate_patches(cfg)
+    require(cfg, "fold")
+    capsys.readouterr()
+    cfg = with_table(cfg, TABLE.replace("\n", ",x\n"))  # another column
+    generate_patches(cfg)
+    assert "made again" not in capsys.readouterr().out
+    cfg = with_table(cfg, TABLE.replace("p0_a.png,p0", "p0_a.png,p1"))
+    said = r"1Image_Patchs.csv is out of date .patients changed.*generate_patches.py .*--patients"
+    with pytest.raises(UserError, match=said):
+        require(cfg, "fold")
+    generate_patches(cfg)
+    assert capsys.readouterr().out.count("Image_Patchs.csv: made again: patients changed") == 3
+    require(cfg, "fold")
+    for other in (PATTERN, None):  # the lists would differ
+        with pytest.raises(UserError, match="out of date .patients changed"):
+            require(dataclasses.replace(cfg, patients=other), "fold")
+
+
+def test_lists_of_patches_do_not_depend_on_patients(prepared):
+    cfg = dataclasses.replace(prepared, split="patch", patients=None)
+    generate_patches(cfg)
+    require(dataclasses.replace(cfg, patients=PATTERN), "fold")
+
+
+def test_networks_depend_on_patients_where_these_choose_the_epoch(prepared):
+    generate_patches(prepared)
+    source = prepared.workspace / "source-0.png"  # an OoD patch, of no patient
+    write_png(source, np.zeros((32, 32, 3), np.uint8))
+    alike = dataclasses.replace(prepared, patients=r"(.*)_[abc]")
+    for select in ("last", "val"):
+        one, other = (dataclasses.replace(cfg, select=select) for cfg in (prepared, alike))
+        assert made_from(one, "baseline", 1) == made_from(other, "baseline", 1)
+        by_image = dataclasses.replace(one, patients=r"(p\d_[abc])")
+        differs = made_from(one, "baseline", 1) != made_from(by_image, "baseline", 1)
+        assert differs == (select == "val")
+        train, val, _ = read_fold(one, 1)
+        files = [*id_files(one, train), (source, None), *id_files(one, val)]
+        trained = network_made_from(one, 1, files)
+        assert trained.get("patients") == made_from(one, "baseline", 1).get("patients")
+
+
+def test_the_scripts_that_read_lists_take_patients():
+    taking = {script for script in SCRIPTS if "patients" in settings_of(script)}
+    dealt = {script for script in SCRIPTS if "split" in settings_of(script)}
+    assert taking == dealt | {"weak/label_patches.py"}  # writes them down
+    assert {"generate_patches.py", "train.py", "test.py", "robust/attack.py"} <= taking
+
+
+# ---------------------------------------------------------------- what is said
+
+
+def test_the_check_counts_patients_and_says_who_stands_on_both_sides(prepared, capsys):
+    table = check(prepared).table
+    assert table["patients"] == "6, images of each: 3"
+    assert table["fold 1"].endswith("12 test patches, 0 patients on both sides")
+    assert "note" not in table
+    for folder in ("Image_Patchs", "Mask_Patchs"):
+        patch = prepared.workspace / folder / "p0_a_0.png"
+        patch.rename(patch.with_name("p0_d_0.png"))
+    table = check(dataclasses.replace(prepared, split="patch")).table
+    assert table["patients"] == "6, images of each: 3 to 4"
+    assert table["note"].startswith("patients on both sides of a fold flatter every score")
+    table = check(dataclasses.replace(prepared, split="patch", patients=None)).table
+    assert not table.keys() & {"patients", "note"}
+    assert table["fold 1"].endswith("regions on both sides")
+
+
+def test_a_wrong_table_is_one_problem_of_the_check(prepared):
+    cfg = with_table(dataclasses.replace(prepared, split="patch"), "img_name,patient\n")
+    assert len(check(cfg).stops) == 1
+
+
+def test_the_data_are_counted_by_patient(prepared):
+    generate_patches(prepared)
+    folds = {fold: read_fold(prepared, fold) for fold in prepared.folds}
+    described = describe_data(prepared, folds)
+    assert (described["patches"], described["regions"], described["patients"]) == (36, 18, 6)
+    assert [row[3:] for row in described["by_fold"]] == [[12, 2, 0]] * 3
+
+
+def test_the_report_speaks_of_patients(report):
+    from test import evaluate
+
+    cfg, folder = report
+    images = "region_0,x\nregion_1,x\nregion_2,y\n"
+    evaluate(with_table(cfg, f"img_name,patient\n{images}"))
+    page, table = ((folder / name).read_text() for name in ("index.html", "table.md"))
+    words = " ".join(page.split())
+    assert "37 patches of 3 regions of 2 patients." in words
+    assert "Patches of one patient stand on both sides. This flatters every score" in words
+    assert "<code>split = region</code> keeps patients apart" in words
+    assert "bootstrap over patients and, if several, trainings" in words
+    assert "bootstrap over patients and, if several, trainings" in table
+    assert "over regions" not in words
+
+
+def test_leaks_are_counted_and_mended_by_patient(prepared, monkeypatch):
+    assert leakage.leaks(prepared, ["p0_a_0.png", "p1_a_0.png"], ["p0_b_0.png", "p0_a_1.png"]) == {
+        "patients": 2,
+        "patients on both sides": 1,
+        "test patches": 2,
+        "with a training neighbour": 1,
+    }
+    arms = {}
+    monkeypatch.setattr(leakage, "prepare", generate_patches)
+    monkeypatch.setattr(leakage, "run_arms", lambda cfg, given: arms.update(given) or {})
+    settings = {field.name: getattr(prepared, field.name) for field in dataclasses.fields(Config)}
+    cfg = leakage.LeakageConfig(**settings | {"split": "patch"}, plan=True)
+    leakage.leakage(cfg)
+    assert [*arms] == ["lists as they are", "patients apart"]
+    for part in range(3):
+        found = arms["patients apart"](cfg, part)
+        trained = of_patients(image.name for image, _ in found.files)
+        assert len(trained) == 4
+        assert not trained & of_patients(found.test)
+
+
+def test_the_choice_of_a_recipe_deals_patients(prepared):
+    generate_patches(prepared)
+    cfg = recipe.RecipeConfig(**vars(prepared))
+    train = read_fold(cfg, 1).train  # of four patients
+    for part in range(recipe.PARTS):
+        found = recipe.within(train, {}, cfg, part)
+        assert not of_patients(image.name for image, _ in found.files) & of_patients(found.test)
+    cfg = dataclasses.replace(cfg, patients=r"(p)\d_.*", split="patch")
+    with pytest.raises(UserError, match="fold 1: fewer than 3 patients train"):
+        recipe.recipe(cfg)
+
+
+def test_false_nuclei_are_looked_for_by_a_network_of_other_patients(prepared, monkeypatch):
+    generate_patches(prepared)
+    cfg = variants.VariantsConfig(**vars(prepared))
+    plain, trained, asked = common.baseline(cfg, 1), [], []
+    monkeypatch.setattr(common, "train_recipe", lambda made, fold: trained.append(made.files))
+    monkeypatch.setattr(variants, "load_model", lambda *_: None)
+    monkeypatch.setattr(variants, "load_patches", lambda cfg, files: asked.append(files) or files)
+    monkeypatch.setattr(
+        variants, "tally_patches", lambda *given: (random_tally(len(given[2]), 0), None)
+    )
+    monkeypatch.setattr(variants, "adding", lambda cfg, fold, files, hard: plain)
+    variants.false_nuclei(cfg, 1)
+    for learned, seen in zip(trained, asked, strict=True):
+        one, other = (of_patients(image.name for image, _ in files) for files in (learned, seen))
+        assert len(one) == len(other) == 2
+        assert not one & other
