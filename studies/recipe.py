@@ -225,7 +225,7 @@ def recipe(cfg: RecipeConfig) -> None:
     if (cfg.loss, cfg.select) != ("dice", "last"):
         raise UserError("loss, select: the study sets the loss itself and tests the last epoch")
     if cfg.split == "patch":
-        raise UserError("split: patch, and test regions would choose too: set it to region")
+        raise UserError(f"split: patch, and test {cfg.unit}s would choose too: set it to region")
     prepare(cfg)
     fold = cfg.folds[0]
     train = read_fold(cfg, fold).train

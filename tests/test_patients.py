@@ -356,8 +356,8 @@ def test_the_choice_of_a_recipe_deals_patients(prepared):
     for part in range(recipe.PARTS):
         found = recipe.within(train, {}, cfg, part)
         assert not of_patients(image.name for image, _ in found.files) & of_patients(found.test)
-    cfg = dataclasses.replace(cfg, patients=r"(p)\d_.*", split="patch")
-    with pytest.raises(UserError, match="fold 1: fewer than 3 patients train"):
+    cfg = dataclasses.replace(cfg, split="patch")
+    with pytest.raises(UserError, match="split: patch, and test patients would choose too"):
         recipe.recipe(cfg)
 
 
