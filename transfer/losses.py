@@ -25,6 +25,10 @@ def difference(images: Tensor, target: Tensor) -> Tensor:
     return (images - target).abs().mean()
 
 
-def area(masks: Tensor) -> Tensor:
-    """Return the mean of masks: without it, a mask of ones is as good as any other."""
-    return masks.mean()
+def area(masks: Tensor, aim: float = 0.0) -> Tensor:
+    """Return how far the mean of each mask, (N, 1, H, W), is from an aim, on average.
+
+    Without it, a mask of ones is as good as any other. An aim of 0 on images to change would let
+    masks vanish where a lesion is hard to see: but their label says that something is there.
+    """
+    return (masks.mean((1, 2, 3)) - aim).abs().mean()

@@ -32,7 +32,7 @@ TOLD_APART = 3.0  # loss of discriminators that tell the domains apart; 4 is cha
 MOST_ALONE = 20  # rounds in which they learn alone to do so
 AREA_RISE = 300  # steps of the generators in which the weight of the masks' area rises
 RECONSTRUCTION = ATTENTION = 10.0  # weights in the sum of the losses
-FREE_AREA = 0.02  # of an image to change: a mask costs only what it takes beyond
+LEAST_AREA = 0.02  # of an image to change, that its mask is to take: it costs what differs
 ROUND = 100  # steps between two lines of the log, and two states to go on from
 DRAWN = 3  # rounds from one picture to the next
 SHOWN = 3, 1  # images with the lesion, and without, in a picture
@@ -104,8 +104,7 @@ class Trainer:
             "identity": difference(out.fake[count:], target),
             "attention": attention_loss(out.logits[:count], out.logits[count:]),
             "reconstruction": difference(out.reconstruction, inputs),
-            # a price from the first pixel on makes masks vanish where a lesion is hard to see
-            "area": area(out.mask[count:]) + (area(out.mask[:count]) - FREE_AREA).relu(),
+            "area": area(out.mask[count:]) + area(out.mask[:count], LEAST_AREA),
         }
         return losses, made.detach()
 
