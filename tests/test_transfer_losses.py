@@ -33,3 +33,12 @@ def test_difference_and_area_are_means_over_pixels():
     image = torch.tensor([[[[1.0, -1.0], [0.0, 0.5]]]])
     assert difference(image, torch.tensor([[[[0.5, 1.0], [0.0, 0.0]]]])).item() == 3 / 4
     assert area(torch.tensor([[[[1.0, 0.0], [0.25, 0.75]]]])).item() == 0.5
+
+
+def test_an_area_with_an_aim_counts_how_far_each_mask_is_from_it():
+    """Areas of 0 and 1/2, an aim of 1/8: (1/8 + 3/8) / 2, though their mean is 1/4."""
+    masks = torch.tensor([[[[0.0, 0.0]]], [[[1.0, 0.0]]]], requires_grad=True)
+    found = area(masks, 0.125)
+    assert found.item() == 0.25
+    found.backward()
+    assert masks.grad.flatten().tolist() == [-0.25, -0.25, 0.25, 0.25]  # an empty one is to grow

@@ -199,7 +199,7 @@ def test_images_that_nothing_can_be_learned_from_are_refused(
 
 
 def test_a_loss_that_is_not_finite_ends_the_training_in_a_sentence(cfg, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "area", lambda mask: mask.mean() * float("nan"))
+    monkeypatch.setattr(training, "area", lambda mask, aim=0.0: mask.mean() * float("nan"))
     with pytest.raises(UserError, match="steps up to 4: .* loss is nan: lower transfer_lr"):
         trained(cfg, tmp_path / "out")
 
