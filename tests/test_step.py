@@ -57,7 +57,7 @@ def test_a_step_asks_for_no_value_that_the_host_would_wait_for(loss):
     loader = Loader(dataclasses.replace(cfg, batch_size=2), 1, patches, CPU)
     with Watch():
         train_epoch(ours, loader, 1e-3)
-    assert seen.count("_fused_adam_") == 2
+    assert seen.count("_fused_adamw_") == 2
     with Watch(), pytest.raises(AssertionError, match="makes the host wait"):
         torch.ones(1).item()
 
