@@ -36,7 +36,7 @@ NO_LAUNCH = {"empty", "empty_strided", "empty_like", "new_empty", "new_empty_str
 NO_LAUNCH |= {"_unsafe_view", "_reshape_alias", "lift_fresh", "squeeze_"}
 NO_LAUNCH |= {"_record_function_enter_new", "_record_function_exit"}
 # what no fusion takes away: all else could be done where these read or write
-UNFUSED = {"convolution", "convolution_backward", "_fused_adam_"}
+UNFUSED = {"convolution", "convolution_backward", "_fused_adamw_"}
 
 
 class Traffic(TorchDispatchMode):
