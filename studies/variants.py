@@ -118,8 +118,30 @@ class LastThird(_Third):
     first = False
 
 
-class _Exposure(Trainer):
-    """A trainer with another loss on OoD patches."""
+def uniform(logits: Tensor, is_ood: Tensor) -> Tensor:
+    """Return the cross-entropy between equal probabilities and those of OoD patches, a scalar.
+
+    logits: float32 (N, C, H, W). is_ood: bool (N,).
+    """
+    of_patch = -logits.log_softmax(1).mean((1, 2, 3))
+    return EXPOSURE_WEIGHT * mean_where(of_patch, is_ood)
+
+
+def energy(logits: Tensor, is_ood: Tensor) -> Tensor:
+    """Return squared hinges on -logsumexp, a scalar: low on ID patches, high on OoD patches.
+
+    logits: float32 (N, C, H, W). is_ood: bool (N,).
+    """
+    found, (low, high) = -logits.logsumexp(1), ENERGIES
+    of_id = F.relu(found - low).square().mean((1, 2))
+    of_ood = F.relu(high - found).square().mean((1, 2))
+    return ENERGY_WEIGHT * (mean_where(of_id, ~is_ood) + mean_where(of_ood, is_ood))
+
+
+class Uniform(Trainer):
+    """A trainer with another loss on OoD patches, a term added to that of the ID patches."""
+
+    term = staticmethod(uniform)
 
     @classmethod
     def made_from(cls, cfg: Config) -> dict:
@@ -128,31 +150,13 @@ class _Exposure(Trainer):
 
     def cost(self, logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
         """Return the loss of a batch, a scalar."""
-        return super().cost(logits, target, weight) + self.exposure(logits.float(), weight == 0)
-
-    def exposure(self, logits: Tensor, is_ood: Tensor) -> Tensor:
-        """Return the loss on OoD patches, and what goes with it on ID patches; is_ood: (N,)."""
-        raise NotImplementedError
+        return super().cost(logits, target, weight) + self.term(logits.float(), weight == 0)
 
 
-class Uniform(_Exposure):
-    """Cross-entropy between equal probabilities and what the network says of OoD patches."""
+class Energy(Uniform):
+    """The same with a term on the energy."""
 
-    def exposure(self, logits: Tensor, is_ood: Tensor) -> Tensor:
-        """Return the term, a scalar."""
-        of_patch = -logits.log_softmax(1).mean((1, 2, 3))
-        return EXPOSURE_WEIGHT * mean_where(of_patch, is_ood)
-
-
-class Energy(_Exposure):
-    """Squared hinges: the energy -logsumexp of ID pixels is to be low, that of OoD pixels high."""
-
-    def exposure(self, logits: Tensor, is_ood: Tensor) -> Tensor:
-        """Return the term, a scalar."""
-        energy, (low, high) = -logits.logsumexp(1), ENERGIES
-        of_id = F.relu(energy - low).square().mean((1, 2))
-        of_ood = F.relu(high - energy).square().mean((1, 2))
-        return ENERGY_WEIGHT * (mean_where(of_id, ~is_ood) + mean_where(of_ood, is_ood))
+    term = staticmethod(energy)
 
 
 def mean_where(values: Tensor, chosen: Tensor) -> Tensor:

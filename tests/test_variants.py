@@ -48,7 +48,7 @@ def logits_of(*patches):
 def test_the_uniform_term_by_hand():
     """Of one OoD pixel of probabilities .8 and .2: half of -(log .8 + log .2) / 2."""
     logits = logits_of([0.8, 0.2], [0.5, 0.5]).log()
-    found = variants.Uniform.exposure(None, logits, torch.tensor([True, False]))
+    found = variants.uniform(logits, torch.tensor([True, False]))
     assert found.item() == pytest.approx(-0.5 * (np.log(0.8) + np.log(0.2)) / 2, rel=1e-5)
 
 
@@ -56,13 +56,13 @@ def test_the_energy_term_by_hand():
     """Energies of -3 (ID) and -7 (OoD): .1 * ((-3 + 23)^2 + (-5 + 7)^2) = 40.4."""
     half = np.log(0.5)
     logits = logits_of([3 + half, 3 + half], [7 + half, 7 + half])
-    found = variants.Energy.exposure(None, logits, torch.tensor([False, True]))
+    found = variants.energy(logits, torch.tensor([False, True]))
     assert found.item() == pytest.approx(40.4, rel=1e-4)
 
 
 def test_a_batch_without_ood_patches_has_no_term():
     logits = logits_of([0.0, 1.0])
-    assert variants.Uniform.exposure(None, logits, torch.tensor([False])) == 0
+    assert variants.uniform(logits, torch.tensor([False])) == 0
 
 
 def batch():
