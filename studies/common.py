@@ -14,6 +14,7 @@ import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from config import Config, Count, UserError
 from estimate_pct import choose_pct, count_samples, pixels_of, pnr
@@ -220,8 +221,8 @@ def seeds_of(cfg: StudyConfig) -> range:
     return range(cfg.seed, cfg.seed + cfg.seeds)
 
 
-def chosen(cfg: ArmsConfig, arms: dict[str, Arm], references: tuple[str, ...]) -> dict[str, Arm]:
-    """Return the arms that cfg names, in the order of `arms`, and the references with them."""
+def chosen(cfg: ArmsConfig, arms: dict[str, Any], references: tuple[str, ...]) -> dict[str, Any]:
+    """Return the arms that cfg names, and the references, with what stands for each in `arms`."""
     if unknown := [name for name in cfg.arms if name not in arms]:
         raise UserError(f"arms: {unknown[0]!r} is none of {', '.join(arms)}")
     wanted = {*cfg.arms, *references} if cfg.arms else set(arms)

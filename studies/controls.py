@@ -202,12 +202,15 @@ def own(recipe):
     return lambda cfg, fold: recipe(replace(cfg, ood_source=None), fold)
 
 
+def require_zero(cfg: common.StudyConfig) -> None:
+    """Raise UserError for settings of another fill: the arms have their own."""
+    if cfg.ood_fill != "zero":
+        raise UserError(f"ood_fill: {cfg.ood_fill}, but the study compares fills: set it to zero")
+
+
 def controls(cfg: ControlsConfig) -> None:
     """Train every arm, and compare it with the baseline of equal steps and with Med-OoD."""
-    if cfg.ood_fill != "zero":
-        raise UserError(
-            f"ood_fill: {cfg.ood_fill}, but the controls compare the fills: set it to zero"
-        )
+    require_zero(cfg)
     common.prepare(cfg)
     arms = {
         "baseline": own(common.baseline),

@@ -226,15 +226,16 @@ def recipe(cfg: RecipeConfig) -> None:
         raise UserError("loss, select: the study sets the loss itself and tests the last epoch")
     if cfg.split == "patch":
         raise UserError(f"split: patch, and test {cfg.unit}s would choose too: set it to region")
+    changes = chosen(cfg, CHANGES, (CE,))
     prepare(cfg)
     fold = cfg.folds[0]
     train = read_fold(cfg, fold).train
     if len(set(patients_of(cfg, train))) < PARTS:
         raise UserError(f"fold {fold}: fewer than {PARTS} {cfg.unit}s train: add images of others")
     arms: dict[str, Arm] = {
-        name: functools.partial(within, train, change) for name, change in CHANGES.items()
+        name: functools.partial(within, train, change) for name, change in changes.items()
     }
-    results = run_arms(replace(cfg, folds=tuple(range(cfg.parts))), chosen(cfg, arms, (CE,)))
+    results = run_arms(replace(cfg, folds=tuple(range(cfg.parts))), arms)
     best = {name: functools.partial(whole, CHANGES[name]) for name in (DICE, CE, STRONG)}
     tested = run_arms(replace(cfg, folds=(fold,)), best)
     if cfg.plan:

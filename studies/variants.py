@@ -56,7 +56,16 @@ from medood.models.network import pick_device
 from medood.runs.command_line import run
 from medood.training.step import Trainer
 from studies import common
-from studies.controls import EQUAL, adding, cut_anew, equal_steps, extra, filled, shuffled
+from studies.controls import (
+    EQUAL,
+    adding,
+    cut_anew,
+    equal_steps,
+    extra,
+    filled,
+    require_zero,
+    shuffled,
+)
 
 CONTRAST = "bg_to_fg_matched"
 ENERGIES = -23.0, -5.0  # of ID below, of OoD above (Liu et al., Sec. 4.2)
@@ -299,8 +308,9 @@ ARMS: dict[str, common.Arm] = {
 
 def variants(cfg: VariantsConfig) -> None:
     """Train every arm once a fold, go on with those that the rule leaves, and compare."""
-    common.prepare(cfg)
+    require_zero(cfg)
     arms = common.chosen(cfg, ARMS, (EQUAL,))
+    common.prepare(cfg)
     if "transfer" in arms and not common.has_learned_fill(cfg):
         del arms["transfer"]
         print("transfer is left out: run `python transfer/train_fill.py` first")
