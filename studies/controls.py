@@ -45,7 +45,7 @@ from medood.evaluation.figures import draw_intervals
 from medood.evaluation.tables import markdown, spread
 from medood.runs.command_line import run
 from medood.runs.provenance import made_from
-from studies import common
+from studies import common, report
 
 EQUAL = "baseline, equal steps"  # what the other arms are compared with
 
@@ -239,32 +239,32 @@ def controls(cfg: ControlsConfig) -> None:
         [
             arm,
             f"{sum(result.recipe.steps for result in of_arm.values()) / len(of_arm):.0f}",
-            spread(common.values(of_arm, "hard"), 1, 0),
-            spread(common.values(of_arm, "moved"), 100, 0),
-            *common.shown(of_arm),
+            spread(report.values(of_arm, "hard"), 1, 0),
+            spread(report.values(of_arm, "moved"), 100, 0),
+            *report.shown(of_arm),
         ]
         for arm, of_arm in results.items()
     ]
-    rows.append(["all background", *["-"] * 3, *common.shown_floor(results[EQUAL])])
+    rows.append(["all background", *["-"] * 3, *report.shown_floor(results[EQUAL])])
     against = [arm for arm in (EQUAL, "Med-OoD") if arm in results]
     differences = {
-        f"{arm} - {other}": common.compare(results, arm, other)
+        f"{arm} - {other}": report.compare(results, arm, other)
         for other in against
         for arm in results
         if arm != other and (other == EQUAL or arm != "baseline")
     }
-    header = ["", "steps", "hard", "moved", *common.heads(common.SHOWN)]
+    header = ["", "steps", "hard", "moved", *report.heads(report.SHOWN)]
     tables = {"Scores": markdown(header, rows)}
     for other in against:
         gains = [
-            [arm, *common.compared(differences[f"{arm} - {other}"])]
+            [arm, *report.compared(differences[f"{arm} - {other}"])]
             for arm in results
             if f"{arm} - {other}" in differences
         ]
-        tables[f"Less {other}"] = markdown(["", *common.heads(common.COMPARED)], gains)
-    out = common.write_study(cfg, "controls", results, tables, differences)
+        tables[f"Less {other}"] = markdown(["", *report.heads(report.COMPARED)], gains)
+    out = report.write_study(cfg, "controls", results, tables, differences)
     bars = {arm: tuple(differences[f"{arm} - {EQUAL}"]["miou"]) for arm in results if arm != EQUAL}
-    title = common.figure_title(
+    title = report.figure_title(
         cfg, f"Controls: {cfg.model_name}, blue where the interval leaves out zero"
     )
     draw_intervals(Path(f"{out}.png"), title, f"`miou` less {EQUAL}, points", bars)

@@ -20,13 +20,15 @@ from studies import paper
 from studies.common import (
     StudyConfig,
     baseline,
+    med_ood,
+    prepare,
+    run_arms,
+)
+from studies.report import (
     by_class,
     compare,
     figure_title,
-    med_ood,
     patchwise,
-    prepare,
-    run_arms,
     values,
     write_study,
 )

@@ -26,10 +26,12 @@ from medood.runs.command_line import run
 from studies.common import (
     Recipe,
     StudyConfig,
-    figure_title,
     prepare,
     run_arms,
     seeds_of,
+)
+from studies.report import (
+    figure_title,
     values,
     write_study,
 )

@@ -48,8 +48,6 @@ from medood.runs.command_line import run
 from medood.training.losses import segmentation_loss
 from medood.training.step import Trainer
 from studies.common import (
-    COMPARED,
-    SHOWN,
     Arm,
     ArmsConfig,
     Recipe,
@@ -57,12 +55,16 @@ from studies.common import (
     StudyConfig,
     baseline,
     chosen,
+    prepare,
+    run_arms,
+)
+from studies.report import (
+    COMPARED,
+    SHOWN,
     compare,
     compared,
     figure_title,
     heads,
-    prepare,
-    run_arms,
     shown,
     values,
     write_study,

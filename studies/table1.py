@@ -17,7 +17,7 @@ from config import UserError
 from medood.evaluation.figures import draw_bars
 from medood.evaluation.tables import markdown, spread
 from medood.runs.command_line import run
-from studies import common, paper
+from studies import common, paper, report
 
 
 @dataclass(frozen=True)
@@ -70,14 +70,14 @@ def table1(cfg: Table1Config) -> None:
         theirs = paper.TABLE1.get(tuple(method.split("_", 1)))
         for kind, cells in (("baseline", slice(0, 3)), ("Med-OoD", slice(3, 6))):
             arm = results[f"{method} {kind}"]
-            distances = [abs(pnr - cfg.pnr_opt) for pnr in common.values(arm, "pnr")]
-            ours = [spread(common.values(arm, name)) for name in scores]
+            distances = [abs(pnr - cfg.pnr_opt) for pnr in report.values(arm, "pnr")]
+            ours = [spread(report.values(arm, name)) for name in scores]
             printed = [f"{number:g}" for number in theirs[cells]] if theirs else ["-"] * 3
             rows.append([method, kind, *ours, spread(distances, 1, 3), *printed])
         floor = [result.floor for result in results[f"{method} baseline"].values()]
         ours = [spread([of_fold[name] for of_fold in floor]) for name in scores]
         rows.append(["", "all background", *ours, *["-"] * 4])
-        difference = common.compare(results, f"{method} Med-OoD", f"{method} baseline")
+        difference = report.compare(results, f"{method} Med-OoD", f"{method} baseline")
         differences[f"{method}: Med-OoD - baseline"] = difference
         gains.append([method, *(difference[name].text() for name in scores)])
     tables = {
@@ -85,13 +85,13 @@ def table1(cfg: Table1Config) -> None:
         "Med-OoD less baseline": markdown(["network", *(f"`{name}`" for name in scores)], gains),
     }
     printed = {"_".join(pair): row._asdict() for pair, row in paper.TABLE1.items()}
-    out = common.write_study(cfg, "table1", results, tables, differences, printed)
+    out = report.write_study(cfg, "table1", results, tables, differences, printed)
     draw_bars(
         Path(f"{out}.png"),
-        common.figure_title(cfg, "Table 1: dots are folds and seeds"),
+        report.figure_title(cfg, "Table 1: dots are folds and seeds"),
         "miou, percent",
         {
-            kind: {m: common.values(results[f"{m} {kind}"], "miou") for m in cfg.methods}
+            kind: {m: report.values(results[f"{m} {kind}"], "miou") for m in cfg.methods}
             for kind in ("baseline", "Med-OoD")
         },
     )

@@ -19,7 +19,7 @@ from config import UserError
 from medood.evaluation.figures import COLOURS, canvas
 from medood.evaluation.tables import markdown, spread
 from medood.runs.command_line import run
-from studies import common, paper
+from studies import common, paper, report
 
 
 @dataclass(frozen=True)
@@ -60,43 +60,43 @@ def table2_figure5(cfg: Table2Config) -> None:
     if cfg.plan:
         return
     differences = {
-        f"{arm} - pct 0": common.compare(results, arm, "pct 0") for arm in list(arms)[1:]
+        f"{arm} - pct 0": report.compare(results, arm, "pct 0") for arm in list(arms)[1:]
     }
     header = [
         "pct",
         "patches",
         "steps",
         "pnr",
-        *common.heads(common.SHOWN),
+        *report.heads(report.SHOWN),
         "`miou` less pct 0",
     ]
     rows = []
     for arm, of_arm in results.items():
-        pct = common.values(of_arm, "pct")[0]
+        pct = report.values(of_arm, "pct")[0]
         recipes = [result.recipe for result in of_arm.values()]
         sizes = [len(recipe.files) for recipe in recipes], [recipe.steps for recipe in recipes]
         theirs = paper.TABLE2.get(pct, ("-", "-"))
         gain = differences[f"{arm} - pct 0"]["miou"].text() if arm != "pct 0" else ""
         size = [spread(numbers, 1, 0) for numbers in sizes]
-        ratio = spread(common.values(of_arm, "pnr"), 1, 3)
+        ratio = spread(report.values(of_arm, "pnr"), 1, 3)
         printed = theirs[0], paper.FIGURE5_PNR.get(pct, "-"), theirs[1]
-        rows.append([f"{pct:g}", *size, ratio, *common.shown(of_arm), gain, *map(str, printed)])
+        rows.append([f"{pct:g}", *size, ratio, *report.shown(of_arm), gain, *map(str, printed)])
     header += ["paper (unet vgg11_bn, Lizard): patches", "pnr", "mIoU"]
     printed = {"table2": paper.TABLE2, "figure5_pnr": paper.FIGURE5_PNR}
     tables = {"By pct": markdown(header, rows)}
-    out = common.write_study(cfg, "table2_figure5", results, tables, differences, printed)
+    out = report.write_study(cfg, "table2_figure5", results, tables, differences, printed)
     curves = {
         name: [
             (
-                common.values(arm, "pct")[0],
-                float(sum(common.values(arm, "pnr")) / len(arm)),
-                common.values(arm, name),
+                report.values(arm, "pct")[0],
+                float(sum(report.values(arm, "pnr")) / len(arm)),
+                report.values(arm, name),
             )
             for arm in results.values()
         ]
         for name in ("miou_paper", "miou")
     }
-    title = common.figure_title(
+    title = report.figure_title(
         cfg, f"Table 2 and Figure 5: {cfg.model_name}; dots are folds and seeds"
     )
     draw_pct_curve(Path(f"{out}.png"), title, "score, percent", curves)

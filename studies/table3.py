@@ -18,7 +18,7 @@ from medood.evaluation.figures import draw_bars
 from medood.evaluation.tables import markdown
 from medood.models.network import batch_norms, build_model
 from medood.runs.command_line import run
-from studies import common, paper
+from studies import common, paper, report
 
 
 def without(recipe):
@@ -57,27 +57,27 @@ def table3(cfg: common.StudyConfig) -> None:
         ("Med-OoD", "baseline"),
         ("Med-OoD, no batch norm", "baseline, no batch norm"),
     ]
-    differences = {f"{a} - {b}": common.compare(results, a, b) for a, b in pairs}
+    differences = {f"{a} - {b}": report.compare(results, a, b) for a, b in pairs}
     theirs = {
         "Med-OoD": paper.TABLE3["with batch norm"],
         "Med-OoD, no batch norm": paper.TABLE3["without"],
     }
-    header = ["", *common.heads(common.SHOWN), "paper mIoU (unet vgg11_bn, Lizard)"]
+    header = ["", *report.heads(report.SHOWN), "paper mIoU (unet vgg11_bn, Lizard)"]
     rows = [
-        [arm, *common.shown(of_arm), str(theirs.get(arm, "-"))] for arm, of_arm in results.items()
+        [arm, *report.shown(of_arm), str(theirs.get(arm, "-"))] for arm, of_arm in results.items()
     ]
-    rows.append(["all background", *common.shown_floor(results["baseline"]), "-"])
-    gains = [[pair, *common.compared(gain)] for pair, gain in differences.items()]
+    rows.append(["all background", *report.shown_floor(results["baseline"]), "-"])
+    gains = [[pair, *report.compared(gain)] for pair, gain in differences.items()]
     tables = {
         "Scores": markdown(header, rows),
-        "Differences": markdown(["", *common.heads(common.COMPARED)], gains),
+        "Differences": markdown(["", *report.heads(report.COMPARED)], gains),
     }
-    out = common.write_study(cfg, "table3", results, tables, differences, paper.TABLE3)
+    out = report.write_study(cfg, "table3", results, tables, differences, paper.TABLE3)
     bars = {
-        name: {arm: common.values(of_arm, name) for arm, of_arm in results.items()}
+        name: {arm: report.values(of_arm, name) for arm, of_arm in results.items()}
         for name in ("miou_paper", "miou")
     }
-    title = common.figure_title(cfg, f"Table 3: {cfg.model_name}; dots are folds and seeds")
+    title = report.figure_title(cfg, f"Table 3: {cfg.model_name}; dots are folds and seeds")
     draw_bars(Path(f"{out}.png"), title, "score, percent", bars)
     print(f"{out}.csv, .json, .md, .png")
 

@@ -23,22 +23,24 @@ from medood.evaluation.tables import count_classes, markdown, spread
 from medood.runs.command_line import run
 from studies import paper
 from studies.common import (
-    COMPARED,
-    SHOWN,
     Recipe,
     StudyConfig,
     baseline,
-    by_class,
     candidates,
+    med_ood,
+    mine,
+    prepare,
+    run_arms,
+)
+from studies.report import (
+    COMPARED,
+    SHOWN,
+    by_class,
     compare,
     compared,
     figure_title,
     heads,
-    med_ood,
-    mine,
     patchwise,
-    prepare,
-    run_arms,
     shown,
     shown_floor,
     values,

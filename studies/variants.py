@@ -55,7 +55,7 @@ from medood.models.checkpoints import load_model
 from medood.models.network import pick_device
 from medood.runs.command_line import run
 from medood.training.step import Trainer
-from studies import common
+from studies import common, report
 from studies.controls import (
     EQUAL,
     adding,
@@ -317,7 +317,7 @@ def variants(cfg: VariantsConfig) -> None:
     results = common.run_arms(replace(cfg, seeds=1), arms)
     left = {EQUAL: arms[EQUAL]}
     if not cfg.plan:
-        first = {arm: common.compare(results, arm, EQUAL)[CONTRAST].mean for arm in results}
+        first = {arm: report.compare(results, arm, EQUAL)[CONTRAST].mean for arm in results}
         left |= {arm: arms[arm] for arm in results if first[arm] < 0}
     if cfg.seeds > 1 and (len(left) > 1 or cfg.plan):
         later = replace(cfg, seed=cfg.seed + 1, seeds=cfg.seeds - 1)
@@ -326,23 +326,23 @@ def variants(cfg: VariantsConfig) -> None:
     if cfg.plan:
         return
     gains = {
-        f"{arm} - {EQUAL}": common.compare(results, arm, EQUAL) for arm in results if arm != EQUAL
+        f"{arm} - {EQUAL}": report.compare(results, arm, EQUAL) for arm in results if arm != EQUAL
     }
     scores = [
         [arm, str(len(of_arm)), f"{np.mean([r.recipe.steps for r in of_arm.values()]):.0f}"]
-        + common.shown(of_arm)
+        + report.shown(of_arm)
         for arm, of_arm in results.items()
     ]
     less = [
-        [pair.removesuffix(f" - {EQUAL}"), *common.compared(gain)] for pair, gain in gains.items()
+        [pair.removesuffix(f" - {EQUAL}"), *report.compared(gain)] for pair, gain in gains.items()
     ]
     tables = {
-        "Scores": markdown(["", "trainings", "steps", *common.heads(common.SHOWN)], scores),
-        f"Less {EQUAL}": markdown(["", *common.heads(common.COMPARED)], less),
+        "Scores": markdown(["", "trainings", "steps", *report.heads(report.SHOWN)], scores),
+        f"Less {EQUAL}": markdown(["", *report.heads(report.COMPARED)], less),
     }
-    out = common.write_study(cfg, "variants", results, tables, gains)
+    out = report.write_study(cfg, "variants", results, tables, gains)
     bars = {row[0]: tuple(gain[CONTRAST]) for row, gain in zip(less, gains.values(), strict=True)}
-    title = common.figure_title(cfg, f"{cfg.model_name}: variants of the OoD idea")
+    title = report.figure_title(cfg, f"{cfg.model_name}: variants of the OoD idea")
     draw_intervals(Path(f"{out}.png"), title, f"`{CONTRAST}` less {EQUAL}, points", bars)
     print(f"{out}.csv, .json, .md, .png")
 

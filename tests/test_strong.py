@@ -182,12 +182,12 @@ def patches_with(classes, is_ood):
 def test_a_rare_class_is_drawn_as_often_as_its_absence_and_ood_patches_as_the_mean():
     """Of four ID patches one holds class 2: it weighs 4, the others 4 / 3 each, 2 on average."""
     patches = patches_with([[1, 2], [1], [1], [1], []], [False, False, False, False, True])
-    found = batches.likely(patches, 4)  # class 1 is in all, class 3 in none
+    found = batches.rarity(patches, 4)  # class 1 is in all, class 3 in none
     assert (found / found.sum()).tolist() == pytest.approx([0.4, 2 / 15, 2 / 15, 2 / 15, 0.2])
 
 
 def test_patches_that_are_all_alike_are_drawn_alike():
-    found = batches.likely(patches_with([[1]] * 3, [False] * 3), 3)
+    found = batches.rarity(patches_with([[1]] * 3, [False] * 3), 3)
     assert found.tolist() == pytest.approx([1, 1, 1])
 
 

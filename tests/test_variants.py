@@ -11,7 +11,7 @@ from config import UserError
 from medood.data.images import UNSURE, read_image, read_mask, write_png
 from medood.training.augmentation import draw_augmentation
 from medood.training.losses import segmentation_loss
-from studies import common, variants
+from studies import common, report, variants
 from studies.controls import EQUAL
 from tests.conftest import TINY
 
@@ -169,7 +169,7 @@ def test_an_arm_that_does_not_help_at_first_gets_no_further_seed(patched, monkey
         arms=("Med-OoD", "lambda 0.1"),
         seeds=2,
     )
-    real = common.compare
+    real = report.compare
 
     def compare(results, arm, against):
         found = real(results, arm, against)
@@ -177,7 +177,7 @@ def test_an_arm_that_does_not_help_at_first_gets_no_further_seed(patched, monkey
         contrast = found[variants.CONTRAST]._replace(mean=sign * 0.01)
         return found | {variants.CONTRAST: contrast}
 
-    monkeypatch.setattr(common, "compare", compare)
+    monkeypatch.setattr(report, "compare", compare)
     variants.variants(cfg)
     out = cfg.workspace / "reports" / "studies" / f"variants_{cfg.model_name}"
     rows = json.loads(out.with_suffix(".json").read_text())["rows"]

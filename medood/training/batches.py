@@ -38,7 +38,7 @@ def balanced(labels: np.ndarray) -> np.ndarray:
     return weight / weight.sum()
 
 
-def likely(patches: Patches, classes: int) -> Tensor:
+def rarity(patches: Patches, classes: int) -> Tensor:
     """Return how likely each patch is to be drawn, (N,), for `sampling = "rare"`.
 
     ID patches are `balanced` by their classes; an OoD patch is as likely as one on the average.
@@ -107,7 +107,7 @@ class Loader:
         self.storage = storage_device(patches, device)
         weight = torch.where(patches.is_ood, cfg.ood_weight, 1.0)
         rare = cfg.sampling == "rare"
-        self.likely = likely(patches, len(cfg.class_names)) if rare else None
+        self.likely = rarity(patches, len(cfg.class_names)) if rare else None
         self.data = [part.to(self.storage) for part in (patches.images, patches.masks, weight)]
         self.set_epoch(0)
 

@@ -205,9 +205,10 @@ def without_classes(cfg: Config, patches: Patches) -> str:
 
 
 def validate(cfg: Config, model: nn.Module, val: Patches, device: torch.device) -> float:
-    """Return `miou` of a network on held-out patches, and leave it in training mode."""
+    """Return `miou` of a network on held-out patches, and leave it in the mode it was in."""
+    training = model.training  # a moving average is not
     tally, _ = tally_patches(cfg, model.eval(), val, device, "  validation")
-    model.train()
+    model.train(training)
     miou = tally.scores()["miou"]
     if miou is None:
         raise UserError(
