@@ -20,10 +20,11 @@ the strong baseline that studies/recipe.py chose.
                         own are inpainted
 
 The rule, written before the first training. The contrast is `bg_to_fg_matched`: how much background
-an arm calls nucleus where it misses as many nuclei as `equal steps` does. After one training of
-each fold, an arm whose mean contrast is not below zero is given up. The others get all seeds. An
-arm helps if its 95 % interval then lies below zero. Of a dozen arms that change nothing, chance
-alone would pass one in three or four such studies: what passes has to pass with other seeds again.
+an arm calls nucleus where it misses as many nuclei as `equal steps` does. The folds are gone through
+once, with the first seed: after each, an arm whose mean contrast so far is not below zero is given
+up. What is left gets all seeds. An arm helps if its 95 % interval then lies below zero. Of a dozen
+arms that change nothing, chance alone would pass one in three or four such studies: what passes has
+to pass with other seeds again.
 """
 
 import functools
@@ -215,8 +216,8 @@ def made(cfg: common.StudyConfig, name: str, sources: list[Path], write) -> Path
     return folder
 
 
-def false_nuclei(cfg: common.StudyConfig, fold: int) -> common.Recipe:
-    """Return the training that adds the training patches with the most false nuclei.
+def false_nuclei(cfg: common.StudyConfig, fold: int) -> common.Recipe | None:
+    """Return the training that adds the training patches with the most false nuclei, if any.
 
     Each half of the regions, or patients, is looked at by a baseline trained on the other half.
     """
@@ -239,7 +240,7 @@ def false_nuclei(cfg: common.StudyConfig, fold: int) -> common.Recipe:
         false |= dict(zip((image.name for image, _ in ours), counts, strict=True))
     ranked = sorted(plain.files, key=lambda pair: (-false[pair[0].name], pair[0].name))
     found = [pair for pair in ranked if false[pair[0].name] > 0]
-    return adding(cfg, fold, found, hard=len(found))
+    return adding(cfg, fold, found, hard=len(found)) if found else None
 
 
 def recomposed(cfg: common.StudyConfig, fold: int) -> common.Recipe:
@@ -306,25 +307,34 @@ ARMS: dict[str, common.Arm] = {
 # ---------------------------------------------------------------- the study
 
 
+def train(cfg: VariantsConfig, arms: dict[str, common.Arm], results: common.Results) -> None:
+    """Train and test arms, and add what comes of them to the results."""
+    for arm, of_arm in common.run_arms(cfg, arms).items():
+        results.setdefault(arm, {}).update(of_arm)
+
+
+def helps(results: common.Results, arm: str) -> bool:
+    """Say whether the mean contrast of an arm is below zero, over all that was trained so far."""
+    return arm in results and report.compare(results, arm, EQUAL)[CONTRAST].mean < 0
+
+
 def variants(cfg: VariantsConfig) -> None:
-    """Train every arm once a fold, go on with those that the rule leaves, and compare."""
+    """Train the arms once a fold, those that the rule leaves with all seeds, and compare."""
     require_zero(cfg)
     arms = common.chosen(cfg, ARMS, (EQUAL,))
     common.prepare(cfg)
     if "transfer" in arms and not common.has_learned_fill(cfg):
         del arms["transfer"]
         print("transfer is left out: run `python transfer/train_fill.py` first")
-    results = common.run_arms(replace(cfg, seeds=1), arms)
-    left = {EQUAL: arms[EQUAL]}
-    if not cfg.plan:
-        first = {arm: report.compare(results, arm, EQUAL)[CONTRAST].mean for arm in results}
-        left |= {arm: arms[arm] for arm in results if first[arm] < 0}
-    if cfg.seeds > 1 and (len(left) > 1 or cfg.plan):
-        later = replace(cfg, seed=cfg.seed + 1, seeds=cfg.seeds - 1)
-        for arm, of_arm in common.run_arms(later, arms if cfg.plan else left).items():
-            results[arm] |= of_arm
     if cfg.plan:
+        common.run_arms(cfg, arms)  # the most that there can be
         return
+    results: common.Results = {}
+    for fold in cfg.folds:
+        train(replace(cfg, seeds=1, folds=(fold,)), arms, results)
+        arms = {name: arm for name, arm in arms.items() if name == EQUAL or helps(results, name)}
+    if cfg.seeds > 1 and len(arms) > 1:
+        train(replace(cfg, seed=cfg.seed + 1, seeds=cfg.seeds - 1), arms, results)
     gains = {
         f"{arm} - {EQUAL}": report.compare(results, arm, EQUAL) for arm in results if arm != EQUAL
     }
