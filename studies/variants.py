@@ -20,11 +20,11 @@ the strong baseline that studies/recipe.py chose.
                         own are inpainted
 
 The rule, written before the first training. The contrast is `bg_to_fg_matched`: how much background
-an arm calls nucleus where it misses as many nuclei as `equal steps` does. The folds are gone through
-once, with the first seed: after each, an arm whose mean contrast so far is not below zero is given
-up. What is left gets all seeds. An arm helps if its 95 % interval then lies below zero. Of a dozen
-arms that change nothing, chance alone would pass one in three or four such studies: what passes has
-to pass with other seeds again.
+an arm calls nucleus where it misses as many nuclei as `equal steps` does. The folds are gone
+through once, with the first seed: after each, an arm whose mean contrast so far is not below zero
+is given up. What is left gets all seeds. An arm helps if its 95 % interval then lies below zero. Of
+a dozen arms that change nothing, chance alone would pass one in three or four such studies: what
+passes has to pass with other seeds again.
 """
 
 import functools
