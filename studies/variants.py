@@ -19,12 +19,12 @@ the strong baseline that studies/recipe.py chose.
     recomposed          no cut patches: the nuclei of one patch on the background of another, whose
                         own are inpainted
 
-The rule, written before the first training. The contrast is `bg_to_fg_matched`: how much background
-an arm calls nucleus where it misses as many nuclei as `equal steps` does. The folds are gone
-through once, with the first seed: after each, an arm whose mean contrast so far is not below zero
-is given up. What is left gets all seeds. An arm helps if its 95 % interval then lies below zero. Of
-a dozen arms that change nothing, chance alone would pass one in three or four such studies: what
-passes has to pass with other seeds again.
+The rule. The contrast is `bg_to_fg_matched`: how much background an arm calls nucleus where it
+misses as many nuclei as `equal steps` does. The folds are gone through once, with the first seed:
+after each, an arm whose 95 % interval lies above zero is given up, and after the last one every arm
+whose mean contrast is not below zero. What is left gets all seeds. An arm helps if its interval
+then lies below zero. Of a dozen arms that change nothing, chance alone would pass one in three or
+four such studies: what passes has to pass with other seeds again.
 """
 
 import functools
@@ -50,6 +50,7 @@ from medood.data.labels import BACKGROUND, is_foreground
 from medood.data.records import fresh_folder, is_kept
 from medood.data.workspace import Pair, id_files
 from medood.evaluation.figures import draw_intervals
+from medood.evaluation.statistics import Difference
 from medood.evaluation.tables import markdown
 from medood.evaluation.testing import tally_patches
 from medood.models.checkpoints import load_model
@@ -313,9 +314,9 @@ def train(cfg: VariantsConfig, arms: dict[str, common.Arm], results: common.Resu
         results.setdefault(arm, {}).update(of_arm)
 
 
-def helps(results: common.Results, arm: str) -> bool:
-    """Say whether the mean contrast of an arm is below zero, over all that was trained so far."""
-    return arm in results and report.compare(results, arm, EQUAL)[CONTRAST].mean < 0
+def contrast(results: common.Results, arm: str) -> Difference:
+    """Return how an arm differs from equal steps in what the rule looks at, so far."""
+    return report.compare(results, arm, EQUAL)[CONTRAST]
 
 
 def variants(cfg: VariantsConfig) -> None:
@@ -332,7 +333,12 @@ def variants(cfg: VariantsConfig) -> None:
     results: common.Results = {}
     for fold in cfg.folds:
         train(replace(cfg, seeds=1, folds=(fold,)), arms, results)
-        arms = {name: arm for name, arm in arms.items() if name == EQUAL or helps(results, name)}
+        harmful = [arm for arm in results if contrast(results, arm).low > 0]
+        arms = {name: arm for name, arm in arms.items() if name not in harmful}
+        if len(arms) == 1:
+            break
+    left = [EQUAL, *(arm for arm in results if contrast(results, arm).mean < 0)]
+    arms = {name: arm for name, arm in arms.items() if name in left}
     if cfg.seeds > 1 and len(arms) > 1:
         train(replace(cfg, seed=cfg.seed + 1, seeds=cfg.seeds - 1), arms, results)
     gains = {

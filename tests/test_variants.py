@@ -9,6 +9,7 @@ import torch
 
 from config import UserError
 from medood.data.images import UNSURE, read_image, read_mask, write_png
+from medood.evaluation.statistics import Difference
 from medood.training.augmentation import draw_augmentation
 from medood.training.losses import segmentation_loss
 from studies import common, report, variants
@@ -163,27 +164,33 @@ def test_unsure_ground_stays_unsure_beside_the_nuclei(patched):
 # ---------------------------------------------------------------- the study
 
 
-def test_an_arm_that_does_not_help_at_first_gets_no_further_seed(patched, monkeypatch, capsys):
+def test_arms_go_on_as_the_rule_says(patched, monkeypatch):
+    """One helps, one is undecided after both folds, and one does harm on the first."""
     cfg = variants.VariantsConfig(
-        **{**vars(patched), "encoder": "tu-test_resnet", "epochs": 1, "folds": (1,)},
-        arms=("Med-OoD", "lambda 0.1"),
+        **{**vars(patched), "encoder": "tu-test_resnet", "epochs": 1, "folds": (1, 2)},
+        arms=("Med-OoD", "lambda 0.1", "lambda 0.5"),
         seeds=2,
     )
+    found = {
+        EQUAL: Difference(0.0, 0.0, 0.0),
+        "Med-OoD": Difference(-0.01, -0.02, 0.01),
+        "lambda 0.1": Difference(0.01, -0.01, 0.02),
+        "lambda 0.5": Difference(0.02, 0.01, 0.03),
+    }
     real = report.compare
-
-    def compare(results, arm, against):
-        found = real(results, arm, against)
-        sign = -1 if arm == "Med-OoD" else 1
-        contrast = found[variants.CONTRAST]._replace(mean=sign * 0.01)
-        return found | {variants.CONTRAST: contrast}
-
-    monkeypatch.setattr(report, "compare", compare)
+    monkeypatch.setattr(
+        report,
+        "compare",
+        lambda results, arm, against: real(results, arm, against) | {variants.CONTRAST: found[arm]},
+    )
     variants.variants(cfg)
     out = cfg.workspace / "reports" / "studies" / f"variants_{cfg.model_name}"
-    rows = json.loads(out.with_suffix(".json").read_text())["rows"]
-    assert [(row["arm"], row["seed"]) for row in rows] == [
-        *((EQUAL, 0), (EQUAL, 1), ("Med-OoD", 0), ("Med-OoD", 1), ("lambda 0.1", 0)),
-    ]
+    trained: dict[str, set] = {}
+    for row in json.loads(out.with_suffix(".json").read_text())["rows"]:
+        trained.setdefault(row["arm"], set()).add((row["fold"], row["seed"]))
+    both = {(1, 0), (2, 0)}
+    every = both | {(1, 1), (2, 1)}
+    assert trained == {EQUAL: every, "Med-OoD": every, "lambda 0.1": both, "lambda 0.5": {(1, 0)}}
     assert "bg_to_fg_matched" in out.with_suffix(".md").read_text()
 
 
