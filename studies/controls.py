@@ -33,7 +33,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from config import UserError
+from config import Count, UserError
 from generate_unfiltered_oods import fill_folder
 from medood.data.files import fingerprint
 from medood.data.folds import read_fold
@@ -54,7 +54,7 @@ EQUAL = "baseline, equal steps"  # what the other arms are compared with
 class ControlsConfig(common.ArmsConfig):
     """The settings of a study, with three seeds."""
 
-    seeds: int = 3
+    seeds: Count = 3
     """Trainings of each arm, with the seeds `seed`, `seed` + 1 ...; `seed` also deals the folds."""
 
 

@@ -19,17 +19,8 @@ from medood.evaluation.figures import choose_examples, draw_examples, share_righ
 from medood.evaluation.tables import SCORES, markdown
 from medood.evaluation.testing import score_networks
 from medood.runs.command_line import run
-from studies.common import (
-    StudyConfig,
-    baseline,
-    med_ood,
-    prepare,
-    run_arms,
-)
-from studies.report import (
-    compare,
-    write_study,
-)
+from studies.common import StudyConfig, baseline, med_ood, prepare, run_arms
+from studies.report import compare, write_study
 
 
 def figure3(cfg: StudyConfig) -> None:

@@ -17,21 +17,8 @@ from medood.evaluation.figures import draw_bars
 from medood.evaluation.tables import markdown, spread
 from medood.runs.command_line import run
 from studies import paper
-from studies.common import (
-    StudyConfig,
-    baseline,
-    med_ood,
-    prepare,
-    run_arms,
-)
-from studies.report import (
-    by_class,
-    compare,
-    figure_title,
-    patchwise,
-    values,
-    write_study,
-)
+from studies.common import StudyConfig, baseline, med_ood, prepare, run_arms
+from studies.report import by_class, compare, figure_title, patchwise, values, write_study
 
 
 def figure4(cfg: StudyConfig) -> None:

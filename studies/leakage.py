@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from config import Config, UserError
+from config import Config, Count, UserError
 from medood.data.folds import deal_patients, patches_there, read_list
 from medood.data.patients import patients_of
 from medood.data.workspace import LIST_ENDING, id_files
@@ -23,18 +23,8 @@ from medood.evaluation.figures import draw_intervals
 from medood.evaluation.statistics import paired_differences, pool
 from medood.evaluation.tables import SCORES, markdown, spread
 from medood.runs.command_line import run
-from studies.common import (
-    Recipe,
-    StudyConfig,
-    prepare,
-    run_arms,
-    seeds_of,
-)
-from studies.report import (
-    figure_title,
-    values,
-    write_study,
-)
+from studies.common import Recipe, StudyConfig, prepare, run_arms, seeds_of
+from studies.report import figure_title, values, write_study
 
 LISTED = "lists as they are"
 
@@ -43,7 +33,7 @@ LISTED = "lists as they are"
 class LeakageConfig(StudyConfig):
     """The settings of a study, with three seeds and the fold lists."""
 
-    seeds: int = 3
+    seeds: Count = 3
     """Trainings of each arm, with the seeds `seed`, `seed` + 1 ...; `seed` also deals the folds."""
     k_folds: Path | None = None
     """Folder of <fold>Image_Patchs.csv; by default the workspace's own k_folds."""

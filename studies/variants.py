@@ -41,7 +41,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from config import Config
+from config import Config, Count
 from medood.data.dataset import load_patches
 from medood.data.files import fingerprint
 from medood.data.folds import deal_patients
@@ -80,7 +80,7 @@ FEATHER = 1.0  # pixels: standard deviation of the blur of a nucleus's border
 class VariantsConfig(common.ArmsConfig):
     """The settings of a study, with three seeds."""
 
-    seeds: int = 3
+    seeds: Count = 3
     """Trainings of each arm, with the seeds `seed`, `seed` + 1 ...; `seed` also deals the folds."""
 
 

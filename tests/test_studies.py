@@ -20,7 +20,17 @@ from medood.data.folds import read_fold
 from medood.data.images import read_image, read_mask, write_png
 from medood.data.patients import region_of
 from medood.data.workspace import fold_path
-from studies import common, controls, figure3, figure4, leakage, table1, table2_figure5, table3
+from studies import (
+    common,
+    controls,
+    figure3,
+    figure4,
+    leakage,
+    table1,
+    table2_figure5,
+    table3,
+    variants,
+)
 from studies import table4_figure6 as table4
 from studies.common import StudyConfig
 from tests.conftest import TINY, draw_regions, write_region
@@ -359,9 +369,13 @@ def test_a_folder_without_lists_is_refused(patched, tmp_path):
         leakage.leakage(leakage.LeakageConfig(**(SETTINGS | changed)))
 
 
-def test_no_seed_at_all_is_refused():
+@pytest.mark.parametrize(
+    "kind",
+    [StudyConfig, controls.ControlsConfig, leakage.LeakageConfig, variants.VariantsConfig],
+)
+def test_no_seed_at_all_is_refused(kind):
     with pytest.raises(UserError, match="seeds = 0: it should be greater than or equal to 1"):
-        StudyConfig(seeds=0)
+        kind(seeds=0)
 
 
 def test_a_method_that_cannot_be_built_is_refused_before_anything_is_trained(tiny):
