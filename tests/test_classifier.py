@@ -7,14 +7,19 @@ import pytest
 import torch
 
 from config import UserError
+from medood.models.network import Normalise
 from tests.conftest import TINY, as_settings_of
 from weak.classifier import (
+    EMPTY,
     balanced,
     build_classifier,
+    contrast_loss,
     draw,
     image_scores,
+    kinds_of,
     load_classifier,
     logits_of,
+    plain_loss,
     save_classifier,
     train_classifier,
 )
@@ -100,12 +105,63 @@ def test_an_epoch_draws_as_many_images_as_there_are(cfg):
     assert indices.max() < 20
 
 
+def test_the_plain_loss_is_the_cross_entropy_of_the_logits():
+    maps = torch.tensor([[[[1.0, 3.0]], [[0.0, -2.0]]]])  # logits 2 and -1
+    expected = (np.log1p(np.exp(-2)) + np.log1p(np.exp(-1))) / 2
+    assert plain_loss(maps, torch.tensor([[1.0, 0.0]])).item() == pytest.approx(expected)
+
+
+def test_the_contrast_loss_by_hand():
+    """Two pixels; an image of class a, and one without any class."""
+    maps = torch.tensor([[[[1.0, 3.0]], [[9.0, 9.0]]], [[[0.0, -4.0]], [[1.0, -1.0]]]])
+    labels = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
+    softplus = np.logaddexp(0, [0.0, -4.0, 1.0, -1.0])
+    held = np.log1p(np.exp(-2))  # class b is not known of the image of class a: 9 costs nothing
+    means = np.logaddexp(0, -2.0) + np.logaddexp(0, 0.0)
+    pixels = softplus[:2].mean() + softplus[2:].mean()
+    expected = (held + means + EMPTY * pixels) / 3
+    assert contrast_loss(maps, labels).item() == pytest.approx(expected)
+
+
+def test_without_an_image_that_holds_nothing_there_is_no_contrast():
+    assert kinds_of(np.array([[1, 0], [0, 0]])) == ["plain", "contrast"]
+    assert kinds_of(np.array([[1, 0], [0, 1]])) == ["plain"]
+
+
+def test_a_contrast_classifier_looks_at_what_two_classes_share(cfg):
+    """Images of a class show an organ, a red square; those of class a are green beside it.
+
+    So are half of those that hold no class. The green tells a from b, and a plain classifier looks
+    at it; only the organ tells either from nothing.
+    """
+    rng = np.random.default_rng(0)
+    labels = np.array([[1, 0], [0, 1], [0, 0], [0, 0]] * 16)
+    images = rng.integers(100, 150, (64, 32, 32, 3))
+    for number, (image, held) in enumerate(zip(images, labels, strict=True)):
+        if held.any():
+            image[4:12, 4:12] = 255, 0, 0
+        if held[0] or number % 4 == 3:
+            image[18:28, 18:28] = 0, 255, 0
+    images = torch.from_numpy(images.astype(np.uint8))
+    cfg = dataclasses.replace(
+        cfg, encoder="tu-resnet10t", stages=3, classifier_epochs=12, classifier_lr=3e-3
+    )
+    normalised = Normalise(cfg.encoder)(images[::4].permute(0, 3, 1, 2).float())
+    share = {}
+    for kind in ("plain", "contrast"):
+        classifier, _ = train_classifier(cfg, 1, kind, 0, images, torch.tensor(labels).float(), CPU)
+        with torch.no_grad():
+            found = classifier.maps(normalised)[:, 0].relu().mean(0)
+        share[kind] = (found[:2, :2].sum() / found.sum()).item()
+    assert share["contrast"] > 0.7 > share["plain"], share
+
+
 def test_it_learns_and_the_same_seed_gives_the_same_bytes(cfg, tmp_path):
     cfg = dataclasses.replace(cfg, encoder="tu-resnet10t", classifier_epochs=6)
     images, labels = painted(48)
-    classifier, log = train_classifier(cfg, 1, 0, images, labels, CPU)
-    again, _ = train_classifier(cfg, 1, 0, images, labels, CPU)
-    another, _ = train_classifier(cfg, 1, 1, images, labels, CPU)
+    classifier, log = train_classifier(cfg, 1, "plain", 0, images, labels, CPU)
+    again, _ = train_classifier(cfg, 1, "plain", 0, images, labels, CPU)
+    another, _ = train_classifier(cfg, 1, "plain", 1, images, labels, CPU)
     for own, other in zip(classifier.parameters(), again.parameters(), strict=True):
         assert torch.equal(own, other)
     assert not torch.equal(classifier.head.weight, another.head.weight)
@@ -113,8 +169,8 @@ def test_it_learns_and_the_same_seed_gives_the_same_bytes(cfg, tmp_path):
     held_out, truth = painted(40, seed=1)
     scores = image_scores(logits_of(cfg, classifier, held_out, CPU).numpy(), truth.numpy())
     assert min(scores["auc"]) > 0.9
-    save_classifier(classifier, tmp_path, 1)
-    loaded = load_classifier(cfg, tmp_path, 1, CPU)
+    save_classifier(classifier, tmp_path, "plain", 1)
+    loaded = load_classifier(cfg, tmp_path, "plain", 1, CPU)
     torch.testing.assert_close(
         logits_of(cfg, loaded, held_out, CPU), logits_of(cfg, classifier, held_out, CPU)
     )
@@ -125,7 +181,7 @@ def test_it_trains_for_as_few_steps_as_there_are(cfg, images, epochs):
     cfg = dataclasses.replace(cfg, encoder="tu-resnet10t", classifier_epochs=epochs)
     painted_images, _ = painted(images)
     labels = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).repeat(images // 2 + 1, 1)[:images]
-    _, log = train_classifier(cfg, 1, 0, painted_images, labels, CPU)
+    _, log = train_classifier(cfg, 1, "plain", 0, painted_images, labels, CPU)
     assert [row["epoch"] for row in log] == list(range(1, epochs + 1))
 
 

@@ -6,7 +6,9 @@ from weak.thresholds import (
     area_above,
     detection_threshold,
     masks_of,
+    masks_with_unsure,
     threshold_of,
+    thresholds_around,
     with_unsure,
 )
 
@@ -43,3 +45,12 @@ def test_a_class_that_is_not_held_is_never_given():
 def test_where_two_thresholds_disagree_it_is_unsure():
     inner, outer = torch.tensor([[[0, 0, 1, 2]]]), torch.tensor([[[0, 1, 1, 1]]])
     assert with_unsure(inner, outer).tolist() == [[[0, 255, 1, 255]]]
+
+
+def test_a_band_of_area_around_a_class_is_unsure():
+    maps = torch.arange(10.0).view(1, 1, 1, 10)
+    held = torch.tensor([[True]])
+    limits = thresholds_around(maps, held, [0.4], 0.5)  # 2 and 6 of 10 pixels
+    assert limits == ([7.0], [3.0])
+    expected = [[[0, 0, 0, 0, 255, 255, 255, 255, 1, 1]]]
+    assert masks_with_unsure(maps, held, limits).tolist() == expected

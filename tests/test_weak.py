@@ -37,7 +37,12 @@ def small(workspace, images=18):
     lines = labels.read_text().splitlines()
     labels.write_text("\n".join(lines[: images + 1]) + "\n")
     own = {"workspace": workspace, "patch_size": 64, "epochs": 1, "folds": (79,), **drawn}
-    own |= {"encoder": "tu-resnet10t", "classifier_epochs": 8, "classifier_lr": 3e-3}
+    own |= {
+        "encoder": "tu-resnet10t",
+        "classifier_epochs": 8,
+        "classifier_lr": 3e-3,
+        "contrast_epochs": 16,
+    }
     return as_settings_of(MainConfig, TINY, **own, stages=3, scales=(1.0,), irnet_epochs=1)
 
 
@@ -212,6 +217,18 @@ def test_mining_takes_the_negatives_that_fool_the_network(made):
     assert 0 <= run["ood_patches"] <= len(train) - holding
 
 
+def test_without_images_that_hold_no_class_the_plain_classifiers_stand_in(tmp_path):
+    cfg = dataclasses.replace(small(tmp_path), masks=None, classifier_epochs=1)
+    rows = cfg.image_labels.read_text().splitlines()
+    cfg.image_labels.write_text("\n".join(row for row in rows if not row.endswith(",0,0")) + "\n")
+    main(cfg)
+    labelled = with_classes(cfg)
+    paths = image_paths(labelled, fold_labels(labelled, 79)[0])
+    plain, contrast = (read_maps(labelled, 79, paths, kind)[0] for kind in ("cam", "contrast"))
+    assert (plain == contrast).all()
+    assert weak_network(cfg, 79).exists()
+
+
 def test_training_again_after_a_kill_goes_on(cfg):
     shutil.rmtree(cfg.workspace / "weak" / "classifier")
     train_classifiers(cfg)  # the same bytes: what was made from it is kept
@@ -221,7 +238,7 @@ def test_training_again_after_a_kill_goes_on(cfg):
 @pytest.mark.parametrize(
     ("damaged", "again", "step"),
     [
-        ("classifier/79_tu-resnet10t/1.safetensors", "maps", generate_maps),
+        ("classifier/79_tu-resnet10t/plain_1.safetensors", "maps", generate_maps),
         ("maps/79_tu-resnet10t/*.npz", "irnet", train_irnets),
         ("irnet/79_tu-resnet10t/model.safetensors", "Pseudo_Masks", generate_masks),
     ],

@@ -1,8 +1,16 @@
-"""The classifier: which classes an image holds, from maps whose spatial mean is the answer."""
+"""The classifier: which classes an image holds, from maps whose spatial mean is the answer.
+
+There are two kinds. A plain one tells the images that hold a class from all others. What it looks
+at may be what tells two classes apart, though it is of neither: of parts of one organ, the tissue
+around them. A contrast one goes on from there: it tells them from the images that hold no class
+alone, and learns that these show nothing at any pixel. It cannot say which of two classes an image
+holds, but where.
+"""
 
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import segmentation_models_pytorch as smp
@@ -29,7 +37,18 @@ from weak.settings import ClassifierConfig
 
 HEAD_LR = 10  # times the encoder's: the head begins from nothing
 WARM_UP = 0.1  # of all steps, in which the learning rate rises; then it falls
+EMPTY = 4  # times as much as the images, in the loss of a contrast classifier, weigh empty pixels
 PROBE = 64  # pixels of the image that finds out where an encoder strides
+
+Kind = Literal["plain", "contrast"]
+
+
+def kinds_of(labels: np.ndarray) -> list[Kind]:
+    """Return the kinds that can be trained on labels, 0 or 1, (N, C).
+
+    Without any image that holds no class, there is nothing to contrast with.
+    """
+    return ["plain"] if labels.any(1).all() else ["plain", "contrast"]
 
 
 class Classifier(nn.Module):
@@ -144,19 +163,29 @@ def _maximum_at_every_pixel(layer: nn.MaxPool2d) -> nn.Module:
 def train_classifier(
     cfg: ClassifierConfig,
     fold: int,
+    kind: Kind,
     number: int,
     images: Tensor,
     labels: Tensor,
     device: torch.device,
+    start: Classifier | None = None,
 ) -> tuple[Classifier, list[dict]]:
-    """Return a classifier trained on images, and its log: its number, epoch and loss.
+    """Return a classifier trained on images, and its log: its kind and number, epoch and loss.
 
     number: from 0; each has other random numbers. images: RGB uint8 (N, P, P, 3). labels: float
-    (N, C), 0 or 1. Binary cross-entropy; AdamW, whose rate rises once and falls once; as many
-    images an epoch as there are, drawn by `balanced`.
+    (N, C), 0 or 1. start: a classifier to go on from, in place, but for its head. AdamW, whose rate
+    rises once and falls once; as many images an epoch as there are, drawn by `balanced`.
     """
-    torch.manual_seed(stream_seed(cfg, fold, INITIALISATION, number))
-    classifier = for_training(build_classifier(cfg), device)
+    loss_of, epochs = {
+        "plain": (plain_loss, cfg.classifier_epochs),
+        "contrast": (contrast_loss, cfg.contrast_epochs),
+    }[kind]
+    stream = number + (kind == "contrast") * cfg.classifiers
+    first = stream * max(cfg.classifier_epochs, cfg.contrast_epochs)
+    torch.manual_seed(stream_seed(cfg, fold, INITIALISATION, stream))
+    if start:
+        start.head.reset_parameters()
+    classifier = for_training(start or build_classifier(cfg), device)
     normalise, precision = Normalise(cfg.encoder).to(device), autocast(cfg, device)
     rates = [cfg.classifier_lr, HEAD_LR * cfg.classifier_lr]
     parts = classifier.encoder, classifier.head
@@ -165,28 +194,29 @@ def train_classifier(
     ]
     optimiser = torch.optim.AdamW(groups, weight_decay=1e-4)
     # the rise needs two steps, and so does the fall, however few there are
-    steps = max(4, cfg.classifier_epochs * -(-len(images) // cfg.batch_size))
+    steps = max(4, epochs * -(-len(images) // cfg.batch_size))
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, rates, total_steps=steps, pct_start=max(WARM_UP, 2 / steps)
     )
     log = []
-    for epoch in range(cfg.classifier_epochs):
+    for epoch in range(epochs):
         losses = []
-        for index, augmentation in draw(cfg, fold, number * cfg.classifier_epochs + epoch, labels):
+        for index, augmentation in draw(cfg, fold, first + epoch, labels):
             batch = images[index].to(device)
             unused = torch.zeros(batch.shape[:3], dtype=torch.uint8, device=device)
             augmented, _ = augment(batch, unused, augmentation.to(device))
             with precision:
-                logits = classifier(normalise(augmented))
-            truth = labels[index].to(device)
-            loss = F.binary_cross_entropy_with_logits(logits.float(), truth)
+                maps = classifier.maps(normalise(augmented))
+            loss = loss_of(maps.float(), labels[index].to(device))
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
             schedule.step()
             losses.append(loss.detach())
         mean = torch.stack(losses).mean().item()
-        log.append({"classifier": number + 1, "epoch": epoch + 1, "loss": round(mean, 6)})
+        log.append(
+            {"classifier": f"{kind} {number + 1}", "epoch": epoch + 1, "loss": round(mean, 6)}
+        )
         if not np.isfinite(mean):
             raise UserError(
                 f"fold {fold}, epoch {epoch + 1}: the classifier's loss is {mean}: lower"
@@ -194,6 +224,28 @@ def train_classifier(
             )
         print(f"  {epoch + 1:5d}  {mean:6.4f}", flush=True)
     return classifier.eval(), log
+
+
+def plain_loss(maps: Tensor, labels: Tensor) -> Tensor:
+    """Return the scalar loss of maps (N, C, h, w), for labels, float (N, C), 0 or 1.
+
+    It is the binary cross-entropy of their means.
+    """
+    return F.binary_cross_entropy_with_logits(maps.mean((2, 3)), labels)
+
+
+def contrast_loss(maps: Tensor, labels: Tensor) -> Tensor:
+    """Return the scalar loss of maps (N, C, h, w), for labels, float (N, C), 0 or 1.
+
+    It is the mean over the images and classes of which either the image holds the class, or no
+    class at all, of the binary cross-entropy of a map's mean and, for an image without any class,
+    EMPTY times the mean of that of its pixels.
+    """
+    empty = (labels.amax(1, keepdim=True) == 0).expand_as(labels)
+    known = empty | (labels == 1)
+    of_image = F.binary_cross_entropy_with_logits(maps.mean((2, 3)), labels, reduction="none")
+    of_pixels = F.softplus(maps).mean((2, 3))  # binary cross-entropy of each against 0
+    return (known * of_image + EMPTY * empty * of_pixels).sum() / known.sum()
 
 
 def draw(
@@ -246,23 +298,23 @@ def image_scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, list[float
     return {"auc": auc, "f1": f1}
 
 
-def save_classifier(classifier: Classifier, folder: Path, number: int) -> None:
+def save_classifier(classifier: Classifier, folder: Path, kind: Kind, number: int) -> None:
     """Write the weights of a classifier into a folder. number: from 0."""
     weights = {name: values.contiguous() for name, values in classifier.state_dict().items()}
-    save_file(weights, _weights(folder, number))
+    save_file(weights, _weights(folder, kind, number))
 
 
 def load_classifier(
-    cfg: ClassifierConfig, folder: Path, number: int, device: torch.device
+    cfg: ClassifierConfig, folder: Path, kind: Kind, number: int, device: torch.device
 ) -> Classifier:
     """Return a classifier of a folder, in eval mode. number: from 0."""
     random = replace(cfg, encoder_weights="none")
     classifier = build_classifier(random)
-    weights = _weights(folder, number)
+    weights = _weights(folder, kind, number)
     with reading(weights):
         classifier.load_state_dict(load_file(weights))
     return classifier.eval().to(device, memory_format=torch.channels_last)
 
 
-def _weights(folder: Path, number: int) -> Path:
-    return folder / f"{number + 1}.safetensors"
+def _weights(folder: Path, kind: Kind, number: int) -> Path:
+    return folder / f"{kind}_{number + 1}.safetensors"

@@ -4,10 +4,12 @@ Reads   weak/Images, weak/classifier/<fold>_<encoder>/      (train_classifier.py
 Writes  weak/maps/<fold>_<encoder>/<image>.npz              float16 (C, P / 4, P / 4) of each kind,
                                                             and the logits, float32 (C,)
         weak/maps/<fold>_<encoder>/held.csv                 which classes each image holds
+        weak/maps/<fold>_<encoder>/areas.json               the area of a class in an image of it
         weak/maps/<fold>_<encoder>/maps.png                 a contact sheet of training images
 
-A training image holds what its label says, a test image what the classifiers say:
-maps and logits are the mean of theirs.
+A training image holds what its label says, a test image what the plain classifiers say: maps and
+logits are the mean of theirs. `contrast` is CAM too, of the contrast classifiers; where there are
+none, of the plain ones.
 """
 
 from __future__ import annotations
@@ -20,15 +22,16 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
 
-from medood.data.files import csv_text, read_table, reading, write_text
+from config import UserError
+from medood.data.files import csv_text, read_json, read_table, reading, write_json, write_text
 from medood.runs.command_line import run
 from weak.products import classifier_folder, fold_labels, image_paths, make_folds, maps_folder
-from weak.settings import MapsConfig
+from weak.settings import IRNetConfig, MapsConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-HELD = "held.csv"
+HELD, AREAS = "held.csv", "areas.json"
 SHOWN = 8  # images in the contact sheet
 
 
@@ -39,19 +42,26 @@ def generate_maps(cfg: MapsConfig) -> None:
 
 def write_maps(cfg: MapsConfig, fold: int, folder: Path) -> None:
     """Write the maps of all images by the classifiers of a fold into a folder."""
-    from medood.data.dataset import load_patches  # here, so that --help works without torch
+    import torch  # here, so that --help works without torch
+
+    from medood.data.dataset import load_patches
     from medood.models.network import pick_device
-    from weak.classifier import load_classifier
+    from weak.classifier import kinds_of, load_classifier
     from weak.maps import maps_of
+    from weak.thresholds import areas
 
     labels, train, test = fold_labels(cfg, fold)
-    paths, device = image_paths(cfg, labels), pick_device(cfg)
+    paths, device, numbers = image_paths(cfg, labels), pick_device(cfg), range(cfg.classifiers)
     images = load_patches(cfg, [(path, None) for path in paths]).images
-    folder_of_classifiers, numbers = classifier_folder(cfg, fold), range(cfg.classifiers)
-    classifiers = [load_classifier(cfg, folder_of_classifiers, each, device) for each in numbers]
-    maps, logits = maps_of(cfg, classifiers, images, device)
+    plain, *contrast = (
+        [load_classifier(cfg, classifier_folder(cfg, fold), kind, n, device) for n in numbers]
+        for kind in kinds_of(labels.labels[train])
+    )
+    maps, logits = maps_of(cfg, plain, contrast[0] if contrast else plain, images, device)
     held = (logits > 0).numpy()
     held[train] = labels.labels[train] == 1
+    found = areas(maps["cam"][train], torch.from_numpy(held[train]))
+    write_json(folder / AREAS, dict(zip(labels.classes, found, strict=True)))
     for index, path in enumerate(paths):
         arrays = {kind: of_kind[index].numpy().astype(np.float16) for kind, of_kind in maps.items()}
         np.savez_compressed(folder / f"{path.stem}.npz", logits=logits[index].numpy(), **arrays)
@@ -109,6 +119,29 @@ def read_maps(cfg: MapsConfig, fold: int, paths: list[Path], kind: str) -> tuple
         with reading(of_image), np.load(of_image) as arrays:
             maps.append(arrays[kind])
     return torch.from_numpy(np.stack(maps)).float(), torch.tensor(held)
+
+
+def read_seeds(
+    cfg: IRNetConfig, fold: int, paths: list[Path]
+) -> tuple[Tensor, Tensor, list[float]]:
+    """Return the maps of cfg.method of images, each divided by its maximum.
+
+    And which classes each image holds, and the share of an image that each class covers. Maps and
+    classes: as read_maps returns them.
+    """
+    from weak.maps import normalised
+
+    maps, held = read_maps(cfg, fold, paths, cfg.method)
+    return normalised(maps, held), held, read_areas(cfg, fold)
+
+
+def read_areas(cfg: MapsConfig, fold: int) -> list[float]:
+    """Return the share that each class covers of an image that holds it."""
+    path = maps_folder(cfg, fold) / AREAS
+    found = read_json(path)
+    if found is None:
+        raise UserError(f"{path} cannot be read: remove {path.parent} to have it made anew")
+    return [found[name] for name in cfg.class_names[1:]]
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import numpy as np
 from medood.data.files import reading
 from medood.data.images import write_png
 from medood.runs.command_line import run
-from weak.generate_maps import read_maps
+from weak.generate_maps import read_seeds
 from weak.products import (
     classifier_folder,
     fold_labels,
@@ -48,30 +48,27 @@ def write_masks(cfg: MasksConfig, fold: int, folder: Path) -> None:
     """Write the masks of all images by the maps and boundaries of a fold into a folder."""
     # here, so that --help works without torch
     from weak.maps import normalised, resized
-    from weak.thresholds import areas, masks_of, thresholds_of, with_unsure
+    from weak.thresholds import masks_of, masks_with_unsure, thresholds_around, thresholds_of
 
     labels, train, _ = fold_labels(cfg, fold)
     paths = image_paths(cfg, labels)
-    raw, held = read_maps(cfg, fold, paths, cfg.method)
+    maps, held, areas = read_seeds(cfg, fold, paths)
     found = boundaries_of(cfg, fold, paths)
     arrays = {path.stem: found[i].numpy().astype(np.float16) for i, path in enumerate(paths)}
     np.savez_compressed(folder / BOUNDARIES, **arrays)
-    walked = normalised(walked_maps(cfg, normalised(raw, held), found), held)
-    chosen = areas(raw[train], held[train])
-    inner, middle, outer = (
-        thresholds_of(walked[train], held[train], [width * area for area in chosen])
-        for width in (1 - cfg.unsure, 1, 1 + cfg.unsure)
-    )
+    walked = normalised(walked_maps(cfg, maps, found), held)
+    limits = thresholds_around(walked[train], held[train], areas, cfg.unsure)
+    middle = thresholds_of(walked[train], held[train], areas)
     training = set(train)
     for index, path in enumerate(paths):
-        maps = resized(walked[index : index + 1], [cfg.patch_size] * 2)
-        of_image = held[index : index + 1]
+        one = slice(index, index + 1)
+        of_image = resized(walked[one], [cfg.patch_size] * 2)
         if index in training:
-            mask = with_unsure(masks_of(maps, of_image, inner), masks_of(maps, of_image, outer))
+            mask = masks_with_unsure(of_image, held[one], limits)
         else:
-            mask = masks_of(maps, of_image, middle)
+            mask = masks_of(of_image, held[one], middle)
         write_png(folder / path.name, mask[0].numpy())
-    pairs = zip(labels.classes, chosen, strict=True)
+    pairs = zip(labels.classes, areas, strict=True)
     told = ", ".join(f"{name} {100 * area:.1f} %" for name, area in pairs)
     print(f"{masks_folder(cfg, fold)}: masks of {len(paths)} images; area where held: {told}")
 
@@ -86,7 +83,7 @@ def boundaries_of(cfg: MasksConfig, fold: int, paths: list[Path]) -> Tensor:
     from weak.irnet import WEIGHTS, IRNet, boundaries
 
     device = pick_device(cfg)
-    classifier = load_classifier(cfg, classifier_folder(cfg, fold), 0, device)
+    classifier = load_classifier(cfg, classifier_folder(cfg, fold), "plain", 0, device)
     irnet = IRNet(classifier.channels)
     weights = irnet_folder(cfg, fold) / WEIGHTS
     with reading(weights):

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from medood.models.inference import batch_size
-from medood.models.network import Normalise
+from medood.models.network import Normalise, autocast
 from weak.classifier import Classifier
 from weak.settings import MapsConfig
 
@@ -36,7 +36,7 @@ def cam(classifier: Classifier, images: Tensor, scales: Iterable[float]) -> Tens
         if scale != 1:
             scaled = F.interpolate(images, scale_factor=scale, mode="bilinear", antialias=scale < 1)
         for mirror in (False, True):
-            found = classifier.maps(scaled.flip(3) if mirror else scaled).relu()
+            found = classifier.maps(scaled.flip(3) if mirror else scaled).float().relu()
             total = total + resized(found.flip(3) if mirror else found, size)
     return total / (2 * len(list(scales)))
 
@@ -79,25 +79,36 @@ def normalised(maps: Tensor, held: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def maps_of(
-    cfg: MapsConfig, classifiers: list[Classifier], images: Tensor, device: torch.device
+    cfg: MapsConfig,
+    plain: list[Classifier],
+    contrast: list[Classifier],
+    images: Tensor,
+    device: torch.device,
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Return the raw maps of images by method, and the logits, (N, C), all on the CPU.
 
-    Of several classifiers they are the mean.
+    Of several classifiers they are the mean; `contrast` are the class activation maps of the second
+    kind, all else is of the plain ones.
     images: RGB uint8 (N, P, P, 3). A map is float32 (N, C, P / MAP_STRIDE, P / MAP_STRIDE).
     """
-    normalise = Normalise(cfg.encoder).to(device)
+    normalise, precision = Normalise(cfg.encoder).to(device), autocast(cfg, device)
     found: dict[str, list[Tensor]] = defaultdict(list)
     for part in tqdm(images.split(batch_size(device)), "maps", leave=False, disable=None):
         batch = normalise(part.to(device).permute(0, 3, 1, 2).float())
         size = [side // MAP_STRIDE for side in batch.shape[2:]]
         of_batch: dict[str, list[Tensor]] = defaultdict(list)
-        for classifier in classifiers:
-            features, weight = classifier.features(batch)[-1], classifier.head.weight[:, :, 0, 0]
+        for classifier in plain:
+            with precision:
+                features = classifier.features(batch)[-1].float()
+            weight = classifier.head.weight[:, :, 0, 0]
             of_batch["logits"].append(classifier.head(features).mean((2, 3)))
-            of_batch["cam"].append(cam(classifier, batch, cfg.scales))
+            with precision:
+                of_batch["cam"].append(cam(classifier, batch, cfg.scales))
             of_batch["grad_cam"].append(resized(grad_cam(features, weight), size))
             of_batch["grad_cam_pp"].append(resized(grad_cam_pp(features, weight), size))
+        for classifier in contrast:
+            with precision:
+                of_batch["contrast"].append(cam(classifier, batch, cfg.scales))
         for name, values in of_batch.items():
             found[name].append(torch.stack(values).mean(0).cpu())
     maps = {name: torch.cat(parts) for name, parts in found.items()}

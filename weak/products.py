@@ -130,7 +130,8 @@ def _found(folder: Path) -> str | None:
 
 _CLASSIFIER = (
     *("encoder", "encoder_weights", "output_stride", "stages", "classifiers"),
-    *("classifier_epochs", "classifier_lr", "batch_size", "precision", "seed", "shuffled"),
+    *("classifier_epochs", "contrast_epochs", "classifier_lr"),
+    *("batch_size", "precision", "seed", "shuffled"),
 )
 _IRNET = ("method", "sure_area", "possible_area", "irnet_epochs", "irnet_lr")
 PRODUCTS.update(

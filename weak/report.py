@@ -23,9 +23,9 @@ from medood.evaluation.rows import (
     write_rows,
 )
 from medood.evaluation.tables import spread
-from weak.generate_maps import read_maps
+from weak.generate_maps import read_seeds
 from weak.generate_masks import BOUNDARIES
-from weak.maps import normalised, resized
+from weak.maps import resized
 from weak.pictures import draw_rows
 from weak.products import classifier_folder, fold_labels, image_paths, masks_folder
 from weak.settings import MasksConfig
@@ -103,7 +103,7 @@ def draw_tested(path: Path, cfg: MasksConfig, fold: int, test: Tested) -> None:
     chosen = spread_by_score(test, "segmentation", EXAMPLES)
     names = [test.patches.names[index] for index in chosen]
     columns = {
-        "map": highest_map(cfg, fold, [Path(name) for name in names], "cam"),
+        "map": highest_map(cfg, fold, [Path(name) for name in names]),
         "boundary": read_boundaries(cfg, fold, names),
         "walk": test.predicted["irnet"][chosen],
         "network": test.predicted["segmentation"][chosen],
@@ -125,7 +125,7 @@ def draw_teaching(path: Path, cfg: MasksConfig, fold: int) -> None:
         for i, p in zip(chosen, paths, strict=True)
     ]
     columns = {
-        "map": highest_map(cfg, fold, paths, cfg.method),
+        "map": highest_map(cfg, fold, paths),
         "boundary": read_boundaries(cfg, fold, [p.name for p in paths]),
         "pseudo-mask": torch.from_numpy(np.stack(masks)),
     }
@@ -133,10 +133,10 @@ def draw_teaching(path: Path, cfg: MasksConfig, fold: int) -> None:
     draw_rows(path, cfg, f"fold {fold}, training images", names, images, columns)
 
 
-def highest_map(cfg: MasksConfig, fold: int, paths: list[Path], kind: str) -> torch.Tensor:
+def highest_map(cfg: MasksConfig, fold: int, paths: list[Path]) -> torch.Tensor:
     """Return the highest map of the classes that images hold, float (N, P, P) in 0..1."""
-    maps, held = read_maps(cfg, fold, paths, kind)
-    return resized(normalised(maps, held), [cfg.patch_size] * 2).amax(1)
+    seeds, _, _ = read_seeds(cfg, fold, paths)
+    return resized(seeds, [cfg.patch_size] * 2).amax(1)
 
 
 def read_boundaries(cfg: MasksConfig, fold: int, names: list[str]) -> torch.Tensor:

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from config import Config, Count, Positive, Share
 
-Method = Literal["cam", "grad_cam", "grad_cam_pp"]
+Method = Literal["cam", "contrast", "grad_cam", "grad_cam_pp"]
 Scale = Annotated[float, Field(ge=0.25, le=4)]
 
 
@@ -31,11 +31,13 @@ class ClassifierConfig(ImagesConfig):
     stages: Annotated[int, Field(ge=3, le=5)] = 5
     """Stages of the encoder that the classifier uses; with fewer it sees less of the context."""
     classifier_epochs: Count = 8
-    """Passes of the classifier over the training images."""
+    """Passes of a plain classifier over the training images."""
+    contrast_epochs: Count = 5
+    """Passes of a contrast classifier, which goes on from a plain one, over the same images."""
     classifier_lr: Positive = 3e-4
     """Highest learning rate of the classifier's encoder; ten times as much for its head."""
     classifiers: Count = 2
-    """Classifiers to train, each from other random numbers: maps and logits are their mean."""
+    """Classifiers of each kind, each from other random numbers: maps and logits are their mean."""
     shuffled: bool = False
     """A control: deal the labels of the training images among them at random."""
 
@@ -52,7 +54,7 @@ class MapsConfig(ClassifierConfig):
 class IRNetConfig(MapsConfig):
     """How the boundaries between classes are learned."""
 
-    method: Method = "cam"
+    method: Method = "contrast"
     """Which maps teach IRNet and become masks."""
     sure_area: Share = 0.7
     """So much of the area that fits the labels, where a map is highest, surely shows the class."""

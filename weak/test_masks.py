@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from medood.runs.command_line import run
 from medood.runs.provenance import command, network_made_from, require, require_trained
-from weak.generate_maps import read_maps
+from weak.generate_maps import read_maps, read_seeds
 from weak.image_labels import with_classes
 from weak.products import fold_labels, image_paths, masks_folder
 from weak.read_images import require_masks
@@ -39,6 +39,7 @@ ROWS = {
     "centre_prior": "mean of the maps",
     "cam": "CAM",
     "grad_cam_pp": "Grad-CAM++",
+    "contrast": "CAM, contrast classifier",
     "irnet": "IRNet",
     "positives_only": "segmentation, without negatives",
     "segmentation": "segmentation",
@@ -100,6 +101,7 @@ def from_maps(cfg: MasksConfig, fold: int) -> dict[str, Tensor]:
         "centre_prior": by_place(cfg, fold),
         "cam": detected(cfg, fold, "cam"),
         "grad_cam_pp": detected(cfg, fold, "grad_cam_pp"),
+        "contrast": by_seeds(replace(cfg, method="contrast"), fold),
         "irnet": read_masks(cfg, fold, paths),
     }
 
@@ -116,17 +118,28 @@ def detected(cfg: MasksConfig, fold: int, kind: str) -> Tensor:
     return masks_of(resized(raw[test], [cfg.patch_size] * 2), held[test], limits)
 
 
+def by_seeds(cfg: MasksConfig, fold: int) -> Tensor:
+    """Return the maps of cfg.method of the test images, cut to the area: uint8 (N, P, P)."""
+    from weak.maps import resized
+    from weak.thresholds import masks_of, thresholds_of
+
+    labels, train, test = fold_labels(cfg, fold)
+    seeds, held, areas = read_seeds(cfg, fold, image_paths(cfg, labels))
+    limits = thresholds_of(seeds[train], held[train], areas)
+    return masks_of(resized(seeds[test], [cfg.patch_size] * 2), held[test], limits)
+
+
 def by_place(cfg: MasksConfig, fold: int) -> Tensor:
     """Return what the mean map of the training images says of the test images, uint8 (N, P, P)."""
     from weak.baselines import centre_prior
-    from weak.maps import normalised, resized
-    from weak.thresholds import areas, masks_of, thresholds_of
+    from weak.maps import resized
+    from weak.thresholds import masks_of, thresholds_of
 
     labels, train, test = fold_labels(cfg, fold)
-    raw, held = read_maps(cfg, fold, image_paths(cfg, labels), "cam")
-    prior = centre_prior(normalised(raw, held)[train], held[train])
+    seeds, held, areas = read_seeds(cfg, fold, image_paths(cfg, labels))
+    prior = centre_prior(seeds[train], held[train])
     everywhere = prior.expand(len(train), -1, -1, -1)
-    limits = thresholds_of(everywhere, held[train], areas(raw[train], held[train]))
+    limits = thresholds_of(everywhere, held[train], areas)
     same = resized(prior[None], [cfg.patch_size] * 2).expand(len(test), -1, -1, -1)
     return masks_of(same, held[test], limits)
 

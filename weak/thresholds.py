@@ -65,6 +65,31 @@ def masks_of(maps: Tensor, held: Tensor, thresholds: list[float]) -> Tensor:
     return torch.where(top > 1, best + 1, 0).to(torch.uint8)
 
 
+def thresholds_around(
+    maps: Tensor, held: Tensor, areas: list[float], unsure: float
+) -> tuple[list[float], list[float]]:
+    """Return the thresholds that leave each class 1 - unsure and 1 + unsure times its area.
+
+    maps, held: as thresholds_of takes them.
+    """
+    strict, generous = (
+        thresholds_of(maps, held, [width * area for area in areas])
+        for width in (1 - unsure, 1 + unsure)
+    )
+    return strict, generous
+
+
+def masks_with_unsure(
+    maps: Tensor, held: Tensor, limits: tuple[list[float], list[float]]
+) -> Tensor:
+    """Return the class of each pixel, as masks_of does, UNSURE where two thresholds differ.
+
+    limits: strict and generous thresholds, as thresholds_around returns them.
+    """
+    inner, outer = (masks_of(maps, held, thresholds) for thresholds in limits)
+    return with_unsure(inner, outer)
+
+
 def with_unsure(inner: Tensor, outer: Tensor) -> Tensor:
     """Return masks that say UNSURE where a strict and a generous threshold differ.
 

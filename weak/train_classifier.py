@@ -1,6 +1,7 @@
 """Train classifiers on image labels: which classes does an image hold?
 
-What one of them takes for a class depends on its random numbers; what all agree on, less so.
+What one of them takes for a class depends on its random numbers; what all agree on, less so. For
+the two kinds see weak/classifier.py.
 
 Reads   weak/Images                            (generate_images.py), and the CSV of image labels
 Writes  weak/classifier/<fold>_<encoder>/      weights, log, AUC and F1 on the patients left out
@@ -28,23 +29,29 @@ def train_fold(cfg: ClassifierConfig, fold: int, folder: Path) -> None:
 
     from medood.data.dataset import load_patches
     from medood.models.network import pick_device
-    from weak.classifier import image_scores, logits_of, save_classifier, train_classifier
+    from weak.classifier import image_scores, kinds_of, logits_of, save_classifier, train_classifier
 
     labels, train, test = fold_labels(cfg, fold)
     paths, device = image_paths(cfg, labels), pick_device(cfg)
     images = load_patches(cfg, [(path, None) for path in paths]).images
-    kind = "shuffled labels" if cfg.shuffled else ", ".join(labels.classes)
+    kinds = kinds_of(labels.labels[train])
+    learned = "shuffled labels" if cfg.shuffled else ", ".join(labels.classes)
     print(
-        f"fold {fold}: {cfg.classifiers} classifiers on {cfg.encoder}, {len(train)} images, {kind},"
-        f" {device.type}"
+        f"fold {fold}: {cfg.classifiers} classifiers ({', '.join(kinds)}) on {cfg.encoder},"
+        f" {len(train)} images, {learned}, {device.type}"
     )
     truth = torch.from_numpy(labels.labels).float()
     logits, log = torch.zeros(len(test), len(labels.classes)), []
     for number in range(cfg.classifiers):
-        classifier, rows = train_classifier(cfg, fold, number, images[train], truth[train], device)
-        logits += logits_of(cfg, classifier, images[test], device) / cfg.classifiers
-        log += rows
-        save_classifier(classifier, folder, number)
+        classifier = None
+        for kind in kinds:
+            classifier, rows = train_classifier(
+                cfg, fold, kind, number, images[train], truth[train], device, classifier
+            )
+            if kind == "plain":
+                logits += logits_of(cfg, classifier, images[test], device) / cfg.classifiers
+            log += rows
+            save_classifier(classifier, folder, kind, number)
     scores = image_scores(logits.numpy(), labels.labels[test])
     write_text(folder / "log.csv", csv_text(list(log[0]), (row.values() for row in log)))
     write_json(folder / "scores.json", {"classes": labels.classes, **scores})

@@ -19,7 +19,7 @@ from config import UserError
 from medood.data.files import csv_text, write_text
 from medood.data.labels import BACKGROUND, is_foreground
 from medood.runs.command_line import run
-from weak.generate_maps import read_maps
+from weak.generate_maps import read_seeds
 from weak.products import classifier_folder, fold_labels, image_paths, irnet_folder, make_folds
 from weak.settings import IRNetConfig
 
@@ -45,9 +45,9 @@ def train_fold(cfg: IRNetConfig, fold: int, folder: Path) -> None:
 
     labels, train, _ = fold_labels(cfg, fold)
     paths, device = [image_paths(cfg, labels)[index] for index in train], pick_device(cfg)
-    maps, held = read_maps(cfg, fold, paths, cfg.method)
+    maps, held, areas = read_seeds(cfg, fold, paths)
     holding = held.any(1)
-    sure = confident_labels(cfg, maps, held)[holding]
+    sure = confident_labels(cfg, maps, held, areas)[holding]
     if not is_foreground(sure).any() or not (sure == BACKGROUND).any():
         raise UserError(
             f"fold {fold}: the maps leave no pixel sure to be a class, or to be none: raise"
@@ -55,7 +55,7 @@ def train_fold(cfg: IRNetConfig, fold: int, folder: Path) -> None:
             f" {cfg.possible_area:g})"
         )
     images = load_patches(cfg, [(path, None) for path in paths]).images[holding]
-    classifier = load_classifier(cfg, classifier_folder(cfg, fold), 0, device)
+    classifier = load_classifier(cfg, classifier_folder(cfg, fold), "plain", 0, device)
     torch.manual_seed(stream_seed(cfg, fold, INITIALISATION))
     irnet = IRNet(classifier.channels)
     print(f"fold {fold}: IRNet on {len(images)} images, {device.type}")
@@ -77,20 +77,19 @@ def train_fold(cfg: IRNetConfig, fold: int, folder: Path) -> None:
     print(f"{irnet_folder(cfg, fold)}: loss {', '.join(f'{loss:.3f}' for loss in losses)}")
 
 
-def confident_labels(cfg: IRNetConfig, maps: Tensor, held: Tensor) -> Tensor:
+def confident_labels(cfg: IRNetConfig, maps: Tensor, held: Tensor, areas: list[float]) -> Tensor:
     """Return the class of each pixel where its maps leave little doubt, else 255: uint8 (N, h, w).
 
-    maps: raw ones, (N, C, h, w). held: bool (N, C), the classes of each image; no other counts. An
-    image that holds none is background.
+    maps: (N, C, h, w). held: bool (N, C), the classes of each image; no other counts. An image that
+    holds none is background. areas: the share that each class covers of an image that holds it.
     """
-    from weak.thresholds import areas, masks_of, thresholds_of, with_unsure
+    from weak.thresholds import masks_with_unsure, thresholds_of
 
-    fitting = areas(maps, held)
     inner, outer = (
-        masks_of(maps, held, thresholds_of(maps, held, [width * area for area in fitting]))
+        thresholds_of(maps, held, [width * area for area in areas])
         for width in (cfg.sure_area, cfg.possible_area)
     )
-    return with_unsure(inner, outer)
+    return masks_with_unsure(maps, held, (inner, outer))
 
 
 if __name__ == "__main__":
