@@ -5,10 +5,10 @@ import torch
 from weak.thresholds import (
     area_above,
     detection_threshold,
+    limits_of,
     masks_of,
     masks_with_unsure,
     threshold_of,
-    thresholds_around,
     with_unsure,
 )
 
@@ -50,7 +50,7 @@ def test_where_two_thresholds_disagree_it_is_unsure():
 def test_a_band_of_area_around_a_class_is_unsure():
     maps = torch.arange(10.0).view(1, 1, 1, 10)
     held = torch.tensor([[True]])
-    limits = thresholds_around(maps, held, [0.4], 0.5)  # 2 and 6 of 10 pixels
+    limits = limits_of(maps, held, [0.4], 0.5, 1.5)  # 2 and 6 of 10 pixels
     assert limits == ([7.0], [3.0])
     expected = [[[0, 0, 0, 0, 255, 255, 255, 255, 1, 1]]]
     assert masks_with_unsure(maps, held, limits).tolist() == expected

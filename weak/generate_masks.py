@@ -48,7 +48,7 @@ def write_masks(cfg: MasksConfig, fold: int, folder: Path) -> None:
     """Write the masks of all images by the maps and boundaries of a fold into a folder."""
     # here, so that --help works without torch
     from weak.maps import normalised, resized
-    from weak.thresholds import masks_of, masks_with_unsure, thresholds_around, thresholds_of
+    from weak.thresholds import limits_of, masks_of, masks_with_unsure, thresholds_of
 
     labels, train, _ = fold_labels(cfg, fold)
     paths = image_paths(cfg, labels)
@@ -57,7 +57,7 @@ def write_masks(cfg: MasksConfig, fold: int, folder: Path) -> None:
     arrays = {path.stem: found[i].numpy().astype(np.float16) for i, path in enumerate(paths)}
     np.savez_compressed(folder / BOUNDARIES, **arrays)
     walked = normalised(walked_maps(cfg, maps, found), held)
-    limits = thresholds_around(walked[train], held[train], areas, cfg.unsure)
+    limits = limits_of(walked[train], held[train], areas, 1 - cfg.unsure, 1 + cfg.unsure)
     middle = thresholds_of(walked[train], held[train], areas)
     training = set(train)
     for index, path in enumerate(paths):

@@ -65,18 +65,17 @@ def masks_of(maps: Tensor, held: Tensor, thresholds: list[float]) -> Tensor:
     return torch.where(top > 1, best + 1, 0).to(torch.uint8)
 
 
-def thresholds_around(
-    maps: Tensor, held: Tensor, areas: list[float], unsure: float
+def limits_of(
+    maps: Tensor, held: Tensor, areas: list[float], strict: float, generous: float
 ) -> tuple[list[float], list[float]]:
-    """Return the thresholds that leave each class 1 - unsure and 1 + unsure times its area.
+    """Return the thresholds that leave each class `strict` times its area, and `generous` times.
 
     maps, held: as thresholds_of takes them.
     """
-    strict, generous = (
-        thresholds_of(maps, held, [width * area for area in areas])
-        for width in (1 - unsure, 1 + unsure)
+    inner, outer = (
+        thresholds_of(maps, held, [width * area for area in areas]) for width in (strict, generous)
     )
-    return strict, generous
+    return inner, outer
 
 
 def masks_with_unsure(
@@ -84,7 +83,7 @@ def masks_with_unsure(
 ) -> Tensor:
     """Return the class of each pixel, as masks_of does, UNSURE where two thresholds differ.
 
-    limits: strict and generous thresholds, as thresholds_around returns them.
+    limits: strict and generous thresholds, as limits_of returns them.
     """
     inner, outer = (masks_of(maps, held, thresholds) for thresholds in limits)
     return with_unsure(inner, outer)
