@@ -9,6 +9,7 @@ from weak.thresholds import (
     masks_of,
     masks_with_unsure,
     threshold_of,
+    thresholds_of,
     with_unsure,
 )
 
@@ -54,3 +55,11 @@ def test_a_band_of_area_around_a_class_is_unsure():
     assert limits == ([7.0], [3.0])
     expected = [[[0, 0, 0, 0, 255, 255, 255, 255, 1, 1]]]
     assert masks_with_unsure(maps, held, limits).tolist() == expected
+
+
+def test_an_image_that_holds_a_class_keeps_its_highest_pixel():
+    """Maps are divided by their maximum: less than a pixel of each would leave none."""
+    maps = torch.tensor([[[[1.0, 0.4]]], [[[0.2, 1.0]]]])
+    held = torch.tensor([[True], [True]])
+    thresholds = thresholds_of(maps, held, [0.7 / 2])
+    assert masks_of(maps, held, thresholds).tolist() == [[[1, 0]], [[0, 1]]]

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from config import UserError
 from medood.data.files import read_table
 from medood.data.images import read_mask
 from medood.runs.prove import prove
 from tests.conftest import TINY, as_settings_of, in_a_copy
-from weak import sample
+from weak import sample, train_irnet
 from weak.generate_images import generate_images
 from weak.generate_maps import generate_maps, read_maps
 from weak.generate_masks import generate_masks
@@ -171,6 +172,17 @@ def test_the_control_learns_from_labels_dealt_at_random(made):
     assert sorted(map(tuple, own.labels[train])) == sorted(map(tuple, dealt.labels[train]))
     assert weak_network(control, 79).name == "79_unet_tu-resnet10t_weak_shuffled"
     assert weak_network(control, 79).exists()
+
+
+def test_the_control_goes_on_where_nothing_was_learned(cfg, monkeypatch):
+    def nothing(cfg, maps, held, areas):
+        return torch.zeros(len(maps), *maps.shape[2:], dtype=torch.uint8)
+
+    monkeypatch.setattr(train_irnet, "confident_labels", nothing)
+    shutil.rmtree(cfg.workspace / "weak" / "irnet")
+    with pytest.raises(UserError, match="no pixel sure to be a class"):
+        train_irnets(cfg)
+    train_irnets(dataclasses.replace(cfg, shuffled=True))
 
 
 def test_without_masks_it_stops_before_the_test(tmp_path, capsys):

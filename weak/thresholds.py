@@ -36,10 +36,12 @@ def areas(maps: Tensor, held: Tensor) -> list[float]:
 def thresholds_of(maps: Tensor, held: Tensor, areas: list[float]) -> list[float]:
     """Return the threshold of each class that leaves it an area, on the mean of those holding it.
 
-    maps: (N, C, h, w). held: bool (N, C). areas: as the function of that name returns them.
+    It leaves a pixel at least, as `areas` does. maps: (N, C, h, w). held: bool (N, C). areas: as
+    the function of that name returns them.
     """
+    pixel = 1 / maps[0, 0].numel()
     by_class = zip(maps.unbind(1), held.unbind(1), areas, strict=True)
-    return [threshold_of(of_class[has], area) for of_class, has, area in by_class]
+    return [threshold_of(of_class[has], max(pixel, area)) for of_class, has, area in by_class]
 
 
 def area_above(maps: Tensor, threshold: float) -> float:

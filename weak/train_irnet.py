@@ -48,7 +48,8 @@ def train_fold(cfg: IRNetConfig, fold: int, folder: Path) -> None:
     maps, held, areas = read_seeds(cfg, fold, paths)
     holding = held.any(1)
     sure = confident_labels(cfg, maps, held, areas)[holding]
-    if not is_foreground(sure).any() or not (sure == BACKGROUND).any():
+    # from shuffled labels nothing may be learned: the control goes on
+    if not cfg.shuffled and (not is_foreground(sure).any() or not (sure == BACKGROUND).any()):
         raise UserError(
             f"fold {fold}: the maps leave no pixel sure to be a class, or to be none: raise"
             f" sure_area (now {cfg.sure_area:g}), or lower possible_area (now"
