@@ -54,8 +54,8 @@ class MapsConfig(ClassifierConfig):
 class IRNetConfig(MapsConfig):
     """How the boundaries between classes are learned."""
 
-    method: Method = "contrast"
-    """Which maps teach IRNet and become masks."""
+    method: Method = "cam"
+    """Which maps teach IRNet and become masks; contrast, if no image holds two classes."""
     sure_area: Share = 0.7
     """So much of the area that fits the labels, where a map is highest, surely shows the class."""
     possible_area: Annotated[float, Field(ge=1)] = 3.0
