@@ -107,8 +107,11 @@ def test_maps_and_logits_of_several_classifiers_are_their_mean():
         classifier_of([0, 1.0, 0, 0.5, 0, 1.0], [[0.3, 0.5], [-0.2, 1.8]]),
     ]
     images = torch.randint(0, 256, (9, 32, 32, 3), dtype=torch.uint8)
-    mean, logits = maps_of(cfg, both, both, images, torch.device("cpu"))
-    alone = [maps_of(cfg, [each], [each], images, torch.device("cpu")) for each in both]
+    mean, logits = maps_of(cfg, {"plain": both, "contrast": both}, images, torch.device("cpu"))
+    alone = [
+        maps_of(cfg, {"plain": [each], "contrast": [each]}, images, torch.device("cpu"))
+        for each in both
+    ]
     torch.testing.assert_close(logits, (alone[0][1] + alone[1][1]) / 2)
     for name, maps in mean.items():
         torch.testing.assert_close(maps, (alone[0][0][name] + alone[1][0][name]) / 2)

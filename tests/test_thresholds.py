@@ -10,7 +10,6 @@ from weak.thresholds import (
     masks_with_unsure,
     threshold_of,
     thresholds_of,
-    with_unsure,
 )
 
 
@@ -44,8 +43,10 @@ def test_a_class_that_is_not_held_is_never_given():
 
 
 def test_where_two_thresholds_disagree_it_is_unsure():
-    inner, outer = torch.tensor([[[0, 0, 1, 2]]]), torch.tensor([[[0, 1, 1, 1]]])
-    assert with_unsure(inner, outer).tolist() == [[[0, 255, 1, 255]]]
+    maps = torch.tensor([[[[0.1, 0.3, 0.9, 0.3]], [[0.1, 0.2, 0.1, 0.6]]]])
+    held = torch.tensor([[True, True]])
+    # strict: 0, 0, 1, 2; generous: 0, 1, 1, 2
+    assert masks_with_unsure(maps, held, ([0.5, 0.5], [0.2, 0.3])).tolist() == [[[0, 255, 1, 2]]]
 
 
 def test_a_band_of_area_around_a_class_is_unsure():

@@ -43,12 +43,9 @@ PROBE = 64  # pixels of the image that finds out where an encoder strides
 Kind = Literal["plain", "contrast"]
 
 
-def kinds_of(labels: np.ndarray) -> list[Kind]:
-    """Return the kinds that can be trained on labels, 0 or 1, (N, C).
-
-    Without any image that holds no class, there is nothing to contrast with.
-    """
-    return ["plain"] if labels.any(1).all() else ["plain", "contrast"]
+def kinds_of(cfg: ClassifierConfig) -> list[Kind]:
+    """Return the kinds of classifier that are trained, in this order."""
+    return ["plain", "contrast"] if cfg.method == "contrast" else ["plain"]
 
 
 class Classifier(nn.Module):

@@ -8,8 +8,7 @@ Writes  weak/maps/<fold>_<encoder>/<image>.npz              float16 (C, P / 4, P
         weak/maps/<fold>_<encoder>/maps.png                 a contact sheet of training images
 
 A training image holds what its label says, a test image what the plain classifiers say: maps and
-logits are the mean of theirs. `contrast` is CAM too, of the contrast classifiers; where there are
-none, of the plain ones.
+logits are the mean of theirs. With method = "contrast", `contrast` is CAM too, of the others.
 """
 
 from __future__ import annotations
@@ -53,11 +52,11 @@ def write_maps(cfg: MapsConfig, fold: int, folder: Path) -> None:
     labels, train, test = fold_labels(cfg, fold)
     paths, device, numbers = image_paths(cfg, labels), pick_device(cfg), range(cfg.classifiers)
     images = load_patches(cfg, [(path, None) for path in paths]).images
-    plain, *contrast = (
-        [load_classifier(cfg, classifier_folder(cfg, fold), kind, n, device) for n in numbers]
-        for kind in kinds_of(labels.labels[train])
-    )
-    maps, logits = maps_of(cfg, plain, contrast[0] if contrast else plain, images, device)
+    classifiers = {
+        kind: [load_classifier(cfg, classifier_folder(cfg, fold), kind, n, device) for n in numbers]
+        for kind in kinds_of(cfg)
+    }
+    maps, logits = maps_of(cfg, classifiers, images, device)
     held = (logits > 0).numpy()
     held[train] = labels.labels[train] == 1
     found = areas(maps["cam"][train], torch.from_numpy(held[train]))

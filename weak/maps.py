@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from medood.models.inference import batch_size
 from medood.models.network import Normalise, autocast
-from weak.classifier import Classifier
+from weak.classifier import Classifier, Kind
 from weak.settings import MapsConfig
 
 MAP_STRIDE = 4  # pixels of an image to a pixel of the maps that are kept
@@ -80,15 +80,14 @@ def normalised(maps: Tensor, held: Tensor) -> Tensor:
 @torch.inference_mode()
 def maps_of(
     cfg: MapsConfig,
-    plain: list[Classifier],
-    contrast: list[Classifier],
+    classifiers: dict[Kind, list[Classifier]],
     images: Tensor,
     device: torch.device,
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Return the raw maps of images by method, and the logits, (N, C), all on the CPU.
 
-    Of several classifiers they are the mean; `contrast` are the class activation maps of the second
-    kind, all else is of the plain ones.
+    Of several classifiers they are the mean. `contrast` are the class activation maps of the
+    classifiers of that kind, if there are any; all else is of the plain ones.
     images: RGB uint8 (N, P, P, 3). A map is float32 (N, C, P / MAP_STRIDE, P / MAP_STRIDE).
     """
     normalise, precision = Normalise(cfg.encoder).to(device), autocast(cfg, device)
@@ -97,7 +96,7 @@ def maps_of(
         batch = normalise(part.to(device).permute(0, 3, 1, 2).float())
         size = [side // MAP_STRIDE for side in batch.shape[2:]]
         of_batch: dict[str, list[Tensor]] = defaultdict(list)
-        for classifier in plain:
+        for classifier in classifiers["plain"]:
             with precision:
                 features = classifier.features(batch)[-1].float()
             weight = classifier.head.weight[:, :, 0, 0]
@@ -106,7 +105,7 @@ def maps_of(
                 of_batch["cam"].append(cam(classifier, batch, cfg.scales))
             of_batch["grad_cam"].append(resized(grad_cam(features, weight), size))
             of_batch["grad_cam_pp"].append(resized(grad_cam_pp(features, weight), size))
-        for classifier in contrast:
+        for classifier in classifiers.get("contrast", []):
             with precision:
                 of_batch["contrast"].append(cam(classifier, batch, cfg.scales))
         for name, values in of_batch.items():

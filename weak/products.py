@@ -16,7 +16,7 @@ from pathlib import Path
 from config import UserError
 from medood.data import records
 from medood.data.files import contents, digest, fingerprint, pngs, read_json, timed
-from medood.runs.provenance import PRODUCTS, SCRIPTS, TRAINING, Product, made_from, require
+from medood.runs.provenance import PRODUCTS, SCRIPTS, TRAINING, VALUES, Product, made_from, require
 from weak.image_labels import ImageLabels, labels_of, shuffled, split, with_classes
 from weak.read_images import list_inputs, stem_of
 from weak.settings import ClassifierConfig, ImagesConfig, IRNetConfig, MapsConfig, MasksConfig
@@ -133,6 +133,8 @@ _CLASSIFIER = (
     *("classifier_epochs", "contrast_epochs", "classifier_lr"),
     *("batch_size", "precision", "seed", "shuffled"),
 )
+# without a contrast classifier its settings do not matter
+VALUES["contrast_epochs"] = lambda cfg: cfg.contrast_epochs if cfg.method == "contrast" else 0
 _IRNET = ("method", "sure_area", "possible_area", "irnet_epochs", "irnet_lr")
 PRODUCTS.update(
     {
@@ -161,8 +163,8 @@ _NETWORK = tuple({*TRAINING, *_SEARCH, *_FOLDS} - {"classes", "select", "sync_ba
 SCRIPTS.update(
     {
         "weak/generate_images.py": (("weak images",), _IMAGES),
-        "weak/train_classifier.py": (("classifier",), _FOLDS),
-        "weak/generate_maps.py": (("maps",), _FOLDS),
+        "weak/train_classifier.py": (("classifier",), (*_FOLDS, "method")),
+        "weak/generate_maps.py": (("maps",), (*_FOLDS, "method")),
         "weak/train_irnet.py": (("IRNet",), _FOLDS),
         "weak/generate_masks.py": (("pseudo-masks",), _FOLDS),
         "weak/train_segmentation.py": (("pseudo-masks",), _NETWORK),

@@ -32,8 +32,10 @@ class ClassifierConfig(ImagesConfig):
     """Stages of the encoder that the classifier uses; with fewer it sees less of the context."""
     classifier_epochs: Count = 8
     """Passes of a plain classifier over the training images."""
+    method: Method = "cam"
+    """Which maps teach IRNet and become masks; contrast, if no image holds two classes."""
     contrast_epochs: Count = 5
-    """Passes of a contrast classifier, which goes on from a plain one, over the same images."""
+    """Passes of a contrast classifier, for that method; it goes on from a plain one."""
     classifier_lr: Positive = 3e-4
     """Highest learning rate of the classifier's encoder; ten times as much for its head."""
     classifiers: Count = 2
@@ -54,8 +56,6 @@ class MapsConfig(ClassifierConfig):
 class IRNetConfig(MapsConfig):
     """How the boundaries between classes are learned."""
 
-    method: Method = "cam"
-    """Which maps teach IRNet and become masks; contrast, if no image holds two classes."""
     sure_area: Share = 0.7
     """So much of the area that fits the labels, where a map is highest, surely shows the class."""
     possible_area: Annotated[float, Field(ge=1)] = 3.0

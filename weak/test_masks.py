@@ -95,13 +95,14 @@ def from_maps(cfg: MasksConfig, fold: int) -> dict[str, Tensor]:
     paths = [image_paths(cfg, labels)[index] for index in test]
     images = load_patches(cfg, [(path, None) for path in paths]).images
     logits, _ = read_maps(cfg, fold, paths, "logits")
+    contrast = {"contrast": by_seeds(cfg, fold)} if cfg.method == "contrast" else {}
     return {
         "all_background": torch.zeros(images.shape[:3], dtype=torch.uint8),
         "threshold": otsu_masks(images, likeliest(logits)),
         "centre_prior": by_place(cfg, fold),
         "cam": detected(cfg, fold, "cam"),
         "grad_cam_pp": detected(cfg, fold, "grad_cam_pp"),
-        "contrast": by_seeds(replace(cfg, method="contrast"), fold),
+        **contrast,
         "irnet": read_masks(cfg, fold, paths),
     }
 

@@ -88,12 +88,4 @@ def masks_with_unsure(
     limits: strict and generous thresholds, as limits_of returns them.
     """
     inner, outer = (masks_of(maps, held, thresholds) for thresholds in limits)
-    return with_unsure(inner, outer)
-
-
-def with_unsure(inner: Tensor, outer: Tensor) -> Tensor:
-    """Return masks that say UNSURE where a strict and a generous threshold differ.
-
-    inner, outer: uint8 (N, h, w), as masks_of returns them.
-    """
     return torch.where(inner == outer, inner, UNSURE).to(torch.uint8)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from config import UserError
 from medood.data.files import csv_text, write_json, write_text
 from medood.runs.command_line import run
 from weak.products import classifier_folder, fold_labels, image_paths, make_folds
@@ -34,7 +35,12 @@ def train_fold(cfg: ClassifierConfig, fold: int, folder: Path) -> None:
     labels, train, test = fold_labels(cfg, fold)
     paths, device = image_paths(cfg, labels), pick_device(cfg)
     images = load_patches(cfg, [(path, None) for path in paths]).images
-    kinds = kinds_of(labels.labels[train])
+    kinds = kinds_of(cfg)
+    if "contrast" in kinds and labels.labels[train].any(1).all():
+        raise UserError(
+            f"method = contrast: every training image of fold {fold} holds a class, so there is"
+            " nothing to contrast with: set method to cam, or add images that hold none"
+        )
     learned = "shuffled labels" if cfg.shuffled else ", ".join(labels.classes)
     print(
         f"fold {fold}: {cfg.classifiers} classifiers ({', '.join(kinds)}) on {cfg.encoder},"
