@@ -37,7 +37,7 @@ from weak.settings import ClassifierConfig
 
 HEAD_LR = 10  # times the encoder's: the head begins from nothing
 WARM_UP = 0.1  # of all steps, in which the learning rate rises; then it falls
-EMPTY = 4  # times as much as the images, in the loss of a contrast classifier, weigh empty pixels
+EMPTY = 4  # weight of the pixels of images without a class, in the contrast loss; an image has 1
 PROBE = 64  # pixels of the image that finds out where an encoder strides
 
 Kind = Literal["plain", "contrast"]

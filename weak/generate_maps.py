@@ -4,7 +4,7 @@ Reads   weak/Images, weak/classifier/<fold>_<encoder>/      (train_classifier.py
 Writes  weak/maps/<fold>_<encoder>/<image>.npz              float16 (C, P / 4, P / 4) of each kind,
                                                             and the logits, float32 (C,)
         weak/maps/<fold>_<encoder>/held.csv                 which classes each image holds
-        weak/maps/<fold>_<encoder>/areas.json               the area of a class in an image of it
+        weak/maps/<fold>_<encoder>/areas.json               what share of an image a class covers
         weak/maps/<fold>_<encoder>/maps.png                 a contact sheet of training images
 
 A training image holds what its label says, a test image what the plain classifiers say: maps and
