@@ -10,6 +10,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
+from tifffile import imwrite
 
 from config import LIZARD, Config
 from medood.data.images import write_png
@@ -75,6 +76,11 @@ def write_region(workspace: Path, name: str, height: int, width: int, seed: int)
         (workspace / folder).mkdir(parents=True, exist_ok=True)
     write_png(workspace / "Lizard_Images" / f"{name}.png", image)
     (workspace / "Labels" / f"{name}.mat").write_bytes(mat_bytes(inst_map, ids, classes))
+
+
+def write_slide(path: Path, image: np.ndarray, **more: object) -> None:
+    """Write an image, RGB uint8 (H, W, 3), as a tiled TIFF, as OpenSlide reads it."""
+    imwrite(path, image, tile=(256, 256), photometric="rgb", **more)
 
 
 def draw_regions(workspace: Path) -> None:
