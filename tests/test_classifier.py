@@ -22,6 +22,7 @@ from weak.classifier import (
     save_classifier,
     train_classifier,
 )
+from weak.maps import placed
 from weak.settings import ClassifierConfig
 
 CPU = torch.device("cpu")
@@ -58,6 +59,31 @@ def test_maps_have_the_output_stride_and_their_mean_is_the_logit(cfg, encoder, s
     torch.testing.assert_close(maps.mean((2, 3)), logits)
 
 
+@pytest.mark.parametrize(
+    "encoder",
+    ["mobilenet_v2", "resnet18", "vgg11_bn", "densenet121", "tu-tf_mobilenetv3_small_100"],
+)
+@pytest.mark.parametrize("stride", [4, 8])
+def test_a_spot_lies_on_every_map_where_it_lies_on_the_image(cfg, encoder, stride):
+    """With convolutions that take the mean, the spread of a spot is even to all sides of it."""
+    classifier = build_classifier(dataclasses.replace(cfg, encoder=encoder, output_stride=stride))
+    for layer in classifier.eval().modules():
+        if isinstance(layer, torch.nn.Conv2d):
+            layer.weight.data.fill_(1 / layer.weight[0].numel())
+            if layer.bias is not None:
+                layer.bias.data.zero_()
+    at = torch.tensor([130.0, 122.0])
+    places = torch.arange(256) + 0.5
+    down, right = (torch.exp(-((places - place) ** 2) / 72) for place in at)
+    with torch.no_grad():
+        features = classifier.features(torch.outer(down, right).expand(1, 3, 256, 256))
+    for level, found in zip(classifier.levels, features, strict=True):
+        of_image = placed(found.mean(1, keepdim=True), [256, 256], level.shift)[0, 0]
+        shares = of_image / of_image.sum()
+        centre = torch.stack([shares.sum(1) @ places, shares.sum(0) @ places])
+        torch.testing.assert_close(centre, at, atol=0.1, rtol=0)
+
+
 def test_what_comes_before_the_output_stride_stays_as_it_was(cfg):
     """The stem and the first stages of ResNet-18 compute what they always do."""
     cfg = dataclasses.replace(cfg, encoder="resnet18", output_stride=8, stages=5)
@@ -76,7 +102,7 @@ def test_what_comes_before_the_output_stride_stays_as_it_was(cfg):
 def test_fewer_stages_give_fewer_feature_maps_of_the_same_weights(cfg):
     torch.manual_seed(0)
     classifier = build_classifier(dataclasses.replace(cfg, stages=3))
-    assert classifier.channels == [16, 24, 32]
+    assert [level.channels for level in classifier.levels] == [16, 24, 32]
     assert [part.shape[1] for part in classifier.features(torch.zeros(2, 3, 64, 64))] == [
         16,
         24,

@@ -8,10 +8,11 @@ from torch import nn
 
 from config import UserError
 from weak.affinity import UNSURE
+from weak.classifier import Level
 from weak.irnet import STRIDE, IRNet, boundaries, train_irnet
 
 CPU = torch.device("cpu")
-CHANNELS = (8, 12)
+LEVELS = Level(8, 0), Level(12, 1 / 4)  # the 3 x 3 convolution of stride 2 moves its map
 SIDE = 64
 
 
@@ -36,7 +37,7 @@ def normalise(images):
 
 def networks(seed=0):
     torch.manual_seed(seed)
-    return Encoder(), IRNet(CHANNELS)
+    return Encoder(), IRNet(LEVELS)
 
 
 def halves(count=24):

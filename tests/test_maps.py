@@ -7,7 +7,7 @@ from torch import nn
 
 from tests.conftest import TINY, as_settings_of
 from weak.classifier import Classifier
-from weak.maps import cam, grad_cam, grad_cam_pp, maps_of, normalised
+from weak.maps import cam, grad_cam, grad_cam_pp, maps_of, normalised, placed, resized
 from weak.settings import MapsConfig
 
 
@@ -26,7 +26,7 @@ class TwoLayers(nn.Module):
 
 
 def classifier_of(weight, head):
-    classifier = Classifier(TwoLayers(weight), len(head))
+    classifier = Classifier(TwoLayers(weight), [0.0], len(head))
     classifier.head.weight.data = torch.tensor(head)[..., None, None]
     return classifier.eval()
 
@@ -91,6 +91,20 @@ def test_cam_of_a_mirror_image_is_the_mirror_image_of_cam():
         )
     assert own.shape == (1, 1, 4, 4)
     torch.testing.assert_close(own.flip(3), mirrored)
+
+
+def test_a_feature_map_is_placed_where_its_pixels_look():
+    """Two pixels of stride 4 that look at pixels 0 and 4 of 8, not at 1.5 and 5.5."""
+    features = torch.tensor([0.0, 8.0]).expand(1, 1, 2, 2)
+    along = torch.tensor([0.0, 2, 4, 6, 8, 8, 8, 8])
+    expected = along.expand(1, 1, 8, 8)
+    torch.testing.assert_close(placed(features, [8, 8], 1.5 / 4), expected)
+    torch.testing.assert_close(placed(features.mT, [8, 8], 1.5 / 4), expected.mT)
+
+
+def test_a_feature_map_without_a_shift_is_enlarged_as_ever():
+    features = torch.rand(2, 3, 5, 4, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(placed(features, [20, 16], 0), resized(features, [20, 16]))
 
 
 def test_only_maps_of_held_classes_stay_and_their_maximum_is_one():

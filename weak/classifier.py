@@ -10,7 +10,7 @@ holds, but where.
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import segmentation_models_pytorch as smp
@@ -48,6 +48,13 @@ def kinds_of(cfg: ClassifierConfig) -> list[Kind]:
     return ["plain", "contrast"] if cfg.method == "contrast" else ["plain"]
 
 
+class Level(NamedTuple):
+    """One of the feature maps of a classifier."""
+
+    channels: int
+    shift: float  # in pixels of the map, see grid_shifts
+
+
 class Classifier(nn.Module):
     """An encoder, a 1 x 1 convolution without bias, and the mean over all pixels.
 
@@ -55,15 +62,18 @@ class Classifier(nn.Module):
     (class activation maps, Zhou et al. 2016).
     """
 
-    def __init__(self, encoder: nn.Module, classes: int) -> None:
+    def __init__(self, encoder: nn.Module, shifts: list[float], classes: int) -> None:
+        """shifts: of the encoder's maps, as grid_shifts returns them."""
         super().__init__()
         self.encoder = encoder
         self.head = nn.Conv2d(encoder.out_channels[-1], classes, 1, bias=False)
+        sizes = zip(encoder.out_channels[1:], shifts, strict=True)
+        self.levels = [Level(channels, shift) for channels, shift in sizes if channels]
 
     @property
-    def channels(self) -> list[int]:
-        """The channels of each of the feature maps."""
-        return [count for count in self.encoder.out_channels[1:] if count]
+    def shift(self) -> float:
+        """How far the maps of the classes look up and left of where they lie, in their pixels."""
+        return self.levels[-1].shift
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Return the feature maps of normalised images (N, 3, H, W), shallow to deep."""
@@ -100,6 +110,7 @@ def build_classifier(cfg: ClassifierConfig) -> Classifier:
     weights = whole.state_dict()
     encoder.load_state_dict({name: weights[name] for name in encoder.state_dict()})
     try:
+        shifts = grid_shifts(encoder, cfg.output_stride)
         set_output_stride(encoder, cfg.output_stride)
         with torch.no_grad():
             side = encoder(torch.zeros(2, 3, PROBE, PROBE))[-1].shape[-1]
@@ -110,17 +121,15 @@ def build_classifier(cfg: ClassifierConfig) -> Classifier:
             f"encoder = {cfg.encoder!r} cannot keep an output stride of {cfg.output_stride}:"
             " choose another encoder, such as resnet18 or mobilenet_v2"
         )
-    return Classifier(encoder, len(cfg.classes))
+    return Classifier(encoder, shifts, len(cfg.classes))
 
 
-def set_output_stride(encoder: nn.Module, output_stride: int) -> None:
-    """Keep an encoder from making its maps smaller than 1 / output_stride of the image.
+def strided_layers(encoder: nn.Module) -> list[tuple[str, nn.Module, int]]:
+    """Return the layers that make an encoder's maps smaller, in the order of their use.
 
-    A convolution or pooling that would is applied at every pixel instead. What follows is not
-    dilated, as it often is: then the network would see as much around a pixel as before, and its
-    maps tell less of the place.
+    Each with its name and the stride of what it is given.
     """
-    layers: list[tuple[str, nn.Module, int]] = []  # name, layer, stride of what it is given
+    layers: list[tuple[str, nn.Module, int]] = []
 
     def note(name: str, layer: nn.Module) -> RemovableHandle:
         return layer.register_forward_pre_hook(
@@ -133,8 +142,19 @@ def set_output_stride(encoder: nn.Module, output_stride: int) -> None:
         encoder.eval()(torch.zeros(1, 3, PROBE, PROBE))
     for hook in hooks:
         hook.remove()
-    for name, layer, stride in layers:
-        if stride < output_stride or layer.stride in (1, (1, 1)):
+    encoder.train()
+    return [found for found in layers if _side(found[1].stride) > 1]
+
+
+def set_output_stride(encoder: nn.Module, output_stride: int) -> None:
+    """Keep an encoder from making its maps smaller than 1 / output_stride of the image.
+
+    A convolution or pooling that would is applied at every pixel instead. What follows is not
+    dilated, as it often is: then the network would see as much around a pixel as before, and its
+    maps tell less of the place.
+    """
+    for name, layer, stride in strided_layers(encoder):
+        if stride < output_stride:
             continue
         if isinstance(layer, nn.Conv2d):
             layer.stride = (1, 1)
@@ -142,16 +162,41 @@ def set_output_stride(encoder: nn.Module, output_stride: int) -> None:
             encoder.set_submodule(name, _maximum_at_every_pixel(layer))
         else:
             encoder.set_submodule(name, nn.Identity())  # of a shortcut: a mean of one pixel
-    encoder.train()
+
+
+def grid_shifts(encoder: nn.Module, output_stride: int) -> list[float]:
+    """Return how far each feature map looks up and left of where it lies, in its own pixels.
+
+    A map lies on an image as if each of its pixels were the mean of those it stands for. But a
+    3 x 3 convolution of stride 2, padded by 1, looks at pixels 0, 2, 4, ... rather than at .5, 2.5,
+    4.5, ..., and the next one at 0, 4, 8, ... At stride 8 that is 3.5 pixels of the image.
+
+    encoder: as it is before set_output_stride.
+    """
+    layers = {stride: layer for _, layer, stride in strided_layers(encoder)}  # the last at each
+    pixels, shifts = 0.0, []  # of the image; of a map
+    for stride in (2**level for level in range(len(encoder.out_channels) - 1)):
+        layer, is_kept = layers.get(stride), stride < output_stride
+        # a convolution that is applied at every pixel looks at that pixel
+        if layer and (is_kept or isinstance(layer, nn.MaxPool2d)):
+            step = _side(layer.stride) if is_kept else 1
+            offset = (step - _side(layer.kernel_size)) / 2 + _side(layer.padding)
+            pixels += min(stride, output_stride) * offset
+        shifts.append(pixels / min(2 * stride, output_stride))
+    return shifts
 
 
 def _maximum_at_every_pixel(layer: nn.MaxPool2d) -> nn.Module:
     """Return a pooling that keeps the size of its input."""
-    size = layer.kernel_size if isinstance(layer.kernel_size, int) else layer.kernel_size[0]
-    before = layer.padding if isinstance(layer.padding, int) else layer.padding[0]
+    size, before = _side(layer.kernel_size), _side(layer.padding)
     after = size - 1 - before
     pad = nn.ConstantPad2d((before, after, before, after), -torch.inf)
     return nn.Sequential(pad, nn.MaxPool2d(size, 1))
+
+
+def _side(size: int | tuple[int, int]) -> int:
+    """Return the height of a setting of a layer, which torch keeps as one number or as two."""
+    return size if isinstance(size, int) else size[0]
 
 
 # ---------------------------------------------------------------- training

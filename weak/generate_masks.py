@@ -84,7 +84,7 @@ def boundaries_of(cfg: MasksConfig, fold: int, paths: list[Path]) -> Tensor:
 
     device = pick_device(cfg)
     classifier = load_classifier(cfg, classifier_folder(cfg, fold), "plain", 0, device)
-    irnet = IRNet(classifier.channels)
+    irnet = IRNet(classifier.levels)
     weights = irnet_folder(cfg, fold) / WEIGHTS
     with reading(weights):
         irnet.load_state_dict(load_file(weights))

@@ -8,13 +8,14 @@ RGB, float (N, 3, P, P) in 0..255, to such a batch.
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from config import UserError
 from medood.models.inference import batch_size as inference_batch
 from weak.affinity import TRAINING_RADIUS, affinity_loss, displacement_loss, pairs
+from weak.classifier import Level
+from weak.maps import placed
 
 Encoder = Callable[[Tensor], Sequence[Tensor]]
 Normalisation = Callable[[Tensor], Tensor]
@@ -35,14 +36,15 @@ def projection(ins: int, outs: int, groups: int) -> nn.Sequential:
 class Projections(nn.Module):
     """Feature maps of any size -> (N, outs * maps, *size): projected, enlarged, joined."""
 
-    def __init__(self, channels: Sequence[int], outs: int) -> None:
+    def __init__(self, levels: Sequence[Level], outs: int) -> None:
         super().__init__()
-        self.levels = nn.ModuleList(projection(ins, outs, outs // GROUP) for ins in channels)
+        self.levels = nn.ModuleList(projection(ins, outs, outs // GROUP) for ins, _ in levels)
+        self.shifts = [level.shift for level in levels]
 
     def forward(self, features: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
         enlarged = [
-            F.interpolate(level(part.float()), size, mode="bilinear", align_corners=False)
-            for level, part in zip(self.levels, features, strict=True)
+            placed(level(part.float()), size, shift)
+            for level, part, shift in zip(self.levels, features, self.shifts, strict=True)
         ]
         return torch.cat(enlarged, 1).relu()
 
@@ -54,15 +56,14 @@ class IRNet(nn.Module):
     losses see only its differences, so its mean is of no meaning: in evaluation it is subtracted.
     """
 
-    def __init__(self, channels: Sequence[int]) -> None:
-        """channels: of the feature maps, shallow to deep."""
+    def __init__(self, levels: Sequence[Level]) -> None:
+        """levels: the feature maps, shallow to deep."""
         super().__init__()
-        levels = len(channels)
-        self.boundary_levels = Projections(channels, BOUNDARY)
-        self.boundary = nn.Conv2d(BOUNDARY * levels, 1, 1)
-        self.displacement_levels = Projections(channels, DISPLACEMENT)
+        self.boundary_levels = Projections(levels, BOUNDARY)
+        self.boundary = nn.Conv2d(BOUNDARY * len(levels), 1, 1)
+        self.displacement_levels = Projections(levels, DISPLACEMENT)
         self.displacement = nn.Sequential(
-            *projection(DISPLACEMENT * levels, JOINED, JOINED // (2 * GROUP)),
+            *projection(DISPLACEMENT * len(levels), JOINED, JOINED // (2 * GROUP)),
             nn.ReLU(),
             nn.Conv2d(JOINED, 2, 1, bias=False),
         )

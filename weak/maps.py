@@ -7,7 +7,7 @@ the denominator of alpha, and the squared gradients of a mean over 256 pixels ar
 """
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -37,7 +37,8 @@ def cam(classifier: Classifier, images: Tensor, scales: Iterable[float]) -> Tens
             scaled = F.interpolate(images, scale_factor=scale, mode="bilinear", antialias=scale < 1)
         for mirror in (False, True):
             found = classifier.maps(scaled.flip(3) if mirror else scaled).float().relu()
-            total = total + resized(found.flip(3) if mirror else found, size)
+            found = placed(found, size, classifier.shift)
+            total = total + (found.flip(3) if mirror else found)
     return total / (2 * len(list(scales)))
 
 
@@ -66,6 +67,25 @@ def grad_cam_pp(features: Tensor, weight: Tensor) -> Tensor:
 def resized(maps: Tensor, size: list[int]) -> Tensor:
     """Return maps (N, C, h, w) of another size, by bilinear interpolation."""
     return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+
+
+def placed(maps: Tensor, size: Sequence[int], shift: float) -> Tensor:
+    """Return feature maps (N, C, h, w) of another size, each pixel where it was looking.
+
+    As `resized` does, but that pixels lie up and left of their middle by a shift, in pixels of the
+    maps given (see classifier.grid_shifts). Float32.
+    """
+    parts = zip(size, maps.shape[2:], strict=True)
+    rows, columns = (_interpolation(*sides, shift).to(maps.device) for sides in parts)
+    # products of matrices, as the gradient of grid_sample is not deterministic on a GPU
+    with torch.autocast(maps.device.type, enabled=False):
+        return rows @ maps.float() @ columns.T
+
+
+def _interpolation(size: int, side: int, shift: float) -> Tensor:
+    """Return the share of each of `side` pixels in each of `size`, float32 (size, side)."""
+    at = ((torch.arange(size) + 0.5) * side / size - 0.5 + shift).clamp(0, side - 1)
+    return (1 - (at[:, None] - torch.arange(side)).abs()).clamp_min(0)
 
 
 def normalised(maps: Tensor, held: Tensor) -> Tensor:
@@ -103,8 +123,8 @@ def maps_of(
             of_batch["logits"].append(classifier.head(features).mean((2, 3)))
             with precision:
                 of_batch["cam"].append(cam(classifier, batch, cfg.scales))
-            of_batch["grad_cam"].append(resized(grad_cam(features, weight), size))
-            of_batch["grad_cam_pp"].append(resized(grad_cam_pp(features, weight), size))
+            for name, method in (("grad_cam", grad_cam), ("grad_cam_pp", grad_cam_pp)):
+                of_batch[name].append(placed(method(features, weight), size, classifier.shift))
         for classifier in classifiers.get("contrast", []):
             with precision:
                 of_batch["contrast"].append(cam(classifier, batch, cfg.scales))

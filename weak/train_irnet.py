@@ -58,7 +58,7 @@ def train_fold(cfg: IRNetConfig, fold: int, folder: Path) -> None:
     images = load_patches(cfg, [(path, None) for path in paths]).images[holding]
     classifier = load_classifier(cfg, classifier_folder(cfg, fold), "plain", 0, device)
     torch.manual_seed(stream_seed(cfg, fold, INITIALISATION))
-    irnet = IRNet(classifier.channels)
+    irnet = IRNet(classifier.levels)
     print(f"fold {fold}: IRNet on {len(images)} images, {device.type}")
     losses = train_irnet(
         classifier.features,
