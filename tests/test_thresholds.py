@@ -2,15 +2,16 @@
 
 import torch
 
+from weak.settings import IRNetConfig
 from weak.thresholds import (
     area_above,
     detection_threshold,
-    limits_of,
     masks_of,
     masks_with_unsure,
     threshold_of,
     thresholds_of,
 )
+from weak.train_irnet import confident_labels
 
 
 def test_as_many_images_exceed_the_threshold_as_hold_the_class():
@@ -49,13 +50,11 @@ def test_where_two_thresholds_disagree_it_is_unsure():
     assert masks_with_unsure(maps, held, ([0.5, 0.5], [0.2, 0.3])).tolist() == [[[0, 255, 1, 2]]]
 
 
-def test_a_band_of_area_around_a_class_is_unsure():
+def test_a_band_of_area_around_a_class_teaches_irnet_nothing():
+    cfg = IRNetConfig(sure_area=0.5, possible_area=1.5)
     maps = torch.arange(10.0).view(1, 1, 1, 10)
-    held = torch.tensor([[True]])
-    limits = limits_of(maps, held, [0.4], 0.5, 1.5)  # 2 and 6 of 10 pixels
-    assert limits == ([7.0], [3.0])
-    expected = [[[0, 0, 0, 0, 255, 255, 255, 255, 1, 1]]]
-    assert masks_with_unsure(maps, held, limits).tolist() == expected
+    found = confident_labels(cfg, maps, torch.tensor([[True]]), [0.4])  # 2 and 6 of 10 pixels
+    assert found.tolist() == [[[0, 0, 0, 0, 255, 255, 255, 255, 1, 1]]]
 
 
 def test_an_image_that_holds_a_class_keeps_its_highest_pixel():

@@ -109,7 +109,7 @@ def test_a_step_that_looks_at_masks_is_found_out(tmp_path):
 
 
 def test_networks_that_learned_from_other_masks_are_not_tested(cfg):
-    other = dataclasses.replace(cfg, unsure=0.5)
+    other = dataclasses.replace(cfg, unsure=0.3)
     steps(other)
     with pytest.raises(UserError, match="weak_positives is out of date .*train_segmentation.py"):
         evaluate(other)
@@ -129,10 +129,10 @@ def test_what_is_made_already_is_kept(cfg, capsys):
 
 def test_a_setting_changes_what_comes_after_it_and_nothing_before(cfg, capsys):
     capsys.readouterr()
-    steps(dataclasses.replace(cfg, unsure=0.5))
+    steps(dataclasses.replace(cfg, unsure=0.3))
     said = capsys.readouterr().out
     assert said.count("made again") == 1
-    assert "Pseudo_Masks/79_tu-resnet10t: made again: unsure was 0.2, is 0.5" in said
+    assert "Pseudo_Masks/79_tu-resnet10t: made again: unsure was 0.1, is 0.3" in said
 
 
 def test_a_step_names_the_step_before_it(cfg):

@@ -18,7 +18,6 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 from tqdm import tqdm
 
 from config import Config, UserError
@@ -33,12 +32,12 @@ from medood.training.batches import (
     balanced,
     stream_seed,
 )
+from weak.output_stride import PROBE, grid_shifts, set_output_stride
 from weak.settings import ClassifierConfig
 
 HEAD_LR = 10  # times the encoder's: the head begins from nothing
 WARM_UP = 0.1  # of all steps, in which the learning rate rises; then it falls
 EMPTY = 4  # weight of the pixels of images without a class, in the contrast loss; an image has 1
-PROBE = 64  # pixels of the image that finds out where an encoder strides
 
 Kind = Literal["plain", "contrast"]
 
@@ -122,81 +121,6 @@ def build_classifier(cfg: ClassifierConfig) -> Classifier:
             " choose another encoder, such as resnet18 or mobilenet_v2"
         )
     return Classifier(encoder, shifts, len(cfg.classes))
-
-
-def strided_layers(encoder: nn.Module) -> list[tuple[str, nn.Module, int]]:
-    """Return the layers that make an encoder's maps smaller, in the order of their use.
-
-    Each with its name and the stride of what it is given.
-    """
-    layers: list[tuple[str, nn.Module, int]] = []
-
-    def note(name: str, layer: nn.Module) -> RemovableHandle:
-        return layer.register_forward_pre_hook(
-            lambda _, given: layers.append((name, layer, PROBE // given[0].shape[-1]))
-        )
-
-    kinds = nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d
-    hooks = [note(*pair) for pair in encoder.named_modules() if isinstance(pair[1], kinds)]
-    with torch.no_grad():
-        encoder.eval()(torch.zeros(1, 3, PROBE, PROBE))
-    for hook in hooks:
-        hook.remove()
-    encoder.train()
-    return [found for found in layers if _side(found[1].stride) > 1]
-
-
-def set_output_stride(encoder: nn.Module, output_stride: int) -> None:
-    """Keep an encoder from making its maps smaller than 1 / output_stride of the image.
-
-    A convolution or pooling that would is applied at every pixel instead. What follows is not
-    dilated, as it often is: then the network would see as much around a pixel as before, and its
-    maps tell less of the place.
-    """
-    for name, layer, stride in strided_layers(encoder):
-        if stride < output_stride:
-            continue
-        if isinstance(layer, nn.Conv2d):
-            layer.stride = (1, 1)
-        elif isinstance(layer, nn.MaxPool2d):
-            encoder.set_submodule(name, _maximum_at_every_pixel(layer))
-        else:
-            encoder.set_submodule(name, nn.Identity())  # of a shortcut: a mean of one pixel
-
-
-def grid_shifts(encoder: nn.Module, output_stride: int) -> list[float]:
-    """Return how far each feature map looks up and left of where it lies, in its own pixels.
-
-    A map lies on an image as if each of its pixels were the mean of those it stands for. But a
-    3 x 3 convolution of stride 2, padded by 1, looks at pixels 0, 2, 4, ... rather than at .5, 2.5,
-    4.5, ..., and the next one at 0, 4, 8, ... At stride 8 that is 3.5 pixels of the image.
-
-    encoder: as it is before set_output_stride.
-    """
-    layers = {stride: layer for _, layer, stride in strided_layers(encoder)}  # the last at each
-    pixels, shifts = 0.0, []  # of the image; of a map
-    for stride in (2**level for level in range(len(encoder.out_channels) - 1)):
-        layer, is_kept = layers.get(stride), stride < output_stride
-        # a convolution that is applied at every pixel looks at that pixel
-        if layer and (is_kept or isinstance(layer, nn.MaxPool2d)):
-            step = _side(layer.stride) if is_kept else 1
-            offset = (step - _side(layer.kernel_size)) / 2 + _side(layer.padding)
-            pixels += min(stride, output_stride) * offset
-        shifts.append(pixels / min(2 * stride, output_stride))
-    return shifts
-
-
-def _maximum_at_every_pixel(layer: nn.MaxPool2d) -> nn.Module:
-    """Return a pooling that keeps the size of its input."""
-    size, before = _side(layer.kernel_size), _side(layer.padding)
-    after = size - 1 - before
-    pad = nn.ConstantPad2d((before, after, before, after), -torch.inf)
-    return nn.Sequential(pad, nn.MaxPool2d(size, 1))
-
-
-def _side(size: int | tuple[int, int]) -> int:
-    """Return the height of a setting of a layer, which torch keeps as one number or as two."""
-    return size if isinstance(size, int) else size[0]
 
 
 # ---------------------------------------------------------------- training

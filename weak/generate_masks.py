@@ -5,8 +5,8 @@ Writes  weak/Pseudo_Masks/<fold>_<encoder>/<image>.png           uint8 (P, P), 0
                                                                  the class, 255 unsure
         weak/Pseudo_Masks/<fold>_<encoder>/boundaries.npz        float16 (P / 4, P / 4) by image
 
-A training image is unsure where the threshold could lie; a test image is not. Where it lies follows
-from the image labels alone: see weak/thresholds.py.
+Within its borders a map is nearly flat after the walk, so it ends at half of its maximum, and no
+threshold need be chosen. A training image is unsure around that; a test image is not.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 BOUNDARIES = "boundaries.npz"
+BORDER = 0.5  # of a map's maximum
 
 
 def generate_masks(cfg: MasksConfig) -> None:
@@ -48,29 +49,26 @@ def write_masks(cfg: MasksConfig, fold: int, folder: Path) -> None:
     """Write the masks of all images by the maps and boundaries of a fold into a folder."""
     # here, so that --help works without torch
     from weak.maps import normalised, resized
-    from weak.thresholds import limits_of, masks_of, masks_with_unsure, thresholds_of
+    from weak.thresholds import masks_of, masks_with_unsure
 
     labels, train, _ = fold_labels(cfg, fold)
     paths = image_paths(cfg, labels)
-    maps, held, areas = read_seeds(cfg, fold, paths)
+    maps, held, _ = read_seeds(cfg, fold, paths)
     found = boundaries_of(cfg, fold, paths)
     arrays = {path.stem: found[i].numpy().astype(np.float16) for i, path in enumerate(paths)}
     np.savez_compressed(folder / BOUNDARIES, **arrays)
     walked = normalised(walked_maps(cfg, maps, found), held)
-    limits = limits_of(walked[train], held[train], areas, 1 - cfg.unsure, 1 + cfg.unsure)
-    middle = thresholds_of(walked[train], held[train], areas)
-    training = set(train)
+    count, training = len(labels.classes), set(train)
+    limits = [BORDER + cfg.unsure] * count, [BORDER - cfg.unsure] * count
     for index, path in enumerate(paths):
         one = slice(index, index + 1)
         of_image = resized(walked[one], [cfg.patch_size] * 2)
         if index in training:
             mask = masks_with_unsure(of_image, held[one], limits)
         else:
-            mask = masks_of(of_image, held[one], middle)
+            mask = masks_of(of_image, held[one], [BORDER] * count)
         write_png(folder / path.name, mask[0].numpy())
-    pairs = zip(labels.classes, areas, strict=True)
-    told = ", ".join(f"{name} {100 * area:.1f} %" for name, area in pairs)
-    print(f"{masks_folder(cfg, fold)}: masks of {len(paths)} images; area where held: {told}")
+    print(f"{masks_folder(cfg, fold)}: masks of {len(paths)} images")
 
 
 def boundaries_of(cfg: MasksConfig, fold: int, paths: list[Path]) -> Tensor:

@@ -73,7 +73,7 @@ def placed(maps: Tensor, size: Sequence[int], shift: float) -> Tensor:
     """Return feature maps (N, C, h, w) of another size, each pixel where it was looking.
 
     As `resized` does, but that pixels lie up and left of their middle by a shift, in pixels of the
-    maps given (see classifier.grid_shifts). Float32.
+    maps given (see grid_shifts). Float32.
     """
     parts = zip(size, maps.shape[2:], strict=True)
     rows, columns = (_interpolation(*sides, shift).to(maps.device) for sides in parts)

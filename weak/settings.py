@@ -58,7 +58,7 @@ class IRNetConfig(MapsConfig):
 
     sure_area: Share = 0.7
     """So much of the area that fits the labels, where a map is highest, surely shows the class."""
-    possible_area: Annotated[float, Field(ge=1)] = 3.0
+    possible_area: Annotated[float, Field(ge=1)] = 2.0
     """Pixels beyond so many times that area surely show none."""
     irnet_epochs: Count = 3
     """Passes of IRNet over the training images that hold a class."""
@@ -72,5 +72,5 @@ class MasksConfig(IRNetConfig):
 
     walk_steps: Count = 8
     """Steps of the random walk that carries the maps up to the boundaries."""
-    unsure: Share = 0.2
-    """Leave so much of the foreground's area, inside and outside of its border, unsure (255)."""
+    unsure: Annotated[float, Field(ge=0, lt=0.5)] = 0.1
+    """Leave a pixel unsure (255) whose map, after the walk, is so near to half of its maximum."""

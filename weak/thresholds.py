@@ -4,6 +4,8 @@ A threshold that as many training images reach as hold the class is the one at w
 the labels. What lies above it is the class's area; maps of other kinds are cut to the same area.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -67,25 +69,10 @@ def masks_of(maps: Tensor, held: Tensor, thresholds: list[float]) -> Tensor:
     return torch.where(top > 1, best + 1, 0).to(torch.uint8)
 
 
-def limits_of(
-    maps: Tensor, held: Tensor, areas: list[float], strict: float, generous: float
-) -> tuple[list[float], list[float]]:
-    """Return the thresholds that leave each class `strict` times its area, and `generous` times.
-
-    maps, held: as thresholds_of takes them.
-    """
-    inner, outer = (
-        thresholds_of(maps, held, [width * area for area in areas]) for width in (strict, generous)
-    )
-    return inner, outer
-
-
-def masks_with_unsure(
-    maps: Tensor, held: Tensor, limits: tuple[list[float], list[float]]
-) -> Tensor:
+def masks_with_unsure(maps: Tensor, held: Tensor, limits: Sequence[list[float]]) -> Tensor:
     """Return the class of each pixel, as masks_of does, UNSURE where two thresholds differ.
 
-    limits: strict and generous thresholds, as limits_of returns them.
+    limits: strict and generous thresholds, as masks_of takes them.
     """
     inner, outer = (masks_of(maps, held, thresholds) for thresholds in limits)
     return torch.where(inner == outer, inner, UNSURE).to(torch.uint8)

@@ -84,9 +84,12 @@ def confident_labels(cfg: IRNetConfig, maps: Tensor, held: Tensor, areas: list[f
     maps: (N, C, h, w). held: bool (N, C), the classes of each image; no other counts. An image that
     holds none is background. areas: the share that each class covers of an image that holds it.
     """
-    from weak.thresholds import limits_of, masks_with_unsure
+    from weak.thresholds import masks_with_unsure, thresholds_of
 
-    limits = limits_of(maps, held, areas, cfg.sure_area, cfg.possible_area)
+    limits = [
+        thresholds_of(maps, held, [width * area for area in areas])
+        for width in (cfg.sure_area, cfg.possible_area)
+    ]
     return masks_with_unsure(maps, held, limits)
 
 
