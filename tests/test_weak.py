@@ -83,6 +83,26 @@ def test_a_mask_holds_only_classes_of_the_images_label(made):
     assert seen == {0, 1, 2, 255}
 
 
+def test_a_mask_ends_at_half_of_a_walked_maps_maximum(cfg, monkeypatch):
+    """On a ramp from 0 to 1: a training image is unsure around the half, a test image is not."""
+    ramp = torch.linspace(0, 1, 16)
+    monkeypatch.setattr("weak.generate_masks.walked_maps", lambda _, maps, __: ramp.expand_as(maps))
+    shutil.rmtree(cfg.workspace / "weak" / "Pseudo_Masks")
+    generate_masks(cfg)
+    value = ((np.arange(64) + 0.5) / 4 - 0.5).clip(0, 15) / 15  # by column of the image
+    labelled = with_classes(cfg)
+    labels, train, test = fold_labels(labelled, 79)
+    paths = image_paths(labelled, labels)
+    _, held = read_maps(labelled, 79, paths, "logits")
+    for index in [*train, *test]:
+        mask = read_mask(masks_folder(cfg, 79) / paths[index].name, 3)
+        if held[index].any():
+            foreground, unsure = np.isin(mask, (1, 2)), mask == 255
+            border = 0.6 if index in train else 0.5
+            assert (foreground == (value > border)).all()
+            assert (unsure == ((value > 0.4) & (value <= 0.6) & (index in train))).all()
+
+
 def test_a_test_image_holds_what_the_classifier_says(made):
     labelled = with_classes(made)
     labels, _, test = fold_labels(labelled, 79)
