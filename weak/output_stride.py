@@ -54,7 +54,8 @@ def grid_shifts(encoder: nn.Module, output_stride: int) -> list[float]:
     3 x 3 convolution of stride 2, padded by 1, looks at pixels 0, 2, 4, ... rather than at .5, 2.5,
     4.5, ..., and the next one at 0, 4, 8, ... At stride 8 that is 3.5 pixels of the image.
 
-    encoder: as it is before set_output_stride.
+    0 where the two agree, below 0 for a map that looks down and right. encoder: as it is before
+    set_output_stride.
     """
     layers = {stride: layer for _, layer, stride in strided_layers(encoder)}  # the last at each
     pixels, shifts = 0.0, []  # of the image; of a map
