@@ -291,8 +291,9 @@ def draw_bars(path: Path, title: str, ylabel: str, bars: dict[str, dict[str, lis
             every = [of_group.get(group, []) for group in groups]
             known = [[100 * value for value in values if value is not None] for values in every]
             means = [np.mean(values) if values else np.nan for values in known]
-            colour = COLOURS[number % len(COLOURS)]
-            ax.bar(places, means, 0.9 * width, color=colour, alpha=0.75, label=series)
+            turn, which = divmod(number, len(COLOURS))  # the same colours again are hatched
+            style = {"color": COLOURS[which], "hatch": "///" * turn, "edgecolor": "white"}
+            ax.bar(places, means, 0.9 * width, **style, alpha=0.75, label=series)
             for place, values in zip(places, known, strict=True):
                 ax.plot([place] * len(values), values, ".", ms=4, color="black", alpha=0.6)
         ax.set_xticks(range(len(groups)), groups, rotation=25, ha="right")
