@@ -1,0 +1,26 @@
+"""The samples of all systems give the data and the scores that tests/golden/ holds."""
+
+import json
+
+import pytest
+
+from tests.golden import SYSTEMS, found_by, path_of
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *(pytest.param(name, "short", id=name, marks=pytest.mark.slow) for name in SYSTEMS),
+        *(
+            pytest.param(name, "sample", id=f"{name}, whole sample", marks=pytest.mark.long)
+            for name in SYSTEMS
+        ),
+    ],
+)
+def test_a_sample_gives_what_is_written_down(name, kind, tmp_path):
+    expected = json.loads(path_of(name, kind).read_text())
+    found = found_by(name, kind, tmp_path)
+    assert found["data"] == expected["data"]
+    assert found["scores"].keys() == expected["scores"].keys()
+    for score, value in expected["scores"].items():
+        assert found["scores"][score] == pytest.approx(value, abs=1e-6), score
