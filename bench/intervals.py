@@ -15,7 +15,6 @@ from scipy.stats import norm
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from medood.evaluation.ranking import BINS, PER_UNIT
 from medood.evaluation.scores import RegionCounts
 from medood.evaluation.statistics import RESAMPLES, paired_differences
 
@@ -24,7 +23,7 @@ CLASSES = ("background", "nucleus")
 SHOWN = ("ap", "bg_to_fg_matched", "fg_to_bg_matched", "fg_to_bg")
 CENTRES = np.array([-1.5, 0.25])[:, None]  # of background and foreground; their deviation is 1
 BETWEEN_TRAININGS, BETWEEN_REGIONS = 0.08, 0.05
-EDGES = (np.arange(BINS + 1) - BINS / 2) / PER_UNIT
+EDGES = np.arange(-32, 32 + 1 / 16, 1 / 16)  # of the bins of scores
 
 
 def counts(centres: np.ndarray) -> RegionCounts:
@@ -35,7 +34,8 @@ def counts(centres: np.ndarray) -> RegionCounts:
     halves = ranked.reshape(*ranked.shape[:2], 2, -1).sum(-1)  # below and above 0: argmax
     names = [f"region_{i:03d}" for i in range(len(ranked))]
     ones = np.ones(len(ranked))
-    return RegionCounts(names, halves, ones, ones, ones, ranked)
+    starts = EDGES[1:-1].astype(np.float32)
+    return RegionCounts(names, halves, ones, ones, ones, ranked=ranked, starts=starts)
 
 
 def by_regions_alone(missed: np.ndarray, rng: np.random.Generator) -> bool:

@@ -11,7 +11,7 @@ from medood.data.folds import read_fold
 from medood.data.images import UNSURE, read_image, read_mask, write_png
 from medood.data.workspace import id_files
 from medood.evaluation import figures
-from medood.evaluation.ranking import BINS, auroc, average_precision, curve, rank_pixels, rate_at
+from medood.evaluation.ranking import FOREGROUND_BINS, curve, log_odds, rate_at
 from medood.evaluation.scores import ProbabilityTally, all_background
 from medood.evaluation.shift import fit_shift
 from medood.evaluation.statistics import paired_differences, pool
@@ -30,9 +30,13 @@ def probability_of(logits):
 
 
 def tally_of(logits, truth, shift=(1.0, 1.0)):
-    tally = ProbabilityTally(len(truth), torch.tensor(shift))
+    tally = ProbabilityTally((len(truth), 1, truth.shape[1]), torch.tensor(shift))
     tally.add(slice(None), probability_of(logits), truth[:, None])
     return tally
+
+
+def counts_of(logits, truth):
+    return tally_of(logits, truth).by_region(["all"] * len(truth))
 
 
 def test_six_pixels_by_hand():
@@ -51,7 +55,7 @@ def test_a_tie_is_one_threshold_and_half_a_pair():
 
 def test_matched_rates_by_hand():
     first, second = tally_of(LOGITS[None], TRUTH[None]), tally_of(LOGITS[None], OTHER[None])
-    missed, false = curve(second.ranked.sum(0).numpy())
+    missed, false = curve(counts_of(LOGITS[None], OTHER[None]).ranked[0])
     # the second network's, threshold by threshold from the lowest pixel up
     points = list(dict.fromkeys(zip((3 * missed).round(6), (3 * false).round(6), strict=True)))
     assert points == [(0, 3), (1, 3), (1, 2), (1, 1), (2, 1), (2, 0), (3, 0)]
@@ -65,38 +69,68 @@ def test_matched_rates_by_hand():
     assert rate_at(rising, falling, rate) == pytest.approx([0.45, 0.3, 1, 0])
 
 
-@pytest.mark.parametrize("spread", [1, 12])  # ordinary networks, and those that are sure
-def test_ranks_equal_scikit_learn(spread):
-    generator = torch.Generator().manual_seed(0)
-    truth = torch.randint(0, 2, (4, 5000), generator=generator)
-    logits = spread * (torch.randn(4, 5000, generator=generator) + truth - 0.7)
-    logits = logits.clamp(-31.9, 31.9)
-    counts = rank_pixels(probability_of(logits), truth[:, None]).sum(0).numpy()
-    binned = np.repeat(np.tile(np.arange(BINS), 2), counts.ravel())
-    of_bins = np.repeat([0, 1], counts.sum(1))
-    raw = truth.flatten(), logits.flatten()
-    for ours, theirs in ((average_precision, average_precision_score), (auroc, roc_auc_score)):
-        assert ours(counts) == pytest.approx(theirs(of_bins, binned), abs=1e-6)
-        assert ours(counts) == pytest.approx(theirs(*raw), abs=1e-2 / spread)
+# distances of foreground from background, the spread of a network's logits, and their middle
+NETWORKS = {
+    "strong": (3, 2, 0),
+    "sure": (1.8, 9, -2),
+    "weak": (0.4, 1e-4, 0),  # after a few steps: all logits lie in what was one bin
+    "weak beside zero": (0.6, 1e-2, -2),
+    "worse than chance": (-1, 1, 3),
+}
+SHARES = 0.2, 0.002  # of foreground
+
+
+def of_a_network(distance, spread, middle, share, seed=0):
+    """Return the logits and the truth of 400,000 pixels in four patches, (4, 100000) each."""
+    generator = torch.Generator().manual_seed(seed)
+    truth = (torch.rand(4, 100_000, generator=generator) < share).long()
+    drawn = torch.randn(truth.shape, generator=generator)
+    return middle + spread * (drawn + distance * truth), truth
+
+
+@pytest.mark.parametrize("share", SHARES)
+@pytest.mark.parametrize("network", NETWORKS)
+def test_ranks_equal_scikit_learn_on_networks_of_any_strength(network, share):
+    logits, truth = of_a_network(*NETWORKS[network], share)
+    scores = tally_of(logits, truth).scores()
+    odds = log_odds(probability_of(logits)).flatten()
+    for name, theirs in (("ap", average_precision_score), ("auroc", roc_auc_score)):
+        assert scores[name] == pytest.approx(theirs(truth.flatten(), odds), abs=2e-4), name
+
+
+@pytest.mark.parametrize("steps", [1, 2, 300])
+def test_pixels_that_share_a_value_are_one_threshold(steps):
+    logits, truth = of_a_network(1, 1, 0, 0.1)
+    logits = (logits * steps).round() / steps
+    scores = tally_of(logits, truth).scores()
+    odds = log_odds(probability_of(logits)).flatten()
+    assert scores["ap"] == pytest.approx(average_precision_score(truth.flatten(), odds), abs=5e-5)
+    assert scores["auroc"] == pytest.approx(roc_auc_score(truth.flatten(), odds), abs=5e-5)
+
+
+def test_a_bin_holds_little_of_the_foreground_whatever_the_scores_are():
+    for name in ("strong", "sure", "weak beside zero"):
+        of_bins = counts_of(*of_a_network(*NETWORKS[name], 0.2)).ranked[0]
+        assert of_bins.sum() == 400_000
+        assert of_bins[1].max() < 1.5 * of_bins[1].sum() / FOREGROUND_BINS
 
 
 def test_sure_pixels_are_told_apart_at_both_ends():
-    logits = torch.tensor([[-30.0, -20, -10, 10, 16, 16.2]])
-    ranked = rank_pixels(probability_of(logits), torch.zeros(1, 1, 6, dtype=torch.long))
-    assert ranked[0, 0].max() == 1
+    logits = torch.tensor([[-80.0, -30, -20, -10, 10, 16, 16.1, 16.2, 80]])
+    ranked = counts_of(logits, torch.tensor([[1, 0] * 4 + [0]])).ranked
+    assert ranked[0].sum(0).max() == 1
 
 
 def test_unsure_pixels_are_ranked_nowhere():
     truth = TRUTH.clone()
     truth[3] = UNSURE  # the one that was out of order
-    ranked = rank_pixels(probability_of(LOGITS[None]), truth[None, None])
-    assert ranked.sum() == 5
-    assert average_precision(ranked[0].numpy()) == 1
+    assert counts_of(LOGITS[None], truth[None]).ranked.sum() == 5
+    assert tally_of(LOGITS[None], truth[None]).scores()["ap"] == 1
 
 
 def test_background_everywhere_ranks_nothing():
     truth = torch.tensor([[[0, 0, 0, 1]]])
-    floor = ProbabilityTally(1, torch.ones(3))
+    floor = ProbabilityTally((1, 1, 4), torch.ones(3))
     floor.add(slice(None), all_background(truth, 3), truth)
     scores = floor.scores(tally_of(LOGITS[None], TRUTH[None]))
     assert (scores["ap"], scores["auroc"]) == (1 / 4, 1 / 2)
@@ -113,9 +147,10 @@ def test_without_foreground_or_background_there_is_nothing_to_rank(value):
 
 
 def test_weights_that_are_no_numbers_still_give_scores():
-    truth = TRUTH[None, None]
-    ranked = rank_pixels(torch.full((1, 2, 1, 6), torch.nan), truth)
-    assert ranked[0, :, 0].tolist() == [3, 3]
+    tally = ProbabilityTally((1, 1, 6), torch.ones(2))
+    tally.add(slice(None), torch.full((1, 2, 1, 6), torch.nan), TRUTH[None, None])
+    scores = tally.scores()
+    assert (scores["ap"], scores["auroc"]) == (1 / 2, 1 / 2)  # all pixels are alike
 
 
 def random_counts(seed, regions=8):
@@ -144,10 +179,17 @@ def test_each_resample_matches_at_its_own_rate():
 
 
 def test_counts_of_folds_pool_with_their_ranks():
-    first, second = random_counts(1), random_counts(2)
+    """Networks of two folds have bins of their own, and are ranked by their scores together."""
+    tests = [of_a_network(2, spread, spread, 0.1, seed) for spread, seed in ((1, 1), (3, 2))]
+    first, second = (counts_of(*test) for test in tests)
+    second = dataclasses.replace(second, regions=["other"])
     whole = pool([first, second])
-    assert (whole.ranked == first.ranked + second.ranked).all()
-    assert (whole.shifted == first.shifted + second.shifted).all()
+    assert (whole.shifted == np.concatenate([first.shifted, second.shifted])).all()
+    assert whole.ranked.sum((1, 2)).tolist() == [400_000] * 2
+    assert (first.ranked[0, :, 1:] == whole.ranked[0, :, whole.ranked[0].any(0)].T).all()
+    logits, truth = (torch.cat(part).flatten() for part in zip(*tests, strict=True))
+    ap = whole.scores(np.ones((1, 2)))["ap"][0]
+    assert ap == pytest.approx(average_precision_score(truth, logits), abs=4e-4)
 
 
 # ---------------------------------------------------------------- the prior shift
@@ -161,11 +203,10 @@ def test_a_shift_finds_the_class_that_is_called_too_seldom():
     weight = fit_shift(probability, truth)
     # class 1 wins where 0.25 w > 0.7, that is log w > 1.03, and loses where 0.05 w < 0.9
     assert weight.log().tolist() == pytest.approx([0, 1.5, 0])
-    tally = ProbabilityTally(1, weight)
+    tally = ProbabilityTally((1, 1, 6), weight)
     tally.add(slice(None), probability.T[None, :, None], truth[None, None])
     scores = tally.scores()
     assert (scores["miou"], scores["miou_shifted"]) == (0.5, 1)
-    assert scores["shift"] == weight.tolist()
 
 
 @pytest.mark.parametrize(

@@ -1,42 +1,67 @@
 """What no threshold moves: how well a network ranks foreground pixels above background ones.
 
 A pixel's score is the logit of foreground against background, log(P(foreground) / P(background)):
-it orders pixels as 1 - P(background) does. Pixels are counted in bins of it, as many in each patch,
-so that a test keeps few numbers and a bootstrap resamples those. Every bin is one threshold.
+it orders pixels as 1 - P(background) does. The pixels of a test fold are counted in bins of it that
+the fold's own scores divide, so that a bootstrap resamples few numbers. Every bin is one threshold.
 """
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from medood.data.labels import BACKGROUND, UNSURE
+from medood.data.labels import BACKGROUND
 
-# Networks trained with Dice are sure: nearly all of their probabilities lie within 1e-4 of 0 or 1.
-# Steps of 1/16 in the logit tell apart what lies there, down to odds of e^-32, about 1e-14. On H&E
-# they cost `ap` 0.1 points against raw scores, of any network alike; steps of 1/8, 0.2 points.
-BINS, PER_UNIT = 1024, 16
+# Bins begin at quantiles of the scores of foreground and of background pixels: a bin holds at most
+# 1/4096 of the foreground (or one value), whatever range the scores have. `ap` takes the precision
+# at the lower end of each bin, which costs at most the precision's fall / 4096, about 0.01 points.
+FOREGROUND_BINS, BACKGROUND_BINS = 4096, 1024
+SAMPLED = 2**20  # background pixels, at least, that quantiles are taken of
+CHUNK = 256  # patches that are counted at a time
 
 
-def rank_pixels(probability: Tensor, truth: Tensor) -> Tensor:
-    """Return how many pixels of each patch lie in each bin, int64 (n, 2, BINS).
+def log_odds(probability: Tensor) -> Tensor:
+    """Return the score of each pixel, float32 (n, H, W), from probabilities (n, C, H, W).
 
-    Row 0 counts background, row 1 foreground; bins rise with the logit, and the outermost hold all
-    beyond. probability: (n, C, H, W). truth: (n, H, W); its unsure pixels are left out.
+    It is infinite where a probability is 0, and 0 where broken weights give no number.
     """
     # the sum, and not 1 - P(background), which is 0 in float32 below 6e-8
     foreground = probability[:, BACKGROUND + 1 :].sum(1)
-    logit = foreground.log() - probability[:, BACKGROUND].log()
-    place = (PER_UNIT * logit).floor() + BINS // 2
-    place = place.clamp(0, BINS - 1).nan_to_num(0).long()  # NaN: of broken weights
-    patch = torch.arange(len(truth), device=truth.device).view(-1, 1, 1)
-    cell = (2 * patch + (truth != BACKGROUND)) * BINS + place
-    cells = 2 * len(truth) * BINS
-    cell = cell.where(truth != UNSURE, cells)  # one more, which is left out
-    return torch.bincount(cell.flatten(), minlength=cells + 1)[:cells].view(-1, 2, BINS)
+    return (foreground.log() - probability[:, BACKGROUND].log()).nan_to_num(0, np.inf, -np.inf)
+
+
+def bin_starts(foreground: np.ndarray, background: np.ndarray) -> np.ndarray:
+    """Return the lowest score of each bin but the first, float32 (K,), rising.
+
+    foreground, background: the scores of all such pixels, (n,) each. The first bin holds what is
+    lower than all of them.
+    """
+    background = background[:: max(1, len(background) // SAMPLED)]
+    kinds = (foreground, FOREGROUND_BINS), (background, BACKGROUND_BINS)
+    starts = [np.sort(of)[np.arange(bins) * len(of) // bins] for of, bins in kinds if len(of)]
+    return np.unique(np.concatenate(starts)) if starts else np.zeros(0, np.float32)
+
+
+def rank_pixels(
+    scores: Tensor, is_foreground: Tensor, group: Tensor, groups: int, starts: np.ndarray
+) -> np.ndarray:
+    """Return how many pixels of each group lie in each bin, int64 (groups, 2, 1 + K).
+
+    Row 0 counts background, row 1 foreground; bins rise with the score. scores: (n, H, W), NaN
+    where a pixel does not count. is_foreground: (n, H, W). group: integers (n,), of each patch.
+    starts: (K,), as `bin_starts` gives them.
+    """
+    bins = len(starts) + 1
+    counts = torch.zeros(groups * 2 * bins, dtype=torch.int64)
+    edges = torch.from_numpy(starts)
+    for part in torch.arange(len(scores)).split(CHUNK):
+        cell = (2 * group[part].view(-1, 1, 1) + is_foreground[part]) * bins
+        cell = cell + torch.bucketize(scores[part], edges, right=True)
+        counts += torch.bincount(cell[~scores[part].isnan()], minlength=len(counts))
+    return counts.view(groups, 2, bins).numpy()
 
 
 def average_precision(ranked: np.ndarray) -> np.ndarray:
-    """Return the average precision of foreground (...), from counts (..., 2, BINS).
+    """Return the average precision of foreground (...), from counts (..., 2, B).
 
     It is the sum of (R_n - R_n-1) P_n over the thresholds, without interpolation, as scikit-learn's
     average_precision_score has it. NaN without foreground or background.
@@ -48,7 +73,7 @@ def average_precision(ranked: np.ndarray) -> np.ndarray:
 
 
 def auroc(ranked: np.ndarray) -> np.ndarray:
-    """Return the area under the ROC curve (...), from counts (..., 2, BINS); a tie counts half.
+    """Return the area under the ROC curve (...), from counts (..., 2, B); a tie counts half.
 
     NaN without foreground or background.
     """
@@ -65,9 +90,9 @@ def _share(part: np.ndarray, ranked: np.ndarray) -> np.ndarray:
 
 
 def curve(ranked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return fg_to_bg and bg_to_fg at each threshold, from counts (..., 2, BINS).
+    """Return fg_to_bg and bg_to_fg at each threshold, from counts (..., 2, B).
 
-    Both are (..., 1 + BINS); the first calls all foreground, the last all background. fg_to_bg
+    Both are (..., 1 + B); the first calls all foreground, the last all background. fg_to_bg
     rises, bg_to_fg falls; NaN without foreground or background, respectively.
     """
     called = np.insert(ranked.cumsum(-1), 0, 0, -1)  # background, at each threshold

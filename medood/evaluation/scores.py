@@ -7,7 +7,8 @@ truth is unsure counts nowhere, and a patch without any other is no patch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
@@ -16,7 +17,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from medood.data.labels import BACKGROUND, UNSURE
-from medood.evaluation.ranking import BINS, auroc, average_precision, curve, rank_pixels, rate_at
+from medood.evaluation.ranking import (
+    auroc,
+    average_precision,
+    bin_starts,
+    curve,
+    log_odds,
+    rank_pixels,
+    rate_at,
+)
+
+AT_A_TIME = 100  # tests whose ranks are resampled together
 
 
 def confusion(truth: Tensor, predicted: Tensor, classes: int) -> Tensor:
@@ -82,7 +93,7 @@ def _matched(
 ) -> dict[str, np.ndarray]:
     """Return each of the two error rates where the other is as given, (B,).
 
-    ranked: (B, 2, BINS).
+    ranked: (B, 2, K).
     """
     missed, false = curve(ranked)
     return {
@@ -106,8 +117,9 @@ class RegionCounts:
     iou_paper: np.ndarray  # (R,), the sum over the region's patches
     dice_paper: np.ndarray  # (R,)
     patches: np.ndarray  # (R,), the number of those with a pixel that is sure
-    ranked: np.ndarray | None = None  # (R, 2, BINS), see ProbabilityTally, as the next
-    shifted: np.ndarray | None = None  # (R, C, C)
+    shifted: np.ndarray | None = None  # (R, C, C), see ProbabilityTally, as the next
+    ranked: np.ndarray | None = None  # (R, 2, 1 + K), see rank_pixels
+    starts: np.ndarray | None = None  # (K,), where the bins of `ranked` begin
 
     @classmethod
     def summed(cls, names: list[str], counts: dict[str, np.ndarray]) -> RegionCounts:
@@ -143,19 +155,36 @@ class RegionCounts:
         if self.shifted is not None:
             scores["miou_shifted"] = scores_of(_weighted(weight, self.shifted))["miou"]
         if self.ranked is not None:
-            there = self.ranked.any((0, 1))  # a bin without a pixel is no threshold of its own
-            ranked = _weighted(weight, self.ranked[..., there])
-            scores |= {"ap": average_precision(ranked), "auroc": auroc(ranked)}
-            if against is not None:
-                at = scores_of(_weighted(weight, against.confusion))
-                scores |= _matched(ranked, at["fg_to_bg"], at["bg_to_fg"])
+            # a few tests at a time: the bins of all would take half a gigabyte
+            starts = range(0, len(weight), AT_A_TIME)
+            parts = [self._of_ranks(weight[i : i + AT_A_TIME], against) for i in starts]
+            scores |= {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         return scores
+
+    def _of_ranks(self, weight: np.ndarray, against: RegionCounts | None) -> dict[str, np.ndarray]:
+        """Return the scores of B tests that no threshold moves, (B,) each: see `scores`."""
+        ranked = _weighted(weight, self.ranked)
+        scores = {"ap": average_precision(ranked), "auroc": auroc(ranked)}
+        if against is None:
+            return scores
+        at = scores_of(_weighted(weight, against.confusion))
+        return scores | _matched(ranked, at["fg_to_bg"], at["bg_to_fg"])
+
+    def plain_scores(self, against: RegionCounts | None = None) -> dict:
+        """Return every score of the whole test, plain numbers, None where one is undefined.
+
+        against: a network at whose error rates the matched ones are, if any.
+        """
+        scores = self.scores(np.ones((1, len(self.regions))), against)
+        plain = {k: np.where(np.isnan(v[0]), None, v[0]).tolist() for k, v in scores.items()}
+        return {**plain, "confusion": self.confusion.sum(0).tolist()}
 
 
 class Tally:
     """What a network got right in each of N patches: the scores of a test fold come from it."""
 
-    counted: ClassVar[tuple[str, ...]] = ("confusion", "iou_paper", "dice_paper")
+    counted: ClassVar[tuple[str, ...]] = ("confusion", "iou_paper", "dice_paper")  # by patch
+    filled: ClassVar[tuple[str, ...]] = counted  # what `add` fills in, patch by patch
 
     def __init__(self, patches: int, classes: int) -> None:
         self.confusion = torch.zeros(patches, classes, classes, dtype=torch.int64)  # rows the truth
@@ -185,9 +214,7 @@ class Tally:
         whole, other = (
             tally and tally.by_region(["all"] * len(self.confusion)) for tally in (self, against)
         )
-        scores = {name: v[0] for name, v in whole.scores(np.ones((1, 1)), other).items()}
-        plain = {k: np.where(np.isnan(v), None, v).tolist() for k, v in scores.items()}
-        return {**plain, "confusion": whole.confusion[0].tolist()}
+        return whole.plain_scores(other)
 
     def patchwise_iou(self) -> list[float]:
         """Return the IoU of each class as the paper's Fig. 4 and 6 take it: the mean over patches.
@@ -204,26 +231,42 @@ class Tally:
 class ProbabilityTally(Tally):
     """A Tally that also counts what takes probabilities: ranks of pixels, and a prior shift."""
 
-    counted = (*Tally.counted, "ranked", "shifted")
+    counted = (*Tally.counted, "shifted")
+    filled = (*counted, "log_odds", "foreground")
 
-    def __init__(self, patches: int, shift: Tensor) -> None:
-        """shift: the weight of each class, (C,), see medood/evaluation/shift.py."""
-        super().__init__(patches, len(shift))
+    def __init__(self, shape: tuple[int, ...], shift: Tensor) -> None:
+        """shape: (N, H, W), of the patches. shift: the weight of each class, (C,), see shift.py."""
+        super().__init__(shape[0], len(shift))
         self.shift = shift
-        self.ranked = torch.zeros(patches, 2, BINS, dtype=torch.int32)  # see rank_pixels
         self.shifted = torch.zeros_like(self.confusion)  # the confusion after the shift
+        # what the ranks are counted from, when the scores of all patches are known
+        self.log_odds = torch.zeros(shape)  # NaN where the truth is unsure
+        self.foreground = torch.zeros(shape, dtype=torch.uint8)  # 1 where it is foreground
 
     def add(self, part: slice, probability: Tensor, truth: Tensor) -> None:
         """Count the patches `part`: probability (n, C, H, W), truth (n, H, W)."""
         super().add(part, probability, truth)
-        self.ranked[part] = rank_pixels(probability, truth).cpu()
         weight = self.shift.to(probability.device).view(-1, 1, 1)
         called = (weight * probability).argmax(1)
         self.shifted[part] = confusion(truth, called, len(self.shift)).cpu()
+        self.log_odds[part] = log_odds(probability).where(truth != UNSURE, torch.nan).cpu()
+        self.foreground[part] = (truth != BACKGROUND).cpu()
 
-    def scores(self, against: Tally | None = None) -> dict:
-        """Return what Tally does, and the weights of the classes as `shift`."""
-        return {**super().scores(against), "shift": self.shift.tolist()}
+    def by_region(self, regions: list[str]) -> RegionCounts:
+        """Return the counts of each region, as Tally does, with the ranks of its pixels."""
+        counts = super().by_region(regions)
+        group = torch.from_numpy(np.searchsorted(counts.regions, regions))
+        ranked = rank_pixels(
+            self.log_odds, self.foreground, group, len(counts.regions), self._starts
+        )
+        return replace(counts, ranked=ranked, starts=self._starts)
+
+    @cached_property
+    def _starts(self) -> np.ndarray:
+        """Where the bins of the ranks begin; asked for when all patches are added."""
+        sure, foreground = ~self.log_odds.isnan(), self.foreground == 1
+        of_kind = (self.log_odds[sure & kind].numpy() for kind in (foreground, ~foreground))
+        return bin_starts(*of_kind)
 
 
 def all_background(truth: Tensor, classes: int) -> Tensor:

@@ -9,6 +9,7 @@ resample also draws from these, one fewer than there are. A single pair of netwo
 about that, and its interval speaks of these two networks only.
 """
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -112,6 +113,20 @@ def _mean_of_known(values: np.ndarray) -> np.ndarray:
 def pool(parts: list[RegionCounts]) -> RegionCounts:
     """Return the counts of tests on disjoint patches, such as three folds, as one test."""
     names = [region for part in parts for region in part.regions]
+    starts = None
+    if parts[0].starts is not None:
+        starts = np.unique(np.concatenate([part.starts for part in parts]))
+        parts = [replace(part, ranked=_rebinned(part, starts), starts=None) for part in parts]
     counted = [name for name, counts in vars(parts[0]).items() if isinstance(counts, np.ndarray)]
     rows = {name: np.concatenate([getattr(part, name) for part in parts]) for name in counted}
-    return RegionCounts.summed(names, rows)
+    return replace(RegionCounts.summed(names, rows), starts=starts)
+
+
+def _rebinned(counts: RegionCounts, starts: np.ndarray) -> np.ndarray:
+    """Return `ranked` on bins that begin at `starts` (K,), among which are those of `counts`.
+
+    A pixel is taken to have the lowest score of the bin that it was counted in.
+    """
+    ranked = np.zeros((*counts.ranked.shape[:2], len(starts) + 1), counts.ranked.dtype)
+    ranked[..., np.append(0, np.searchsorted(starts, counts.starts) + 1)] = counts.ranked
+    return ranked

@@ -48,14 +48,13 @@ def tally_patches(
     Each process looks at its shard of the patches. task: what the progress bar says. shift: where
     the tally is to be a ProbabilityTally, its weights of the classes.
     """
-    mapped = exceeds_memory(cfg, patches.masks.nbytes)
-    predicted = zeros(cfg, tuple(patches.masks.shape), mapped)
-    count, classes = len(patches), model.config["classes"]
-    tally = Tally(count, classes) if shift is None else ProbabilityTally(count, shift)
+    shape, classes = tuple(patches.masks.shape), model.config["classes"]
+    predicted = zeros(cfg, shape, exceeds_memory(cfg, patches.masks.nbytes))
+    tally = Tally(shape[0], classes) if shift is None else ProbabilityTally(shape, shift)
     for place, probability in predict_shard(cfg, model, patches.images, device, task):
         tally.add(place, probability, patches.masks[place].to(device))
         predicted[place] = probability.argmax(1).to("cpu", torch.uint8)
-    for values in (*(getattr(tally, name) for name in tally.counted), predicted):
+    for values in (*(getattr(tally, name) for name in tally.filled), predicted):
         all_reduce(values)
     return tally, predicted
 
@@ -106,25 +105,26 @@ def score_networks(
     device = pick_device(cfg)
     patches = load_patches(cfg, id_files(cfg, names))
     classes = len(cfg.class_names)
-    floor = ProbabilityTally(len(patches), torch.ones(classes))
+    floor = ProbabilityTally(tuple(patches.masks.shape), torch.ones(classes))
     for start in range(0, len(patches), CHUNK):
         part = slice(start, start + CHUNK)
         floor.add(part, all_background(patches.masks[part], classes), patches.masks[part])
     if not floor.are_sure().any():
         raise UserError(f"{task}: every pixel of the test patches is unsure: look at Mask_Patchs")
-    tallies, predictions = {"all_background": floor}, {}
+    patients = patients_of(cfg, names)
+    # a tally holds the score of each pixel, and is reduced before the next network has one
+    shifts, predictions = {"all_background": floor.shift}, {}
+    counts = {"all_background": floor.by_region(patients)}
+    patchwise = {"all_background": floor.patchwise_iou()}
     for name, model in models.items():
         doing = f"{task}: testing {name}"
         shift = fit_shift(*sample_pixels(cfg, model, training, device, f"{task}: shift of {name}"))
-        tallies[name], predictions[name] = tally_patches(cfg, model, patches, device, doing, shift)
-    first = tallies[next(iter(models))] if len(models) > 1 else None
-    patients = patients_of(cfg, names)
-    return Tested(
-        folders,
-        runs,
-        predictions,
-        patches,
-        {name: tally.scores(first) for name, tally in tallies.items()},
-        {name: tally.by_region(patients) for name, tally in tallies.items()},
-        {name: tally.patchwise_iou() for name, tally in tallies.items()},
-    )
+        tally, predictions[name] = tally_patches(cfg, model, patches, device, doing, shift)
+        shifts[name], counts[name] = shift, tally.by_region(patients)
+        patchwise[name] = tally.patchwise_iou()
+    first = counts[next(iter(models))] if len(models) > 1 else None
+    scores = {
+        name: found.plain_scores(first) | {"shift": shifts[name].tolist()}
+        for name, found in counts.items()
+    }
+    return Tested(folders, runs, predictions, patches, scores, counts, patchwise)
