@@ -6,16 +6,13 @@ input is a change of the volume itself, measured in shares of its range.
 """
 
 import json
-import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-import nibabel
 import numpy as np
 import torch
 import torch.nn.functional as F
-from nibabel.filebasedimages import ImageFileError
 from scipy import ndimage
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -25,8 +22,7 @@ from medood.data.folds import PARTS, deal
 from medood.models.network import autocast
 from medood.processes import world_size
 from robust.lattice import Lattice, Stride
-
-Spacing = tuple[float, float, float]
+from robust.nifti import Spacing, read_nifti
 
 ENDINGS = (".nii.gz", ".nii")
 PERCENTILES = (0.5, 99.5)  # of the foreground, where intensities are clipped
@@ -143,7 +139,7 @@ def read_volumes(task: Task) -> dict[str, Volume]:
 
 def read_volume(task: Task, case: Case) -> Volume:
     """Return a case as it is stored; UserError if its files do not hold what they should."""
-    image, affine, spacing = _read_nifti(case.image)
+    image, affine, spacing = read_nifti(case.image)
     if image.ndim == 3:
         image = image[..., None]
     if image.ndim != 4 or image.shape[-1] != task.modalities:
@@ -151,7 +147,7 @@ def read_volume(task: Task, case: Case) -> Volume:
             f"{case.image}: shape {image.shape}, expected 3 axes or, of {task.modalities}"
             f" modalities, {task.modalities} as a fourth: mend it, or modality in dataset.json"
         )
-    label, label_affine, _ = _read_nifti(case.label)
+    label, label_affine, _ = read_nifti(case.label)
     if label.shape != image.shape[:3]:
         raise UserError(
             f"{case.label}: shape {label.shape}, but its image has {image.shape[:3]}: replace one"
@@ -171,19 +167,6 @@ def read_volume(task: Task, case: Case) -> Volume:
     low, high = scaled.amin((1, 2, 3), keepdim=True), scaled.amax((1, 2, 3), keepdim=True)
     scaled = (scaled - low) / (high - low).clamp(min=torch.finfo().tiny)
     return Volume(case.name, scaled.float(), torch.from_numpy(label.astype(np.uint8)), spacing)
-
-
-def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray, Spacing]:
-    """Return the values of a NIfTI file, float64, its affine (4, 4) and its spacing in mm."""
-    try:
-        file = nibabel.load(path)
-        values = np.asarray(file.dataobj, dtype=np.float64)
-    except (ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path} cannot be read ({reason}): copy it again") from None
-    if not np.isfinite(values).all():
-        raise UserError(f"{path} holds values that are not finite: replace them")
-    return values, file.affine, tuple(map(float, file.header.get_zooms()[:3]))
 
 
 # ---------------------------------------------------------------- folds and plan
