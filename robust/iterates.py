@@ -18,7 +18,7 @@ Model = Callable[[Tensor], Tensor]
 # from the logits, the task, which pixels are right and the share of the steps done: a loss of each
 # pixel, (N, *space); the attack raises its mean
 Loss = Callable[[Tensor, "Task", Tensor, float], Tensor]
-TINY = 1e-20  # keeps 0 / 0 from being NaN  # keeps 0 / 0 from being NaN
+TINY = 1e-20  # keeps 0 / 0 from being NaN
 
 
 def image_dice(predicted: Tensor, target: Tensor, classes: int) -> Tensor:

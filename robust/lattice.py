@@ -136,7 +136,7 @@ class Lattice(nn.Module):
         arrived = defaultdict(list, {0: [self.descent(stem)]})  # by level
         sizes = {-1: stem.shape[2:]}
         for cell, (_, level) in zip(self.cells, CELLS, strict=True):
-            features = torch.stack(arrived[level]).sum(0) if 0 else sum(arrived.pop(level))
+            features = sum(arrived.pop(level))
             sizes[level] = features.shape[2:]
             for direction, result in cell(features).items():
                 if direction == "up":
