@@ -33,12 +33,16 @@ def remove_foreground(volume: Volume, fill: str) -> Volume:
     return volume._replace(image=image)
 
 
-def count_seen(segmenter: Segmenter, volumes: list[Volume], classes: int) -> np.ndarray:
-    """Return how many voxels of each volume a network gives to each class, (N, classes)."""
+def count_seen(segmenter: Segmenter, volumes: list[Volume], classes: int, fill: str) -> np.ndarray:
+    """Return how many voxels of each volume without foreground a network gives to each class.
+
+    As (N, classes). fill: see remove_foreground.
+    """
     counts = []
     with torch.no_grad():
         for volume in tqdm(volumes, "mining", leave=False, disable=None):
-            logits = segmenter(volume.image[None].to(segmenter.mean.device))
+            holed = remove_foreground(volume, fill).image
+            logits = segmenter(holed[None].to(segmenter.mean.device))
             counts.append(logits.argmax(1).flatten().bincount(minlength=classes).cpu())
     return torch.stack(counts).numpy()
 
@@ -50,10 +54,10 @@ def add_oods(
 
     clean: the folder of the network that is to be fooled. names: of the classes.
     """
-    holed = {volume.name: remove_foreground(volume, cfg.ood_fill) for volume in volumes}
+    by_name = {volume.name: volume for volume in volumes}
     segmenter = load_network(cfg, clean, pick_device(cfg))
-    counts = count_seen(segmenter, list(holed.values()), len(names))
-    rows = rank_and_prune(list(holed), counts)
+    counts = count_seen(segmenter, volumes, len(names), cfg.ood_fill)
+    rows = rank_and_prune(list(by_name), counts)
     header = ["rank", "volume", "miou", "false_voxels", *names[1:], "kept"]
     path = cfg.home / "HardOoD" / f"{clean.name}.csv"
     write_text(path, csv_text(header, rows))
@@ -66,4 +70,5 @@ def add_oods(
         f" ({path}); {best['ood_patches']} of them bring the pnr from"
         f" {pnr(positives, negatives, 0):.3f} to {best['pnr']:.3f}"
     )
-    return [Sample(holed[name], is_ood=True) for name in hard[: best["ood_patches"]]]
+    chosen = [by_name[name] for name in hard[: best["ood_patches"]]]
+    return [Sample(remove_foreground(volume, cfg.ood_fill), is_ood=True) for volume in chosen]
