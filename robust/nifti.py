@@ -1,25 +1,114 @@
-"""NIfTI files of volumes, read."""
+"""NIfTI files of volumes: read in one orientation, whatever theirs is, and written in theirs.
 
-import zlib
+The affine of a file says where its axes run. In memory the first runs to the right, the second to
+the front and the third upwards (RAS), as nearly as the axes of the file allow.
+"""
+
 from pathlib import Path
+from typing import NamedTuple
 
 import nibabel
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
+from nibabel.affines import apply_affine
+from nibabel.orientations import (
+    apply_orientation,
+    axcodes2ornt,
+    inv_ornt_aff,
+    io_orientation,
+    ornt_transform,
+)
 
 from config import UserError
 
-Spacing = tuple[float, float, float]
+AXES = "RAS"  # where those of a volume in memory run
+MILLIMETRES = {1: 1e3, 2: 1.0, 3: 1e-3}  # in a metre, millimetre and micron, by a header's code
+SPATIAL = 7  # the bits of xyzt_units that hold that code
 
 
-def read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray, Spacing]:
-    """Return the values of a NIfTI file, float64, its affine (4, 4) and its spacing in mm."""
+class Stored(NamedTuple):
+    """What a NIfTI file holds, along its own axes or turned."""
+
+    values: np.ndarray  # float32, or float64 where that is needed, (X, Y, Z) or (X, Y, Z, C)
+    affine: np.ndarray  # (4, 4), from voxels to mm
+
+
+def read_nifti(path: Path) -> Stored:
+    """Return the values of a NIfTI file as they are stored, without axes of one channel or time.
+
+    A file without a unit is in mm. UserError for one that is damaged, does not hold finite real
+    numbers along three axes at least, or has an affine that does not place them.
+    """
     try:
         file = nibabel.load(path)
-        values = np.asarray(file.dataobj, dtype=np.float64)
-    except (ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
+        dtype = file.get_data_dtype()
+        if dtype.fields or dtype.kind == "c":
+            raise UserError(
+                f"{path} holds {'colours' if dtype.fields else 'complex numbers'}, of which a voxel"
+                " has several numbers: save it as grey, or each of them as a channel"
+            )
+        # float32 holds what is stored in 16 bits, but not what becomes of it by any slope
+        is_wide = np.promote_types(dtype, np.float32).itemsize > np.float32().itemsize
+        is_scaled = (file.dataobj.slope, file.dataobj.inter) != (1, 0)
+        values = np.asarray(file.dataobj, np.float64 if is_wide or is_scaled else np.float32)
+        unit = MILLIMETRES.get(int(file.header["xyzt_units"]) & SPATIAL, 1.0)
+        affine = np.diag([unit, unit, unit, 1]) @ file.affine
+    except UserError:
+        raise
+    except Exception as error:  # nibabel raises a dozen kinds for a damaged file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path} cannot be read ({reason}): copy it again") from None
-    if not np.isfinite(values).all():
-        raise UserError(f"{path} holds values that are not finite: replace them")
-    return values, file.affine, tuple(map(float, file.header.get_zooms()[:3]))
+    if values.ndim < 3 or not values.size:
+        raise UserError(f"{path}: shape {values.shape}, expected three axes of voxels: replace it")
+    with np.errstate(over="ignore", invalid="ignore"):
+        if not np.isfinite(values.max() - values.min()):
+            raise UserError(f"{path} holds values that are not finite: replace them")
+    if not np.isfinite(affine).all() or np.linalg.matrix_rank(affine) < len(affine):
+        raise UserError(
+            f"{path}: its affine, {affine[:3].tolist()}, does not say where all axes run: replace"
+            " it by that of the scan"
+        )
+    of_one = tuple(axis for axis in range(3, values.ndim) if values.shape[axis] == 1)
+    return Stored(values.squeeze(of_one), affine)
+
+
+def is_placed(path: Path) -> bool:
+    """Say whether a NIfTI file tells where its axes run.
+
+    One that does not is read as nibabel does: to the left, to the front and upwards.
+    """
+    header = nibabel.load(path).header
+    return bool(header["qform_code"] > 0 or header["sform_code"] > 0)
+
+
+def turn(stored: Stored, onto: np.ndarray | None = None) -> Stored:
+    """Return values whose axes are swapped and flipped to run as those of the affine `onto` do.
+
+    None: as AXES. Axes that are oblique become those that they are nearest to.
+    """
+    affine = stored.affine if onto is None else np.linalg.inv(onto) @ stored.affine
+    orientation = io_orientation(affine)
+    turned = apply_orientation(stored.values, orientation)
+    return Stored(turned, stored.affine @ inv_ornt_aff(orientation, stored.values.shape[:3]))
+
+
+def apart(stored: Stored, other: Stored) -> float:
+    """Return how many voxels the corners of two volumes of one shape lie apart, at most."""
+    corners = np.array(list(np.ndindex(2, 2, 2))) * np.subtract(stored.values.shape[:3], 1)
+    found = apply_affine(np.linalg.inv(stored.affine) @ other.affine, corners)
+    return float(np.linalg.norm(found - corners, axis=1).max())
+
+
+def as_stored(path: Path, mask: np.ndarray) -> nibabel.Nifti1Image:
+    """Return a mask of the volume that was read from a file, with the file's axes and header.
+
+    mask: uint8 (X, Y, Z), with axes as AXES.
+    """
+    file = nibabel.load(path)
+    back = ornt_transform(axcodes2ornt(AXES), io_orientation(file.affine))
+    header = file.header.copy()
+    header.set_data_dtype(np.uint8)
+    header.set_intent(
+        "none"
+    )  # which may speak of channels, as the range of a display of intensities
+    header["cal_min"] = header["cal_max"] = 0
+    return type(file)(apply_orientation(mask, back), file.affine, header)

@@ -104,15 +104,16 @@ def test_fold(
 
 
 def write_predictions(folder: Path, cases: list[Case], found: list[dict[str, Outcome]]) -> None:
-    """Write what a network calls each clean volume, uint8, in the place of the volume's file."""
+    """Write what a network calls each clean volume, uint8, with the axes of the volume's file."""
     import nibabel
     import numpy as np
+
+    from robust.nifti import as_stored
 
     with whole_folder(folder) as out:
         for case, outcomes in zip(cases, found, strict=True):
             called = outcomes["clean"].predicted.cpu().numpy().astype(np.uint8)
-            image = nibabel.Nifti1Image(called, nibabel.load(case.image).affine)
-            nibabel.save(image, out / f"{case.name}.nii.gz")
+            nibabel.save(as_stored(case.image, called), out / f"{case.name}.nii.gz")
 
 
 def score_table(scores: dict[str, dict], class_names: tuple[str, ...]) -> str:

@@ -34,7 +34,7 @@ from medood.runs.command_line import run
 from robust.settings import TrainVolumesConfig
 
 if TYPE_CHECKING:
-    from robust.volumes import Case, Task, Volume
+    from robust.volumes import Case, Spacing, Task
 
 # the settings that decide a network, beside its volumes
 DECIDING = ("network", "free", "ood", "epochs", "batch_size", "lr", "seed", "precision")
@@ -44,22 +44,22 @@ OF_OOD = ("ood_fill", "ood_weight", "pnr_opt", "pct_grid")
 
 def train_volumes(cfg: TrainVolumesConfig) -> None:
     """Train the network of every fold."""
-    from robust.volumes import read_task, read_volumes, split_cases  # not for --help
+    from robust.volumes import check_cases, read_task, split_cases  # not for --help
 
     task = read_task(cfg.data)
-    volumes = read_volumes(task)  # all of them: a bad one shows before the first training
+    spacings = check_cases(task)  # all of them: a bad one shows before the first training
     for fold in cfg.folds:
         cases, _ = split_cases(task.cases, fold, cfg.seed)
-        train_fold(cfg, fold, task, cases, [volumes[case.name] for case in cases])
+        train_fold(cfg, fold, task, cases, [spacings[case.name] for case in cases])
 
 
 def train_fold(
-    cfg: TrainVolumesConfig, fold: int, task: Task, cases: list[Case], volumes: list[Volume]
+    cfg: TrainVolumesConfig, fold: int, task: Task, cases: list[Case], spacings: list[Spacing]
 ) -> None:
     """Train the network of a fold on its cases, unless it is there from the same ones."""
     from robust.volume_oods import add_oods
     from robust.volume_training import WEIGHTS, Sample, fit
-    from robust.volumes import make_plan, median_spacing, resample
+    from robust.volumes import make_plan, median_spacing, read_volume, resample
 
     clean = cfg.home / "models" / f"{fold}_{cfg.network}" if cfg.free or cfg.ood else None
     if clean and not (clean / WEIGHTS).exists():
@@ -69,8 +69,8 @@ def train_fold(
     if is_kept(folder, made_from):
         return
     with timed(cfg.home, f"training {folder.name}"):
-        spacing = median_spacing(volumes)
-        volumes = [resample(volume, spacing) for volume in volumes]
+        spacing = median_spacing(spacings)
+        volumes = [resample(read_volume(task, case), spacing) for case in cases]
         plan = make_plan(volumes, len(task.class_names))
         samples = [Sample(volume) for volume in volumes]
         if cfg.ood:
@@ -82,11 +82,14 @@ def network_made_from(
     cfg: TrainVolumesConfig, fold: int, cases: list[Case], clean: Path | None
 ) -> dict:
     """Return what decides a network, as its record holds it. clean: weights that it needs."""
+    from robust.nifti import AXES
+
     names = DECIDING + OF_FREE * cfg.free + OF_OOD * cfg.ood
     settings = {name: getattr(cfg, name) for name in names}
     return {
         "settings": json.loads(json.dumps(settings)),  # JSON has lists for tuples
         "fold": fold,
+        "axes": AXES,
         "inputs": fingerprint(path for case in cases for path in (case.image, case.label)),
         "clean": fingerprint([clean]) if clean else "not used",
     }

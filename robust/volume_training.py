@@ -22,6 +22,7 @@ from medood.training.batches import AUGMENTATION, INITIALISATION, ORDER, stream_
 from medood.training.losses import segmentation_loss
 from medood.training.state import TrainingState
 from robust.free import Noise
+from robust.nifti import AXES
 from robust.settings import NetworkConfig, TrainVolumesConfig, VolumeConfig
 from robust.volumes import Plan, Segmenter, Task, Volume, build_network
 
@@ -277,6 +278,7 @@ def describe(cfg: NetworkConfig, task: Task, plan: Plan) -> dict:
     """Return the content of config.json: all that the weights need to become a segmenter."""
     return {
         "network": cfg.network,
+        "axes": AXES,
         "modalities": task.modalities,
         "class_names": list(task.class_names),
         "plan": plan._asdict(),
@@ -286,6 +288,10 @@ def describe(cfg: NetworkConfig, task: Task, plan: Plan) -> dict:
 def load_network(cfg: VolumeConfig, folder: Path, device: torch.device) -> Segmenter:
     """Return a trained segmenter, in eval mode; UserError if there is none."""
     described = read_json(folder / DESCRIPTION)
+    if described and described.get("axes") != AXES:
+        raise UserError(
+            f"{folder} was trained on volumes whose axes ran as they were stored: train it again"
+        )
     try:
         plan = Plan(**{k: _as_tuple(v) for k, v in described["plan"].items()})
         sizes = described["modalities"], len(described["class_names"])

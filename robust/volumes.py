@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from nibabel.affines import voxel_sizes
 from scipy import ndimage
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -22,7 +23,9 @@ from medood.data.folds import PARTS, deal
 from medood.models.network import autocast
 from medood.processes import world_size
 from robust.lattice import Lattice, Stride
-from robust.nifti import Spacing, read_nifti
+from robust.nifti import AXES, apart, is_placed, read_nifti, turn
+
+Spacing = tuple[float, float, float]
 
 ENDINGS = (".nii.gz", ".nii")
 PERCENTILES = (0.5, 99.5)  # of the foreground, where intensities are clipped
@@ -36,6 +39,8 @@ LEAST = 2  # voxels of a patch's side that halving leaves
 # what the sides of a window are a multiple of: the U-Net needs it, and the lattice, which takes any
 # size, is better for it (mean Dice on Task04_Hippocampus .870 against .837)
 MULTIPLE = 8
+APART = 0.1  # voxels between an image and its label that no voxel's class depends on
+ROUNDED = 1e-3  # of a label, off a whole number: what scaling and float32 leave
 WHOLE = 1.5  # times the patch: sides up to this are segmented in one piece
 
 
@@ -59,7 +64,7 @@ class Volume(NamedTuple):
     """A case in memory."""
 
     name: str
-    image: Tensor  # float32 (C, X, Y, Z), each channel scaled to 0..1
+    image: Tensor  # float32 (C, X, Y, Z), axes as AXES, each channel scaled to 0..1
     label: Tensor  # uint8 (X, Y, Z)
     spacing: Spacing  # mm from voxel to voxel
 
@@ -81,10 +86,10 @@ def read_task(folder: Path) -> Task:
     if not path.is_file():
         raise UserError(f"{path} is missing: name the folder of an MSD task with --data")
     try:
-        described = json.loads(path.read_text(encoding="utf-8"))
+        described = json.loads(path.read_text(encoding="utf-8-sig"))
         labels = {int(value): str(name) for value, name in described["labels"].items()}
         listed = [(str(pair["image"]), str(pair["label"])) for pair in described["training"]]
-        modalities = len(described["modality"])
+        modalities = len(described["modality"].keys())
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} is no description of an MSD task ({type(error).__name__}: {error}): it needs"
@@ -95,6 +100,9 @@ def read_task(folder: Path) -> Task:
             f"{path}: labels {sorted(labels)} and {modalities} modalities: labels must be 0, 1,"
             " ... without a gap, and modality must name one at least"
         )
+    for image, label in listed:
+        if name_of(image) != name_of(label):
+            raise UserError(f"{path} pairs {image} with {label}, of another name: correct it")
     cases = [Case(name_of(image), folder / image, folder / label) for image, label in listed]
     _refuse_lone_files(folder, cases)
     names = tuple(name for _, name in sorted(labels.items()))
@@ -104,7 +112,7 @@ def read_task(folder: Path) -> Task:
 def name_of(file: str | Path) -> str:
     """Return the name of a case from one of its files: `./imagesTr/a_01.nii.gz` -> `a_01`."""
     name = Path(file).name
-    return next((name.removesuffix(end) for end in ENDINGS if name.endswith(end)), name)
+    return next((name[: -len(end)] for end in ENDINGS if name.lower().endswith(end)), name)
 
 
 def _refuse_lone_files(folder: Path, cases: list[Case]) -> None:
@@ -113,7 +121,7 @@ def _refuse_lone_files(folder: Path, cases: list[Case]) -> None:
         {
             name_of(path): path
             for path in (folder / side).glob("*")
-            if path.name.endswith(ENDINGS) and not path.name.startswith(".")
+            if path.name.lower().endswith(ENDINGS) and not path.name.startswith(".")
         }
         for side in ("imagesTr", "labelsTr")
     )
@@ -125,48 +133,90 @@ def _refuse_lone_files(folder: Path, cases: list[Case]) -> None:
         raise UserError(f"{lone[0]} has no {other} of its name: add it, or remove the file")
     for case in cases:
         for path in (case.image, case.label):
+            if not path.name.lower().endswith(ENDINGS):
+                raise UserError(
+                    f"{folder / 'dataset.json'} names {path.name}, which is no .nii.gz or .nii"
+                    " file: convert it to NIfTI"
+                )
             if not path.is_file():
                 raise UserError(f"{path} is missing, which dataset.json names: put it there")
     if len({case.name for case in cases}) < len(cases):
         raise UserError(f"{folder / 'dataset.json'} names a volume twice: remove one")
+    if ignored := images.keys() - {case.name for case in cases}:
+        print(f"{folder}: volumes that dataset.json does not name, and are ignored: {len(ignored)}")
 
 
-def read_volumes(task: Task) -> dict[str, Volume]:
-    """Return all cases as they are stored, by name; UserError at the first that cannot be used."""
+def check_cases(task: Task) -> dict[str, Spacing]:
+    """Return the spacing of each case, by name; UserError at the first that cannot be used.
+
+    No volume stays in memory.
+    """
     progress = tqdm(task.cases, "volumes", leave=False, disable=None)
-    return {case.name: read_volume(task, case) for case in progress}
+    spacings = {case.name: read_volume(task, case).spacing for case in progress}
+    if count := sum(not is_placed(case.image) for case in task.cases):
+        print(
+            f"{count} of {len(task.cases)} volumes do not say where their axes run (qform_code and"
+            " sform_code are 0): these are taken to run to the left, to the front and upwards"
+        )
+    return spacings
 
 
 def read_volume(task: Task, case: Case) -> Volume:
-    """Return a case as it is stored; UserError if its files do not hold what they should."""
-    image, affine, spacing = read_nifti(case.image)
-    if image.ndim == 3:
-        image = image[..., None]
-    if image.ndim != 4 or image.shape[-1] != task.modalities:
+    """Return a case, its axes turned to AXES; UserError if its files do not hold what they should.
+
+    An image and its label may be stored along different axes.
+    """
+    image = turn(read_nifti(case.image))
+    channels = image.values if image.values.ndim > 3 else image.values[..., None]
+    if channels.ndim != 4 or channels.shape[-1] != task.modalities:
         raise UserError(
-            f"{case.image}: shape {image.shape}, expected 3 axes or, of {task.modalities}"
+            f"{case.image}: shape {channels.shape}, expected 3 axes or, of {task.modalities}"
             f" modalities, {task.modalities} as a fourth: mend it, or modality in dataset.json"
         )
-    label, label_affine, _ = read_nifti(case.label)
-    if label.shape != image.shape[:3]:
+    label = turn(read_nifti(case.label), onto=image.affine)
+    if label.values.ndim > 3:
         raise UserError(
-            f"{case.label}: shape {label.shape}, but its image has {image.shape[:3]}: replace one"
+            f"{case.label}: shape {label.values.shape}, expected 3 axes and in each voxel the"
+            " number of its class: merge its channels into one"
         )
-    if not np.allclose(affine, label_affine, atol=1e-3):
+    if label.values.shape != channels.shape[:3]:
         raise UserError(
-            f"{case.label}: its affine is not that of its image: they lie elsewhere in the body,"
-            " resample one to the other"
+            f"{case.label}: shape {label.values.shape} along the axes {AXES}, but its image has"
+            f" {channels.shape[:3]}: replace one, or the affine of one"
         )
-    wrong = label[(label != label.round()) | (label < 0) | (label >= len(task.class_names))]
+    if (distance := apart(image, label)) > APART:
+        raise UserError(
+            f"{case.label}: its affine is not that of its image: they lie up to {distance:.3g}"
+            " voxels apart, resample one to the other"
+        )
+    numbers = _class_numbers(case.label, label.values, len(task.class_names))
+    spacing = tuple(map(float, voxel_sizes(image.affine)))
+    scaled = _to_range(channels)
+    return Volume(case.name, torch.from_numpy(scaled), torch.from_numpy(numbers), spacing)
+
+
+def _to_range(channels: np.ndarray) -> np.ndarray:
+    """Return channels (X, Y, Z, C) as float32 (C, X, Y, Z), each scaled to 0..1 by its range."""
+    scaled = np.empty((channels.shape[-1], *channels.shape[:3]), np.float32)
+    for number, of_channel in enumerate(scaled):
+        values = channels[..., number]
+        low, high = np.float64(values.min()), np.float64(values.max())
+        for plane, out in zip(values, of_channel, strict=True):  # float64 of a plane, not of all
+            out[:] = (plane - low) / max(high - low, np.finfo(np.float32).tiny)
+    return scaled
+
+
+def _class_numbers(path: Path, label: np.ndarray, classes: int) -> np.ndarray:
+    """Return a label as uint8; UserError unless it holds whole numbers, nearly, below `classes`."""
+    whole = np.rint(label)
+    wrong = label[(np.abs(label - whole) > ROUNDED) | (whole < 0) | (whole >= classes)]
     if len(wrong):
+        value = wrong[0].item()
         raise UserError(
-            f"{case.label}: value {wrong[0]:g}, expected whole numbers from 0 to"
-            f" {len(task.class_names) - 1}: mend it, or labels in dataset.json"
+            f"{path}: value {int(value) if value.is_integer() else value!r}, expected whole numbers"
+            f" from 0 to {classes - 1}: mend it, or labels in dataset.json"
         )
-    scaled = torch.from_numpy(np.ascontiguousarray(np.moveaxis(image, -1, 0)))
-    low, high = scaled.amin((1, 2, 3), keepdim=True), scaled.amax((1, 2, 3), keepdim=True)
-    scaled = (scaled - low) / (high - low).clamp(min=torch.finfo().tiny)
-    return Volume(case.name, scaled.float(), torch.from_numpy(label.astype(np.uint8)), spacing)
+    return np.ascontiguousarray(whole, np.uint8)
 
 
 # ---------------------------------------------------------------- folds and plan
@@ -190,9 +240,9 @@ class Plan(NamedTuple):
     statistics: list[list[float]]  # of each channel's foreground: low, high, mean, deviation
 
 
-def median_spacing(volumes: Iterable[Volume]) -> Spacing:
-    """Return the spacing that the volumes are resampled to."""
-    return tuple(np.median([volume.spacing for volume in volumes], axis=0).tolist())
+def median_spacing(spacings: Iterable[Spacing]) -> Spacing:
+    """Return the spacing that volumes are resampled to, from their own."""
+    return tuple(np.median(list(spacings), axis=0).tolist())
 
 
 def make_plan(volumes: list[Volume], classes: int) -> Plan:

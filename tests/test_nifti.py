@@ -1,0 +1,401 @@
+"""A volume is the same, and so is what is made of it, however its file stores its axes."""
+
+import itertools
+import json
+import tracemalloc
+from dataclasses import replace
+
+import nibabel
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from nibabel.orientations import apply_orientation, inv_ornt_aff
+from safetensors.torch import load_file
+from scipy.spatial.transform import Rotation
+
+from config import UserError
+from robust import settings
+from robust.nifti import as_stored, read_nifti, turn
+from robust.test_volumes import evaluate
+from robust.train_volumes import train_volumes
+from robust.volume_training import load_network
+from robust.volumes import Case, Task, check_cases, median_spacing, read_task, read_volume
+from tests.small_volumes import CPU, IMAGE, LABEL, rewrite
+
+ORIENTATIONS = [
+    np.array([axes, flips], float).T
+    for axes in itertools.permutations(range(3))
+    for flips in itertools.product((1, -1), repeat=3)
+]
+SPACING = (0.5, 1.25, 4.0)
+SHAPE = (3, 4, 5)
+FORMS = ("sform", "qform", "both")
+IMAGE_VALUES = np.random.default_rng(0).random(SHAPE).astype(np.float32)
+CLASSES = np.random.default_rng(1).integers(0, 3, SHAPE, np.uint8)
+
+
+def affine_of(degrees=(0, 0, 0)):
+    """The affine of a scan, turned by some degrees about each axis."""
+    affine = np.eye(4)
+    affine[:3, :3] = Rotation.from_euler("xyz", degrees, degrees=True).as_matrix() * SPACING
+    affine[:3, 3] = -12.5, 30, 7
+    return affine
+
+
+def store(path, values, affine, orientation=ORIENTATIONS[0], form="both", change=None):
+    """Write a volume whose axes run as AXES along other ones."""
+    stored = apply_orientation(values, orientation)
+    affine = affine @ inv_ornt_aff(orientation, values.shape[:3])
+    image = nibabel.Nifti1Image(stored, affine)
+    image.set_qform(affine, 1 if form != "sform" else 0)
+    image.set_sform(affine, 1 if form != "qform" else 0)
+    if change:
+        change(image)
+    path.parent.mkdir(exist_ok=True, parents=True)
+    nibabel.save(image, path)
+    return image
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("nifti")
+
+
+def case_in(folder, end=".nii"):
+    return Case("a", folder / f"image{end}", folder / f"label{end}")
+
+
+def task_of(*cases, modalities=1):
+    return Task(list(cases), modalities, ("background", "one", "two"))
+
+
+# ---------------------------------------------------------------- orientations
+
+
+@hypothesis_settings(deadline=None, max_examples=60)
+@given(
+    of_image=st.sampled_from(ORIENTATIONS),
+    of_label=st.sampled_from(ORIENTATIONS),
+    degrees=st.tuples(*[st.floats(-20, 20)] * 3),
+    forms=st.tuples(*[st.sampled_from(FORMS)] * 2),
+)
+def test_a_volume_is_the_same_in_every_orientation(folder, of_image, of_label, degrees, forms):
+    case, affine = case_in(folder), affine_of(degrees)
+    store(case.image, IMAGE_VALUES, affine, of_image, forms[0])
+    store(case.label, CLASSES, affine, of_label, forms[1])
+    volume = read_volume(task_of(case), case)
+    low, high = np.float64(IMAGE_VALUES.min()), np.float64(IMAGE_VALUES.max())
+    expected = ((IMAGE_VALUES - low) / (high - low)).astype(np.float32)
+    np.testing.assert_array_equal(volume.image[0], expected)
+    np.testing.assert_array_equal(volume.label, CLASSES)
+    np.testing.assert_allclose(volume.spacing, SPACING, rtol=1e-5)
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_a_mask_is_written_along_the_axes_of_its_image_with_its_header(tmp_path, orientation):
+    def describe(image):
+        image.header.set_xyzt_units("mm", "sec")
+        image.header["descrip"] = b"scan"
+        image.header["cal_max"] = 900  # a viewer would show classes of 1 and 2 as black
+
+    image = store(tmp_path / "a.nii.gz", IMAGE_VALUES, affine_of((9, -5, 3)), orientation)
+    image = store(tmp_path / "a.nii.gz", IMAGE_VALUES, image.affine, change=describe)
+    stored, _ = read_nifti(tmp_path / "a.nii.gz")
+    mask = turn(read_nifti(tmp_path / "a.nii.gz")).values > 0.5
+    nibabel.save(as_stored(tmp_path / "a.nii.gz", mask.astype(np.uint8)), tmp_path / "b.nii.gz")
+    written = nibabel.load(tmp_path / "b.nii.gz")
+    np.testing.assert_array_equal(written.get_fdata(), stored > 0.5)
+    assert written.get_data_dtype() == np.uint8
+    for name in ("qform_code", "sform_code", "srow_x", "srow_y", "srow_z", "xyzt_units", "descrip"):
+        np.testing.assert_array_equal(written.header[name], image.header[name])
+    np.testing.assert_array_equal(written.get_qform(), image.get_qform())
+    assert written.header["cal_max"] == 0
+
+
+def test_a_task_in_mixed_orientations_gives_the_network_and_predictions_of_one(volume_cfg):
+    """Both volumes that are tested, and their labels, too."""
+    small = {"attacked": 1, "attacks": ("noise",)}
+    known = ("data", "folds", "precision", "device")
+    weights, called = [], []
+    for name in ("one", "mixed"):
+        cfg = replace(volume_cfg, workspace=volume_cfg.workspace / name)
+        train_volumes(cfg)
+        weights.append(load_file(cfg.home / "models" / "79_unet" / "model.safetensors"))
+        evaluate(
+            settings.TestVolumesConfig(
+                workspace=cfg.workspace, **small, **{key: getattr(cfg, key) for key in known}
+            )
+        )
+        paths = sorted((cfg.home / "reports" / "79_unet").glob("*.nii.gz"))
+        called.append([nibabel.as_closest_canonical(nibabel.load(path)) for path in paths])
+        if name == "one":
+            files = sorted(cfg.data.glob("*Tr/*.nii.gz"))
+            for path, orientation in zip(files, ORIENTATIONS[5::3], strict=False):
+                image = nibabel.load(path)
+                store(path, np.asarray(image.dataobj), image.affine, orientation)
+    assert all((weights[0][key] == weights[1][key]).all() for key in weights[0])
+    assert len(called[0]) == 2
+    for one, mixed in zip(*called, strict=True):
+        np.testing.assert_array_equal(one.get_fdata(), mixed.get_fdata())
+        np.testing.assert_array_equal(one.affine, mixed.affine)
+        assert len(np.unique(one.get_fdata())) > 1
+    for path in paths:  # of the mixed ones
+        image = nibabel.load(cfg.data / "imagesTr" / path.name)
+        assert nibabel.load(path).shape == image.shape
+        np.testing.assert_array_equal(nibabel.load(path).affine, image.affine)
+
+
+def test_spacings_are_compared_along_the_axes_of_the_body(tmp_path):
+    cases = []
+    for number, orientation in enumerate(ORIENTATIONS[::16]):  # another axis first in each
+        case = Case(str(number), tmp_path / f"{number}.nii", tmp_path / f"{number}_label.nii")
+        store(case.image, IMAGE_VALUES, affine_of(), orientation)
+        store(case.label, CLASSES, affine_of(), orientation)
+        cases.append(case)
+    spacings = check_cases(task_of(*cases))
+    assert list(spacings.values()) == [SPACING] * 3
+    assert median_spacing(spacings.values()) == SPACING
+
+
+def test_spacing_is_in_millimetres_whatever_the_unit(tmp_path):
+    case = case_in(tmp_path)
+    for unit, factor in (("unknown", 1), ("mm", 1), ("meter", 1000), ("micron", 1e-3)):
+        for path, values in ((case.image, IMAGE_VALUES), (case.label, CLASSES)):
+            store(path, values, affine_of(), change=lambda i, u=unit: i.header.set_xyzt_units(u))
+        spacing = read_volume(task_of(case), case).spacing
+        np.testing.assert_allclose(spacing, np.multiply(SPACING, factor))
+    store(case.label, CLASSES, affine_of())  # in no unit, which is mm
+    with pytest.raises(UserError, match="its affine is not that of its image"):
+        read_volume(task_of(case), case)
+
+
+@pytest.mark.parametrize("spacing", [1.0, 1e-3])
+def test_a_label_lies_on_its_image_within_a_tenth_of_a_voxel(tmp_path, spacing):
+    case, affine = case_in(tmp_path), np.diag([spacing] * 3 + [1])
+    store(case.image, IMAGE_VALUES, affine)
+    for shift, fits in ((0.05, True), (0.5, False), (1, False)):
+        moved = affine.copy()
+        moved[2, 3] = shift * spacing
+        store(case.label, CLASSES, moved, ORIENTATIONS[20])
+        if fits:
+            read_volume(task_of(case), case)
+        else:
+            with pytest.raises(UserError, match=f"they lie up to {shift:g} voxels apart"):
+                read_volume(task_of(case), case)
+
+
+def test_a_label_of_the_shape_of_its_image_in_another_orientation_is_refused(tmp_path):
+    case = case_in(tmp_path)
+    store(case.image, IMAGE_VALUES, affine_of(), ORIENTATIONS[20])
+    store(case.label, apply_orientation(CLASSES, ORIENTATIONS[20]), affine_of())
+    with pytest.raises(UserError, match=r"shape \(.*\) along the axes RAS, but its image has"):
+        read_volume(task_of(case), case)
+
+
+def test_volumes_that_do_not_say_how_they_lie_are_counted(tmp_path, capsys):
+    cases = [Case(n, tmp_path / f"{n}.nii", tmp_path / f"{n}_label.nii") for n in "ab"]
+    for case in cases:
+        for path, values in ((case.image, IMAGE_VALUES), (case.label, CLASSES)):
+            nibabel.save(nibabel.Nifti1Image(values, None if case.name == "a" else np.eye(4)), path)
+    check_cases(task_of(*cases))
+    assert "1 of 2 volumes do not say where their axes run" in capsys.readouterr().out
+    volume = read_volume(task_of(cases[0]), cases[0])
+    np.testing.assert_array_equal(volume.label, CLASSES[::-1])  # to the left, as nibabel has it
+    written = as_stored(cases[0].image, volume.label.numpy())
+    np.testing.assert_array_equal(written.get_fdata(), CLASSES)
+    assert (written.header["qform_code"], written.header["sform_code"]) == (0, 0)
+
+
+def test_a_network_of_before_the_turning_is_refused(volume_cfg):
+    train_volumes(volume_cfg)
+    folder = volume_cfg.home / "models" / "79_unet"
+    load_network(volume_cfg, folder, CPU)
+    text = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(text.replace('"axes"', '"other"'))
+    with pytest.raises(UserError, match="axes ran as they were stored: train it again"):
+        load_network(volume_cfg, folder, CPU)
+
+
+# ---------------------------------------------------------------- values
+
+
+STORED_AS = {
+    "int16": (np.int16, 1, 0),
+    "uint8 with a slope": (np.uint8, 0.25, 0),
+    "int16 with an offset": (np.int16, 1, -1024),
+    "of a narrow range far from 0": (np.int16, 1e-4, 1e5),
+    "int32 beyond float32": (np.int32, 1, 0),
+    "float64": (np.float64, 1, 0),
+    "big-endian": (">i2", 1, 0),
+}
+
+
+@pytest.mark.parametrize("kind", STORED_AS)
+def test_what_is_stored_is_scaled_to_its_range_to_the_last_bit(tmp_path, kind):
+    dtype, slope, inter = STORED_AS[kind]
+    values = np.random.default_rng(2).integers(0, 120, SHAPE)
+    if kind in ("int32 beyond float32", "float64"):
+        values = values + 2**28
+    case = case_in(tmp_path)
+    header = nibabel.Nifti1Header(endianness=">" if dtype == ">i2" else "<")
+    image = nibabel.Nifti1Image(values.astype(dtype), np.eye(4), header, dtype=dtype)
+    image.header.set_slope_inter(slope, inter)
+    nibabel.save(image, case.image)
+    store(case.label, CLASSES, np.eye(4))
+    stored = nibabel.load(case.image)
+    if slope == 1:
+        np.testing.assert_array_equal(stored.get_fdata() - inter, values)
+    volume = read_volume(task_of(case), case)
+    found = stored.get_fdata()
+    expected = (found - found.min()) / (found.max() - found.min())
+    np.testing.assert_array_equal(volume.image[0], expected.astype(np.float32))
+
+
+def test_channels_are_scaled_one_by_one_and_one_channel_is_no_axis(tmp_path):
+    case = case_in(tmp_path)
+    two = np.stack([IMAGE_VALUES, 100 - 50 * IMAGE_VALUES], -1)
+    store(case.label, CLASSES[..., None], affine_of(), ORIENTATIONS[11])
+    for values in (two, two[:, :, :, None]):  # NIfTI has the time before the channels
+        store(case.image, values, affine_of(), ORIENTATIONS[20])
+        volume = read_volume(task_of(case, modalities=2), case)
+        np.testing.assert_array_equal(volume.label, CLASSES)
+        np.testing.assert_allclose(volume.image[1], 1 - volume.image[0], atol=1e-5)
+    store(case.image, IMAGE_VALUES[..., None], affine_of())
+    assert read_volume(task_of(case), case).image.shape == (1, *SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("stored", "slope"),
+    [
+        ([0, 0.9999999, 1.99999999], None),
+        ([0, 1.0009, 1.9991], None),
+        ([0, 127, 254], 1 / 127),
+        ([0, -1e-7, 2], None),
+    ],
+)
+def test_labels_off_a_whole_number_by_rounding_are_rounded(tmp_path, stored, slope):
+    case = case_in(tmp_path)
+    store(case.image, IMAGE_VALUES, np.eye(4))
+    values = np.array(stored)[CLASSES].astype(np.uint8 if slope else np.float64)
+    image = nibabel.Nifti1Image(values, np.eye(4))
+    image.header.set_slope_inter(slope, 0 if slope else None)
+    nibabel.save(image, case.label)
+    expected = np.rint(np.array(stored) * (slope or 1))[CLASSES]
+    np.testing.assert_array_equal(read_volume(task_of(case), case).label, expected)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(0.99, "0.99"), (1.0011, "1.0011"), (1.9979999999, "1.9979999999")]
+    + [(-1.0, "-1"), (3.0, "3"), (1e9, "1000000000"), (255.0, "255")],
+)
+def test_a_label_that_is_none_of_the_classes_is_named_to_the_last_digit(tmp_path, value, said):
+    case = case_in(tmp_path)
+    values = CLASSES.astype(float)
+    values[1, 2, 3] = value
+    store(case.image, IMAGE_VALUES, np.eye(4))
+    store(case.label, values, np.eye(4))
+    with pytest.raises(UserError, match=f"label.nii: value {said}, expected whole numbers from 0"):
+        read_volume(task_of(case), case)
+
+
+RGB = np.dtype([(channel, "u1") for channel in "RGB"])
+RGBA = np.dtype([(channel, "u1") for channel in "RGBA"])
+USELESS = {
+    "rgb": (lambda v: np.zeros(SHAPE, RGB), "holds colours"),
+    "rgba": (lambda v: np.zeros(SHAPE, RGBA), "holds colours"),
+    "complex64": (lambda v: v.astype(np.complex64), "holds complex numbers"),
+    "complex128": (lambda v: v.astype(np.complex128), "holds complex numbers"),
+    "nan": (lambda v: np.where(v == v.max(), np.nan, v), "are not finite"),
+    "inf": (lambda v: np.where(v == v.max(), np.inf, v), "are not finite"),
+    "-inf": (lambda v: np.where(v == v.max(), -np.inf, v), "are not finite"),
+    "a slice": (lambda v: v[0], r"shape \(4, 5\), expected three axes"),
+    "a label of two channels": (lambda v: np.stack([v, v], -1), r"shape \(3, 4, 5, 2\)"),
+    "no voxel": (lambda v: v[:0], "expected three axes of voxels"),
+}
+
+
+@pytest.mark.parametrize("name", USELESS)
+@pytest.mark.parametrize("side", ["image", "label"])
+def test_values_that_are_no_volume_are_named_as_what_they_are(tmp_path, name, side):
+    change, sentence = USELESS[name]
+    case = case_in(tmp_path)
+    store(case.image, IMAGE_VALUES, np.eye(4))
+    store(case.label, CLASSES, np.eye(4))
+    values = change(IMAGE_VALUES if side == "image" else CLASSES.astype(np.float32))
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), getattr(case, side))
+    with pytest.raises(UserError, match=f"{side}.nii.*{sentence}") as found:
+        read_volume(task_of(case), case)
+    assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize("axis", [0, 2])
+def test_an_affine_that_places_no_voxel_is_refused(tmp_path, axis):
+    case = case_in(tmp_path)
+    store(case.image, IMAGE_VALUES, np.eye(4), form="sform")
+    store(case.label, CLASSES, np.eye(4))
+    content = bytearray(case.image.read_bytes())
+    content[280 + 16 * axis : 296 + 16 * axis] = bytes(16)  # a row of the sform
+    case.image.write_bytes(content)
+    with pytest.raises(UserError, match="its affine, .* does not say where all axes run"):
+        read_volume(task_of(case), case)
+
+
+def test_no_more_is_held_than_one_volume_and_what_it_becomes(tmp_path):
+    cases = [Case(n, tmp_path / f"{n}.nii.gz", tmp_path / f"{n}_label.nii.gz") for n in "abc"]
+    shape = (64, 64, 64)
+    for case in cases:
+        store(case.image, np.random.default_rng(0).integers(0, 999, shape, np.int16), np.eye(4))
+        store(case.label, np.zeros(shape, np.uint8), np.eye(4))
+    check_cases(task_of(cases[0]))  # imports
+    tracemalloc.start()
+    check_cases(task_of(*cases))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 5.6 * 4 * np.prod(shape)  # of float32
+
+
+# ---------------------------------------------------------------- tasks
+
+
+def test_files_are_told_by_their_names_without_ending(volume_cfg, capsys):
+    data = volume_cfg.data
+    described = (data / "dataset.json").read_text()
+    for path in (data / IMAGE, data / LABEL):
+        path.rename(path.with_name("a.b.1.NII.GZ"))
+    renamed = described.replace("sample_01.nii.gz", "a.b.1.NII.GZ")
+    (data / "dataset.json").write_text("\ufeff" + renamed, encoding="utf-8")
+    assert read_task(data).cases[0].name == "a.b.1"
+    for path in (data / IMAGE, data / LABEL):
+        (path.parent / "unnamed.nii.gz").write_bytes(b"")
+    read_task(data)
+    assert "does not name, and are ignored: 1" in capsys.readouterr().out
+    swapped = renamed.replace("labelsTr/sample_02", "labelsTr/sample_03")
+    (data / "dataset.json").write_text(swapped)
+    with pytest.raises(UserError, match="pairs .*sample_02.* with .*sample_03.*correct it"):
+        read_task(data)
+    (data / "dataset.json").write_text(json.dumps(json.loads(renamed) | {"modality": "MRI"}))
+    with pytest.raises(UserError, match="is no description of an MSD task"):
+        read_task(data)
+
+
+def test_a_file_of_another_format_is_named(volume_cfg):
+    text = (volume_cfg.data / "dataset.json").read_text()
+    (volume_cfg.data / "dataset.json").write_text(text.replace("sample_01.nii.gz", "a.mgz"))
+    with pytest.raises(UserError, match="names a.mgz, which is no .nii.gz or .nii file"):
+        read_task(volume_cfg.data)
+
+
+def test_a_file_cut_off_anywhere_is_refused(volume_cfg):
+    task = read_task(volume_cfg.data)
+    whole = (volume_cfg.data / IMAGE).read_bytes()
+    for share in (0, 0.001, 0.01, 0.5, 0.9, 0.99):
+        (volume_cfg.data / IMAGE).write_bytes(whole[: int(share * len(whole))])
+        with pytest.raises(UserError, match="sample_01.nii.gz cannot be read .*copy it again"):
+            read_volume(task, task.cases[0])
+    rewrite_as = np.zeros(SHAPE)
+    nibabel.save(nibabel.Nifti1Image(rewrite_as, np.eye(4)), volume_cfg.data / IMAGE)
+    rewrite(volume_cfg.data / LABEL, lambda values, affine: (rewrite_as, affine))
+    assert read_volume(task, task.cases[0]).image.max() == 0  # of one value
