@@ -4,6 +4,7 @@ The affine of a file says where its axes run. In memory the first runs to the ri
 the front and the third upwards (RAS), as nearly as the axes of the file allow.
 """
 
+import gzip
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,6 +41,7 @@ def read_nifti(path: Path) -> Stored:
     """
     try:
         file = nibabel.load(path)
+        _check_sum(path)
         dtype = file.get_data_dtype()
         if dtype.fields or dtype.kind == "c":
             raise UserError(
@@ -69,6 +71,14 @@ def read_nifti(path: Path) -> Stored:
         )
     of_one = tuple(axis for axis in range(3, values.ndim) if values.shape[axis] == 1)
     return Stored(values.squeeze(of_one), affine)
+
+
+def _check_sum(path: Path) -> None:
+    """Raise an error for a compressed file whose checksum is wrong: nibabel stops before it."""
+    if path.name.lower().endswith(".gz"):
+        with gzip.open(path) as file:
+            while file.read(2**20):
+                pass
 
 
 def is_placed(path: Path) -> bool:

@@ -189,6 +189,15 @@ def test_hd95_is_in_mm_and_the_diagonal_where_a_class_is_missed():
     assert scores["hd95"][2] is None
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_hd95_takes_the_spacing_of_the_axis_along_which_a_mask_is_off(axis):
+    truth = torch.zeros(9, 10, 11, dtype=torch.uint8)
+    truth[3, 4, 5] = 1
+    predicted = truth.roll(2, axis)
+    scores = volume_scores(predicted, truth, 2, (0.5, 1.25, 4.0))
+    assert scores["hd95"] == pytest.approx([2 * (0.5, 1.25, 4.0)[axis]])
+
+
 def test_dice_recall_and_precision_by_hand():
     truth, predicted = torch.zeros(2, 1, 1, 8, dtype=torch.uint8)
     truth[..., :4], predicted[..., 2:5] = 1, 1  # 2 of 4 found, 1 beside
