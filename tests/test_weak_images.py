@@ -8,9 +8,7 @@ import pydicom
 import pytest
 from conftest import TINY, as_settings_of
 from PIL import Image
-from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import (
-    ExplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGBaseline8Bit,
     JPEGLSLossless,
@@ -19,45 +17,18 @@ from pydicom.uid import (
 from config import UserError
 from medood.data.files import pngs, read_json
 from medood.data.images import read_image, to_bytes, write_png
+from tests.small_dicom import GREY, UID, write_dicom
 from weak.generate_images import generate_images
 from weak.image_labels import ImageLabels
 from weak.products import labels_there, sizes_of
 from weak.read_images import fit, list_inputs, read_any, stem_of
 from weak.settings import ImagesConfig
 
-UID = "1.2.276.0.7230010.3.1.4.8323329.6904.1517875201.850819"  # as SIIM-ACR's
-
-
-def write_dicom(path, values, syntax=ExplicitVRLittleEndian, content=None, **entries):
-    """Write grey values, uint16 (H, W), as a DICOM file with more entries than it needs."""
-    meta = FileMetaDataset()
-    meta.TransferSyntaxUID = syntax
-    meta.MediaStorageSOPClassUID = pydicom.uid.SecondaryCaptureImageStorage
-    meta.MediaStorageSOPInstanceUID = UID
-    file = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
-    file.SOPClassUID, file.SOPInstanceUID = meta.MediaStorageSOPClassUID, UID
-    file.Rows, file.Columns = values.shape[:2]
-    file.SamplesPerPixel, file.PixelRepresentation = 1, 0
-    file.PhotometricInterpretation = "MONOCHROME2"
-    file.BitsAllocated = file.BitsStored = 8 * values.itemsize
-    file.HighBit = file.BitsStored - 1
-    for name, value in entries.items():
-        setattr(file, name, value)
-    if content is None:
-        file.PixelData = values.tobytes()
-    else:
-        file.PixelData = pydicom.encaps.encapsulate([content])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file.save_as(path, enforce_file_format=True)
-
 
 def labelled(*names):
     """Image labels of some names; what they hold does not matter here."""
     labels = np.arange(len(names), dtype=np.uint8)[:, None] % 2
     return ImageLabels(list(names), list(names), labels, ("cat",), None)
-
-
-GREY = np.array([[0, 100], [200, 400]], np.uint16)
 
 
 # ---------------------------------------------------------------- formats
