@@ -9,8 +9,11 @@ UID = "1.2.276.0.7230010.3.1.4.8323329.6904.1517875201.850819"  # as SIIM-ACR's
 GREY = np.array([[0, 100], [200, 400]], np.uint16)
 
 
-def write_dicom(path, values, syntax=ExplicitVRLittleEndian, content=None, **entries):
-    """Write grey values, uint16 (H, W), as a DICOM file with more entries than it needs."""
+def write_dicom(path, values, syntax=ExplicitVRLittleEndian, content=None, vr=None, **entries):
+    """Write grey values, uint16 (H, W), as a DICOM file with more entries than it needs.
+
+    vr: of the padding among the entries.
+    """
     meta = FileMetaDataset()
     meta.TransferSyntaxUID = syntax
     meta.MediaStorageSOPClassUID = pydicom.uid.SecondaryCaptureImageStorage
@@ -24,7 +27,11 @@ def write_dicom(path, values, syntax=ExplicitVRLittleEndian, content=None, **ent
     file.HighBit = file.BitsStored - 1
     for name, value in entries.items():
         setattr(file, name, value)
-    if content is None:
+        if name.startswith("PixelPadding"):
+            file[name].VR = vr
+    if "FloatPixelData" in entries:
+        del file.PixelRepresentation
+    elif content is None:
         file.PixelData = values.tobytes()
     else:
         file.PixelData = pydicom.encaps.encapsulate([content])

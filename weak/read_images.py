@@ -1,7 +1,7 @@
 """Images of any format, and the true masks of test images, brought to the side of a patch.
 
-Radiology stores more than 8 bits: such an image is scaled to 0..255, a DICOM file by the window
-that it names, any other by its own range, from its darkest to its brightest pixel.
+Radiology stores more than 8 bits: such an image is scaled to 0..255, a DICOM file by a window that
+it names, any other by its own range, from its darkest to its brightest pixel.
 """
 
 import functools
@@ -21,7 +21,7 @@ from medood.data.images import (
 )
 from medood.data.labels import BACKGROUND, read_own_mask
 from medood.data.workspace import list_images
-from weak.dicom import DICOM_ENDING, MAGIC, MAGIC_AT, read_dicom
+from weak.dicom import DICOM_ENDINGS, HEAD, is_dicom, read_dicom
 from weak.image_labels import ImageLabels
 
 RLE_COLUMNS = ("imageid", "encodedpixels")  # in lower case
@@ -31,26 +31,39 @@ RLE_COLUMNS = ("imageid", "encodedpixels")  # in lower case
 
 def stem_of(name: str) -> str:
     """Return a file's name without its ending, if it has one: the `.7` of a DICOM UID is none."""
+    return _parts(name)[0]
+
+
+def _parts(name: str) -> tuple[str, str]:
+    """Return a file's name without its ending, and this in lower case, one for all of DICOM's."""
     ending = Path(name).suffix
-    is_known = ending.lower() in (*IMAGE_ENDINGS, DICOM_ENDING)
-    return name.removesuffix(ending) if is_known else name
+    if ending.lower() in IMAGE_ENDINGS:
+        return name.removesuffix(ending), ending.lower()
+    is_known = ending.lower() in DICOM_ENDINGS
+    return name.removesuffix(ending) if is_known else name, DICOM_ENDINGS[0]
 
 
 def list_inputs(folder: Path, labels: ImageLabels) -> list[Path]:
     """Return the file of each image that the labels name, in their order.
 
-    A name is that of a file in `folder`, or in a folder of it, with or without its ending. Raises
-    UserError for an image that is missing, or found twice.
+    A name is that of a file in `folder`, or in a folder of it, with or without its ending. DICOM
+    has several endings, or none: each stands for all. Raises UserError for an image that is
+    missing, or found twice.
     """
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}: correct its name")
     images = _images_in(folder)
     by_name: dict[str, list[Path]] = defaultdict(list)
     by_stem: dict[str, list[Path]] = defaultdict(list)
+    by_parts: dict[tuple[str, str], list[Path]] = defaultdict(list)
     for path in images:
         by_name[path.name].append(path)
         by_stem[stem_of(path.name)].append(path)
-    found = [by_name.get(name) or by_stem.get(name) or [] for name in labels.names]
+        by_parts[_parts(path.name)].append(path)
+    found = [
+        by_name.get(name) or by_stem.get(name) or by_parts.get(_parts(name)) or []
+        for name in labels.names
+    ]
     missing = [name for name, paths in zip(labels.names, found, strict=True) if not paths]
     if missing:
         raise UserError(
@@ -78,13 +91,16 @@ def _images_in(folder: Path) -> list[Path]:
 
 
 def _is_image(path: Path) -> bool:
-    """Say whether a path is an image by its ending or, as many DICOM files have none, content."""
-    if not path.is_file():
+    """Say whether a path is an image by its ending or, as many DICOM files have none, content.
+
+    DICOMDIR, the table of contents of a disc, is none.
+    """
+    if not path.is_file() or path.name.upper() == "DICOMDIR":
         return False
-    if path.suffix.lower() in (*IMAGE_ENDINGS, DICOM_ENDING):
+    if path.suffix.lower() in (*IMAGE_ENDINGS, *DICOM_ENDINGS):
         return True
     with path.open("rb") as file:
-        return file.read(MAGIC_AT + len(MAGIC))[MAGIC_AT:] == MAGIC
+        return is_dicom(file.read(HEAD))
 
 
 # ---------------------------------------------------------------- images
@@ -151,7 +167,8 @@ def read_truth(cfg: Config, name: str, size: tuple[int, int], side: int) -> np.n
 def _truths(path: Path, mtime_ns: int) -> dict[str, Path | list[str]]:
     """Return the mask image, or the run lengths, of each image, by its stem."""
     if path.is_dir():
-        return {stem_of(mask.name): mask for mask in list_images(path)}
+        masks = {stem_of(mask.name): mask for mask in list_images(path)}
+        return {stem_of(stem): mask for stem, mask in masks.items()} | masks  # `a.dcm.png`, too
     found: dict[str, list[str]] = {}
     for row in read_table(path):
         values = {str(column).strip().lower(): value for column, value in row.items()}

@@ -1,0 +1,274 @@
+"""DICOM as scanners and archives write it: names, beginnings, windows, padding and colours."""
+
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pydicom
+import pytest
+from pydicom.uid import ExplicitVRLittleEndian, JPEGBaseline8Bit
+
+from config import UserError
+from medood.data.images import write_png
+from tests.small_dicom import GREY, UID, write_dicom
+from tests.test_weak_images import labelled
+from weak.dicom import is_dicom
+from weak.products import png_of
+from weak.read_images import list_inputs, read_any, read_truth, stem_of
+
+RANGE = [[0, 64], [128, 255]]  # of GREY, from its own minimum to its maximum
+
+
+def shown(path):
+    """The grey values of an image."""
+    return read_any(path)[..., 0].tolist()
+
+
+# ---------------------------------------------------------------- names
+
+ENDINGS = ("", ".dcm", ".DCM", ".dicom", ".DICOM", ".ima", ".IMA", ".dic")
+
+
+@pytest.mark.parametrize("of_file", ENDINGS)
+@pytest.mark.parametrize("of_label", ENDINGS)
+def test_a_dicom_and_its_mask_are_found_by_any_ending_or_none(tmp_path, of_file, of_label):
+    images, masks, stem = tmp_path / "images", tmp_path / "masks", f"{UID}.7"
+    write_dicom(images / f"{stem}{of_file}", GREY)
+    assert list_inputs(images, labelled(f"{stem}{of_label}")) == [images / f"{stem}{of_file}"]
+    assert png_of(f"{stem}{of_label}") == f"{stem}.png"
+    cfg = SimpleNamespace(
+        **{"masks": masks, "mask_values": (), "class_names": ["b", "a"], "max_pixels": 99}
+    )
+    for of_mask in ("", of_file):
+        masks.mkdir()
+        write_png(masks / f"{stem}{of_mask}.png", np.array([[0, 1], [1, 0]], np.uint8))
+        truth = read_truth(cfg, f"{stem}{of_label}", (2, 2), 2)
+        assert truth.tolist() == [[0, 1], [1, 0]]
+        (masks / f"{stem}{of_mask}.png").unlink()
+        masks.rmdir()
+
+
+def test_an_image_that_has_another_format_than_its_label_says_is_another_one(tmp_path):
+    write_png(tmp_path / "a.PNG.png", GREY.astype(np.uint8))
+    (tmp_path / "a.PNG.png").rename(tmp_path / "a.PNG")
+    assert list_inputs(tmp_path, labelled("a.png")) == [tmp_path / "a.PNG"]
+    for name in ("a.dcm", "a.tif"):
+        with pytest.raises(UserError, match="lacks 1 images that the image labels name"):
+            list_inputs(tmp_path, labelled(name))
+    write_dicom(tmp_path / "a.dicom", GREY)
+    assert list_inputs(tmp_path, labelled("a.dcm")) == [tmp_path / "a.dicom"]
+    with pytest.raises(UserError, match="may both be the image a "):
+        list_inputs(tmp_path, labelled("a"))
+
+
+def test_the_directory_of_a_disc_is_no_image(tmp_path, capsys):
+    write_dicom(tmp_path / "IM1", GREY)
+    write_dicom(tmp_path / "DICOMDIR", GREY)
+    assert list_inputs(tmp_path, labelled("IM1")) == [tmp_path / "IM1"]
+    assert "ignored" not in capsys.readouterr().out
+
+
+def test_stems_keep_the_dots_of_a_name():
+    assert [stem_of(name) for name in ("a.b.IMA", "a.b.dicom", "1.2.3", "a.dcm.png")] == [
+        *("a.b", "a.b", "1.2.3", "a.dcm")
+    ]
+
+
+# ---------------------------------------------------------------- beginnings
+
+
+def bare(path, implicit, little, values=GREY):
+    """Write a DICOM file without preamble and file meta information."""
+    write_dicom(path, values)
+    content = pydicom.Dataset()
+    content.update(pydicom.dcmread(path))
+    if not little:
+        content.PixelData = values.astype(">u2").tobytes()
+        content["PixelData"].VR = "OW"
+    content.save_as(path, implicit_vr=implicit, little_endian=little)
+
+
+@pytest.mark.parametrize("name", ["a.dcm", "IM0001"])
+@pytest.mark.parametrize(("implicit", "little"), [(True, True), (False, True), (False, False)])
+def test_a_dicom_without_preamble_is_read(tmp_path, name, implicit, little):
+    bare(tmp_path / name, implicit, little)
+    assert (tmp_path / name).read_bytes()[128:132] != b"DICM"
+    assert list_inputs(tmp_path, labelled(name)) == [tmp_path / name]
+    assert shown(tmp_path / name) == RANGE
+
+
+def test_a_dicom_without_preamble_that_has_meta_information_is_read(tmp_path):
+    write_dicom(tmp_path / "a.dcm", GREY)
+    (tmp_path / "a.dcm").write_bytes((tmp_path / "a.dcm").read_bytes()[132:])
+    assert shown(tmp_path / "a.dcm") == RANGE
+
+
+def test_a_dicom_that_names_no_transfer_syntax_is_read(tmp_path):
+    write_dicom(tmp_path / "a.dcm", GREY)
+    content = (tmp_path / "a.dcm").read_bytes()
+    entry = content.index(b"\x02\x00\x10\x00UI")
+    length = 8 + int.from_bytes(content[entry + 6 : entry + 8], "little")
+    group = int.from_bytes(content[140:144], "little") - length
+    shorter = content[:140] + group.to_bytes(4, "little") + content[144:entry]
+    (tmp_path / "a.dcm").write_bytes(shorter + content[entry + length :])
+    assert shown(tmp_path / "a.dcm") == RANGE
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\x08", b"no DICOM at all" * 20, bytes(200), b"\x89PNG" * 99, b"\x08\x00rubbish" * 30],
+)
+def test_what_does_not_begin_as_dicom_is_none(tmp_path, content):
+    assert not is_dicom(content[:132])
+    for name in ("a.dcm", "b"):
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match="not a whole DICOM image .it does not begin as one.: copy"):
+        read_any(tmp_path / "a.dcm")
+    with pytest.raises(UserError, match="lacks 1 images"):
+        list_inputs(tmp_path, labelled("b"))
+
+
+def test_a_dicom_cut_off_anywhere_is_refused(tmp_path):
+    whole = {}
+    for name in ("with", "without"):
+        path = tmp_path / f"{name}.dcm"
+        write_dicom(path, np.tile(GREY, (20, 20))) if name == "with" else bare(path, True, True)
+        whole[path] = path.read_bytes()
+    for path, content in whole.items():
+        for length in (1, 100, 140, len(content) // 2, len(content) - 200, len(content) - 2):
+            path.write_bytes(content[:length])
+            with pytest.raises(UserError, match="is not a whole DICOM image .*copy or export"):
+                read_any(path)
+
+
+def test_pixels_that_cannot_be_decoded_are_said_to_be_compressed(tmp_path):
+    path = tmp_path / "a.dcm"
+    write_dicom(path, GREY, syntax=JPEGBaseline8Bit, content=b"some")
+    content = path.read_bytes()
+    unknown = "1.2.840.10008.1.2.4.99"  # as long as JPEGBaseline8Bit, and no syntax
+    assert len(unknown) == len(JPEGBaseline8Bit)
+    path.write_bytes(content.replace(JPEGBaseline8Bit.encode(), unknown.encode()))
+    with pytest.raises(UserError, match=r"compressed as nothing here can decode \(1.2.840.10008"):
+        read_any(path)
+    plain = (ExplicitVRLittleEndian + "\0\0\0").encode()
+    path.write_bytes(content.replace(JPEGBaseline8Bit.encode(), plain))
+    with pytest.raises(UserError, match="does not say how its pixels are compressed"):
+        read_any(path)
+
+
+# ---------------------------------------------------------------- windows
+
+
+def window(centre, width, function=None, **more):
+    known = {"WindowCenter": centre, "WindowWidth": width, "VOILUTFunction": function}
+    return {name: value for name, value in known.items() if value is not None} | more
+
+
+USELESS = {
+    "no width": window(200, None),
+    "an empty width": window(200, ""),
+    "no centre": window(None, 100),
+    "width 0": window(200, 0),
+    "width 0 of a table": window([200, 100], [0, 0]),
+    "a negative width": window(200, -5),
+    "a width below 1": window(200, 0.99),
+    "a width below 1, after a slope": window(
+        *(0.08, 0.05), RescaleSlope="0.0004", RescaleIntercept=0
+    ),
+    "width 0 of LINEAR_EXACT": window(200, 0, "LINEAR_EXACT"),
+    "width 0 of SIGMOID": window(200, 0, "SIGMOID"),
+    "an unknown function": window(200, 100, "CUBIC"),
+}
+
+
+@pytest.mark.parametrize("name", USELESS)
+def test_a_window_that_cannot_be_applied_gives_way_to_the_range(tmp_path, name):
+    write_dicom(tmp_path / "a.dcm", GREY, **USELESS[name])
+    assert shown(tmp_path / "a.dcm") == RANGE
+    dark = {"PhotometricInterpretation": "MONOCHROME1"}
+    write_dicom(tmp_path / "b.dcm", GREY, **USELESS[name] | dark)
+    assert shown(tmp_path / "b.dcm") == [[255, 191], [127, 0]]
+
+
+USEFUL = {  # of 0, 100, 200, 400
+    "width 1, which is a threshold": (window(150.5, 1), [[0, 0], [255, 255]]),
+    "an empty function": (window(150.5, 201, ""), [[0, 64], [191, 255]]),
+    "a width below 1 of LINEAR_EXACT": (window(150, 0.5, "LINEAR_EXACT"), [[0, 0], [255, 255]]),
+    "a second window": (window([9, 150.5], [0, 201]), [[0, 64], [191, 255]]),
+    "more centres than widths": (window([150.5, 9], [201]), [[0, 64], [191, 255]]),
+    "SIGMOID": (window(200, 200, "SIGMOID"), [[5, 30], [128, 250]]),
+}
+
+
+@pytest.mark.parametrize("name", USEFUL)
+def test_the_first_window_that_can_be_applied_is(tmp_path, name):
+    entries, expected = USEFUL[name]
+    write_dicom(tmp_path / "a.dcm", GREY, **entries)
+    assert shown(tmp_path / "a.dcm") == expected
+
+
+@pytest.mark.parametrize(("slope", "intercept"), [(0, 0), (0, 5), ("", ""), (2, ""), ("", 5)])
+def test_a_slope_that_leaves_nothing_is_not_applied(tmp_path, slope, intercept):
+    entries = {"RescaleSlope": slope, "RescaleIntercept": intercept}
+    write_dicom(tmp_path / "a.dcm", GREY, **entries)
+    assert shown(tmp_path / "a.dcm") == RANGE
+
+
+# ---------------------------------------------------------------- padding, colours, values
+
+SIGNED = np.array([[-2000, -100], [0, 300]], np.int16)
+
+
+@pytest.mark.parametrize(
+    "padding",
+    [
+        {"PixelPaddingValue": -2000},
+        {"PixelPaddingValue": 63536},  # the same bits, without a sign
+        {"PixelPaddingValue": -2000, "PixelPaddingRangeLimit": -1500},
+        {"PixelPaddingValue": -1500, "PixelPaddingRangeLimit": -3000},
+    ],
+)
+def test_padding_is_black_and_takes_no_part_in_the_range(tmp_path, padding):
+    def write(name, **more):
+        entries = padding | {"PixelRepresentation": 1, "RescaleSlope": 1, "RescaleIntercept": -9}
+        path = tmp_path / name
+        write_dicom(path, SIGNED, **entries | more, vr="US" if max(padding.values()) > 0 else "SS")
+        return shown(path)
+
+    assert write("a") == [[0, 0], [64, 255]]
+    assert write("b", PhotometricInterpretation="MONOCHROME1") == [[0, 255], [191, 0]]
+    centre = window(91, 400, "LINEAR_EXACT", PhotometricInterpretation="MONOCHROME1")
+    assert write("c", **centre) == [[0, 255], [191, 0]]
+
+
+def test_an_image_of_padding_alone_is_black(tmp_path):
+    write_dicom(tmp_path / "a.dcm", np.full((2, 2), 7, np.uint16), PixelPaddingValue=7, vr="US")
+    assert read_any(tmp_path / "a.dcm").max() == 0
+
+
+def test_colours_are_those_of_rgb_or_refused_by_name(tmp_path):
+    path, ybr = tmp_path / "a.dcm", np.full((2, 2, 3), (100, 90, 200), np.uint8)
+    kind = {"SamplesPerPixel": 3, "PlanarConfiguration": 0}
+    write_dicom(path, ybr, **kind, PhotometricInterpretation="YBR_FULL")
+    opencv = cv2.cvtColor(ybr[..., [0, 2, 1]], cv2.COLOR_YCrCb2RGB)
+    assert np.abs(read_any(path).astype(int) - opencv).max() <= 1
+    write_dicom(path, ybr, **kind | {"PlanarConfiguration": 1}, PhotometricInterpretation="RGB")
+    assert read_any(path).tolist() == ybr.ravel().reshape(3, 2, 2).transpose(1, 2, 0).tolist()
+    for name in ("HSV", "CMYK", "YBR_PARTIAL_420"):
+        write_dicom(path, ybr, **kind, PhotometricInterpretation=name)
+        with pytest.raises(UserError, match=f"has 8 bits of {name}: save it as grey"):
+            read_any(path)
+    write_dicom(path, GREY.astype(np.uint8), PhotometricInterpretation="PALETTE COLOR")
+    with pytest.raises(UserError, match="has 8 bits of PALETTE COLOR: save it as grey"):
+        read_any(path)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_values_that_are_not_finite_are_refused(tmp_path, value):
+    values = GREY.astype(np.float32)
+    write_dicom(tmp_path / "a.dcm", values, FloatPixelData=values.tobytes())
+    assert shown(tmp_path / "a.dcm") == RANGE
+    values[0, 0] = value
+    write_dicom(tmp_path / "a.dcm", values, FloatPixelData=values.tobytes())
+    with pytest.raises(UserError, match="holds values that are not finite"):
+        read_any(tmp_path / "a.dcm")
