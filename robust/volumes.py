@@ -182,17 +182,22 @@ def read_volume(task: Task, case: Case) -> Volume:
     if label.values.shape != channels.shape[:3]:
         raise UserError(
             f"{case.label}: shape {label.values.shape} along the axes {AXES}, but its image has"
-            f" {channels.shape[:3]}: replace one, or the affine of one"
+            f" {channels.shape[:3]}: replace one, or the affine of one{_unplaced(case.label)}"
         )
     if (distance := apart(image, label)) > APART:
         raise UserError(
             f"{case.label}: its affine is not that of its image: they lie up to {distance:.3g}"
-            " voxels apart, resample one to the other"
+            f" voxels apart, resample one to the other{_unplaced(case.label)}"
         )
     numbers = _class_numbers(case.label, label.values, len(task.class_names))
     spacing = tuple(map(float, voxel_sizes(image.affine)))
     scaled = _to_range(channels)
     return Volume(case.name, torch.from_numpy(scaled), torch.from_numpy(numbers), spacing)
+
+
+def _unplaced(label: Path) -> str:
+    """Return, for an error, that a label names no affine, if that is so."""
+    return "" if is_placed(label) else ", or give the label an affine, for it names none"
 
 
 def _to_range(channels: np.ndarray) -> np.ndarray:
@@ -306,7 +311,8 @@ def resample(volume: Volume, spacing: Spacing) -> Volume:
     """
     if np.allclose(volume.spacing, spacing, rtol=1e-3):
         return volume
-    zoom = np.array(volume.spacing) / spacing
+    # of a volume thinner than a voxel to be, one is left
+    zoom = np.maximum(np.array(volume.spacing) / spacing, 1 / np.array(volume.label.shape))
     across = np.ones(3)
     if max(volume.spacing) / min(volume.spacing) > ANISOTROPIC:
         axis = int(np.argmax(volume.spacing))

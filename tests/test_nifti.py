@@ -1,7 +1,6 @@
 """A volume is the same, and so is what is made of it, however its file stores its axes."""
 
 import itertools
-import json
 import tracemalloc
 from dataclasses import replace
 
@@ -21,8 +20,8 @@ from robust.nifti import as_stored, read_nifti, turn
 from robust.test_volumes import evaluate
 from robust.train_volumes import train_volumes
 from robust.volume_training import load_network
-from robust.volumes import Case, Task, check_cases, median_spacing, read_task, read_volume
-from tests.small_volumes import CPU, IMAGE, LABEL
+from robust.volumes import Case, Task, check_cases, median_spacing, read_volume
+from tests.small_volumes import CPU
 
 ORIENTATIONS = [
     np.array([axes, flips], float).T
@@ -114,6 +113,22 @@ def test_a_mask_is_written_along_the_axes_of_its_image_with_its_header(tmp_path,
     assert written.header["cal_max"] == 0
 
 
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
+@pytest.mark.parametrize("order", "<>")
+def test_a_mask_of_a_volume_of_channels_has_three_axes(tmp_path, kind, order):
+    values = np.stack([IMAGE_VALUES] * 2, -1)
+    header = kind.header_class(endianness=order)
+    header.set_slope_inter(2, 1)
+    affine = affine_of() @ inv_ornt_aff(ORIENTATIONS[20], SHAPE)
+    image = kind(apply_orientation(values, ORIENTATIONS[20]), affine, header)
+    nibabel.save(image, tmp_path / "a.nii")
+    nibabel.save(as_stored(tmp_path / "a.nii", CLASSES), tmp_path / "b.nii.gz")
+    written = nibabel.load(tmp_path / "b.nii.gz")
+    assert isinstance(written, kind)
+    np.testing.assert_array_equal(written.affine, nibabel.load(tmp_path / "a.nii").affine)
+    np.testing.assert_array_equal(written.get_fdata(), apply_orientation(CLASSES, ORIENTATIONS[20]))
+
+
 def test_a_task_in_mixed_orientations_gives_the_network_and_predictions_of_one(volume_cfg):
     """Both volumes that are tested, and their labels, too."""
     small = {"attacked": 1, "attacks": ("noise",)}
@@ -191,6 +206,10 @@ def test_a_label_of_the_shape_of_its_image_in_another_orientation_is_refused(tmp
     store(case.image, IMAGE_VALUES, affine_of(), ORIENTATIONS[20])
     store(case.label, apply_orientation(CLASSES, ORIENTATIONS[20]), affine_of())
     with pytest.raises(UserError, match=r"shape \(.*\) along the axes RAS, but its image has"):
+        read_volume(task_of(case), case)
+    nibabel.save(nibabel.Nifti1Image(CLASSES, None), case.label)
+    store(case.image, IMAGE_VALUES, affine_of())
+    with pytest.raises(UserError, match="or give the label an affine, for it names none"):
         read_volume(task_of(case), case)
 
 
@@ -355,56 +374,6 @@ def test_no_more_is_held_than_one_volume_and_what_it_becomes(tmp_path):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 5.6 * 4 * np.prod(shape)  # of float32
-
-
-# ---------------------------------------------------------------- tasks
-
-
-def test_files_are_told_by_their_names_without_ending(volume_cfg, capsys):
-    data = volume_cfg.data
-    described = (data / "dataset.json").read_text()
-    for path in (data / IMAGE, data / LABEL):
-        path.rename(path.with_name("a.b.1.NII.GZ"))
-    renamed = described.replace("sample_01.nii.gz", "a.b.1.NII.GZ")
-    (data / "dataset.json").write_text("\ufeff" + renamed, encoding="utf-8")
-    assert read_task(data).cases[0].name == "a.b.1"
-    for path in (data / IMAGE, data / LABEL):
-        (path.parent / "unnamed.nii.gz").write_bytes(b"")
-    read_task(data)
-    assert "does not name, and are ignored: 1" in capsys.readouterr().out
-    swapped = renamed.replace("labelsTr/sample_02", "labelsTr/sample_03")
-    (data / "dataset.json").write_text(swapped)
-    with pytest.raises(UserError, match="pairs .*sample_02.* with .*sample_03.*correct it"):
-        read_task(data)
-    (data / "dataset.json").write_text(json.dumps(json.loads(renamed) | {"modality": "MRI"}))
-    with pytest.raises(UserError, match="is no description of an MSD task"):
-        read_task(data)
-
-
-def test_a_file_of_another_format_is_named(volume_cfg):
-    text = (volume_cfg.data / "dataset.json").read_text()
-    (volume_cfg.data / "dataset.json").write_text(text.replace("sample_01.nii.gz", "a.mgz"))
-    with pytest.raises(UserError, match="names a.mgz, which is no .nii.gz or .nii file"):
-        read_task(volume_cfg.data)
-
-
-def test_a_file_cut_off_anywhere_is_refused(volume_cfg):
-    task = read_task(volume_cfg.data)
-    whole = (volume_cfg.data / IMAGE).read_bytes()
-    for share in (0, 0.001, 0.01, 0.5, 0.9, 0.99):
-        (volume_cfg.data / IMAGE).write_bytes(whole[: int(share * len(whole))])
-        with pytest.raises(UserError, match="sample_01.nii.gz cannot be read .*copy it again"):
-            read_volume(task, task.cases[0])
-
-
-@pytest.mark.parametrize("place", [0.3, 0.5, 0.7, 0.9])
-def test_a_compressed_file_with_a_wrong_bit_is_refused(volume_cfg, place):
-    task = read_task(volume_cfg.data)
-    content = bytearray((volume_cfg.data / IMAGE).read_bytes())
-    content[int(place * len(content))] ^= 16  # decompressed, it is another voxel
-    (volume_cfg.data / IMAGE).write_bytes(content)
-    with pytest.raises(UserError, match="sample_01.nii.gz cannot be read .*copy it again"):
-        read_volume(task, task.cases[0])
 
 
 def test_a_volume_of_one_value_is_all_zero(tmp_path):

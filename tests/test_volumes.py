@@ -1,5 +1,6 @@
 """Volumes: read, planned for, resampled, and segmented by the lattice or a U-Net."""
 
+import json
 from pathlib import Path
 
 import nibabel
@@ -127,6 +128,12 @@ def test_resampling_brings_every_volume_to_one_spacing():
     assert (finer.label == volume.label.repeat_interleave(2, 2)).all()
 
 
+def test_a_volume_thinner_than_a_voxel_keeps_one():
+    thin = resample(volume_of(np.ones((1, 4, 2), np.uint8), spacing=(1, 1, 1.0)), (5.0, 1.0, 5.0))
+    assert thin.image.shape == (1, 1, 4, 1)
+    assert (thin.label == 1).all()
+
+
 def at_corner(value):
     def change(values, affine):
         values[0, 0, 0] = value
@@ -188,3 +195,50 @@ def test_bad_input_is_refused_in_one_sentence_and_nothing_is_written(name, cfg):
 def test_eps_beyond_the_range_is_refused(eps):
     with pytest.raises(UserError, match=r"^eps = "):
         settings.VolumeConfig(eps=eps)
+
+
+def test_files_are_told_by_their_names_without_ending(volume_cfg, capsys):
+    data = volume_cfg.data
+    described = (data / "dataset.json").read_text()
+    for path in (data / IMAGE, data / LABEL):
+        path.rename(path.with_name("a.b.1.NII.GZ"))
+    renamed = described.replace("sample_01.nii.gz", "a.b.1.NII.GZ")
+    (data / "dataset.json").write_text("\ufeff" + renamed, encoding="utf-8")
+    assert read_task(data).cases[0].name == "a.b.1"
+    for path in (data / IMAGE, data / LABEL):
+        (path.parent / "unnamed.nii.gz").write_bytes(b"")
+    read_task(data)
+    assert "does not name, and are ignored: 1" in capsys.readouterr().out
+    swapped = renamed.replace("labelsTr/sample_02", "labelsTr/sample_03")
+    (data / "dataset.json").write_text(swapped)
+    with pytest.raises(UserError, match="pairs .*sample_02.* with .*sample_03.*correct it"):
+        read_task(data)
+    (data / "dataset.json").write_text(json.dumps(json.loads(renamed) | {"modality": "MRI"}))
+    with pytest.raises(UserError, match="is no description of an MSD task"):
+        read_task(data)
+
+
+def test_a_file_of_another_format_is_named(volume_cfg):
+    text = (volume_cfg.data / "dataset.json").read_text()
+    (volume_cfg.data / "dataset.json").write_text(text.replace("sample_01.nii.gz", "a.mgz"))
+    with pytest.raises(UserError, match="names a.mgz, which is no .nii.gz or .nii file"):
+        read_task(volume_cfg.data)
+
+
+def test_a_file_cut_off_anywhere_is_refused(volume_cfg):
+    task = read_task(volume_cfg.data)
+    whole = (volume_cfg.data / IMAGE).read_bytes()
+    for share in (0, 0.001, 0.01, 0.5, 0.9, 0.99):
+        (volume_cfg.data / IMAGE).write_bytes(whole[: int(share * len(whole))])
+        with pytest.raises(UserError, match="sample_01.nii.gz cannot be read .*copy it again"):
+            read_volume(task, task.cases[0])
+
+
+@pytest.mark.parametrize("place", [0.3, 0.5, 0.7, 0.9])
+def test_a_compressed_file_with_a_wrong_bit_is_refused(volume_cfg, place):
+    task = read_task(volume_cfg.data)
+    content = bytearray((volume_cfg.data / IMAGE).read_bytes())
+    content[int(place * len(content))] ^= 16  # decompressed, it is another voxel
+    (volume_cfg.data / IMAGE).write_bytes(content)
+    with pytest.raises(UserError, match="sample_01.nii.gz cannot be read .*copy it again"):
+        read_volume(task, task.cases[0])
