@@ -40,18 +40,20 @@ def read_nifti(path: Path) -> Stored:
     numbers along three axes at least, or has an affine that does not place them.
     """
     try:
-        file = nibabel.load(path)
-        _check_sum(path)
-        dtype = file.get_data_dtype()
-        if dtype.fields or dtype.kind == "c":
-            raise UserError(
-                f"{path} holds {'colours' if dtype.fields else 'complex numbers'}, of which a voxel"
-                " has several numbers: save it as grey, or each of them as a channel"
-            )
-        # float32 holds what is stored in 16 bits, but not what becomes of it by any slope
-        is_wide = np.promote_types(dtype, np.float32).itemsize > np.float32().itemsize
-        is_scaled = (file.dataobj.slope, file.dataobj.inter) != (1, 0)
-        values = np.asarray(file.dataobj, np.float64 if is_wide or is_scaled else np.float32)
+        with (gzip.open if path.suffix.lower() == ".gz" else open)(path, "rb") as content:
+            file = type(nibabel.load(path)).from_stream(content)
+            dtype = file.get_data_dtype()
+            if dtype.fields or dtype.kind == "c":
+                raise UserError(
+                    f"{path} holds {'colours' if dtype.fields else 'complex numbers'}, of which a"
+                    " voxel has several numbers: save it as grey, or each of them as a channel"
+                )
+            # float32 holds what is stored in 16 bits, but not what becomes of it by any slope
+            is_wide = np.promote_types(dtype, np.float32).itemsize > np.float32().itemsize
+            is_scaled = (file.dataobj.slope, file.dataobj.inter) != (1, 0)
+            values = np.asarray(file.dataobj, np.float64 if is_wide or is_scaled else np.float32)
+            while content.read(2**20):  # to the checksum, before which nibabel stops
+                pass
         unit = MILLIMETRES.get(int(file.header["xyzt_units"]) & SPATIAL, 1.0)
         affine = np.diag([unit, unit, unit, 1]) @ file.affine
     except UserError:
@@ -71,14 +73,6 @@ def read_nifti(path: Path) -> Stored:
         )
     of_one = tuple(axis for axis in range(3, values.ndim) if values.shape[axis] == 1)
     return Stored(values.squeeze(of_one), affine)
-
-
-def _check_sum(path: Path) -> None:
-    """Raise an error for a compressed file whose checksum is wrong: nibabel stops before it."""
-    if path.name.lower().endswith(".gz"):
-        with gzip.open(path) as file:
-            while file.read(2**20):
-                pass
 
 
 def is_placed(path: Path) -> bool:
