@@ -106,6 +106,15 @@ def test_a_damaged_file_is_named(tiny, data):
         generate_semantic_labels(tiny)
 
 
+def test_a_file_of_matlab_7_3_is_named_with_what_to_run(tiny):
+    path = tiny.workspace / "Labels" / "region_1.mat"
+    head = b"MATLAB 7.3 MAT-file, Platform: GLNXA64".ljust(124) + b"\x00\x02IM"
+    path.write_bytes(head.ljust(512, b"\0") + b"\x89HDF\r\n\x1a\n" + bytes(99))
+    message = r"region_1.mat is a .mat file of version 7.3.*`s = load.*'-struct', 's', '-v7'\)`"
+    with pytest.raises(UserError, match=message):
+        generate_semantic_labels(tiny)
+
+
 def test_the_step_writes_a_mask_per_region_and_keeps_it(tiny, capsys):
     generate_semantic_labels(tiny)
     folder = tiny.workspace / "Semantic_Labels"

@@ -95,6 +95,11 @@ def _load_mat(path: Path, max_pixels: int) -> dict[str, np.ndarray]:
         content = loadmat(path, variable_names=KEYS)
     except UserError:
         raise
+    except NotImplementedError:  # HDF5
+        raise UserError(
+            f"{path} is a .mat file of version 7.3, which is not read here: run in MATLAB"
+            f" `s = load('{path}'); save('{path}', '-struct', 's', '-v7')`"
+        ) from None
     except Exception as error:  # scipy raises a dozen kinds for a damaged file
         if isinstance(error, OSError) and error.errno:
             raise  # the disk's fault, not the file's
