@@ -1,6 +1,8 @@
 """Patches and their inverse, at sizes below, at and above multiples of the patch size."""
 
 import dataclasses
+import shutil
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -9,7 +11,14 @@ import pytest
 from config import UserError
 from generate_patches import generate_patches, padding, tile
 from generate_semantic_labels import generate_semantic_labels
+from generate_unfiltered_oods import generate_unfiltered_oods
+from medood.check import check
+from medood.data.dataset import load_patches
+from medood.data.files import pngs
+from medood.data.folds import read_fold
 from medood.data.images import read_image, read_mask, write_png
+from medood.data.records import RECORD
+from medood.data.workspace import id_files, require_data
 from tests import oracles
 
 SIDES = [1, 31, 127, 128, 129, 255, 256, 257, 300]
@@ -118,6 +127,33 @@ def test_another_patch_size_makes_other_patches(tiny):
     patches = list((tiny.workspace / "Image_Patchs").glob("*.png"))
     assert len(patches) == 2 * 2 + 2 * 2 + 2 * 2
     assert read_image(patches[0]).shape == (64, 64, 3)
+
+
+@pytest.mark.parametrize("ending", [".PNG", ".Png"])
+def test_prepared_patches_may_be_called_in_upper_case(patched, ending):
+    for folder in ("Lizard_Images", "Labels", "Semantic_Labels"):
+        shutil.rmtree(patched.workspace / folder)
+    prepared = [patched.workspace / f"{kind}_Patchs" for kind in ("Image", "Mask", "OoD")]
+    for folder in prepared:
+        (folder / RECORD).unlink()
+        for path in pngs(folder):
+            path.rename(path.with_suffix(ending))
+        assert len(pngs(folder)) == 37
+    shutil.rmtree(patched.workspace / "k_folds")
+    require_data(patched)
+    generate_patches(patched)
+    generate_unfiltered_oods(patched)  # keeps those of the user's
+    fold = read_fold(patched, 1)
+    assert len(fold.train + fold.test) == 37
+    assert {Path(name).suffix for name in fold.train + fold.test} == {ending}
+    (patched.workspace / "k_folds" / RECORD).unlink()
+    generate_patches(patched)
+    assert read_fold(patched, 1) == fold  # a list that names them so
+    findings = check(patched)
+    assert not findings.bad
+    assert not findings.stops
+    images = load_patches(patched, id_files(patched, fold.test[:2])).images.numpy()
+    np.testing.assert_array_equal(images[1], read_image(prepared[0] / fold.test[1]))
 
 
 def test_patches_that_the_user_put_there_are_never_overwritten(tiny):

@@ -47,8 +47,11 @@ def in_threads(function: Callable[[A], T], items: Iterable[A], task: str = "") -
 
 
 def pngs(folder: Path) -> list[Path]:
-    """Return the .png files of `folder`, by name, without macOS's hidden ones; [] if no folder."""
-    return sorted(path for path in folder.glob("*.png") if not path.name.startswith("."))
+    """Return the .png files of `folder`, by name, without macOS's hidden ones; [] if no folder.
+
+    Some programs write the ending in upper case.
+    """
+    return sorted(path for path in folder.glob("[!.]*") if path.suffix.lower() == ".png")
 
 
 @contextmanager

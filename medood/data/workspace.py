@@ -130,7 +130,8 @@ def list_patch_pairs(workspace: Path) -> tuple[list[Path], list[Path]]:
     if lone := {path.name for path in images} ^ {path.name for path in masks}:
         raise UserError(
             f"{min(lone)} is only in one of Image_Patchs and Mask_Patchs ({len(lone)} such in all):"
-            " put its partner there, or run `python generate_patches.py` to make both anew"
+            " put one of just this name there, or run `python generate_patches.py` to make both"
+            " again"
         )
     return images, masks
 
