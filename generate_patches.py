@@ -35,7 +35,7 @@ from medood.data.images import (
     look_at_pair,
     read_image,
     read_mask,
-    require_same_size,
+    require_match,
     write_png,
 )
 from medood.data.labels import UNSURE, is_foreground
@@ -73,14 +73,14 @@ def patch_of(x: float, y: float, height: int, width: int, patch_size: int) -> in
 def nuclei_of_patches(folder: Path, patch_size: int) -> Iterator[tuple[str, int]]:
     """Yield patch and class of every nucleus that Semantic_Labels lists."""
     region, size = None, (0, 0)
-    there = {path.stem for path in pngs(folder)}
+    there = {path.stem: path for path in pngs(folder)}
     try:
         for row in read_rows(folder / workspace.NUCLEI_LIST):  # sorted by region
             if row["region"] != region:
                 region = row["region"]
                 if region not in there:  # nor can a name reach a file elsewhere
                     raise ValueError(region)
-                size = image_size(folder / f"{region}.png")
+                size = image_size(there[region])
             k = patch_of(float(row["x"]), float(row["y"]), *size, patch_size)
             yield f"{region}_{k}.png", int(row["class"])
     except (KeyError, OverflowError, TypeError, ValueError):
@@ -90,14 +90,17 @@ def nuclei_of_patches(folder: Path, patch_size: int) -> Iterator[tuple[str, int]
 
 
 def cut(
-    image_path: Path, mask_path: Path, cfg: Config, images: Path, masks: Path
+    image_path: Path, mask_path: Path, label_path: Path, cfg: Config, images: Path, masks: Path
 ) -> dict[str, int | list[int]]:
-    """Write the patches of one region; return what foreground.json says of each."""
+    """Write the patches of one region; return what foreground.json says of each.
+
+    label_path: what the class mask was made from.
+    """
     if image_path.stem.startswith(workspace.SOURCE_PREFIX):
         raise UserError(f"{image_path} is called like patches of ood_source: rename it")
     image = read_image(image_path, cfg.max_pixels)
     mask = read_mask(mask_path, len(cfg.class_names), cfg.max_pixels)
-    require_same_size(image_path, image, mask)
+    require_match(image_path, image, label_path, mask)
     pairs = zip(tile(image, cfg.patch_size), tile(mask, cfg.patch_size), strict=True)
     foreground = {}
     for k, (image_patch, mask_patch) in enumerate(pairs):
@@ -122,7 +125,11 @@ def cut_regions(cfg: Config) -> None:
         if not folders:
             return
         images, out = folders
-        jobs = [(*pair, cfg, images, out) for pair in zip(regions, masks, strict=True)]
+        labels = {path.stem: path for path in workspace.region_labels(cfg)}  # may be gone
+        jobs = [
+            (image, mask, labels.get(image.stem, mask), cfg, images, out)
+            for image, mask in zip(regions, masks, strict=True)
+        ]
         foreground: dict[str, int | list[int]] = {}
         for of_region in each_result(cut, jobs, cfg, "patches", bad):
             foreground |= of_region

@@ -18,7 +18,13 @@ import numpy as np
 from config import Config, UserError
 from medood.data.files import pngs
 from medood.data.folds import PARTS, held_out, read_list
-from medood.data.images import look_at_pair, read_image, require_same_size, whole_patches
+from medood.data.images import (
+    look_at_pair,
+    orientation_of,
+    read_image,
+    require_match,
+    whole_patches,
+)
 from medood.data.labels import UNSURE_ID, no_nucleus, read_region_label
 from medood.data.patients import patients_of, region_of
 from medood.data.records import BadFiles, record_of
@@ -120,6 +126,8 @@ def _check_regions(
     if unsure := sum(found.unsure for found in regions):
         share = unsure / sum(found.pixels for found in regions)
         findings.table["unsure"] = f"{share:.1%} of the pixels"
+    if turned := sum(found.is_turned for found in regions):
+        findings.table["turned upright"] = f"{turned} images, as the orientation they carry says"
     return [f"{found.name}_{k}.png" for found in regions for k in range(found.patches)]
 
 
@@ -131,15 +139,17 @@ class _Region(NamedTuple):
     nuclei: Counter  # by class
     pixels: int
     unsure: int  # of them
+    is_turned: bool  # by the orientation that the image carries
 
 
 def _look_at_region(label: Path, image: Path, cfg: Config) -> _Region:
     """Return what is found in a region; UserError if the label or the image is bad."""
     inst_map, _, classes = read_region_label(label, cfg)
-    require_same_size(image, read_image(image, cfg.max_pixels), inst_map)
+    require_match(image, read_image(image, cfg.max_pixels), label, inst_map)
     patches = math.prod(math.ceil(side / cfg.patch_size) for side in inst_map.shape)
     unsure = int(np.count_nonzero(inst_map == UNSURE_ID))
-    return _Region(image.stem, patches, Counter(classes.tolist()), inst_map.size, unsure)
+    nuclei, is_turned = Counter(classes.tolist()), orientation_of(image) != 1
+    return _Region(image.stem, patches, nuclei, inst_map.size, unsure, is_turned)
 
 
 def _check_patches(cfg: Config, findings: Findings) -> list[str]:

@@ -8,7 +8,9 @@ import pytest
 from PIL import Image
 
 from config import UserError
-from medood.data.images import read_image, write_png
+from medood.data.images import read_image, read_mask, write_png
+
+PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 
 
 @pytest.mark.parametrize("kind", ["L", "P", "RGBA", "1"])
@@ -61,10 +63,121 @@ def test_a_truncated_png_is_refused_wherever_it_ends(tmp_path):
     path = tmp_path / "image.png"
     write_png(path, np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8))
     data = path.read_bytes()
-    for length in (0, 8, 20, 40, len(data) // 2, len(data) - 1 - 12):
-        path.write_bytes(data[:length])
+    for length in (0, 8, 20, 40, len(data) // 2, *(len(data) - cut for cut in (13, 8, 4, 1))):
+        for more in (b"", bytes(64)):  # also where a disk filled it up
+            path.write_bytes(data[:length] + more)
+            with pytest.raises(UserError, match=r"image\.png is not a whole image file"):
+                read_image(path)
+
+
+@pytest.mark.parametrize("tail", [b"\0", bytes(64), b"IEND" * 9, b"PK\x03\x04", PNG_END, "itself"])
+def test_a_png_with_bytes_behind_its_end_is_whole(tmp_path, tail):
+    image = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+    path = tmp_path / "image.png"
+    write_png(path, image)
+    data = path.read_bytes()
+    path.write_bytes(data + (data if tail == "itself" else tail))
+    np.testing.assert_array_equal(read_image(path), image)
+    mask = image[..., 0] % 7
+    write_png(path, mask)
+    path.write_bytes(path.read_bytes() + (data if tail == "itself" else tail))
+    np.testing.assert_array_equal(read_mask(path, 7), mask)
+
+
+def test_a_changed_byte_of_a_png_is_found(tmp_path):
+    path = tmp_path / "image.png"
+    write_png(path, np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8))
+    data = path.read_bytes()
+    for place in range(0, len(data), 7):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :])
         with pytest.raises(UserError, match=r"image\.png is not a whole image file"):
             read_image(path)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.7, 0.95])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *({"format": "JPEG"}, {"format": "JPEG", "progressive": True}, {"format": "BMP"}),
+        *({"format": "TIFF"}, {"format": "TIFF", "compression": "tiff_lzw"}),
+        {"format": "TIFF", "compression": "jpeg"},
+    ],
+)
+def test_no_decoder_fills_in_what_a_file_lacks(tmp_path, kind, share):
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    path = tmp_path / "image"
+    Image.fromarray(image).save(path, **kind)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(share * len(data))])
+    with pytest.raises(UserError, match=r"image is (not a whole image file|damaged)"):
+        read_image(path)
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind", "message"),
+    [
+        ("CMYK", {"format": "JPEG"}, "is stored as CMYK: save it as RGB"),
+        ("CMYK", {"format": "TIFF"}, "is stored as CMYK: save it as RGB"),
+        ("LAB", {"format": "TIFF"}, "is stored as CIELAB: save it as RGB"),
+        ("LA", {"format": "PNG"}, "has transparent pixels"),
+        ("LA", {"format": "TIFF"}, "has transparent pixels"),
+        ("RGB", {"format": "PNG", "save_all": True}, "holds 2 pages: save the page"),
+        ("L", {"format": "PNG", "transparency": 7}, "has transparent pixels"),
+        ("RGB", {"format": "PNG", "transparency": (7, 7, 7)}, "has transparent pixels"),
+        ("P", {"format": "PNG", "transparency": 7}, "has transparent pixels"),
+    ],
+)
+def test_other_kinds_that_would_lose_something_are_refused(tmp_path, mode, kind, message):
+    grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    bands = {"CMYK": 4, "LAB": 3, "LA": 2, "RGB": 3}.get(mode, 1)
+    pixels = np.dstack([grey] * bands) if bands > 1 else grey
+    image = Image.fromarray(pixels, "CMYK" if mode == "CMYK" else None)
+    image = Image.merge("LAB", image.split()) if mode == "LAB" else image
+    if mode == "P":
+        image.putpalette(list(range(256)) * 3)
+    if "save_all" in kind:
+        kind = kind | {"append_images": [Image.fromarray(255 - pixels)]}
+    image.save(tmp_path / "image", **kind)
+    with pytest.raises(UserError, match=message):
+        read_image(tmp_path / "image")
+
+
+@pytest.mark.parametrize(
+    ("mode", "ending"),
+    [("LA", "png"), ("RGBA", "png"), ("LA", "tif"), ("PA", "tif"), ("RGBA", "tif")],
+)
+def test_opaque_kinds_are_converted(tmp_path, mode, ending):
+    grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    image = Image.fromarray(grey).convert(mode if mode != "PA" else "P").convert(mode)
+    image.save(tmp_path / f"a.{ending}")
+    np.testing.assert_array_equal(read_image(tmp_path / f"a.{ending}"), np.dstack([grey] * 3))
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_a_palette_of_few_bits_and_interlaced_rows_are_read(tmp_path, bits):
+    values = np.random.default_rng(0).integers(0, 2**bits, (20, 30), np.uint8)
+    colours = np.random.default_rng(1).integers(0, 256, (2**bits, 3), np.uint8)
+    image = Image.fromarray(values)
+    image.putpalette(colours.ravel().tolist())
+    image.save(tmp_path / "a.png", bits=bits)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), colours[values])
+
+
+def test_sides_beyond_the_limits_of_opencv_are_read(tmp_path):
+    """It takes 2^20 pixels a side and 2^30 in all, by variables that it reads when imported."""
+    row = np.arange(2**20 + 1, dtype=np.uint32).astype(np.uint8)[None]
+    Image.fromarray(row).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png")[..., 2], row)
+    np.testing.assert_array_equal(read_mask(tmp_path / "a.png", 255), row)
+
+
+def test_a_tiff_compressed_by_zstandard_is_read(tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+    try:
+        Image.fromarray(image).save(tmp_path / "a.tif", compression="zstd")
+    except OSError:
+        pytest.skip("this Pillow lacks Zstandard")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), image)
 
 
 def test_a_photograph_stands_upright_and_its_preview_is_no_page(tmp_path):

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from config import UserError
-from medood.data.images import read_bytes, refuse_huge, to_bytes
+from medood.data.headers import refuse_huge
+from medood.data.images import read_bytes, to_bytes
 
 if TYPE_CHECKING:
     from pydicom import Dataset

@@ -2,7 +2,8 @@
 
 Reads   images, image_labels        PNG, JPEG, TIFF, BMP or DICOM, of any size; no mask
 Writes  weak/Images/<stem>.png      RGB (P, P, 3), the whole image in the middle of black
-        weak/Images/sizes.json      height and width that each of them had
+        weak/Images/sizes.json      height and width that each of them had and, if it was turned
+                                    upright, the orientation it carries
 
 An image is scaled to a longer side of patch_size: one label tells of all of it, so it stays whole.
 """
@@ -15,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from config import UserError
 from medood.data import records
 from medood.data.files import write_json
-from medood.data.images import write_png
+from medood.data.images import orientation_of, write_png
 from medood.processes import on_main
 from medood.runs.command_line import run
 from medood.runs.jobs import for_each
@@ -26,11 +27,12 @@ from weak.read_images import fit, list_inputs, read_any
 from weak.settings import ImagesConfig
 
 
-def convert(path: Path, name: str, cfg: ImagesConfig, out: Path) -> tuple[int, int]:
-    """Write one image to `out`; return the height and width that it had."""
+def convert(path: Path, name: str, cfg: ImagesConfig, out: Path) -> tuple[int, ...]:
+    """Write one image to `out`; return what sizes.json says of it."""
     pixels = read_any(path, cfg.max_pixels)
     write_png(out / name, fit(pixels, cfg.patch_size))
-    return pixels.shape[:2]
+    orientation = orientation_of(path)
+    return (*pixels.shape[:2], *([orientation] if orientation != 1 else []))
 
 
 def name_outputs(labels: ImageLabels, inputs: list[Path]) -> list[str]:

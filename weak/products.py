@@ -40,7 +40,10 @@ def png_of(name: str) -> str:
 
 
 def sizes_of(cfg: ImagesConfig) -> dict[str, list[int]]:
-    """Return height and width of each original image, by the name of its file in weak/Images."""
+    """Return height and width of each original image, by the name of its file in weak/Images.
+
+    The orientation comes third where the image was turned upright.
+    """
     path = images_folder(cfg) / SIZES
     sizes = read_json(path)
     if sizes is None:

@@ -14,10 +14,13 @@ import numpy as np
 
 from config import Config, UserError
 from medood.data.files import read_table
+from medood.data.headers import refuse_huge
 from medood.data.images import (
     IMAGE_ENDINGS,
     UNSURE,
+    orientation_of,
     read_image,
+    require_one_orientation,
 )
 from medood.data.labels import BACKGROUND, read_own_mask
 from medood.data.workspace import list_images
@@ -147,20 +150,22 @@ def require_masks(cfg: Config) -> Path:
     return path
 
 
-def read_truth(cfg: Config, name: str, size: tuple[int, int], side: int) -> np.ndarray:
+def read_truth(cfg: Config, name: str, size: tuple[int, ...], side: int) -> np.ndarray:
     """Return the true mask of a test image as uint8 (side, side): 0..C, or 255 where unsure.
 
     masks is a folder with a mask image of the same stem, or a CSV of run lengths. name: of the
-    image. size: height and width of the original image, which those of the mask must be. Raises
-    UserError for a mask that is missing, or of another size or content.
+    image. size: height and width of the original image, which those of the mask must be, and its
+    orientation if it is not 1. Raises UserError for a mask that is missing, of another size or
+    content, or that may be turned.
     """
     path = require_masks(cfg)
     truths = _truths(path, path.stat().st_mtime_ns)
     if stem_of(name) not in truths:
         raise UserError(f"{path} has no mask of {name}: add it")
     truth = truths[stem_of(name)]
+    height, width, of_image = (*size, 1)[:3]
     read = _read_run_lengths if path.is_file() else _read_mask_image
-    return fit(read(cfg, truth, name, size), side, nearest=True)
+    return fit(read(cfg, truth, name, (height, width), of_image), side, nearest=True)
 
 
 @functools.lru_cache(maxsize=2)  # one folder, or table, serves all images of a test
@@ -182,12 +187,16 @@ def _truths(path: Path, mtime_ns: int) -> dict[str, Path | list[str]]:
     return found
 
 
-def _read_mask_image(cfg: Config, path: Path, name: str, size: tuple[int, int]) -> np.ndarray:
+def _read_mask_image(
+    cfg: Config, path: Path, name: str, size: tuple[int, int], of_image: int
+) -> np.ndarray:
     """Return a mask image as classes, uint8 (H, W), 255 where its pixels have this value."""
     n_classes = len(cfg.class_names)
     inst_map, _, classes = read_own_mask(path, cfg.mask_values, n_classes, cfg.max_pixels)
     mask = np.array([BACKGROUND, *classes, UNSURE], np.uint8)[inst_map]  # -1 is unsure
-    if mask.shape != tuple(size):
+    orientations = of_image, orientation_of(path)
+    require_one_orientation(Path(name), path, orientations, size, mask.shape)
+    if mask.shape != size:
         raise UserError(
             f"{path} is {mask.shape[1]} x {mask.shape[0]} pixels but the image {name} {size[1]} x"
             f" {size[0]}: put the mask that belongs to the image there"
@@ -202,7 +211,7 @@ def _read_mask_image(cfg: Config, path: Path, name: str, size: tuple[int, int]) 
 
 
 def _read_run_lengths(
-    cfg: Config, texts: list[str], name: str, size: tuple[int, int]
+    cfg: Config, texts: list[str], name: str, size: tuple[int, int], of_image: int
 ) -> np.ndarray:
     """Return the union of the run lengths of an image, uint8 (H, W) of 0 and 1."""
     if len(cfg.classes) != 1:
@@ -210,6 +219,8 @@ def _read_run_lengths(
             f"{cfg.masks} is a table of run lengths, which tell of one class, but there are"
             f" {len(cfg.classes)}: set masks to a folder of mask images"
         )
+    # which of two sides they run down, their numbers do not tell
+    require_one_orientation(Path(name), cfg.masks, (of_image, 1), size, (0, 0))
     try:
         return np.maximum.reduce([decode_rle(text, *size) for text in texts])
     except UserError as error:

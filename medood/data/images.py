@@ -1,11 +1,10 @@
 """Images and masks: checked before they are decoded, read as they are, written as PNG.
 
 Images are RGB everywhere in memory; OpenCV's BGR exists in this file only. An image of another kind
-is converted where nothing is lost, and refused where something is.
+is converted where nothing is lost, and refused where something is. What carries an orientation, as
+cameras note it, is turned upright, image or mask.
 """
 
-import math
-import struct
 from io import BytesIO
 from pathlib import Path
 
@@ -15,14 +14,14 @@ from PIL import Image
 
 from config import Config, UserError
 from medood.data.files import missing
+from medood.data.headers import Header, read_header
 
-cv2.setNumThreads(1)  # images are read and written in parallel: OpenCV's own threads would fight it
-Image.MAX_IMAGE_PIXELS = None  # the limit is ours: Config.max_pixels
+cv2.setNumThreads(1)  # images are resized in parallel: OpenCV's own threads would fight it
 
 UNSURE = 255  # in a class mask: nobody knows this pixel's class; Config refuses so many classes
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
-PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"  # how such files begin
-TO_RGB = {1: cv2.COLOR_GRAY2RGB, 3: cv2.COLOR_BGR2RGB, 4: cv2.COLOR_BGRA2RGB}  # by channels
+# compressions, as tifffile names them; the plain ones everybody reads
+PLAIN, LOSSY = ("", "NONE", "JPEG"), ("JPEG", "OJPEG")
 
 
 def read_bytes(path: Path) -> bytes:
@@ -33,77 +32,31 @@ def read_bytes(path: Path) -> bytes:
         raise missing(path) from None
 
 
-def refuse_huge(path: Path, pixels: int, max_pixels: float) -> None:
-    """Raise UserError for a file that claims to hold more pixels than allowed."""
-    if pixels > max_pixels:
-        raise UserError(
-            f"{path} claims to have {pixels:,} pixels, more than max_pixels = {max_pixels:,}:"
-            " raise that setting if the claim is right, or remove the file"
-        )
-
-
-def check_header(path: Path, data: bytes, max_pixels: float = math.inf) -> tuple[int, int]:
-    """Return height and width of an image in pixels, as `data`, the content of its file, claims.
-
-    Raises UserError for a file that is cut off, claims more than max_pixels or has several pages.
-    """
-    pages = 1
-    try:
-        if data.startswith(PNG):  # read by hand in a tenth of Pillow's time
-            width, height = struct.unpack(">II", data[16:24])
-            # OpenCV 4 fills what a truncated PNG lacks with black and says nothing
-            if b"IEND" not in data[-12:]:
-                raise EOFError
-        else:
-            with Image.open(BytesIO(data)) as file:
-                width, height = file.size
-                # a JPEG's second page is a preview
-                pages = 1 if data.startswith(JPEG) else getattr(file, "n_frames", 1)
-    except Exception:  # Pillow raises a dozen kinds for a damaged header
-        raise UserError(f"{path} is not a whole image file: unpack or make it again") from None
-    if pages > 1:
-        raise UserError(f"{path} holds {pages} pages: save the page to be used as a file")
-    refuse_huge(path, width * height, max_pixels)
-    return height, width
-
-
-def _decode(path: Path, max_pixels: int) -> np.ndarray:
-    """Return the pixels of an image as its file holds them, grey (H, W), BGR or BGRA (H, W, C).
-
-    Raises UserError for a file that cannot be read or that `check_header` refuses.
-    """
-    data = read_bytes(path)
-    check_header(path, data, max_pixels)
-    # asked for colours, OpenCV turns a photograph upright as its EXIF entry says
-    flag = cv2.IMREAD_COLOR if data.startswith(JPEG) else cv2.IMREAD_UNCHANGED
-    reason = "its content is damaged"
-    try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
-    except cv2.error as error:
-        image, reason = None, str(error).splitlines()[0]
-    if image is None:
-        raise UserError(f"{path} is not a whole image file ({reason}): unpack or make it again")
-    return image
+# ---------------------------------------------------------------- reading
 
 
 def read_image(path: Path, max_pixels: int = Config.max_pixels, scaled: bool = False) -> np.ndarray:
-    """Return an image as RGB uint8 (H, W, 3).
+    """Return an image as RGB uint8 (H, W, 3), upright.
 
     Grey, palette and opaque images are converted, for nothing is lost. Raises UserError for one
     that cannot be read, has more than max_pixels, 16 bits, transparent pixels or several pages.
     scaled: 16 bits of grey are no error, but scaled by their own range (see `to_bytes`).
     """
-    image = _decode(path, max_pixels)
-    if scaled and image.ndim == 2 and image.dtype in (np.uint16, np.int16):
-        image = to_bytes(image, image.min(), image.max())
-    channels = 1 if image.ndim == 2 else image.shape[2]
-    if image.dtype != np.uint8:
-        raise UserError(f"{path} has {8 * image.itemsize} bits per channel: save it with 8")
-    if channels not in TO_RGB:
-        raise UserError(f"{path} has {channels} channels: save it as RGB")
-    if channels == 4 and image[..., 3].min() < 255:
-        raise UserError(f"{path} has transparent pixels: save it again laid on a background")
-    return cv2.cvtColor(image, TO_RGB[channels])
+    data = read_bytes(path)
+    header = read_header(path, data, max_pixels)
+    require_plain(path, header, scaled)
+    pixels = _decode(path, data, header, as_colours=True)
+    if header.bits > 8:
+        pixels = to_bytes(pixels, pixels.min(), pixels.max())
+    elif pixels.dtype == bool:
+        pixels = 255 * pixels.astype(np.uint8)
+    if pixels.ndim == 3 and pixels.shape[2] in (2, 4):
+        if pixels[..., -1].min() < 255:
+            raise transparent(path)
+        pixels = pixels[..., :-1]
+    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+    is_grey = pixels.shape[2] == 1
+    return np.repeat(pixels, 3, axis=2) if is_grey else np.ascontiguousarray(pixels)
 
 
 def to_bytes(values: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -113,24 +66,201 @@ def to_bytes(values: np.ndarray, low: float, high: float) -> np.ndarray:
     return np.rint(255 * shares.clip(0, 1)).astype(np.uint8)
 
 
+def require_plain(path: Path, header: Header, scaled: bool = False) -> None:
+    """Raise UserError for an image that is not RGB or grey with 8 bits, from 0, per channel.
+
+    scaled: 16 bits of grey, signed or not, will do.
+    """
+    bits, colours = header.bits, header.colours
+    is_scaled = scaled and colours == "grey" and header.channels == 1 and 8 < bits <= 16
+    if colours not in ("grey", "palette", "RGB"):
+        raise UserError(f"{path} is stored as {colours}: save it as RGB")
+    if header.kind == "f" or not is_scaled and (bits > 8 or header.kind == "i"):
+        kind = {"f": ", floating-point", "i": ", signed", "u": ""}[header.kind]
+        raise UserError(f"{path} has {bits} bits per channel{kind}: save it with 8 bits, unsigned")
+    if header.channels - header.has_alpha != (3 if colours == "RGB" else 1):
+        raise UserError(f"{path} has {header.channels} channels: save it as RGB")
+
+
+def transparent(path: Path) -> UserError:
+    """Return the error to raise for an image or a mask with transparent pixels."""
+    return UserError(f"{path} has transparent pixels: save it again laid on a background")
+
+
+def read_values(path: Path, max_pixels: int = Config.max_pixels) -> np.ndarray:
+    """Return the values that a mask stores, bool or whole numbers of any type (H, W), upright.
+
+    Of a palette these are the indices. A mask in grey may be saved as RGB. Raises UserError for one
+    that cannot be read, has more than max_pixels, or of whose values something else is lost.
+    """
+    data = read_bytes(path)
+    header = read_header(path, data, max_pixels)
+    problem = None
+    if header.compression in LOSSY:
+        problem = "is compressed as JPEG, which changes values: save the mask as PNG from the start"
+    elif header.bits in (2, 4) and header.colours == "grey":
+        problem = f"has {header.bits} bits, which programs read as different values: save it with 8"
+    elif header.channels > 1 and header.bits > 8:
+        problem = f"has {header.channels} channels of {header.bits} bits: save it with one channel"
+    elif header.colours not in ("grey", "palette", "RGB"):
+        problem = f"is stored as {header.colours}: save it with one channel of whole numbers"
+    if problem:
+        raise UserError(f"{path} {problem}")
+    values = _decode(path, data, header, as_colours=False)
+    if header.bits == 1:  # also of a palette
+        values = values.astype(bool)
+    if values.ndim == 3:
+        values = _grey(path, values, header.has_alpha)
+    if values.dtype.kind == "f":
+        values = values.astype(np.float64)
+        with np.errstate(invalid="ignore"):
+            broken = ~((values % 1 == 0) & (np.abs(values) < 2**53))
+        if broken.any():
+            raise UserError(
+                f"{path} holds {values[broken][0]:g}, which is no whole number: save the mask with"
+                " whole numbers, 0 background"
+            )
+        values = values.astype(np.int64)
+    return values
+
+
+def _grey(path: Path, values: np.ndarray, has_alpha: bool) -> np.ndarray:
+    """Return the one value of each pixel of a mask saved with several channels (H, W)."""
+    if has_alpha:
+        values, alpha = values[..., :-1], values[..., -1]
+    value = values[..., 0]
+    if (values != value[..., None]).any():
+        raise UserError(
+            f"{path} is a mask in colour: save it with one channel of whole numbers, 0 background"
+            " and others as mask_values lists them"
+        )
+    # transparent background tells nothing else than its value does
+    if has_alpha and (alpha != 255).any() and (alpha != np.where(value, 255, 0)).any():
+        raise transparent(path)
+    return value
+
+
 def read_mask(path: Path, classes: int, max_pixels: int = Config.max_pixels) -> np.ndarray:
     """Return a class mask as uint8 (H, W), values below `classes`, or UNSURE.
 
-    Raises UserError for other content.
+    In a mask of two colours, 1 bit, the second is class 1. Raises UserError for other content.
     """
-    mask = _decode(path, max_pixels)
-    is_mask = mask.ndim == 2 and mask.dtype == np.uint8
-    if not is_mask or ((mask >= classes) & (mask != UNSURE)).any():
+    mask = read_values(path, max_pixels)
+    known = (mask >= 0) & (mask < classes)
+    if mask.dtype != bool:
+        known |= mask == UNSURE
+    if not known.all():
         raise UserError(
-            f"{path} is not a class mask (one channel, 8 bits, values 0..{classes - 1}, {UNSURE}"
-            " where unsure): mend it, or delete its folder if a step made it"
+            f"{path} is not a class mask (values 0..{classes - 1}, {UNSURE} where unsure), it holds"
+            f" {mask[~known][0]}: mend it, or delete its folder if a step made it"
         )
-    return mask
+    return mask.astype(np.uint8)
+
+
+def _decode(path: Path, data: bytes, header: Header, as_colours: bool) -> np.ndarray:
+    """Return the pixels of an image as its file holds them, (H, W) or (H, W, C), upright.
+
+    as_colours: of a palette, or where a colour stands for transparency, not the values but the
+    colours, RGB or RGBA. Raises UserError for content that cannot be decoded.
+    """
+    decoders = [_decode_by_pillow]
+    if header.compression and header.bits > 8:  # a TIFF
+        # Pillow knows no 64 bits, and takes the bytes of some numbers in the wrong order
+        may_fall_back = data.startswith(b"II") or header.kind == "u"
+        decoders = [_decode_by_tifffile, *decoders * may_fall_back]
+    errors = []
+    for decode in decoders:
+        try:
+            return decode(data, header, as_colours)
+        except MemoryError:
+            raise UserError(
+                f"{path}, {header.width} x {header.height} pixels, does not fit into memory: cut it"
+                " into parts"
+            ) from None
+        except Exception as error:  # both raise a dozen kinds for damaged content
+            errors.append(str(error) or type(error).__name__)
+    if header.compression in PLAIN:
+        raise UserError(f"{path} is not a whole image file ({errors[0]}): unpack or make it again")
+    raise UserError(
+        f"{path} is damaged, or compressed in a way that cannot be read here, {header.compression}"
+        f" ({errors[0]}): save it again without compression"
+    )
+
+
+def _decode_by_pillow(data: bytes, header: Header, as_colours: bool) -> np.ndarray:
+    with Image.open(BytesIO(data)) as file:
+        is_tiff = file.format == "TIFF"
+        if as_colours and header.bits <= 8:
+            if file.has_transparency_data:
+                file = file.convert("RGBA")
+            elif file.mode in ("P", "YCbCr"):
+                file = file.convert("RGB")
+        pixels = np.array(file)
+    if pixels.dtype != bool:
+        pixels = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
+        pixels = pixels.view(f"{header.kind}{pixels.itemsize}")  # Pillow takes some for others
+    # it turns TIFFs itself, and only these
+    return pixels if is_tiff else _turned(pixels, header.orientation)
+
+
+def _decode_by_tifffile(data: bytes, header: Header, _: bool) -> np.ndarray:
+    from tifffile import TiffFile  # here: it takes a tenth of a second
+
+    with TiffFile(BytesIO(data)) as file:
+        page = file.pages.first
+        parts = list(zip(page.dataoffsets, page.databytecounts, strict=True))
+        # tifffile fills what a file lacks with zeros
+        if any(not count or start + count > len(data) for start, count in parts):
+            raise EOFError("it is cut off")
+        return _turned(page.asarray(), header.orientation)
+
+
+def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Return stored pixels upright; orientation: 1..8, as TIFF and EXIF count."""
+    if orientation > 4:
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return pixels
+
+
+# ---------------------------------------------------------------- image and mask
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Return height and width of an image file in pixels, without decoding it."""
-    return check_header(path, read_bytes(path))
+    """Return height and width of an image file in pixels, upright, without decoding it."""
+    return read_header(path, read_bytes(path))[:2]
+
+
+def orientation_of(path: Path) -> int:
+    """Return how an image or label is stored: 1 upright, 2..8 as TIFF and EXIF count.
+
+    What is no file of IMAGE_ENDINGS, as a .mat or DICOM file, is upright.
+    """
+    is_image = path.suffix.lower() in IMAGE_ENDINGS
+    return read_header(path, read_bytes(path)).orientation if is_image else 1
+
+
+def require_one_orientation(
+    image: Path, label: Path, orientations: tuple[int, int], *shapes: tuple[int, ...]
+) -> None:
+    """Raise UserError if a label may lie turned on its image.
+
+    Whether a label without an orientation was drawn on the image as stored or as displayed, only
+    the sizes can tell, and only if the image is turned by 90 degrees. orientations: of the image
+    and its label. shapes: height and width of both when upright.
+    """
+    one, other = orientations
+    (height, width), of_label = shapes
+    is_told = max(one, other) > 4 and 1 in (one, other) and (height, width) == of_label
+    is_told = is_told and height != width
+    if one != other and not is_told:
+        raise UserError(
+            f"{image} carries the orientation {one} and its label {label} {other} (EXIF counts 1 as"
+            " upright), so the label may be turned: save both upright, without an orientation"
+        )
 
 
 def write_png(path: Path, image: np.ndarray) -> None:
@@ -152,8 +282,10 @@ def require_side(path: Path, pixels: np.ndarray, side: int) -> None:
         )
 
 
-def require_same_size(path: Path, image: np.ndarray, label: np.ndarray) -> None:
-    """Raise UserError for the image of a region, at `path`, whose label is of another size."""
+def require_match(path: Path, image: np.ndarray, label_path: Path, label: np.ndarray) -> None:
+    """Raise UserError for the image of a region, at `path`, on which its label does not lie."""
+    orientations = orientation_of(path), orientation_of(label_path)
+    require_one_orientation(path, label_path, orientations, image.shape[:2], label.shape)
     if image.shape[:2] != label.shape:
         raise UserError(
             f"{path} is {image.shape[1]} x {image.shape[0]} pixels but its label {label.shape[1]} x"
@@ -165,6 +297,8 @@ def look_at_pair(image: Path, mask: Path, cfg: Config) -> None:
     """Raise UserError if a patch and its mask cannot be used."""
     require_side(image, read_image(image, cfg.max_pixels), cfg.patch_size)
     require_side(mask, read_mask(mask, len(cfg.class_names), cfg.max_pixels), cfg.patch_size)
+    orientations = orientation_of(image), orientation_of(mask)
+    require_one_orientation(image, mask, orientations, *2 * [(cfg.patch_size, cfg.patch_size)])
 
 
 def whole_patches(path: Path, image: np.ndarray, side: int) -> int:

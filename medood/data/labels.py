@@ -16,7 +16,8 @@ from typing import TypeVar
 import numpy as np
 
 from config import Config, UserError
-from medood.data.images import UNSURE, check_header, read_bytes, refuse_huge
+from medood.data.headers import refuse_huge
+from medood.data.images import UNSURE, read_values
 
 BACKGROUND = 0
 BACKGROUND_COLOUR, UNSURE_COLOUR = "#ffffff", "#c0c0c0"
@@ -115,6 +116,23 @@ def _load_mat(path: Path, max_pixels: int) -> dict[str, np.ndarray]:
     return content
 
 
+def _second_colour(path: Path, expected: tuple[int, ...]) -> int:
+    """Return the value that the second colour of a mask of two colours stands for.
+
+    That is the one class there is, or else 1 or 255, as programs show this colour as either.
+    expected: the values that a mask may hold, background first. Raises UserError if 1 and 255 both
+    are classes.
+    """
+    if len(expected) == 2:
+        return expected[1]
+    if {1, 255} <= set(expected):
+        raise UserError(
+            f"{path} has two colours, of which one may be 1 or 255, and mask_values lists both:"
+            " save it with 8 bits"
+        )
+    return 255 if 255 in expected else 1
+
+
 def read_own_mask(
     path: Path, mask_values: tuple[int, ...], n_classes: int, max_pixels: int = Config.max_pixels
 ) -> Label:
@@ -123,23 +141,12 @@ def read_own_mask(
     mask_values: what stands for each class; if empty, 1 up to n_classes - 1. A value UNSURE that
     stands for no class is unsure. Raises UserError for a mask with any other value.
     """
-    from PIL import Image  # OpenCV would turn the values of a palette image into colours
     from skimage.measure import label
 
-    check_header(path, read_bytes(path), max_pixels)
-    try:
-        with Image.open(path) as file:
-            mask = np.array(file)
-    except Exception as error:  # Pillow raises a dozen kinds for a damaged file
-        raise UserError(f"{path} is not a readable mask ({error}): save it again") from None
-    if mask.ndim == 3 and (mask[..., :1] == mask[..., :3]).all():
-        mask = mask[..., 0]  # grey, saved as RGB
-    if mask.ndim != 2 or mask.dtype.kind not in "bui":
-        raise UserError(
-            f"{path} is a mask in colour: save it with one channel of whole numbers, 0 background"
-            " and others as mask_values lists them"
-        )
+    mask = read_values(path, max_pixels)
     expected = (BACKGROUND, *(mask_values or range(1, n_classes)))
+    if mask.dtype == bool:
+        mask = np.where(mask, _second_colour(path, expected), BACKGROUND)
     class_mask = np.full(mask.shape, UNSURE, np.uint8)
     for value, stored in enumerate(expected):
         class_mask[mask == stored] = value

@@ -1,0 +1,174 @@
+"""What an image file says of itself, read before any pixel of it is decoded."""
+
+import math
+import struct
+import zlib
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from PIL import Image
+
+from config import UserError
+
+if TYPE_CHECKING:
+    from tifffile import TiffFile, TiffPage
+
+Image.MAX_IMAGE_PIXELS = None  # the limit is Config.max_pixels
+
+PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"  # how such files begin
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # and BigTIFF
+ORIENTATION = 0x0112  # the tag of TIFF and EXIF
+# of Pillow's modes; bits are 8 in all others
+BITS = {"1": 1, "I;16": 16, "I;16B": 16, "I;16L": 16, "I": 32, "F": 32}
+COLOURS = {"1": "grey", "L": "grey", "I": "grey", "F": "grey", "P": "palette", "RGB": "RGB"}
+
+
+class Header(NamedTuple):
+    """What a file claims to hold; height and width in pixels of the upright image."""
+
+    height: int
+    width: int
+    orientation: int  # 1 is stored upright; 2..8, as EXIF counts, mirrored or turned
+    pages: int
+    bits: int  # per channel
+    kind: str  # of a channel's numbers: "u", "i" (signed) or "f", as NumPy has it
+    colours: str  # grey, palette, RGB, or the name of another kind
+    channels: int
+    has_alpha: bool  # the last channel is opacity
+    compression: str  # of a TIFF as tifffile names it, JPEG, or empty: the format's own
+
+
+def read_header(path: Path, data: bytes | None = None, max_pixels: float = math.inf) -> Header:
+    """Return what an image file says of itself.
+
+    data: its content; without, a TIFF is read in parts, as whole slides do not fit into memory.
+    Raises UserError for a file that is cut off, claims more than max_pixels or has several pages.
+    """
+    begin = data[:8] if data is not None else _begin(path)
+    try:
+        if begin.startswith(TIFF):
+            from tifffile import TiffFile  # here: it takes a tenth of a second
+
+            with TiffFile(path if data is None else BytesIO(data)) as file:
+                header = _of_tiff(file)
+        else:
+            data = path.read_bytes() if data is None else data
+            with Image.open(BytesIO(data)) as file:
+                header = _of_image(file, data)
+    except Exception:  # Pillow and tifffile raise a dozen kinds for a damaged header
+        raise UserError(f"{path} is not a whole image file: unpack or make it again") from None
+    if header.pages > 1:
+        raise UserError(f"{path} holds {header.pages} pages: save the page to be used as a file")
+    refuse_huge(path, header.height * header.width, max_pixels)
+    return header
+
+
+def refuse_huge(path: Path, pixels: int, max_pixels: float) -> None:
+    """Raise UserError for a file that claims to hold more pixels than allowed."""
+    if pixels > max_pixels:
+        raise UserError(
+            f"{path} claims to have {pixels:,} pixels, more than max_pixels = {max_pixels:,}:"
+            " raise that setting if the claim is right, or remove the file"
+        )
+
+
+def _begin(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(8)
+
+
+def _upright(height: int, width: int, orientation: int) -> tuple[int, int, int]:
+    """Return height and width of the upright image, and its orientation, 1 where that is none."""
+    orientation = orientation if orientation in range(2, 9) else 1
+    return (width, height, orientation) if orientation > 4 else (height, width, orientation)
+
+
+def _of_image(file: Image.Image, data: bytes) -> Header:
+    """Return the header of a file that is no TIFF, opened by Pillow."""
+    is_png, is_jpeg = data.startswith(PNG), data.startswith(JPEG)
+    exif = _exif_of_png(data) if is_png else file.getexif()
+    channels = file.getbands()
+    colours = file.mode.removesuffix("A").split(";")[0]
+    return Header(
+        *_upright(file.height, file.width, exif.get(ORIENTATION, 1)),
+        # a JPEG's second page is a preview
+        pages=1 if is_jpeg else getattr(file, "n_frames", 1),
+        bits=data[24] if is_png else BITS.get(file.mode, 8),  # Pillow cuts colours of 16 down to 8
+        kind="f" if file.mode == "F" else "u",
+        colours=COLOURS.get(colours, colours),
+        channels=len(channels),
+        has_alpha=channels[-1] == "A",
+        compression="JPEG" if is_jpeg else "",
+    )
+
+
+def _exif_of_png(data: bytes) -> Image.Exif:
+    """Return the EXIF entries of a PNG; an error if it is cut off or damaged.
+
+    Bytes behind its end are no damage. Pillow looks at no checksum of pixels, and for the entries
+    it decodes them.
+    """
+    place, name, exif = len(PNG), b"", Image.Exif()
+    while name != b"IEND":
+        length, name = struct.unpack_from(">I4s", data, place)
+        end = place + 8 + length
+        (checksum,) = struct.unpack_from(">I", data, end)
+        content = memoryview(data)[place + 8 : end]
+        # what begins in lower case decides no pixel
+        if name[:1].isupper() and zlib.crc32(content, zlib.crc32(name)) != checksum:
+            raise ValueError(name)
+        if name == b"eXIf":
+            exif.load(bytes(content))
+        place = end + 4
+    return exif
+
+
+def _of_tiff(file: "TiffFile") -> Header:
+    """Return the header of a TIFF; the reduced copies in a pyramid are no pages."""
+    from tifffile import COMPRESSION, PHOTOMETRIC
+
+    first = file.pages.first
+    samples, extra = first.samplesperpixel, first.extrasamples
+    own = 3 if first.photometric in (PHOTOMETRIC.RGB, PHOTOMETRIC.YCBCR) else 1
+    names = {
+        PHOTOMETRIC.MINISBLACK: "grey",
+        PHOTOMETRIC.MINISWHITE: "grey" if first.bitspersample <= 8 else "grey with white as 0",
+        PHOTOMETRIC.PALETTE: "palette",
+        PHOTOMETRIC.RGB: "RGB",
+        PHOTOMETRIC.YCBCR: "RGB",  # JPEG within TIFF: decoded to RGB
+        PHOTOMETRIC.SEPARATED: "CMYK",
+    }
+    orientation = first.tags.valueof(ORIENTATION, default=1)
+    return Header(
+        *_upright(first.imagelength, first.imagewidth, orientation),
+        pages=_pages(file, first),
+        bits=first.bitspersample,
+        kind="u" if first.dtype is None or first.dtype.kind == "b" else first.dtype.kind,
+        colours=names.get(first.photometric, PHOTOMETRIC(first.photometric).name),
+        channels=samples,
+        # an unspecified one may be anything, such as another stain
+        has_alpha=samples == own + 1 and len(extra) == 1 and extra[0] in (1, 2),
+        compression=COMPRESSION(first.compression).name,
+    )
+
+
+def _pages(file: "TiffFile", first: "TiffPage") -> int:
+    """Return how many images a TIFF holds, copies of the first in other sizes not counted.
+
+    These are marked as reduced. Beside a tiled image, smaller ones in strips are the thumbnail, the
+    label and the overview of a slide, as Aperio's scanners store them, which mark no copy.
+    """
+
+    def is_copy(page: "TiffPage") -> bool:
+        is_smaller = page.imagelength < first.imagelength and page.imagewidth < first.imagewidth
+        beside = first.is_tiled and is_smaller and (file.is_svs or not page.is_tiled)
+        return bool(page.is_reduced or beside)
+
+    pages = len(file.pages)
+    if pages == 1 and not file.is_ome:  # a stack may have one header only; OME's may be in files
+        plane = first.imagelength * first.imagewidth * first.samplesperpixel
+        return max(1, file.series[0].size // plane)
+    if first.is_reduced:  # the image it is a copy of comes behind it
+        return pages
+    return 1 + sum(not is_copy(page) for page in file.pages[1:])

@@ -1,0 +1,247 @@
+"""Masks: the values that a file stores, of any type, or a sentence that is true of the file."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from PIL import Image
+from tifffile import TiffFile, TiffWriter, imwrite
+
+from config import UserError
+from generate_semantic_labels import generate_semantic_labels, semantic_mask
+from medood.data.images import look_at_pair, read_mask, read_values, write_png
+from medood.data.labels import read_own_mask
+from tests.conftest import TINY
+
+MASK = np.zeros((20, 30), np.uint8)
+MASK[4:9, 4:9] = 1
+MASK[12:15, 20:29] = 2
+WHOLE = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
+NUMBERS = (*WHOLE, "float16", "float32", "float64")
+
+
+def classes_in(path, values=(), n_classes=3):
+    return semantic_mask(*read_own_mask(path, values, n_classes))
+
+
+@pytest.mark.parametrize("more", [{}, {"compression": "zlib"}, {"tile": (16, 16)}])
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("number", NUMBERS)
+def test_whole_numbers_of_every_type_are_read(tmp_path, number, order, more):
+    path, value = tmp_path / "mask.tif", 300 if np.dtype(number).itemsize > 1 else 100
+    imwrite(path, (MASK * np.int64(value // 2)).astype(number), byteorder=order, **more)
+    np.testing.assert_array_equal(classes_in(path, (value // 2, value)), MASK)
+    imwrite(path, MASK.astype(number), byteorder=order, **more)
+    np.testing.assert_array_equal(read_mask(path, 3), MASK)
+
+
+@pytest.mark.parametrize("number", WHOLE)
+@settings(deadline=None, max_examples=20)
+@given(data=st.data())
+def test_the_values_of_a_tiff_are_those_that_were_written(tmp_path_factory, number, data):
+    values = data.draw(arrays(number, (3, 5)))
+    path = tmp_path_factory.mktemp("mask") / "mask.tif"
+    imwrite(path, values, photometric="minisblack")
+    np.testing.assert_array_equal(read_values(path), values)
+
+
+@pytest.mark.parametrize("number", ["int8", "int16", "int32", "int64", "float32", "float64"])
+def test_a_negative_value_is_named(tmp_path, number):
+    values = MASK.astype(number)
+    values[2, 3] = -1
+    imwrite(tmp_path / "mask.tif", values)
+    with pytest.raises(UserError, match=r"holds the value -1 in 1 pixels .x 3, y 2"):
+        read_own_mask(tmp_path / "mask.tif", (), 3)
+    with pytest.raises(UserError, match=r"is not a class mask .*, it holds -1"):
+        read_mask(tmp_path / "mask.tif", 3)
+
+
+@pytest.mark.parametrize("value", [0.5, np.nan, np.inf, 1e30])
+@pytest.mark.parametrize("number", ["float32", "float64"])
+def test_what_is_no_whole_number_is_named(tmp_path, number, value):
+    values = MASK.astype(number)
+    values[2, 3] = value
+    imwrite(tmp_path / "mask.tif", values)
+    for read in (lambda path: read_own_mask(path, (), 3), lambda path: read_mask(path, 3)):
+        with pytest.raises(UserError, match=f"holds {value:g}".replace("+", r"\+") + ", which is"):
+            read(tmp_path / "mask.tif")
+
+
+def test_a_cut_off_tiff_of_64_bits_is_refused(tmp_path):
+    path = tmp_path / "mask.tif"
+    imwrite(path, MASK.astype(np.int64))
+    path.write_bytes(path.read_bytes()[:-8])  # what tifffile alone would fill with background
+    with pytest.raises(UserError, match="mask.tif is not a whole image file"):
+        read_own_mask(path, (), 3)
+
+
+@pytest.mark.parametrize("compression", ["tiff_lzw", "packbits", "tiff_adobe_deflate"])
+@pytest.mark.parametrize("number", ["uint8", "uint16", "int32", "float32"])
+def test_a_compressed_tiff_is_read(tmp_path, number, compression):
+    image = Image.fromarray(MASK.astype(number) * 50)
+    image.save(tmp_path / "mask.tif", compression=compression)
+    np.testing.assert_array_equal(classes_in(tmp_path / "mask.tif", (50, 100)), MASK)
+
+
+def test_a_compression_that_cannot_be_read_is_named(tmp_path):
+    path = tmp_path / "mask.tif"
+    imwrite(path, MASK.astype(np.int64), compression="zlib")
+    with TiffFile(path, mode="r+b") as tiff:
+        tiff.pages[0].tags["Compression"].overwrite(34925)  # LZMA, which it is not
+    with pytest.raises(UserError, match="is damaged, or compressed in a way .* LZMA .*: save it"):
+        read_own_mask(path, (), 3)
+
+
+# ---------------------------------------------------------------- two colours
+
+
+def save_two(path, kind):
+    """Write where MASK is 1 as a mask of two colours."""
+    pixels = Image.fromarray(MASK == 1)
+    if kind == "palette":
+        pixels = Image.fromarray((MASK == 1).astype(np.uint8))
+        pixels.putpalette([255, 255, 255, 0, 0, 0])
+        pixels.save(path, bits=1)
+    else:
+        pixels.save(path, **({"compression": "group4"} if kind == "fax" else {}))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("a.png", ""), ("a.png", "palette"), ("a.tif", ""), ("a.tif", "fax"), ("a.bmp", "")],
+)
+@pytest.mark.parametrize(
+    ("values", "n_classes", "expected"),
+    [
+        ((), 2, 1),
+        ((1,), 2, 1),
+        ((255,), 2, 1),
+        ((7,), 2, 1),  # the one class there is
+        ((), 7, 1),
+        ((128, 255), 3, 2),
+        ((2, 1), 3, 2),
+    ],
+)
+def test_the_second_of_two_colours_is_what_the_user_says(
+    tmp_path, name, kind, values, n_classes, expected
+):
+    save_two(tmp_path / name, kind)
+    found = classes_in(tmp_path / name, values, n_classes)
+    np.testing.assert_array_equal(found, expected * (MASK == 1))
+    np.testing.assert_array_equal(read_mask(tmp_path / name, 7), MASK == 1)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [((1, 255), "has two colours.* lists both"), ((2, 3), "holds the value 1 in 25 pixels")],
+)
+def test_two_colours_that_may_be_any_class_are_refused(tmp_path, values, message):
+    save_two(tmp_path / "a.png", "")
+    with pytest.raises(UserError, match=message):
+        read_own_mask(tmp_path / "a.png", values, 3)
+
+
+# ---------------------------------------------------------------- other kinds
+
+
+def test_the_indices_of_a_palette_are_the_classes_in_prepared_patches_too(tmp_path):
+    mask = np.random.default_rng(0).integers(0, 7, (32, 32), np.uint8)
+    mask[0, 0] = 255
+    image = Image.fromarray(mask)
+    image.putpalette(np.random.default_rng(1).integers(0, 256, 768, np.uint8).tolist())
+    (tmp_path / "m").mkdir()
+    image.save(tmp_path / "m" / "a.png", transparency=0)
+    write_png(tmp_path / "a.png", np.zeros((32, 32, 3), np.uint8))
+    np.testing.assert_array_equal(read_mask(tmp_path / "m" / "a.png", 7), mask)
+    look_at_pair(tmp_path / "a.png", tmp_path / "m" / "a.png", TINY)
+
+
+OPAQUE, WHITE = np.full_like(MASK, 255), np.full_like(MASK, 255)
+SHOWN = np.where(MASK, 255, 0).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("channels", "message"),
+    [
+        ([MASK, OPAQUE], None),
+        ([MASK, MASK, MASK, OPAQUE], None),
+        ([MASK, SHOWN], None),  # nothing is drawn on the background
+        ([MASK, MASK, MASK, SHOWN], None),
+        ([MASK * 0, SHOWN], "has transparent pixels"),  # black where opaque: the mask is there
+        ([WHITE, SHOWN], "has transparent pixels"),
+        ([WHITE, WHITE, WHITE, SHOWN], "has transparent pixels"),
+        ([MASK, MASK, MASK, SHOWN // 2], "has transparent pixels"),
+        ([MASK, MASK * 2, MASK], "is a mask in colour"),
+        ([MASK, MASK, MASK * 2, OPAQUE], "is a mask in colour"),
+    ],
+)
+@pytest.mark.parametrize("ending", ["png", "tif"])
+def test_a_mask_with_transparency_hides_nothing(tmp_path, ending, channels, message):
+    path = tmp_path / f"a.{ending}"
+    Image.fromarray(np.dstack(channels)).save(path)
+    if message is None:
+        np.testing.assert_array_equal(classes_in(path), MASK)
+        return
+    with pytest.raises(UserError, match=message):
+        read_own_mask(path, (), 3)
+    with pytest.raises(UserError, match=message):
+        read_mask(path, 3)
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_a_grey_mask_of_few_bits_is_refused(tmp_path, bits):
+    """Decoders scale its values: 3 of 2 bits becomes 255, which is unsure."""
+    path = tmp_path / "a.tif"
+    packed = np.full((8, 8 * bits // 8), 255, np.uint8)
+    tags = [(258, 3, 1, bits, True), (256, 3, 1, 8, True)]
+    with TiffWriter(path) as tiff:
+        tiff.write(packed, photometric="minisblack", metadata=None, rowsperstrip=8)
+    with TiffFile(path, mode="r+b") as tiff:
+        for code, _, _, value, _ in tags:
+            tiff.pages[0].tags[code].overwrite(value)
+    with pytest.raises(UserError, match=f"has {bits} bits, which programs read as different"):
+        read_own_mask(path, (), 3)
+
+
+@pytest.mark.parametrize("ending", ["jpg", "tif"])
+def test_a_mask_compressed_as_jpeg_is_refused_though_its_values_may_be_classes(tmp_path, ending):
+    more = {"compression": "jpeg"} if ending == "tif" else {"quality": 100}
+    Image.fromarray(MASK).save(tmp_path / f"a.{ending}", **more)
+    with pytest.raises(UserError, match="is compressed as JPEG, which changes values: save the m"):
+        read_own_mask(tmp_path / f"a.{ending}", (), 3)
+    with pytest.raises(UserError, match="is compressed as JPEG, which changes values: save the m"):
+        read_mask(tmp_path / f"a.{ending}", 3)
+
+
+def test_a_mask_of_other_colours_or_depths_is_refused_in_a_true_sentence(tmp_path):
+    rgb16 = np.dstack([MASK.astype(np.uint16) * 256] * 3)
+    for pixels, options, message in (
+        (rgb16, {"photometric": "rgb"}, "has 3 channels of 16 bits: save it with one channel"),
+        (np.dstack([MASK] * 4), {"photometric": "separated"}, "is stored as CMYK: save it with o"),
+        (np.stack([MASK] * 2), {"photometric": "minisblack"}, "holds 2 pages: save the page"),
+        (MASK.astype(np.uint16), {"photometric": "miniswhite"}, "is stored as grey with white as"),
+    ):
+        imwrite(tmp_path / "a.tif", pixels, **options)
+        with pytest.raises(UserError, match=message):
+            read_own_mask(tmp_path / "a.tif", (), 3)
+
+
+def test_masks_of_several_types_go_through_the_step(tmp_path):
+    folders = {"workspace": tmp_path, "images": tmp_path / "i", "masks": tmp_path / "m"}
+    for name in ("images", "masks"):
+        folders[name].mkdir()
+    for stem in "abc":
+        write_png(folders["images"] / f"{stem}.png", np.zeros((20, 30, 3), np.uint8))
+    imwrite(folders["masks"] / "a.tif", MASK.astype(np.int64) * 100)
+    imwrite(folders["masks"] / "b.tif", MASK.astype(np.float32) * 100)
+    Image.fromarray(MASK * 100).save(folders["masks"] / "c.PNG")
+    classes = (("one", "#d55e00"), ("two", "#0072b2"))
+    cfg = dataclasses.replace(TINY, classes=classes, mask_values=(100, 200), **folders)
+    generate_semantic_labels(cfg)
+    for stem in "abc":
+        np.testing.assert_array_equal(
+            read_mask(tmp_path / "Semantic_Labels" / f"{stem}.png", 3), MASK
+        )
