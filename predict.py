@@ -92,9 +92,10 @@ def segment(cfg: PredictConfig, predictor: Predictor, path: Path, stem: Path) ->
     from medood.predicting.tiles import strips
 
     source = open_image(path, cfg.max_pixels)
-    image_mpp = cfg.image_mpp or source.mpp or cfg.mpp
-    sides = source.height, source.width
-    height, width = shape = tuple(max(1, round(side * image_mpp / cfg.mpp)) for side in sides)
+    given = cfg.image_mpp or source.mpp or cfg.mpp
+    down, across = given if isinstance(given, tuple) else (given, given)
+    sides = (source.height, down), (source.width, across)
+    height, width = shape = tuple(max(1, round(side * mpp / cfg.mpp)) for side, mpp in sides)
     scale = np.array([source.width / width, source.height / height])
     tile = max(128, min(cfg.tile, 32 * math.ceil(max(height, width) / 32)))
     min_distance = MIN_DISTANCE / cfg.mpp if cfg.watershed else None
@@ -108,10 +109,11 @@ def segment(cfg: PredictConfig, predictor: Predictor, path: Path, stem: Path) ->
         outputs.finish()
     counts = outputs.counts
     listed = ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "none"
+    microns = f"{across:g}" if across == down else f"{across:g} x {down:g}"
     known = "" if cfg.image_mpp or source.mpp else " (assumed: set image_mpp if it has another)"
     print(
         f"{path.name}: {counts.total()} nuclei ({listed}) in {source.width} x {source.height}"
-        f" pixels of {image_mpp:g} microns{known}"
+        f" pixels of {microns} microns{known}"
     )
     return counts
 

@@ -219,6 +219,32 @@ def test_an_image_of_another_scale_is_brought_to_the_networks_and_back(tmp_path,
     assert max(float(row["x"]) for row in rows) > 260  # in pixels of the image as it is
 
 
+@pytest.mark.usefixtures("colour_network")
+@pytest.mark.parametrize(("across", "down"), [(2, 1), (1, 2), (2, 3)])
+def test_a_slide_whose_pixels_are_no_squares_is_brought_to_squares(
+    tmp_path, network, capsys, across, down
+):
+    small, image = coloured(200, 260)
+    image = np.kron(image, np.ones((down, across, 1), np.uint8))
+    resolution = 20_000 * across, 20_000 * down  # pixels per cm; the network's is 0.5 microns
+    write_slide(tmp_path / "slide.tif", image, resolution=resolution, resolutionunit="CENTIMETER")
+    predict_images(settings(tmp_path, network, tmp_path / "slide.tif", min_area=0.0))
+    stem = tmp_path / "out" / "slide"
+    np.testing.assert_array_equal(imread(f"{stem}_mask.tif"), small)
+    with open(f"{stem}_nuclei.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert sum(float(row["area_um2"]) for row in rows) == pytest.approx(0.25 * (small > 0).sum())
+    assert sum(float(row["area_px"]) for row in rows) == across * down * (small > 0).sum()
+    ys, xs = np.nonzero(small)
+    for name, places, step in (("x", xs, across), ("y", ys, down)):
+        # the centre of all nuclei: x and y of each, weighted with its area
+        areas = np.array([float(row["area_um2"]) for row in rows])
+        centre = np.average([float(row[name]) for row in rows], weights=areas)
+        assert centre == pytest.approx(places.mean() * step, abs=step)
+    said = f"pixels of {0.5 / across:g} x {0.5 / down:g} microns\n"
+    assert said in capsys.readouterr().out
+
+
 def test_what_is_done_is_kept_and_other_settings_do_it_again(tmp_path, network, capsys):
     write_png(tmp_path / "image.png", coloured(100, 100)[1])
     cfg = settings(tmp_path, network, tmp_path / "image.png")

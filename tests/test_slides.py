@@ -9,6 +9,17 @@ from medood.data.images import write_png
 from medood.predicting.slides import File, Slide, open_image
 from tests.conftest import write_slide
 
+APERIO = "Aperio Image Library v11.2.1\n512x512 |AppMag = 40|MPP = 0.2520"
+TILED = {"tile": (128, 128), "photometric": "rgb", "metadata": None}
+STRIPS = TILED | {"tile": None}
+
+
+def write_pages(path, *pages, description=None):
+    """Write a TIFF of images, each with what tifffile is to be told of it."""
+    with TiffWriter(path) as tiff:
+        for number, (image, options) in enumerate(pages):
+            tiff.write(image, **options, description=description if number == 0 else None)
+
 
 def test_a_slide_is_read_in_rows_as_it_is(tmp_path):
     image = np.random.default_rng(0).integers(0, 256, (700, 530, 3), np.uint8)
@@ -34,8 +45,11 @@ def test_a_pyramid_is_read_from_the_level_that_is_fine_enough(tmp_path):
 @pytest.mark.parametrize(
     ("stored", "mpp"),
     [
-        ({"description": "Aperio Image |AppMag = 40|MPP = 0.2520", "metadata": None}, 0.252),
-        ({"resolution": (20_000, 20_000), "resolutionunit": "CENTIMETER"}, 0.5),
+        ({"description": APERIO, "metadata": None}, (0.252, 0.252)),
+        ({"resolution": (20_000, 20_000), "resolutionunit": "CENTIMETER"}, (0.5, 0.5)),
+        # a scanner that steps farther down than across
+        ({"resolution": (40_000, 20_000), "resolutionunit": "CENTIMETER"}, (0.5, 0.25)),
+        ({"resolution": (40_000, 20), "resolutionunit": "CENTIMETER"}, None),
         ({"resolution": (72, 72), "resolutionunit": "INCH"}, None),  # a default, not a scanner's
         ({}, None),
     ],
@@ -74,3 +88,152 @@ def test_an_ordinary_image_is_resized_once_and_whole(tmp_path):
     half = image.reshape(50, 2, 40, 2, 3).mean((1, 3))
     parts = [source.rows(top, top + 10, 50, 40) for top in range(0, 50, 10)]
     assert np.abs(np.concatenate(parts) - half).max() <= 1
+
+
+# ---------------------------------------------------------------- tiled or not, the same
+
+
+RGB = np.random.default_rng(0).integers(0, 256, (140, 150, 3), np.uint8)
+GREY = RGB[..., 0]
+OPAQUE = np.full_like(GREY, 255)
+PALETTE = np.random.default_rng(1).integers(0, 256, (3, 256), np.uint8)
+WIDE = GREY.astype(np.uint16)
+OF_GREY, OF_RGB = {"photometric": "minisblack"}, {"photometric": "rgb"}
+TWO = OF_GREY | {"planarconfig": "contig"}
+CMYK = {"photometric": "separated", "planarconfig": "contig"}
+REFUSED = {
+    "16 bits": (WIDE * 257, OF_GREY, "has 16 bits per channel: save it with 8"),
+    "12 bits stored in 16": (WIDE * 16, OF_GREY, "has 16 bits per channel: save it with 8"),
+    "16 bits of colour": (RGB.astype(np.uint16), OF_RGB, "has 16 bits per channel: save it with 8"),
+    "16 bits, signed": (GREY.astype(np.int16), OF_GREY, "has 16 bits per channel, signed"),
+    "8 bits, signed": ((GREY // 2).astype(np.int8), OF_GREY, "has 8 bits per channel, signed"),
+    "32 bits": (GREY.astype(np.uint32), OF_GREY, "has 32 bits per channel: save it with 8"),
+    "64 bits": (GREY.astype(np.int64), OF_GREY, "has 64 bits per channel, signed"),
+    "floats": (GREY / np.float32(255), OF_GREY, "has 32 bits per channel, floating-point"),
+    "doubles": (GREY / 255, OF_GREY, "has 64 bits per channel, floating-point"),
+    "a stack": (np.stack([GREY] * 3), OF_GREY, "holds 3 pages: save the page"),
+    "a stack in colour": (np.stack([RGB, RGB[::-1]]), OF_RGB, "holds 2 pages: save the page"),
+    "ImageJ's stack": (np.stack([GREY] * 3), {"imagej": True}, "holds 3 pages: save the page"),
+    "OME's stack": (np.stack([GREY] * 3), {"ome": True} | OF_GREY, "holds 3 pages: save the page"),
+    "a stack with one header": (np.stack([GREY] * 3), OF_GREY | {"truncate": True}, "3 pages"),
+    "transparency": (
+        np.dstack([RGB, GREY]),
+        OF_RGB | {"extrasamples": ["unassalpha"]},
+        "has transparent pixels",
+    ),
+    "CMYK": (np.dstack([RGB, GREY]), CMYK, "is stored as CMYK: save it as RGB"),
+    "Lab": (RGB, {"photometric": "cielab"}, "is stored as CIELAB: save it as RGB"),
+    "three stains": (RGB, TWO, "has 3 channels: save it as RGB"),
+    "two stains": (RGB[..., :2], TWO, "has 2 channels: save it as RGB"),
+    "colours and a stain": (
+        np.dstack([RGB, GREY]),
+        OF_RGB | {"extrasamples": ["unspecified"]},
+        "has 4 channels: save it as RGB",
+    ),
+}
+READ = {
+    "RGB": (RGB, OF_RGB, RGB),
+    "BigTIFF": (RGB, OF_RGB | {"bigtiff": True}, RGB),
+    "Deflate": (RGB, OF_RGB | {"compression": "zlib"}, RGB),
+    "OME": (RGB, OF_RGB | {"ome": True}, RGB),
+    "channels apart": (np.moveaxis(RGB, 2, 0), OF_RGB | {"planarconfig": "separate"}, RGB),
+    "grey": (GREY, OF_GREY, GREY),
+    "grey, white as 0": (GREY, {"photometric": "miniswhite"}, 255 - GREY),
+    "two colours": (GREY > 99, OF_GREY, 255 * (GREY > 99).astype(np.uint8)),
+    "a palette": (
+        GREY,
+        {"photometric": "palette", "colormap": PALETTE.astype(np.uint16) * 257},
+        PALETTE.T[GREY],
+    ),
+    "opaque RGBA": (
+        np.dstack([RGB, OPAQUE]),
+        OF_RGB | {"extrasamples": ["unassalpha"]},
+        RGB,
+    ),
+    "opaque grey": (
+        np.dstack([GREY, OPAQUE]),
+        TWO | {"extrasamples": ["unassalpha"]},
+        GREY,
+    ),
+}
+
+
+def write_kind(path, pixels, options, tile):
+    """Write pixels as a TIFF of some kind."""
+    of_file = {name: options[name] for name in ("bigtiff", "imagej", "ome") if name in options}
+    of_page = {name: value for name, value in options.items() if name not in of_file}
+    is_never_tiled = "imagej" in options or "truncate" in options
+    with TiffWriter(path, **of_file) as tiff:
+        tiff.write(pixels, tile=None if is_never_tiled else tile, **of_page)
+
+
+@pytest.mark.parametrize("tile", [(64, 64), None], ids=["tiled", "strips"])
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_loses_something_is_refused_tiled_or_not(tmp_path, kind, tile):
+    pixels, options, message = REFUSED[kind]
+    write_kind(tmp_path / "a.tif", pixels, options, tile)
+    with pytest.raises(UserError, match=message):
+        open_image(tmp_path / "a.tif").rows(0, 140, 140, 150)
+
+
+@pytest.mark.parametrize("tile", [(64, 64), None], ids=["tiled", "strips"])
+@pytest.mark.parametrize("kind", READ)
+def test_what_loses_nothing_is_read_as_it_is_tiled_or_not(tmp_path, kind, tile):
+    pixels, options, expected = READ[kind]
+    write_kind(tmp_path / "a.tif", pixels, options, tile)
+    source = open_image(tmp_path / "a.tif")
+    assert (source.height, source.width) == (140, 150)
+    expected = expected if expected.ndim == 3 else np.repeat(expected[..., None], 3, axis=2)
+    np.testing.assert_array_equal(source.rows(0, 140, 140, 150), expected)
+
+
+# ---------------------------------------------------------------- pages
+
+
+SLIDE = np.random.default_rng(0).integers(0, 256, (512, 512, 3), np.uint8)
+HALF, LABEL = SLIDE[::2, ::2].copy(), SLIDE[:100, :90].copy()
+
+
+@pytest.mark.parametrize(
+    ("pages", "description"),
+    [
+        ([(SLIDE, TILED), (HALF, TILED | {"subfiletype": 1})], None),
+        ([(SLIDE, TILED | {"subifds": 1}), (HALF, TILED | {"subfiletype": 1})], None),
+        ([(SLIDE, TILED), (LABEL, STRIPS), (HALF, TILED | {"subfiletype": 1})], None),
+        # Aperio: thumbnail, level, label and overview, of which it marks the last two
+        (
+            [
+                *((SLIDE, TILED), (HALF, STRIPS), (HALF, TILED)),
+                *((LABEL, STRIPS | {"subfiletype": 1}), (LABEL, STRIPS | {"subfiletype": 9})),
+            ],
+            APERIO,
+        ),
+    ],
+)
+def test_levels_and_pictures_of_the_slide_itself_are_no_pages(tmp_path, pages, description):
+    write_pages(tmp_path / "slide.tif", *pages, description=description)
+    source = open_image(tmp_path / "slide.tif")
+    assert isinstance(source, Slide)
+    np.testing.assert_array_equal(source.rows(0, 512, 512, 512), SLIDE)
+
+
+@pytest.mark.parametrize(
+    ("pages", "description"),
+    [
+        ([(SLIDE, TILED), (HALF, TILED)], None),  # no copy: nothing says so
+        ([(HALF, TILED), (SLIDE, TILED)], None),
+        ([(HALF, TILED | {"subfiletype": 1}), (SLIDE, TILED)], None),  # the copy would be read
+        ([(SLIDE, STRIPS), (LABEL, STRIPS)], None),
+        ([(SLIDE, TILED), (SLIDE[::-1], TILED)], APERIO),  # a stack of focal planes
+    ],
+)
+def test_pages_that_are_images_of_their_own_are_refused(tmp_path, pages, description):
+    write_pages(tmp_path / "slide.tif", *pages, description=description)
+    with pytest.raises(UserError, match="holds 2 pages: save the page to be used as a file"):
+        open_image(tmp_path / "slide.tif")
+
+
+def test_a_slide_of_a_scanner_with_16_bits_is_refused(tmp_path):
+    write_pages(tmp_path / "a.svs", (SLIDE.astype(np.uint16), TILED), description=APERIO)
+    with pytest.raises(UserError, match="has 16 bits per channel: save it with 8"):
+        open_image(tmp_path / "a.svs")

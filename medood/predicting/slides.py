@@ -7,16 +7,19 @@ import numpy as np
 import openslide
 
 from config import Config, UserError
-from medood.data.images import IMAGE_ENDINGS, read_image
+from medood.data.headers import read_header
+from medood.data.images import IMAGE_ENDINGS, read_image, require_plain, transparent
 
 SLIDE_ENDINGS = (".svs", ".ndpi", ".mrxs", ".scn", ".bif")
 ENDINGS = (*IMAGE_ENDINGS, *SLIDE_ENDINGS)
+# of OpenSlide's formats: TIFFs whose first page is the image, of any kind that a TIFF may hold
+TIFFS = ("generic-tiff", "aperio")
 MPP = 0.05, 10  # microns per pixel that a scanner can have; others are a file's default
 BLOCK = 4096  # pixels of a row that are read at a time
 
 
 class File:
-    """An ordinary image of `height` x `width` pixels, held in memory; its `mpp` is not known."""
+    """An ordinary image of `height` x `width` pixels, upright, in memory; its `mpp` is unknown."""
 
     def __init__(self, path: Path, max_pixels: int) -> None:
         self.image = read_image(path, max_pixels)
@@ -32,23 +35,30 @@ class File:
 class Slide:
     """A whole slide or tiled TIFF of `height` x `width` pixels, read from the disk row by row.
 
-    `mpp`: microns per pixel, or None where the file has none. Where a scanner says which part it
-    scanned, that part is the image, as in QuPath.
+    `mpp`: microns per pixel, down and across, or None where the file has none. Where a scanner says
+    which part it scanned, that part is the image, as in QuPath.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, has_alpha: bool = False) -> None:
+        """has_alpha: pixels may be transparent, not only outside of what was scanned."""
         try:
             self.slide = openslide.OpenSlide(path)
         except openslide.OpenSlideError as error:
-            raise UserError(f"{path} is not a whole slide ({error}): copy it again") from None
+            raise UserError(
+                f"{path} is not a whole slide, or of a kind that OpenSlide does not read ({error}):"
+                " copy it again, or convert it"
+            ) from None
         known = self.slide.properties
         width, height = self.slide.dimensions
         self.left = int(known.get(openslide.PROPERTY_NAME_BOUNDS_X, 0))
         self.top = int(known.get(openslide.PROPERTY_NAME_BOUNDS_Y, 0))
         self.width = int(known.get(openslide.PROPERTY_NAME_BOUNDS_WIDTH, width))
         self.height = int(known.get(openslide.PROPERTY_NAME_BOUNDS_HEIGHT, height))
-        mpp = float(known.get(openslide.PROPERTY_NAME_MPP_X, 0))
-        self.path, self.mpp = path, mpp if MPP[0] <= mpp <= MPP[1] else None
+        names = openslide.PROPERTY_NAME_MPP_Y, openslide.PROPERTY_NAME_MPP_X
+        found = [float(known[name]) for name in names if name in known]
+        is_known = found and all(MPP[0] <= mpp <= MPP[1] for mpp in found)
+        self.mpp = (found[0], found[-1]) if is_known else None  # one side alone tells of both
+        self.path, self.has_alpha = path, has_alpha
 
     def rows(self, top: int, bottom: int, height: int, width: int) -> np.ndarray:
         """Return rows top..bottom of the slide, resized to height x width, RGB (n, width, 3)."""
@@ -73,6 +83,8 @@ class Slide:
         except openslide.OpenSlideError as error:
             raise UserError(f"{self.path} is damaged ({error}): copy it again") from None
         rgba = np.asarray(region)
+        if self.has_alpha and rgba[..., 3].min() < 255:
+            raise transparent(self.path)
         return np.where(rgba[..., 3:] > 0, rgba[..., :3], np.uint8(255))  # not scanned: white
 
 
@@ -93,4 +105,11 @@ def open_image(path: Path, max_pixels: int = Config.max_pixels) -> Source:
 
     max_pixels: of an ordinary file; a slide is never in memory as a whole.
     """
-    return Slide(path) if openslide.OpenSlide.detect_format(path) else File(path, max_pixels)
+    kind = openslide.OpenSlide.detect_format(path)
+    if kind in TIFFS:  # OpenSlide would take 8 bits of any others, and the first page of several
+        header = read_header(path)
+        require_plain(path, header)
+        # it turns none upright, and cuts the last tiles of grey with alpha wrongly
+        is_slide = header.bits == 8 and header.orientation == 1 and header.channels != 2
+        return Slide(path, header.has_alpha) if is_slide else File(path, max_pixels)
+    return Slide(path) if kind else File(path, max_pixels)
