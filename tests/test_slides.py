@@ -1,6 +1,7 @@
 """Slides, read in rows of any scale, and ordinary images, read whole."""
 
 import numpy as np
+import openslide
 import pytest
 from tifffile import TiffWriter
 
@@ -78,6 +79,14 @@ def test_a_damaged_slide_is_named(tmp_path):
     (tmp_path / "slide.tif").write_bytes(data)
     with pytest.raises(UserError, match=r"slide\.tif is"):
         open_image(tmp_path / "slide.tif").rows(0, 600, 600, 600)
+
+
+def test_a_slide_that_claims_more_than_it_holds_is_named(tmp_path, monkeypatch):
+    write_slide(tmp_path / "slide.tif", np.zeros((300, 200, 3), np.uint8))
+    known = {openslide.PROPERTY_NAME_BOUNDS_WIDTH: "-1677721536"}
+    monkeypatch.setattr(openslide.OpenSlide, "properties", known)
+    with pytest.raises(UserError, match=r"damaged .of its 200 x 300 pixels it says that -16777215"):
+        open_image(tmp_path / "slide.tif")
 
 
 def test_an_ordinary_image_is_resized_once_and_whole(tmp_path):

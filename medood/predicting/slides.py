@@ -54,6 +54,11 @@ class Slide:
         self.top = int(known.get(openslide.PROPERTY_NAME_BOUNDS_Y, 0))
         self.width = int(known.get(openslide.PROPERTY_NAME_BOUNDS_WIDTH, width))
         self.height = int(known.get(openslide.PROPERTY_NAME_BOUNDS_HEIGHT, height))
+        if not (0 < self.width <= width and 0 < self.height <= height):
+            raise UserError(
+                f"{path} is damaged (of its {width} x {height} pixels it says that {self.width} x"
+                f" {self.height} were scanned): copy it again"
+            )
         names = openslide.PROPERTY_NAME_MPP_Y, openslide.PROPERTY_NAME_MPP_X
         found = [float(known[name]) for name in names if name in known]
         is_known = found and all(MPP[0] <= mpp <= MPP[1] for mpp in found)
