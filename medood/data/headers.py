@@ -3,6 +3,7 @@
 import math
 import struct
 import zlib
+from enum import Enum
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -145,12 +146,20 @@ def _of_tiff(file: "TiffFile") -> Header:
         pages=_pages(file, first),
         bits=first.bitspersample,
         kind="u" if first.dtype is None or first.dtype.kind == "b" else first.dtype.kind,
-        colours=names.get(first.photometric, PHOTOMETRIC(first.photometric).name),
+        colours=names.get(first.photometric) or _name(PHOTOMETRIC, first.photometric),
         channels=samples,
         # an unspecified one may be anything, such as another stain
         has_alpha=samples == own + 1 and len(extra) == 1 and extra[0] in (1, 2),
-        compression=COMPRESSION(first.compression).name,
+        compression=_name(COMPRESSION, first.compression),
     )
+
+
+def _name(kind: type[Enum], value: int) -> str:
+    """Return the name of a value of a tag, or the number of one that nobody has named."""
+    try:
+        return kind(value).name
+    except ValueError:
+        return str(value)
 
 
 def _pages(file: "TiffFile", first: "TiffPage") -> int:
