@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
 
 ROOT = Path(__file__).parents[1]
@@ -27,6 +28,7 @@ sys.path.insert(0, str(ROOT))
 
 from PIL import Image  # noqa: E402
 from scipy.io import loadmat, savemat  # noqa: E402
+from tifffile import imwrite  # noqa: E402
 
 from config import Config, UserError  # noqa: E402
 from estimate_pct import estimate_pct  # noqa: E402
@@ -44,8 +46,9 @@ from medood.evaluation.model_card import write_card  # noqa: E402
 from medood.evaluation.report import _read_log, read_times  # noqa: E402
 from medood.evaluation.tables import _nuclei_of_patches  # noqa: E402
 from medood.models.checkpoints import load_model, read_run, seen_in_training, with_settings_of  # noqa: E402
+from medood.predicting.slides import open_image  # noqa: E402
 from rank_prune_ood import rank_prune_ood  # noqa: E402
-from tests.conftest import TINY, draw_regions  # noqa: E402
+from tests.conftest import TINY, draw_regions, write_slide  # noqa: E402
 from train import train  # noqa: E402
 
 SECONDS = 20  # that a reader may take
@@ -108,9 +111,11 @@ def prepare(folder: Path) -> Config:
     with Image.open(next((folder / "Mask_Patchs").glob("*.png"))) as mask:
         for ending in ("tif", "bmp"):
             mask.save(folder / "own" / f"mask.{ending}")
+        imwrite(folder / "own" / "wide.tif", np.array(mask, np.int64))
     with Image.open(folder / "Lizard_Images" / "region_2.png") as image:
         for ending in ("tif", "bmp", "jpg"):
             image.save(folder / "own" / f"image.{ending}")
+        write_slide(folder / "own" / "slide.tif", np.array(image))
     network = load_model(folder / "models" / f"1_{cfg.model_name}", cfg)
     torch.save(network, folder / "own" / "whole.pth")
     torch.save(network.state_dict(), folder / "own" / "weights.pth")
@@ -136,6 +141,9 @@ def targets(cfg: Config) -> dict[str, list[tuple[Path, Reader, int]]]:
     def picture(path: Path) -> Reader:
         return lambda: (image_size(path), read_image(path))
 
+    def slide(path: Path) -> Reader:
+        return lambda: open_image(path, 2**22).rows(0, 9, 9, 9)
+
     def own_mask(path: Path) -> Reader:
         return lambda: read_own_mask(path, (), classes)
 
@@ -153,6 +161,8 @@ def targets(cfg: Config) -> dict[str, list[tuple[Path, Reader, int]]]:
         ".tif, .bmp, .jpg": [
             *((own / f"image.{end}", picture(own / f"image.{end}"), 4) for end in _PICTURES),
             *((own / f"mask.{end}", own_mask(own / f"mask.{end}"), 3) for end in ("tif", "bmp")),
+            (own / "wide.tif", own_mask(own / "wide.tif"), 3),
+            (own / "slide.tif", slide(own / "slide.tif"), 4),
         ],
         ".csv": [
             (fold, lambda: read_fold(cfg, 1), 5),

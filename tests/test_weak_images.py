@@ -13,6 +13,7 @@ from pydicom.uid import (
     JPEGBaseline8Bit,
     JPEGLSLossless,
 )
+from tifffile import imwrite
 
 from config import UserError
 from medood.data.files import pngs, read_json
@@ -55,6 +56,22 @@ def test_sixteen_bits_of_grey_are_scaled_by_their_own_range(tmp_path, ending):
     assert read_any(path).max() == 0  # nothing to tell apart
     with pytest.raises(UserError, match="16 bits per channel"):
         read_image(path)  # of tissue: what is brightest differs from image to image
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("more", [{}, {"compression": "zlib"}, {"tile": (16, 16)}])
+def test_signed_grey_is_scaled_too_and_other_kinds_are_refused(tmp_path, order, more):
+    path = tmp_path / "ct.tif"
+    for values in (GREY.astype(np.int16) * 2 - 1000, GREY + 60_000):
+        imwrite(path, values, byteorder=order, **more)
+        assert read_any(path)[..., 0].tolist() == [[0, 64], [128, 255]]
+    for number, said in ((np.int8, "8 bits per channel, signed"), (np.float32, "32 bits per chan")):
+        imwrite(path, GREY.astype(number), byteorder=order, **more)
+        with pytest.raises(UserError, match=said):
+            read_any(path)
+    imwrite(path, GREY, byteorder=order, photometric="miniswhite", **more)
+    with pytest.raises(UserError, match="is stored as grey with white as 0"):
+        read_any(path)
 
 
 def test_values_are_clipped_at_the_ends_and_rounded():
