@@ -14,7 +14,6 @@ import numpy as np
 
 from config import Config, UserError
 from medood.data.files import read_table
-from medood.data.headers import refuse_huge
 from medood.data.images import (
     IMAGE_ENDINGS,
     UNSURE,
