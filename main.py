@@ -4,7 +4,6 @@
 synthetic data set first and runs on that.
 """
 
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -80,15 +79,11 @@ def start(cfg: MainConfig) -> None:
         main(cfg)
 
 
-def defaults() -> MainConfig:
-    """Return the settings of config.py or, for the sample, its own; arguments change either."""
-    if "--sample" not in sys.argv:
-        return MainConfig()
-    from medood.sample import SETTINGS
-
-    return MainConfig(**SETTINGS)
-
-
 if __name__ == "__main__":
     # a look changes nothing, so it needs no folder to itself
-    run(start, defaults(), lambda cfg: None if cfg.check else workspace_of(cfg))
+    run(
+        start,
+        MainConfig(),
+        lambda cfg: None if cfg.check else workspace_of(cfg),
+        sample="medood.sample",
+    )

@@ -59,14 +59,5 @@ def home(cfg: MainConfig) -> Path:
     return cfg.workspace / TASK if cfg.sample else cfg.home
 
 
-def defaults() -> MainConfig:
-    """Return the settings of the scripts or, for the sample, its own; arguments change either."""
-    if "--sample" not in sys.argv:
-        return MainConfig()
-    from robust.volume_sample import SETTINGS
-
-    return MainConfig(**SETTINGS)
-
-
 if __name__ == "__main__":
-    run(start, defaults(), home, parts)
+    run(start, MainConfig(), home, parts, "robust.volume_sample")

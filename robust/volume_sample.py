@@ -15,7 +15,10 @@ from medood.data.records import fresh_folder, record_of
 
 TASK, CASES = "Task00_SAMPLE", 12
 # what the sample runs with, unless the command line says otherwise
-SETTINGS = {"epochs": 10, "folds": (79,), "attacked": 2, "steps": 3, "queries": 10}
+SETTINGS = {
+    **{"data": None, "epochs": 10, "folds": (79,)},
+    **{"attacked": 2, "steps": 3, "queries": 10},
+}
 
 
 def draw_case(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

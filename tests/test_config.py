@@ -205,13 +205,60 @@ def test_a_wrong_argument_exits_with_1_and_no_traceback(arguments):
     assert arguments[0].lstrip("-") in done.stderr
 
 
-def test_the_sample_has_settings_of_its_own(monkeypatch):
-    from main import defaults
+MAINS = {  # the sample of each main.py: a setting, its value there and in config.py, and data
+    "main": ("medood.sample", "epochs", 16, 36, "images"),
+    "weak.main": ("weak.sample", "epochs", 12, 36, "image_labels"),
+    "transfer.main": ("transfer.sample", "trainings", 1, 3, "masks"),
+    "robust.main": ("robust.volume_sample", "epochs", 10, 30, "data"),
+}
 
-    monkeypatch.setattr(sys, "argv", ["main.py", "--sample"])
-    assert defaults().encoder_weights == "none"
-    monkeypatch.setattr(sys, "argv", ["main.py"])
-    assert defaults().encoder_weights == Config().encoder_weights
+
+@pytest.fixture(params=MAINS)
+def sampled(request, monkeypatch):
+    """What reads the arguments of a main.py, and what its sample changes."""
+    script = importlib.import_module(request.param)
+    module, *changed = MAINS[request.param]
+    monkeypatch.setattr(sys, "argv", [f"{request.param.replace('.', '/')}.py"])
+    return lambda *arguments: parse(script.MainConfig(), list(arguments), module), *changed
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *("--sample", "--sample=true", "--sample=True", "--sample True", "--sample TRUE"),
+        *("--sample --sample", "--no_sample --sample", "--sample False --sample=true"),
+    ],
+)
+def test_a_sample_asked_for_in_any_spelling_has_settings_of_its_own(sampled, arguments):
+    read, setting, value, _, _ = sampled
+    found = read(*arguments.split())
+    assert (found.sample, getattr(found, setting)) == (True, value)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *("", "--no_sample", "--no-sample", "--sample False", "--sample=false", "--sample=FALSE"),
+        *("--sample --no_sample", "--sample true --sample=false"),
+    ],
+)
+def test_without_a_sample_the_settings_are_those_of_config(sampled, arguments):
+    read, setting, _, default, _ = sampled
+    found = read(*arguments.split())
+    assert (found.sample, getattr(found, setting)) == (False, default)
+
+
+def test_an_argument_wins_over_the_sample_also_with_the_default_of_config(sampled):
+    read, setting, _, default, _ = sampled
+    for value in (default, 7):
+        assert getattr(read("--sample=true", f"--{setting}", str(value)), setting) == value
+    assert read("--folds", "79", "158", "237", "--sample").folds == (79, 158, 237)
+
+
+def test_data_named_beside_a_sample_are_refused_as_it_draws_its_own(sampled):
+    read, *_, data = sampled
+    with pytest.raises(UserError, match=f"--{data}: --sample draws its own data"):
+        read("--sample", f"--{data}", "of_mine", *["--masks", "m"] * (data == "images"))
 
 
 def test_ctrl_c_while_python_imports_shows_no_traceback(tmp_path):

@@ -278,7 +278,7 @@ def test_the_sample_runs_from_drawing_to_the_table_and_is_kept(tmp_path, monkeyp
     monkeypatch.setattr(sys, "argv", arguments)
     main, run = volumes_main, volumes_main.run
     for _ in range(2):
-        run(main.start, main.defaults(), main.home, main.parts)
+        run(main.start, main.MainConfig(), main.home, main.parts, "robust.volume_sample")
     said = capsys.readouterr().out
     assert said.count("kept") == 7  # the sample, three networks and their scores
     home = tmp_path / "Task00_SAMPLE"

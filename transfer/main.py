@@ -70,14 +70,11 @@ def home(cfg: MainConfig) -> Path:
     return cfg.workspace / "transfer_sample" if cfg.sample else cfg.workspace
 
 
-def defaults() -> MainConfig:
-    """Return the settings of the scripts or, for the sample, its own; arguments change either."""
-    if "--sample" not in sys.argv:
-        return MainConfig()
-    from transfer.sample import SETTINGS
-
-    return MainConfig(trainings=1, **SETTINGS)  # three would take three times as long
-
-
 if __name__ == "__main__":
-    run(start, defaults(), home, lambda cfg: networks_of(with_trainings(cfg)))
+    run(
+        start,
+        MainConfig(),
+        home,
+        lambda cfg: networks_of(with_trainings(cfg)),
+        "transfer.sample",
+    )

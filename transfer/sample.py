@@ -19,7 +19,9 @@ CLOUD = 2.5  # pixels, the blur that makes clouds of noise
 # what the sample runs with, unless the command line says otherwise
 SETTINGS = {
     **{"encoder": "tu-resnet10t", "encoder_weights": "none", "patch_size": SIDE, "folds": (79,)},
-    **{"batch_size": 4, "epochs": 12, "lr": 4e-3, "mask_values": ()},
+    **{"batch_size": 4, "epochs": 12, "lr": 4e-3},
+    **{"images": None, "image_labels": None, "masks": None, "mask_values": ()},
+    "trainings": 1,  # three would take three times as long
 }
 
 

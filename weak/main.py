@@ -75,14 +75,5 @@ def home(cfg: MainConfig) -> Path:
     return cfg.workspace / "weak_sample" if cfg.sample else cfg.workspace
 
 
-def defaults() -> MainConfig:
-    """Return the settings of the scripts or, for the sample, its own; arguments change either."""
-    if "--sample" not in sys.argv:
-        return MainConfig()
-    from weak.sample import SETTINGS
-
-    return MainConfig(**SETTINGS)
-
-
 if __name__ == "__main__":
-    run(start, defaults(), home)
+    run(start, MainConfig(), home, sample="weak.sample")

@@ -30,7 +30,7 @@ LEVEL, SPREAD = 128.0, 22.0  # of the brightness, in the ground and in the ellip
 SETTINGS = {
     **{"encoder": "tu-resnet10t", "encoder_weights": "none", "patch_size": SIDE, "folds": (79,)},
     **{"classifier_epochs": 60, "classifier_lr": 1e-3, "epochs": 12, "lr": 4e-3},
-    "mask_values": (),
+    **{"images": None, "image_labels": None, "masks": None, "mask_values": ()},
 }
 NOTE = """SAMPLE: synthetic images drawn by {}.
 

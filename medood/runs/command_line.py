@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, get_type_hints
 
@@ -42,17 +43,18 @@ def run(
     defaults: Config = CONFIG,
     folder: Callable[[Config], Path | None] = lambda cfg: cfg.workspace,
     parts: Callable[[Config], list[str]] = networks_of,
+    sample: str | None = None,
 ) -> None:
     """Call `step` with the settings of `defaults`, changed as the command line says.
 
     `defaults` is CONFIG, or an instance of a subclass with the arguments that one script adds.
     folder, parts: from the settings, where the step writes, and what of it no other run may write
-    at the same time. A mistake that the user can mend ends in one sentence on standard error and
-    exit code 1.
+    at the same time. sample: the module of the script's sample, see `parse`. A mistake that the
+    user can mend ends in one sentence on standard error and exit code 1.
     """
     try:
         with joined():
-            cfg = parse(defaults, sys.argv[1:])
+            cfg = parse(defaults, sys.argv[1:], sample)
             with nullcontext() if not is_main() else _held(folder(cfg), parts(cfg)):
                 step(cfg)
     except UserError as error:
@@ -89,11 +91,29 @@ def _held(folder: Path | None, parts: list[str]) -> Iterator[None]:
 # ---------------------------------------------------------------- arguments
 
 
-def parse(defaults: Config, arguments: list[str]) -> Config:
+def parse(defaults: Config, arguments: list[str], sample: str | None = None) -> Config:
     """Return the settings of `defaults` as the arguments change them.
 
-    --help lists the settings that the script uses, in the groups of config.py. Raises UserError
-    for a setting of another script.
+    sample: the module whose SETTINGS take the place of `defaults` with --sample. The arguments are
+    then read a second time, so that each that is given wins, also one that repeats a default of
+    config.py. Raises UserError for a setting of another script, and for data that are named beside
+    a sample, which sets them to None to draw them itself.
+    """
+    values = _values(defaults, arguments)
+    if sample is not None and values["sample"]:
+        settings = import_module(sample).SETTINGS
+        defaults = dataclasses.replace(defaults, **settings)
+        values = _values(defaults, arguments)
+        for name in settings:
+            if settings[name] is None and values.get(name) is not None:
+                raise UserError(f"--{name}: --sample draws its own data: leave out one of the two")
+    return dataclasses.replace(defaults, **values)
+
+
+def _values(defaults: Config, arguments: list[str]) -> dict[str, object]:
+    """Return the value of each setting that the script uses, by name: given, or of `defaults`.
+
+    --help lists these settings, in the groups of config.py.
     """
     script, text = script_name(), sys.modules["__main__"].__doc__ or ""
     own = {field.name for field in dataclasses.fields(defaults)} - SETTINGS
@@ -124,8 +144,7 @@ def parse(defaults: Config, arguments: list[str]) -> Config:
             raise UserError(f"{_sentence(complaint.getvalue())}: {cure}") from None
         sys.stdout.flush()  # a pipe that is closed shows here
         raise
-    values = {name: value for group in vars(found).values() for name, value in vars(group).items()}
-    return dataclasses.replace(defaults, **values)
+    return {name: value for group in vars(found).values() for name, value in vars(group).items()}
 
 
 def script_name() -> str:
