@@ -19,7 +19,7 @@ from medood.data.images import read_mask
 from medood.data.labels import UNSURE, is_foreground
 from medood.data.ood_set import read_hard_oods
 from medood.data.records import record_of
-from medood.data.workspace import FOREGROUND, data_name, pct_path
+from medood.data.workspace import FOREGROUND, data_name, id_files, pct_path
 from medood.processes import on_main
 from medood.runs.command_line import run
 from medood.runs.provenance import made_from, require
@@ -49,7 +49,7 @@ def pixels_of(cfg: Config, names: Iterable[str]) -> tuple[list[int], list[int]]:
     pairs = [found if isinstance(found, list) else [found, cfg.patch_size**2] for found in counted]
     if not all([*map(type, pair)] == [int, int] for pair in pairs):
         count = partial(count_pixels, classes=len(cfg.class_names))
-        pairs = in_threads(count, [folder / name for name in names], "masks")
+        pairs = in_threads(count, [mask for _, mask in id_files(cfg, names)], "masks")
     return [foreground for foreground, _ in pairs], [sure for _, sure in pairs]
 
 

@@ -39,6 +39,7 @@ from medood.data.images import (
     write_png,
 )
 from medood.data.labels import UNSURE, is_foreground
+from medood.data.names import by_name, name_of, stem_of
 from medood.data.patients import region_of
 from medood.processes import on_main
 from medood.runs.command_line import run
@@ -73,9 +74,9 @@ def patch_of(x: float, y: float, height: int, width: int, patch_size: int) -> in
 def nuclei_of_patches(folder: Path, patch_size: int) -> Iterator[tuple[str, int]]:
     """Yield patch and class of every nucleus that Semantic_Labels lists."""
     region, size = None, (0, 0)
-    there = {path.stem: path for path in pngs(folder)}
+    there = by_name(pngs(folder), stem_of)
     try:
-        for row in read_rows(folder / workspace.NUCLEI_LIST):  # sorted by region
+        for _, row in read_rows(folder / workspace.NUCLEI_LIST):  # sorted by region
             if row["region"] != region:
                 region = row["region"]
                 if region not in there:  # nor can a name reach a file elsewhere
@@ -83,9 +84,10 @@ def nuclei_of_patches(folder: Path, patch_size: int) -> Iterator[tuple[str, int]
                 size = image_size(there[region])
             k = patch_of(float(row["x"]), float(row["y"]), *size, patch_size)
             yield f"{region}_{k}.png", int(row["class"])
-    except (KeyError, OverflowError, TypeError, ValueError):
+    except (KeyError, OverflowError, TypeError, ValueError) as error:
         raise UserError(
-            f"{folder / workspace.NUCLEI_LIST} is damaged: remove {folder} to have it made anew"
+            f"{folder / workspace.NUCLEI_LIST} is damaged ({error}): write numbers with a point,"
+            f" such as 12.5, or remove {folder} to have it made"
         ) from None
 
 
@@ -96,7 +98,7 @@ def cut(
 
     label_path: what the class mask was made from.
     """
-    if image_path.stem.startswith(workspace.SOURCE_PREFIX):
+    if stem_of(image_path).startswith(workspace.SOURCE_PREFIX):
         raise UserError(f"{image_path} is called like patches of ood_source: rename it")
     image = read_image(image_path, cfg.max_pixels)
     mask = read_mask(mask_path, len(cfg.class_names), cfg.max_pixels)
@@ -104,7 +106,7 @@ def cut(
     pairs = zip(tile(image, cfg.patch_size), tile(mask, cfg.patch_size), strict=True)
     foreground = {}
     for k, (image_patch, mask_patch) in enumerate(pairs):
-        name = f"{image_path.stem}_{k}.png"
+        name = f"{stem_of(image_path)}_{k}.png"
         write_png(images / name, image_patch)
         write_png(masks / name, mask_patch)
         found, sure = (
@@ -153,8 +155,8 @@ def sift_prepared(cfg: Config) -> None:
     if read_json(path) == {**record, "bad_files": {}}:
         return
     bad: records.BadFiles = {}
-    names = sorted({path.name for path in found})
-    jobs = [(folders[0] / name, folders[1] / name, cfg) for name in names]
+    names = sorted({name for folder in folders for name in by_name(pngs(folder))})
+    jobs = [(*pair, cfg) for pair in workspace.id_files(cfg, names)]
     for_each(look_at_pair, jobs, cfg, "looking at the patches", bad)
     write_json(path, {**record, "bad_files": bad})
 
@@ -192,7 +194,7 @@ def generate_patches(cfg: Config = CONFIG) -> None:
         (lists / records.RECORD).unlink(missing_ok=True)  # of patches that were the user's
     bad = records.record_of(patches).bad_files | records.record_of(lists).bad_files
     images, _ = workspace.list_patch_pairs(cfg.workspace)
-    write_folds(cfg, [path.name for path in images])
+    write_folds(cfg, [*map(name_of, images)])
     folds = ", ".join(map(str, cfg.folds))
     without = f" (bad files left out: {len(bad)})" if bad else ""
     print(f"{patches}: {len(images)} patches{without}, dealt for fold {folds}")

@@ -16,6 +16,7 @@ from config import CONFIG, Config, UserError
 from medood.data.files import write_table
 from medood.data.images import write_png
 from medood.data.labels import BACKGROUND, UNSURE, UNSURE_ID, no_nucleus, read_region_label
+from medood.data.names import stem_of
 from medood.data.records import BadFiles, refuse_bad
 from medood.data.workspace import NUCLEI_COLUMNS, NUCLEI_LIST, region_labels
 from medood.processes import on_main
@@ -58,10 +59,10 @@ def centres(inst_map: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarr
 def convert(path: Path, cfg: Config, out: Path) -> list[list]:
     """Write the class mask of one region and return a row of NUCLEI_COLUMNS for each nucleus."""
     label = read_region_label(path, cfg)
-    write_png(out / f"{path.stem}.png", semantic_mask(*label))
+    write_png(out / f"{stem_of(path)}.png", semantic_mask(*label))
     x, y, there = centres(*label[:2])
     columns = label[2][there].tolist(), x[there].round(1).tolist(), y[there].round(1).tolist()
-    return [[path.stem, *row] for row in zip(*columns, strict=True)]
+    return [[stem_of(path), *row] for row in zip(*columns, strict=True)]
 
 
 @on_main

@@ -18,6 +18,7 @@ import numpy as np
 from config import CONFIG, Config, UserError
 from medood.data.images import read_image, read_mask, whole_patches, write_png
 from medood.data.labels import BACKGROUND
+from medood.data.names import name_of, stem_of
 from medood.data.records import BadFiles, refuse_bad
 from medood.data.workspace import SOURCE_PREFIX, list_images, list_patch_pairs, ood_folder
 from medood.processes import on_main
@@ -52,7 +53,7 @@ def convert(image_path: Path, mask_path: Path, cfg: Config, out: Path) -> None:
     mask = read_mask(mask_path, len(cfg.class_names))
     if image.shape[:2] != mask.shape:
         raise UserError(f"{image_path} and {mask_path} differ in size: make both anew")
-    write_png(out / image_path.name, remove_foreground(image, mask, cfg.ood_fill))
+    write_png(out / name_of(image_path), remove_foreground(image, mask, cfg.ood_fill))
 
 
 def fill_folder(cfg: Config, out: Path) -> int:
@@ -87,7 +88,7 @@ def cut_source(path: Path, cfg: Config, out: Path) -> int:
     for k in range(count):
         top, left = k // columns * side, k % columns * side
         patch = image[top : top + side, left : left + side]
-        write_png(out / f"{SOURCE_PREFIX}{path.stem}_{k}.png", patch)
+        write_png(out / f"{SOURCE_PREFIX}{stem_of(path)}_{k}.png", patch)
     return count
 
 

@@ -20,6 +20,7 @@ from config import CONFIG, Config
 from medood.data.files import csv_text, timed
 from medood.data.folds import read_fold
 from medood.data.labels import BACKGROUND
+from medood.data.names import name_of
 from medood.data.ood_set import columns, ood_candidates
 from medood.data.workspace import Pair, data_name, model_folder, ood_files, ranking_path
 from medood.processes import all_reduce, on_main, shard
@@ -77,7 +78,7 @@ def rank_files(cfg: Config, network: Path, files: list[Pair], task: str) -> list
     from medood.models.checkpoints import load_model
 
     counts = count_seen(cfg, load_model(network, cfg), files, task)
-    return rank_and_prune([image.name for image, _ in files], counts)
+    return rank_and_prune([name_of(image) for image, _ in files], counts)
 
 
 def draw_ranking(cfg: Config, fold: int, network: Path, rows: list[list]) -> None:

@@ -26,9 +26,17 @@ from medood.data.images import (
     whole_patches,
 )
 from medood.data.labels import UNSURE_ID, no_nucleus, read_region_label
+from medood.data.names import by_name, name_of, stem_of
 from medood.data.patients import patients_of, region_of
 from medood.data.records import BadFiles, record_of
-from medood.data.workspace import fold_path, list_images, model_folder, region_images, region_labels
+from medood.data.workspace import (
+    fold_path,
+    id_files,
+    list_images,
+    model_folder,
+    region_images,
+    region_labels,
+)
 from medood.runs.jobs import for_each
 from medood.runs.provenance import survey
 
@@ -105,13 +113,13 @@ def _check_regions(
     cfg: Config, images: list[Path], labels: list[Path], findings: Findings
 ) -> list[str]:
     """Look at every image and its label; return the names of the patches they will give."""
-    image_of, label_of = ({path.stem: path for path in paths} for paths in (images, labels))
+    image_of, label_of = (by_name(paths, stem_of) for paths in (images, labels))
     findings.table["images, labels"] = f"{len(image_of)}, {len(label_of)}"
     for name in sorted(image_of.keys() ^ label_of.keys()):
         path = image_of.get(name) or label_of[name]
         kind, other = ("image", "label") if name in image_of else ("label", "image")
         reason = f"{path} has no {other} of its name: add it, or remove the {kind}"
-        findings.bad[path.name] = reason
+        findings.bad[name_of(path)] = reason
     jobs = [(label_of[name], image_of[name], cfg) for name in sorted(image_of) if name in label_of]
     if not jobs:
         raise UserError("no image has a label of its name: correct their names")
@@ -149,14 +157,14 @@ def _look_at_region(label: Path, image: Path, cfg: Config) -> _Region:
     patches = math.prod(math.ceil(side / cfg.patch_size) for side in inst_map.shape)
     unsure = int(np.count_nonzero(inst_map == UNSURE_ID))
     nuclei, is_turned = Counter(classes.tolist()), orientation_of(image) != 1
-    return _Region(image.stem, patches, nuclei, inst_map.size, unsure, is_turned)
+    return _Region(stem_of(image), patches, nuclei, inst_map.size, unsure, is_turned)
 
 
 def _check_patches(cfg: Config, findings: Findings) -> list[str]:
     """Look at every patch that is there; return the names of those that can be used."""
     folders = cfg.workspace / "Image_Patchs", cfg.workspace / "Mask_Patchs"
-    names = sorted({path.name for folder in folders for path in pngs(folder)})
-    jobs = [(folders[0] / name, folders[1] / name, cfg) for name in names]
+    names = sorted({name for folder in folders for name in by_name(pngs(folder))})
+    jobs = [(*pair, cfg) for pair in id_files(cfg, names)]
     used = for_each(look_at_pair, jobs, cfg, "looking at the patches", findings.bad)
     findings.table["patches"] = f"{len(names)}, of which {len(used)} can be used"
     return [name for name in names if name not in findings.bad]
@@ -165,7 +173,7 @@ def _check_patches(cfg: Config, findings: Findings) -> list[str]:
 def _check_oods(cfg: Config, patches: list[str]) -> None:
     """Raise UserError if OoD patches that the user put there are not those of all patches."""
     folder = cfg.workspace / "OoD_Patchs"
-    lost = sorted(set(patches) - {path.name for path in pngs(folder)})
+    lost = sorted(set(patches) - set(by_name(pngs(folder))))
     if lost and record_of(folder).is_yours:
         raise UserError(
             f"{folder}, which you put there, lacks {len(lost)} patches, {lost[0]} for one: add"

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from config import Config, UserError
 from medood.data.folds import PARTS, deal
+from medood.data.names import by_name, plain
 from medood.models.network import autocast
 from medood.processes import world_size
 from robust.lattice import Lattice, Stride
@@ -103,7 +104,10 @@ def read_task(folder: Path) -> Task:
     for image, label in listed:
         if name_of(image) != name_of(label):
             raise UserError(f"{path} pairs {image} with {label}, of another name: correct it")
-    cases = [Case(name_of(image), folder / image, folder / label) for image, label in listed]
+    cases = [
+        Case(name_of(image), _as_stored(folder / image), _as_stored(folder / label))
+        for image, label in listed
+    ]
     _refuse_lone_files(folder, cases)
     names = tuple(name for _, name in sorted(labels.items()))
     return Task(sorted(cases), modalities, names)
@@ -111,18 +115,25 @@ def read_task(folder: Path) -> Task:
 
 def name_of(file: str | Path) -> str:
     """Return the name of a case from one of its files: `./imagesTr/a_01.nii.gz` -> `a_01`."""
-    name = Path(file).name
+    name = plain(Path(file).name)
     return next((name[: -len(end)] for end in ENDINGS if name.lower().endswith(end)), name)
+
+
+def _as_stored(path: Path) -> Path:
+    """Return where a file is that dataset.json names: the disk may spell its name otherwise."""
+    if path.exists():
+        return path
+    spelt = (other for other in path.parent.glob("*") if plain(other.name) == plain(path.name))
+    return next(spelt, path)
 
 
 def _refuse_lone_files(folder: Path, cases: list[Case]) -> None:
     """Raise UserError for an image or label without the other, and where there is none at all."""
     images, labels = (
-        {
-            name_of(path): path
-            for path in (folder / side).glob("*")
-            if path.name.lower().endswith(ENDINGS) and not path.name.startswith(".")
-        }
+        by_name(
+            (path for path in (folder / side).glob("[!.]*") if path.name.lower().endswith(ENDINGS)),
+            name_of,
+        )
         for side in ("imagesTr", "labelsTr")
     )
     if not cases or not images:

@@ -22,6 +22,7 @@ from generate_semantic_labels import generate_semantic_labels
 from generate_unfiltered_oods import generate_unfiltered_oods
 from medood.data.files import digest
 from medood.data.folds import read_fold
+from medood.data.names import name_of
 from medood.data.ood_set import ood_candidates
 from medood.data.records import record_of
 from medood.data.workspace import (
@@ -159,7 +160,7 @@ def mine(cfg: StudyConfig, fold: int, files: list[Pair]) -> tuple[list[Pair], li
 @functools.cache
 def _mine(cfg: StudyConfig, fold: int, files: tuple[Pair, ...]) -> tuple[list[Pair], list[Pair]]:
     network = train_recipe(baseline(cfg, fold), fold)
-    of_name = {image.name: (image, mask) for image, mask in files}
+    of_name = {name_of(image): (image, mask) for image, mask in files}
     rows = rank_files(cfg, network, list(files), f"fold {fold}: mining")
     kept, pruned = ([of_name[row[1]] for row in rows if row[-1] == kept] for kept in (1, 0))
     return kept, pruned
@@ -203,7 +204,7 @@ def train_recipe(recipe: Recipe, fold: int) -> Path:
     for folder in (model_folder(cfg, fold, ood) for ood in (False, True)):
         if read_run(folder).get("made_from") == record:
             return folder  # trained by main.py
-    key = digest(json.dumps(record, sort_keys=True).encode())[:12]
+    key = digest(json.dumps(record, sort_keys=True))[:12]
     folder = cfg.workspace / "studies" / f"{fold}_{cfg.model_name}_{key}"
     train_fold(cfg, fold, recipe.files, recipe.val_files, folder, recipe.kind)
     return folder

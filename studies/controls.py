@@ -39,8 +39,9 @@ from medood.data.files import fingerprint
 from medood.data.folds import read_fold
 from medood.data.images import read_image, read_mask, write_png
 from medood.data.labels import BACKGROUND, is_foreground
+from medood.data.names import name_of
 from medood.data.records import fresh_folder, is_kept
-from medood.data.workspace import Pair, ood_folder
+from medood.data.workspace import Pair, id_files, ood_folder
 from medood.evaluation.figures import draw_intervals
 from medood.evaluation.tables import markdown, spread
 from medood.runs.command_line import run
@@ -151,11 +152,8 @@ def move_silhouettes(image: np.ndarray, mask: np.ndarray, rng: np.random.Generat
 
 def silhouettes_moved(cfg: common.StudyConfig, fold: int) -> common.Recipe:
     """Return the training that adds patches with holes in the background, not in the nuclei."""
-    names, classes = [image.name for image, _ in extra(cfg, fold)], len(cfg.class_names)
-    sources = [
-        (cfg.workspace / "Image_Patchs" / name, cfg.workspace / "Mask_Patchs" / name)
-        for name in names
-    ]
+    names, classes = [name_of(image) for image, _ in extra(cfg, fold)], len(cfg.class_names)
+    sources = id_files(cfg, names)
     folder = cfg.workspace / "studies" / f"Silhouettes_{fold}_{cfg.model_name}_{cfg.seed}"
     record = {} if cfg.plan else {"inputs": fingerprint(path for pair in sources for path in pair)}
 

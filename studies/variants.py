@@ -47,6 +47,7 @@ from medood.data.files import fingerprint
 from medood.data.folds import deal_patients
 from medood.data.images import UNSURE, read_image, read_mask, write_png
 from medood.data.labels import BACKGROUND, is_foreground
+from medood.data.names import name_of
 from medood.data.records import fresh_folder, is_kept
 from medood.data.workspace import Pair, id_files
 from medood.evaluation.figures import draw_intervals
@@ -192,7 +193,7 @@ def by(kind: type[Trainer], cfg: common.StudyConfig, fold: int) -> common.Recipe
 def holes_unsure(cfg: common.StudyConfig, fold: int) -> common.Recipe:
     """Return Med-OoD's training with the places of the nuclei left out of the loss."""
     files = extra(cfg, fold)
-    masks = [cfg.workspace / "Mask_Patchs" / image.name for image, _ in files]
+    masks = [mask for _, mask in id_files(cfg, [name_of(image) for image, _ in files])]
     classes = len(cfg.class_names)
 
     def hide(number: int, out: Path) -> None:
@@ -223,48 +224,47 @@ def false_nuclei(cfg: common.StudyConfig, fold: int) -> common.Recipe | None:
     Each half of the regions, or patients, is looked at by a baseline trained on the other half.
     """
     plain = common.baseline(cfg, fold)
-    half_of = deal_patients(cfg, [image.name for image, _ in plain.files], 2)
+    half_of = deal_patients(cfg, [name_of(image) for image, _ in plain.files], 2)
     false: dict[str, int] = {}
     for half in (0, 1):
         ours, theirs = (
-            [pair for pair in plain.files if (half_of[pair[0].name] == half) == own]
+            [pair for pair in plain.files if (half_of[name_of(pair[0])] == half) == own]
             for own in (True, False)
         )
         if cfg.plan:
-            false |= {image.name: 1 for image, _ in ours}
+            false |= {name_of(image): 1 for image, _ in ours}
             continue
         network = common.train_recipe(replace(plain, files=theirs), fold)
         model, device = load_model(network, cfg), pick_device(cfg)
         task = f"fold {fold}: looking for false nuclei"
         tally, _ = tally_patches(cfg, model, load_patches(cfg, ours), device, task)
         counts = tally.confusion[:, BACKGROUND, BACKGROUND + 1 :].sum(1).tolist()
-        false |= dict(zip((image.name for image, _ in ours), counts, strict=True))
-    ranked = sorted(plain.files, key=lambda pair: (-false[pair[0].name], pair[0].name))
-    found = [pair for pair in ranked if false[pair[0].name] > 0]
+        false |= dict(zip((name_of(image) for image, _ in ours), counts, strict=True))
+    ranked = sorted(plain.files, key=lambda pair: (-false[name_of(pair[0])], name_of(pair[0])))
+    found = [pair for pair in ranked if false[name_of(pair[0])] > 0]
     return adding(cfg, fold, found, hard=len(found)) if found else None
 
 
 def recomposed(cfg: common.StudyConfig, fold: int) -> common.Recipe:
     """Return the training that adds nuclei of one patch on the emptied background of another."""
-    names = [image.name for image, _ in common.baseline(cfg, fold).files]
-    grounds = [image.name for image, _ in shuffled(cfg, fold, id_files(cfg, names))]
+    files = common.baseline(cfg, fold).files
+    names, grounds = [name_of(image) for image, _ in files], shuffled(cfg, fold, files)
     empty = cut_anew(replace(cfg, ood_fill="inpaint"))
-    images, masks = (cfg.workspace / folder for folder in ("Image_Patchs", "Mask_Patchs"))
     classes = len(cfg.class_names)
 
     def compose(number: int, out: Path) -> None:
-        own, other = names[number], grounds[number]
-        mask, hidden = (read_mask(masks / name, classes) for name in (own, other))
-        image, whole = read_image(images / own), read_image(images / other)
-        composed = recompose(image, mask, read_image(empty / other), whole, hidden)
+        own, pairs = names[number], (files[number], grounds[number])
+        mask, hidden = (read_mask(path, classes) for _, path in pairs)
+        image, whole = (read_image(path) for path, _ in pairs)
+        emptied = read_image(empty / name_of(grounds[number][0]))
+        composed = recompose(image, mask, emptied, whole, hidden)
         # beside the nuclei, nothing is known where the background's own mask is not sure
         unsure = (hidden == UNSURE) & ~is_foreground(mask)
         write_png(out / own, composed)
         write_png(out / f"mask_{own}", np.where(unsure, UNSURE, mask).astype(np.uint8))
 
-    sources = [folder / name for name in names for folder in (images, masks)]
     stem = f"Recomposed_{fold}_{cfg.seed}"
-    folder = made(cfg, stem, sources[::2], compose)
+    folder = made(cfg, stem, [image for image, _ in files], compose)
     pairs: list[Pair] = [(folder / name, folder / f"mask_{name}") for name in names]
     return adding(cfg, fold, shuffled(cfg, fold, pairs))
 

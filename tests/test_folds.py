@@ -97,7 +97,7 @@ def test_a_wrong_list_is_named_with_what_is_wrong(patched, text, said):
 
 
 def test_a_list_in_another_encoding_is_named(patched):
-    fold_path(patched, 1).write_bytes(",img_name,obj_tag\n".encode("utf-16"))
+    fold_path(patched, 1).write_bytes(",img_name,obj_tag\n0,h\u00f6hle_0.png,test".encode("cp1252"))
     with pytest.raises(UserError, match=r"1Image_Patchs.csv is not a CSV in UTF-8"):
         read_fold(patched, 1)
 

@@ -89,7 +89,7 @@ def test_a_mistake_in_the_table_is_named(tmp_path, text, problem):
 def test_a_table_that_is_missing_or_no_text_is_named(tmp_path):
     with pytest.raises(UserError, match="there is no file"):
         read_image_labels(tmp_path / "image_labels.csv")
-    (tmp_path / "image_labels.csv").write_bytes(b"\xff\xfe\x00\x01")
+    (tmp_path / "image_labels.csv").write_bytes(b"\x89PNG\x00\x01")
     with pytest.raises(UserError, match="not a CSV in UTF-8"):
         read_image_labels(tmp_path / "image_labels.csv")
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from config import UserError
 from medood.data import records
 from medood.data.files import contents, digest, fingerprint, timed
+from medood.data.names import plain
 from medood.runs.provenance import PRODUCTS, SCRIPTS, TRAINING, Product, made_from
 from transfer.settings import TransferConfig
 from weak.image_labels import labels_of, split, with_classes
@@ -25,12 +26,12 @@ def lesion_of(cfg: TransferConfig) -> str:
     classes = labels_of(cfg).classes
     if cfg.lesion is None and len(classes) == 1:
         return classes[0]
-    if cfg.lesion not in classes:
+    if cfg.lesion is None or plain(cfg.lesion) not in classes:
         raise UserError(
             f"lesion = {cfg.lesion}: {cfg.image_labels} has the classes {', '.join(classes)}: name"
             " one of them with --lesion"
         )
-    return cfg.lesion
+    return plain(cfg.lesion)
 
 
 def product_name(cfg: TransferConfig, fold: int) -> str:
@@ -141,7 +142,7 @@ def _of_healthy(cfg: TransferConfig, fold: int) -> dict:
     sides = [sorted(path.name for path in side) for side in domains(cfg, fold)]
     return {
         "inputs": contents(folder) if folder.is_dir() else None,
-        "domains": digest("\n\n".join("\n".join(names) for names in sides).encode()),
+        "domains": digest("\n\n".join("\n".join(names) for names in sides)),
     }
 
 

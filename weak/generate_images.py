@@ -17,6 +17,7 @@ from config import UserError
 from medood.data import records
 from medood.data.files import write_json
 from medood.data.images import orientation_of, write_png
+from medood.data.names import name_of
 from medood.processes import on_main
 from medood.runs.command_line import run
 from medood.runs.jobs import for_each
@@ -73,7 +74,7 @@ def generate_images(cfg: ImagesConfig) -> None:
         (out,) = folders
         jobs = [(path, name, cfg, out) for path, name in zip(inputs, names, strict=True)]
         sizes = for_each(convert, jobs, cfg, "images", bad)
-        good = [name for path, name in zip(inputs, names, strict=True) if path.name not in bad]
+        good = [name for path, name in zip(inputs, names, strict=True) if name_of(path) not in bad]
         write_json(out / SIZES, dict(zip(good, sizes, strict=True)))
     without = f" (bad files left out: {len(bad)})" if bad else ""
     print(f"{images_folder(cfg)}: {len(good)} images{without}")

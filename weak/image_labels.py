@@ -4,7 +4,6 @@ A CSV with a header: img_name, a column of 0 and 1 for each class, and perhaps p
 (train | test). This is all that is known of a training image; no pixel is marked.
 """
 
-import csv
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -13,13 +12,13 @@ from typing import NamedTuple
 import numpy as np
 
 from config import LIZARD, UserError
-from medood.data.files import read_table
+from medood.data.files import read_columns, read_rows
 from medood.data.folds import PARTS, deal
 from medood.data.labels import BACKGROUND_COLOUR
 from medood.processes import world_size
 from weak.settings import ImagesConfig
 
-NAME, PATIENT, SPLIT = "img_name", "patient", "split"  # every other column is a class
+OWN = NAME, PATIENT, SPLIT = "img_name", "patient", "split"  # every other column is a class
 MOST_CLASSES = 254  # a mask has one byte: 0 is background, 255 unsure
 
 
@@ -51,49 +50,36 @@ def read_image_labels(path: Path) -> ImageLabels:
     if not rows:
         raise UserError(f"{path} has no row below its header: add one for each image")
     for column in {NAME, PATIENT}.intersection(columns):
-        if gaps := [number for number, row in enumerate(rows, 2) if not row[column]]:
+        if gaps := [number for number, row in rows if not row[column]]:
             raise UserError(f"{path}: row {gaps[0]} has no {column}: write it there")
-    names = [row[NAME] for row in rows]
+    names = [row[NAME] for _, row in rows]
     if twice := _repeated(names):
         raise UserError(f"{path} names the image {twice} twice: keep one of the rows")
-    patients = [row.get(PATIENT, row[NAME]) for row in rows]
+    patients = [row.get(PATIENT, row[NAME]) for _, row in rows]
     labels = _labels(path, rows, classes)
-    given = [row[SPLIT] for row in rows] if SPLIT in columns else None
+    given = [row[SPLIT] for _, row in rows] if SPLIT in columns else None
     if given is not None:
         _refuse_split(path, names, patients, given)
     return ImageLabels(names, patients, labels, classes, given)
 
 
-def _read(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """Return the columns and the rows of a table, without the spaces around names and values."""
+def _read(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+    """Return the columns and the numbered rows of a table."""
     if not path.is_file():
         raise UserError(f"there is no file {path}: correct the name of the CSV of image labels")
-    rows = read_table(path)
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        header = next(csv.reader(file), [])  # a dict of a row has one of two equal columns
-    if not header:
+    columns = read_columns(path, OWN)
+    if not columns:
         raise UserError(f"{path} is empty: write a header ({NAME}, classes) and a row per image")
-    for number, row in enumerate(rows, 2):
-        if None in row:
-            raise UserError(
-                f"{path}: row {number} has more values than there are columns: correct it"
-            )
-    stripped = [{_column(name): (row[name] or "").strip() for name in header} for row in rows]
-    return list(map(_column, header)), stripped
-
-
-def _column(name: str) -> str:
-    """Return the name of a column, in lower case if it is none of a class."""
-    name = name.strip()
-    return name.lower() if name.lower() in (NAME, PATIENT, SPLIT) else name
+    rows = list(read_rows(path, OWN))
+    # a spreadsheet may save columns behind the last one, without a name and a value
+    kept = [name for name in columns if name or any(row[name] for _, row in rows)]
+    return kept, rows
 
 
 def _refuse_columns(path: Path, columns: list[str], classes: tuple[str, ...]) -> None:
     """Raise UserError unless the columns are the name, perhaps patient and split, and classes."""
     if NAME not in columns:
         raise UserError(f"{path} has no column {NAME}: call the column of file names so")
-    if twice := _repeated(columns):
-        raise UserError(f"{path} has two columns {twice}: rename or remove one")
     if not classes:
         raise UserError(f"{path} has no column of a class: add one of 0 and 1 for each class")
     if len(classes) > MOST_CLASSES:
@@ -114,16 +100,18 @@ def _repeated(names: Iterable[str]) -> str | None:
     return next((name for name in names if name in seen or seen.add(name)), None)
 
 
-def _labels(path: Path, rows: list[dict[str, str]], classes: tuple[str, ...]) -> np.ndarray:
+def _labels(
+    path: Path, rows: list[tuple[int, dict[str, str]]], classes: tuple[str, ...]
+) -> np.ndarray:
     """Return the labels, uint8 (N, C); UserError for one that is not 0 or 1, or never differs."""
-    for number, row in enumerate(rows, 2):
+    for number, row in rows:
         for name in classes:
             if row[name] not in ("0", "1"):
                 raise UserError(
                     f"{path}: row {number} ({row[NAME]}) has {row[name]!r} in column {name},"
                     " expected 0 or 1: correct it, or remove the column if it is no class"
                 )
-    labels = np.array([[row[name] == "1" for name in classes] for row in rows], np.uint8)
+    labels = np.array([[row[name] == "1" for name in classes] for _, row in rows], np.uint8)
     if unlearnable := _without_contrast(labels, classes):
         raise UserError(
             f"{path}: {unlearnable}, so that nothing tells how it looks: remove its column, or add"

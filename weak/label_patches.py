@@ -18,6 +18,7 @@ from config import CONFIG, Config, UserError
 from medood.data import records
 from medood.data.files import csv_text, fingerprint
 from medood.data.images import UNSURE, read_mask
+from medood.data.names import name_of
 from medood.data.patients import patients_of
 from medood.data.workspace import list_patch_pairs
 from medood.processes import on_main
@@ -67,13 +68,13 @@ def label_patches(cfg: Config = CONFIG) -> None:
     names = [name for name, _ in cfg.classes]
     path = cfg.workspace / "image_labels.csv"
     record = {"settings": {"classes": names}, "inputs": fingerprint(masks)}
-    record |= of_patients(cfg, [image.name for image in images])
+    record |= of_patients(cfg, [*map(name_of, images)])
     if records.is_kept(path, record):
         return
     bad: records.BadFiles = {}
     labels = np.array(for_each(look, [(mask, cfg) for mask in masks], cfg, "labels", bad))
     records.refuse_bad(cfg, bad)
-    patches = [image.name for image in images if image.name not in bad]
+    patches = [name for name in map(name_of, images) if name not in bad]
     kept = told_apart(labels, names)
     header = ["img_name", "patient", *(names[index] for index in kept)]
     whose = patients_of(cfg, patches)

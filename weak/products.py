@@ -16,6 +16,7 @@ from pathlib import Path
 from config import UserError
 from medood.data import records
 from medood.data.files import contents, digest, fingerprint, pngs, read_json, timed
+from medood.data.names import name_of
 from medood.runs.provenance import PRODUCTS, SCRIPTS, TRAINING, VALUES, Product, made_from, require
 from weak.image_labels import ImageLabels, labels_of, shuffled, split, with_classes
 from weak.read_images import list_inputs, stem_of
@@ -53,7 +54,7 @@ def sizes_of(cfg: ImagesConfig) -> dict[str, list[int]]:
 
 def labels_there(cfg: ImagesConfig) -> ImageLabels:
     """Return the labels of the images that weak/Images holds: bad ones may have been left out."""
-    labels, there = labels_of(cfg), {path.name for path in pngs(images_folder(cfg))}
+    labels, there = labels_of(cfg), set(map(name_of, pngs(images_folder(cfg))))
     kept = [index for index, name in enumerate(labels.names) if png_of(name) in there]
     if not kept:
         raise UserError(
@@ -110,7 +111,7 @@ def _of_labels(cfg: ClassifierConfig, fold: int) -> dict:
     return {
         "fold": fold,
         "inputs": fingerprint(paths[i] for i in train),
-        "image labels": digest("\n".join(table).encode()),
+        "image labels": digest("\n".join(table)),
     }
 
 

@@ -22,6 +22,7 @@ from medood.data.images import (
     require_one_orientation,
 )
 from medood.data.labels import BACKGROUND, read_own_mask
+from medood.data.names import name_of
 from medood.data.workspace import list_images
 from weak.dicom import DICOM_ENDINGS, HEAD, is_dicom, read_dicom
 from weak.image_labels import ImageLabels
@@ -59,9 +60,10 @@ def list_inputs(folder: Path, labels: ImageLabels) -> list[Path]:
     by_stem: dict[str, list[Path]] = defaultdict(list)
     by_parts: dict[tuple[str, str], list[Path]] = defaultdict(list)
     for path in images:
-        by_name[path.name].append(path)
-        by_stem[stem_of(path.name)].append(path)
-        by_parts[_parts(path.name)].append(path)
+        name = name_of(path)
+        by_name[name].append(path)
+        by_stem[stem_of(name)].append(path)
+        by_parts[_parts(name)].append(path)
     found = [
         by_name.get(name) or by_stem.get(name) or by_parts.get(_parts(name)) or []
         for name in labels.names
@@ -171,18 +173,17 @@ def read_truth(cfg: Config, name: str, size: tuple[int, ...], side: int) -> np.n
 def _truths(path: Path, mtime_ns: int) -> dict[str, Path | list[str]]:
     """Return the mask image, or the run lengths, of each image, by its stem."""
     if path.is_dir():
-        masks = {stem_of(mask.name): mask for mask in list_images(path)}
+        masks = {stem_of(name_of(mask)): mask for mask in list_images(path)}
         return {stem_of(stem): mask for stem, mask in masks.items()} | masks  # `a.dcm.png`, too
     found: dict[str, list[str]] = {}
-    for row in read_table(path):
-        values = {str(column).strip().lower(): value for column, value in row.items()}
-        name, text = (values.get(column) for column in RLE_COLUMNS)
+    for row in read_table(path, RLE_COLUMNS):
+        name, text = (row.get(column) for column in RLE_COLUMNS)
         if not name or text is None:
             raise UserError(
                 f"{path} lacks the columns ImageId and EncodedPixels, or a row lacks one: correct"
                 " it, or name a folder of mask images"
             )
-        found.setdefault(stem_of(name.strip()), []).append(text)
+        found.setdefault(stem_of(name), []).append(text)
     return found
 
 

@@ -10,6 +10,7 @@ from config import Config
 from medood.data.files import in_threads
 from medood.data.images import read_image, read_mask, require_side
 from medood.data.memory import GB, exceeds_memory, memory_limit, zeros
+from medood.data.names import name_of
 from medood.data.workspace import Pair
 
 CHUNK = 64  # patches to process at once: a copy of all of them may not fit into memory
@@ -55,7 +56,7 @@ def load_patches(cfg: Config, files: list[Pair]) -> Patches:
 
     in_threads(read, range(len(files)), "reading patches")
     return Patches(
-        [image.name for image, _ in files],
+        [name_of(image) for image, _ in files],
         images,
         masks,
         torch.tensor([mask is None for _, mask in files], dtype=torch.bool),

@@ -1,23 +1,28 @@
 """Files and folders: read, and written whole or not at all."""
 
+import codecs
 import csv
 import functools
 import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from itertools import chain
+from itertools import chain, repeat
 from pathlib import Path
-from typing import TypeVar
+from shlex import quote
+from typing import TextIO, TypeVar
 
 from tqdm.contrib.concurrent import thread_map
 
 from config import UserError
+from medood.data.names import name_of, plain
 from medood.processes import is_main
 
 PARTIAL, REPLACED = ".partial", ".replaced"  # endings of hidden names, while something is written
@@ -26,6 +31,11 @@ WRITTEN_TO = ("HardOoD", "k_folds", "models", "reports", "studies", "transfer", 
 TIMES = "times.csv"  # in the workspace: equal runs differ in it, and in the report that shows it
 
 ARRAYS = (".npz", ".safetensors")  # endings of what a step writes beside images
+
+UTF8 = {"encoding": "utf-8", "errors": "backslashreplace"}  # of text that may hold names
+
+QUOTED = {"skipinitialspace": True, "strict": True}  # a quote that is left open is an error
+csv.field_size_limit(2**31 - 1)  # the run lengths of a large mask are one value
 
 CHUNK = 16  # files that a thread takes at once: a hash takes less time than handing on one file
 
@@ -51,7 +61,8 @@ def pngs(folder: Path) -> list[Path]:
 
     Some programs write the ending in upper case.
     """
-    return sorted(path for path in folder.glob("[!.]*") if path.suffix.lower() == ".png")
+    found = (path for path in folder.glob("[!.]*") if path.suffix.lower() == ".png")
+    return sorted(found, key=name_of)
 
 
 @contextmanager
@@ -71,7 +82,12 @@ def whole(path: Path) -> Iterator[Path]:
 def write_text(path: Path, text: str) -> None:
     """Write `text`, whole or not at all."""
     with whole(path) as partial:
-        partial.write_bytes(text.encode())
+        partial.write_bytes(to_utf8(text))
+
+
+def to_utf8(text: str) -> bytes:
+    """Return text in UTF-8, also if it holds the name of a file that is none (see names.py)."""
+    return text.encode(**UTF8)
 
 
 def write_json(path: Path, content: object) -> None:
@@ -90,7 +106,7 @@ def timed(workspace: Path, step: str) -> Iterator[None]:
     path = workspace / TIMES
     header = [] if path.exists() else [["finished", "step", "seconds"]]
     row = [datetime.now(UTC).isoformat(timespec="seconds"), step, seconds]
-    with path.open("a", newline="", encoding="utf-8") as file:
+    with path.open("a", newline="", **UTF8) as file:
         csv.writer(file, lineterminator="\n").writerows([*header, row])
 
 
@@ -103,20 +119,88 @@ def read_json(path: Path) -> dict | None:
     return content if isinstance(content, dict) else None
 
 
-def read_table(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a CSV file with a header; UserError if it is none."""
-    return list(read_rows(path))
+def read_table(path: Path, known: Collection[str] = ()) -> list[dict[str, str]]:
+    """Return the rows of a CSV as `read_rows` yields them, without their numbers."""
+    return [row for _, row in read_rows(path, known)]
 
 
-def read_rows(path: Path) -> Iterator[dict[str, str]]:
-    """Yield the rows of `read_table` one by one: a long table need not fit into memory."""
+def read_rows(path: Path, known: Collection[str] = ()) -> Iterator[tuple[int, dict[str, str]]]:
+    """Yield the rows of a CSV with a header, and their numbers, from 2 on, as a spreadsheet counts.
+
+    One by one: a long table need not fit into memory. It is as any spreadsheet saves one: with
+    commas, semicolons or tabs, in UTF-8 or in UTF-16. Columns and values are plain (names.py);
+    empty rows are left out, missing values are "". known: columns that may be in capitals.
+    Raises UserError for another encoding, two columns of one name, and a row that is too long.
+    """
+    with _opened_csv(path) as lines:
+        columns = _columns(path, lines, known)
+        for number, values in lines:
+            if any(values[len(columns) :]):
+                raise UserError(
+                    f"{path}: row {number} has more values than there are columns: correct it, or"
+                    " put quotes around a value that holds the separator"
+                )
+            padded = chain(values, repeat(""))
+            yield number, dict(zip(columns, padded, strict=False))
+
+
+def read_columns(path: Path, known: Collection[str] = ()) -> list[str]:
+    """Return the columns of a CSV: see `read_rows`; none for an empty file."""
+    with _opened_csv(path) as lines:
+        return _columns(path, lines, known)
+
+
+@contextmanager
+def _opened_csv(path: Path) -> Iterator[Iterator[tuple[int, list[str]]]]:
+    """Give the numbers and plain values of the rows that have any, the header first."""
+    with path.open("rb") as file:
+        is_utf16 = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            yield from csv.DictReader(file)
-    except (UnicodeDecodeError, csv.Error) as error:
+        with path.open(newline="", encoding="utf-16" if is_utf16 else "utf-8-sig") as file:
+            separator, first = _separator_of(file)
+            rows = enumerate(csv.reader(file, delimiter=separator, **QUOTED), first)
+            plain_rows = ((number, [*map(plain, values)]) for number, values in rows)
+            yield ((number, values) for number, values in plain_rows if any(values))
+    except UnicodeDecodeError as error:
         raise UserError(
-            f"{path} is not a CSV in UTF-8 ({error}): save it as one, or remove it to have it made"
+            f'{path} is not a CSV in UTF-8 ({error}): save it as "CSV UTF-8", or, if it is in the'
+            f" encoding of old Windows programs, run `iconv -f WINDOWS-1252 -t UTF-8 {quote(str(path))} >"
+            " new.csv`; remove it if a step made it"
         ) from None
+    except csv.Error as error:
+        raise UserError(
+            f"{path} is not a CSV ({error}): close the quotes in it, or remove it if a step made it"
+        ) from None
+
+
+def _separator_of(file: TextIO) -> tuple[str, int]:
+    """Return what parts the columns of a CSV, and the number of its next row."""
+    if named := re.fullmatch(r'"?sep=(.)"?\s*', file.readline(), re.IGNORECASE):  # Excel's
+        return named[1], 2
+
+    def count(separator: str) -> int:
+        file.seek(0)
+        return len(next(filter(any, csv.reader(file, delimiter=separator)), ()))
+
+    separator = max(",;\t", key=count)
+    file.seek(0)
+    return separator, 1
+
+
+def _columns(
+    path: Path, lines: Iterator[tuple[int, list[str]]], known: Collection[str]
+) -> list[str]:
+    """Take the header of a CSV from its rows."""
+    _, names = next(lines, (1, []))
+    columns = [name.lower() if name.lower() in known else name for name in names]
+    if any("\0" in name for name in columns):
+        raise UserError(
+            f'{path} is not a CSV in UTF-8 but perhaps in UTF-16: save it as "CSV UTF-8"'
+        )
+    for name, count in Counter(columns).items():
+        if name and count > 1:
+            raise UserError(f"{path} has two columns {name}: rename or remove one")
+    return columns
 
 
 def csv_text(header: list[str], rows: Iterable[Iterable]) -> str:
@@ -129,7 +213,7 @@ def csv_text(header: list[str], rows: Iterable[Iterable]) -> str:
 def write_table(path: Path, header: list[str], rows: Iterable[Iterable]) -> int:
     """Write a table as CSV, whole or not at all, row by row; return the number of rows."""
     count = 0
-    with whole(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+    with whole(path) as partial, partial.open("w", newline="", **UTF8) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
         for row in rows:
@@ -202,18 +286,18 @@ def _at_work(partial: Path) -> bool:
 # ---------------------------------------------------------------- hashes
 
 
-def digest(data: bytes) -> str:
-    """Return the SHA-256 of `data` in hexadecimal."""
-    return hashlib.sha256(data).hexdigest()
+def digest(data: bytes | str) -> str:
+    """Return the SHA-256 of `data` in hexadecimal; of text, of its UTF-8."""
+    return hashlib.sha256(to_utf8(data) if isinstance(data, str) else data).hexdigest()
 
 
 def fingerprint(paths: Iterable[Path]) -> str:
     """Return one hash of the folders, names and contents of files, in any order."""
 
     def line(path: Path) -> str:
-        return f"{hash_of(path)} {path.parent.name}/{path.name}"
+        return f"{hash_of(path)} {plain(path.parent.name)}/{name_of(path)}"
 
-    return digest("\n".join(sorted(in_threads(line, paths))).encode())
+    return digest("\n".join(sorted(in_threads(line, paths))))
 
 
 def contents(product: Path) -> str:
@@ -222,8 +306,8 @@ def contents(product: Path) -> str:
         return hash_of(product)
     arrays = (path for ending in ARRAYS for path in product.glob(f"*{ending}"))
     paths = [*pngs(product), *sorted(path for path in arrays if path.name[0] != ".")]
-    lines = in_threads(lambda path: f"{hash_of(path)} {path.name}", paths)
-    return digest("\n".join(lines).encode())
+    lines = in_threads(lambda path: f"{hash_of(path)} {name_of(path)}", paths)
+    return digest("\n".join(lines))
 
 
 def hash_of(path: Path) -> str:

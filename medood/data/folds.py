@@ -9,12 +9,14 @@ from typing import NamedTuple
 import numpy as np
 
 from config import Config, UserError
-from medood.data.files import pngs, read_table
-from medood.data.patients import patients_of, region_of
+from medood.data.files import pngs, read_rows, read_table
+from medood.data.names import by_name
+from medood.data.patients import patients_of, region_of, without_ending
 from medood.data.records import record_of
 from medood.data.workspace import LIST_ENDING, fold_path, official_table
 
 PARTS = 3
+OFFICIAL = ("1", "2", "3")  # the parts of Lizard's info.csv
 VAL_SHARE = 0.1  # of the training side's patches, at the least
 
 
@@ -60,12 +62,15 @@ def read_official(workspace: Path, patches: list[str]) -> dict[str, int]:
             f"no info.csv in {workspace / 'Lizard_Labels'}: put Lizard's own there,"
             " or set split to patch or region"
         )
-    rows = read_table(path)
-    try:
-        rows = [{column.lower(): value for column, value in row.items()} for row in rows]
-        parts = {Path(row["filename"]).stem: int(row["split"]) for row in rows}
-    except (AttributeError, KeyError, TypeError, ValueError):
-        raise UserError(f"{path} lacks the columns FileName and Split (1, 2, 3)") from None
+    parts: dict[str, int] = {}
+    for number, row in read_rows(path, ("filename", "split")):
+        if not {"filename", "split"} <= row.keys():
+            raise UserError(f"{path} lacks the columns FileName and Split (1, 2, 3)")
+        region, part = without_ending(row["filename"]), row["split"]
+        if part not in OFFICIAL:
+            raise UserError(f"{path}: row {number} has the Split {part!r}, expected 1, 2 or 3")
+        if parts.setdefault(region, int(part)) != int(part):
+            raise UserError(f"{path} gives two Splits to {region}: remove one row")
     if unknown := sorted({region_of(name) for name in patches} - parts.keys()):
         raise UserError(f"{path} does not name region {unknown[0]}: use Lizard's own table")
     return parts
@@ -116,7 +121,7 @@ def hold_out_patients(cfg: Config, names: list[str], fold: int) -> set[str]:
 
 def patches_there(workspace: Path) -> tuple[set[str], set[str]]:
     """Return the names of the patches, and of the bad files behind others, for read_list."""
-    there = {patch.name for patch in pngs(workspace / "Image_Patchs")}
+    there = set(by_name(pngs(workspace / "Image_Patchs")))
     folders = workspace / "Image_Patchs", workspace / "k_folds"
     return there, {name for folder in folders for name in record_of(folder).bad_files}
 
@@ -130,7 +135,7 @@ def read_list(path: Path, there: set[str], bad: set[str]) -> tuple[list[str], li
     if not path.exists():
         fold = path.name.removesuffix(LIST_ENDING)
         raise UserError(f"{path} is missing: run `python generate_patches.py --folds {fold}` first")
-    rows = read_table(path)
+    rows = read_table(path, ("img_name", "obj_tag"))
     tags = {row.get("img_name"): row.get("obj_tag") for row in rows}
     if None in tags or None in tags.values() or not rows:
         raise UserError(f"{path} lacks rows with the columns img_name and obj_tag")

@@ -7,6 +7,7 @@ HardOoD/<fold>_<model>_pct.json    how many of them are trained on    estimate_p
 from config import Config, UserError
 from medood.data.files import pngs, read_json, read_table
 from medood.data.folds import read_fold
+from medood.data.names import name_of
 from medood.data.workspace import pct_path, ranking_path
 
 ESTIMATE = {  # what an estimate says, beside the grid
@@ -24,7 +25,7 @@ def ood_candidates(cfg: Config, names: list[str]) -> list[str]:
     """Return the OoD patches to mine for a fold with these training patches."""
     if cfg.ood_source is None:
         return names
-    of_source = [path.name for path in pngs(cfg.workspace / "OoD_Source_Patchs")]
+    of_source = [*map(name_of, pngs(cfg.workspace / "OoD_Source_Patchs"))]
     return of_source if cfg.ood_source_use == "instead" else names + of_source
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from config import Config, UserError
 from medood.data.files import read_rows
 from medood.data.images import IMAGE_ENDINGS
+from medood.data.names import plain
 
 
 def region_of(patch: str) -> str:
@@ -22,7 +23,7 @@ def patients_of(cfg: Config, patches: Iterable[str]) -> list[str]:
     regions = [region_of(name) for name in patches]
     if cfg.patients is None:
         return regions
-    images = {region: _without_ending(region) for region in regions}
+    images = {region: without_ending(region) for region in regions}
     if cfg.patients.lower().endswith(".csv"):
         patient_of = _read_patients(Path(cfg.patients))
         missed = "{} does not name the image {}: add a row for it"
@@ -39,15 +40,14 @@ def _read_patients(path: Path) -> dict[str, str]:
     if not path.is_file():
         raise UserError(f"patients: there is no file {path}: correct its name")
     patient_of: dict[str, str] = {}
-    for number, row in enumerate(read_rows(path), 2):
-        values = {column.strip().lower(): value for column, value in row.items() if column}
-        image, patient = ((values.get(name) or "").strip() for name in ("img_name", "patient"))
+    for number, row in read_rows(path, ("img_name", "patient")):
+        image, patient = (row.get(name, "") for name in ("img_name", "patient"))
         if not image or not patient:
             raise UserError(
-                f"{path}: row {number} lacks img_name or patient: give the table both columns, with"
-                " commas between, and fill them in"
+                f"{path}: row {number} lacks img_name or patient: give the table both columns, and"
+                " fill them in"
             )
-        before = patient_of.setdefault(_without_ending(image), patient)
+        before = patient_of.setdefault(without_ending(image), patient)
         if before != patient:
             raise UserError(
                 f"{path} says that {image} is of patient {before} and of {patient}: remove one row"
@@ -57,11 +57,11 @@ def _read_patients(path: Path) -> dict[str, str]:
 
 def _match_patients(pattern: str, images: Iterable[str]) -> dict[str, str]:
     """Return group 1 of the pattern for each image whose whole name fits it."""
-    found = {image: re.fullmatch(pattern, image) for image in images}
+    found = {image: re.fullmatch(plain(pattern), image) for image in images}
     return {image: match[1] for image, match in found.items() if match and match[1]}
 
 
-def _without_ending(image: str) -> str:
+def without_ending(image: str) -> str:
     """Return an image's name without its ending: `case.1.png` and `case.1` -> `case.1`."""
     ending = Path(image).suffix
     return image.removesuffix(ending) if ending.lower() in IMAGE_ENDINGS else image

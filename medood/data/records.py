@@ -148,7 +148,7 @@ def fresh_folder(folder: Path, made_from: dict, bad: BadFiles | None = None) -> 
 def write_recorded(path: Path, text: str, made_from: dict) -> None:
     """Write a table with its record."""
     path.unlink(missing_ok=True)  # a table that its record does not fit passes for the user's
-    record = {"made_from": made_from, "outputs": files.digest(text.encode())}
+    record = {"made_from": made_from, "outputs": files.digest(text)}
     files.write_json(path.with_suffix(".json"), record)
     files.write_text(path, text)
 

@@ -1,11 +1,12 @@
 """Where everything is: the user's data in any layout, and what the steps make of them."""
 
-import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
 from config import Config, UserError
 from medood.data.files import pngs
 from medood.data.images import IMAGE_ENDINGS
+from medood.data.names import by_name, name_of, plain, stem_of
 from medood.data.records import BadFiles, record_of
 
 LIST_ENDING = "Image_Patchs.csv"  # of the list of a fold
@@ -70,12 +71,8 @@ def _find(workspace: Path, folders: tuple[str, ...], ending: str, depth: int) ->
         # macOS archives carry a hidden `._name` beside each file
         if path.name.lower().endswith(ending) and not path.name.startswith(".")
     ]
-    by_name: dict[str, Path] = {}
-    for path in found:
-        if path.name in by_name:
-            raise UserError(f"{by_name[path.name]} and {path} have one name: remove one of them")
-        by_name[path.name] = path
-    return sorted(found, key=lambda path: path.name)
+    by_name(found, stem_of)  # no two of one name
+    return sorted(found, key=name_of)
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -87,25 +84,22 @@ def list_images(folder: Path) -> list[Path]:
         raise UserError(f"there is no folder {folder}: correct its name")
     found = folder.iterdir()
     kept = [path for path in found if path.suffix.lower() in IMAGE_ENDINGS]
-    paths = sorted((path for path in kept if path.name[0] != "."), key=lambda path: path.stem)
+    paths = sorted((path for path in kept if path.name[0] != "."), key=stem_of)
     if not paths:
         raise UserError(f"no image ({', '.join(IMAGE_ENDINGS)}) in {folder}: put some there")
-    for path, following in itertools.pairwise(paths):
-        if path.stem == following.stem:
-            raise UserError(f"{path} and {following} have one name: rename one of them")
+    by_name(paths, stem_of)  # no two of one name
     return paths
 
 
 def pair_regions(cfg: Config) -> tuple[list[Path], list[Path], BadFiles]:
     """Return image and class mask of each region that has both, and what is wrong with the rest."""
     folder = cfg.workspace / "Semantic_Labels"
-    masks = {path.stem: path for path in pngs(folder)}
-    images = {path.stem: path for path in region_images(cfg)}
+    masks, images = by_name(pngs(folder), stem_of), by_name(region_images(cfg), stem_of)
     bad = record_of(folder).bad_files
     unlabelled = images.keys() - masks.keys() - {Path(name).stem for name in bad}
     for name in sorted(unlabelled):
         path = images[name]
-        bad[path.name] = f"{path} has no label of its name: add it, or remove the image"
+        bad[name_of(path)] = f"{path} has no label of its name: add it, or remove the image"
     for name in sorted(masks.keys() - images.keys()):
         bad[f"{name}.png"] = f"region {name} has a label but no image: add it, or remove the label"
     names = [name for name in images if name in masks]
@@ -114,7 +108,7 @@ def pair_regions(cfg: Config) -> tuple[list[Path], list[Path], BadFiles]:
 
 def data_name(workspace: Path) -> str:
     """Return what a table or picture says its data are; the sample never passes for tissue."""
-    return SAMPLE_NAME if (workspace / SAMPLE_MARK).exists() else workspace.resolve().name
+    return SAMPLE_NAME if (workspace / SAMPLE_MARK).exists() else plain(workspace.resolve().name)
 
 
 # ---------------------------------------------------------------- what the steps make
@@ -124,16 +118,20 @@ def list_patch_pairs(workspace: Path) -> tuple[list[Path], list[Path]]:
     """Return image and mask of every patch that can be used; UserError where one lacks its pair."""
     left_out = record_of(workspace / "k_folds").bad_files
     images, masks = (
-        [path for path in pngs(workspace / folder) if path.name not in left_out]
+        {
+            name: path
+            for name, path in by_name(pngs(workspace / folder)).items()
+            if name not in left_out
+        }
         for folder in ("Image_Patchs", "Mask_Patchs")
     )
-    if lone := {path.name for path in images} ^ {path.name for path in masks}:
+    if lone := images.keys() ^ masks.keys():
         raise UserError(
             f"{min(lone)} is only in one of Image_Patchs and Mask_Patchs ({len(lone)} such in all):"
             " put one of just this name there, or run `python generate_patches.py` to make both"
             " again"
         )
-    return images, masks
+    return [*images.values()], [masks[name] for name in images]
 
 
 def fold_path(cfg: Config, fold: int) -> Path:
@@ -154,22 +152,30 @@ def fill_generator_folder(cfg: Config, fold: int) -> Path:
     return cfg.workspace / "transfer" / "fill" / str(fold)
 
 
-def ood_path(cfg: Config, fold: int, name: str) -> Path:
-    """Return where an OoD patch of a fold is: one cut from the ID set, or one of ood_source."""
-    if cfg.ood_source is not None and name.startswith(SOURCE_PREFIX):
-        return cfg.workspace / "OoD_Source_Patchs" / name
-    return ood_folder(cfg, fold) / name
+def id_files(cfg: Config, names: Sequence[str]) -> list[Pair]:
+    """Return image and mask path of each ID patch, by its plain name."""
+    images, masks = (
+        _files_of(cfg.workspace / folder, names) for folder in ("Image_Patchs", "Mask_Patchs")
+    )
+    return list(zip(images, masks, strict=True))
 
 
-def id_files(cfg: Config, names: list[str]) -> list[Pair]:
-    """Return image and mask path of each ID patch."""
-    folders = cfg.workspace / "Image_Patchs", cfg.workspace / "Mask_Patchs"
-    return [(folders[0] / name, folders[1] / name) for name in names]
+def ood_files(cfg: Config, fold: int, names: Sequence[str]) -> list[Pair]:
+    """Return image path and no mask of each OoD patch: its truth is background everywhere.
+
+    It was cut from the ID set, or is one of ood_source.
+    """
+    own = dict(zip(names, _files_of(ood_folder(cfg, fold), names), strict=True))
+    if cfg.ood_source is not None:
+        folder = cfg.workspace / "OoD_Source_Patchs"
+        own |= {name: folder / name for name in names if name.startswith(SOURCE_PREFIX)}
+    return [(own[name], None) for name in names]
 
 
-def ood_files(cfg: Config, fold: int, names: list[str]) -> list[Pair]:
-    """Return image path and no mask of each OoD patch: its truth is background everywhere."""
-    return [(ood_path(cfg, fold, name), None) for name in names]
+def _files_of(folder: Path, names: Sequence[str]) -> list[Path]:
+    """Return where the patches of some plain names are, or would be, in a folder."""
+    there = by_name(pngs(folder))
+    return [there.get(name, folder / name) for name in names]
 
 
 def ranking_path(cfg: Config, fold: int) -> Path:

@@ -13,7 +13,7 @@ from medood.data.folds import Fold
 from medood.data.images import read_mask
 from medood.data.patients import patients_of, region_of
 from medood.data.records import record_of
-from medood.data.workspace import NUCLEI_LIST
+from medood.data.workspace import NUCLEI_LIST, Pair, id_files
 
 if TYPE_CHECKING:
     from medood.evaluation.statistics import Difference
@@ -137,11 +137,11 @@ def count_classes(cfg: Config, names: list[str]) -> np.ndarray:
     """
     classes = len(cfg.class_names)
 
-    def count(name: str) -> np.ndarray:
-        mask = read_mask(cfg.workspace / "Mask_Patchs" / name, classes)
+    def count(pair: Pair) -> np.ndarray:
+        mask = read_mask(pair[1], classes)
         return np.bincount(mask.ravel(), minlength=classes)[:classes]
 
-    return np.array(in_threads(count, names, "counting"))
+    return np.array(in_threads(count, id_files(cfg, names), "counting"))
 
 
 def _nuclei_of_patches(cfg: Config, names: list[str]) -> np.ndarray | None:

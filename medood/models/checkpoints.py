@@ -24,6 +24,7 @@ from torch import nn
 
 from config import Config, UserError
 from medood.data.files import read_json
+from medood.data.names import plain
 from medood.data.patients import region_of
 from medood.data.records import RUN
 from medood.data.workspace import require_network
@@ -196,9 +197,10 @@ def seen_in_training(checkpoint: Path) -> list[str] | None:
     """
     path = _folder_of(checkpoint) / TRAINED_ON
     try:
-        return path.read_text(encoding="utf-8").splitlines() if path.is_file() else None
+        text = path.read_text(encoding="utf-8") if path.is_file() else None
     except UnicodeDecodeError:
         raise UserError(f"{path} is no text: remove it or copy it again") from None
+    return None if text is None else [plain(line) for line in text.split("\n") if line]
 
 
 def has_seen(cfg: Config, checkpoint: Path, names: Iterable[str]) -> bool:

@@ -10,6 +10,7 @@ from joblib import Parallel, delayed, parallel_config
 from tqdm import tqdm
 
 from config import Config, UserError
+from medood.data.names import name_of
 from medood.data.records import BadFiles, listed
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def each_result(
                 reason = str(result)
                 for path in (item for item in job if isinstance(item, Path)):
                     reason = reason.replace(str(path.absolute()), str(path))
-                bad[job[0].name] = reason
+                bad[name_of(job[0])] = reason
             else:
                 count += 1
                 yield result

@@ -20,6 +20,7 @@ from config import CONFIG, Config, UserError
 from medood.data import ood_set, records, workspace
 from medood.data.files import digest, fingerprint, hash_of, pngs, timed
 from medood.data.folds import read_fold
+from medood.data.names import name_of
 from medood.data.patients import patients_of
 from medood.data.records import BadFiles, Record, record_of
 from medood.data.workspace import Pair
@@ -70,13 +71,13 @@ def _of_regions(cfg: Config, _: int) -> dict:
 
 def _of_patch_names(cfg: Config, _: int) -> dict:
     left_out = record_of(cfg.workspace / "k_folds").bad_files
-    names = [path.name for path in pngs(cfg.workspace / "Image_Patchs")]
+    names = [name_of(path) for path in pngs(cfg.workspace / "Image_Patchs")]
     names = [name for name in names if name not in left_out]
     official: str | None = "not used"
     if cfg.split == "official":
         table = workspace.official_table(cfg.workspace)
         official = hash_of(table) if table else None
-    listed = {"list of patches": digest("\n".join(names).encode()), "info.csv": official}
+    listed = {"list of patches": digest("\n".join(names)), "info.csv": official}
     return listed | (of_patients(cfg, names) if cfg.split == "region" else {})
 
 
@@ -127,14 +128,14 @@ def _of_ood_training_set(cfg: Config, fold: int) -> dict:
 
 
 def _of_training_files(cfg: Config, fold: int, files: list[Pair]) -> dict:
-    names = sorted(image.name for image, mask in files if mask)
+    names = sorted(name_of(image) for image, mask in files if mask)
     held_out = of_patients(cfg, names) if cfg.select == "val" else {}
     return {"fold": fold, "inputs": _of_pairs(files)} | held_out
 
 
 def of_patients(cfg: Config, names: list[str]) -> dict:
     """Return whose patches these are."""
-    owners = cfg.patients and digest("\n".join(patients_of(cfg, names)).encode())
+    owners = cfg.patients and digest("\n".join(patients_of(cfg, names)))
     return _without_neutral({"patients": owners})
 
 

@@ -1,0 +1,143 @@
+"""Tables of users, as spreadsheets save them: each is read right, or what is wrong is named."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+
+from config import UserError
+from generate_patches import nuclei_of_patches
+from medood.data.files import csv_text, read_rows, read_table, write_text
+from medood.data.folds import read_list, read_official
+from medood.data.images import write_png
+from medood.data.patients import patients_of
+from tests.conftest import TINY
+from tests.test_names import NFC
+from weak.image_labels import read_image_labels
+from weak.read_images import read_truth
+
+ENCODINGS = ("utf-8", "utf-8-sig", "utf-16")
+WAYS = list(itertools.product(",;\t", ENCODINGS, ("\n", "\r\n")))
+
+
+def saved(path, rows, separator=",", encoding="utf-8", end="\n", quote=""):
+    """Write a table as a spreadsheet may."""
+    lines = (separator.join(f"{quote}{value}{quote}" for value in row) + end for row in rows)
+    path.write_bytes("".join(lines).encode(encoding))
+    return path
+
+
+@pytest.fixture(params=WAYS, ids=lambda way: "-".join(map(repr, way)))
+def save(request, tmp_path):
+    """A function that writes a table in one of the ways of spreadsheets, with empty rows."""
+    separator, encoding, end = request.param
+
+    def write(rows, name="table.csv", quote=""):
+        header, *others = rows
+        empty = [""] * len(header)
+        rows = [header, empty, *others, [], empty]
+        return saved(tmp_path / name, rows, separator, encoding, end, quote)
+
+    return write
+
+
+# ---------------------------------------------------------------- every table of a user
+
+
+def test_patients_are_read_from_any_spreadsheet(save):
+    path = save([[" IMG_NAME", "Patient "], [f"{NFC}.png", "Jäger"], ["b_1", "p, 2"]], quote='"')
+    cfg = dataclasses.replace(TINY, patients=str(path))
+    assert patients_of(cfg, [f"{NFC}_0.png", "b_1_3.png"]) == ["Jäger", "p, 2"]
+
+
+def test_a_fold_list_is_read_from_any_spreadsheet(save):
+    rows = [["", "Img_Name", "OBJ_TAG"], ["0", f"{NFC}_0.png", "train"], ["1", "b_0.png", " test"]]
+    there = {f"{NFC}_0.png", "b_0.png"}
+    assert read_list(save(rows), there, set()) == ([f"{NFC}_0.png"], ["b_0.png"])
+
+
+def test_image_labels_are_read_from_any_spreadsheet(save):
+    rows = [["img_name", "Split", "Höhle", ""], [NFC, "train", "1", ""], ["b", "test", "0", ""]]
+    found = read_image_labels(save(rows))
+    assert (found.names, found.given, found.classes) == ([NFC, "b"], ["train", "test"], ("Höhle",))
+    assert found.labels.tolist() == [[1], [0]]
+
+
+def test_the_official_split_is_read_from_any_spreadsheet(save, tmp_path):
+    save([["Filename", " source", "SPLIT"], [NFC, "a", "2"], ["b.1", "a", "3"]], "info.csv")
+    assert read_official(tmp_path, [f"{NFC}_0.png", "b.1_0.png"]) == {NFC: 2, "b.1": 3}
+
+
+def test_run_lengths_are_read_from_any_spreadsheet(save):
+    path = save([["imageid ", "ENCODEDPIXELS"], [NFC, "1 2"], ["b", "-1"]], "masks.csv")
+    cfg = dataclasses.replace(TINY, images=path.parent, masks=path)
+    cfg = dataclasses.replace(cfg, classes=(("cat", "#000000"),))
+    assert read_truth(cfg, f"{NFC}.dcm", (2, 2), 2).tolist() == [[0, 1], [1, 0]]
+    assert read_truth(cfg, "b.dcm", (2, 2), 2).tolist() == [[0, 0], [0, 0]]
+
+
+# ---------------------------------------------------------------- the reader
+
+
+def test_what_is_written_is_read_back(tmp_path):
+    rows = [["a;b", "1,5", 'c"d'], ["\t", "x\ny", ""], ["", "ä", "0"]]
+    write_text(tmp_path / "t.csv", csv_text(["one", "two; too", "three"], rows))
+    found = [list(row.values()) for row in read_table(tmp_path / "t.csv")]
+    assert found == [["a;b", "1,5", 'c"d'], ["", "x\ny", ""], ["", "ä", "0"]]
+
+
+def test_a_separator_that_excel_names_is_used_and_rows_count_as_it_counts(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("sep=|\na|b\n\n1|2, 3; 4\n")
+    assert list(read_rows(path)) == [(4, {"a": "1", "b": "2, 3; 4"})]
+
+
+def test_a_value_of_a_million_characters_is_read(tmp_path):
+    path = saved(tmp_path / "t.csv", [["a", "b"], ["1 " * 500_000, "2"]])
+    assert [len(row["a"]) for row in read_table(path)] == [999_999]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("a;b\nhöhle;1\n".encode("cp1252"), "not a CSV in UTF-8 .* 0xf6 .*iconv -f WINDOWS-1252"),
+        ("a,b\n1,2\n".encode("utf-16-le"), "not a CSV in UTF-8 but perhaps in UTF-16: save it"),
+        (b'a,b\n"1,2\n3,4\n', "not a CSV .*unexpected end of data.*: close the quotes"),
+        (b"a,b,a\n1,2,3\n", "has two columns a: rename or remove one"),
+        (b"a,A\n1,2\n", "has two columns a: rename or remove one"),
+        (b"a,b\n\n1,2\n1,5,2,5\n", "row 4 has more values than there are columns: correct it"),
+    ],
+)
+def test_what_cannot_be_read_right_is_named_with_its_cure(tmp_path, content, said):
+    (tmp_path / "t.csv").write_bytes(content)
+    with pytest.raises(UserError, match=said) as caught:
+        read_table(tmp_path / "t.csv", known=("a",))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([["a", "1"], ["a", "2"]], "gives two Splits to a: remove one row"),
+        ([["a", "4"]], "row 2 has the Split '4', expected 1, 2 or 3"),
+        ([["b", "1"], ["a", "1,0"]], "row 3 has the Split '1,0', expected 1, 2 or 3"),
+        ([["a", ""]], "row 2 has the Split '', expected 1, 2 or 3"),
+        ([["b", "1"]], "does not name region a"),
+    ],
+)
+def test_a_wrong_official_split_is_named(tmp_path, rows, said):
+    saved(tmp_path / "info.csv", [["FileName", "Split"], *rows], ";")
+    with pytest.raises(UserError, match=said):
+        read_official(tmp_path, ["a_0.png"])
+
+
+def test_a_decimal_comma_is_named_where_a_number_is_needed(tmp_path):
+    write_png(tmp_path / "a.png", np.zeros((32, 32), np.uint8))
+    rows = [["region", "class", "x", "y"], ["a", "1", "12,5", "3"]]
+    saved(tmp_path / "nuclei.csv", rows, ";")
+    with pytest.raises(UserError, match="'12,5'.*: write numbers with a point"):
+        list(nuclei_of_patches(tmp_path, 32))
+    saved(tmp_path / "t.csv", [["img_name", "cat"], ["a", "1,0"], ["b", "0,0"]], ";")
+    with pytest.raises(UserError, match=r"row 2 \(a\) has '1,0' in column cat, expected 0 or 1"):
+        read_image_labels(tmp_path / "t.csv")

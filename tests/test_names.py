@@ -1,0 +1,297 @@
+"""Names of files: two spellings of one letter are one name, and any name can be read and shown."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from config import UserError
+from generate_patches import generate_patches
+from generate_semantic_labels import generate_semantic_labels
+from generate_unfiltered_oods import generate_unfiltered_oods
+from medood.check import check
+from medood.data.files import contents, digest, fingerprint, pngs, read_json, write_json, write_text
+from medood.data.folds import read_fold
+from medood.data.images import read_image, read_mask, write_png
+from medood.data.names import by_name, name_of, plain, stem_of
+from medood.data.patients import patients_of
+from medood.data.workspace import fold_path, id_files, list_images, ood_files, region_images
+from medood.evaluation.tables import count_classes
+from medood.models.network import build_model
+from predict import find_images
+from robust.volumes import read_task
+from tests.conftest import TINY, as_settings_of, write_region
+from transfer.products import lesion_of
+from transfer.settings import TransferConfig
+from weak.generate_images import generate_images
+from weak.image_labels import read_image_labels
+from weak.products import image_paths, labels_there
+from weak.read_images import read_truth
+from weak.settings import ImagesConfig
+
+ROOT = Path(__file__).parents[1]
+NFC = "h\u00f6hle_\u00e4"
+NFD = unicodedata.normalize("NFD", NFC)
+NO_UTF8 = os.fsdecode(b"h\xf6hle")  # as Latin-1 writes it
+SHOWN = r"h\udcf6hle"
+linux = pytest.mark.skipif(sys.platform != "linux", reason="the disk takes no such names")
+
+
+# ---------------------------------------------------------------- one spelling
+
+
+@given(st.binary(max_size=20).map(os.fsdecode))
+def test_a_plain_name_is_text_that_any_file_holds_and_stays_what_it_is(name):
+    found = plain(name)
+    assert found.encode().decode() == plain(found) == found
+
+
+@given(st.text(max_size=20))
+def test_all_spellings_of_a_name_have_one_plain_one(name):
+    assert len({plain(unicodedata.normalize(form, name)) for form in ("NFC", "NFD")}) == 1
+
+
+def test_a_plain_name_is_the_composed_one():
+    assert plain(NFD) == plain(f" {NFC} ") == NFC
+    assert plain(NO_UTF8) == SHOWN
+    assert (name_of(Path(f"{NFD}.png")), stem_of(Path(f"{NFD}.png"))) == (f"{NFC}.png", NFC)
+
+
+@linux
+def test_hashes_and_text_take_any_name_and_one_hash_is_of_both_spellings(tmp_path):
+    hashes = []
+    for name in (NFC, NFD):
+        (tmp_path / name).mkdir()
+        write_png(tmp_path / name / f"{name}.png", np.zeros((4, 4), np.uint8))
+        paths = pngs(tmp_path / name)
+        hashes.append((fingerprint(paths), contents(tmp_path / name), digest(plain(name))))
+    assert hashes[0] == hashes[1]
+    (tmp_path / NO_UTF8).write_bytes(b"")
+    assert fingerprint([tmp_path / NO_UTF8]) != fingerprint([tmp_path / NFC / f"{NFC}.png"])
+    write_text(tmp_path / "text", f"a {NO_UTF8}")
+    assert (tmp_path / "text").read_text(encoding="utf-8") == f"a {SHOWN}"
+    write_json(tmp_path / "json", {"image": NO_UTF8})
+    assert read_json(tmp_path / "json") == {"image": NO_UTF8}
+
+
+# ---------------------------------------------------------------- images, labels and patches
+
+
+def steps(cfg):
+    generate_semantic_labels(cfg)
+    generate_patches(cfg)
+    generate_unfiltered_oods(cfg)
+
+
+@linux
+@pytest.mark.parametrize(
+    ("image", "label", "shown"),
+    [(NFC, NFD, NFC), (NFD, NFC, NFC), (NFD, NFD, NFC), (NO_UTF8, NO_UTF8, SHOWN)],
+)
+def test_a_region_of_any_name_gives_the_patches_of_a_plain_one(
+    tmp_path, capsys, image, label, shown
+):
+    cfg = dataclasses.replace(TINY, workspace=tmp_path / "named", folds=(1,))
+    plainly = dataclasses.replace(cfg, workspace=tmp_path / "plain")
+    for seed, (of_image, of_label) in enumerate([(image, label), ("b", "b"), ("c", "c")]):
+        write_region(plainly.workspace, "abc"[seed], 64, 64, seed)
+        write_region(cfg.workspace, of_image, 64, 64, seed)
+        (cfg.workspace / "Labels" / f"{of_image}.mat").rename(
+            cfg.workspace / "Labels" / f"{of_label}.mat"
+        )
+    assert not check(cfg).bad
+    for each in (cfg, plainly):
+        steps(each)
+    capsys.readouterr()
+    names = {f"{region}_{k}.png" for region in (shown, "b", "c") for k in range(4)}
+    for folder, read in (("Image", read_image), ("OoD", read_image), ("Mask", None)):
+        folder, read = f"{folder}_Patchs", read or (lambda path: read_mask(path, 7))
+        found = by_name(pngs(cfg.workspace / folder))
+        assert set(found) == names
+        for name, path in found.items():
+            other = plainly.workspace / folder / name.replace(shown, "a")
+            np.testing.assert_array_equal(read(path), read(other))
+    fold = read_fold(cfg, 1)
+    assert {*fold.train, *fold.test} == names
+    of_plain = count_classes(plainly, [name.replace(shown, "a") for name in sorted(names)])
+    np.testing.assert_array_equal(count_classes(cfg, sorted(names)), of_plain)
+    steps(cfg)
+    assert capsys.readouterr().out.count("kept, made from the same inputs") == 5
+    assert region_images(cfg)[-1 if shown == NFC else 0].exists()
+
+
+@linux
+@pytest.mark.parametrize("listed", [NFC, NFD])
+def test_prepared_patches_and_lists_may_each_spell_names_in_their_own_way(tmp_path, listed):
+    rng = np.random.default_rng(0)
+    cfg = dataclasses.replace(TINY, workspace=tmp_path, folds=(1,))
+    for folder, form in (("Image", NFC), ("Mask", NFD), ("OoD", NFD)):
+        (tmp_path / f"{folder}_Patchs").mkdir()
+        for k, name in enumerate([form, "b"]):
+            shape = (32, 32) if folder == "Mask" else (32, 32, 3)
+            path = tmp_path / f"{folder}_Patchs" / f"{name}_{k}.png"
+            write_png(path, rng.integers(0, 7, shape, np.uint8))
+    fold_path(cfg, 1).parent.mkdir()
+    rows = f",img_name,obj_tag\n0,{listed}_0.png,train\n1,b_1.png,test\n"
+    fold_path(cfg, 1).write_text(rows, encoding="utf-8")
+    assert not check(cfg).stops
+    generate_patches(cfg)
+    generate_unfiltered_oods(cfg)
+    assert read_fold(cfg, 1) == ([f"{NFC}_0.png"], [], ["b_1.png"])
+    ((image, mask),) = id_files(cfg, read_fold(cfg, 1).train)
+    ((ood, _),) = ood_files(cfg, 1, read_fold(cfg, 1).train)
+    names = [image.name, mask.name, ood.name]
+    assert names == [f"{NFC}_0.png", f"{NFD}_0.png", f"{NFD}_0.png"]
+    assert all(path.exists() for path in (image, mask, ood))
+    assert fold_path(cfg, 1).read_text(encoding="utf-8") == rows
+
+
+def test_prepared_patches_may_end_in_capitals(tmp_path):
+    (tmp_path / "x_1.PNG").touch()
+    (tmp_path / "x_0.png").touch()
+    (tmp_path / "._x_0.png").touch()
+    assert pngs(tmp_path) == [tmp_path / "x_0.png", tmp_path / "x_1.PNG"]
+
+
+@linux
+@pytest.mark.parametrize("patients", ["table", "pattern"])
+def test_images_of_a_patient_spelt_in_two_ways_are_of_one_patient(tmp_path, patients):
+    patches = [f"{NFC}_1_0.png", f"{NFC}_2_0.png", "b_1_0.png"]
+    table = tmp_path / "patients.csv"
+    table.write_text(f"img_name,patient\n{NFD}_1,{NFD}\n{NFC}_2.png,{NFC}\nb_1,b\n", "utf-8")
+    setting = str(table) if patients == "table" else f"({NFD}|b)_.*"
+    cfg = dataclasses.replace(TINY, patients=setting)
+    assert patients_of(cfg, patches) == [NFC, NFC, "b"]
+
+
+def twins(folder, ending):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (NFC, NFD):
+        write_png(folder / f"{name}{ending}", np.zeros((32, 32), np.uint8))
+    return folder
+
+
+@linux
+@pytest.mark.parametrize(
+    "look",
+    [
+        lambda folder: list_images(folder),
+        lambda folder: by_name(pngs(folder)),
+        lambda folder: region_images(dataclasses.replace(TINY, workspace=folder.parent)),
+        lambda folder: find_images((folder,)),
+    ],
+)
+def test_two_files_that_differ_only_in_spelling_are_one_sentence(tmp_path, look):
+    folder = twins(tmp_path / "Lizard_Images", ".png")
+    with pytest.raises(
+        UserError, match="have one name, spelt in two ways|images are called"
+    ) as said:
+        look(folder)
+    assert "\n" not in str(said.value)
+
+
+# ---------------------------------------------------------------- image labels
+
+
+@linux
+@pytest.mark.parametrize(
+    ("file", "row", "shown"),
+    [(NFC, NFD, NFC), (NFD, NFC, NFC), (NFD, f"{NFD}.png", NFC), (NO_UTF8, SHOWN, SHOWN)],
+)
+def test_image_labels_find_images_and_masks_of_any_name(tmp_path, file, row, shown):
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    for number, name in enumerate([file, "b"]):
+        write_png(tmp_path / "images" / f"{name}.png", np.full((32, 32, 3), number, np.uint8))
+        mask = unicodedata.normalize("NFD", name) if name.isprintable() else name
+        write_png(tmp_path / "masks" / f"{mask}.png", np.full((32, 32), number, np.uint8))
+    table = tmp_path / "labels.csv"
+    table.write_text(f"img_name,Tum\u0308r\n{row},0\nb,1\n", encoding="utf-8")
+    cfg = as_settings_of(ImagesConfig, TINY, workspace=tmp_path, image_labels=table)
+    cfg = dataclasses.replace(cfg, images=tmp_path / "images", masks=tmp_path / "masks")
+    generate_images(cfg)
+    labels = labels_there(cfg)
+    assert image_paths(cfg, labels)[0].name == f"{shown}.png"
+    assert [int(read_image(path).max()) for path in image_paths(cfg, labels)] == [0, 1]
+    one = dataclasses.replace(cfg, classes=(("cat", "#000000"),))
+    found = [int(read_truth(one, name, (32, 32), 32).max()) for name in labels.names]
+    assert found == [0, 1]
+
+
+def test_a_lesion_is_found_in_either_spelling(tmp_path):
+    (tmp_path / "labels.csv").write_text(f"img_name,{NFD},b\na,0,1\nb,1,0\n", encoding="utf-8")
+    assert read_image_labels(tmp_path / "labels.csv").classes == (NFC, "b")
+    for lesion in (NFC, NFD):
+        cfg = TransferConfig(image_labels=tmp_path / "labels.csv", lesion=lesion)
+        assert lesion_of(cfg) == NFC
+
+
+@linux
+def test_volumes_of_one_name_in_two_spellings_are_one_case(tmp_path):
+    for side, name in (("imagesTr", NFC), ("labelsTr", NFD)):
+        (tmp_path / side).mkdir()
+        (tmp_path / side / f"{name}.nii.gz").touch()
+    pair = {side: f"./{side}sTr/{NFD}.nii.gz" for side in ("image", "label")}
+    task = {"labels": {"0": "background", "1": "a"}, "modality": {"0": "MR"}, "training": [pair]}
+    (tmp_path / "dataset.json").write_text(json.dumps(task))
+    (case,) = read_task(tmp_path).cases
+    assert case.name == NFC
+    assert (case.image.name, case.label.name) == (f"{NFC}.nii.gz", f"{NFD}.nii.gz")
+
+
+# ---------------------------------------------------------------- what is shown
+
+
+def run(script, *arguments, encoding):
+    """Run a script whose output takes an encoding that has no such letters."""
+    return subprocess.run(
+        [sys.executable, script, *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+        capture_output=True,
+    )
+
+
+@linux
+def test_images_of_any_name_are_segmented_beside_others(tmp_path):
+    torch.manual_seed(0)
+    build_model(TINY).save_pretrained(tmp_path / "network")
+    (tmp_path / "images").mkdir()
+    names = [NFC, "plain", NO_UTF8, "\u7d30\u80de", "long" * 57]  # cells, in Japanese
+    for name in names:
+        write_png(tmp_path / "images" / f"{name}.png", np.full((40, 40, 3), 99, np.uint8))
+    given = ["--checkpoint", tmp_path / "network", "--out", tmp_path / "out", "--device", "cpu"]
+    given += ["--encoder", TINY.encoder]
+    done = run("predict.py", tmp_path / "images", *given, encoding="ascii")
+    said = done.stderr.decode("ascii")
+    assert (done.returncode, said.count("Traceback")) == (1, 0), said
+    assert "(1 in all)" in said  # results of the long name would have longer ones
+    for name in names[:-1]:
+        record = json.loads((tmp_path / "out" / f"{name}.json").read_text(encoding="utf-8"))
+        assert record["image"] == str(tmp_path / "images" / f"{name}.png")
+        shapes = (tmp_path / "out" / f"{name}_nuclei.geojson").read_text(encoding="utf-8")
+        assert json.loads(shapes)["type"] == "FeatureCollection"
+
+
+@linux
+def test_a_bad_region_of_any_name_is_one_sentence_in_any_encoding(tmp_path):
+    for seed, name in enumerate([NO_UTF8, "b"]):
+        write_region(tmp_path, name, 64, 64, seed)
+    (tmp_path / "Labels" / f"{NO_UTF8}.mat").write_bytes(b"no labels")
+    given = ["--workspace", tmp_path, "--workers", "1"]
+    done = run("generate_semantic_labels.py", *given, encoding="ascii")
+    assert done.returncode == 1
+    assert r"h\udcf6hle.mat" in done.stderr.decode("ascii")
+    assert b"Traceback" not in done.stderr
+    done = run("generate_semantic_labels.py", *given, "--skip_bad_files", encoding="cp1252")
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in pngs(tmp_path / "Semantic_Labels")] == ["b.png"]
