@@ -16,6 +16,7 @@ size. Places in the CSV and the GeoJSON are pixels of the original image.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 from collections import Counter
@@ -30,6 +31,7 @@ from tyro.conf import Positional
 
 from config import Config, Microns, UserError
 from medood.data.files import fingerprint, read_json, write_json
+from medood.data.names import stem_of
 from medood.data.workspace import require_network
 from medood.predicting.slides import ENDINGS, open_image
 from medood.processes import on_main
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from medood.models.inference import Predictor
 
 MADE_WITH = ("image_mpp", "mpp", "tile", "watershed", "min_area", "classes", "precision")
+OF_ALL = (errno.ENOSPC, errno.EROFS, errno.EPIPE)  # errors that every image would meet
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ def find_images(named: tuple[Path, ...]) -> list[Path]:
         if path.is_dir() and not inside:
             raise UserError(f"no image ({', '.join(ENDINGS)}) in {path}: put some there")
         found += inside if path.is_dir() else [path]
-    twice = [stem for stem, count in Counter(path.stem for path in found).items() if count > 1]
+    twice = [stem for stem, count in Counter(map(stem_of, found)).items() if count > 1]
     if twice:
         raise UserError(f"two images are called {twice[0]}: rename one, or give each its own out")
     return found
@@ -170,7 +173,9 @@ def predict_images(cfg: PredictConfig) -> None:
     for path in images:
         try:
             predict_image(cfg, predictor, path, made_with)
-        except (UserError, PermissionError) as error:  # one bad image does not stop the others
+        except (UserError, OSError) as error:  # one bad image does not stop the others
+            if isinstance(error, OSError) and error.errno in OF_ALL:
+                raise
             print(f"{path.name}: {error}")
             failed.append(path.name)
     print(f"{len(images) - len(failed)} of {len(images)} images: {cfg.out}")

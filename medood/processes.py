@@ -74,7 +74,8 @@ def joined() -> Iterator[None]:
     store = dist.TCPStore(*address, is_master=False)
     _joined = True
     if not is_main():
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - it stays open until the process ends
+        # it stays open until the process ends
+        sys.stdout = open(os.devnull, "w", encoding="utf-8", errors="replace")  # noqa: SIM115
         sys.stderr.isatty = lambda: False  # tqdm draws no bar where there is no terminal
     try:
         yield

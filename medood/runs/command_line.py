@@ -52,6 +52,9 @@ def run(
     at the same time. sample: the module of the script's sample, see `parse`. A mistake that the
     user can mend ends in one sentence on standard error and exit code 1.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # it shows any name, in any encoding
+            stream.reconfigure(errors="backslashreplace")
     try:
         with joined():
             cfg = parse(defaults, sys.argv[1:], sample)
