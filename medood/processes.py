@@ -7,20 +7,27 @@ prints. Without torchrun there is one process, and nothing here has an effect.
 """
 
 import functools
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from queue import Empty, Queue
+from threading import Thread
 from typing import TYPE_CHECKING
+
+from config import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from torch.distributed import TCPStore
+    from torch.distributed import Store
 
 # torchrun sets these variables
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 TIMEOUT = timedelta(days=30)  # rank 0 may prepare the data, or draw, while the others wait
+MEETING, SAID_AFTER = 300.0, 5.0  # seconds for all to come, and until this process says so
+CURE = f"start the script with torchrun; or without, after `unset {' '.join(VARIABLES)}`"
 
 _joined = False  # this process is one of several
 _alone = False  # rank 0 does something for which the others wait
@@ -59,7 +66,7 @@ def joined() -> Iterator[None]:
     raises its error; those that fail after it, often because it is gone, exit without a word. Each
     of several processes ends at the end of the block.
     """
-    if not all(name in os.environ for name in VARIABLES) or os.environ["WORLD_SIZE"] == "1":
+    if not _are_several():
         yield
         return
     global _joined
@@ -69,9 +76,9 @@ def joined() -> Iterator[None]:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, timeout=TIMEOUT)
-    address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = dist.TCPStore(*address, is_master=False)
+    number, count = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
+    store = _meet(number, count)
+    dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=TIMEOUT)
     _joined = True
     if not is_main():
         # it stays open until the process ends
@@ -89,7 +96,73 @@ def joined() -> Iterator[None]:
     os._exit(0)
 
 
-def _is_first_to_fail(store: "TCPStore") -> bool:
+def _are_several() -> bool:
+    """Say whether torchrun's variables ask for several processes; UserError if they are wrong."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return False
+    lacking = [name for name in VARIABLES if not os.environ.get(name)]
+    if lacking:
+        raise UserError(f"WORLD_SIZE is set, but {', '.join(lacking)} is not: {CURE}")
+    limits = {  # of the numbers: the first that is allowed, and the first that is not
+        "WORLD_SIZE": (1, math.inf),
+        "LOCAL_WORLD_SIZE": (1, math.inf),
+        "MASTER_PORT": (1, 2**16),
+        "RANK": (0, _number("WORLD_SIZE")),
+        "LOCAL_RANK": (0, _number("LOCAL_WORLD_SIZE")),
+    }
+    for name, (first, end) in limits.items():
+        if not first <= _number(name) < end:
+            raise UserError(f"{name} = {os.environ[name]} does not fit the other variables: {CURE}")
+    return True
+
+
+def _number(name: str) -> int:
+    """Return the number in a variable, -1 if it is none."""
+    text = os.environ[name]
+    return int(text) if text.isdecimal() else -1
+
+
+def _meet(number: int, count: int) -> "Store":
+    """Return the store of all processes when all have come; UserError if they do not, in time."""
+    import torch.distributed as dist
+
+    address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    place = f"{address[0]}:{address[1]} (MASTER_ADDR, MASTER_PORT)"
+    waits = f"process {number} (RANK) of {count} (WORLD_SIZE) waits for the others at {place}"
+    found: Queue[Store | Exception] = Queue()
+
+    def meet() -> None:
+        # torchrun itself holds the store; without it, rank 0 does
+        holds = number == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT")
+        try:
+            held = dist.TCPStore(*address, None, holds, TIMEOUT, wait_for_workers=False)
+            store = dist.PrefixStore(f"attempt_{attempt}", held)
+            store.set(f"here_{number}", "")
+            store.wait([f"here_{other}" for other in range(count)])
+            found.put(store)
+        except Exception as error:
+            found.put(error)
+
+    # torch heeds neither Ctrl-C nor, with a stranger at the port, a timeout
+    Thread(target=meet, daemon=True).start()
+    try:
+        store = found.get(timeout=SAID_AFTER)
+    except Empty:
+        print(f"{waits}; {CURE}", file=sys.stderr, flush=True)
+        try:
+            store = found.get(timeout=MEETING - SAID_AFTER)
+        except Empty:
+            raise UserError(f"{waits}, for {MEETING:g} seconds in vain: {CURE}") from None
+    if isinstance(store, Exception):
+        reason = str(store).partition("\n")[0]
+        if "EADDRINUSE" in reason:
+            reason = "another program uses this port: choose a free one"
+        raise UserError(f"the processes cannot meet at {place} ({reason}): {CURE}") from None
+    return store
+
+
+def _is_first_to_fail(store: "Store") -> bool:
     """Say whether no other process has failed before, in this attempt of torchrun."""
     try:
         return store.add(f"failed/{os.environ.get('TORCHELASTIC_RESTART_COUNT')}", 1) == 1

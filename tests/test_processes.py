@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -288,3 +289,82 @@ def test_what_the_main_process_does_alone_is_done_as_without_others(monkeypatch)
         work()
         assert processes.world_size() == 2
     assert seen == [(0, 1, slice(0, 9)), "waits", "waits"]
+
+
+# ---------------------------------------------------------------- meeting
+
+
+LEFT = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
+LEFT |= {"MASTER_ADDR": "localhost"}
+UNSET = "unset RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT"
+
+
+def free_port():
+    with socket.socket() as opened:
+        opened.bind(("", 0))
+        return str(opened.getsockname()[1])
+
+
+@pytest.fixture
+def left(monkeypatch):
+    """A function that sets variables of torchrun, without others, and is less patient."""
+
+    def leave(**variables):
+        monkeypatch.setattr(processes, "MEETING", 1.0)
+        monkeypatch.setattr(processes, "SAID_AFTER", 0.5)
+        for name in (*processes.VARIABLES, "TORCHELASTIC_USE_AGENT_STORE"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+
+    return leave
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_process_without_others_says_what_it_waits_for_and_ends(left, capsys, rank):
+    port = free_port()
+    left(**LEFT | {"RANK": rank, "MASTER_PORT": port})
+    with pytest.raises(UserError) as ended, processes.joined():
+        pytest.fail("has begun to work")
+    place = f"process {rank} (RANK) of 2 (WORLD_SIZE) waits for the others at localhost:{port}"
+    for said in (capsys.readouterr().err, str(ended.value)):
+        assert said.startswith(place)
+        assert UNSET in said
+    assert "for 1 seconds in vain" in str(ended.value)
+
+
+@pytest.mark.parametrize(("rank", "says"), [("0", "choose a free one"), ("1", "in vain")])
+def test_a_port_of_another_program_is_an_error(left, rank, says):
+    with socket.socket() as opened:
+        opened.bind(("", 0))
+        opened.listen()
+        left(**LEFT | {"RANK": rank, "MASTER_PORT": str(opened.getsockname()[1])})
+        with pytest.raises(UserError, match=f"{says}.*{UNSET}"), processes.joined():
+            pytest.fail("has begun to work")
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"MASTER_PORT": None}, "WORLD_SIZE is set, but MASTER_PORT is not"),
+        ({"LOCAL_RANK": None, "MASTER_ADDR": ""}, "but LOCAL_RANK, MASTER_ADDR is not"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE = two does not fit"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE = 0 does not fit"),
+        ({"RANK": "2"}, "RANK = 2 does not fit"),
+        ({"RANK": "-1"}, "RANK = -1 does not fit"),
+        ({"LOCAL_RANK": "2"}, "LOCAL_RANK = 2 does not fit"),
+        ({"MASTER_PORT": "65536"}, "MASTER_PORT = 65536 does not fit"),
+    ],
+)
+def test_variables_that_do_not_fit_are_named_with_how_to_unset_them(left, changes, says):
+    found = LEFT | {"MASTER_PORT": "29500"} | changes
+    left(**{name: value for name, value in found.items() if value is not None})
+    with pytest.raises(UserError, match=f"{says}.*{UNSET}"), processes.joined():
+        pytest.fail("has begun to work")
+
+
+@pytest.mark.parametrize("variables", [{}, {"RANK": "1"}, {"WORLD_SIZE": "1", "RANK": "0"}])
+def test_one_process_needs_no_other(left, variables):
+    left(**variables)
+    with processes.joined():
+        assert (processes.rank(), processes.world_size()) == (0, 1)

@@ -164,8 +164,8 @@ def _opened_csv(path: Path) -> Iterator[Iterator[tuple[int, list[str]]]]:
     except UnicodeDecodeError as error:
         raise UserError(
             f'{path} is not a CSV in UTF-8 ({error}): save it as "CSV UTF-8", or, if it is in the'
-            f" encoding of old Windows programs, run `iconv -f WINDOWS-1252 -t UTF-8 {quote(str(path))} >"
-            " new.csv`; remove it if a step made it"
+            " encoding of old Windows programs, run `iconv -f WINDOWS-1252 -t UTF-8"
+            f" {quote(str(path))} > new.csv`; remove it if a step made it"
         ) from None
     except csv.Error as error:
         raise UserError(
