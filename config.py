@@ -6,6 +6,9 @@ The text below a setting is what `--help` prints. Each script takes the settings
 
 # ruff: noqa: E402
 import sys
+from pathlib import Path
+
+_SCRIPT = Path(getattr(sys.modules["__main__"], "__file__", None) or "/").resolve()
 
 
 def _stop_quietly(kind: type[BaseException], error: BaseException, trace: object) -> None:
@@ -16,12 +19,12 @@ def _stop_quietly(kind: type[BaseException], error: BaseException, trace: object
         sys.__excepthook__(kind, error, trace)
 
 
-sys.excepthook = _stop_quietly
+if Path(__file__).resolve().parent in _SCRIPT.parents[:2]:  # a script of this repository runs
+    sys.excepthook = _stop_quietly
 
 import functools
 import re
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Annotated, ClassVar, Literal, get_type_hints
 
 from pydantic import Field, TypeAdapter, ValidationError

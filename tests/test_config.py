@@ -261,6 +261,15 @@ def test_data_named_beside_a_sample_are_refused_as_it_draws_its_own(sampled):
         read("--sample", f"--{data}", "of_mine", *["--masks", "m"] * (data == "images"))
 
 
+def test_importing_config_changes_no_hook_of_another_program(tmp_path):
+    program = "import sys; before = sys.excepthook; import config; assert sys.excepthook is before"
+    (tmp_path / "own.py").write_text(program)
+    for arguments in (["-c", program], [str(tmp_path / "own.py")]):
+        env = {**os.environ, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run([sys.executable, *arguments], env=env, capture_output=True)
+        assert done.returncode == 0, done.stderr
+
+
 def test_ctrl_c_while_python_imports_shows_no_traceback(tmp_path):
     (tmp_path / "pydantic.py").write_text("raise KeyboardInterrupt")
     done = subprocess.run(
