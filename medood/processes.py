@@ -96,6 +96,12 @@ def joined() -> Iterator[None]:
     os._exit(0)
 
 
+@functools.cache
+def say_once(message: str) -> None:
+    """Print a message that several steps or folds of a run have, once in the run."""
+    print(message)
+
+
 def _are_several() -> bool:
     """Say whether torchrun's variables ask for several processes; UserError if they are wrong."""
     if os.environ.get("WORLD_SIZE", "1") == "1":

@@ -191,6 +191,8 @@ def test_images_are_found_in_nested_folders_by_name_or_stem(tmp_path, capsys):
     found = list_inputs(tmp_path, labelled("c.png", UID, "b", "IM0001"))
     assert found == [tmp_path / files[n] for n in (3, 0, 2, 1)]
     assert "images that the image labels do not name, and are ignored: 1" in capsys.readouterr().out
+    list_inputs(tmp_path, labelled("c.png", UID, "b", "IM0001"))  # as the later steps do
+    assert capsys.readouterr().out == ""
 
 
 def test_an_image_that_is_missing_or_found_twice_is_named(tmp_path):

@@ -24,6 +24,7 @@ from medood.data.images import (
 from medood.data.labels import BACKGROUND, read_own_mask
 from medood.data.names import name_of
 from medood.data.workspace import list_images
+from medood.processes import say_once
 from weak.dicom import DICOM_ENDINGS, HEAD, is_dicom, read_dicom
 from weak.image_labels import ImageLabels
 
@@ -81,7 +82,7 @@ def list_inputs(folder: Path, labels: ImageLabels) -> list[Path]:
                 " remove one, or name a folder without it"
             )
     if ignored := len(images) - len({paths[0] for paths in found}):
-        print(f"{folder}: images that the image labels do not name, and are ignored: {ignored}")
+        say_once(f"{folder}: images that the image labels do not name, and are ignored: {ignored}")
     return [paths[0] for paths in found]
 
 

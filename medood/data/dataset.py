@@ -12,6 +12,7 @@ from medood.data.images import read_image, read_mask, require_side
 from medood.data.memory import GB, exceeds_memory, memory_limit, zeros
 from medood.data.names import name_of
 from medood.data.workspace import Pair
+from medood.processes import say_once
 
 CHUNK = 64  # patches to process at once: a copy of all of them may not fit into memory
 
@@ -39,7 +40,7 @@ def load_patches(cfg: Config, files: list[Pair]) -> Patches:
     shape = len(files), side, side
     size = 4 * len(files) * side**2  # bytes: three colours and a class
     if mapped := exceeds_memory(cfg, size):
-        print(
+        say_once(
             f"{len(files)} patches, {size / GB:.3g} GB, lie in a file in {cfg.workspace} while they"
             f" are used: max_memory is {memory_limit(cfg) / GB:.3g} GB"
         )

@@ -22,6 +22,7 @@ from portalocker import LockFlags
 
 from config import UserError
 from medood.data.files import tidy
+from medood.processes import say_once
 
 LOCKS, WHOLE = ".locks", "folder"  # where the locks lie, and which of them is the folder's own
 PATIENCE = 3  # seconds: runs that start together tidy the folder up one after the other
@@ -98,7 +99,8 @@ def _lock(file: IO[str], kind: LockFlags) -> None:
             raise _taken(file) from None
         except portalocker.LockException as error:
             # some network drives know no locks: a run without one is better than none
-            print(f"{file.name}: no lock is to be had here ({error}); start no second run")
+            folder = Path(file.name).parent
+            say_once(f"{folder}: no lock is to be had here ({error}); start no second run")
         return
 
 
