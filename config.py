@@ -184,6 +184,10 @@ class Config(Machine, Search, Training, Network, Data):
         names = {"background", *(name for name, _ in self.classes)}
         values = {0, *self.mask_values}
         rules = {
+            "workspace": (
+                not any("\ud800" <= letter <= "\udfff" for letter in str(self.workspace)),
+                "a folder whose name is UTF-8, as safetensors opens no other: rename it",
+            ),
             "classes": (
                 len(names) == len(self.classes) + 1
                 and all(name.strip() and name.isprintable() for name in names),

@@ -57,6 +57,7 @@ SCRIPTS = sorted(path.name for path in ROOT.glob("*.py") if path.name != "config
         ("batch_size", True),
         ("lr", (1e-4,)),
         ("workspace", "workspace"),
+        ("workspace", Path("of_Latin-1_\udcf6")),
         ("deterministic", "yes"),
     ],
 )
