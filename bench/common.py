@@ -107,8 +107,8 @@ def _command() -> list[str]:
     """Return the command line without its --json option."""
     script, *arguments = sys.argv
     for index, argument in enumerate(arguments):
-        if argument == "--json":
-            arguments[index : index + 2] = []
+        if argument.partition("=")[0] == "--json":
+            arguments[index : index + 1 + (argument == "--json")] = []
             break
     return [f"bench/{Path(script).name}", *arguments]
 

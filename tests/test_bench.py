@@ -289,3 +289,9 @@ def test_the_dry_run_as_a_command(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     parts = json.loads(written.read_text())["parts"]
     assert {part["state"] for part in parts.values()} == {"done"}
+
+
+@pytest.mark.parametrize("option", [["--json", "found.json"], ["--json=found.json"], []])
+def test_a_result_holds_its_command_without_the_file_that_it_goes_to(monkeypatch, option):
+    monkeypatch.setattr(sys, "argv", ["bench/train.py", "--epochs", "2", *option, "--lr=1"])
+    assert bench.common._command() == ["bench/train.py", "--epochs", "2", "--lr=1"]

@@ -8,12 +8,14 @@ import pytest
 
 from config import UserError
 from generate_patches import nuclei_of_patches
+from medood.data import ood_set
 from medood.data.files import csv_text, read_rows, read_table, write_text
-from medood.data.folds import read_list, read_official
+from medood.data.folds import Fold, read_list, read_official
 from medood.data.images import write_png
 from medood.data.patients import patients_of
+from medood.data.workspace import ranking_path
 from tests.conftest import TINY
-from tests.test_names import NFC
+from tests.test_names import NFC, NFD
 from weak.image_labels import read_image_labels
 from weak.read_images import read_truth
 
@@ -75,6 +77,15 @@ def test_run_lengths_are_read_from_any_spreadsheet(save):
     cfg = dataclasses.replace(cfg, classes=(("cat", "#000000"),))
     assert read_truth(cfg, f"{NFC}.dcm", (2, 2), 2).tolist() == [[0, 1], [1, 0]]
     assert read_truth(cfg, "b.dcm", (2, 2), 2).tolist() == [[0, 0], [0, 0]]
+
+
+def test_a_ranking_is_read_back_whatever_the_classes_are_called(tmp_path, monkeypatch):
+    classes = (("tumour ", "#000000"), (NFD, "#ffffff"))
+    cfg = dataclasses.replace(TINY, workspace=tmp_path, classes=classes)
+    monkeypatch.setattr(ood_set, "read_fold", lambda *_: Fold(["a_0.png"], [], []))
+    row = [1, "a_0.png", 0.5, 3, 1, 2, 1]
+    write_text(ranking_path(cfg, 1), csv_text(ood_set.columns(cfg), [row]))
+    assert ood_set.read_hard_oods(cfg, 1) == ["a_0.png"]
 
 
 # ---------------------------------------------------------------- the reader

@@ -7,7 +7,7 @@ HardOoD/<fold>_<model>_pct.json    how many of them are trained on    estimate_p
 from config import Config, UserError
 from medood.data.files import pngs, read_json, read_table
 from medood.data.folds import read_fold
-from medood.data.names import name_of
+from medood.data.names import name_of, plain
 from medood.data.workspace import pct_path, ranking_path
 
 ESTIMATE = {  # what an estimate says, beside the grid
@@ -32,7 +32,7 @@ def ood_candidates(cfg: Config, names: list[str]) -> list[str]:
 def read_hard_oods(cfg: Config, fold: int) -> list[str]:
     """Return the names of the OoD patches that were kept, hardest first."""
     path = ranking_path(cfg, fold)
-    rows, expected = read_table(path), columns(cfg)
+    rows, expected = read_table(path), [*map(plain, columns(cfg))]
     if not rows or any(set(row) != set(expected) for row in rows):
         raise UserError(f"{path} lacks columns of {', '.join(expected)}: remove it and rank again")
     kept = [row["img_name"] for row in rows if row["kept"] == "1"]
