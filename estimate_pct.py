@@ -13,16 +13,16 @@ from pathlib import Path
 import numpy as np
 
 from config import CONFIG, Config, UserError
-from medood.data.files import contents, in_threads, read_json, write_json
+from medood.data.files import in_threads, read_json
 from medood.data.folds import read_fold
 from medood.data.images import read_mask
 from medood.data.labels import UNSURE, is_foreground
 from medood.data.ood_set import read_hard_oods
-from medood.data.records import record_of
+from medood.data.records import record_of, write_own_record
 from medood.data.workspace import FOREGROUND, data_name, id_files, pct_path
 from medood.processes import on_main
 from medood.runs.command_line import run
-from medood.runs.provenance import made_from, require
+from medood.runs.provenance import is_kept, made_from, require
 
 
 def count_samples(foreground: Iterable[int], pixels: int | list[int]) -> tuple[int, int]:
@@ -42,8 +42,9 @@ def pixels_of(cfg: Config, names: Iterable[str]) -> tuple[list[int], list[int]]:
     They were counted when the patches were cut; masks of the user's, or changed since, are read.
     """
     folder, names = cfg.workspace / "Mask_Patchs", list(names)
-    ours = (record_of(folder).content or {}).get("outputs") == contents(folder)
-    stored = read_json(folder / FOREGROUND) if ours else None
+    record = record_of(folder)
+    is_made = "outputs" in (record.content or {}) and not record.changed()
+    stored = read_json(folder / FOREGROUND) if is_made else None
     counted = [stored.get(name) for name in names] if isinstance(stored, dict) else [None]
     # a number alone: every pixel is sure
     pairs = [found if isinstance(found, list) else [found, cfg.patch_size**2] for found in counted]
@@ -89,11 +90,13 @@ def choose_pct(
 
 @on_main
 def estimate_pct(cfg: Config = CONFIG) -> None:
-    """Write the estimate of every fold."""
+    """Write the estimate of every fold, unless it is there from the same ranking and masks."""
     from medood.evaluation.figures import draw_pct_search  # not for --help
 
     require(cfg, "patch masks", "fold", "ranking")
     for fold in cfg.folds:
+        if is_kept(cfg, "estimate", fold):
+            continue
         names = read_fold(cfg, fold).train
         available = len(read_hard_oods(cfg, fold))
         positives, negatives = count_samples(*pixels_of(cfg, names))
@@ -101,7 +104,7 @@ def estimate_pct(cfg: Config = CONFIG) -> None:
             raise UserError(f"fold {fold}: no training mask holds a nucleus: check Mask_Patchs")
         best, rows = choose_pct(positives, negatives, available, cfg.pct_grid, cfg.pnr_opt)
         pnr_id = pnr(positives, negatives, 0)
-        write_json(
+        write_own_record(
             pct_path(cfg, fold),
             {
                 **best,
@@ -110,9 +113,9 @@ def estimate_pct(cfg: Config = CONFIG) -> None:
                 "positives": positives,
                 "negatives": negatives,
                 "pnr_id": pnr_id,
-                "made_from": made_from(cfg, "estimate", fold),
                 "grid": rows,
             },
+            made_from(cfg, "estimate", fold),
         )
         draw_pct_search(
             pct_path(cfg, fold).with_suffix(".png"),

@@ -30,8 +30,8 @@ from generate_patches import generate_patches
 from generate_semantic_labels import generate_semantic_labels
 from generate_unfiltered_oods import generate_unfiltered_oods
 from medood.data.dataset import load_patches
-from medood.data.files import _hash_once, contents, pngs, read_json, write_json
-from medood.data.records import RECORD
+from medood.data.files import _hash_once, pngs, read_json, write_json
+from medood.data.records import RECORD, outputs_of
 from medood.data.workspace import FOREGROUND, id_files, ood_files
 from medood.models.inference import batch_size, count_pixels, predict
 from medood.models.network import autocast, pick_device
@@ -135,7 +135,7 @@ def compare_search(cfg: BenchConfig, figures: Figures, names: list[str]) -> None
         link(source / name, folder / f"{number}_{name}")
         stored[f"{number}_{name}"] = counted[name]
     write_json(folder / FOREGROUND, stored)
-    write_json(folder / RECORD, {"outputs": contents(folder)})
+    write_json(folder / RECORD, {"outputs": outputs_of(folder)})
     names = list(stored)[: round(cfg.searched * TRAINING_SHARE)]
     available = round(len(names) * KEPT)
 

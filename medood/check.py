@@ -38,7 +38,7 @@ from medood.data.workspace import (
     region_labels,
 )
 from medood.runs.jobs import for_each
-from medood.runs.provenance import survey
+from medood.runs.provenance import records_of, survey
 
 # bytes for a pixel of the patches, at most
 BYTES = {"Semantic_Labels": 1, "Image_Patchs": 3, "Mask_Patchs": 1, "OoD_Patchs": 3}
@@ -91,7 +91,12 @@ def check(cfg: Config) -> Findings:
         with findings.noted():
             _check_disk(cfg, len(patches), findings)
             _check_time(cfg, len(patches), findings)
-    findings.table |= survey(cfg)
+    with findings.noted():
+        for fold in cfg.folds:
+            for record in records_of(cfg, fold).values():
+                with findings.noted():
+                    record.refuse_changed()
+        findings.table |= survey(cfg)
     width = max(map(len, findings.table))
     print("".join(f"{what:>{width}}  {found}\n" for what, found in findings.table.items()))
     return findings

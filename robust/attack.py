@@ -90,6 +90,7 @@ def refuse_stale(cfg: Config, fold: int, network: Path, patches: Fold) -> None:
         raise UserError(f"{network} was trained on patches that fold {fold} tests now: {cure}")
     free = read_run(network).get("made_from", {}).get("free")
     if free:  # else it is the user's own
+        record_of(network).refuse_changed()
         files = id_files(cfg, patches.train + patches.val)
         now = network_made_from(replayed(cfg, free["replays"]), fold, files) | {"free": free}
         if why := record_of(network).out_of_date(now):

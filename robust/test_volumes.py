@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from config import UserError
 from medood.data.files import fingerprint, read_json, timed, whole_folder, write_json, write_text
-from medood.data.records import is_kept
+from medood.data.records import is_kept, record_of, write_own_record
 from medood.data.workspace import weights_of
 from medood.evaluation.tables import markdown, spread
 from medood.runs.command_line import run
@@ -80,6 +80,7 @@ def test_fold(
     from robust.volumes import read_volume
 
     folder = model_folder(cfg, fold, network)
+    record_of(folder).refuse_changed()
     if set(seen_in_training(folder) or ()) & {case.name for case in cases}:
         raise UserError(f"{folder} was trained on volumes that fold {fold} tests: train it again")
     made_from = {
@@ -99,7 +100,7 @@ def test_fold(
         write_predictions(path.with_suffix(""), cases, found)
         title = f"{cfg.task}, {folder.name}, {cfg.eps:g}/255"
         draw_slices(path.with_suffix(".png"), title, volumes, found, list(task.class_names))
-        write_json(path, {"made_from": made_from, "scores": scores})
+        write_own_record(path, {"scores": scores}, made_from)
     return scores
 
 

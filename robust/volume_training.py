@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from config import UserError
 from medood.data.files import csv_text, read_json, whole_folder, write_json, write_text
-from medood.data.records import RUN
+from medood.data.records import RUN, hashes
 from medood.models.checkpoints import TRAINED_ON, versions
 from medood.models.network import pick_device
 from medood.training.batches import AUGMENTATION, INITIALISATION, ORDER, stream_seed
@@ -246,7 +246,8 @@ def fit(
         write_json(finished / DESCRIPTION, describe(cfg, task, plan))
         write_text(finished / "log.csv", csv_text(list(state.log[0]), map(dict.values, state.log)))
         write_text(finished / TRAINED_ON, "".join(f"{name}\n" for name in names))
-        write_json(finished / RUN, run | {"versions": versions(), "made_from": made_from})
+        run |= {"versions": versions(), "made_from": made_from, "outputs": hashes(finished)}
+        write_json(finished / RUN, run)
 
 
 def train_epoch(trainer: Trainer, loader: Loader, epoch: int) -> tuple[float, float]:

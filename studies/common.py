@@ -203,6 +203,7 @@ def train_recipe(recipe: Recipe, fold: int) -> Path:
     record |= recipe.kind.made_from(cfg)
     for folder in (model_folder(cfg, fold, ood) for ood in (False, True)):
         if read_run(folder).get("made_from") == record:
+            record_of(folder).refuse_changed()
             return folder  # trained by main.py
     key = digest(json.dumps(record, sort_keys=True))[:12]
     folder = cfg.workspace / "studies" / f"{fold}_{cfg.model_name}_{key}"

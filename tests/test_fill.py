@@ -18,7 +18,7 @@ from generate_unfiltered_oods import generate_unfiltered_oods
 from medood.data.dataset import Patches, load_patches
 from medood.data.folds import read_fold
 from medood.data.images import read_image, read_mask, write_png
-from medood.data.records import record_of
+from medood.data.records import RECORD, record_of
 from medood.data.workspace import fill_generator_folder, id_files, ood_folder
 from medood.training import loop
 from rank_prune_ood import rank_prune_ood
@@ -300,6 +300,7 @@ def test_what_is_there_is_kept_and_what_changed_is_made_again(cfg, capsys):
 
 
 def test_too_few_windows_of_tissue_are_refused_with_their_number(cfg):
+    (cfg.workspace / "Mask_Patchs" / RECORD).unlink()  # the user's own now
     for path in (cfg.workspace / "Mask_Patchs").glob("*.png"):
         mask = read_mask(path, 7)
         mask[::8, ::8] = 1
@@ -335,10 +336,21 @@ def test_filled_patches_of_another_generator_or_patch_are_refused(filled, change
     if change == "generator":
         (fill_generator_folder(filled, 1) / WEIGHTS).write_bytes(b"another")
     else:
+        (filled.workspace / "Image_Patchs" / RECORD).unlink()  # the user's own now
         name = read_fold(filled, 1).train[0]
         write_png(filled.workspace / "Image_Patchs" / name, np.zeros((P, P, 3), np.uint8))
     with pytest.raises(UserError, match="OoD_Patchs_1 is out of date .*transfer/train_fill.py"):
         generate_unfiltered_oods(filled)
+
+
+def test_a_generator_of_the_user_fills(cfg):
+    train_fill.train_fill(cfg)
+    before = read_image(next((cfg.workspace / "OoD_Patchs_1").glob("*.png")))
+    (fill_generator_folder(cfg, 1) / RECORD).unlink()
+    shutil.rmtree(cfg.workspace / "OoD_Patchs_1")
+    train_fill.train_fill(dataclasses.replace(cfg, channels=2))  # its own width counts
+    after = read_image(next((cfg.workspace / "OoD_Patchs_1").glob("*.png")))
+    np.testing.assert_array_equal(after, before)
 
 
 def test_filled_patches_whose_generator_is_gone_are_used_as_they_are(filled):

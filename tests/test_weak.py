@@ -14,6 +14,7 @@ import torch
 from config import UserError
 from medood.data.files import read_table
 from medood.data.images import read_mask
+from medood.data.records import RECORD
 from medood.runs.prove import prove
 from tests.conftest import TINY, as_settings_of, in_a_copy
 from weak import sample, train_irnet
@@ -278,6 +279,10 @@ def test_a_damaged_file_is_named_with_the_cure(cfg, damaged, again, step):
     for path in (cfg.workspace / "weak").glob(damaged):
         path.write_bytes(path.read_bytes()[:100])
     shutil.rmtree(cfg.workspace / "weak" / again)
+    folder = path.parent
+    with pytest.raises(UserError, match=f"{folder} was changed, or damaged, since it was made"):
+        step(cfg)
+    (folder / RECORD).unlink()  # the user's own now
     with pytest.raises(UserError, match=r" cannot be read \(.*\): remove .* made anew"):
         step(cfg)
 

@@ -12,18 +12,18 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from config import Config, UserError
 from generate_unfiltered_oods import remove_foreground
 from medood.data.dataset import CHUNK, Patches
-from medood.data.files import read_json
+from medood.data.files import reading
 from medood.data.labels import BACKGROUND, is_foreground
-from medood.data.records import RECORD
 from medood.data.workspace import fill_generator_folder
 from medood.models.inference import batch_size
 from transfer.settings import TransferConfig
-from transfer.training import load_generator, scaled
+from transfer.training import WEIGHTS, load_generator, scaled
 
 # Pixels; every patch_size is a multiple. Of CoNSeP's 18 training regions, a fold has 539 to 887
 # windows of 32 pixels, of 16 or 17 regions, that pass for tissue; of 64 it has 30 to 71, of 5 to 9.
@@ -146,12 +146,13 @@ def replace_nuclei(images: Tensor, masks: Tensor, fill: str) -> Tensor:
 
 
 def load_fill(cfg: Config, fold: int, device: torch.device) -> nn.Module:
-    """Return the generator of a fold, in eval mode, as its record says that it was made."""
+    """Return the generator of a fold, in eval mode; its weights say how wide it is."""
     folder = fill_generator_folder(cfg, fold)
-    record = read_json(folder / RECORD)
-    if record is None:
+    weights = folder / WEIGHTS
+    if not weights.is_file():
         raise UserError(f"{folder} holds no generator: run `python transfer/train_fill.py` first")
-    channels = record["made_from"]["settings"]["channels"]
+    with reading(weights), safe_open(weights, "pt") as file:
+        channels = file.get_slice("mask.weight").get_shape()[1] // 4
     return load_generator(TransferConfig(channels=channels), folder, device)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from config import UserError
 from medood.data import records
-from medood.data.files import contents, digest, fingerprint, timed
+from medood.data.files import digest, fingerprint, timed
 from medood.data.names import plain
 from medood.runs.provenance import PRODUCTS, SCRIPTS, TRAINING, Product, made_from
 from transfer.settings import TransferConfig
@@ -132,7 +132,7 @@ def masks_folder(cfg: TransferConfig, fold: int) -> Path:
 def _of_generator(cfg: TransferConfig, fold: int) -> dict:
     folder = generator_folder(cfg, fold)
     return {
-        "generator": contents(folder) if folder.is_dir() else None,
+        "generator": records.outputs_of(folder) if folder.is_dir() else None,
         "inputs": fingerprint([*sum(domains(cfg, fold), []), *held_out(cfg, fold)]),
     }
 
@@ -141,7 +141,7 @@ def _of_healthy(cfg: TransferConfig, fold: int) -> dict:
     folder = healthy_folder(cfg, fold)
     sides = [sorted(path.name for path in side) for side in domains(cfg, fold)]
     return {
-        "inputs": contents(folder) if folder.is_dir() else None,
+        "inputs": records.outputs_of(folder) if folder.is_dir() else None,
         "domains": digest("\n\n".join("\n".join(names) for names in sides)),
     }
 

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
-from medood.data.files import contents, in_threads
+from medood.data.files import in_threads
 from medood.data.images import read_mask, write_png
 from medood.data.labels import UNSURE
+from medood.data.records import outputs_of
 from medood.data.workspace import Pair
 from medood.runs.provenance import PRODUCTS, Product
 from transfer.products import lesion_of
@@ -45,6 +46,6 @@ PRODUCTS["lesion masks"] = Product(
     lesion_folder,
     ("true masks",),
     (),
-    lambda cfg, _: {"inputs": contents(truth_folder(cfg)), "lesion": lesion_of(cfg)},
+    lambda cfg, _: {"inputs": outputs_of(truth_folder(cfg)), "lesion": lesion_of(cfg)},
     TransferConfig,
 )

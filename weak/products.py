@@ -15,7 +15,7 @@ from pathlib import Path
 
 from config import UserError
 from medood.data import records
-from medood.data.files import contents, digest, fingerprint, pngs, read_json, timed
+from medood.data.files import digest, fingerprint, pngs, read_json, timed
 from medood.data.names import name_of
 from medood.runs.provenance import PRODUCTS, SCRIPTS, TRAINING, VALUES, Product, made_from, require
 from weak.image_labels import ImageLabels, labels_of, shuffled, split, with_classes
@@ -128,8 +128,8 @@ def _of_irnet(cfg: MasksConfig, fold: int) -> dict:
     return {"maps": _found(maps_folder(cfg, fold)), "inputs": _found(irnet_folder(cfg, fold))}
 
 
-def _found(folder: Path) -> str | None:
-    return contents(folder) if folder.is_dir() else None
+def _found(folder: Path) -> dict | str | None:
+    return records.outputs_of(folder) if folder.is_dir() else None
 
 
 _CLASSIFIER = (

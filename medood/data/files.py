@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -29,8 +30,9 @@ PARTIAL, REPLACED = ".partial", ".replaced"  # endings of hidden names, while so
 # beside the folders of patches
 WRITTEN_TO = ("HardOoD", "k_folds", "models", "reports", "studies", "transfer", "weak")
 TIMES = "times.csv"  # in the workspace: equal runs differ in it, and in the report that shows it
-
-ARRAYS = (".npz", ".safetensors")  # endings of what a step writes beside images
+HOST = socket.gethostname()
+DAY = 24 * 3600  # seconds
+SETTLED = 3  # seconds after its last change in which a file may change unseen
 
 UTF8 = {"encoding": "utf-8", "errors": "backslashreplace"}  # of text that may hold names
 
@@ -300,29 +302,26 @@ def fingerprint(paths: Iterable[Path]) -> str:
     return digest("\n".join(sorted(in_threads(line, paths))))
 
 
-def contents(product: Path) -> str:
-    """Return one hash of a file, or of the names and contents of images and arrays in a folder."""
-    if product.is_file():
-        return hash_of(product)
-    arrays = (path for ending in ARRAYS for path in product.glob(f"*{ending}"))
-    paths = [*pngs(product), *sorted(path for path in arrays if path.name[0] != ".")]
-    lines = in_threads(lambda path: f"{hash_of(path)} {name_of(path)}", paths)
-    return digest("\n".join(lines))
-
-
 def hash_of(path: Path) -> str:
     """Return the SHA-256 of a file's content; UserError if it is not there."""
     try:
         state = path.stat()
     except FileNotFoundError:
         raise missing(path) from None
-    return _hash_once(path, state.st_size, state.st_mtime_ns, state.st_ino)
+    # some disks know the time to 2 seconds only: another write may leave it as it is
+    if time.time() - max(state.st_mtime, state.st_ctime) < SETTLED:
+        return _hash_now(path)
+    return _hash_once(path, state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino)
+
+
+def _hash_now(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @functools.cache  # the steps of main.py look at the same files again and again
-def _hash_once(path: Path, size: int, mtime_ns: int, inode: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _hash_once(path: Path, *state: int) -> str:
+    return _hash_now(path)
 
 
 def missing(path: Path) -> UserError:

@@ -55,7 +55,7 @@ def chosen_oods(cfg: Config, fold: int) -> list[str]:
 
 
 def read_estimate(cfg: Config, fold: int) -> dict:
-    """Return what estimate_pct.py wrote for a fold; {} if nothing that it would write."""
+    """Return the estimate of a fold; {} if nothing that estimate_pct.py would write."""
     estimate = read_json(pct_path(cfg, fold)) or {}
     numbers = all(isinstance(estimate.get(name), kind) for name, kind in ESTIMATE.items())
-    return estimate if numbers and isinstance(estimate.get("made_from"), dict) else {}
+    return estimate if numbers else {}

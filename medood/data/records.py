@@ -1,16 +1,20 @@
 """Records: what a product was made from, so that a step knows whether its work is done.
 
 A product is a folder or a file that a step wrote. Its record is a JSON file: made_from.json in a
-folder of images, run.json in a network's folder, <name>.json beside <name>.csv. It holds
+folder of images, run.json in a network's folder, <name>.json beside <name>.csv; a product that is
+JSON itself holds its own record. It holds
 
     made_from   the settings and the fingerprints of the inputs that decide the product
-    outputs     the hash of the product itself; a table that it does not fit is the user's
+    outputs     the hashes of the product itself: one that they do not fit was changed since
     files       how many images a folder has
     bad_files   which inputs could not be used and were left out, and why
 
-What has no record was put there by the user and is never overwritten.
+What has no record was put there by the user and is never overwritten. What was changed is neither
+used nor overwritten: that is an error.
 """
 
+import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,8 +22,12 @@ from typing import NamedTuple
 
 from config import Config, UserError
 from medood.data import files
+from medood.data.names import name_of, plain
 
 RECORD, RUN = "made_from.json", "run.json"
+# in the folder of a product, but no part of it: records, what is for people, an unfinished training
+BESIDE = (RECORD, RUN, "README.md", "log.csv", "resume.pt")
+MANY = (".png", ".npz")  # endings of files that a product may hold by the thousand
 LISTED = 20  # of the bad files, in a message
 
 BadFiles = dict[str, str]  # what is wrong, by the name of the file
@@ -31,6 +39,7 @@ class Record(NamedTuple):
     """What lies on the disk of a product, and what its record says."""
 
     product: Path
+    path: Path  # of the record
     is_there: bool  # the product has any content
     images: int  # in its folder
     content: dict | None  # of the record; None where the product is absent, or the user's
@@ -61,33 +70,117 @@ class Record(NamedTuple):
         reasons = [f"of its {made} files {self.images} are there"] if lost else []
         return ", ".join(reasons + changes(before, made_from))
 
-    def refuse_damaged(self) -> None:
-        """Raise UserError for a product of ours whose content is not what was made."""
+    def outputs(self) -> dict[str, str] | str:
+        """Return the hashes of what the product holds now, by the rule that its record follows.
+
+        Of a file: one hash. Of a folder: by name, those of the files that its record lists, as what
+        came later is no part of it; without a record, of all files.
+        """
         made = (self.content or {}).get("outputs")
-        if made is not None and made != files.contents(self.product):
-            images = files.pngs(self.product)
-            latest = max(images, key=lambda path: path.stat().st_mtime_ns, default=self.product)
-            raise UserError(
-                f"{self.product} was changed, or damaged, since it was made ({latest.name} was"
-                " written last): remove it to have it made anew, or remove its"
-                f" {RECORD} to keep it as your own"
-            )
+        if self.path == self.product:
+            return _hash_of_json(self.content or {})
+        if self.product.is_file():
+            return files.hash_of(self.product)
+        if isinstance(made, str):
+            return _outputs_before(self.product)
+        now = hashes(self.product)
+        return {name: now[name] for name in now if made is None or name in made}
+
+    def changed(self) -> list[str]:
+        """Return the names of the files that are not as the step wrote them.
+
+        They may be missing. Only images that are missing do not count: see `out_of_date`.
+        """
+        made, count = ((self.content or {}).get(name) for name in ("outputs", "files"))
+        if made is None:
+            return []
+        lost = isinstance(count, int) and self.images < count
+        now = self.outputs()
+        if not isinstance(made, dict) or not isinstance(now, dict):
+            return [] if lost or made == now else [self.product.name]
+        differ = [name for name in made if now.get(name) != made[name]]
+        return [name for name in differ if not (lost and name == "*.png")]
+
+    def refuse_changed(self) -> None:
+        """Raise UserError for a product that a step wrote and that was changed since."""
+        names = self.changed()
+        if not names:
+            return
+        if images := files.pngs(self.product):
+            latest = max(images, key=lambda path: path.stat().st_mtime_ns)
+            last = f"{latest.name} was written last"
+            names = [last if name in ("*.png", self.product.name) else name for name in names]
+        which = ", ".join(name for name in names[:LISTED] if name != self.product.name)
+        keep = f"remove {self.path} to keep it as user-supplied"
+        if self.path == self.product:
+            keep = "remove `made_from` from it to keep it as user-supplied"
+        elif self.path.name == RUN:
+            keep = "move it elsewhere to keep it"
+        raise UserError(
+            f"{self.product} was changed, or damaged, since it was made{which and f' ({which})'}:"
+            f" remove it to have it regenerated, or {keep}"
+        )
 
 
 def record_of(product: Path) -> Record:
-    """Return the record of a product: made_from.json, run.json of a network, JSON of a table."""
-    images, run = files.pngs(product), product / RUN
-    is_network = (product / "config.json").is_file()
-    is_there = is_network or bool(images) or product.is_file() or (product / RECORD).is_file()
-    path = run if run.exists() else product / RECORD
+    """Return the record of a product: made_from.json, run.json of a network, JSON of a table.
+
+    Raises UserError for a record that cannot be read: it does not say whose the product is.
+    """
+    images, path = len(files.pngs(product)), product / RECORD
     if product.suffix in (".csv", ".json"):
         path = product.with_suffix(".json")
+    elif (product / RUN).exists():
+        path = product / RUN
+    is_there = bool(images) or product.is_file() or (product / RECORD).is_file()
+    is_there = is_there or any(True for _ in _files_of(product))
     content = files.read_json(path) if is_there else None
-    if content is not None:
-        foreign = is_network and "made_from" not in content
-        changed = product.suffix == ".csv" and content.get("outputs") != files.hash_of(product)
-        content = None if foreign or changed else content
-    return Record(product, is_there, len(images), content)
+    if content is None and is_there and path.is_file():
+        keep = "" if path == product else f", or remove {path} to keep it as user-supplied"
+        raise UserError(f"{path} cannot be read: remove {product} to have it regenerated{keep}")
+    if content is not None and path.name != RECORD and "made_from" not in content:
+        content = None  # a JSON file of that name, or a network, that no step wrote
+    return Record(product, path, is_there, images, content)
+
+
+def outputs_of(product: Path) -> dict[str, str] | str:
+    """Return the hashes of what a product holds now: see `Record.outputs`."""
+    return record_of(product).outputs()
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """Return a hash of each file of a product, by name, with folders below.
+
+    All images share one, `*.png`, and so do all arrays, `*.npz`.
+    """
+    paths = list(_files_of(folder))
+    lines: dict[str, list[str]] = {}
+    for path, found in zip(paths, files.in_threads(files.hash_of, paths), strict=True):
+        name = plain(path.relative_to(folder).as_posix())
+        group = f"*{path.suffix}" if path.suffix in MANY else name
+        lines.setdefault(group, []).append(f"{found} {name}")
+    return {name: files.digest("\n".join(sorted(part))) for name, part in lines.items()}
+
+
+def _files_of(folder: Path) -> Iterator[Path]:
+    """Yield the files of a product in a folder, without hidden ones and those of BESIDE."""
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if name[0] != "."]
+        yield from (Path(parent, name) for name in names if name[0] != "." and name not in BESIDE)
+
+
+def _hash_of_json(content: dict) -> str:
+    """Return the hash of the values in a product that is JSON, its record included."""
+    rest = {name: value for name, value in content.items() if name != "outputs"}
+    return files.digest(json.dumps(rest, sort_keys=True))
+
+
+def _outputs_before(folder: Path) -> str:
+    """Return one hash of the images and arrays of a folder, as records of earlier versions do."""
+    arrays = (path for ending in (".npz", ".safetensors") for path in folder.glob(f"*{ending}"))
+    paths = [*files.pngs(folder), *sorted(path for path in arrays if path.name[0] != ".")]
+    lines = files.in_threads(lambda path: f"{files.hash_of(path)} {name_of(path)}", paths)
+    return files.digest("\n".join(lines))
 
 
 def changes(before: dict, now: dict) -> list[str]:
@@ -111,7 +204,7 @@ def changes(before: dict, now: dict) -> list[str]:
 def is_kept(product: Path, made_from: dict) -> bool:
     """Say, also to the user, whether a product stays: made from `made_from`, or the user's.
 
-    Raises UserError for one of ours whose content has changed since.
+    Raises UserError for one that a step wrote and that was changed since.
     """
     record = record_of(product)
     if not record.is_there:
@@ -119,10 +212,10 @@ def is_kept(product: Path, made_from: dict) -> bool:
     if record.is_yours:
         print(f"{product}: kept, it was put there by you (remove it to have it made)")
         return True
+    record.refuse_changed()  # even if it is out of date: the change may be the user's correction
     why = record.out_of_date(made_from)
-    if not why:
-        record.refuse_damaged()
-        why = "files behind it could not be used" if record.bad_files else ""
+    if not why and record.bad_files:
+        why = "files behind it could not be used"
     state = f"made again: {why}" if why else "kept, made from the same inputs and settings"
     print(f"{product}: {state}")
     return not why
@@ -139,18 +232,27 @@ def fresh_folder(folder: Path, made_from: dict, bad: BadFiles | None = None) -> 
         raise UserError(f"{folder} was put there by you: remove it to have it made anew")
     with files.whole_folder(folder) as partial:
         yield partial
-        outputs = {"files": len(files.pngs(partial)), "outputs": files.contents(partial)}
+        outputs = {"files": len(files.pngs(partial)), "outputs": hashes(partial)}
         files.write_json(
             partial / RECORD, {"made_from": made_from, **outputs, "bad_files": bad or {}}
         )
 
 
 def write_recorded(path: Path, text: str, made_from: dict) -> None:
-    """Write a table with its record."""
-    path.unlink(missing_ok=True)  # a table that its record does not fit passes for the user's
+    """Write a table with its record.
+
+    After a kill on the way the table is missing: it passes neither for changed nor for the user's.
+    """
+    path.unlink(missing_ok=True)
     record = {"made_from": made_from, "outputs": files.digest(text)}
     files.write_json(path.with_suffix(".json"), record)
     files.write_text(path, text)
+
+
+def write_own_record(path: Path, content: dict, made_from: dict) -> None:
+    """Write a product that is JSON and holds its record itself."""
+    content = json.loads(json.dumps(content | {"made_from": made_from}))
+    files.write_json(path, content | {"outputs": _hash_of_json(content)})
 
 
 # ---------------------------------------------------------------- bad files

@@ -34,7 +34,7 @@ from medood.models.network import network_of, remove_batch_norm
 TRAINED_ON = "trained_on.txt"
 IN_RUN = {  # what run.json holds
     **dict.fromkeys(("fold", "epoch", "id_patches", "ood_patches", "processes"), int),
-    **dict.fromkeys(("settings", "versions", "made_from", "scores"), dict),
+    **dict.fromkeys(("settings", "versions", "made_from", "outputs", "scores"), dict),
     "data": str,
 }
 HEAD = "segmentation_head.0.weight"  # its outputs are the classes

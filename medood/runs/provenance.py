@@ -311,7 +311,10 @@ def _to_check(names: Iterable[str], found: dict[str, Record]) -> Iterator[str]:
 
 
 def _refuse_unusable(cfg: Config, name: str, fold: int, record: Record) -> None:
-    """Raise UserError if a product is missing, or not what its sources and settings give now."""
+    """Raise UserError if a product is missing, or not what its sources and settings give now.
+
+    One that was changed since it was made is refused too.
+    """
     if not record.is_there:
         any_data = any(path.name[0] != "." for path in cfg.workspace.glob("*"))
         empty = "" if any_data else f" ({cfg.workspace} is empty, or its name is misspelt)"
@@ -319,6 +322,7 @@ def _refuse_unusable(cfg: Config, name: str, fold: int, record: Record) -> None:
         raise UserError(f"{record.product} is missing{empty}: run `{cure}` first")
     if record.is_yours:
         return
+    record.refuse_changed()
     now = made_from(cfg, name, fold)
     if why := record.out_of_date(now):
         raise UserError(
@@ -338,17 +342,20 @@ def require_trained(network: Path, made_from: dict | None, again: str) -> None:
         raise UserError(f"{network} is out of date ({why}): run `{again}` again")
 
 
+def records_of(cfg: Config, fold: int) -> dict[str, Record]:
+    """Return the record of each product that has such settings, after those it is made from."""
+    products = {n: product for n, product in PRODUCTS.items() if isinstance(cfg, product.kind)}
+    return {name: record_of(product.path(cfg, fold)) for name, product in products.items()}
+
+
 def survey(cfg: Config) -> dict[str, str]:
     """Return what the steps would do with each product that is there, by its path."""
     found: dict[str, str] = {}
     for fold in cfg.folds:
         stays: set[str] = set()
-        for name, product in PRODUCTS.items():  # each after what is behind it
-            if not isinstance(cfg, product.kind):
-                continue
-            record = record_of(product.path(cfg, fold))
+        for name, record in records_of(cfg, fold).items():
             fate = _fate(cfg, name, fold, record)
-            new = [source for source in product.behind if source not in stays]
+            new = [source for source in PRODUCTS[name].behind if source not in stays]
             if fate == "kept" and new:
                 fate = f"perhaps made again, after {' and '.join(new)}"
             elif not fate.startswith("made"):
@@ -362,6 +369,8 @@ def _fate(cfg: Config, name: str, fold: int, record: Record) -> str:
     """Return what its step would do with a product, if nothing behind it changes."""
     if record.is_yours:
         return "yours: used as it is"
+    if record.changed():
+        return "changed since it was made"
     try:
         now = made_from(cfg, name, fold)
     except UserError:
@@ -416,7 +425,8 @@ def making(cfg: Config, *names: str, bad: BadFiles | None = None) -> Iterator[li
     kill, the products are what they were before.
     """
     products = {PRODUCTS[name].path(cfg, 0): made_from(cfg, name) for name in names}
-    if all(records.is_kept(path, record) for path, record in products.items()):
+    # all are asked: one that was changed is not overwritten because another one is missing
+    if all([records.is_kept(path, record) for path, record in products.items()]):
         yield []
         return
     with ExitStack() as stack:

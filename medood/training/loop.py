@@ -13,7 +13,7 @@ from tqdm import tqdm
 from config import Config, UserError
 from medood.data.dataset import CHUNK, Patches, load_patches
 from medood.data.files import csv_text, timed, whole_folder, write_json, write_text
-from medood.data.records import RUN, is_kept, record_of
+from medood.data.records import RUN, hashes, is_kept, record_of
 from medood.data.workspace import SOURCE_PREFIX, Pair, data_name
 from medood.evaluation.model_card import write_card
 from medood.evaluation.testing import tally_patches
@@ -240,5 +240,5 @@ def write_network(
                 os.fsync(file.fileno())
         write_text(finished / "log.csv", csv_text(list(log[0]), (row.values() for row in log)))
         write_text(finished / TRAINED_ON, "".join(f"{name}\n" for name in sorted(names)))
-        write_json(finished / RUN, run)
+        write_json(finished / RUN, run | {"outputs": hashes(finished)})
         write_card(finished, run)

@@ -1,0 +1,335 @@
+"""What a step wrote and somebody changed: neither used nor overwritten, and both cures work."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from config import UserError
+from estimate_pct import estimate_pct
+from generate_patches import generate_patches
+from medood.data import files, ood_set, records
+from medood.data.files import hash_of, read_json, write_json
+from medood.data.folds import read_fold
+from medood.data.images import write_png
+from medood.data.records import RECORD, fresh_folder, is_kept, record_of, write_recorded
+from medood.data.workspace import fold_path, model_folder, pct_path, ranking_path
+from medood.runs.provenance import require
+
+MADE_FROM = {"settings": {"seed": 0}, "inputs": "of these"}
+TABLE = ",img_name,obj_tag\n0,a_0.png,train\n1,b_0.png,test\n2,c_0.png,train\n"
+# what a spreadsheet, an editor or a copy make of a table
+TOUCHED = {
+    "CRLF": lambda text: text.replace("\n", "\r\n"),
+    "quoted": lambda text: re.sub(r"[^,\n]+", r'"\g<0>"', text),
+    "reordered": lambda text: "".join([(lines := text.splitlines(True))[0], *lines[:0:-1]]),
+    "marked": lambda text: "\ufeff" + text,
+    "cut": lambda text: text[:-7],
+    "a blank line": lambda text: text + "\n",
+}
+
+
+def touch(path: Path, change: str) -> bytes:
+    """Change a table as TOUCHED says; return its bytes."""
+    path.write_bytes(TOUCHED[change](path.read_bytes().decode()).encode())
+    return path.read_bytes()
+
+
+def refused(product: Path, act) -> str:
+    """Return what the error says that refuses a changed product; the product stays as it is."""
+    with pytest.raises(UserError, match=f"{product} was changed, or damaged, since") as error:
+        act()
+    return str(error.value)
+
+
+def keep_as_said(message: str) -> None:
+    """Remove the record that the error says to remove to keep the product."""
+    Path(re.search(r"or remove (\S+) to keep it as user-supplied", message)[1]).unlink()
+
+
+# ---------------------------------------------------------------- tables
+
+
+@pytest.mark.parametrize("change", TOUCHED)
+def test_a_table_that_was_touched_is_refused_and_both_cures_work(tmp_path, change):
+    path = tmp_path / "list.csv"
+    write_recorded(path, TABLE, MADE_FROM)
+    assert is_kept(path, MADE_FROM)
+    changed = touch(path, change)
+    for made in (MADE_FROM, MADE_FROM | {"inputs": "of others"}):  # also if it is out of date
+        said = refused(path, lambda made=made: is_kept(path, made))
+        assert path.read_bytes() == changed
+    keep_as_said(said)
+    assert is_kept(path, MADE_FROM | {"inputs": "of others"})
+    assert record_of(path).is_yours
+    write_recorded(path, TABLE, MADE_FROM)
+    touch(path, change)
+    path.unlink()
+    assert not is_kept(path, MADE_FROM)
+
+
+def test_a_kill_between_record_and_table_leaves_the_table_to_be_made(tmp_path, monkeypatch):
+    path, write = tmp_path / "list.csv", files.write_text
+    write_recorded(path, TABLE, MADE_FROM)
+
+    def stop(target, text):
+        if target == path:
+            raise KeyboardInterrupt
+        write(target, text)
+
+    monkeypatch.setattr(files, "write_text", stop)
+    with pytest.raises(KeyboardInterrupt):
+        write_recorded(path, TABLE + "3,d_0.png,test\n", MADE_FROM | {"inputs": "of others"})
+    assert not is_kept(path, MADE_FROM)
+    monkeypatch.undo()
+    write_recorded(path, TABLE, MADE_FROM)
+    assert is_kept(path, MADE_FROM)
+
+
+@pytest.mark.parametrize("record", ["", "{", "[]", "\xff"])
+def test_a_record_that_cannot_be_read_does_not_make_a_product_the_users(tmp_path, record):
+    write_recorded(tmp_path / "list.csv", TABLE, MADE_FROM)
+    with fresh_folder(tmp_path / "made", MADE_FROM) as out:
+        write_png(out / "a.png", np.zeros((4, 4, 3), np.uint8))
+    for product, path in (("list.csv", "list.json"), ("made", f"made/{RECORD}")):
+        (tmp_path / path).write_text(record, encoding="latin-1")
+        with pytest.raises(UserError, match=f"{path} cannot be read: remove {tmp_path}/{product} "):
+            is_kept(tmp_path / product, MADE_FROM)
+        (tmp_path / path).unlink()
+        assert is_kept(tmp_path / product, MADE_FROM)
+
+
+def test_a_fold_list_that_was_touched_is_refused_by_every_step(patched):
+    from main import look
+    from train import train
+
+    cfg = dataclasses.replace(patched, folds=(1,))
+    path, made = fold_path(cfg, 1), fold_path(cfg, 1).read_bytes()
+    touch(path, "CRLF")
+    for step in (generate_patches, train, look):
+        with pytest.raises(UserError, match=f"{path.name} was changed, or damaged") as error:
+            step(cfg)
+    path.unlink()
+    generate_patches(cfg)
+    assert path.read_bytes() == made
+    *fewer, _ = made.splitlines(keepends=True)
+    path.write_bytes(b"".join(fewer))
+    keep_as_said(str(error.value))
+    generate_patches(cfg)
+    train, _, test = read_fold(cfg, 1)
+    assert len(train) + len(test) == len(fewer) - 1
+
+
+def test_med_ood_is_not_trained_on_a_ranking_that_was_touched(report):
+    from rank_prune_ood import rank_prune_ood
+    from train_ood import train_ood
+
+    cfg = dataclasses.replace(report[0], folds=(1,))
+    path, made = ranking_path(cfg, 1), ranking_path(cfg, 1).read_bytes()
+    changed = touch(path, "reordered")
+    for step in (rank_prune_ood, estimate_pct, train_ood):
+        said = refused(path, lambda step=step: step(cfg))
+        assert path.read_bytes() == changed
+    path.unlink()
+    rank_prune_ood(cfg)
+    assert path.read_bytes() == made
+    touch(path, "quoted")
+    keep_as_said(said)
+    for step in (rank_prune_ood, estimate_pct, train_ood):
+        step(cfg)
+    assert path.read_bytes() != made
+
+
+def test_an_estimate_that_was_edited_is_refused_and_one_of_the_user_is_used(report, capsys):
+    from train_ood import train_ood
+
+    cfg = dataclasses.replace(report[0], folds=(1,))
+    path = pct_path(cfg, 1)
+    made = path.read_bytes()
+    estimate_pct(cfg)
+    assert f"{path}: kept, made from the same inputs" in capsys.readouterr().out
+    path.write_text(json.dumps(read_json(path)))  # the same values
+    estimate_pct(cfg)
+    write_json(path, read_json(path) | {"ood_patches": 1})
+    for step in (estimate_pct, train_ood):
+        said = refused(path, lambda step=step: step(cfg))
+    assert "remove `made_from` from it to keep it as user-supplied" in said
+    write_json(path, {k: v for k, v in read_json(path).items() if k != "made_from"})
+    estimate_pct(cfg)
+    require(cfg, "estimate")
+    assert len(ood_set.chosen_oods(cfg, 1)) == 1
+    path.unlink()
+    estimate_pct(cfg)
+    assert path.read_bytes() == made
+
+
+# ---------------------------------------------------------------- folders
+
+PARTS = {
+    "a.png": "image",
+    "b.png": "another",
+    "maps.npz": "arrays",
+    "weights.safetensors": "weights",
+    "foreground.json": '{"a.png": 3}',
+    "nuclei.csv": "region,class\n",
+    "trained_on.txt": "a_0.png\n",
+    "sheet/first.png": "a picture",
+    "Labels/a.mat": "a label",
+}
+BESIDE = ("README.md", "log.csv", "resume.pt", "model.onnx", ".DS_Store", "notes.txt", ".x/a.png")
+
+
+@pytest.fixture
+def product(tmp_path) -> Path:
+    """A folder that a step wrote, with a file of every kind."""
+    with fresh_folder(tmp_path / "made", MADE_FROM) as out:
+        for name, text in PARTS.items():
+            (out / name).parent.mkdir(exist_ok=True)
+            (out / name).write_text(text)
+        for name in ("README.md", "log.csv"):
+            (out / name).write_text("for people")
+    return tmp_path / "made"
+
+
+@pytest.mark.parametrize("name", PARTS)
+@pytest.mark.parametrize("how", ["changed", "lost"])
+def test_every_file_of_a_product_counts(product, name, how):
+    assert is_kept(product, MADE_FROM)
+    before = records.outputs_of(product)
+    if how == "changed":
+        (product / name).write_text(PARTS[name] + " ")
+    else:
+        (product / name).unlink()
+    assert records.outputs_of(product) != before
+    if (name, how) in {("a.png", "lost"), ("b.png", "lost")}:  # an image is made again
+        assert not is_kept(product, MADE_FROM)
+        return
+    said = refused(product, lambda: is_kept(product, MADE_FROM))
+    assert name in said or name.endswith((".png", ".npz"))
+    keep_as_said(said)
+    assert is_kept(product, MADE_FROM)
+    assert record_of(product).is_yours
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_what_came_later_or_is_for_people_is_no_part_of_a_product(product, name):
+    before = records.outputs_of(product)
+    (product / name).parent.mkdir(exist_ok=True)
+    (product / name).write_text("written later")
+    assert is_kept(product, MADE_FROM)
+    assert records.outputs_of(product) == before
+
+
+def test_an_image_that_was_added_is_refused(product):
+    (product / "c.png").write_text("the user's")
+    refused(product, lambda: is_kept(product, MADE_FROM))
+
+
+def test_a_record_of_an_earlier_version_is_compared_by_its_own_rule(product):
+    names = sorted(name for name in PARTS if name.endswith(".png") and "/" not in name)
+    names += ["maps.npz", "weights.safetensors"]
+    lines = [f"{hashlib.sha256(PARTS[name].encode()).hexdigest()} {name}" for name in names]
+    before = hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    record = read_json(product / RECORD)
+    write_json(product / RECORD, record | {"outputs": before})
+    assert records.outputs_of(product) == before
+    (product / "nuclei.csv").write_text("not hashed then")
+    assert is_kept(product, MADE_FROM)
+    (product / "a.png").write_text("changed")
+    refused(product, lambda: is_kept(product, MADE_FROM))
+
+
+@pytest.mark.parametrize(
+    ("name", "is_there"),
+    [
+        ("plain_0.safetensors", True),
+        ("a.npz", True),
+        ("Labels/a.mat", True),
+        ("config.json", True),
+        ("resume.pt", False),
+        (".a.png", False),
+    ],
+)
+def test_a_folder_without_a_record_is_the_users_unless_a_training_began_it(
+    tmp_path, name, is_there
+):
+    path = tmp_path / "made" / name
+    path.parent.mkdir(parents=True)
+    path.write_text("content")
+    assert record_of(tmp_path / "made").is_yours == is_there
+    assert is_kept(tmp_path / "made", MADE_FROM) == is_there
+
+
+@pytest.mark.parametrize("name", ["foreground.json", "nuclei.csv"])
+def test_an_edited_list_beside_masks_is_refused_and_not_counted(patched, name):
+    from estimate_pct import pixels_of
+
+    folder, cfg = patched.workspace / "Mask_Patchs", dataclasses.replace(patched, folds=(1,))
+    names = read_fold(cfg, 1).train
+    expected = pixels_of(cfg, names)
+    text = (folder / name).read_text()
+    (folder / name).write_text(re.sub(r"\d+(,?)$", r"1\1", text, flags=re.MULTILINE))
+    assert (folder / name).read_text() != text
+    said = refused(folder, lambda: generate_patches(cfg))
+    assert f"({name})" in said
+    assert pixels_of(cfg, names) == expected
+    # what is missing beside it does not make the step overwrite it
+    shutil.rmtree(patched.workspace / "Image_Patchs")
+    refused(folder, lambda: generate_patches(cfg))
+    shutil.rmtree(folder)
+    generate_patches(cfg)
+    assert (folder / name).read_text() == text
+
+
+def test_a_change_is_seen_where_size_and_time_stay(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"one")
+    state = path.stat()
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns - 10**10))
+    for content in (b"one", b"two", b"six"):
+        path.write_bytes(content)
+        os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns - 10**10))
+        assert hash_of(path) == hashlib.sha256(content).hexdigest()
+
+
+# ---------------------------------------------------------------- networks
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "trained_on.txt"])
+def test_a_network_that_was_changed_is_neither_used_nor_overwritten(report, name):
+    from rank_prune_ood import rank_prune_ood
+    from test import evaluate
+    from train import train
+
+    cfg = dataclasses.replace(report[0], folds=(1,))
+    folder = model_folder(cfg, 1, ood=False)
+    changed = (folder / name).read_bytes().replace(b"region_0", b"region_9") + b"\n"
+    (folder / name).write_bytes(changed)
+    for step in (train, rank_prune_ood, evaluate):
+        said = refused(folder, lambda step=step: step(cfg))
+    assert f"({name}): remove it to have it regenerated, or move it elsewhere to keep it" in said
+    assert (folder / name).read_bytes() == changed
+
+
+def test_what_is_written_beside_a_network_later_does_not_change_it(report):
+    from train import train
+
+    cfg = dataclasses.replace(report[0], folds=(1,))  # its scores were written by test.py
+    folder = model_folder(cfg, 1, ood=False)
+    weights = (folder / "model.safetensors").stat().st_ino
+    (folder / "model.onnx").write_text("exported")
+    (folder / "log.csv").write_text("edited")
+    (folder / "README.md").write_text("edited")
+    train(cfg)
+    run = read_json(folder / "run.json")
+    assert run["scores"]
+    write_json(folder / "run.json", {k: v for k, v in run.items() if k != "outputs"})
+    (folder / "trained_on.txt").write_text("of a version that did not look\n")
+    train(cfg)
+    assert (folder / "model.safetensors").stat().st_ino == weights
