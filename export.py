@@ -22,6 +22,7 @@ from medood.data.files import whole
 from medood.data.workspace import require_network
 from medood.processes import on_main
 from medood.runs.command_line import run
+from medood.runs.locks import holder_of
 
 TOLERANCE = 1e-3  # of a probability, between the two versions of the network
 
@@ -113,4 +114,5 @@ def start(cfg: ExportConfig) -> None:
 
 
 if __name__ == "__main__":
-    run(start, ExportConfig(), lambda cfg: None)
+    # no other run may tidy up, or replace the network, in the workspace that the folder lies in
+    run(start, ExportConfig(), lambda cfg: cfg.folder and holder_of(cfg.folder), lambda cfg: [])

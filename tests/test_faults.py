@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import portalocker
@@ -16,7 +17,7 @@ from generate_patches import generate_patches
 from medood.data.files import tidy, whole
 from medood.data.records import fresh_folder
 from medood.runs.command_line import run
-from medood.runs.locks import alone_in, in_use
+from medood.runs.locks import alone_in, holder_of, in_use
 
 ROOT = Path(__file__).parents[1]
 
@@ -283,12 +284,78 @@ def test_another_number_of_workers_gives_the_same_bytes(patched, tmp_path_factor
     assert tree(patched.workspace) == once
 
 
-def test_a_drive_that_knows_no_locks_is_said_and_used(tmp_path, monkeypatch, capsys):
+def test_a_drive_that_knows_no_locks_is_said_once_and_used_but_not_tidied(
+    tmp_path, monkeypatch, capsys
+):
     def unknown(*_):
         raise portalocker.LockException("No locks available")
 
+    for name in (".Image_Patchs.99999999.partial", "models/.1_unet.replaced"):  # of another node
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "file").write_text("at work")
     monkeypatch.setattr(portalocker, "lock", unknown)
     with in_use(tmp_path, ["79_unet"]), alone_in(tmp_path):
-        pass
+        left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("file")}
+    assert left == {".Image_Patchs.99999999.partial/file", "models/.1_unet.replaced/file"}
     said = capsys.readouterr().out
-    assert said.count("no lock is to be had here (No locks available)") == said.count("\n") == 1
+    assert said.count("no lock is to be had here (No locks available)") == 1
+    assert said.count("\n") == 1
+
+
+def test_what_another_machine_is_writing_is_left_for_a_day(tmp_path, monkeypatch):
+    monkeypatch.setattr("medood.data.files.HOST", "node-1.cluster")  # a process of this number
+    writing = []
+    for age in (0, 23, 25):
+        with whole(tmp_path / f"{age}.json") as partial:
+            partial.write_text("half")
+            writing.append(partial)
+    monkeypatch.setattr("medood.data.files.HOST", "node-2.cluster")  # does not run there
+    monkeypatch.setattr(os, "kill", lambda *_: 1 / 0)
+    now = time.time()
+    for partial, age in zip(writing, (0, 23, 25), strict=True):
+        partial.write_text("half")
+        os.utime(partial, (now - 3600 * age, now - 3600 * age))
+    with in_use(tmp_path):
+        assert [partial.exists() for partial in writing] == [True, True, False]
+
+
+def test_two_machines_write_one_file_under_two_names(tmp_path, monkeypatch):
+    names = set()
+    for host in ("node-1", "node-2"):
+        monkeypatch.setattr("medood.data.files.HOST", host)
+        with whole(tmp_path / "scores.json") as partial:
+            partial.write_text("{}")
+            names.add(partial.name)
+    assert len(names) == 2
+
+
+def test_a_lock_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    lock = tmp_path / ".locks" / "folder"
+
+    def refuse(path, *_, **__):
+        raise OSError(30, "Read-only file system", str(path))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(UserError, match=rf"{lock} cannot be written to"), in_use(tmp_path):
+        pass
+
+
+def test_a_network_is_exported_while_its_workspace_is_held(tmp_path, monkeypatch):
+    import runpy
+
+    from medood.runs import command_line
+
+    folder = tmp_path / "models" / "1_unet"
+    folder.mkdir(parents=True)
+    with in_use(tmp_path):
+        pass
+    assert holder_of(folder) == tmp_path
+    assert holder_of(Path("models")) is None
+    held = []
+    monkeypatch.setattr(
+        command_line, "_held", lambda *held_by: held.append(held_by) or nullcontext()
+    )
+    monkeypatch.setattr(sys, "argv", ["export.py", str(folder)])
+    with pytest.raises(SystemExit, match="no network"):
+        runpy.run_path(str(ROOT / "export.py"), run_name="__main__")
+    assert held == [(tmp_path, [])]

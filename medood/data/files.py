@@ -71,7 +71,7 @@ def pngs(folder: Path) -> list[Path]:
 def whole(path: Path) -> Iterator[Path]:
     """Yield a name to write a file to; the file takes the name `path` when it is on the disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
+    partial = _partial(path)
     try:
         yield partial
         with partial.open("rb+") as file:
@@ -230,7 +230,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
     An error or a kill before that leaves the folder that stood there as it was.
     """
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}{PARTIAL}")
+    partial = _partial(folder)
     old = folder.with_name(f".{folder.name}{REPLACED}")
     _remove(partial)
     partial.mkdir(parents=True)
@@ -249,6 +249,11 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     _remove(old)
 
 
+def _partial(path: Path) -> Path:
+    """Return the hidden name of a file or folder while this process, of this machine, writes it."""
+    return path.with_name(f".{path.name}.{os.getpid()}@{HOST}{PARTIAL}")
+
+
 def _remove(path: Path) -> None:
     """Remove a file, a folder with all in it, or a link, but not what the link leads to."""
     if path.is_symlink() or path.is_file():
@@ -258,7 +263,10 @@ def _remove(path: Path) -> None:
 
 
 def tidy(folder: Path) -> None:
-    """Remove what a killed run left half-written, and put back what it was about to replace."""
+    """Remove what a killed run left half-written, and put back what it was about to replace.
+
+    Only for a run that has the folder alone: see medood/runs/locks.py.
+    """
     left = list(folder.glob(".*"))
     for name in WRITTEN_TO:
         left += (folder / name).rglob(".*")
@@ -271,11 +279,16 @@ def tidy(folder: Path) -> None:
 
 
 def _at_work(partial: Path) -> bool:
-    """Return whether the process that writes a file, named in the file's name, runs here.
+    """Return whether the process that writes a file, named in the file's name, may still run.
 
-    export.py and predict.py write without holding the workspace.
+    Functions may be called without a run, which would hold the folder; and on some drives of
+    clusters a lock holds on one machine only. Of another machine's process nothing is known: it is
+    taken to run for a day after it last wrote.
     """
-    process = partial.name.removesuffix(PARTIAL).rpartition(".")[2]
+    name, at, host = partial.name.removesuffix(PARTIAL).rpartition("@")
+    if at and host != HOST:
+        return partial.exists() and time.time() - partial.stat().st_mtime < DAY
+    process = (name if at else host).rpartition(".")[2]
     if os.name != "posix" or not process.isdigit():
         return False
     try:

@@ -4,7 +4,8 @@ Runs share a folder as long as all of them only read what the folder's data are 
 that makes the data anew needs it alone. A part, such as one network, belongs to one run.
 
 The locks are the operating system's, on open files in <folder>/.locks/: they end with the process
-that holds them, however it ends.
+that holds them, however it ends. Some network drives have none: a run on such a drive says so, and
+tidies nothing up, as other runs may be at work there.
 """
 
 import os
@@ -22,7 +23,6 @@ from portalocker import LockFlags
 
 from config import UserError
 from medood.data.files import tidy
-from medood.processes import say_once
 
 LOCKS, WHOLE = ".locks", "folder"  # where the locks lie, and which of them is the folder's own
 PATIENCE = 3  # seconds: runs that start together tidy the folder up one after the other
@@ -35,7 +35,8 @@ def in_use(folder: Path, parts: Iterable[str] = ()) -> Iterator[None]:
     """Hold `folder` together with other runs, and each of `parts` alone.
 
     If no other run holds the folder, what a killed run left in it is tidied up first. Raises
-    UserError, naming the other run, if one holds what is asked for.
+    UserError, naming the other run, if one holds what is asked for. Without locks on this drive it
+    says so once, and holds nothing.
     """
     absent = [path for path in (folder, *folder.parents) if not path.exists()]
     with ExitStack() as stack:
@@ -47,33 +48,51 @@ def in_use(folder: Path, parts: Iterable[str] = ()) -> Iterator[None]:
             ]
         except OSError as error:
             raise UserError(
-                f"{folder} cannot be written to ({error.strerror}): allow it, or name another one"
+                f"{error.filename or folder} cannot be written to ({error.strerror}): allow it, or"
+                f" name another folder than {folder}"
             ) from None
         stack.callback(_remove_if_empty, folder, absent)
-        mine = list(files)
         try:
-            _lock(whole, ALONE)
-            tidy(folder)
-            mine.append(whole)
-        except UserError:  # other runs are at work: the lock keeps the name of the first
-            _lock(whole, SHARED)
-        for file in files:
-            _lock(file, ALONE)
-        for file in mine:
-            file.truncate(0)
-            file.write(_this_run())
-            file.flush()
-        _lock(whole, SHARED)
-        _held[folder.resolve()] = whole
-        stack.callback(_held.pop, folder.resolve())
+            _lock_all(folder, whole, files)
+            _held[folder.resolve()] = whole
+            stack.callback(_held.pop, folder.resolve())
+        except portalocker.LockException as error:  # a run without locks is better than none
+            print(f"{folder}: no lock is to be had here ({error}); start no second run")
         yield
+
+
+def _lock_all(folder: Path, whole: IO[str], files: list[IO[str]]) -> None:
+    """Lock a folder with other runs, and its parts alone; tidy up if no other run is there.
+
+    Raises UserError, naming the other run, if one holds what is asked for.
+    """
+    mine = list(files)
+    try:
+        _lock(whole, ALONE)
+        tidy(folder)
+        mine.append(whole)
+    except UserError:  # other runs are at work: the lock keeps the name of the first
+        _lock(whole, SHARED)
+    for file in files:
+        _lock(file, ALONE)
+    for file in mine:
+        file.truncate(0)
+        file.write(_this_run())
+        file.flush()
+    _lock(whole, SHARED)
+
+
+def holder_of(path: Path) -> Path | None:
+    """Return the nearest folder above a path that runs hold while they work in it, or None."""
+    return next((parent for parent in path.resolve().parents if (parent / LOCKS).is_dir()), None)
 
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
     """Hold a folder that is `in_use` alone; UserError if other runs hold it too.
 
-    Does nothing for a folder that is not `in_use`: functions may be called without a run.
+    Does nothing for a folder that is not `in_use`, as functions may be called without a run, nor
+    where there are no locks.
     """
     whole = _held.get(folder.resolve())
     if whole is None:
@@ -87,7 +106,10 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 
 def _lock(file: IO[str], kind: LockFlags) -> None:
-    """Lock an open file, or change its lock; UserError, naming the other run, if one holds it."""
+    """Lock an open file, or change its lock; UserError, naming the other run, if one holds it.
+
+    Raises LockException where the drive has no locks.
+    """
     end = time.monotonic() + (PATIENCE if kind == SHARED else 0)
     while True:
         try:
@@ -97,10 +119,6 @@ def _lock(file: IO[str], kind: LockFlags) -> None:
                 time.sleep(0.1)
                 continue
             raise _taken(file) from None
-        except portalocker.LockException as error:
-            # some network drives know no locks: a run without one is better than none
-            folder = Path(file.name).parent
-            say_once(f"{folder}: no lock is to be had here ({error}); start no second run")
         return
 
 
