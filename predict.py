@@ -40,7 +40,8 @@ from medood.runs.command_line import run
 if TYPE_CHECKING:
     from medood.models.inference import Predictor
 
-MADE_WITH = ("image_mpp", "mpp", "tile", "watershed", "min_area", "classes", "precision")
+MADE_WITH = ("image_mpp", "mpp", "tile", "watershed", "min_area", "classes", "precision", "mirrors")
+BEFORE = {"mirrors": False}  # what records of earlier versions do not name
 OF_ALL = (errno.ENOSPC, errno.EROFS, errno.EPIPE)  # errors that every image would meet
 
 
@@ -142,7 +143,7 @@ def predict_image(cfg: PredictConfig, predictor: Predictor, path: Path, made_wit
             " own out"
         )
     is_whole = all(Path(f"{stem}{ending}").exists() for ending in outputs.ENDINGS)
-    if is_whole and found.get("made_from") == made_from:
+    if is_whole and BEFORE | (found.get("made_from") or {}) == made_from:
         print(f"{path.name}: kept, done with the same network and settings")
         return
     record.unlink(missing_ok=True)  # it must not stand beside files of which half are replaced

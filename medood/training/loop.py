@@ -3,6 +3,7 @@
 import math
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -205,7 +206,11 @@ def without_classes(cfg: Config, patches: Patches) -> str:
 
 
 def validate(cfg: Config, model: nn.Module, val: Patches, device: torch.device) -> float:
-    """Return `miou` of a network on held-out patches, and leave it in the mode it was in."""
+    """Return `miou` of a network on held-out patches, and leave it in the mode it was in.
+
+    Without mirrors: how a network is used later does not decide which epoch's weights are kept.
+    """
+    cfg = replace(cfg, mirrors=False)
     training = model.training  # a moving average is not
     tally, _ = tally_patches(cfg, model.eval(), val, device, "  validation")
     model.train(training)
