@@ -19,8 +19,8 @@ from medood.data.files import hash_of, read_json, write_json
 from medood.data.folds import read_fold
 from medood.data.images import write_png
 from medood.data.records import RECORD, fresh_folder, is_kept, record_of, write_recorded
-from medood.data.workspace import fold_path, model_folder, pct_path, ranking_path
-from medood.runs.provenance import require
+from medood.data.workspace import fold_path, id_files, model_folder, pct_path, ranking_path
+from medood.runs.provenance import made_from, network_made_from, require, settings_of
 
 MADE_FROM = {"settings": {"seed": 0}, "inputs": "of these"}
 TABLE = ",img_name,obj_tag\n0,a_0.png,train\n1,b_0.png,test\n2,c_0.png,train\n"
@@ -333,3 +333,43 @@ def test_what_is_written_beside_a_network_later_does_not_change_it(report):
     (folder / "trained_on.txt").write_text("of a version that did not look\n")
     train(cfg)
     assert (folder / "model.safetensors").stat().st_ino == weights
+
+
+# ---------------------------------------------------------------- settings that decide
+
+
+def test_the_weight_of_ood_patches_decides_a_network_that_has_some(report):
+    cfg = dataclasses.replace(report[0], folds=(1,))
+    other = dataclasses.replace(cfg, ood_weight=2.5)
+    assert made_from(cfg, "baseline", 1) == made_from(other, "baseline", 1)
+    now, then = (made_from(one, "Med-OoD", 1)["settings"] for one in (other, cfg))
+    assert now == then | {"ood_weight": 2.5}
+    files = id_files(cfg, read_fold(cfg, 1).train)
+    assert network_made_from(cfg, 1, files) == network_made_from(other, 1, files)
+    (image, _), *rest = files
+    assert network_made_from(cfg, 1, [(image, None), *rest]) != network_made_from(
+        other, 1, [(image, None), *rest]
+    )
+    without = {"train.py", "rank_prune_ood.py", "estimate_pct.py", "robust/train_free.py"}
+    assert not any("ood_weight" in settings_of(script) for script in without)
+    assert all("ood_weight" in settings_of(script) for script in ("train_ood.py", "test.py"))
+
+
+@pytest.mark.parametrize("recorded", [1.0, 2.5])
+def test_a_baseline_is_kept_whose_record_holds_another_weight_of_ood_patches(report, recorded):
+    cfg = dataclasses.replace(report[0], ood_weight=7.0)
+    folder = model_folder(cfg, 1, ood=False)
+    run = read_json(folder / "run.json")
+    run["made_from"]["settings"]["ood_weight"] = recorded
+    write_json(folder / "run.json", run)
+    assert is_kept(folder, made_from(cfg, "baseline", 1))
+    require(dataclasses.replace(cfg, folds=(1,)), "ranking")
+    said = record_of(model_folder(cfg, 1, ood=True)).out_of_date(made_from(cfg, "Med-OoD", 1))
+    assert said == "ood_weight was 1.0, is 7.0"
+
+
+def test_an_estimate_is_of_the_patches_that_it_counts(report):
+    cfg, _ = report
+    held_out = dataclasses.replace(cfg, select="val")
+    assert read_fold(held_out, 1).val
+    assert made_from(cfg, "estimate", 1) != made_from(held_out, "estimate", 1)

@@ -66,6 +66,8 @@ class Record(NamedTuple):
         before, made = self.content.get("made_from"), self.content.get("files")
         if not before or not isinstance(before, dict):
             return "its record is of an earlier version"
+        if self.content.get("ood_patches") == 0:
+            before = _with_weight_of(before, made_from)
         lost = made not in (None, self.images)
         reasons = [f"of its {made} files {self.images} are there"] if lost else []
         return ", ".join(reasons + changes(before, made_from))
@@ -167,6 +169,17 @@ def _files_of(folder: Path) -> Iterator[Path]:
     for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if name[0] != "."]
         yield from (Path(parent, name) for name in names if name[0] != "." and name not in BESIDE)
+
+
+def _with_weight_of(before: dict, made_from: dict) -> dict:
+    """Return what a network without OoD patches was made from, with the ood_weight of another.
+
+    It does not decide such a network, but records of earlier versions hold it.
+    """
+    settings, now = before.get("settings"), made_from.get("settings", {})
+    if not isinstance(settings, dict) or not {"ood_weight"} <= settings.keys() & now.keys():
+        return before
+    return before | {"settings": settings | {"ood_weight": now["ood_weight"]}}
 
 
 def _hash_of_json(content: dict) -> str:

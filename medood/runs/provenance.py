@@ -35,6 +35,8 @@ TRAINING = (
     *("deterministic", "classes"),
     *("schedule", "weight_decay", "average", "stain", "sampling"),
 )
+# ood_weight in the record of a network that no OoD patch trains: it does not decide that network
+WITHOUT_OODS = 1.0
 # Settings at a value that changes nothing are in no record: what was made before they existed stays
 NEUTRAL = {
     **{"schedule": "step", "weight_decay": 0.0, "average": 0.0, "stain": 0.0},
@@ -100,7 +102,7 @@ def _of_source_images(cfg: Config, _: int) -> dict:
 
 
 def _of_id_patches(cfg: Config, fold: int) -> dict:
-    return _of_training_files(cfg, fold, _id_set(cfg, fold))
+    return network_made_from(cfg, fold, _id_set(cfg, fold))
 
 
 def _of_candidates(cfg: Config, fold: int) -> dict:
@@ -113,9 +115,11 @@ def _of_candidates(cfg: Config, fold: int) -> dict:
 
 
 def _of_ranking(cfg: Config, fold: int) -> dict:
+    train = read_fold(cfg, fold).train
     return {
         "ranking": hash_of(workspace.ranking_path(cfg, fold)),
-        "masks": fingerprint(mask for _, mask in _id_set(cfg, fold)),
+        # those held out are not counted: they change with seed and patients
+        "masks": fingerprint(mask for _, mask in workspace.id_files(cfg, train)),
     }
 
 
@@ -124,13 +128,20 @@ def _of_ood_training_set(cfg: Config, fold: int) -> dict:
     if not all(path.is_file() for path in sources):
         return {"fold": fold, "inputs": None}
     chosen = workspace.ood_files(cfg, fold, ood_set.chosen_oods(cfg, fold))
-    return _of_training_files(cfg, fold, _id_set(cfg, fold) + chosen)
+    return network_made_from(cfg, fold, _id_set(cfg, fold) + chosen)
 
 
-def _of_training_files(cfg: Config, fold: int, files: list[Pair]) -> dict:
+def network_made_from(cfg: Config, fold: int, files: list[Pair]) -> dict:
+    """Return what decides a network, as its record holds it.
+
+    files: image and mask of each patch, also of those held out to choose the epoch.
+    """
+    if all(mask for _, mask in files):
+        cfg = dataclasses.replace(cfg, ood_weight=WITHOUT_OODS)
     names = sorted(name_of(image) for image, mask in files if mask)
     held_out = of_patients(cfg, names) if cfg.select == "val" else {}
-    return {"fold": fold, "inputs": _of_pairs(files)} | held_out
+    settings = _settings(cfg, TRAINING)
+    return {"settings": settings, "fold": fold, "inputs": _of_pairs(files)} | held_out
 
 
 def of_patients(cfg: Config, names: list[str]) -> dict:
@@ -167,6 +178,7 @@ _PATCHES = ("patches", "patch masks")
 _MINED = ("baseline", "OoD patches", "source patches")
 _RANKED = ("precision", "mirrors", "colours")
 _COUNTED = ("pnr_opt", "pct_grid")
+_ON_ID_PATCHES = tuple(name for name in TRAINING if name != "ood_weight")
 PRODUCTS = {
     "class masks": Product(_in("Semantic_Labels"), (), ("mask_values",), _of_labels),
     "patches": Product(_in("Image_Patchs"), ("class masks",), ("patch_size",), _of_regions),
@@ -174,7 +186,7 @@ PRODUCTS = {
     "fold": Product(workspace.fold_path, _PATCHES, ("split", "seed"), _of_patch_names),
     "OoD patches": Product(workspace.ood_folder, _PATCHES, ("ood_fill",), _of_cut_patches),
     "source patches": Product(_in("OoD_Source_Patchs"), (), ("patch_size",), _of_source_images),
-    "baseline": Product(_network(ood=False), ("fold",), TRAINING, _of_id_patches),
+    "baseline": Product(_network(ood=False), ("fold",), _ON_ID_PATCHES, _of_id_patches),
     "ranking": Product(workspace.ranking_path, _MINED, _RANKED, _of_candidates),
     "estimate": Product(workspace.pct_path, ("ranking",), _COUNTED, _of_ranking),
     "Med-OoD": Product(_network(ood=True), ("estimate",), TRAINING, _of_ood_training_set),
@@ -213,7 +225,7 @@ SCRIPTS = {
     "test.py": (("baseline", "Med-OoD"), (*_TESTING, "mirrors")),
     "predict.py": ((), (*_OF_A_NETWORK, "max_pixels")),
     "export.py": ((), ("classes", "patch_size")),
-    "robust/train_free.py": (("fold",), (*_TRAINING, *TRAINING)),
+    "robust/train_free.py": (("fold",), (*_TRAINING, *_ON_ID_PATCHES)),
     "robust/attack.py": (("baseline", "Med-OoD"), _TESTING),
     "robust/train_volumes.py": ((), (*_VOLUMES, *_TRAINING_VOLUMES)),
     "robust/test_volumes.py": ((), _VOLUMES),
@@ -254,14 +266,6 @@ def made_from(cfg: Config, name: str, fold: int = 0) -> dict:
     """Return what decides a product now, as its record holds it."""
     product = PRODUCTS[name]
     return {"settings": _settings(cfg, product.settings), **product.inputs(cfg, fold)}
-
-
-def network_made_from(cfg: Config, fold: int, files: list[Pair]) -> dict:
-    """Return what decides a network that is trained on other files than the table says.
-
-    files: image and mask of each patch, also of those held out to choose the epoch.
-    """
-    return {"settings": _settings(cfg, TRAINING), **_of_training_files(cfg, fold, files)}
 
 
 def _settings(cfg: Config, names: tuple[str, ...]) -> dict:
