@@ -37,7 +37,6 @@ from medood.data.workspace import (
 from medood.evaluation.scores import RegionCounts
 from medood.evaluation.tables import markdown
 from medood.evaluation.testing import score_networks
-from medood.models.checkpoints import read_run
 from medood.models.network import build_model, pick_device
 from medood.processes import world_size
 from medood.runs.provenance import network_made_from, require
@@ -202,8 +201,9 @@ def train_recipe(recipe: Recipe, fold: int) -> Path:
     record = network_made_from(cfg, fold, recipe.files + recipe.val_files)
     record |= recipe.kind.made_from(cfg)
     for folder in (model_folder(cfg, fold, ood) for ood in (False, True)):
-        if read_run(folder).get("made_from") == record:
-            record_of(folder).refuse_changed()
+        found = record_of(folder)
+        if found.content and not found.out_of_date(record):
+            found.refuse_changed()
             return folder  # trained by main.py
     key = digest(json.dumps(record, sort_keys=True))[:12]
     folder = cfg.workspace / "studies" / f"{fold}_{cfg.model_name}_{key}"
