@@ -120,6 +120,7 @@ def cut(
 def cut_regions(cfg: Config) -> None:
     """Write Image_Patchs and Mask_Patchs."""
     require(cfg, "class masks")
+    records.record_of(cfg.workspace / "Semantic_Labels").refuse_changed()  # its images too
     regions, masks, bad = workspace.pair_regions(cfg)
     if not regions:
         records.refuse_bad(replace(cfg, skip_bad_files=False), bad)

@@ -300,7 +300,6 @@ def test_what_is_there_is_kept_and_what_changed_is_made_again(cfg, capsys):
 
 
 def test_too_few_windows_of_tissue_are_refused_with_their_number(cfg):
-    (cfg.workspace / "Mask_Patchs" / RECORD).unlink()  # the user's own now
     for path in (cfg.workspace / "Mask_Patchs").glob("*.png"):
         mask = read_mask(path, 7)
         mask[::8, ::8] = 1
@@ -336,7 +335,6 @@ def test_filled_patches_of_another_generator_or_patch_are_refused(filled, change
     if change == "generator":
         (fill_generator_folder(filled, 1) / WEIGHTS).write_bytes(b"another")
     else:
-        (filled.workspace / "Image_Patchs" / RECORD).unlink()  # the user's own now
         name = read_fold(filled, 1).train[0]
         write_png(filled.workspace / "Image_Patchs" / name, np.zeros((P, P, 3), np.uint8))
     with pytest.raises(UserError, match="OoD_Patchs_1 is out of date .*transfer/train_fill.py"):

@@ -17,7 +17,7 @@ from generate_patches import generate_patches
 from medood.data import files, ood_set, records
 from medood.data.files import hash_of, read_json, write_json
 from medood.data.folds import read_fold
-from medood.data.images import write_png
+from medood.data.images import read_mask, write_png
 from medood.data.records import RECORD, fresh_folder, is_kept, record_of, write_recorded
 from medood.data.workspace import fold_path, id_files, model_folder, pct_path, ranking_path
 from medood.runs.provenance import made_from, network_made_from, require, settings_of
@@ -279,12 +279,25 @@ def test_an_edited_list_beside_masks_is_refused_and_not_counted(patched, name):
     said = refused(folder, lambda: generate_patches(cfg))
     assert f"({name})" in said
     assert pixels_of(cfg, names) == expected
+    refused(folder, lambda: require(cfg, "patch masks"))  # also where it is only read
     # what is missing beside it does not make the step overwrite it
     shutil.rmtree(patched.workspace / "Image_Patchs")
     refused(folder, lambda: generate_patches(cfg))
     shutil.rmtree(folder)
     generate_patches(cfg)
     assert (folder / name).read_text() == text
+
+
+def test_an_edited_class_mask_is_not_cut(patched):
+    folder = patched.workspace / "Semantic_Labels"
+    path = folder / "region_1.png"
+    write_png(path, read_mask(path, 7) * 0)
+    said = refused(folder, lambda: generate_patches(patched))
+    keep_as_said(said)
+    generate_patches(patched)
+    cut = list((folder.parent / "Mask_Patchs").glob("region_1_*.png"))
+    assert len(cut) == 16
+    assert not any(read_mask(path, 7).any() for path in cut)
 
 
 def test_a_change_is_seen_where_size_and_time_stay(tmp_path):

@@ -21,7 +21,6 @@ from medood.data.files import csv_text, digest, write_json
 from medood.data.folds import read_fold
 from medood.data.images import read_mask, write_png
 from medood.data.ood_set import ESTIMATE, columns
-from medood.data.records import RECORD
 from medood.data.workspace import fold_path, id_files, model_folder, pct_path, ranking_path
 from medood.models.checkpoints import load_model
 from medood.runs.provenance import made_from
@@ -346,7 +345,6 @@ def test_mirrors_do_not_choose_the_epoch(with_val, monkeypatch):
 
 
 def test_validation_patches_without_a_nucleus_are_refused(with_val):
-    (with_val.workspace / "Mask_Patchs" / RECORD).unlink()  # the user's own now
     for name in read_fold(with_val, 1).val:
         write_png(with_val.workspace / "Mask_Patchs" / name, np.zeros((32, 32), np.uint8))
     with pytest.raises(UserError, match="no nucleus in the .* held out of the training side"):

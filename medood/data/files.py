@@ -32,7 +32,7 @@ WRITTEN_TO = ("HardOoD", "k_folds", "models", "reports", "studies", "transfer", 
 TIMES = "times.csv"  # in the workspace: equal runs differ in it, and in the report that shows it
 HOST = socket.gethostname()
 DAY = 24 * 3600  # seconds
-SETTLED = 3  # seconds after its last change in which a file may change unseen
+TICK = 0.05  # seconds; the clock of a disk may stand still for a few hundredths
 
 UTF8 = {"encoding": "utf-8", "errors": "backslashreplace"}  # of text that may hold names
 
@@ -321,9 +321,8 @@ def hash_of(path: Path) -> str:
         state = path.stat()
     except FileNotFoundError:
         raise missing(path) from None
-    # some disks know the time to 2 seconds only: another write may leave it as it is
-    if time.time() - max(state.st_mtime, state.st_ctime) < SETTLED:
-        return _hash_now(path)
+    if time.time() - max(state.st_mtime, state.st_ctime) < TICK:
+        return _hash_now(path)  # another change may leave its time as it is
     return _hash_once(path, state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino)
 
 

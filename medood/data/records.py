@@ -28,6 +28,7 @@ RECORD, RUN = "made_from.json", "run.json"
 # in the folder of a product, but no part of it: records, what is for people, an unfinished training
 BESIDE = (RECORD, RUN, "README.md", "log.csv", "resume.pt")
 MANY = (".png", ".npz")  # endings of files that a product may hold by the thousand
+IMAGES = "*.png"  # all images of a product, among its hashes
 LISTED = 20  # of the bad files, in a message
 
 BadFiles = dict[str, str]  # what is wrong, by the name of the file
@@ -72,11 +73,11 @@ class Record(NamedTuple):
         reasons = [f"of its {made} files {self.images} are there"] if lost else []
         return ", ".join(reasons + changes(before, made_from))
 
-    def outputs(self) -> dict[str, str] | str:
+    def outputs(self, images: bool = True) -> dict[str, str] | str:
         """Return the hashes of what the product holds now, by the rule that its record follows.
 
         Of a file: one hash. Of a folder: by name, those of the files that its record lists, as what
-        came later is no part of it; without a record, of all files.
+        came later is no part of it; without a record, of all files. images: open them too.
         """
         made = (self.content or {}).get("outputs")
         if self.path == self.product:
@@ -85,33 +86,38 @@ class Record(NamedTuple):
             return files.hash_of(self.product)
         if isinstance(made, str):
             return _outputs_before(self.product)
-        now = hashes(self.product)
+        now = hashes(self.product, images)
         return {name: now[name] for name in now if made is None or name in made}
 
-    def changed(self) -> list[str]:
+    def changed(self, images: bool = True) -> list[str]:
         """Return the names of the files that are not as the step wrote them.
 
-        They may be missing. Only images that are missing do not count: see `out_of_date`.
+        They may be missing. Only images that are missing do not count: see `out_of_date`. images:
+        look into them too.
         """
         made, count = ((self.content or {}).get(name) for name in ("outputs", "files"))
         if made is None:
             return []
-        lost = isinstance(count, int) and self.images < count
-        now = self.outputs()
-        if not isinstance(made, dict) or not isinstance(now, dict):
-            return [] if lost or made == now else [self.product.name]
-        differ = [name for name in made if now.get(name) != made[name]]
-        return [name for name in differ if not (lost and name == "*.png")]
+        look = images and not (isinstance(count, int) and self.images < count)
+        if isinstance(made, dict):
+            now = self.outputs(images)
+            names = [name for name in made if look or name != IMAGES]
+            return [name for name in names if now.get(name) != made[name]]
+        look = look or self.product.is_file()
+        return [self.product.name] if look and self.outputs() != made else []
 
-    def refuse_changed(self) -> None:
-        """Raise UserError for a product that a step wrote and that was changed since."""
-        names = self.changed()
+    def refuse_changed(self, images: bool = True) -> None:
+        """Raise UserError for a product that a step wrote and that was changed since.
+
+        images: look into them too.
+        """
+        names = self.changed(images)
         if not names:
             return
-        if images := files.pngs(self.product):
-            latest = max(images, key=lambda path: path.stat().st_mtime_ns)
+        if pngs := files.pngs(self.product):
+            latest = max(pngs, key=lambda path: path.stat().st_mtime_ns)
             last = f"{latest.name} was written last"
-            names = [last if name in ("*.png", self.product.name) else name for name in names]
+            names = [last if name in (IMAGES, self.product.name) else name for name in names]
         which = ", ".join(name for name in names[:LISTED] if name != self.product.name)
         keep = f"remove {self.path} to keep it as user-supplied"
         if self.path == self.product:
@@ -150,12 +156,12 @@ def outputs_of(product: Path) -> dict[str, str] | str:
     return record_of(product).outputs()
 
 
-def hashes(folder: Path) -> dict[str, str]:
+def hashes(folder: Path, images: bool = True) -> dict[str, str]:
     """Return a hash of each file of a product, by name, with folders below.
 
-    All images share one, `*.png`, and so do all arrays, `*.npz`.
+    All images share one, `*.png`, and so do all arrays, `*.npz`. images: open them too.
     """
-    paths = list(_files_of(folder))
+    paths = [path for path in _files_of(folder) if images or path.suffix != ".png"]
     lines: dict[str, list[str]] = {}
     for path, found in zip(paths, files.in_threads(files.hash_of, paths), strict=True):
         name = plain(path.relative_to(folder).as_posix())

@@ -326,7 +326,8 @@ def _refuse_unusable(cfg: Config, name: str, fold: int, record: Record) -> None:
         raise UserError(f"{record.product} is missing{empty}: run `{cure}` first")
     if record.is_yours:
         return
-    record.refuse_changed()
+    # images are left to the step that makes them: a training must not open those of its test side
+    record.refuse_changed(images=False)
     now = made_from(cfg, name, fold)
     if why := record.out_of_date(now):
         raise UserError(
