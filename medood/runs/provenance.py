@@ -137,10 +137,11 @@ def network_made_from(cfg: Config, fold: int, files: list[Pair]) -> dict:
     files: image and mask of each patch, also of those held out to choose the epoch.
     """
     if all(mask for _, mask in files):
-        cfg = dataclasses.replace(cfg, ood_weight=WITHOUT_OODS)
+        settings = _settings(cfg, _ON_ID_PATCHES) | {"ood_weight": WITHOUT_OODS}
+    else:
+        settings = _settings(cfg, TRAINING)
     names = sorted(name_of(image) for image, mask in files if mask)
     held_out = of_patients(cfg, names) if cfg.select == "val" else {}
-    settings = _settings(cfg, TRAINING)
     return {"settings": settings, "fold": fold, "inputs": _of_pairs(files)} | held_out
 
 

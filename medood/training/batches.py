@@ -105,7 +105,9 @@ class Loader:
     def __init__(self, cfg: Config, fold: int, patches: Patches, device: torch.device) -> None:
         self.cfg, self.fold, self.patches, self.device = cfg, fold, patches, device
         self.storage = storage_device(patches, device)
-        weight = torch.where(patches.is_ood, cfg.ood_weight, 1.0)
+        weight = torch.ones(len(patches))
+        if patches.is_ood.any():
+            weight[patches.is_ood] = cfg.ood_weight
         rare = cfg.sampling == "rare"
         self.likely = rarity(patches, len(cfg.class_names)) if rare else None
         self.data = [part.to(self.storage) for part in (patches.images, patches.masks, weight)]
