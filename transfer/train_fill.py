@@ -10,9 +10,9 @@ without. Masks say where nuclei stood, so only these places, and a narrow margin
 """
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -25,7 +25,7 @@ from medood.data.workspace import Pair, data_name, fill_generator_folder, id_fil
 from medood.runs.command_line import run
 from medood.runs.provenance import PRODUCTS, Product, made_from, require
 from transfer.products import DECIDING, training_folder
-from transfer.settings import TransferConfig
+from transfer.settings import FillConfig
 
 if TYPE_CHECKING:
     import torch
@@ -35,17 +35,6 @@ if TYPE_CHECKING:
 
 FEWEST = 50  # windows without a nucleus that a generator learns from
 SHOWN = 6  # patches in the contact sheet
-
-
-@dataclass(frozen=True)
-class FillConfig(TransferConfig):
-    """How a generator learns to fill."""
-
-    has_pixel_masks: ClassVar[bool] = True
-    # masks are known: no image has a label, and the generator's own mask may be anything
-    image_labels: ClassVar[None] = None
-    lesion: ClassVar[None] = None
-    area_weight: ClassVar[float] = 0.0
 
 
 def training_files(cfg: FillConfig, fold: int) -> list[Pair]:
