@@ -169,7 +169,7 @@ def write_folds(cfg: Config, names: list[str]) -> None:
     for fold in cfg.folds:
         path = workspace.fold_path(cfg, fold)
         if is_kept(cfg, "fold", fold):
-            read_list(path, *patches_there(cfg.workspace))  # is it one?
+            read_list(cfg, path, *patches_there(cfg.workspace))  # is it one?
             continue
         tested = held_out(cfg, names, fold)
         rows = [(i, name, "test" if name in tested else "train") for i, name in enumerate(names)]
@@ -194,7 +194,7 @@ def generate_patches(cfg: Config = CONFIG) -> None:
     else:
         (lists / records.RECORD).unlink(missing_ok=True)  # of patches that were the user's
     bad = records.record_of(patches).bad_files | records.record_of(lists).bad_files
-    images, _ = workspace.list_patch_pairs(cfg.workspace)
+    images, _ = workspace.list_patch_pairs(cfg)
     write_folds(cfg, [*map(name_of, images)])
     folds = ", ".join(map(str, cfg.folds))
     without = f" (bad files left out: {len(bad)})" if bad else ""

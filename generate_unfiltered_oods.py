@@ -58,7 +58,7 @@ def convert(image_path: Path, mask_path: Path, cfg: Config, out: Path) -> None:
 
 def fill_folder(cfg: Config, out: Path) -> int:
     """Write the OoD patch of every patch into a folder, and return how many there are."""
-    images, masks = list_patch_pairs(cfg.workspace)
+    images, masks = list_patch_pairs(cfg)
     bad: BadFiles = {}
     jobs = [(*pair, cfg, out) for pair in zip(images, masks, strict=True)]
     for_each(convert, jobs, cfg, "OoD patches", bad)

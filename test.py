@@ -92,8 +92,8 @@ def folds_to_test(
         seen = [path for path in of_fold.values() if has_seen(cfg, path, folds[fold].test)]
         if seen and not checkpoints:
             raise UserError(
-                f"{seen[0]} was trained on patches that fold {fold} tests now: train it again, or"
-                " put the fold's list back"
+                f"{seen[0]} was trained on patches that fold {fold} tests now: remove it to have it"
+                " trained again, or put the fold's list back"
             )
         if seen:
             del folds[fold]

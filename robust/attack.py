@@ -26,8 +26,9 @@ from medood.data.records import record_of
 from medood.data.workspace import free_folder, id_files, weights_of
 from medood.processes import is_main
 from medood.runs.command_line import run
-from medood.runs.provenance import command, network_made_from
-from robust.settings import AttackConfig
+from medood.runs.commands import command
+from medood.runs.provenance import network_made_from
+from robust.settings import AttackConfig, FreeConfig
 from test import folds_to_test, named, networks
 
 
@@ -84,11 +85,11 @@ def refuse_stale(cfg: Config, fold: int, network: Path, patches: Fold) -> None:
     from medood.models.checkpoints import has_seen, read_run
     from robust.free import replayed
 
-    again = command(cfg, "baseline", fold).replace("train.py", "robust/train_free.py")
+    free = read_run(network).get("made_from", {}).get("free")
+    again = command(cfg, "robust/train_free.py", FreeConfig, folds=(fold,), **(free or {}))
     cure = f"run `{again}` again"
     if has_seen(cfg, network, patches.test):
         raise UserError(f"{network} was trained on patches that fold {fold} tests now: {cure}")
-    free = read_run(network).get("made_from", {}).get("free")
     if free:  # else it is the user's own
         record_of(network).refuse_changed()
         files = id_files(cfg, patches.train + patches.val)

@@ -5,12 +5,13 @@ Decathlon; `python robust/main.py --sample` draws a small synthetic task first a
 """
 
 import sys
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from medood.runs.command_line import networks_of, run
+from medood.runs.commands import as_kind
 from robust.settings import NetworkConfig, TestVolumesConfig, TrainVolumesConfig
 from robust.test_volumes import evaluate, reports_of
 from robust.train_volumes import train_volumes
@@ -26,9 +27,8 @@ class MainConfig(NetworkConfig, TestVolumesConfig):
 
 def trainings(cfg: MainConfig) -> list[TrainVolumesConfig]:
     """Return the settings of each training: clean, free and Med-OoD."""
-    shared = {field.name: getattr(cfg, field.name) for field in fields(NetworkConfig)}
     arms = ({}, {"free": True}, {"ood": True})
-    return [TrainVolumesConfig(**shared, **arm) for arm in arms]
+    return [replace(as_kind(cfg, TrainVolumesConfig), **arm) for arm in arms]
 
 
 def main(cfg: MainConfig) -> None:

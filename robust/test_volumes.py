@@ -21,7 +21,8 @@ from medood.data.records import is_kept, record_of, write_own_record
 from medood.data.workspace import weights_of
 from medood.evaluation.tables import markdown, spread
 from medood.runs.command_line import run
-from robust.settings import TestVolumesConfig
+from medood.runs.commands import command
+from robust.settings import TestVolumesConfig, TrainVolumesConfig
 
 if TYPE_CHECKING:
     from robust.volume_scores import Outcome
@@ -44,10 +45,8 @@ def evaluate(cfg: TestVolumesConfig) -> dict:
         there = [name for name in NETWORKS if weights_of(model_folder(cfg, fold, name)).is_file()]
         scores |= {str(fold): {name: test_fold(cfg, fold, name, task, cases) for name in there}}
     if not any(scores.values()):
-        raise UserError(
-            f"no network in {cfg.home / 'models'}: run `python robust/train_volumes.py --data"
-            f" {cfg.data} --workspace {cfg.workspace}` first"
-        )
+        again = command(cfg, "robust/train_volumes.py", TrainVolumesConfig)
+        raise UserError(f"no network in {cfg.home / 'models'}: run `{again}` first")
     write_json(cfg.home / "reports" / "scores.json", scores)
     title = f"{cfg.task}, attacks within {cfg.eps:g}/255 of the range, percent"
     table = f"{title}\n\n{score_table(scores, task.class_names)}"

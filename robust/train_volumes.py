@@ -31,6 +31,7 @@ from config import UserError
 from medood.data.files import fingerprint, timed
 from medood.data.records import is_kept
 from medood.runs.command_line import run
+from medood.runs.commands import command
 from robust.settings import TrainVolumesConfig
 
 if TYPE_CHECKING:
@@ -63,7 +64,10 @@ def train_fold(
 
     clean = cfg.home / "models" / f"{fold}_{cfg.network}" if cfg.free or cfg.ood else None
     if clean and not (clean / WEIGHTS).exists():
-        raise UserError(f"{clean} is missing: train it first, without --free and --ood")
+        again = command(
+            cfg, "robust/train_volumes.py", type(cfg), folds=(fold,), free=False, ood=False
+        )
+        raise UserError(f"{clean} is missing: run `{again}` first")
     folder = cfg.home / "models" / f"{fold}_{cfg.model_name}"
     made_from = network_made_from(cfg, fold, cases, clean and clean / WEIGHTS)
     if is_kept(folder, made_from):

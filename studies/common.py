@@ -39,11 +39,13 @@ from medood.evaluation.tables import markdown
 from medood.evaluation.testing import score_networks
 from medood.models.network import build_model, pick_device
 from medood.processes import world_size
+from medood.runs.commands import command
 from medood.runs.provenance import network_made_from, require
 from medood.training.batches import batches
 from medood.training.loop import train_fold
 from medood.training.step import TIMED_STEPS, Trainer, step_seconds
 from rank_prune_ood import rank_files
+from transfer.settings import FillConfig
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,11 @@ def has_learned_fill(cfg: Config) -> bool:
     if there:
         require(learned, "OoD patches")
     return there
+
+
+def fill_command(cfg: Config) -> str:
+    """Return the command that makes the patches with a learned fill."""
+    return command(cfg, "transfer/train_fill.py", FillConfig)
 
 
 def mine(cfg: StudyConfig, fold: int, files: list[Pair]) -> tuple[list[Pair], list[Pair]]:

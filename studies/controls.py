@@ -225,7 +225,7 @@ def controls(cfg: ControlsConfig) -> None:
     if common.has_learned_fill(cfg):
         arms["Med-OoD, transfer"] = own(functools.partial(filled, "transfer"))
     else:
-        print("Med-OoD, transfer is left out: run `python transfer/train_fill.py` first")
+        print(f"Med-OoD, transfer is left out: run `{common.fill_command(cfg)}` first")
     if cfg.ood_source is not None:
         arms["+ external"] = external
     else:

@@ -326,7 +326,7 @@ def variants(cfg: VariantsConfig) -> None:
     common.prepare(cfg)
     if "transfer" in arms and not common.has_learned_fill(cfg):
         del arms["transfer"]
-        print("transfer is left out: run `python transfer/train_fill.py` first")
+        print(f"transfer is left out: run `{common.fill_command(cfg)}` first")
     if cfg.plan:
         common.run_arms(cfg, arms)  # the most that there can be
         return

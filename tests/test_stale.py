@@ -188,7 +188,7 @@ def test_a_network_and_a_ranking_of_the_user_are_not_overwritten(report, capsys)
     assert ranking.read_bytes() == before + b"\n"
     folder = model_folder(cfg, 1, ood=False)
     (folder / "run.json").unlink()
-    with pytest.raises(UserError, match="was put there by you: remove it to have it trained"):
+    with pytest.raises(UserError, match="is user-supplied: remove it to have it trained"):
         train(cfg)
     assert (folder / "model.safetensors").exists()
 

@@ -22,7 +22,8 @@ from medood.data.files import reading
 from medood.data.labels import BACKGROUND, is_foreground
 from medood.data.workspace import fill_generator_folder
 from medood.models.inference import batch_size
-from transfer.settings import TransferConfig
+from medood.runs.commands import command
+from transfer.settings import FillConfig, TransferConfig
 from transfer.training import WEIGHTS, load_generator, scaled
 
 # Pixels; every patch_size is a multiple. Of CoNSeP's 18 training regions, a fold has 539 to 887
@@ -150,7 +151,8 @@ def load_fill(cfg: Config, fold: int, device: torch.device) -> nn.Module:
     folder = fill_generator_folder(cfg, fold)
     weights = folder / WEIGHTS
     if not weights.is_file():
-        raise UserError(f"{folder} holds no generator: run `python transfer/train_fill.py` first")
+        again = command(cfg, "transfer/train_fill.py", FillConfig, folds=(fold,))
+        raise UserError(f"{folder} holds no generator: run `{again}` first")
     with reading(weights), safe_open(weights, "pt") as file:
         channels = file.get_slice("mask.weight").get_shape()[1] // 4
     return load_generator(TransferConfig(channels=channels), folder, device)

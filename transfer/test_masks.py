@@ -16,7 +16,6 @@ two. Images that hold another class and not the lesion are in no domain, and are
 from __future__ import annotations
 
 import sys
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,13 +23,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from medood.data.records import record_of
 from medood.runs.command_line import run
-from medood.runs.provenance import (
-    PRODUCTS,
-    command,
-    network_made_from,
-    require,
-    require_trained,
-)
+from medood.runs.commands import as_kind, command
+from medood.runs.provenance import PRODUCTS, network_made_from, require, require_trained
 from transfer.products import domains, held_out, masks_folder, with_lesion
 from transfer.refine import has_masks, student_folder, training_files
 from transfer.settings import TransferConfig
@@ -38,7 +32,6 @@ from transfer.trainings import TrainingsConfig, trainings_of, with_trainings
 from weak.image_labels import with_classes
 from weak.products import fold_labels, image_paths, labels_there
 from weak.read_images import require_masks
-from weak.settings import ImagesConfig
 from weak.settings import MasksConfig as WeakConfig
 from weak.test_masks import detected, read_masks
 
@@ -72,10 +65,8 @@ def evaluate(cfg: TrainingsConfig) -> None:
             require_student(cfg, fold)
     with_weak = all(is_comparable(cfg, fold) for fold in cfg.folds)
     if not with_weak:
-        print(
-            "the rows cam and irnet are left out: for them, run weak/main.py with the same images,"
-            " labels and encoder"
-        )
+        again = command(cfg, "weak/main.py", WeakConfig)
+        print(f"the rows cam and irnet are left out: for them, run `{again}`")
     from transfer.report import write_report  # here, so that --help works without torch
 
     write_report(cfg, {fold: test_fold(cfg, fold, with_weak) for fold in cfg.folds})
@@ -85,7 +76,7 @@ def require_student(cfg: TransferConfig, fold: int) -> None:
     """Raise UserError if the student of a fold is missing, or learned from other masks."""
     from transfer.teacher import MeanTeacher
 
-    again = command(cfg, "transfer masks", fold).replace("generate_masks", "refine")
+    again = command(cfg, "transfer/refine.py", TransferConfig, folds=(fold,))
     made_from = network_made_from(cfg, fold, training_files(cfg, fold))
     require_trained(student_folder(cfg, fold), made_from | MeanTeacher.made_from(cfg), again)
 
@@ -160,9 +151,7 @@ def train_supervised(cfg: TransferConfig, fold: int) -> Path:
 
 def weak_settings(cfg: TransferConfig) -> WeakConfig:
     """Return settings for weak/ of the same images: its own are the defaults."""
-    return with_classes(
-        WeakConfig(**{field.name: getattr(cfg, field.name) for field in fields(ImagesConfig)})
-    )
+    return with_classes(as_kind(cfg, WeakConfig))
 
 
 def is_comparable(cfg: TransferConfig, fold: int) -> bool:

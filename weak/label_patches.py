@@ -64,7 +64,7 @@ def look(path: Path, cfg: Config) -> np.ndarray:
 def label_patches(cfg: Config = CONFIG) -> None:
     """Write image_labels.csv of the patches, unless it is there and current, or the user's."""
     require(cfg, "patches", "patch masks")
-    images, masks = list_patch_pairs(cfg.workspace)
+    images, masks = list_patch_pairs(cfg)
     names = [name for name, _ in cfg.classes]
     path = cfg.workspace / "image_labels.csv"
     record = {"settings": {"classes": names}, "inputs": fingerprint(masks)}

@@ -17,6 +17,7 @@ from config import UserError
 from medood.data import records
 from medood.data.files import digest, fingerprint, pngs, read_json, timed
 from medood.data.names import name_of
+from medood.runs.commands import cure
 from medood.runs.provenance import PRODUCTS, SCRIPTS, TRAINING, VALUES, Product, made_from, require
 from weak.image_labels import ImageLabels, labels_of, shuffled, split, with_classes
 from weak.read_images import list_inputs, stem_of
@@ -57,9 +58,10 @@ def labels_there(cfg: ImagesConfig) -> ImageLabels:
     labels, there = labels_of(cfg), set(map(name_of, pngs(images_folder(cfg))))
     kept = [index for index, name in enumerate(labels.names) if png_of(name) in there]
     if not kept:
+        again = cure(cfg, "weak images", 0)
         raise UserError(
-            f"{images_folder(cfg)} holds no image that {cfg.image_labels} names: run"
-            " `python weak/generate_images.py` first"
+            f"{images_folder(cfg)} holds no image that {cfg.image_labels} names: run `{again}`"
+            " first"
         )
     return ImageLabels(
         [labels.names[index] for index in kept],

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from medood.runs.command_line import run
-from medood.runs.provenance import command, network_made_from, require, require_trained
+from medood.runs.commands import command
+from medood.runs.provenance import network_made_from, require, require_trained
 from weak.generate_maps import read_maps, read_seeds
 from weak.image_labels import with_classes
 from weak.products import fold_labels, image_paths, masks_folder
@@ -63,7 +64,7 @@ def evaluate(cfg: MasksConfig) -> None:
 
 def require_network(cfg: MasksConfig, fold: int) -> None:
     """Raise UserError if a network of a fold is missing, or learned from other masks."""
-    again = command(cfg, "pseudo-masks", fold).replace("generate_masks", "train_segmentation")
+    again = command(cfg, "weak/train_segmentation.py", MasksConfig, folds=(fold,))
     positives, _ = training_files(cfg, fold)
     require_trained(weak_network(cfg, fold), None, again)
     first = weak_network(cfg, fold, negatives=False)

@@ -13,7 +13,7 @@ from medood.data.files import pngs, read_rows, read_table
 from medood.data.names import by_name
 from medood.data.patients import patients_of, region_of, without_ending
 from medood.data.records import record_of
-from medood.data.workspace import LIST_ENDING, fold_path, official_table
+from medood.data.workspace import fold_path, official_table
 
 PARTS = 3
 OFFICIAL = ("1", "2", "3")  # the parts of Lizard's info.csv
@@ -89,7 +89,13 @@ def read_fold(cfg: Config, fold: int) -> Fold:
 
     Raises UserError where the list is missing, is no such list, or names a patch that is not there.
     """
-    train, test = read_list(fold_path(cfg, fold), *patches_there(cfg.workspace))
+    path = fold_path(cfg, fold)
+    if not path.exists():
+        from medood.runs.commands import command  # here: it imports this module
+
+        again = command(cfg, "generate_patches.py", folds=(fold,))
+        raise UserError(f"{path} is missing: run `{again}` first")
+    train, test = read_list(cfg, path, *patches_there(cfg.workspace))
     if cfg.select == "last":
         return Fold(train, [], test)
     val = hold_out_patients(cfg, train, fold)
@@ -126,15 +132,14 @@ def patches_there(workspace: Path) -> tuple[set[str], set[str]]:
     return there, {name for folder in folders for name in record_of(folder).bad_files}
 
 
-def read_list(path: Path, there: set[str], bad: set[str]) -> tuple[list[str], list[str]]:
+def read_list(
+    cfg: Config, path: Path, there: set[str], bad: set[str]
+) -> tuple[list[str], list[str]]:
     """Return the names that a fold list tags train, and those it tags test.
 
     there: the patches; UserError if others are named. bad: the names of patches, and of images or
     labels of regions, that are left out: the list may name their patches.
     """
-    if not path.exists():
-        fold = path.name.removesuffix(LIST_ENDING)
-        raise UserError(f"{path} is missing: run `python generate_patches.py --folds {fold}` first")
     rows = read_table(path, ("img_name", "obj_tag"))
     tags = {row.get("img_name"): row.get("obj_tag") for row in rows}
     if None in tags or None in tags.values() or not rows:
@@ -152,9 +157,12 @@ def read_list(path: Path, there: set[str], bad: set[str]) -> tuple[list[str], li
     }
     gone = sorted(tags.keys() - there)
     if gone:
+        from medood.runs.commands import command  # here: it imports this module
+
+        again = command(cfg, "generate_patches.py")
         raise UserError(
             f"{path} names {len(gone)} patches that are not in Image_Patchs,"
-            f" {gone[0]} for one: run `python generate_patches.py` to make patches and lists anew"
+            f" {gone[0]} for one: run `{again}` to regenerate patches and lists"
             " (remove a list of your own first)"
         )
     train = [name for name, tag in tags.items() if tag == "train"]

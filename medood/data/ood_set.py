@@ -34,13 +34,14 @@ def read_hard_oods(cfg: Config, fold: int) -> list[str]:
     path = ranking_path(cfg, fold)
     rows, expected = read_table(path), [*map(plain, columns(cfg))]
     if not rows or any(set(row) != set(expected) for row in rows):
-        raise UserError(f"{path} lacks columns of {', '.join(expected)}: remove it and rank again")
+        again = _again(cfg, "ranking", fold)
+        raise UserError(f"{path} lacks columns of {', '.join(expected)}: {again}")
     kept = [row["img_name"] for row in rows if row["kept"] == "1"]
     # a name from elsewhere must not reach a file outside the workspace
     if unknown := set(kept) - set(ood_candidates(cfg, read_fold(cfg, fold).train)):
         raise UserError(
             f"{path} ranks {min(unknown)}, which is no OoD patch of this fold's training side:"
-            " remove it and rank again"
+            f" {_again(cfg, 'ranking', fold)}"
         )
     return kept
 
@@ -50,8 +51,14 @@ def chosen_oods(cfg: Config, fold: int) -> list[str]:
     estimate = read_estimate(cfg, fold)
     if not estimate:
         path = pct_path(cfg, fold)
-        raise UserError(f"{path} is no estimate: remove it and run estimate_pct.py again")
+        raise UserError(f"{path} is no estimate: {_again(cfg, 'estimate', fold)}")
     return read_hard_oods(cfg, fold)[: estimate["ood_patches"]]
+
+
+def _again(cfg: Config, product: str, fold: int) -> str:
+    from medood.runs.commands import cure  # here: it imports this module
+
+    return f"remove it and run `{cure(cfg, product, fold)}`"
 
 
 def read_estimate(cfg: Config, fold: int) -> dict:

@@ -5,6 +5,7 @@ import errno
 import io
 import os
 import re
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -18,10 +19,10 @@ import tyro
 
 from config import CONFIG, Config, UserError
 from medood.processes import is_main, joined
+from medood.runs.commands import ROOT
 from medood.runs.locks import in_use
 from medood.runs.provenance import SCRIPTS, SETTINGS, settings_of
 
-ROOT = Path(__file__).parents[2]
 CURES = {
     errno.ENOSPC: "free some space and run the same command again: nothing that was done is lost",
     errno.EROFS: "name a folder that can be written to",
@@ -143,8 +144,8 @@ def _values(defaults: Config, arguments: list[str]) -> dict[str, object]:
             )
     except SystemExit as stop:
         if stop.code:
-            cure = f"see `python {sys.argv[0]} --help`"
-            raise UserError(f"{_sentence(complaint.getvalue())}: {cure}") from None
+            cure = shlex.join(["python", script, "--help"])
+            raise UserError(f"{_sentence(complaint.getvalue())}: see `{cure}`") from None
         sys.stdout.flush()  # a pipe that is closed shows here
         raise
     return {name: value for group in vars(found).values() for name, value in vars(group).items()}

@@ -1,6 +1,7 @@
 """One function on many files: in threads of this machine, or on the workers of a dask cluster."""
 
 import os
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -111,7 +112,7 @@ def _require_workers(client: "Client", cfg: Config) -> None:
     except TimeoutError:
         raise UserError(
             f"the dask scheduler at {address} has no worker: start some with"
-            f" `python -m dask worker {address}`"
+            f" `python -m dask worker {shlex.quote(address)}`"
         ) from None
     import_it = f"import {NEEDED}"
     failed = client.run(exec, import_it, on_error="return")

@@ -8,15 +8,12 @@ gone: see medood/data/records.py.
 
 import dataclasses
 import json
-import shlex
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
-from config import CONFIG, Config, UserError
+from config import Config, UserError
 from medood.data import ood_set, records, workspace
 from medood.data.files import digest, fingerprint, hash_of, pngs, timed
 from medood.data.folds import read_fold
@@ -84,7 +81,7 @@ def _of_patch_names(cfg: Config, _: int) -> dict:
 
 
 def _of_patches(cfg: Config, _: int) -> dict:
-    images, masks = workspace.list_patch_pairs(cfg.workspace)
+    images, masks = workspace.list_patch_pairs(cfg)
     return {"inputs": fingerprint(images), "masks": fingerprint(masks)}
 
 
@@ -131,15 +128,18 @@ def _of_ood_training_set(cfg: Config, fold: int) -> dict:
     return network_made_from(cfg, fold, _id_set(cfg, fold) + chosen)
 
 
-def network_made_from(cfg: Config, fold: int, files: list[Pair]) -> dict:
+def network_made_from(
+    cfg: Config, fold: int, files: list[Pair], beside: tuple[str, ...] = ()
+) -> dict:
     """Return what decides a network, as its record holds it.
 
-    files: image and mask of each patch, also of those held out to choose the epoch.
+    files: image and mask of each patch, also of those held out to choose the epoch. beside: the
+    names of further settings that decide it.
     """
     if all(mask for _, mask in files):
-        settings = _settings(cfg, _ON_ID_PATCHES) | {"ood_weight": WITHOUT_OODS}
+        settings = _settings(cfg, (*_ON_ID_PATCHES, *beside)) | {"ood_weight": WITHOUT_OODS}
     else:
-        settings = _settings(cfg, TRAINING)
+        settings = _settings(cfg, (*TRAINING, *beside))
     names = sorted(name_of(image) for image, mask in files if mask)
     held_out = of_patients(cfg, names) if cfg.select == "val" else {}
     return {"settings": settings, "fold": fold, "inputs": _of_pairs(files)} | held_out
@@ -320,11 +320,13 @@ def _refuse_unusable(cfg: Config, name: str, fold: int, record: Record) -> None:
 
     One that was changed since it was made is refused too.
     """
+    from medood.runs.commands import cure  # here: it imports this module
+
     if not record.is_there:
         any_data = any(path.name[0] != "." for path in cfg.workspace.glob("*"))
         empty = "" if any_data else f" ({cfg.workspace} is empty, or its name is misspelt)"
-        cure = command(cfg, name, fold)
-        raise UserError(f"{record.product} is missing{empty}: run `{cure}` first")
+        again = cure(cfg, name, fold)
+        raise UserError(f"{record.product} is missing{empty}: run `{again}` first")
     if record.is_yours:
         return
     # images are left to the step that makes them: a training must not open those of its test side
@@ -333,19 +335,21 @@ def _refuse_unusable(cfg: Config, name: str, fold: int, record: Record) -> None:
     if why := record.out_of_date(now):
         raise UserError(
             f"{record.product} is out of date ({why}): set back what changed, or run"
-            f" `{command(cfg, name, fold)}` first"
+            f" `{cure(cfg, name, fold)}` first"
         )
 
 
-def require_trained(network: Path, made_from: dict | None, again: str) -> None:
-    """Raise UserError if a network is missing, or not what `made_from` gives; None: it may be any.
+def require_trained(network: Path, made_from: dict, again: str) -> None:
+    """Raise UserError if a network is missing, or not what `made_from` gives.
 
     again: the command that trains it.
     """
     if not workspace.weights_of(network).is_file():
         raise UserError(f"{network} is missing: run `{again}` first")
-    if made_from and (why := record_of(network).out_of_date(made_from)):
-        raise UserError(f"{network} is out of date ({why}): run `{again}` again")
+    if why := record_of(network).out_of_date(made_from):
+        raise UserError(
+            f"{network} is out of date ({why}): set back what changed, or run `{again}` again"
+        )
 
 
 def records_of(cfg: Config, fold: int) -> dict[str, Record]:
@@ -385,33 +389,6 @@ def _fate(cfg: Config, name: str, fold: int, record: Record) -> str:
         return "kept"
     why = record.out_of_date(now) if record.is_there else "it is missing"
     return f"made again: {why}" if why else "kept"
-
-
-def command(cfg: Config, name: str, fold: int) -> str:
-    """Return the command that makes a product: its script with the settings of this run."""
-    script = _script_of(cfg, name)
-    path = PRODUCTS[name].path
-    if path(cfg, fold) != path(cfg, fold + 1):
-        cfg = dataclasses.replace(cfg, folds=(fold,))
-    words = ["python", script]
-    for field in dataclasses.fields(PRODUCTS[name].kind):
-        name, value = field.name, getattr(cfg, field.name)
-        unused = name in SETTINGS - settings_of(script)
-        if unused or value == getattr(CONFIG, name, field.default):
-            continue
-        if isinstance(value, bool):
-            words.append(f"--{'' if value else 'no_'}{name}")
-        else:
-            values = np.ravel(value).tolist() if isinstance(value, tuple) else [value]
-            words += [f"--{name}", *map(str, values)]
-    return shlex.join(words)
-
-
-def _script_of(cfg: Config, name: str) -> str:
-    """Return the script that makes a product; it takes a generator to make some OoD patches."""
-    if name == "OoD patches" and cfg.ood_fill == "transfer":
-        return "transfer/train_fill.py"
-    return next(script for script, (products, _) in SCRIPTS.items() if name in products)
 
 
 # ---------------------------------------------------------------- what a step does

@@ -65,8 +65,8 @@ def train_fold(
         raise UserError(f"{folder / RUN} cannot be read: remove {folder} to have it trained")
     if record_of(folder).is_yours:
         raise UserError(
-            f"{folder} was put there by you: remove it to have it trained, or test it as it is with"
-            " `python test.py --checkpoint`"
+            f"{folder} is user-supplied: remove it to have it trained, or test it as it is with the"
+            " option --checkpoint of test.py"
         )
     if not is_kept(folder, made_from):
         with timed(cfg.workspace, f"training {folder.name}"):

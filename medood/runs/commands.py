@@ -1,0 +1,91 @@
+"""The commands that messages print: each runs as it is, in the repository root."""
+
+import os
+import shlex
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import get_type_hints
+
+from tyro.conf import Positional, UseAppendAction
+
+from config import Config
+from medood.runs.provenance import PRODUCTS, SCRIPTS, SETTINGS, settings_of
+
+ROOT = Path(__file__).resolve().parents[2]
+FILES = ("encoder_weights", "patients")  # settings in words that may name a file
+
+
+def cure(cfg: Config, product: str, fold: int) -> str:
+    """Return the command that makes a product of PRODUCTS, with the settings of this run."""
+    path = PRODUCTS[product].path
+    of_fold = {"folds": (fold,)} if path(cfg, fold) != path(cfg, fold + 1) else {}
+    return command(cfg, _script_of(cfg, product), PRODUCTS[product].kind, **of_fold)
+
+
+def _script_of(cfg: Config, product: str) -> str:
+    """Return the script that makes a product; it takes a generator to make some OoD patches."""
+    if product == "OoD patches" and cfg.ood_fill == "transfer":
+        return "transfer/train_fill.py"
+    return next(script for script, (products, _) in SCRIPTS.items() if product in products)
+
+
+def command(cfg: Config, script: str, kind: type[Config] = Config, **changed: object) -> str:
+    """Return the command that runs a script with the settings of this run.
+
+    script: as SCRIPTS names it. kind: of the settings that it takes. changed: its settings that
+    are to differ from those of this run. Settings at their defaults are left out.
+    """
+    wanted = replace(as_kind(cfg, kind), **changed)
+    hints = get_type_hints(kind, include_extras=True)
+    words = ["python", script]
+    for field in fields(kind):
+        value = _from_root(field.name, getattr(wanted, field.name))
+        unused = field.name in SETTINGS - settings_of(script)
+        if not unused and value != field.default:
+            words += _words(field.name, value, getattr(hints[field.name], "__metadata__", ()))
+    return shlex.join(words)
+
+
+def as_kind(cfg: Config, kind: type[Config]) -> Config:
+    """Return settings for another script: those that both scripts share, and its own defaults.
+
+    A name that two classes declare, such as `eps`, means two settings: it is not shared.
+    """
+    shared = [field.name for field in fields(kind) if field in fields(cfg)]
+    return kind(**{name: getattr(cfg, name) for name in shared})
+
+
+def _from_root(name: str, value: object) -> object:
+    """Return the value of a setting as it is named from ROOT: a path as it is seen from there."""
+    here = Path.cwd()
+    if here == ROOT:
+        return value
+    if isinstance(value, tuple):
+        return tuple(_from_root(name, each) for each in value)
+    is_path = isinstance(value, Path) or (name in FILES and value and os.path.isfile(value))
+    return type(value)(here / value) if is_path else value
+
+
+def _words(name: str, value: object, marks: tuple) -> list[str]:
+    """Return what sets a setting on the command line. marks: tyro's, of how it is given."""
+    if isinstance(value, bool):
+        return [f"--{'' if value else 'no_'}{name}"]
+    values = list(map(_text, _flat(value)))
+    if Positional in marks:
+        return values
+    if UseAppendAction in marks:
+        return [word for each in values for word in (f"--{name}", each)]
+    if values and values[0].startswith("-"):  # a word of its own would be taken for an option
+        return [f"--{name}={values[0]}", *values[1:]]
+    return [f"--{name}", *values]
+
+
+def _flat(value: object) -> list:
+    """Return the parts of a tuple, all the way down; of another value, the value."""
+    return [part for each in value for part in _flat(each)] if isinstance(value, tuple) else [value]
+
+
+def _text(value: object) -> str:
+    """Return a value in one word, which is no option if it is a path."""
+    text = str(value)
+    return f"./{text}" if isinstance(value, Path) and text.startswith("-") else text
