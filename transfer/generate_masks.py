@@ -106,10 +106,10 @@ def write_masks(cfg: TransferConfig, fold: int, folder: Path) -> None:
     found = dict(zip(diseased, read_levels(cfg, fold, diseased), strict=True))
     found |= zip(test, read_levels(cfg, fold, test), strict=True)
     threshold = otsu(np.stack([found[path] for path in diseased]))
-    empty = 0
+    labelled, empty = set(diseased), 0
     for path, levels in found.items():
         mask = (levels > threshold).astype(np.uint8)
-        if path in set(diseased) and not mask.any():
+        if path in labelled and not mask.any():
             mask[:] = UNSURE
             empty += 1
         write_png(folder / path.name, mask)

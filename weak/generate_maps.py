@@ -64,7 +64,8 @@ def write_maps(cfg: MapsConfig, fold: int, folder: Path) -> None:
     for index, path in enumerate(paths):
         arrays = {kind: of_kind[index].numpy().astype(np.float16) for kind, of_kind in maps.items()}
         np.savez_compressed(folder / f"{path.stem}.npz", logits=logits[index].numpy(), **arrays)
-    side = ["train" if index in set(train) else "test" for index in range(len(paths))]
+    training = set(train)
+    side = ["train" if index in training else "test" for index in range(len(paths))]
     rows = [
         [path.stem, part, *map(int, classes)]
         for path, part, classes in zip(paths, side, held, strict=True)
