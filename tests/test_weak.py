@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -24,10 +26,10 @@ from weak.generate_masks import generate_masks
 from weak.image_labels import with_classes
 from weak.main import MainConfig, main, steps
 from weak.products import classifier_folder, fold_labels, image_paths, maps_folder, masks_folder
-from weak.test_masks import ROWS, evaluate
+from weak.test_masks import ROWS, control_of, evaluate, require_all
 from weak.train_classifier import train_classifiers
 from weak.train_irnet import train_irnets
-from weak.train_segmentation import train_segmentation, weak_network
+from weak.train_segmentation import made_from_of, train_segmentation, weak_network
 
 ROOT = Path(__file__).parents[1]
 
@@ -55,6 +57,13 @@ def made(tmp_path_factory):
 @pytest.fixture
 def cfg(made, tmp_path):
     return in_a_copy(made, tmp_path / "run")
+
+
+def scores_in(cfg):
+    """The scores of every row of the one fold."""
+    path = cfg.workspace / "reports" / "weak" / "scores.json"
+    (of_fold,) = json.loads(path.read_text()).values()
+    return of_fold
 
 
 def test_the_scores_have_every_row_and_the_report_lies_beside_them(made):
@@ -134,9 +143,97 @@ def test_networks_that_learned_from_other_masks_are_not_tested(cfg):
     steps(other)
     with pytest.raises(UserError, match="weak_positives is out of date .*train_segmentation.py"):
         evaluate(other)
-    shutil.rmtree(weak_network(cfg, 79))
-    with pytest.raises(UserError, match="weak is missing"):
-        evaluate(other)
+
+
+@pytest.mark.parametrize("negatives", [False, True])
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_a_network_that_is_missing_is_named_with_the_command_that_trains_it(
+    cfg, negatives, shuffled, capsys
+):
+    network = weak_network(dataclasses.replace(cfg, shuffled=shuffled), 79, negatives)
+    shutil.rmtree(network)
+    again = rf"{network} is missing: run `python weak/train_segmentation.py .*--epochs 1 .*`"
+    if shuffled:
+        assert control_of(with_classes(cfg)) is None
+        said = capsys.readouterr().out
+        assert "the row 'segmentation, labels shuffled' is left out: " in said
+        again = again.replace(".*`", ".*--shuffled .*`")
+    else:
+        with pytest.raises(UserError) as caught:
+            evaluate(cfg)
+        said = str(caught.value)
+    assert re.search(again, said)
+
+
+@pytest.mark.parametrize(
+    ("change", "network", "why"),
+    [
+        ({"pnr_opt": 0.3}, "weak", "pnr_opt was 0.65, is 0.3"),
+        ({"pct_grid": (0.0, 1.0)}, "weak", "pct_grid changed"),
+        ({"mirrors": True}, "weak", "mirrors changed"),
+        ({"epochs": 2}, "weak_positives", "epochs was 1, is 2"),
+        ({"loss": "dice_ce"}, "weak_positives", "loss was dice, is dice_ce"),
+    ],
+)
+def test_a_network_by_other_settings_is_not_tested(made, change, network, why):
+    """Those of the search choose the negatives of the second network."""
+    with pytest.raises(UserError) as caught:
+        evaluate(dataclasses.replace(made, **change))
+    assert f"/79_unet_tu-resnet10t_{network} is out of date ({why})" in str(caught.value)
+    (printed,) = re.findall("`(.*)`", str(caught.value))
+    again = dict(zip(words := shlex.split(printed), words[1:], strict=False))
+    for name, value in change.items():
+        if name != "mirrors":  # a setting that the scripts of weak/ do not take
+            assert again[f"--{name}"] == str(value if not isinstance(value, tuple) else value[0])
+
+
+def test_negatives_that_another_network_chose_are_not_tested(cfg):
+    """The first network is trained again, with the same settings, and comes out differently."""
+    weights = weak_network(cfg, 79, negatives=False) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\0")
+    with pytest.raises(UserError, match=r"t_weak is out of date \(first network changed\)"):
+        evaluate(cfg)
+    train_segmentation(cfg)
+    run = json.loads((weak_network(cfg, 79) / "run.json").read_text())
+    assert run["made_from"] == made_from_of(with_classes(cfg), 79)
+    require_all(with_classes(cfg))
+
+
+def test_a_control_of_other_settings_leaves_the_table_until_it_is_trained_again(cfg, capsys):
+    before = scores_in(cfg)["shuffled_labels"]
+    out = cfg.workspace / "reports" / "weak"
+    (out / "80_tested.png").touch()  # of a fold that is not tested any more
+    longer = dataclasses.replace(cfg, epochs=2)
+    train_segmentation(longer)
+    capsys.readouterr()
+    evaluate(longer)
+    said = capsys.readouterr().out
+    assert "labels shuffled' is left out: " in said
+    assert "weak_positives_shuffled is out of date (epochs was 1, is 2)" in said
+    assert list(scores_in(cfg)) == [row for row in ROWS if row != "shuffled_labels"]
+    train_segmentation(dataclasses.replace(longer, shuffled=True))
+    evaluate(longer)
+    assert list(scores_in(cfg)) == list(ROWS)
+    assert scores_in(cfg)["shuffled_labels"] != before
+    assert {path.name for path in out.glob("*.png")} == {"79_pseudo_masks.png", "79_tested.png"}
+
+
+def test_a_control_that_learned_nothing_finds_nothing(made, tmp_path, monkeypatch):
+    """Also where an old network of it is still there: in one fold, or in all of them."""
+    cfg = in_a_copy(made, tmp_path / "run")
+
+    def hold_a_class(cfg, files):
+        return not cfg.shuffled
+
+    monkeypatch.setattr("weak.test_masks.hold_a_class", hold_a_class)
+    evaluate(cfg)
+    found = scores_in(cfg)
+    assert found["shuffled_labels"] == found["all_background"]
+
+
+def test_the_control_alone_is_not_tested_as_if_it_were_the_method(made):
+    with pytest.raises(UserError, match="shuffled = True"):
+        evaluate(dataclasses.replace(made, shuffled=True))
 
 
 def test_what_is_made_already_is_kept(cfg, capsys):

@@ -17,15 +17,16 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from config import UserError
 from medood.runs.command_line import run
 from medood.runs.commands import command
-from medood.runs.provenance import network_made_from, require, require_trained
+from medood.runs.provenance import require, require_trained
 from weak.generate_maps import read_maps, read_seeds
 from weak.image_labels import with_classes
 from weak.products import fold_labels, image_paths, masks_folder
 from weak.read_images import require_masks
 from weak.settings import MasksConfig
-from weak.train_segmentation import training_files, weak_network
+from weak.train_segmentation import hold_a_class, made_from_of, training_files, weak_network
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,34 +53,62 @@ FLOOR = "centre_prior"
 
 def evaluate(cfg: MasksConfig) -> None:
     """Test every row on the test images of every fold; write scores, tables and the report."""
+    if cfg.shuffled:
+        raise UserError("shuffled = True: this control is tested beside the rest: leave it out")
     cfg = with_classes(cfg)
     require_masks(cfg)
-    require(cfg, "maps", "pseudo-masks")
-    for fold in cfg.folds:
-        require_network(cfg, fold)
+    require_all(cfg)
+    control = control_of(cfg)
     from weak.report import write_report  # here, so that --help works without torch
 
-    write_report(cfg, {fold: test_fold(cfg, fold) for fold in cfg.folds})
+    write_report(cfg, {fold: test_fold(cfg, fold, control) for fold in cfg.folds})
 
 
-def require_network(cfg: MasksConfig, fold: int) -> None:
-    """Raise UserError if a network of a fold is missing, or learned from other masks."""
-    again = command(cfg, "weak/train_segmentation.py", MasksConfig, folds=(fold,))
-    positives, _ = training_files(cfg, fold)
-    require_trained(weak_network(cfg, fold), None, again)
-    first = weak_network(cfg, fold, negatives=False)
-    require_trained(first, network_made_from(cfg, fold, positives), again)
+def require_all(cfg: MasksConfig) -> None:
+    """Raise UserError if masks or networks are missing or out of date, with all behind them.
+
+    A control that learned nothing has no networks.
+    """
+    require(cfg, "maps", "pseudo-masks")
+    for fold in cfg.folds:
+        again = command(cfg, "weak/train_segmentation.py", MasksConfig, folds=(fold,))
+        if not cfg.shuffled or has_learned(cfg, fold):
+            for negatives in (False, True):
+                network = weak_network(cfg, fold, negatives)
+                require_trained(network, made_from_of(cfg, fold, negatives), again)
 
 
-def test_fold(cfg: MasksConfig, fold: int) -> Tested:
+def has_learned(cfg: MasksConfig, fold: int) -> bool:
+    """Say whether the pseudo-masks of a fold hold a class, so that there are networks."""
+    return hold_a_class(cfg, training_files(cfg, fold)[0])
+
+
+def control_of(cfg: MasksConfig) -> MasksConfig | None:
+    """Return the settings of the control; None, and say why, if it is not there and current."""
+    control = replace(cfg, shuffled=True)
+    try:
+        require_all(control)
+    except UserError as error:
+        print(f"the row {ROWS['shuffled_labels']!r} is left out: {error}")
+        return None
+    return control
+
+
+def test_fold(cfg: MasksConfig, fold: int, control: MasksConfig | None) -> Tested:
     """Return what every row says of the test images of a fold, and how right it is."""
     from medood.data.dataset import load_patches
-    from medood.evaluation.rows import tested
+    from medood.evaluation.rows import predicted_by, tested
     from weak.truth import true_files
 
     labels, _, test = fold_labels(cfg, fold)
     patches = load_patches(cfg, true_files(cfg, [labels.names[index] for index in test]))
     found = {**from_maps(cfg, fold), **from_networks(cfg, fold, patches)}
+    if control:
+        # what has learned nothing finds nothing
+        found["shuffled_labels"] = found["all_background"]
+        if has_learned(control, fold):
+            network = {"shuffled_labels": weak_network(control, fold)}
+            found |= predicted_by(cfg, network, patches.images)
     predicted = {name: found[name] for name in ROWS if name in found}
     patients = [labels.patients[index] for index in test]
     return tested(patches, patients, predicted, len(cfg.class_names))
@@ -160,11 +189,9 @@ def from_networks(cfg: MasksConfig, fold: int, patches: Patches) -> dict[str, Te
     """Return what the segmentation networks of a fold say of its test images, by row."""
     from medood.evaluation.rows import predicted_by
 
-    control = weak_network(replace(cfg, shuffled=True), fold)
     folders = {
         "positives_only": weak_network(cfg, fold, negatives=False),
         "segmentation": weak_network(cfg, fold),
-        **({"shuffled_labels": control} if control.exists() else {}),
         "supervised": train_supervised(cfg, fold),
     }
     return predicted_by(cfg, folders, patches.images)

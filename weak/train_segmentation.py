@@ -18,13 +18,16 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from config import Config, UserError
-from medood.data.files import in_threads, whole_folder
-from medood.data.workspace import Pair
+from medood.data.files import fingerprint, in_threads, whole_folder, write_json
+from medood.data.records import RUN
+from medood.data.workspace import Pair, weights_of
 from medood.runs.command_line import run
-from medood.runs.provenance import require
+from medood.runs.provenance import TRAINING, network_made_from, require
 from weak.image_labels import with_classes
 from weak.products import fold_labels, image_paths, masks_folder
 from weak.settings import MasksConfig
+
+SEARCH = ("mirrors", "pnr_opt", "pct_grid")  # beside those of its training: they choose negatives
 
 
 def weak_network(cfg: MasksConfig, fold: int, negatives: bool = True) -> Path:
@@ -42,11 +45,13 @@ def train_segmentation(cfg: MasksConfig) -> None:
 
 
 def train_networks(cfg: MasksConfig, fold: int) -> None:
-    """Train the network of a fold on its positives, mine the negatives with it, and train anew."""
-    from medood.training.loop import train_fold  # here, so that --help works without torch
+    """Train the network of a fold on its positives, mine the negatives, and train the second."""
+    # here, so that --help works without torch
+    from medood.models.checkpoints import read_run
+    from medood.training.loop import train_fold
 
     positives, negatives = training_files(cfg, fold)
-    if not any(count for count, _ in count_files(cfg, positives)):
+    if not hold_a_class(cfg, positives):
         found = f"fold {fold}: no mask in {masks_folder(cfg, fold)} holds a class"
         if not cfg.shuffled:
             raise UserError(f"{found}: train the classifier longer, see its scores.json")
@@ -55,11 +60,26 @@ def train_networks(cfg: MasksConfig, fold: int) -> None:
     first = weak_network(cfg, fold, negatives=False)
     train_fold(cfg, fold, positives, [], first)
     chosen = mine(cfg, fold, first, positives, negatives)
-    second = weak_network(cfg, fold)
-    if not chosen and not second.exists():  # trained anew, it would be the same to the bit
+    second, made_from = weak_network(cfg, fold), made_from_of(cfg, fold)
+    if not chosen and not second.exists():  # trained again, it would be the same to the bit
         with whole_folder(second) as copied:
             shutil.copytree(first, copied, dirs_exist_ok=True)
-    train_fold(cfg, fold, positives + chosen, [], second)
+            write_json(copied / RUN, read_run(first) | {"made_from": made_from})
+    train_fold(cfg, fold, positives + chosen, [], second, made_from=made_from)
+
+
+def made_from_of(cfg: MasksConfig, fold: int, negatives: bool = True) -> dict:
+    """Return what decides the network of a fold, trained with or without negatives.
+
+    Of the negatives, it is all that there are, and what chooses among them: the first network, and
+    the settings of the search.
+    """
+    positives, others = training_files(cfg, fold)
+    if not negatives:
+        return network_made_from(cfg, fold, positives)
+    first = weights_of(weak_network(cfg, fold, negatives=False))
+    made_from = network_made_from(cfg, fold, positives + others, (*TRAINING, *SEARCH))
+    return made_from | {"first network": fingerprint([first])}
 
 
 def training_files(cfg: MasksConfig, fold: int) -> tuple[list[Pair], list[Pair]]:
@@ -70,6 +90,11 @@ def training_files(cfg: MasksConfig, fold: int) -> tuple[list[Pair], list[Pair]]
     empty = [index for index in train if not labels.labels[index].any()]
     positives = [(paths[index], masks / paths[index].name) for index in holding]
     return positives, [(paths[index], None) for index in empty]
+
+
+def hold_a_class(cfg: MasksConfig, positives: list[Pair]) -> bool:
+    """Say whether any mask holds a class: there is nothing to learn otherwise."""
+    return any(count for count, _ in count_files(cfg, positives))
 
 
 def mine(

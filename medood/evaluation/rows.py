@@ -191,8 +191,11 @@ def write_rows(
     """Print the tables; write them, the scores and a page with its figures to `out`.
 
     title, method: the page's, and how the masks came about, a paragraph. tables: by what is said
-    above each, after that of the scores. pictures: what each file shows.
+    above each, after that of the scores. pictures: what each file shows; others, of an earlier
+    test, are removed.
     """
+    for old in {*out.glob("*.png")} - pictures.keys():
+        old.unlink()
     scores = scores_of(tests)
     content = {
         "data": data_name(cfg.workspace),

@@ -52,14 +52,17 @@ def train_fold(
     val_files: list[Pair],
     folder: Path,
     kind: type[Trainer] = Trainer,
+    made_from: dict | None = None,
 ) -> None:
     """Train the network of a fold on patches and write it to `folder`.
 
     files: image and mask of each patch, no mask for an OoD patch. val_files: the patches that
-    choose the epoch, for select = "val". kind: what takes the optimiser steps. A network that is
-    there already, from the same settings and patches, is kept.
+    choose the epoch, for select = "val". kind: what takes the optimiser steps. made_from: what
+    decides the network; None: the settings and these patches. A network that is there already, made
+    from the same, is kept.
     """
-    made_from = network_made_from(cfg, fold, files + val_files) | kind.made_from(cfg)
+    made_from = made_from or network_made_from(cfg, fold, files + val_files)
+    made_from = made_from | kind.made_from(cfg)
     run = read_run(folder)
     if (folder / RUN).exists() and not run:
         raise UserError(f"{folder / RUN} cannot be read: remove {folder} to have it trained")
