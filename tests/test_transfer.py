@@ -6,6 +6,7 @@ them by their hue, so that every step after it can be checked to the pixel.
 
 import dataclasses
 import json
+import re
 import shutil
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 
 from config import UserError
 from medood.data.images import read_image, read_mask
+from medood.runs.commands import command
 from medood.runs.prove import prove
 from tests.conftest import TINY, as_settings_of, in_a_copy
 from transfer import training
@@ -22,7 +24,8 @@ from transfer.main import MainConfig, main, steps
 from transfer.products import domains, healthy_folder, held_out, masks_folder, with_lesion
 from transfer.refine import refine, student_folder
 from transfer.report import median_training
-from transfer.test_masks import ROWS, TRAINED, evaluate, of_training
+from transfer.settings import TransferConfig
+from transfer.test_masks import ROWS, TRAINED, evaluate, incomparable, of_training
 from transfer.trainings import trainings_of, with_trainings
 from weak import sample
 from weak.main import MainConfig as WeakMainConfig
@@ -233,6 +236,55 @@ def test_masks_of_weak_from_other_labels_are_not_compared(cfg, capsys):
     cfg.image_labels.write_text(text.replace(line, changed))
     main(cfg)
     assert "cam and irnet are left out" in capsys.readouterr().out
+
+
+def edit_record(folder, **made_from):
+    path = folder / "made_from.json"
+    record = json.loads(path.read_text())
+    settings = made_from.pop("settings", {})
+    record["made_from"] |= made_from
+    record["made_from"]["settings"] |= settings
+    path.write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"encoder_weights": "imagenet"}, "encoder_weights was imagenet, is none"),
+        ({"seed": 3}, "seed was 3, is 0"),
+        ({"classifier_epochs": 9, "batch_size": 2}, ""),  # what weak/ takes alone, or needs
+    ],
+)
+def test_masks_of_weak_from_other_settings_of_both_are_not_compared(cfg, settings, why):
+    edit_record(cfg.workspace / "weak" / "classifier" / "79_tu-resnet10t", settings=settings)
+    assert incomparable(with_lesion(cfg)).endswith(why)
+    assert bool(incomparable(with_lesion(cfg))) == bool(why)
+
+
+def test_masks_of_weak_are_compared_if_all_folds_have_them_from_the_same_settings(cfg):
+    """Fold 82 trains on the images of fold 79."""
+    both = dataclasses.replace(with_lesion(cfg), folds=(79, 82))
+    assert "weak/ did not make" in incomparable(both)
+    weak = cfg.workspace / "weak"
+    for kind in ("classifier", "maps", "irnet", "Pseudo_Masks"):
+        shutil.copytree(weak / kind / "79_tu-resnet10t", weak / kind / "82_tu-resnet10t")
+    edit_record(weak / "classifier" / "82_tu-resnet10t", fold=82)
+    assert not incomparable(both)
+    edit_record(weak / "Pseudo_Masks" / "82_tu-resnet10t", settings={"unsure": 0.2})
+    why = "is not like that of fold 79: unsure was 0.1, is 0.2"
+    assert incomparable(both) == f"{weak / 'Pseudo_Masks' / '82_tu-resnet10t'} {why}"
+
+
+def test_a_student_of_other_settings_is_not_tested(cfg, stand_in):
+    longer = dataclasses.replace(cfg, epochs=2, loss="dice_ce")
+    with pytest.raises(UserError, match="79_unet_tu-resnet10t_tinted is out of date") as caught:
+        evaluate(longer)
+    said = str(caught.value)
+    assert "epochs was 1, is 2, loss was dice, is dice_ce" in said
+    (printed,) = re.findall("`(.*)`", said)
+    assert printed == command(with_lesion(longer), "transfer/refine.py", TransferConfig)
+    assert "--epochs 2" in printed
+    assert "--trainings" not in printed
 
 
 # ---------------------------------------------------------------- the steps

@@ -16,15 +16,22 @@ two. Images that hold another class and not the lesion are in no domain, and are
 from __future__ import annotations
 
 import sys
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from medood.data.records import record_of
+from medood.data.records import changes, record_of
 from medood.runs.command_line import run
 from medood.runs.commands import as_kind, command
-from medood.runs.provenance import PRODUCTS, network_made_from, require, require_trained
+from medood.runs.provenance import (
+    PRODUCTS,
+    made_from,
+    network_made_from,
+    require,
+    require_trained,
+)
 from transfer.products import domains, held_out, masks_folder, with_lesion
 from transfer.refine import has_masks, student_folder, training_files
 from transfer.settings import TransferConfig
@@ -52,6 +59,7 @@ ROWS = {
 }
 FLOOR = "threshold"
 TRAINED = ("transfer", "refined")  # the rows that differ between trainings
+SHARED = {"encoder", "encoder_weights", "seed"}  # settings that rows of weak/ must have in common
 
 
 def evaluate(cfg: TrainingsConfig) -> None:
@@ -63,13 +71,13 @@ def evaluate(cfg: TrainingsConfig) -> None:
     for fold in every.folds:
         if has_masks(cfg, fold):
             require_student(cfg, fold)
-    with_weak = all(is_comparable(cfg, fold) for fold in cfg.folds)
-    if not with_weak:
+    why_not = incomparable(cfg)
+    if why_not:
         again = command(cfg, "weak/main.py", WeakConfig)
-        print(f"the rows cam and irnet are left out: for them, run `{again}`")
+        print(f"the rows cam and irnet are left out ({why_not}): for them, run `{again}`")
     from transfer.report import write_report  # here, so that --help works without torch
 
-    write_report(cfg, {fold: test_fold(cfg, fold, with_weak) for fold in cfg.folds})
+    write_report(cfg, {fold: test_fold(cfg, fold, not why_not) for fold in cfg.folds})
 
 
 def require_student(cfg: TransferConfig, fold: int) -> None:
@@ -77,8 +85,8 @@ def require_student(cfg: TransferConfig, fold: int) -> None:
     from transfer.teacher import MeanTeacher
 
     again = command(cfg, "transfer/refine.py", TransferConfig, folds=(fold,))
-    made_from = network_made_from(cfg, fold, training_files(cfg, fold))
-    require_trained(student_folder(cfg, fold), made_from | MeanTeacher.made_from(cfg), again)
+    now = network_made_from(cfg, fold, training_files(cfg, fold)) | MeanTeacher.made_from(cfg)
+    require_trained(student_folder(cfg, fold), now, again)
 
 
 def of_training(row: str, number: int) -> str:
@@ -154,18 +162,29 @@ def weak_settings(cfg: TransferConfig) -> WeakConfig:
     return with_classes(as_kind(cfg, WeakConfig))
 
 
-def is_comparable(cfg: TransferConfig, fold: int) -> bool:
-    """Say whether weak/ made masks for a fold, with any settings, from the same images and labels.
+def incomparable(cfg: TransferConfig) -> str:
+    """Return why the masks of weak/ are no rows of this table, or "" if they are.
 
-    Then none of its networks has seen a test image.
+    They are if they come, in every fold, from the same images, labels, seed and encoder weights, so
+    that no network behind them has seen a test image. Its other settings are its own, but the same
+    in all folds.
     """
-    ours = weak_settings(cfg)
-    for name in ("classifier", "maps", "IRNet", "pseudo-masks"):
-        record = record_of(PRODUCTS[name].path(ours, fold)).content or {}
-        made_from, now = record.get("made_from", {}), PRODUCTS[name].inputs(ours, fold)
-        if any(made_from.get(key) != value for key, value in now.items()):
-            return False
-    return True
+    ours, first = weak_settings(cfg), cfg.folds[0]
+    for fold, name in product(cfg.folds, ("classifier", "maps", "IRNet", "pseudo-masks")):
+        path = PRODUCTS[name].path(ours, fold)
+        found, elsewhere = (
+            (record_of(PRODUCTS[name].path(ours, each)).content or {}).get("made_from", {})
+            for each in (fold, first)
+        )
+        if not found:
+            return f"weak/ did not make {path}"
+        now = made_from(ours, name, fold)
+        shared = {k: value for k, value in now["settings"].items() if k in SHARED}
+        if why := record_of(path).out_of_date(now | {"settings": found["settings"] | shared}):
+            return f"{path} is out of date: {why}"
+        if why := changes(elsewhere["settings"], found["settings"]):
+            return f"{path} is not like that of fold {first}: {', '.join(why)}"
+    return ""
 
 
 def from_weak(cfg: TransferConfig, fold: int, paths: list[Path]) -> dict[str, Tensor]:
