@@ -22,7 +22,7 @@ import numpy as np
 from config import Config, UserError
 from estimate_pct import pixels_of
 from medood.data.folds import Fold
-from medood.data.records import record_of
+from medood.data.records import changes, record_of
 from medood.data.workspace import free_folder, id_files, weights_of
 from medood.processes import is_main
 from medood.runs.command_line import run
@@ -38,12 +38,13 @@ def attack(cfg: AttackConfig) -> None:
     if cfg.quick:
         cfg = quick(cfg)
     # here, so that --help needs no torch
-    from medood.evaluation.report import report_folder, robust_folder
+    from medood.evaluation.report import report_folder, robust_folder, subject_of
     from robust.attacked import attack_fold
     from robust.report import write_report
 
     folders = networks(cfg, of_name)
     folds = folds_to_test(cfg, folders, of_name)
+    subject = subject_of(cfg, folders, folds)
     if not of_name:
         folders = with_free(cfg, folders, folds)
     report = report_folder(cfg, of_name)
@@ -53,7 +54,7 @@ def attack(cfg: AttackConfig) -> None:
         names = spread_out(with_sure_pixels(cfg, patches.test), cfg.patches, cfg.seed)
         found[fold] = attack_fold(cfg, folders[fold], names, fold, parts)
     if is_main():
-        write_report(cfg, folders, found, report, one_training=bool(of_name))
+        write_report(cfg, folders, found, report, subject, one_training=bool(of_name))
 
 
 def quick(cfg: AttackConfig) -> AttackConfig:
@@ -67,27 +68,36 @@ def with_free(
 ) -> dict[int, dict[str, Path]]:
     """Return the networks of each fold, and that of robust/train_free.py if every fold has one.
 
-    Raises UserError for one that other settings or patches than now's would give.
+    Raises UserError for one that other settings or patches than now's would give, and where folds
+    were trained in different ways.
     """
     free = {fold: free_folder(cfg, fold) for fold in folders}
-    missing = [path for path in free.values() if not weights_of(path).is_file()]
+    missing = [fold for fold, path in free.items() if not weights_of(path).is_file()]
     if missing:
         if len(missing) < len(free):
-            print(f"{missing[0]} is missing: the networks of train_free.py are left out")
+            path, again = free[missing[0]], train_free_of(cfg, missing[0], {})
+            print(f"{path} is missing: the free networks are left out: for them, run `{again}`")
         return folders
     for fold, path in free.items():
         refuse_stale(cfg, fold, path, folds[fold])
+    first, *others = free
+    for fold in others:
+        if why := changes(way_of(free[first]), way_of(free[fold])):
+            again = train_free_of(cfg, fold, way_of(free[first]))
+            raise UserError(
+                f"{free[fold]} was not trained like {free[first]} ({', '.join(why)}): run `{again}`"
+                " again"
+            )
     return {fold: {**of_fold, "free": free[fold]} for fold, of_fold in folders.items()}
 
 
 def refuse_stale(cfg: Config, fold: int, network: Path, patches: Fold) -> None:
     """Raise UserError if train_free.py would make another network of a fold now."""
-    from medood.models.checkpoints import has_seen, read_run
+    from medood.models.checkpoints import has_seen
     from robust.free import replayed
 
-    free = read_run(network).get("made_from", {}).get("free")
-    again = command(cfg, "robust/train_free.py", FreeConfig, folds=(fold,), **(free or {}))
-    cure = f"run `{again}` again"
+    free = way_of(network)
+    cure = f"run `{train_free_of(cfg, fold, free)}` again"
     if has_seen(cfg, network, patches.test):
         raise UserError(f"{network} was trained on patches that fold {fold} tests now: {cure}")
     if free:  # else it is the user's own
@@ -96,6 +106,18 @@ def refuse_stale(cfg: Config, fold: int, network: Path, patches: Fold) -> None:
         now = network_made_from(replayed(cfg, free["replays"]), fold, files) | {"free": free}
         if why := record_of(network).out_of_date(now):
             raise UserError(f"{network} is out of date ({why}): set back what changed, or {cure}")
+
+
+def way_of(network: Path) -> dict:
+    """Return eps and replays of a network of train_free.py; {} for one of the user's."""
+    from medood.models.checkpoints import read_run
+
+    return read_run(network).get("made_from", {}).get("free", {})
+
+
+def train_free_of(cfg: Config, fold: int, way: dict) -> str:
+    """Return the command that trains the free network of a fold. way: its eps and replays."""
+    return command(cfg, "robust/train_free.py", FreeConfig, folds=(fold,), **way)
 
 
 def with_sure_pixels(cfg: Config, names: list[str]) -> list[str]:

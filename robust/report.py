@@ -15,9 +15,11 @@ from medood.evaluation.report import robust_folder, write_section
 from medood.evaluation.scores import RegionCounts
 from medood.evaluation.statistics import Difference, paired_differences, pool
 from medood.evaluation.tables import INTERVAL, LABELS, markdown, spread
+from medood.runs.commands import command
 from robust.attacked import Attacked
 from robust.settings import AttackConfig
 from robust.under_attack import CLEAN, TENTH, WORST, attacks_of, pairs_of
+from test import TestConfig
 
 SHOWN_SCORES = ("miou", "dsc", "fg_to_bg", "bg_to_fg", "fooled")
 COMPARED = ("miou", "fg_to_bg", "bg_to_fg")
@@ -212,12 +214,13 @@ def write_report(
     folders: dict[int, dict[str, Path]],
     found: Found,
     report: Path,
+    subject: str,
     one_training: bool,
 ) -> None:
     """Print the tables; write them, the scores and figures, and the section of the report.
 
     folders: the networks, by fold and name. report: the folder of test.py's report on them.
-    one_training: see differences.
+    subject: what that report has to be of. one_training: see differences.
     """
     out = robust_folder(cfg, report)
     scores, gains = scores_of(cfg, found), differences(cfg, found, one_training)
@@ -245,9 +248,10 @@ def write_report(
     content |= {"plot": plot, "examples": dict(zip(map(label, networks), examples, strict=True))}
     section = TEMPLATES.get_template("robustness.html").render(content)
     weights = [weights_of(path) for of_fold in folders.values() for path in of_fold.values()]
-    there = write_section(cfg, report, weights, section)
+    there = write_section(cfg, report, subject, weights, section)
+    again = command(cfg, "test.py", TestConfig, checkpoint=cfg.checkpoint)
     page = report / "index.html"
-    place = f"{page} has a section of them" if there else "the report of test.py takes them in"
+    place = f"{page} has a section of them" if there else f"`{again}` takes them into its report"
     print(f"{out}: table.md, scores.json and figures; {place}")
 
 
@@ -255,6 +259,8 @@ def draw(cfg: AttackConfig, found: Found, scores: dict, out: Path) -> list[Path]
     """Draw the curves, and examples of each network on the first fold; return their paths."""
     draw_scores(out / "scores.svg", cfg, scores)
     paths = [out / "scores.svg"]
+    for old in out.glob("examples_*.png"):  # of other networks
+        old.unlink()
     fold, networks = next(iter(found.items()))
     for network, attacked in networks.items():
         paths.append(out / f"examples_{network}.png")

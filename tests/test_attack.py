@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 
 import pytest
@@ -14,8 +15,9 @@ from generate_semantic_labels import generate_semantic_labels
 from medood.data.dataset import load_patches
 from medood.data.folds import read_fold
 from medood.data.workspace import free_folder, id_files, model_folder
-from medood.evaluation.report import read_section
+from medood.evaluation.report import read_section, subject_of, write_section
 from medood.evaluation.tables import MATCHED
+from medood.runs.commands import command
 from medood.training.batches import Loader
 from medood.training.loop import train_epoch
 from robust.attack import attack, quick, spread_out
@@ -25,6 +27,7 @@ from robust.report import check, scores_of
 from robust.settings import AttackConfig, FreeConfig
 from robust.train_free import train_free
 from robust.under_attack import attacks_of, pairs_of
+from test import folds_to_test, networks
 from tests.conftest import TINY, write_region
 
 CPU = torch.device("cpu")
@@ -111,18 +114,53 @@ def test_an_attack_that_was_stopped_goes_on_after_its_last_batch(attacked, monke
     assert len(done) == 3  # both networks: other settings
 
 
+def subject(cfg):
+    folders = networks(cfg, {})
+    return subject_of(cfg, folders, folds_to_test(cfg, folders, {}))
+
+
 def test_the_report_has_a_section_until_a_network_changes(attacked):
     cfg, report, _ = attacked
     page = (report / "index.html").read_text()
     assert page.count("<h2>Under attack</h2>") == 1
-    section = read_section(cfg, report)
+    section = read_section(cfg, report, subject(cfg))
     assert section
     assert section in page
     weights = model_folder(cfg, 1, True) / "model.safetensors"
-    plain = weights.read_bytes()
+    before, plain = subject(cfg), weights.read_bytes()
     weights.write_bytes(plain + b" ")
-    assert not read_section(cfg, report)
+    assert not read_section(cfg, report, subject(cfg))
+    assert not read_section(cfg, report, before)
     weights.write_bytes(plain)
+
+
+def test_a_section_is_of_the_folds_and_test_patches_of_its_report(attacked):
+    cfg, report, _ = attacked
+    assert not read_section(cfg, report, subject(dataclasses.replace(cfg, folds=(1,))))
+    mask = id_files(cfg, read_fold(cfg, 1).test)[0][1]
+    before, plain = subject(cfg), mask.read_bytes()
+    mask.write_bytes(plain + b" ")
+    folders = networks(cfg, {})
+    folds = {fold: read_fold(cfg, fold) for fold in folders}
+    assert subject_of(cfg, folders, folds) != before
+    mask.write_bytes(plain)
+    assert subject_of(cfg, folders, folds) == before
+
+
+def test_a_section_goes_into_no_report_of_other_networks(attacked, tmp_path):
+    """The report of networks that were trained again since stays as it is."""
+    cfg, report, _ = attacked
+    cfg = dataclasses.replace(cfg, workspace=tmp_path)
+    page = tmp_path / "reports" / "unet_mobilenet_v2" / "index.html"
+    page.parent.mkdir(parents=True)
+    shutil.copy(report / "index.html", page)
+    before = page.read_text()
+    of_page = re.search("<!-- robustness of (.*) -->", before)[1]
+    assert not write_section(cfg, page.parent, "of other networks", [], "<p>new</p>")
+    assert page.read_text() == before
+    assert write_section(cfg, page.parent, of_page, [], r"<p>new \1</p>")
+    assert r"<p>new \1</p>" in page.read_text()
+    assert "<h2>Under attack</h2>" not in page.read_text()
 
 
 def test_checkpoints_are_attacked_beside_each_other(attacked, capsys):
@@ -272,6 +310,15 @@ def test_free_training_divides_the_epochs_and_its_networks_are_tested_and_attack
     attack(quickly)
     scores = json.loads((out / "scores.json").read_text())
     assert list(scores["2"]) == ["baseline", "ood", "free"]
+    change_way(free_folder(cfg, 2), eps=4.0)
+    with pytest.raises(UserError) as caught:
+        attack(quickly)
+    assert "2_unet_mobilenet_v2_free was not trained like" in str(caught.value)
+    assert "(eps was 8.0, is 4.0)" in str(caught.value)
+    (printed,) = re.findall("`(.*)`", str(caught.value))
+    (made,) = [settings_of(FreeConfig, cfg_of(cfg), replays=2, folds=(2,))]
+    assert printed == command(made, "robust/train_free.py", FreeConfig)
+    change_way(free_folder(cfg, 2), eps=8.0)
     from test import evaluate
 
     evaluate(cfg_of(cfg), (free_folder(cfg, 1),))
@@ -297,6 +344,12 @@ def test_free_training_withstands_what_as_many_replays_without_noise_do_not(tmp_
     path = tmp_path / "reports/robust/checkpoints/eps_0_vs_eps_8/differences.json"
     gain = json.loads(path.read_text())["eps_8"]["8"]["miou"]
     assert gain["mean"] > 0.05
+
+
+def change_way(network, **way):
+    run = json.loads((network / "run.json").read_text())
+    run["made_from"]["free"] |= way
+    (network / "run.json").write_text(json.dumps(run))
 
 
 def cfg_of(cfg):

@@ -4,6 +4,7 @@ It shows what test.py counted and what the steps before left in the workspace: l
 pct, pictures of the OoD patches, the settings beside the weights. Its words are in templates/.
 """
 
+import json
 import os
 import platform
 import re
@@ -18,11 +19,27 @@ import torch
 from markupsafe import Markup
 
 from config import Config
-from medood.data.files import TIMES, hash_of, read_json, read_table, write_json, write_text
+from medood.data.files import (
+    TIMES,
+    digest,
+    fingerprint,
+    hash_of,
+    read_json,
+    read_table,
+    write_json,
+    write_text,
+)
 from medood.data.folds import Fold
 from medood.data.labels import BACKGROUND_COLOUR
 from medood.data.ood_set import read_estimate
-from medood.data.workspace import SAMPLE_NAME, data_name, model_folder, ranking_path
+from medood.data.workspace import (
+    SAMPLE_NAME,
+    data_name,
+    id_files,
+    model_folder,
+    ranking_path,
+    weights_of,
+)
 from medood.evaluation import figures
 from medood.evaluation.model_card import TEMPLATES
 from medood.evaluation.ranking import curve
@@ -216,8 +233,6 @@ def pictures_of_oods(found: Comparison) -> dict[str, dict[int, Path]]:
 
 # ---------------------------------------------------------------- what robust/attack.py adds
 
-SECTION = re.compile("<!-- robustness -->.*<!-- robustness ends -->", re.DOTALL)
-
 
 def robust_folder(cfg: Config, report: Path) -> Path:
     """Return where the results of attacks on the networks of a report go."""
@@ -225,28 +240,50 @@ def robust_folder(cfg: Config, report: Path) -> Path:
     return reports / "robust" / report.relative_to(reports)
 
 
-def write_section(cfg: Config, report: Path, networks: list[Path], text: str) -> bool:
+def subject_of(cfg: Config, folders: dict[int, dict[str, Path]], folds: dict[int, Fold]) -> str:
+    """Return a hash of what a report is of: its networks, and the test patches of each fold.
+
+    folders: the networks of each of these folds, by name.
+    """
+    tests = {
+        fold: [
+            fingerprint(weights_of(path) for path in folders[fold].values()),
+            fingerprint(path for pair in id_files(cfg, patches.test) for path in pair),
+        ]
+        for fold, patches in folds.items()
+    }
+    return digest(json.dumps(tests).encode())
+
+
+def write_section(cfg: Config, report: Path, subject: str, networks: list[Path], text: str) -> bool:
     """Write a section on attacks, HTML; say whether the report in a folder has it now.
 
-    It has not if test.py has not written it yet. networks: the weights that were attacked.
+    It has not if test.py has not written it yet, or not of the same subject. networks: the weights
+    that were attacked.
     """
     hashes = {str(path.resolve()): hash_of(path) for path in networks}
-    write_json(robust_folder(cfg, report) / "section.json", {"networks": hashes, "text": text})
+    section = {"subject": subject, "networks": hashes, "text": text}
+    write_json(robust_folder(cfg, report) / "section.json", section)
     page = report / "index.html"
     before = page.read_text(encoding="utf-8") if page.exists() else ""
-    section = f"<!-- robustness -->\n{text}\n<!-- robustness ends -->"
-    after, places = SECTION.subn(lambda _: section, before)
+    start, end = f"<!-- robustness of {subject} -->", "<!-- robustness ends -->"
+    after, places = re.subn(
+        f"{start}.*{end}", lambda _: f"{start}\n{text}\n{end}", before, flags=re.DOTALL
+    )
     if places:
         write_text(page, after)
     return bool(places)
 
 
-def read_section(cfg: Config, report: Path) -> Markup:
-    """Return the section on attacks of a report; empty if its networks are no longer there."""
+def read_section(cfg: Config, report: Path, subject: str) -> Markup:
+    """Return the section on attacks of a report; empty if it is of another subject.
+
+    Or if one of the networks that were attacked, which may be more, is no longer there.
+    """
     section = read_json(robust_folder(cfg, report) / "section.json") or {}
     networks = {Path(name): of_weights for name, of_weights in section.get("networks", {}).items()}
     current = all(path.is_file() and hash_of(path) == known for path, known in networks.items())
-    return Markup(section["text"] if networks and current else "")
+    return Markup(section["text"] if current and section.get("subject") == subject else "")
 
 
 # ---------------------------------------------------------------- the page
@@ -260,8 +297,9 @@ def write_report(found: Comparison) -> None:
     last = runs[0][-1]  # of Med-OoD, if it is there
     more, below = more_steps(runs) if found.gains else None, below_floor(tests, found.labels)
     times = read_times(cfg.workspace, cfg.model_name)
-    for old in out.glob("differences.*"):  # of a test of two networks
-        old.unlink()
+    subject = subject_of(cfg, {f: test.folders for f, test in tests.items()}, found.folds)
+    for old in ("differences.svg", "differences.json", "curves.svg", "rates.svg"):
+        (out / old).unlink(missing_ok=True)  # of an earlier test: this one may have none
     drawn = {path.stem: figures.embed(path) for path in draw_report(found, logs, out)}
     scores = {fold: test.scores for fold, test in tests.items()}
     header, rows = score_table(cfg.class_names, scores, found.sizes, found.gains)
@@ -290,7 +328,8 @@ def write_report(found: Comparison) -> None:
         settings=last.get("settings", {}),
         versions=last.get("versions", {}),
         figures=drawn,
-        robustness=read_section(cfg, out),
+        subject=subject,
+        robustness=read_section(cfg, out, subject),
         pictures={k: {f: figures.embed(p) for f, p in of.items()} for k, of in pictures.items()},
         times=times,
         machine=machine(),
