@@ -17,12 +17,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from config import UserError
 from medood.data.files import fingerprint, read_json, timed, whole_folder, write_json, write_text
-from medood.data.records import is_kept, record_of, write_own_record
+from medood.data.records import changes, is_kept, write_own_record
 from medood.data.workspace import weights_of
 from medood.evaluation.tables import markdown, spread
 from medood.runs.command_line import run
 from medood.runs.commands import command
 from robust.settings import TestVolumesConfig, TrainVolumesConfig
+from robust.train_volumes import again_of, model_folder, refuse_stale, trained_with
 
 if TYPE_CHECKING:
     from robust.volume_scores import Outcome
@@ -35,15 +36,25 @@ DECIDING = ("eps", "attacked", "attacks", "steps", "queries", "seed", "precision
 
 
 def evaluate(cfg: TestVolumesConfig) -> dict:
-    """Test the networks of every fold; write and return the scores, see score_network."""
+    """Test the networks of every fold; write and return the scores, see score_network.
+
+    Raises UserError for a network that other volumes, or another clean network, would give now, and
+    where one was trained with other settings in another fold.
+    """
     from robust.volumes import read_task, split_cases  # here, so that --help works without torch
 
     task = read_task(cfg.data)
+    there = {
+        fold: [name for name in NETWORKS if weights_of(model_folder(cfg, fold, name)).is_file()]
+        for fold in cfg.folds
+    }
+    for fold, names in there.items():
+        for name in names:
+            refuse_unlike(cfg, fold, name, *split_cases(task.cases, fold, cfg.seed))
     scores: dict[str, dict] = {}
-    for fold in cfg.folds:
+    for fold, names in there.items():
         _, cases = split_cases(task.cases, fold, cfg.seed)
-        there = [name for name in NETWORKS if weights_of(model_folder(cfg, fold, name)).is_file()]
-        scores |= {str(fold): {name: test_fold(cfg, fold, name, task, cases) for name in there}}
+        scores |= {str(fold): {name: test_fold(cfg, fold, name, task, cases) for name in names}}
     if not any(scores.values()):
         again = command(cfg, "robust/train_volumes.py", TrainVolumesConfig)
         raise UserError(f"no network in {cfg.home / 'models'}: run `{again}` first")
@@ -60,28 +71,37 @@ def reports_of(cfg: TestVolumesConfig) -> list[str]:
     return [f"{fold}_reports" for fold in cfg.folds]
 
 
-def model_folder(cfg: TestVolumesConfig, fold: int, network: str) -> Path:
-    """Return where a network of a fold is."""
-    return cfg.home / "models" / f"{fold}_{network}"
+def refuse_unlike(
+    cfg: TestVolumesConfig, fold: int, network: str, train: list[Case], test: list[Case]
+) -> None:
+    """Raise UserError for a network that saw test volumes, is stale, or not like other folds'."""
+    from medood.models.checkpoints import seen_in_training
+
+    folder, trained = model_folder(cfg, fold, network), trained_with(cfg, fold, network)
+    cure = f": run `{again_of(trained, fold)}` again" if trained else ""
+    if set(seen_in_training(folder) or ()) & {case.name for case in test}:
+        raise UserError(f"{folder} was trained on volumes that fold {fold} tests{cure}")
+    refuse_stale(cfg, fold, network, train)
+    for other in cfg.folds[: cfg.folds.index(fold)]:
+        first = trained_with(cfg, other, network)
+        if trained and first and first != trained:
+            what = ", ".join(changes(vars(first), vars(trained)))
+            raise UserError(
+                f"{folder} was not trained like {model_folder(cfg, other, network)} ({what}): run"
+                f" `{again_of(first, fold)}` again"
+            )
 
 
 def test_fold(
     cfg: TestVolumesConfig, fold: int, network: str, task: Task, cases: list[Case]
 ) -> dict:
-    """Return the scores of a network on its test volumes, tested unless that was done before.
-
-    UserError if it was trained on any of them.
-    """
-    from medood.models.checkpoints import seen_in_training
+    """Return the scores of a network on its test volumes, tested unless that was done before."""
     from medood.models.network import pick_device
     from robust.volume_scores import draw_slices, score_network
     from robust.volume_training import WEIGHTS, load_network
     from robust.volumes import read_volume
 
     folder = model_folder(cfg, fold, network)
-    record_of(folder).refuse_changed()
-    if set(seen_in_training(folder) or ()) & {case.name for case in cases}:
-        raise UserError(f"{folder} was trained on volumes that fold {fold} tests: train it again")
     made_from = {
         "settings": {name: getattr(cfg, name) for name in DECIDING}
         | {"attacks": list(cfg.attacks)},

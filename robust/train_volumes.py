@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,10 +30,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from config import UserError
 from medood.data.files import fingerprint, timed
-from medood.data.records import is_kept
+from medood.data.records import is_kept, record_of
+from medood.data.workspace import weights_of
 from medood.runs.command_line import run
-from medood.runs.commands import command
-from robust.settings import TrainVolumesConfig
+from medood.runs.commands import as_kind, command
+from medood.runs.provenance import require_trained
+from robust.settings import TrainVolumesConfig, VolumeConfig
 
 if TYPE_CHECKING:
     from robust.volumes import Case, Spacing, Task
@@ -59,17 +62,17 @@ def train_fold(
 ) -> None:
     """Train the network of a fold on its cases, unless it is there from the same ones."""
     from robust.volume_oods import add_oods
-    from robust.volume_training import WEIGHTS, Sample, fit
+    from robust.volume_training import Sample, fit
     from robust.volumes import make_plan, median_spacing, read_volume, resample
 
-    clean = cfg.home / "models" / f"{fold}_{cfg.network}" if cfg.free or cfg.ood else None
-    if clean and not (clean / WEIGHTS).exists():
-        again = command(
-            cfg, "robust/train_volumes.py", type(cfg), folds=(fold,), free=False, ood=False
-        )
+    clean = clean_of(cfg, fold)
+    if clean and not weights_of(clean).exists():
+        again = again_of(replace(cfg, free=False, ood=False), fold)
         raise UserError(f"{clean} is missing: run `{again}` first")
-    folder = cfg.home / "models" / f"{fold}_{cfg.model_name}"
-    made_from = network_made_from(cfg, fold, cases, clean and clean / WEIGHTS)
+    if clean:
+        refuse_stale(cfg, fold, cfg.network, cases)
+    folder = model_folder(cfg, fold, cfg.model_name)
+    made_from = network_made_from(cfg, fold, cases)
     if is_kept(folder, made_from):
         return
     with timed(cfg.home, f"training {folder.name}"):
@@ -82,12 +85,52 @@ def train_fold(
         fit(cfg, fold, task, samples, plan, folder, made_from, clean if cfg.free else None)
 
 
-def network_made_from(
-    cfg: TrainVolumesConfig, fold: int, cases: list[Case], clean: Path | None
-) -> dict:
-    """Return what decides a network, as its record holds it. clean: weights that it needs."""
+def model_folder(cfg: VolumeConfig, fold: int, network: str) -> Path:
+    """Return where a network of a fold is. network: such as `unet_free`."""
+    return cfg.home / "models" / f"{fold}_{network}"
+
+
+def clean_of(cfg: TrainVolumesConfig, fold: int) -> Path | None:
+    """Return the folder of the clean network from which that of cfg is made, None if from none."""
+    return model_folder(cfg, fold, cfg.network) if cfg.free or cfg.ood else None
+
+
+def again_of(cfg: TrainVolumesConfig, fold: int) -> str:
+    """Return the command that trains the network of a fold."""
+    return command(cfg, "robust/train_volumes.py", TrainVolumesConfig, folds=(fold,))
+
+
+def trained_with(cfg: VolumeConfig, fold: int, network: str) -> TrainVolumesConfig | None:
+    """Return the settings of this run with those that a network was trained with.
+
+    The seed is this run's: it deals the volumes. None for a network of the user's.
+    """
+    made_from = (record_of(model_folder(cfg, fold, network)).content or {}).get("made_from")
+    if not made_from:
+        return None
+    names = {*DECIDING, *OF_FREE, *OF_OOD} & made_from["settings"].keys()
+    known = {name: made_from["settings"][name] for name in names}
+    known |= {"pct_grid": tuple(known["pct_grid"])} if "pct_grid" in known else {}
+    return replace(as_kind(cfg, TrainVolumesConfig), **known | {"seed": cfg.seed})
+
+
+def refuse_stale(cfg: VolumeConfig, fold: int, network: str, cases: list[Case]) -> None:
+    """Raise UserError if training a network again, as it was, would give another one.
+
+    cases: the volumes on the training side of the fold.
+    """
+    trained = trained_with(cfg, fold, network)
+    if trained:
+        made_from = network_made_from(trained, fold, cases)
+        require_trained(model_folder(cfg, fold, network), made_from, again_of(trained, fold))
+
+
+def network_made_from(cfg: TrainVolumesConfig, fold: int, cases: list[Case]) -> dict:
+    """Return what decides a network, as its record holds it."""
     from robust.nifti import AXES
 
+    clean = clean_of(cfg, fold)
+    weights = clean and weights_of(clean)
     names = DECIDING + OF_FREE * cfg.free + OF_OOD * cfg.ood
     settings = {name: getattr(cfg, name) for name in names}
     return {
@@ -95,7 +138,7 @@ def network_made_from(
         "fold": fold,
         "axes": AXES,
         "inputs": fingerprint(path for case in cases for path in (case.image, case.label)),
-        "clean": fingerprint([clean]) if clean else "not used",
+        "clean": (fingerprint([weights]) if weights.exists() else None) if clean else "not used",
     }
 
 

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from config import UserError
+from medood.runs.commands import command
 from medood.runs.provenance import SETTINGS, settings_of
 from medood.training.state import TrainingState as State
 from robust import main as volumes_main
@@ -32,6 +33,7 @@ from robust.volumes import (
 from tests.small_volumes import CPU, IMAGE, PLAN, rewrite, training_volumes, volume_of
 
 ROOT = Path(__file__).parents[1]
+TRAIN_VOLUMES = "robust/train_volumes.py"
 
 
 @pytest.fixture
@@ -259,16 +261,55 @@ def test_a_network_that_was_trained_on_the_test_volumes_is_refused(cfg):
         evaluate(small_test_of(cfg, seed=1))
 
 
+def test_a_network_from_another_clean_one_is_not_tested(cfg):
+    """The clean network is trained again, and the free one is still of the old one."""
+    train_volumes(cfg)
+    free = replace(cfg, free=True, replays=1, eps=4.0)
+    train_volumes(free)
+    train_volumes(replace(cfg, lr=1e-3))
+    with pytest.raises(UserError, match=r"79_unet_free is out of date \(clean changed\)") as caught:
+        evaluate(small_test_of(cfg))
+    (printed,) = re.findall("`(.*)`", str(caught.value))
+    assert printed == command(replace(free, device="auto"), TRAIN_VOLUMES, type(cfg))
+
+
+def test_a_network_of_other_volumes_is_neither_tested_nor_trained_on(cfg):
+    train_volumes(cfg)
+    train, _ = split_cases(read_task(cfg.data).cases, 79, 0)
+    rewrite(train[0].label, lambda values, affine: (values * 0, affine))
+    with pytest.raises(UserError, match=r"79_unet is out of date \(what it is made from changed\)"):
+        evaluate(small_test_of(cfg))
+    with pytest.raises(UserError, match=r"79_unet is out of date \(what it is made from changed\)"):
+        train_volumes(replace(cfg, free=True))
+    with pytest.raises(UserError, match=r"79_unet is out of date \(what .*, seed was 0, is 1\)"):
+        train_volumes(replace(cfg, free=True, seed=1))
+
+
+def test_a_table_mixes_no_settings_of_its_folds(cfg):
+    train_volumes(replace(cfg, folds=(79, 80)))
+    train_volumes(replace(cfg, folds=(80,), epochs=2))
+    both = small_test_of(replace(cfg, folds=(79, 80)))
+    with pytest.raises(UserError) as caught:
+        evaluate(both)
+    said = str(caught.value)
+    assert re.search(r"80_unet was not trained like .*79_unet \(epochs was 1, is 2\): run", said)
+    (printed,) = re.findall("`(.*)`", said)
+    assert printed == command(replace(cfg, folds=(80,), device="auto"), TRAIN_VOLUMES, type(cfg))
+    evaluate(small_test_of(replace(cfg, folds=(80,))))
+
+
 def test_without_a_network_there_is_nothing_to_test(cfg):
     in_training = cfg.home / "models" / "79_unet" / "resume.pt"
     in_training.parent.mkdir(parents=True)
     in_training.touch()
-    with pytest.raises(
-        UserError, match=r"no network in .*: run `python robust/train_volumes.py --d"
-    ):
+    with pytest.raises(UserError, match="no network in .*: run `.*` first") as caught:
         evaluate(small_test_of(cfg))
-    with pytest.raises(UserError, match="train it first, without --free and --ood"):
-        train_volumes(replace(cfg, ood=True))
+    (printed,) = re.findall("`(.*)`", str(caught.value))
+    assert printed == command(replace(cfg, epochs=30, device="auto"), TRAIN_VOLUMES, type(cfg))
+    with pytest.raises(UserError, match="79_unet is missing: run `(.*)` first") as caught:
+        train_volumes(replace(cfg, ood=True, epochs=7))
+    (printed,) = re.findall("`(.*)`", str(caught.value))
+    assert printed == command(replace(cfg, epochs=7), TRAIN_VOLUMES, type(cfg))
 
 
 def test_the_sample_runs_from_drawing_to_the_table_and_is_kept(tmp_path, monkeypatch, capsys):

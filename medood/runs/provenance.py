@@ -340,13 +340,15 @@ def _refuse_unusable(cfg: Config, name: str, fold: int, record: Record) -> None:
 
 
 def require_trained(network: Path, made_from: dict, again: str) -> None:
-    """Raise UserError if a network is missing, or not what `made_from` gives.
+    """Raise UserError if a network is missing, was changed, or is not what `made_from` gives.
 
     again: the command that trains it.
     """
     if not workspace.weights_of(network).is_file():
         raise UserError(f"{network} is missing: run `{again}` first")
-    if why := record_of(network).out_of_date(made_from):
+    record = record_of(network)
+    record.refuse_changed()
+    if why := record.out_of_date(made_from):
         raise UserError(
             f"{network} is out of date ({why}): set back what changed, or run `{again}` again"
         )
