@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from config import UserError
 from medood.evaluation.scores import confusion, scores_of
+from robust.ascent import STEP
 from robust.attacks import (
     apgd,
     cospgd,
@@ -22,6 +23,7 @@ from robust.attacks import (
     square,
     worst_case,
 )
+from robust.iterates import Task
 from tests.small_networks import (
     in_every_space,
     linear,
@@ -294,11 +296,37 @@ def test_apgd_is_at_least_as_strong_as_pgd_and_noise_does_nothing():
     assert score(fab, steps=10) < clean_score - 0.1
 
 
-def test_apgd_is_at_least_as_strong_as_the_pgd_of_torchattacks():
-    torchattacks = pytest.importorskip("torchattacks")
+# ---------------------------------------------------------------- another implementation
+
+
+def pgd_of_foolbox(steps, random_start):
+    """What foolbox's PGD makes of the test images, with the mean over pixels as its loss."""
+    import eagerpy
+    import foolbox
+
+    class OfPixels(foolbox.attacks.LinfProjectedGradientDescentAttack):
+        def get_loss_fn(self, model, labels):
+            return lambda x: eagerpy.astensor(F.cross_entropy(model(x).raw, labels.raw))
+
+    model, images, target = trained()
+    attack = OfPixels(rel_stepsize=STEP, steps=steps, random_start=random_start)
+    wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
+    return attack.run(wrapped, images, foolbox.criteria.Misclassification(target), epsilon=8 / 255)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 8])
+def test_pgd_takes_the_steps_of_foolbox(steps, monkeypatch):
+    """From the image itself: no random start, which each draws in its own way."""
+    monkeypatch.setattr(Task, "random_start", lambda task, _: task.images)
+    ours = pgd(*trained(), 8 / 255, steps=steps)
+    torch.testing.assert_close(ours, pgd_of_foolbox(steps, False), atol=1e-6, rtol=0)
+
+
+def test_apgd_is_at_least_as_strong_as_the_pgd_of_foolbox():
     model, images, target = trained()
     torch.manual_seed(0)
-    theirs = torchattacks.PGD(model, eps=8 / 255, alpha=2 / 255, steps=20)(images, target)
+    theirs = pgd_of_foolbox(20, True)
     ours = apgd(model, images, target, 8 / 255, steps=20, generator=seeded())
     theirs, ours = (scores(model, found, target).mean() for found in (theirs, ours))
+    assert 0.1 < theirs < 0.7  # of .93: it is an attack
     assert ours < theirs + 0.01
