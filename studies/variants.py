@@ -201,12 +201,12 @@ def holes_unsure(cfg: common.StudyConfig, fold: int) -> common.Recipe:
         hidden = np.where(mask == BACKGROUND, BACKGROUND, UNSURE).astype(np.uint8)
         write_png(out / masks[number].name, hidden)
 
-    folder = made(cfg, f"Holes_{fold}_{cfg.model_name}_{cfg.seed}", masks, hide)
+    folder = made(cfg, f"Holes_{fold}_{cfg.model_name}_{cfg.seed}", masks, len(masks), hide)
     return adding(cfg, fold, [(image, folder / image.name) for image, _ in files])
 
 
-def made(cfg: common.StudyConfig, name: str, sources: list[Path], write) -> Path:
-    """Return a folder that `write` fills, called with each number and the folder.
+def made(cfg: common.StudyConfig, name: str, sources: list[Path], count: int, write) -> Path:
+    """Return a folder that `write` fills, called with each number below `count` and the folder.
 
     It is kept if it was made from the same files. A plan makes nothing.
     """
@@ -214,7 +214,7 @@ def made(cfg: common.StudyConfig, name: str, sources: list[Path], write) -> Path
     record = {} if cfg.plan else {"inputs": fingerprint(sources)}
     if not cfg.plan and not is_kept(folder, record):
         with fresh_folder(folder, record) as out, ThreadPoolExecutor() as pool:
-            list(pool.map(lambda number: write(number, out), range(len(sources))))
+            list(pool.map(lambda number: write(number, out), range(count)))
     return folder
 
 
@@ -264,7 +264,8 @@ def recomposed(cfg: common.StudyConfig, fold: int) -> common.Recipe:
         write_png(out / f"mask_{own}", np.where(unsure, UNSURE, mask).astype(np.uint8))
 
     stem = f"Recomposed_{fold}_{cfg.seed}"
-    folder = made(cfg, stem, [image for image, _ in files], compose)
+    sources = [path for pair in files for path in pair]
+    folder = made(cfg, stem, sources, len(names), compose)
     pairs: list[Pair] = [(folder / name, folder / f"mask_{name}") for name in names]
     return adding(cfg, fold, shuffled(cfg, fold, pairs))
 

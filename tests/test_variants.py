@@ -138,7 +138,11 @@ def test_recomposed_masks_are_those_of_the_nuclei(patched):
             variants, "adding", lambda cfg, fold, files: dataclasses.replace(plain, files=files)
         )
         found = variants.recomposed(cfg, 1).files
+        changed = cfg.workspace / "Mask_Patchs" / found[0][0].name
+        write_png(changed, np.full_like(read_mask(changed, 7), 5))
+        again = variants.recomposed(cfg, 1).files
     assert len(found) == len(plain.files)
+    assert again == found
     for image, mask in found[:6]:
         truth = read_mask(cfg.workspace / "Mask_Patchs" / image.name, 7)
         np.testing.assert_array_equal(read_mask(mask, 7), truth)
