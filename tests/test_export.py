@@ -131,3 +131,5 @@ def test_tensorboard_gets_losses_and_pictures_and_changes_no_weight(trained):
     assert [event.step for event in events.Images("image, truth, prediction")] == [1, 2]
     train(dataclasses.replace(cfg, tensorboard=True))
     assert (folder / "model.safetensors").read_bytes() == before
+    train(dataclasses.replace(watched, tensorboard=False))  # another network, of the same name
+    assert not (cfg.workspace / "tensorboard" / folder.name).exists()

@@ -18,7 +18,7 @@ from medood.training.augmentation import augment, draw_augmentation
 from medood.training.batches import AUGMENTATION, INITIALISATION, ORDER, stream_seed, to_device
 from medood.training.state import TrainingState
 from medood.training.step import explain_errors
-from medood.training.tensorboard import open_writer
+from medood.training.tensorboard import open_writer, remove_log
 from transfer.losses import area, attention_loss, difference, least_squares
 from transfer.networks import Generator, InstanceLayerNorm, Judges, refuse_size
 from transfer.products import DECIDING
@@ -274,6 +274,8 @@ class Report:
         self.names = ["lesion"] * len(diseased[: SHOWN[0]]) + ["none"] * len(healthy[: SHOWN[1]])
         name = f"transfer_{folder.name}"
         self.writer = open_writer(cfg, name, rounds_done * ROUND) if cfg.tensorboard else None
+        if self.writer is None and not rounds_done:
+            remove_log(cfg, name)
         print("   step  " + "  ".join(f"{name[:9]:>9}" for name in LOSSES), flush=True)
 
     def add(self, log: list[dict], generator: Generator) -> None:

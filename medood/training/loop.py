@@ -25,7 +25,7 @@ from medood.runs.provenance import network_made_from, plain_settings
 from medood.training.batches import DROPOUT, INITIALISATION, Loader, stream_seed
 from medood.training.state import TrainingState
 from medood.training.step import Trainer, explain_errors
-from medood.training.tensorboard import TensorBoardLog
+from medood.training.tensorboard import TensorBoardLog, remove_log
 
 SLOW_SHARE = 10 / 36  # of the epochs, the last ones, run at a tenth of the learning rate
 RISE_SHARE = 0.1  # of the epochs, the first ones, in which the learning rate of a cosine rises
@@ -123,6 +123,8 @@ def fit(
     tensorboard = None
     if cfg.tensorboard and is_main():
         tensorboard = TensorBoardLog(cfg, folder.name, patches, len(state.log))
+    elif is_main() and not state.log:
+        remove_log(cfg, folder.name)
     print("  epoch    loss       lr  seconds")
     for epoch in range(len(state.log), cfg.epochs):
         started = time.perf_counter()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,10 +32,19 @@ def open_writer(cfg: Config, name: str, steps_done: int) -> SummaryWriter:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise UserError("tensorboard = True needs TensorBoard: `pip install tensorboard`") from None
-    folder = cfg.workspace / "tensorboard" / name
     if not steps_done:
-        shutil.rmtree(folder, ignore_errors=True)
-    return SummaryWriter(folder, purge_step=steps_done + 1)
+        remove_log(cfg, name)
+    return SummaryWriter(log_folder(cfg, name), purge_step=steps_done + 1)
+
+
+def log_folder(cfg: Config, name: str) -> Path:
+    """Return where the log of a training is."""
+    return cfg.workspace / "tensorboard" / name
+
+
+def remove_log(cfg: Config, name: str) -> None:
+    """Remove the log of an earlier training: it would pass for that of the network made now."""
+    shutil.rmtree(log_folder(cfg, name), ignore_errors=True)
 
 
 class TensorBoardLog:
