@@ -15,8 +15,9 @@ from scipy.io import loadmat
 
 from generate_patches import patch_of, tile
 from medood.data.folds import read_fold
+from medood.data.workspace import model_folder, ranking_path
 from medood.evaluation.model_card import TEMPLATES
-from medood.evaluation.report import below_floor, more_steps
+from medood.evaluation.report import below_floor, more_steps, pictures_of_oods
 from medood.evaluation.statistics import Difference
 from medood.evaluation.tables import describe_data
 from tests.conftest import TINY
@@ -202,3 +203,28 @@ def test_a_class_that_differs_and_a_network_below_the_floor_are_said():
     assert "everywhere is better than baseline:" in say("floor", below)
     test.scores["baseline"] = {"miou_paper": 0.7}
     assert say("floor", below_floor({79: test}, labels)) == ""
+
+
+# ---------------------------------------------------------------- nothing of an earlier report
+
+
+def test_a_ranking_of_the_users_has_no_pictures_of_an_earlier_one(report):
+    cfg, _ = report
+    networks = SimpleNamespace(folders={"ood": model_folder(cfg, 1, ood=True)})
+    found = SimpleNamespace(cfg=cfg, tests={1: networks})
+    drawn = pictures_of_oods(found)
+    assert [list(of_kind) for of_kind in drawn.values()] == [[1], [1], [1]]
+    ranking_path(cfg, 1).with_suffix(".json").unlink()
+    assert pictures_of_oods(found) == {"hardest": {}, "false_pixels": {}, "pct": drawn["pct"]}
+
+
+def test_a_figure_that_cannot_be_drawn_any_more_is_removed(report):
+    from test import evaluate
+
+    cfg, out = report
+    assert (out / "curves.svg").exists()
+    for fold in cfg.folds:
+        (model_folder(cfg, fold, ood=True) / "log.csv").unlink()
+    evaluate(cfg)
+    assert not (out / "curves.svg").exists()
+    assert (out / "classes.svg").exists()

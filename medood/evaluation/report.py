@@ -32,6 +32,7 @@ from medood.data.files import (
 from medood.data.folds import Fold
 from medood.data.labels import BACKGROUND_COLOUR
 from medood.data.ood_set import read_estimate
+from medood.data.records import record_of
 from medood.data.workspace import (
     SAMPLE_NAME,
     data_name,
@@ -218,14 +219,18 @@ def rates_of(found: Comparison) -> tuple[dict, dict]:
 
 
 def pictures_of_oods(found: Comparison) -> dict[str, dict[int, Path]]:
-    """Return the pictures of the OoD patches of Med-OoD networks, by their kind and fold."""
+    """Return the pictures of the OoD patches of Med-OoD networks, by their kind and fold.
+
+    A ranking of the user's has none: those that lie there are of an earlier one.
+    """
     pictures: dict[str, dict[int, Path]] = {"hardest": {}, "false_pixels": {}, "pct": {}}
     for fold, test in found.tests.items():
         if model_folder(found.cfg, fold, ood=True) not in test.folders.values():
             continue
-        stem = ranking_path(found.cfg, fold).with_suffix("")
-        for kind, of_fold in pictures.items():
-            path = stem.with_name(f"{stem.name}_{kind}.png")
+        ranking = ranking_path(found.cfg, fold)
+        kinds = ["pct"] if record_of(ranking).is_yours else list(pictures)
+        for kind in kinds:
+            of_fold, path = pictures[kind], ranking.with_name(f"{ranking.stem}_{kind}.png")
             if path.exists():
                 of_fold[fold] = path
     return pictures
