@@ -2,7 +2,11 @@
 
 import dataclasses
 import os
+import re
+import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 # before torch is imported: each of pytest-xdist's processes has a core, and so have its children
@@ -67,6 +71,20 @@ def in_a_copy(cfg: Config, workspace: Path) -> Config:
     own = {"images": drawn / "images", "masks": drawn / "masks"}
     own["image_labels"] = drawn / "image_labels.csv"
     return dataclasses.replace(cfg, workspace=workspace, **own)
+
+
+def run_printed(printed: str) -> subprocess.CompletedProcess:
+    """Run a command in the repository root, in a shell in which `python` is this one."""
+    shell = f'python() {{ {shlex.quote(sys.executable)} "$@"; }}\n{printed}'
+    return subprocess.run(
+        ["bash", "-c", shell], cwd=Path(__file__).parents[1], capture_output=True, text=True
+    )
+
+
+def printed_in(text: str) -> str:
+    """Return the one command that a text names."""
+    (found,) = re.findall("`(.*?)`", text, re.DOTALL)
+    return found
 
 
 def write_region(workspace: Path, name: str, height: int, width: int, seed: int) -> None:

@@ -4,7 +4,6 @@ import importlib
 import re
 import runpy
 import shlex
-import subprocess
 import sys
 from dataclasses import fields, replace
 from functools import cache
@@ -20,6 +19,7 @@ from medood.runs.command_line import parse
 from medood.runs.commands import as_kind, command
 from medood.runs.provenance import SETTINGS, settings_of
 from robust import settings as robust
+from tests.conftest import printed_in, run_printed
 from transfer.settings import TransferConfig
 from transfer.trainings import TrainingsConfig
 
@@ -168,17 +168,6 @@ def test_a_path_is_printed_as_the_repository_root_sees_it(tmp_path, monkeypatch,
 
 
 # ---------------------------------------------------------------- printed, and run
-
-
-def run_printed(printed: str) -> subprocess.CompletedProcess:
-    """Run a command as a shell does in which `python` is this one, in the repository root."""
-    shell = f'python() {{ {shlex.quote(sys.executable)} "$@"; }}\n{printed}'
-    return subprocess.run(["bash", "-c", shell], cwd=ROOT, capture_output=True, text=True)
-
-
-def printed_in(error: str) -> str:
-    (found,) = re.findall("`(.*?)`", error, re.DOTALL)
-    return found
 
 
 def test_the_printed_commands_lead_from_the_data_to_a_training(tiny, monkeypatch):

@@ -18,7 +18,7 @@ from medood.data.files import read_table
 from medood.data.images import read_mask
 from medood.data.records import RECORD
 from medood.runs.prove import prove
-from tests.conftest import TINY, as_settings_of, in_a_copy
+from tests.conftest import TINY, as_settings_of, in_a_copy, printed_in, run_printed
 from weak import sample, train_irnet
 from weak.generate_images import generate_images
 from weak.generate_maps import generate_maps, read_maps
@@ -180,7 +180,7 @@ def test_a_network_by_other_settings_is_not_tested(made, change, network, why):
     with pytest.raises(UserError) as caught:
         evaluate(dataclasses.replace(made, **change))
     assert f"/79_unet_tu-resnet10t_{network} is out of date ({why})" in str(caught.value)
-    (printed,) = re.findall("`(.*)`", str(caught.value))
+    printed = printed_in(str(caught.value))
     again = dict(zip(words := shlex.split(printed), words[1:], strict=False))
     for name, value in change.items():
         if name != "mirrors":  # a setting that the scripts of weak/ do not take
@@ -211,7 +211,9 @@ def test_a_control_of_other_settings_leaves_the_table_until_it_is_trained_again(
     assert "labels shuffled' is left out: " in said
     assert "weak_positives_shuffled is out of date (epochs was 1, is 2)" in said
     assert list(scores_in(cfg)) == [row for row in ROWS if row != "shuffled_labels"]
-    train_segmentation(dataclasses.replace(longer, shuffled=True))
+    (line,) = (line for line in said.splitlines() if "is left out" in line)
+    done = run_printed(printed_in(line))
+    assert done.returncode == 0, done.stderr
     evaluate(longer)
     assert list(scores_in(cfg)) == list(ROWS)
     assert scores_in(cfg)["shuffled_labels"] != before
