@@ -20,6 +20,7 @@ from medood.data.folds import read_fold
 from medood.data.images import read_image, read_mask, write_png
 from medood.data.records import RECORD, record_of
 from medood.data.workspace import fill_generator_folder, id_files, ood_folder
+from medood.runs.commands import command
 from medood.training import loop
 from rank_prune_ood import rank_prune_ood
 from studies import common, controls
@@ -376,4 +377,6 @@ def test_the_controls_have_a_row_for_the_fill_where_it_is(filled, capsys):
         shutil.rmtree(study.workspace / f"OoD_Patchs_{fold}")
     controls.controls(study)
     said = capsys.readouterr().out
-    assert "Med-OoD, transfer is left out: run `python transfer/train_fill.py`" in said
+    again = command(study, "transfer/train_fill.py", train_fill.FillConfig)
+    assert f"Med-OoD, transfer is left out: run `{again}` first" in said
+    assert "--patch_size 96 --folds 1 2 --split region" in again

@@ -1,6 +1,7 @@
 """Images of any format come in as RGB of one side, and masks would lie on them."""
 
 import dataclasses
+import re
 
 import cv2
 import numpy as np
@@ -18,6 +19,7 @@ from tifffile import imwrite
 from config import UserError
 from medood.data.files import pngs, read_json
 from medood.data.images import read_image, to_bytes, write_png
+from medood.runs.commands import command
 from tests.small_dicom import GREY, UID, write_dicom
 from weak.generate_images import generate_images
 from weak.image_labels import ImageLabels
@@ -323,5 +325,6 @@ def test_settings_that_are_missing_are_named(inputs):
         generate_images(dataclasses.replace(inputs, image_labels=None))
     with pytest.raises(UserError, match="images = None: name the folder"):
         generate_images(dataclasses.replace(inputs, images=None))
-    with pytest.raises(UserError, match="run `python weak/generate_images.py` first"):
+    again = command(inputs, "weak/generate_images.py", ImagesConfig)
+    with pytest.raises(UserError, match=re.escape(f"run `{again}` first")):
         labels_there(inputs)
