@@ -22,7 +22,7 @@ from medood.data.files import fingerprint, in_threads, whole_folder, write_json
 from medood.data.records import RUN
 from medood.data.workspace import Pair, weights_of
 from medood.runs.command_line import run
-from medood.runs.provenance import TRAINING, network_made_from, require
+from medood.runs.provenance import network_made_from, require
 from weak.image_labels import with_classes
 from weak.products import fold_labels, image_paths, masks_folder
 from weak.settings import MasksConfig
@@ -78,7 +78,7 @@ def made_from_of(cfg: MasksConfig, fold: int, negatives: bool = True) -> dict:
     if not negatives:
         return network_made_from(cfg, fold, positives)
     first = weights_of(weak_network(cfg, fold, negatives=False))
-    made_from = network_made_from(cfg, fold, positives + others, (*TRAINING, *SEARCH))
+    made_from = network_made_from(cfg, fold, positives + others, SEARCH)
     return made_from | {"first network": fingerprint([first])}
 
 
