@@ -244,7 +244,7 @@ def test_weights_out_of_reach_do_not_hide_what_is_found_in_the_data(tiny, monkey
     def unreachable(cfg):
         raise UserError("the weights could not be downloaded")
 
-    monkeypatch.setattr("medood.models.network._downloaded", lambda *_: unreachable(tiny))
+    monkeypatch.setattr("medood.models.network.downloaded", lambda *_: unreachable(tiny))
     with pytest.raises(UserError, match=r"1 problem\n  the weights could not be downloaded"):
         look(dataclasses.replace(tiny, encoder_weights="imagenet"))
     assert "regions that fit  3" in capsys.readouterr().out

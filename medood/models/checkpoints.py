@@ -28,8 +28,9 @@ from medood.data.names import plain
 from medood.data.patients import region_of
 from medood.data.records import RUN
 from medood.data.workspace import require_network
+from medood.models.encoders import network_of
 from medood.models.foreign import Weights, read_weights
-from medood.models.network import network_of, remove_batch_norm
+from medood.models.network import remove_batch_norm
 
 TRAINED_ON = "trained_on.txt"
 IN_RUN = {  # what run.json holds

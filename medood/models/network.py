@@ -1,23 +1,19 @@
 """From the settings to a network, its input normalisation and the device it runs on."""
 
 import copy
-import difflib
-import logging
 from itertools import pairwise
 from pathlib import Path
 from types import MethodType
 
-import segmentation_models_pytorch as smp
 import timm
 import torch
-from segmentation_models_pytorch.encoders import get_encoder_names
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from config import Config, UserError
 from medood import processes
-from medood.models.foreign import read_weights
+from medood.models.encoders import WEIGHT_FILES, downloaded, load_encoder_file, network_of
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -25,8 +21,6 @@ DPN = ((124 / 255, 117 / 255, 104 / 255), (1 / (0.0167 * 255),) * 3)
 # The weights' own constants, by the start of the encoder's name, where they are not ImageNet's.
 # The library's get_preprocessing_fn would ask a server for them.
 NORMALISATION = {"inception": HALF, "xception": HALF, "dpn": DPN}
-logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a try that failed is no news
-WEIGHT_FILES = (".pth", ".pt", ".safetensors")
 
 
 def normalisation(encoder: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -49,37 +43,6 @@ class Normalise(nn.Module):
         return (images - self.mean) / self.std
 
 
-def require_known(architecture: str, encoder: str) -> None:
-    """Raise UserError, with the nearest names, for an architecture or encoder that is not known."""
-    if encoder.startswith("tu-"):
-        encoders = [f"tu-{name}" for name in timm.list_models()]
-    else:
-        encoders = [*get_encoder_names(), "tu-<name of timm>"]
-    for kind, name, known in (
-        ("architecture", architecture, list(smp.MODEL_ARCHITECTURES_MAPPING)),
-        ("encoder", encoder.split(".")[0], encoders),  # timm has a name of weights after the point
-    ):
-        if name not in known:
-            close = ", ".join(difflib.get_close_matches(name, known, n=4, cutoff=0.5) or known)
-            raise UserError(f"{kind} = {name!r} is unknown: the nearest names are {close}")
-
-
-def network_of(description: dict, pretrained: str | bool | None = None) -> nn.Module:
-    """Return the network of a description, which is what smp's config.json holds.
-
-    description: `_model_class`, `encoder_name` and other parameters of that class.
-    pretrained: weights of the encoder to download, as smp names them; None: all are random.
-    Raises UserError for an unknown name, and what smp raises where it cannot build the network.
-    """
-    architecture = str(description.get("_model_class", "")).lower()
-    require_known(architecture, str(description.get("encoder_name")))
-    parameters = {name: value for name, value in description.items() if not name.startswith("_")}
-    if "checkpoint_path" in parameters:  # timm opens it, and old versions run the code in it
-        raise ValueError("checkpoint_path is no parameter of a network")
-    parameters["encoder_weights"] = pretrained
-    return smp.MODEL_ARCHITECTURES_MAPPING[architecture](**parameters)
-
-
 def build_model(cfg: Config) -> nn.Module:
     """Return the network of cfg: float32 RGB (N, 3, P, P), normalised -> logits (N, C, P, P).
 
@@ -92,33 +55,10 @@ def build_model(cfg: Config) -> nn.Module:
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"{architecture} cannot be built on encoder {encoder}: {error}") from None
     if Path(weights).suffix in WEIGHT_FILES:
-        _load_encoder_file(model, names, Path(weights))
+        load_encoder_file(model, names, Path(weights))
     elif weights != "none":
-        model.encoder.load_state_dict(_downloaded(names, weights).encoder.state_dict())
+        model.encoder.load_state_dict(downloaded(names, weights).encoder.state_dict())
     return model if cfg.batch_norm else remove_batch_norm(model)
-
-
-def _downloaded(names: dict[str, str], weights: str) -> nn.Module:
-    """Return a network whose encoder has pretrained weights of the library."""
-    encoder = names["encoder_name"]
-    if of_timm := encoder.startswith("tu-"):
-        known = ["imagenet"]
-    else:
-        known = list(smp.encoders.encoders[encoder]["pretrained_settings"])
-    files = f"the path of a {' or '.join(WEIGHT_FILES)} file"
-    if weights not in known:
-        raise UserError(
-            f"encoder_weights = {weights!r}: encoder {encoder} has {', '.join(known)}: give one of"
-            f" them, or none, or {files}"
-        )
-    try:
-        return network_of(names, of_timm or weights)
-    except Exception as error:  # the libraries raise what their network layer happens to raise
-        raise UserError(
-            f"the {weights} weights of encoder {encoder} could not be downloaded"
-            f" ({type(error).__name__}): set encoder_weights to {files}, or to none for random"
-            " weights"
-        ) from None
 
 
 def batch_norms(module: nn.Module) -> list[nn.Module]:
@@ -135,27 +75,6 @@ def remove_batch_norm(module: nn.Module) -> nn.Module:
         if isinstance(part, nn.modules.batchnorm._BatchNorm):
             module.set_submodule(name, getattr(part, "act", nn.Identity()))
     return module
-
-
-def _load_encoder_file(model: nn.Module, names: dict[str, str], path: Path) -> None:
-    """Copy the weights of a local file, such as one from torchvision or timm, into the encoder."""
-    if not path.is_file():
-        raise UserError(f"encoder_weights: there is no file {path}: give another path, or none")
-    encoder = names["encoder_name"]
-    try:
-        weights, _ = read_weights(path)
-        if encoder.startswith("tu-"):  # smp has other names for them than timm
-            from_file = {"pretrained_cfg_overlay": {"state_dict": weights}}
-            weights = network_of(names | from_file, pretrained=True).encoder.state_dict()
-        model.encoder.load_state_dict(weights)
-    except UserError:
-        raise
-    except Exception as error:  # unpickling, tensor shapes and key names each have their own kind
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"{path} does not hold weights of encoder {encoder} ({reason}):"
-            " give the file of that encoder, or set encoder to the file's"
-        ) from None
 
 
 def synchronise(cfg: Config, model: nn.Module, device: torch.device) -> nn.Module:
