@@ -12,7 +12,7 @@ import dataclasses
 import fnmatch
 import functools
 import platform
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from medood.data.names import plain
 from medood.data.patients import region_of
 from medood.data.records import RUN
 from medood.data.workspace import require_network
-from medood.models.encoders import network_of
+from medood.models.encoders import network_of, without_memory
 from medood.models.foreign import Weights, read_weights
 from medood.models.network import remove_batch_norm
 
@@ -164,15 +164,6 @@ def encoder_shapes(encoder: str) -> dict[str, torch.Size]:
     """Return the names and shapes of the weights that an encoder of smp has in a network."""
     network = without_memory(functools.partial(get_encoder, encoder, weights=None))
     return {f"encoder.{name}": value.shape for name, value in network.state_dict().items()}
-
-
-def without_memory(build: Callable[[], nn.Module]) -> nn.Module:
-    """Return the network that `build` builds, with names and shapes of weights but no values."""
-    try:
-        with torch.device("meta"):
-            return build()
-    except RuntimeError:  # smp's mit encoders read values while they are built
-        return build()
 
 
 # ---------------------------------------------------------------- what lies beside the weights

@@ -2,10 +2,12 @@
 
 import difflib
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import segmentation_models_pytorch as smp
 import timm
+import torch
 from segmentation_models_pytorch.encoders import get_encoder_names
 from torch import nn
 
@@ -45,6 +47,15 @@ def network_of(description: dict, pretrained: str | bool | None = None) -> nn.Mo
         raise ValueError("checkpoint_path is no parameter of a network")
     parameters["encoder_weights"] = pretrained
     return smp.MODEL_ARCHITECTURES_MAPPING[architecture](**parameters)
+
+
+def without_memory(build: Callable[[], nn.Module]) -> nn.Module:
+    """Return the network that `build` builds, with names and shapes of weights but no values."""
+    try:
+        with torch.device("meta"):
+            return build()
+    except RuntimeError:  # smp's mit encoders read values while they are built
+        return build()
 
 
 def downloaded(names: dict[str, str], weights: str) -> nn.Module:
