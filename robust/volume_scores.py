@@ -17,6 +17,7 @@ from tqdm import tqdm
 from config import LIZARD
 from medood.data.labels import BACKGROUND_COLOUR
 from medood.evaluation.figures import canvas, name_colours, show_classes
+from medood.models.network import exact
 from medood.training.batches import ATTACK, stream_seed
 from robust.attacks import by_name, image_dice, worst_case
 from robust.settings import TestVolumesConfig
@@ -97,7 +98,8 @@ def outcomes_of(
     candidates = []
     for name, attack in by_name(cfg.attacks, classes, cfg.steps, cfg.queries).items():
         generator = torch.Generator().manual_seed(stream_seed(cfg, fold, ATTACK, number))
-        candidates.append(attack(segmenter, image, target, cfg.eps / 255, generator=generator))
+        with exact(cfg):
+            candidates.append(attack(segmenter, image, target, cfg.eps / 255, generator=generator))
         found[name] = answer(segmenter, candidates[-1], image, shape)
     worst = worst_case(segmenter, image, target, candidates)
     return found | {WORST: answer(segmenter, worst, image, shape)}

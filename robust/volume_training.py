@@ -17,7 +17,7 @@ from config import UserError
 from medood.data.files import csv_text, read_json, whole_folder, write_json, write_text
 from medood.data.records import RUN, hashes
 from medood.models.checkpoints import TRAINED_ON, versions
-from medood.models.network import pick_device
+from medood.models.network import exact, pick_device
 from medood.training.batches import AUGMENTATION, INITIALISATION, ORDER, stream_seed
 from medood.training.losses import segmentation_loss
 from medood.training.state import TrainingState
@@ -181,10 +181,11 @@ class Trainer:
     def step(self, images: Tensor, target: Tensor, weight: Tensor) -> Tensor:
         """Take an optimiser step on a batch, or, for free training, m; return the last loss."""
         for _ in range(self.replays):
-            logits = self.model(self.noise(images) if self.cfg.free else images)
-            # the sums of the loss do not mind which axes they run over
-            loss = segmentation_loss(logits.flatten(3), target.flatten(2), weight, "dice_ce")
-            loss.backward()
+            with exact(self.cfg):
+                logits = self.model(self.noise(images) if self.cfg.free else images)
+                # the sums of the loss do not mind which axes they run over
+                loss = segmentation_loss(logits.flatten(3), target.flatten(2), weight, "dice_ce")
+                loss.backward()
             clip_grad_norm_(self.model.network.parameters(), LONGEST)
             self.optimiser.step()
             self.optimiser.zero_grad()

@@ -7,6 +7,7 @@ input is a change of the volume itself, measured in shares of its range.
 
 import json
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +22,7 @@ from tqdm import tqdm
 from config import Config, UserError
 from medood.data.folds import PARTS, deal
 from medood.data.names import by_name, plain
-from medood.models.network import autocast
+from medood.models.network import autocast, exact
 from medood.processes import world_size
 from robust.lattice import Lattice, Stride
 from robust.nifti import AXES, apart, is_placed, read_nifti, turn
@@ -360,7 +361,7 @@ class Segmenter(nn.Module):
             "std": deviation.clamp(min=1e-6),
         }.items():
             self.register_buffer(name, values, persistent=False)
-        self.precision = autocast(cfg, device)
+        self.precision, self.exact = autocast(cfg, device), partial(exact, cfg)
         self.to(device, memory_format=torch.channels_last_3d)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -390,7 +391,7 @@ class Segmenter(nn.Module):
         normalised = ((clipped - self.mean) / self.std).contiguous(
             memory_format=torch.channels_last_3d
         )
-        with self.precision:
+        with self.precision, self.exact():
             return self.network(normalised).float()
 
 

@@ -68,12 +68,31 @@ def test_bfloat16_computes_near_float32_and_keeps_the_weights_in_it(gpu):
     assert {weight.dtype for weight in trainer.model.parameters()} == {torch.float32}
 
 
-def test_float32_is_not_tf32(monkeypatch):
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    network.autocast(dataclasses.replace(SMALL, precision="float32"), CPU)
-    assert not torch.backends.cudnn.allow_tf32
-    network.autocast(dataclasses.replace(SMALL, precision="auto"), CPU)
-    assert torch.backends.cudnn.allow_tf32
+@pytest.mark.parametrize("outside", [True, False])
+@pytest.mark.parametrize(("precision", "inside"), [("float32", False), ("auto", True)])
+def test_only_float32_is_not_tf32_and_only_while_it_is_computed(
+    monkeypatch, outside, precision, inside
+):
+    """Forward and backward: convolutions ask for it when they run."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", outside)
+    seen = []
+
+    def note(*_):
+        seen.append(torch.backends.cudnn.allow_tf32)
+
+    cfg = dataclasses.replace(SMALL, precision=precision)
+    other = dataclasses.replace(SMALL, precision="auto" if precision == "float32" else "float32")
+    trainer = Trainer(cfg, CPU)
+    Trainer(other, CPU)  # its precision is its own
+    first = next(m for m in trainer.model.modules() if isinstance(m, torch.nn.Conv2d))
+    first.register_forward_hook(note)
+    first.weight.register_hook(note)
+    loader = Loader(cfg, 1, some_patches(8), CPU)
+    train_epoch(trainer, loader, cfg.lr)
+    predictor = inference.Predictor(cfg, trainer.model.eval(), CPU)
+    predictor(some_patches(1).images)
+    assert seen == [inside] * 3
+    assert torch.backends.cudnn.allow_tf32 is outside
 
 
 @pytest.mark.parametrize("loss", ["dice", "dice_ce", "paper_code"])

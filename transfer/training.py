@@ -13,7 +13,7 @@ from tqdm import tqdm
 from config import UserError
 from medood.data.files import csv_text, digest, reading, whole, write_text
 from medood.models.inference import batch_size
-from medood.models.network import autocast, for_training
+from medood.models.network import autocast, exact, for_training
 from medood.training.augmentation import augment, draw_augmentation
 from medood.training.batches import AUGMENTATION, INITIALISATION, ORDER, stream_seed, to_device
 from medood.training.state import TrainingState
@@ -67,7 +67,7 @@ class Trainer:
         area_share: how much of the weight of the masks' area counts.
         """
         self.judges.requires_grad_(False)
-        with self.precision:
+        with self.precision, exact(self.cfg):
             healing, healed = self._one_way("heal", "harm", "healthy", diseased, healthy)
             harming, harmed = self._one_way("harm", "heal", "diseased", healthy, diseased)
         losses = {name: healing[name] + harming[name] for name in healing}
@@ -81,7 +81,7 @@ class Trainer:
     def judge(self, diseased: Tensor, harmed: Tensor, healthy: Tensor, healed: Tensor) -> Losses:
         """Teach the discriminators real images from made ones, (N, 3, P, P), any N each."""
         self.judges.requires_grad_(True)
-        with self.precision:
+        with self.precision, exact(self.cfg):
             loss = self._told_apart("diseased", diseased, harmed)
             loss = loss + self._told_apart("healthy", healthy, healed)
         self._descend(loss)
@@ -125,7 +125,8 @@ class Trainer:
         return least_squares(of_real, 1) + least_squares(of_made, 0)
 
     def _descend(self, loss: Tensor) -> None:
-        loss.backward()
+        with exact(self.cfg):
+            loss.backward()
         self.optimiser.step()  # passes over what has no gradient: the other side
         self.optimiser.zero_grad()
 

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from config import Config, UserError
 from medood.data.files import reading
 from medood.models.inference import batch_size
-from medood.models.network import Normalise, autocast, build_model, for_training
+from medood.models.network import Normalise, autocast, build_model, exact, for_training
 from medood.training.augmentation import augment, draw_augmentation
 from medood.training.batches import (
     AUGMENTATION,
@@ -171,11 +171,12 @@ def train_classifier(
             batch = images[index].to(device)
             unused = torch.zeros(batch.shape[:3], dtype=torch.uint8, device=device)
             augmented, _ = augment(batch, unused, augmentation.to(device))
-            with precision:
-                maps = classifier.maps(normalise(augmented))
-            loss = loss_of(maps.float(), labels[index].to(device))
             optimiser.zero_grad()
-            loss.backward()
+            with exact(cfg):
+                with precision:
+                    maps = classifier.maps(normalise(augmented))
+                loss = loss_of(maps.float(), labels[index].to(device))
+                loss.backward()
             optimiser.step()
             schedule.step()
             losses.append(loss.detach())

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from medood.models.inference import batch_size
-from medood.models.network import Normalise, autocast
+from medood.models.network import Normalise, autocast, exact
 from weak.classifier import Classifier, Kind
 from weak.settings import MapsConfig
 
@@ -117,16 +117,16 @@ def maps_of(
         size = [side // MAP_STRIDE for side in batch.shape[2:]]
         of_batch: dict[str, list[Tensor]] = defaultdict(list)
         for classifier in classifiers["plain"]:
-            with precision:
+            with precision, exact(cfg):
                 features = classifier.features(batch)[-1].float()
             weight = classifier.head.weight[:, :, 0, 0]
             of_batch["logits"].append(classifier.head(features).mean((2, 3)))
-            with precision:
+            with precision, exact(cfg):
                 of_batch["cam"].append(cam(classifier, batch, cfg.scales))
             for name, method in (("grad_cam", grad_cam), ("grad_cam_pp", grad_cam_pp)):
                 of_batch[name].append(placed(method(features, weight), size, classifier.shift))
         for classifier in classifiers.get("contrast", []):
-            with precision:
+            with precision, exact(cfg):
                 of_batch["contrast"].append(cam(classifier, batch, cfg.scales))
         for name, values in of_batch.items():
             found[name].append(torch.stack(values).mean(0).cpu())

@@ -1,6 +1,8 @@
 """From the settings to a network, its input normalisation and the device it runs on."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from types import MethodType
@@ -160,12 +162,7 @@ def pick_device(cfg: Config) -> torch.device:
 
 
 def autocast(cfg: Config, device: torch.device) -> torch.autocast:
-    """Return the context in which the network computes: bfloat16 or float32.
-
-    float32 is meant so: by itself, torch computes its convolutions in TF32 on a GPU, with 10 bits
-    of a factor instead of 23.
-    """
-    torch.backends.cudnn.allow_tf32 = cfg.precision != "float32"
+    """Return the context in which the network computes: bfloat16 or float32."""
     if cfg.precision != "auto":
         enabled = cfg.precision == "bfloat16"
     elif device.type == "cuda":
@@ -173,3 +170,18 @@ def autocast(cfg: Config, device: torch.device) -> torch.autocast:
     else:  # a CPU that lacks the instructions emulates bfloat16, slower than float32
         enabled = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+
+
+@contextmanager
+def exact(cfg: Config) -> Iterator[None]:
+    """Let precision = float32 be meant so on a GPU, forward and backward, and nowhere else.
+
+    By itself, torch computes convolutions of float32 in TF32, with 10 bits of a factor instead of
+    23. The backward pass asks when it runs: it belongs into the context.
+    """
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = cfg.precision != "float32"
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before

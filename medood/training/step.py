@@ -134,8 +134,9 @@ class Trainer:
         # a shorter last batch would be compiled anew, for a single step of an epoch
         compiled = self.compiled_loss is not None and len(images) == self.full
         compute = self.compiled_loss if compiled else self._loss
-        loss = compute(images, masks, weight, augmentation)
-        loss.backward()
+        with network.exact(self.cfg):
+            loss = compute(images, masks, weight, augmentation)
+            loss.backward()
         gradients = [weight.take_gradient() for weight in self.weights]
         found = [gradient for gradient in gradients if gradient is not None]
         norm = get_total_norm(found, foreach=True)  # all weights in one launch
