@@ -1,8 +1,10 @@
-"""Small networks to attack, of images and of volumes, and images for them."""
+"""Small networks to attack, of images and of volumes, and images for them; networks of smp."""
 
+import copy
 import functools
 
 import pytest
+import segmentation_models_pytorch as smp
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -80,3 +82,24 @@ def trained():
 def scores(model, images, target):
     logits = model(images)
     return image_dice(logits.argmax(1), target, logits.shape[1])
+
+
+def network(architecture="unet", encoder="mobilenet_v2", classes=7, **widths):
+    """A network of smp in eval mode whose normalisations do something: a copy for each caller."""
+    return copy.deepcopy(built(architecture, encoder, classes=classes, **widths))
+
+
+@functools.cache
+def built(architecture, encoder, **parameters):
+    torch.manual_seed(0)
+    model = smp.create_model(architecture, encoder, None, **parameters).eval()
+    for weights in model.parameters():
+        if weights.ndim == 1:
+            nn.init.normal_(weights, 1, 0.1)
+    return model
+
+
+def assert_same(found, expected, size=64):
+    images = torch.randn(1, 3, size, size)
+    with torch.inference_mode():
+        torch.testing.assert_close(found(images), expected(images), rtol=0, atol=0)

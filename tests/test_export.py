@@ -6,7 +6,9 @@ import shutil
 
 import numpy as np
 import pytest
+import segmentation_models_pytorch as smp
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from config import UserError
@@ -56,6 +58,25 @@ def test_onnx_gives_the_same_probabilities_for_any_number_of_patches(trained):
         np.testing.assert_allclose(found, predictor(torch.from_numpy(images)), atol=1e-4)
     names = session.get_modelmeta().custom_metadata_map["classes"]
     assert json.loads(names) == list(TINY.class_names)
+
+
+def test_onnx_of_a_network_with_an_activation_and_two_heads_is_that_of_its_logits(trained):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    from export import export
+
+    cfg, folder = trained
+    images = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8)
+    expected = Predictor(cfg, load_model(folder, cfg), torch.device("cpu"))(images)
+    head = {"classes": 3, "pooling": "avg"}
+    other = smp.Unet(
+        cfg.encoder, encoder_weights=None, classes=7, activation="softmax2d", aux_params=head
+    )
+    other.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
+    other.save_pretrained(folder)
+    session = onnxruntime.InferenceSession(export(cfg, folder))
+    (found,) = session.run(None, {"images": images.permute(0, 3, 1, 2).float().numpy()})
+    np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 def test_a_version_whose_output_differs_is_not_kept(trained, monkeypatch):

@@ -1,6 +1,5 @@
 """Networks from elsewhere: opened whatever they were saved with, and no code in them is run."""
 
-import copy
 import dataclasses
 import functools
 import json
@@ -9,7 +8,6 @@ import pickle
 import zipfile
 
 import pytest
-import segmentation_models_pytorch as smp
 import torch
 from safetensors.torch import save_file
 from segmentation_models_pytorch.encoders import get_encoder_names
@@ -17,29 +15,10 @@ from torch import nn
 
 from config import Config, UserError
 from medood.models.checkpoints import encoder_shapes, load_model
+from medood.models.foreign import PREFIXES, WRAPPERS
 from medood.models.network import build_model, remove_batch_norm
 from tests.conftest import TINY
-
-
-def network(architecture="unet", encoder="mobilenet_v2", classes=7, **widths):
-    """A network of smp in eval mode whose normalisations do something: a copy for each caller."""
-    return copy.deepcopy(built(architecture, encoder, classes=classes, **widths))
-
-
-@functools.cache
-def built(architecture, encoder, **parameters):
-    torch.manual_seed(0)
-    model = smp.create_model(architecture, encoder, None, **parameters).eval()
-    for weights in model.parameters():
-        if weights.ndim == 1:
-            nn.init.normal_(weights, 1, 0.1)
-    return model
-
-
-def assert_same(found, expected, size=64):
-    images = torch.randn(1, 3, size, size)
-    with torch.inference_mode():
-        torch.testing.assert_close(found(images), expected(images), rtol=0, atol=0)
+from tests.small_networks import assert_same, network
 
 
 @pytest.mark.parametrize(
@@ -94,9 +73,10 @@ def test_a_decoder_of_other_widths_is_read_from_the_shapes(tmp_path, architectur
     torch.save(expected.state_dict(), tmp_path / "weights.pth")
     save_file(expected.state_dict(), tmp_path / "weights.safetensors")
     for path in tmp_path.iterdir():
-        found = load_model(path, TINY)
+        side = 128 if architecture == "pan" else 64  # pan takes no less
+        found = load_model(path, dataclasses.replace(TINY, patch_size=side))
         assert type(found) is type(expected)
-        assert_same(found, expected, 128 if architecture == "pan" else 64)  # pan takes no less
+        assert_same(found, expected, side)
 
 
 def test_a_network_that_was_saved_whole_says_what_shapes_do_not(tmp_path):
@@ -110,7 +90,7 @@ def test_widths_that_no_network_has_are_refused(tmp_path, encoder):
     weights = network(encoder=encoder).state_dict()
     weights["decoder.blocks.1.conv2.0.weight"] = torch.zeros(99, 128, 3, 3)
     torch.save(weights, tmp_path / "odd.pth")
-    with pytest.raises(UserError, match="another network than .* 7 classes .*set architecture"):
+    with pytest.raises(UserError, match="another network than .* another shape .*set architecture"):
         load_model(tmp_path / "odd.pth", TINY)
 
 
@@ -140,12 +120,75 @@ def test_a_folder_cannot_make_timm_open_another_file(tmp_path):
         load_model(tmp_path, TINY)
 
 
-@pytest.mark.parametrize("wrapper", ["state_dict", "model_state_dict", "model"])
+@pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_weights_as_trainers_file_them_are_found(tmp_path, wrapper):
     expected = network()
     weights = {f"module.{name}": value for name, value in expected.state_dict().items()}
-    torch.save({wrapper: weights, "epoch": 3}, tmp_path / "weights.pt")
+    beside = dict.fromkeys(set(WRAPPERS) - {wrapper}, "unet") | {"epoch": 3}
+    torch.save({wrapper: weights, **beside}, tmp_path / "weights.pt")
     assert_same(load_model(tmp_path / "weights.pt", TINY), expected)
+
+
+@pytest.mark.parametrize(
+    "prefix", [*PREFIXES, "module._orig_mod.", "_orig_mod.module.", "model.net.", "network.model."]
+)
+def test_prefixes_of_whatever_wrapped_a_network_are_taken_off(tmp_path, prefix):
+    expected = network()
+    weights = {prefix + name: value for name, value in expected.state_dict().items()}
+    torch.save(weights, tmp_path / "weights.pth")
+    save_file(weights, tmp_path / "weights.safetensors")
+    for path in tmp_path.iterdir():
+        assert_same(load_model(path, TINY), expected)
+
+
+def test_what_stands_beside_a_network_in_a_file_is_named(tmp_path):
+    """It may say how images were normalised: to drop it would be a guess."""
+    weights = {f"model.{name}": value for name, value in network().state_dict().items()}
+    beside = {"mean": torch.zeros(1, 3, 1, 1), "std": torch.ones(1, 3, 1, 1)}
+    torch.save({"state_dict": weights | beside}, tmp_path / "lightning.ckpt")
+    with pytest.raises(UserError, match=r"2 of \d+ weights are no part of it \(mean; std\).*alone"):
+        load_model(tmp_path / "lightning.ckpt", TINY)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            {"model": {"a.b.c": torch.zeros(1)}, "ema": {"a.b.c": torch.zeros(1)}},
+            "several networks",
+        ),
+        ({"optimizer": {"state": {}, "param_groups": []}}, "holds no weights"),
+        ({"state_dict": {}}, "holds no weights"),
+        ({}, "holds no weights"),
+        ({"a.b.c": torch.zeros(4, dtype=torch.complex64)}, "as torch.complex64.* dense float32"),
+        ({"a.b.c": torch.eye(4).to_sparse()}, "torch.sparse_coo.* dense float32"),
+    ],
+)
+def test_a_file_without_the_weights_of_one_network_says_what_it_holds(tmp_path, content, message):
+    torch.save(content, tmp_path / "file.pth")
+    with pytest.raises(UserError, match=message):
+        load_model(tmp_path / "file.pth", TINY)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_another_precision_are_rounded_to_float32(tmp_path, dtype):
+    weights = {
+        n: v.to(dtype) if v.is_floating_point() else v for n, v in network().state_dict().items()
+    }
+    torch.save(weights, tmp_path / "weights.pth")
+    for name, value in load_model(tmp_path / "weights.pth", TINY).state_dict().items():
+        assert torch.equal(value, weights[name].to(value.dtype))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(tmp_path, value):
+    expected = network()
+    expected.decoder.blocks[0].conv1[0].weight.data[0, 0, 0, 0] = value
+    torch.save(expected.state_dict(), tmp_path / "weights.pth")
+    expected.save_pretrained(tmp_path / "folder")
+    for path in tmp_path.iterdir():
+        with pytest.raises(UserError, match=r"1 weight.* not finite .decoder\.blocks\.0\.conv1"):
+            load_model(path, TINY)
 
 
 def test_no_two_encoders_are_confused():
@@ -279,7 +322,8 @@ def test_a_compressed_file_is_refused(tmp_path):
         ('{"_model_class": "__loader__", "encoder_name": "resnet18"}', "is unknown"),
         ('{"_model_class": "Unet", "encoder_name": "tu-hf_hub:someone/net"}', "is unknown"),
         ('{"_model_class": "Unet", "encoder_name": "resnet18", "in_channels": "x"}', "no usable"),
-        ('{"_model_class": "Unet", "encoder_name": "resnet18", "unheard": 1}', "no usable"),
+        ('{"_model_class": "Unet", "encoder_name": "resnet18", "unheard": 1}', "unheard is no par"),
+        ('{"_model_class": "Unet", "encoder_name": "tu-resnet10t", "unheard": 1}', "unheard"),
     ],
 )
 def test_a_folder_that_asks_for_something_else_is_refused(tmp_path, config, message):

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import segmentation_models_pytorch as smp
 import torch
-from safetensors.torch import load_file
 from segmentation_models_pytorch.encoders import get_encoder, get_encoder_names
 from torch import nn
 
@@ -28,8 +27,8 @@ from medood.data.names import plain
 from medood.data.patients import region_of
 from medood.data.records import RUN
 from medood.data.workspace import require_network
-from medood.models.encoders import network_of, without_memory
-from medood.models.foreign import Weights, read_weights
+from medood.models.encoders import network_of, reason_of, without_memory
+from medood.models.foreign import Weights, fill, read_weights, refuse_not_finite
 from medood.models.network import remove_batch_norm
 
 TRAINED_ON = "trained_on.txt"
@@ -38,7 +37,8 @@ IN_RUN = {  # what run.json holds
     **dict.fromkeys(("settings", "versions", "made_from", "outputs", "scores"), dict),
     "data": str,
 }
-HEAD = "segmentation_head.0.weight"  # its outputs are the classes
+HEADS = {"segmentation_head.0.weight", "segmentation_head.head.4.weight"}  # classes; of dpt
+NOT_USED = "classification_head."  # says what an image holds, where smp's aux_params asked for it
 BLOCKS = "decoder.blocks.*.conv2.0.weight"
 # architecture, a parameter of its decoder, and the weights whose numbers of outputs it is
 WIDTHS = (
@@ -73,26 +73,49 @@ def load_model(checkpoint: Path, cfg: Config) -> nn.Module:
     require_network(checkpoint)
     expected = [name for name, _ in cfg.classes]
     known = [name for name, _ in with_settings_of(cfg, checkpoint).classes]
-    try:
-        if checkpoint.is_file():
-            model = _of_file(checkpoint, cfg)
-        else:
-            model = network_of(read_json(checkpoint / "config.json") or {})
-            _load(model, load_file(checkpoint / "model.safetensors"))
-    except UserError:
-        raise
-    except Exception as error:  # key names, shapes, JSON and safetensors each have their own kind
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    model = _of_file(checkpoint, cfg) if checkpoint.is_file() else _of_folder(checkpoint)
+    refuse_not_finite(checkpoint, model)
+    channels, outputs = model.config["in_channels"], model.config["classes"]
+    if channels != 3:
         raise UserError(
-            f"{checkpoint} holds no usable network ({reason}): train or copy it again"
-        ) from None
-    if model.config.get("classes") != 1 + len(expected) or known != expected:
+            f"the network in {checkpoint} takes images with in_channels = {channels}, here they"
+            " have three, RGB: give a network that was trained on those"
+        )
+    if outputs == 1:
         raise UserError(
-            f"the network in {checkpoint} knows other classes ({model.config.get('classes')} with"
-            f" background{': ' + ', '.join(known) if known != expected else ''}) than the settings"
+            f"the network in {checkpoint} has one output: it tells one class from background by a"
+            " sigmoid, networks here have an output for each: train one of two outputs"
+        )
+    if outputs != 1 + len(expected) or known != expected:
+        raise UserError(
+            f"the network in {checkpoint} knows other classes ({outputs} with background"
+            f"{': ' + ', '.join(known) if known != expected else ''}) than the settings"
             f" ({', '.join(expected)}): set classes to the network's"
         )
     return model.eval()
+
+
+def _of_folder(folder: Path) -> nn.Module:
+    """Return the network in a folder as smp writes them; UserError if it cannot be used."""
+    try:
+        model = network_of(read_json(folder / "config.json") or {})
+    except UserError:
+        raise
+    except Exception as error:  # smp and timm each have their own kinds
+        raise UserError(
+            f"{folder / 'config.json'} describes no usable network ({reason_of(error)}): other"
+            " versions of segmentation-models-pytorch or timm may have written it"
+        ) from None
+    if not (weights := folder / "model.safetensors").is_file():
+        raise UserError(f"there is no {weights}: copy the folder again, with its weights")
+    try:
+        return _load(model, read_weights(weights)[0])
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(
+            f"{folder} holds no usable network ({error}): train or copy it again"
+        ) from None
 
 
 def _of_file(path: Path, cfg: Config) -> nn.Module:
@@ -102,43 +125,55 @@ def _of_file(path: Path, cfg: Config) -> nn.Module:
     UserError if the weights fit none.
     """
     weights, own = read_weights(path)
+    reasons: dict[str, tuple[int, str]] = {}  # how much of each network fits, and what does not
     for known in _candidates(path, cfg, weights, own):
-        description = parameters_of(known["_model_class"].lower(), weights) | known
+        name = f"{known['_model_class']} on encoder {known['encoder_name']}".lower()
+        fitting = 0
         try:
+            description = parameters_of(known, weights) | known
             empty = without_memory(functools.partial(network_of, description))
+            shapes = {(name, value.shape) for name, value in empty.state_dict().items()}
+            fitting = len(shapes & {(name, value.shape) for name, value in weights.items()})
             _load(empty, weights, assign=True)
-        except Exception:  # names or shapes differ, or smp cannot build this network
+        except Exception as error:  # names or shapes differ, or smp cannot build this network
+            reasons.setdefault(name, (fitting, reason_of(error)))
             continue
         return _load(network_of(description), weights)
-    classes = f"{len(weights[HEAD])} classes with background" if HEAD in weights else "no head"
+    nearest = max(reasons, key=lambda name: reasons[name][0])
     raise UserError(
-        f"{path} holds weights of another network than {cfg.model_name} (it has {classes}): set"
-        " architecture and encoder to those of the weights, or give the folder of the network that"
-        " smp's save_pretrained writes"
+        f"{path} holds weights of another network than {nearest} ({reasons[nearest][1]}): set"
+        " architecture and encoder to those of the weights, save the weights of the network alone,"
+        " or give the folder of the network that smp's save_pretrained writes"
     )
 
 
 def _load(model: nn.Module, weights: Weights, assign: bool = False) -> nn.Module:
     """Return `model` with the weights, and without batch normalisation if they have none."""
+    weights = {name: value for name, value in weights.items() if not name.startswith(NOT_USED)}
     if not any(name.endswith("running_mean") for name in weights):
         remove_batch_norm(model)
-    model.load_state_dict(weights, assign=assign)
+    fill(model, weights, assign)
     return model
 
 
 def _candidates(path: Path, cfg: Config, weights: Weights, own: dict) -> Iterator[dict]:
     """Yield descriptions of a network (see network_of), the likeliest first.
 
-    They come from the file itself, from run.json beside it, from the settings, and from the names
-    and shapes of the weights: these tell every native encoder of smp from the others.
+    They come from the file itself, from what lies beside it in a folder of smp, from the settings,
+    and from the names and shapes of the weights: these tell every native encoder of smp from the
+    others.
     """
-    if own:
-        yield own
+    beside = read_json(path.with_name("config.json")) if path.name == "model.safetensors" else None
+    for description in (own, beside or {}):
+        if {"_model_class", "encoder_name"} <= description.keys():
+            yield description
     for settings in (with_settings_of(cfg, path), cfg):
         yield {"_model_class": settings.architecture, "encoder_name": settings.encoder}
     shapes = {name: value.shape for name, value in weights.items()}
     for encoder in get_encoder_names():
-        if encoder_shapes(encoder).items() <= shapes.items():
+        of_images = first_convolutions(encoder)
+        rest = {(n, shape) for n, shape in encoder_shapes(encoder).items() if n not in of_images}
+        if rest <= shapes.items():
             for architecture in smp.MODEL_ARCHITECTURES_MAPPING:
                 yield {"_model_class": architecture, "encoder_name": encoder}
 
@@ -146,9 +181,19 @@ def _candidates(path: Path, cfg: Config, weights: Weights, own: dict) -> Iterato
 # ---------------------------------------------------------------- what the shapes of weights tell
 
 
-def parameters_of(architecture: str, weights: Weights) -> dict:
-    """Return the parameters of a network that the shapes of its weights tell: classes, widths."""
-    found = {"classes": len(weights[HEAD])} if HEAD in weights else {}
+def parameters_of(description: dict, weights: Weights) -> dict:
+    """Return the parameters of a network that the shapes of its weights tell.
+
+    They are classes, channels of the images, and widths of the decoder. description: its
+    `_model_class` and `encoder_name`.
+    """
+    architecture = description["_model_class"].lower()
+    found = {}
+    for head in HEADS & weights.keys():
+        found["classes"] = len(weights[head])
+    if architecture != "dpt":  # its encoders are no others'
+        for name in first_convolutions(description["encoder_name"]) & weights.keys():
+            found["in_channels"] = weights[name].shape[1]
     for name, parameter, pattern in WIDTHS:
         matches = sorted(fnmatch.filter(weights, pattern)) if name == architecture else []
         if matches and "*" in pattern:  # a width for each block
@@ -156,6 +201,8 @@ def parameters_of(architecture: str, weights: Weights) -> dict:
             found |= {parameter: widths, "encoder_depth": len(widths)}
         elif matches:
             found[parameter] = len(weights[pattern])
+    if any(".attention1." in name for name in weights):
+        found["decoder_attention_type"] = "scse"
     return found
 
 
@@ -164,6 +211,12 @@ def encoder_shapes(encoder: str) -> dict[str, torch.Size]:
     """Return the names and shapes of the weights that an encoder of smp has in a network."""
     network = without_memory(functools.partial(get_encoder, encoder, weights=None))
     return {f"encoder.{name}": value.shape for name, value in network.state_dict().items()}
+
+
+def first_convolutions(encoder: str) -> set[str]:
+    """Return the names of the weights that an encoder of smp applies to an RGB image."""
+    shapes = encoder_shapes(encoder).items()
+    return {name for name, shape in shapes if len(shape) == 4 and shape[1] == 3}
 
 
 # ---------------------------------------------------------------- what lies beside the weights

@@ -1,8 +1,11 @@
 """What smp and timm give: a network by its description, and weights for its encoder."""
 
 import difflib
+import functools
+import inspect
 import logging
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import segmentation_models_pytorch as smp
@@ -12,41 +15,72 @@ from segmentation_models_pytorch.encoders import get_encoder_names
 from torch import nn
 
 from config import UserError
-from medood.models.foreign import read_weights
+from medood.models.foreign import Weights, difference, fill, read_weights, refuse_not_finite
 
 logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a try that failed is no news
+logging.getLogger("timm.models._builder").setLevel(logging.ERROR)  # names that are checked here
 WEIGHT_FILES = (".pth", ".pt", ".safetensors")
+# parameters that smp takes and its signatures no longer name
+OLD_PARAMETERS = {"decoder_use_batchnorm", "psp_use_batchnorm", "upscale_mode"}
+# what is read of a description in another way: a network gives logits of pixels, and nothing else
+LEFT_OUT = ("activation", "aux_params")
+FIRST_MARK = 1000  # above what a weight is at the start: see _as_smp_names
+
+
+def timm_name(encoder: str) -> str:
+    """Return what timm calls an encoder, "" for one of smp's own.
+
+    smp reaches timm by `tu-`, and by some names of its earlier versions: `timm-regnetx_002`.
+    """
+    if smp.encoders.is_equivalent_to_timm_universal(encoder):
+        encoder = encoder.replace("timm-", "tu-tf_" if "mobilenetv3" in encoder else "tu-")
+    return encoder[3:] if encoder.startswith("tu-") else ""
 
 
 def require_known(architecture: str, encoder: str) -> None:
     """Raise UserError, with the nearest names, for an architecture or encoder that is not known."""
-    if encoder.startswith("tu-"):
-        encoders = [f"tu-{name}" for name in timm.list_models()]
-    else:
-        encoders = [*get_encoder_names(), "tu-<name of timm>"]
-    for kind, name, known in (
-        ("architecture", architecture, list(smp.MODEL_ARCHITECTURES_MAPPING)),
-        ("encoder", encoder.split(".")[0], encoders),  # timm has a name of weights after the point
+    listed, encoders = encoder, [*get_encoder_names(), "tu-<name of timm>"]
+    if name := timm_name(encoder):  # timm has a name of weights after the point
+        listed, encoders = f"tu-{name.split('.')[0]}", [f"tu-{name}" for name in timm.list_models()]
+    for kind, given, name, known in (
+        ("architecture", architecture, architecture, list(smp.MODEL_ARCHITECTURES_MAPPING)),
+        ("encoder", encoder, listed, encoders),
     ):
         if name not in known:
             close = ", ".join(difflib.get_close_matches(name, known, n=4, cutoff=0.5) or known)
-            raise UserError(f"{kind} = {name!r} is unknown: the nearest names are {close}")
+            raise UserError(f"{kind} = {given!r} is unknown: the nearest names are {close}")
+
+
+def reason_of(error: Exception) -> str:
+    """Return what an error of a library says, in one line."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    # torch begins with "Error(s) in loading state_dict for Unet:"
+    return next((line for line in lines if line and not line.endswith(":")), type(error).__name__)
 
 
 def network_of(description: dict, pretrained: str | bool | None = None) -> nn.Module:
     """Return the network of a description, which is what smp's config.json holds.
 
-    description: `_model_class`, `encoder_name` and other parameters of that class.
-    pretrained: weights of the encoder to download, as smp names them; None: all are random.
-    Raises UserError for an unknown name, and what smp raises where it cannot build the network.
+    It gives logits: an activation, or a head that classifies images, is not built. description:
+    `_model_class`, `encoder_name` and other parameters of that class. pretrained: weights of the
+    encoder to download, as smp names them; None: all are random. Raises UserError for an unknown
+    name, and what smp raises where it cannot build the network.
     """
     architecture = str(description.get("_model_class", "")).lower()
-    require_known(architecture, str(description.get("encoder_name")))
+    encoder = str(description.get("encoder_name"))
+    require_known(architecture, encoder)
+    kind = smp.MODEL_ARCHITECTURES_MAPPING[architecture]
     parameters = {name: value for name, value in description.items() if not name.startswith("_")}
-    if "checkpoint_path" in parameters:  # timm opens it, and old versions run the code in it
-        raise ValueError("checkpoint_path is no parameter of a network")
+    for name in LEFT_OUT:
+        parameters.pop(name, None)
+    known = OLD_PARAMETERS.union(inspect.signature(kind.__init__).parameters)
+    # timm opens a checkpoint_path, and old versions run the code in it; it refuses what it does not
+    # know, and smp's own encoders do not
+    strange = {"checkpoint_path"} if timm_name(encoder) else set(parameters) - known
+    if wrong := sorted(strange.intersection(parameters)):
+        raise ValueError(f"{', '.join(wrong)} is no parameter of a network")
     parameters["encoder_weights"] = pretrained
-    return smp.MODEL_ARCHITECTURES_MAPPING[architecture](**parameters)
+    return kind(**parameters)
 
 
 def without_memory(build: Callable[[], nn.Module]) -> nn.Module:
@@ -61,7 +95,7 @@ def without_memory(build: Callable[[], nn.Module]) -> nn.Module:
 def downloaded(names: dict[str, str], weights: str) -> nn.Module:
     """Return a network whose encoder has pretrained weights of the library."""
     encoder = names["encoder_name"]
-    if of_timm := encoder.startswith("tu-"):
+    if of_timm := bool(timm_name(encoder)):
         known = ["imagenet"]
     else:
         known = list(smp.encoders.encoders[encoder]["pretrained_settings"])
@@ -82,21 +116,70 @@ def downloaded(names: dict[str, str], weights: str) -> nn.Module:
 
 
 def load_encoder_file(model: nn.Module, names: dict[str, str], path: Path) -> None:
-    """Copy the weights of a local file, such as one from torchvision or timm, into the encoder."""
+    """Copy the weights of a local file, such as one from torchvision or timm, into the encoder.
+
+    Of the file of a whole network, its encoder is taken. Raises UserError unless the file gives
+    every weight of the encoder.
+    """
     if not path.is_file():
         raise UserError(f"encoder_weights: there is no file {path}: give another path, or none")
     encoder = names["encoder_name"]
+    weights, _ = read_weights(path)
+    part = {n.removeprefix("encoder."): v for n, v in weights.items() if n.startswith("encoder.")}
     try:
-        weights, _ = read_weights(path)
-        if encoder.startswith("tu-"):  # smp has other names for them than timm
-            from_file = {"pretrained_cfg_overlay": {"state_dict": weights}}
-            weights = network_of(names | from_file, pretrained=True).encoder.state_dict()
-        model.encoder.load_state_dict(weights)
-    except UserError:
-        raise
-    except Exception as error:  # unpickling, tensor shapes and key names each have their own kind
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        fill(model.encoder, _as_smp_names(model.encoder, names, part or weights))
+    except Exception as error:  # of timm, and of each of its functions that rename weights
         raise UserError(
-            f"{path} does not hold weights of encoder {encoder} ({reason}):"
+            f"{path} does not hold weights of encoder {encoder} ({reason_of(error)}):"
             " give the file of that encoder, or set encoder to the file's"
         ) from None
+    refuse_not_finite(path, model.encoder)
+
+
+def _as_smp_names(encoder: nn.Module, names: dict[str, str], weights: Weights) -> Weights:
+    """Return the weights of a file with the names that they have in smp's encoder.
+
+    Those of timm are renamed, and sometimes reshaped, by timm while it builds a network, and it
+    leaves random what the file does not hold. So it first gets weights of which each has a value of
+    its own: the network shows which it took, and where. Raises ValueError if it left any random.
+    """
+    if not timm_name(names["encoder_name"]):
+        return weights
+    expected = encoder.state_dict()
+    weights = {name.removeprefix("model."): value for name, value in weights.items()}
+    own = {f"model.{name}": value for name, value in weights.items()}
+    if not difference(expected, own):  # written by smp
+        return own
+
+    def renamed(given: Weights) -> Weights:
+        overlay = {"pretrained_cfg_overlay": {"state_dict": given}}
+        return network_of(names | overlay, pretrained=True).encoder.state_dict()
+
+    sizes = {name: value.shape for name, value in weights.items() if value.is_floating_point()}
+    marks = {FIRST_MARK + index: name for index, name in enumerate(sizes)}
+    marked = {name: torch.full(sizes[name], float(mark)) for mark, name in marks.items()}
+    found = {n: v for n, v in renamed(weights | marked).items() if v.is_floating_point()}
+    taken = {name: value for name, value in found.items() if value.max() >= FIRST_MARK}
+    if reason := difference(found, taken):
+        raise ValueError(reason)
+    used = {round(mark.item()) for value in taken.values() for mark in value.aminmax()}
+    if beyond := _blocks_beyond(names, [marks[mark] for mark in used & marks.keys()], set(sizes)):
+        raise ValueError(f"it has no {', '.join(beyond[:3])}: these are of a deeper encoder")
+    return renamed(weights)
+
+
+def _blocks_beyond(names: dict[str, str], used: list[str], given: set[str]) -> list[str]:
+    """Return the blocks, such as `layer1.2.`, that weights of timm have and the encoder has not.
+
+    They follow blocks that it has: the weights of a deeper encoder fit it otherwise. What its
+    classifier, and the stages that smp leaves out, are called is known from timm.
+    """
+
+    def blocks(of: Iterable[str]) -> set[str]:
+        return {name[: found.end()] for name in of for found in re.finditer(r"\.\d+\.", name)}
+
+    build = functools.partial(timm.create_model, timm_name(names["encoder_name"]))
+    whole = without_memory(build).state_dict()
+    stages = {block[: block.rindex(".", 0, -1) + 1] for block in blocks(used)}
+    beyond = blocks(given) - blocks(used) - blocks(whole)
+    return sorted(block[:-1] for block in beyond if block[: block.rindex(".", 0, -1) + 1] in stages)

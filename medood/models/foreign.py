@@ -11,8 +11,9 @@ from pathlib import Path
 
 import segmentation_models_pytorch as smp
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from config import UserError
@@ -21,7 +22,12 @@ PARTS_OF_NETWORKS = (
     *("torch.nn.", "torchvision.", "timm.", "segmentation_models_pytorch."),
     *("efficientnet_pytorch.", "pretrainedmodels."),  # held encoders of smp before 0.4
 )
-WRAPPERS = ("state_dict", "model_state_dict", "model")  # keys under which trainers file weights
+# keys under which trainers file weights, and the parts in which they wrap a network
+WRAPPERS = (
+    *("state_dict", "model_state_dict", "model", "net", "network", "module"),
+    *("ema", "model_ema", "ema_state_dict", "state_dict_ema"),
+)
+PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.")
 MOST_PARTS, LONGEST_NAME = 100_000, 1000  # parts of a network, letters of the name of one
 NOT_OPENED = "and was not opened: ask its author for the weights alone, as .safetensors"
 Weights = dict[str, Tensor]
@@ -41,20 +47,94 @@ class Inert:
 def read_weights(path: Path) -> tuple[Weights, dict]:
     """Return the weights in a .pth, .pt or .safetensors file, and the description of its network.
 
-    The description is what config.json of smp would hold, where a network of smp was saved whole,
-    else empty. Raises UserError for a file that asks for anything but weights and parts of
-    networks.
+    Names are without the prefixes that all of them carry, such as those of torch.compile. The
+    description is what config.json of smp would hold, where a network of smp was saved whole, else
+    empty. Raises UserError for a file that asks for anything but weights and parts of networks, and
+    for one whose weights are not plain numbers.
     """
-    if path.suffix == ".safetensors":
-        return load_file(path), {}
     try:
-        return _unpickled(path)
+        weights, description = _read(path)
     except UserError:
         raise
+    except SafetensorError as error:
+        raise UserError(f"{path} is no whole file of weights ({error}): copy it again") from None
     except Exception as error:  # torch raises many kinds, and advises what nobody should do
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = f"asks for {named[1]}" if named else "is not a whole file of weights"
         raise UserError(f"{path} {what}, {NOT_OPENED}") from None
+    if not weights:
+        raise UserError(f"{path} holds no weights: give a file with the state_dict of a network")
+    for name, value in weights.items():
+        plain = value.layout == torch.strided and not (value.is_complex() or value.is_quantized)
+        if value.is_meta or not plain:
+            kind = "without values" if value.is_meta else f"as {value.dtype}, {value.layout}"
+            raise UserError(f"{path} holds {name} {kind}: save the weights as dense float32")
+    return without_prefixes(weights), description
+
+
+def _read(path: Path) -> tuple[Weights, dict]:
+    return (load_file(path), {}) if path.suffix == ".safetensors" else _unpickled(path)
+
+
+def without_prefixes(weights: Weights) -> Weights:
+    """Return the weights without what wrappers of a network put before each of their names.
+
+    What stands beside the network in its wrapper, such as `loss.weight` or `mean`, has short names.
+    """
+    while long := [name for name in weights if name.count(".") > 1]:
+        prefix = next((p for p in PREFIXES if all(name.startswith(p) for name in long)), None)
+        if prefix is None:
+            break
+        weights = {name.removeprefix(prefix): value for name, value in weights.items()}
+    return weights
+
+
+def difference(expected: Weights, given: Weights) -> str:
+    """Return in words how weights differ from those that a network has, "" where they fit.
+
+    Integers, such as counts of batches, are not missed: a network has them from the start.
+    """
+    numbers = {name: value for name, value in expected.items() if value.is_floating_point()}
+    both = [(name, value, given[name]) for name, value in numbers.items() if name in given]
+    sizes = [(name, tuple(own.shape), tuple(other.shape)) for name, own, other in both]
+    found = {
+        "are missing": [name for name in numbers if name not in given],
+        "are no part of it": [name for name in given if name not in expected],
+        "have another shape": [f"{n} {other} for {own}" for n, own, other in sizes if own != other],
+        "are integers": [name for name, _, other in both if not other.is_floating_point()],
+    }
+    return ", ".join(
+        f"{len(names)} of {len(given if what == 'are no part of it' else numbers)} weights"
+        f" {what} ({'; '.join(names[:3])}{'; ...' if len(names) > 3 else ''})"
+        for what, names in found.items()
+        if names
+    )
+
+
+def fill(module: nn.Module, weights: Weights, assign: bool = False) -> None:
+    """Copy weights into a network or an encoder; ValueError that says what does not fit.
+
+    assign: take the tensors themselves, for a network without memory.
+    """
+    weights = dict(weights)  # smp renames in it what its earlier versions called otherwise
+    expected = module.state_dict()
+    failure = ""
+    try:
+        module.load_state_dict(weights, **({"assign": True} if assign else {}))
+    except RuntimeError as error:
+        failure = str(error)
+    if reason := difference(expected, weights) or failure:
+        raise ValueError(reason)
+
+
+def refuse_not_finite(path: Path, module: nn.Module) -> None:
+    """Raise UserError if a weight of a network that was loaded from a file is not finite."""
+    wrong = [name for name, value in module.state_dict().items() if not value.isfinite().all()]
+    if wrong:
+        raise UserError(
+            f"{path}: {len(wrong)} weight(s) are not finite ({'; '.join(wrong[:3])}): give those of"
+            " a training that did not diverge"
+        )
 
 
 def _unpickled(path: Path) -> tuple[Weights, dict]:
@@ -71,7 +151,12 @@ def _unpickled(path: Path) -> tuple[Weights, dict]:
     with safe_globals(list(stand_ins.items())):
         content = torch.load(path, map_location="cpu", weights_only=True)
     for _ in WRAPPERS:  # one may hold another, but a dict that holds itself has no end
-        if isinstance(content, dict) and (found := [k for k in WRAPPERS if k in content]):
+        if isinstance(content, dict) and (found := [k for k in WRAPPERS if _may_hold(content, k)]):
+            if len(found) > 1:
+                raise UserError(
+                    f"{path} holds several networks ({', '.join(found)}): save the weights of one"
+                    " of them in a file of their own"
+                )
             content = content[found[0]]
     description = {}
     if isinstance(content, Inert):
@@ -79,13 +164,17 @@ def _unpickled(path: Path) -> tuple[Weights, dict]:
     is_weights = isinstance(content, dict) and all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
     )
-    if not is_weights or not content:
+    if not is_weights:
         raise UserError(f"{path} holds no weights: give a file with the state_dict of a network")
     # a view can claim any size; a network may use weights of the file twice
     if sum(value.numel() * value.itemsize for value in content.values()) > 2 * path.stat().st_size:
         raise UserError(f"{path} holds weights that are larger than the file, {NOT_OPENED}")
-    # DataParallel puts a prefix before each name
-    return {name.removeprefix("module."): value for name, value in content.items()}, description
+    return content, description
+
+
+def _may_hold(content: dict, key: str) -> bool:
+    """Say whether weights, or what wraps them, may stand under a key of a file."""
+    return isinstance(content.get(key), dict | Inert) and bool(content[key])
 
 
 def _tensors_of(network: Inert) -> Weights:

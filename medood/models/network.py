@@ -15,20 +15,32 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from config import Config, UserError
 from medood import processes
-from medood.models.encoders import WEIGHT_FILES, downloaded, load_encoder_file, network_of
+from medood.models.encoders import (
+    WEIGHT_FILES,
+    downloaded,
+    load_encoder_file,
+    network_of,
+    reason_of,
+    timm_name,
+)
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 DPN = ((124 / 255, 117 / 255, 104 / 255), (1 / (0.0167 * 255),) * 3)
 # The weights' own constants, by the start of the encoder's name, where they are not ImageNet's.
 # The library's get_preprocessing_fn would ask a server for them.
-NORMALISATION = {"inception": HALF, "xception": HALF, "dpn": DPN}
+NORMALISATION = {
+    "inception": HALF,
+    "xception": HALF,
+    "dpn": DPN,
+    "timm-tf_efficientnet_lite": HALF,
+}
 
 
 def normalisation(encoder: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation of RGB in 0..1 that the encoder's weights expect."""
-    if encoder.startswith("tu-"):
-        known = timm.get_pretrained_cfg(encoder[3:])
+    if name := timm_name(encoder):
+        known = timm.get_pretrained_cfg(name)
         return (known.mean, known.std) if known else IMAGENET
     return next((v for start, v in NORMALISATION.items() if encoder.startswith(start)), IMAGENET)
 
@@ -54,8 +66,13 @@ def build_model(cfg: Config) -> nn.Module:
     names = {"_model_class": architecture, "encoder_name": encoder}
     try:
         model = network_of({**names, "classes": len(cfg.class_names)})
-    except (KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise UserError(f"{architecture} cannot be built on encoder {encoder}: {error}") from None
+    except UserError:
+        raise
+    except Exception as error:  # of smp and of every model of timm: each has its own kind
+        raise UserError(
+            f"{architecture} cannot be built on encoder {encoder} ({reason_of(error)}): choose"
+            " another encoder or architecture"
+        ) from None
     if Path(weights).suffix in WEIGHT_FILES:
         load_encoder_file(model, names, Path(weights))
     elif weights != "none":
