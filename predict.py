@@ -21,7 +21,7 @@ import json
 import math
 from collections import Counter
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -102,6 +102,7 @@ def segment(cfg: PredictConfig, predictor: Predictor, path: Path, stem: Path) ->
     height, width = shape = tuple(max(1, round(side * mpp / cfg.mpp)) for side, mpp in sides)
     scale = np.array([source.width / width, source.height / height])
     tile = max(128, min(cfg.tile, 32 * math.ceil(max(height, width) / 32)))
+    tile = tile if predictor.takes_any_side else cfg.tile
     min_distance = MIN_DISTANCE / cfg.mpp if cfg.watershed else None
     finder = NucleusFinder(shape, min_distance, cfg.min_area / cfg.mpp**2)
     with ExitStack() as files:
@@ -161,12 +162,17 @@ def predict_images(cfg: PredictConfig) -> None:
         raise UserError("no network: name its folder with --checkpoint")
     require_network(cfg.checkpoint)
     # here, so that --help does not wait for torch
-    from medood.models.checkpoints import load_model, with_settings_of
+    from medood.models.checkpoints import open_model, with_settings_of
     from medood.models.inference import Predictor
-    from medood.models.network import pick_device
+    from medood.models.network import pick_device, side_of
 
     cfg = with_settings_of(cfg, cfg.checkpoint)
-    predictor = Predictor(cfg, load_model(cfg.checkpoint, cfg), pick_device(cfg))
+    model = open_model(cfg.checkpoint, cfg)
+    # a network of a fixed side takes the patches it was trained on, if anything
+    if (tile := side_of(model, cfg.tile, cfg.patch_size)) != cfg.tile:
+        print(f"tile = {tile}: the network takes no images of {cfg.tile} x {cfg.tile} pixels")
+        cfg = replace(cfg, tile=tile)
+    predictor = Predictor(cfg, model, pick_device(cfg))
     weights = cfg.checkpoint / "model.safetensors", cfg.checkpoint  # of a folder, or a file itself
     made_with = {name: getattr(cfg, name) for name in MADE_WITH}
     made_with["network"] = fingerprint(path for path in weights if path.is_file())

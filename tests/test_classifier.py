@@ -115,6 +115,15 @@ def test_an_encoder_that_cannot_keep_the_stride_is_refused(cfg):
         build_classifier(dataclasses.replace(cfg, encoder="tu-convnext_atto", output_stride=4))
 
 
+@pytest.mark.parametrize(
+    ("side", "message"), [(32, "set patch_size to 224"), (224, "cannot keep an output stride")]
+)
+def test_an_encoder_of_one_size_of_images_is_refused(cfg, side, message):
+    cfg = dataclasses.replace(cfg, encoder="tu-efficientformerv2_s0", patch_size=side)
+    with pytest.raises(UserError, match=message):
+        build_classifier(cfg)
+
+
 def test_images_are_drawn_as_their_labels_are_rare():
     # class a is held by 1 of 4, class b by 2 of 4
     labels = np.array([[1, 0], [0, 0], [0, 1], [0, 1]])

@@ -36,6 +36,15 @@ def trainer(cfg):
     return Trainer(cfg, CPU)
 
 
+def test_a_batch_of_one_that_cannot_be_normalised_is_said_with_the_setting():
+    cfg = dataclasses.replace(TINY, batch_size=1)
+    with (
+        pytest.raises(UserError, match="batch_size = 1: .* set batch_size to 2"),
+        explain_errors(cfg, CPU),
+    ):
+        trainer(cfg).step(*batch(cfg, 1))
+
+
 @pytest.mark.parametrize("loss", ["dice", "dice_ce", "paper_code"])
 def test_a_step_asks_for_no_value_that_the_host_would_wait_for(loss):
     class Watch(TorchDispatchMode):

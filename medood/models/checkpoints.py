@@ -29,7 +29,7 @@ from medood.data.records import RUN
 from medood.data.workspace import require_network
 from medood.models.encoders import network_of, reason_of, without_memory
 from medood.models.foreign import Weights, fill, read_weights, refuse_not_finite
-from medood.models.network import remove_batch_norm
+from medood.models.network import remove_batch_norm, require_side
 
 TRAINED_ON = "trained_on.txt"
 IN_RUN = {  # what run.json holds
@@ -64,12 +64,19 @@ def versions() -> dict[str, str]:
 
 
 def load_model(checkpoint: Path, cfg: Config) -> nn.Module:
-    """Return a trained network in eval mode.
+    """Return a trained network, for patches of cfg, in eval mode.
 
     checkpoint: a folder that train.py or smp's save_pretrained wrote, or a file: weights, or a
     whole network as torch.save wrote it. No code in it is run. Raises UserError where there is no
-    network, or one for other classes than cfg's.
+    network, or one for other classes or other patches than cfg's.
     """
+    model = open_model(checkpoint, cfg)
+    require_side(model, cfg.patch_size)
+    return model
+
+
+def open_model(checkpoint: Path, cfg: Config) -> nn.Module:
+    """Return a trained network as load_model does, but for images of any size."""
     require_network(checkpoint)
     expected = [name for name, _ in cfg.classes]
     known = [name for name, _ in with_settings_of(cfg, checkpoint).classes]

@@ -1,13 +1,14 @@
 """A trained network on many patches: one batched pass, shared by mining, testing and predict.py."""
 
 from collections.abc import Iterator
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from config import Config, UserError
-from medood.models.network import Normalise, autocast, exact, folded
+from medood.models.network import Normalise, autocast, exact, folded, refusal
 
 # patches per forward pass: larger ones do not fit a CPU's cache, smaller ones do not fill a GPU
 BATCH_ON_CPU, BATCH_ON_GPU = 8, 256
@@ -20,6 +21,11 @@ class Predictor:
         self.cfg, self.device, self.classes = cfg, device, model.config["classes"]
         self.model = folded(model).to(device, memory_format=torch.channels_last)
         self.normalise = Normalise(model.config["encoder_name"]).to(device)
+
+    @cached_property
+    def takes_any_side(self) -> bool:
+        """Whether the network takes images of other sizes than those it was trained on."""
+        return not any(refusal(self.model, side) for side in (128, 160))
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:

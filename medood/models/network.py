@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from types import MethodType
 
@@ -11,6 +11,7 @@ import timm
 import torch
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from config import Config, UserError
@@ -35,6 +36,7 @@ NORMALISATION = {
     "dpn": DPN,
     "timm-tf_efficientnet_lite": HALF,
 }
+SIDES = (64, 256, 512, 128)  # of images, tried where a network takes no others
 
 
 def normalisation(encoder: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -60,7 +62,8 @@ class Normalise(nn.Module):
 def build_model(cfg: Config) -> nn.Module:
     """Return the network of cfg: float32 RGB (N, 3, P, P), normalised -> logits (N, C, P, P).
 
-    Raises UserError for an unknown name, and where the encoder's weights cannot be had.
+    Raises UserError for an unknown name, for a network that takes no patches of this size, and
+    where the encoder's weights cannot be had.
     """
     architecture, encoder, weights = cfg.architecture, cfg.encoder, cfg.encoder_weights
     names = {"_model_class": architecture, "encoder_name": encoder}
@@ -73,11 +76,66 @@ def build_model(cfg: Config) -> nn.Module:
             f"{architecture} cannot be built on encoder {encoder} ({reason_of(error)}): choose"
             " another encoder or architecture"
         ) from None
+    require_side(model, cfg.patch_size)
     if Path(weights).suffix in WEIGHT_FILES:
         load_encoder_file(model, names, Path(weights))
     elif weights != "none":
         model.encoder.load_state_dict(downloaded(names, weights).encoder.state_dict())
     return model if cfg.batch_norm else remove_batch_norm(model)
+
+
+def refusal(model: nn.Module, side: int) -> str:
+    """Return why a network takes no images of a side, "" if it gives logits of that size.
+
+    Only shapes are computed. Where torch cannot, or finds a fault, the network itself is asked.
+    """
+    parts = chain(model.named_parameters(), model.named_buffers())
+    shapes = {name: torch.empty(v.shape, dtype=v.dtype, device="meta") for name, v in parts}
+    device, training = next(model.parameters()).device, model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            try:
+                images = torch.empty(2, 3, side, side, device="meta")
+                logits = functional_call(model, shapes, (images,))
+            except Exception:  # some operations need values
+                logits = model(torch.zeros(2, 3, side, side, device=device))
+    except Exception as error:  # each encoder has its own kind
+        return reason_of(error)
+    finally:
+        model.train(training)
+    height, width = logits.shape[2:]
+    return "" if (height, width) == (side, side) else f"its output has {width} x {height} pixels"
+
+
+def side_of(model: nn.Module, *sides: int) -> int:
+    """Return the first of the sides of which a network takes images, or else one that it takes.
+
+    Encoders such as swin take images of a single side. Raises UserError if none is found.
+    """
+    made_for = getattr(getattr(model.encoder, "model", None), "pretrained_cfg", {})
+    declared = (made_for.get("input_size") or SIDES)[-1]
+    for side in dict.fromkeys((*sides, declared, *SIDES)):
+        if not refusal(model, side):
+            return side
+    raise UserError(
+        f"{_described(model)} takes no images of {sides[0]} x {sides[0]} pixels"
+        f" ({refusal(model, sides[0])}): choose another architecture or encoder"
+    )
+
+
+def require_side(model: nn.Module, side: int) -> None:
+    """Raise UserError, with a side that can be set, if a network takes no patches of a side."""
+    if (other := side_of(model, side)) != side:
+        cure = f"set patch_size to {other}" if other % 32 == 0 else "choose another encoder"
+        raise UserError(
+            f"{_described(model)} takes images of {other} x {other} pixels, not of"
+            f" {side} x {side} ({refusal(model, side)}): {cure}"
+        )
+
+
+def _described(model: nn.Module) -> str:
+    return f"{type(model).__name__.lower()} on encoder {model.config['encoder_name']}"
 
 
 def batch_norms(module: nn.Module) -> list[nn.Module]:

@@ -174,6 +174,13 @@ def explain_errors(cfg: Config, device: torch.device) -> Iterator[None]:
             f"{device} has no memory for batches of {cfg.batch_size} patches of {cfg.patch_size}"
             f" pixels: set {f'batch_size to {half}' if half else 'device to cpu'}"
         ) from None
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise UserError(
+            f"batch_size = {cfg.batch_size}: {cfg.model_name} makes a patch of {cfg.patch_size}"
+            " pixels a single value, which cannot be normalised: set batch_size to 2 or more"
+        ) from None
     except RuntimeError as error:
         if "does not have a deterministic implementation" in str(error):
             operation = str(error).split()[0]

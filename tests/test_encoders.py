@@ -1,0 +1,217 @@
+"""Encoders: every weight comes from the file, or it is said; names of old versions; fixed sides."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import segmentation_models_pytorch as smp
+import timm
+import torch
+from safetensors.torch import save_file
+
+from config import UserError
+from medood.data.images import write_png
+from medood.models.checkpoints import load_model
+from medood.models.network import Normalise, build_model, normalisation
+from predict import PredictConfig, predict_images
+from tests.conftest import TINY, as_settings_of
+
+SMALL = ("test_resnet", "test_efficientnet", "test_convnext")  # of timm
+FIXED = "tu-efficientformerv2_s0"  # takes images of 224 x 224 pixels
+
+
+def timm_weights(name, seed=1):
+    """The weights of a classifier of timm, batch statistics other than those of a start."""
+    torch.manual_seed(seed)
+    state = timm.create_model(name).state_dict()
+    return {n: v + torch.rand_like(v) if v.is_floating_point() else v for n, v in state.items()}
+
+
+def built(tmp_path, encoder, weights, **settings):
+    """The network with the encoder's weights from a file."""
+    path = tmp_path / "weights.pth"
+    torch.save(weights, path)
+    cfg = dataclasses.replace(TINY, encoder=encoder, encoder_weights=str(path), **settings)
+    torch.manual_seed(2)
+    return build_model(cfg)
+
+
+def without_classifier(name, weights):
+    """What timm's own network of features makes of the weights."""
+    source = timm.create_model(name, features_only=True)
+    as_features = {n.replace(".", "_", 1) if n[0] == "s" else n: v for n, v in weights.items()}
+    wanted = source.state_dict()
+    return {f"model.{n}": as_features[n] for n in wanted if wanted[n].is_floating_point()}
+
+
+def assert_from_file(model, expected):
+    found = model.encoder.state_dict()
+    numbers = {name for name, value in found.items() if value.is_floating_point()}
+    assert numbers == {name for name, value in expected.items() if value.is_floating_point()}
+    for name in numbers:
+        assert torch.equal(found[name], expected[name].float()), name
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("prefix", ["", "module.", "backbone.", "module._orig_mod."])
+def test_every_weight_of_a_timm_file_reaches_its_encoder(tmp_path, name, prefix):
+    weights = timm_weights(name)
+    found = built(tmp_path, f"tu-{name}", {prefix + n: v for n, v in weights.items()})
+    assert_from_file(found, without_classifier(name, weights))
+
+
+@pytest.mark.parametrize("encoder", ["tu-test_resnet", "tu-test_convnext", "resnet18"])
+@pytest.mark.parametrize("prefix", ["", "module._orig_mod."])
+@pytest.mark.parametrize("whole", [True, False])
+def test_an_encoder_of_smp_and_that_of_a_whole_network_are_taken(tmp_path, encoder, prefix, whole):
+    torch.manual_seed(3)
+    source = build_model(dataclasses.replace(TINY, encoder=encoder))
+    weights = (source if whole else source.encoder).state_dict()
+    found = built(tmp_path, encoder, {prefix + n: v for n, v in weights.items()})
+    assert_from_file(found, source.encoder.state_dict())
+
+
+@pytest.mark.parametrize("encoder", ["tu-test_resnet", "resnet18"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: {f"strange.{n}": v for n, v in w.items()}, r"(\d+) of \1 weights are missing"),
+        (lambda w: {n: v for n, v in w.items() if "layer2" not in n}, r"missing \(.*layer2\.0"),
+        (lambda w: {n: v for n, v in w.items() if "running_var" not in n}, "running_var"),
+        (lambda _: {f"a{n}": torch.zeros(2) for n in range(9)}, r"(\d+) of \1 weights are missing"),
+        (lambda w: {n: (9 * v).to(torch.int8) for n, v in w.items()}, "are integers|are missing"),
+        (
+            lambda w: {n: v / 0 if "layer2" in n else v for n, v in w.items()},
+            r"weight\(s\) are not finite",
+        ),
+        (lambda w: {n: v * 1j for n, v in w.items()}, "holds conv1.* as torch.complex64"),
+    ],
+)
+def test_weights_that_an_encoder_would_not_get_are_named(tmp_path, encoder, change, message):
+    weights = timm_weights(encoder.removeprefix("tu-"))
+    with pytest.raises(UserError, match=message):
+        built(tmp_path, encoder, change(weights))
+
+
+@pytest.mark.parametrize("encoder", ["resnet18", "tu-resnet18"])
+def test_the_first_blocks_of_a_deeper_encoder_are_not_taken_for_a_flatter_one(tmp_path, encoder):
+    with pytest.raises(UserError, match=r"layer1\.2.* set encoder to the file's"):
+        built(tmp_path, encoder, timm_weights("resnet34"))
+
+
+def test_a_download_is_never_tried_for_a_file(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", pytest.fail)
+    built(tmp_path, "timm-gernet_s", timm_weights("gernet_s"))
+
+
+# ---------------------------------------------------------------- names of earlier versions
+
+
+@pytest.mark.parametrize(
+    ("encoder", "name"),
+    [
+        ("timm-regnetx_002", "regnetx_002"),
+        ("timm-mobilenetv3_large_075", "tf_mobilenetv3_large_075"),
+    ],
+)
+def test_a_network_with_an_old_name_of_its_encoder_is_opened(tmp_path, encoder, name):
+    torch.manual_seed(0)
+    expected = smp.Unet(encoder, encoder_weights=None, classes=7).eval()
+    expected.save_pretrained(tmp_path)
+    found = load_model(tmp_path, TINY)
+    assert found.config["encoder_name"] == encoder
+    known = timm.get_pretrained_cfg(name)
+    assert normalisation(encoder) == (known.mean, known.std)
+    images = Normalise(encoder)(torch.rand(1, 3, 64, 64) * 255)
+    with torch.inference_mode():
+        assert torch.equal(found(images), expected(images))
+    cfg = dataclasses.replace(TINY, encoder=encoder)
+    assert cfg.model_name == f"unet_{encoder}"
+    assert build_model(cfg).state_dict().keys() == expected.state_dict().keys()
+
+
+@pytest.mark.parametrize(
+    ("encoder", "mean"),
+    [
+        ("timm-efficientnet-b0", (0.485, 0.456, 0.406)),
+        ("timm-skresnet18", (0.485, 0.456, 0.406)),
+        ("timm-tf_efficientnet_lite0", (0.5, 0.5, 0.5)),
+        ("timm-resnest14d", (0.485, 0.456, 0.406)),
+        ("tu-tf_efficientnet_b0.ap_in1k", (0.5, 0.5, 0.5)),
+    ],
+)
+def test_the_constants_are_those_of_the_weights(encoder, mean):
+    assert normalisation(encoder)[0] == mean
+
+
+def test_a_misspelt_old_name_is_answered_with_the_nearest():
+    with pytest.raises(UserError, match="'timm-regnetx_0002' is unknown: .*tu-regnetx_002"):
+        build_model(dataclasses.replace(TINY, encoder="timm-regnetx_0002"))
+
+
+# ---------------------------------------------------------------- sides of images
+
+
+@pytest.mark.parametrize(
+    ("architecture", "encoder", "side"),
+    [
+        ("unet", FIXED, 224),
+        ("unet", "tu-swin_tiny_patch4_window7_224", 224),
+        ("dpt", "tu-vit_tiny_patch16_224", 224),
+        ("pan", "mobilenet_v2", 128),
+    ],
+)
+def test_a_network_that_takes_no_patches_of_this_size_is_said_with_one_that_it_takes(
+    architecture, encoder, side
+):
+    cfg = dataclasses.replace(TINY, architecture=architecture, encoder=encoder)
+    cure = f"takes images of {side} x {side} pixels, not of 32 x 32 .*: set patch_size to {side}$"
+    with pytest.raises(UserError, match=cure):
+        build_model(cfg)
+    build_model(dataclasses.replace(cfg, patch_size=side))
+
+
+@pytest.mark.parametrize(
+    "encoder", ["tu-vit_tiny_patch16_224", "tu-levit_128s", "tu-nest_tiny", "tu-resnet18.nonsense"]
+)
+def test_an_encoder_that_smp_cannot_use_is_said(encoder):
+    with pytest.raises(UserError, match=f"unet cannot be built on encoder {encoder} .*choose"):
+        build_model(dataclasses.replace(TINY, encoder=encoder, patch_size=224))
+
+
+def test_a_network_is_not_tested_on_patches_that_it_does_not_take(tmp_path):
+    smp.Unet(FIXED, encoder_weights=None, classes=7).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="set patch_size to 224"):
+        load_model(tmp_path, TINY)
+    assert load_model(tmp_path, dataclasses.replace(TINY, patch_size=224))
+
+
+def test_tiles_follow_the_side_that_a_network_takes(tmp_path, capsys):
+    torch.manual_seed(0)
+    smp.Unet(FIXED, encoder_weights=None, classes=7).save_pretrained(tmp_path / "network")
+    noise = np.random.default_rng(0).integers(0, 256, (250, 300, 3), np.uint8)
+    write_png(tmp_path / "large.png", noise)
+    write_png(tmp_path / "small.png", noise[:90, :100])
+    images = tmp_path / "large.png", tmp_path / "small.png"
+    places = {"checkpoint": tmp_path / "network", "out": tmp_path / "out", "image": images}
+    predict_images(as_settings_of(PredictConfig, TINY, image_mpp=0.5, **places))
+    assert "tile = 224: the network takes no images of 512" in capsys.readouterr().out
+    for image in images:
+        made_from = json.loads((tmp_path / "out" / f"{image.stem}.json").read_text())["made_from"]
+        assert made_from["tile"] == 224
+
+
+def test_an_output_of_another_size_is_no_answer(tmp_path):
+    torch.manual_seed(0)
+    smp.FPN("resnet18", encoder_weights=None, classes=7, upsampling=1).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="its output has 8 x 8 pixels"):
+        load_model(tmp_path, TINY)
+
+
+def test_safetensors_of_a_timm_encoder_are_checked_too(tmp_path):
+    weights = {f"x.{n}": v.contiguous() for n, v in timm_weights("test_resnet").items()}
+    save_file(weights, tmp_path / "weights.safetensors")
+    cfg = dataclasses.replace(TINY, encoder="tu-test_resnet")
+    with pytest.raises(UserError, match="weights are missing"):
+        build_model(dataclasses.replace(cfg, encoder_weights=str(tmp_path / "weights.safetensors")))
