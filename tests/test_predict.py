@@ -145,7 +145,7 @@ def settings(tmp_path, network, *images, **changes):
 @pytest.fixture
 def colour_network(monkeypatch):
     """The network of any folder is the one by colour."""
-    monkeypatch.setattr("medood.models.checkpoints.load_model", lambda *_: ByColour())
+    monkeypatch.setattr("medood.models.checkpoints.open_model", lambda *_: ByColour())
 
 
 @pytest.mark.parametrize("longest", [4096, 30])

@@ -89,9 +89,9 @@ def refusal(model: nn.Module, side: int) -> str:
 
     Only shapes are computed. Where torch cannot, or finds a fault, the network itself is asked.
     """
-    parts = chain(model.named_parameters(), model.named_buffers())
-    shapes = {name: torch.empty(v.shape, dtype=v.dtype, device="meta") for name, v in parts}
-    device, training = next(model.parameters()).device, model.training
+    values = dict(chain(model.named_parameters(), model.named_buffers()))
+    shapes = {n: torch.empty(v.shape, dtype=v.dtype, device="meta") for n, v in values.items()}
+    device, training = next(iter(values.values())).device, model.training
     model.eval()
     try:
         with torch.no_grad():
@@ -113,9 +113,11 @@ def side_of(model: nn.Module, *sides: int) -> int:
 
     Encoders such as swin take images of a single side. Raises UserError if none is found.
     """
+    if taken := next((side for side in sides if not refusal(model, side)), 0):
+        return taken
     made_for = getattr(getattr(model.encoder, "model", None), "pretrained_cfg", {})
     declared = (made_for.get("input_size") or SIDES)[-1]
-    for side in dict.fromkeys((*sides, declared, *SIDES)):
+    for side in (declared, *SIDES):
         if not refusal(model, side):
             return side
     raise UserError(
