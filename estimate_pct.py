@@ -104,6 +104,14 @@ def estimate_pct(cfg: Config = CONFIG) -> None:
             raise UserError(f"fold {fold}: no training mask holds a nucleus: check Mask_Patchs")
         best, rows = choose_pct(positives, negatives, available, cfg.pct_grid, cfg.pnr_opt)
         pnr_id = pnr(positives, negatives, 0)
+        # the picture first: an estimate that is there is taken for done
+        draw_pct_search(
+            pct_path(cfg, fold).with_suffix(".png"),
+            f"{data_name(cfg.workspace)}, fold {fold}, {cfg.model_name}",
+            rows,
+            best,
+            cfg.pnr_opt,
+        )
         write_own_record(
             pct_path(cfg, fold),
             {
@@ -116,13 +124,6 @@ def estimate_pct(cfg: Config = CONFIG) -> None:
                 "grid": rows,
             },
             made_from(cfg, "estimate", fold),
-        )
-        draw_pct_search(
-            pct_path(cfg, fold).with_suffix(".png"),
-            f"{data_name(cfg.workspace)}, fold {fold}, {cfg.model_name}",
-            rows,
-            best,
-            cfg.pnr_opt,
         )
         print(
             f"fold {fold}: pct {best['pct']:g}, {best['ood_patches']} of {available} OoD patches,"

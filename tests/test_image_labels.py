@@ -225,6 +225,9 @@ def test_labels_of_patches_are_made_again_only_when_masks_change(patched, capsys
     label_patches(patched)
     assert "kept, made from the same inputs" in capsys.readouterr().out
     path.write_text(PLAIN)
+    with pytest.raises(UserError, match="was changed, or damaged, since it was made"):
+        label_patches(patched)
+    path.with_suffix(".json").unlink()  # as the sentence says
     label_patches(patched)
     assert "put there by you" in capsys.readouterr().out
     assert path.read_text() == PLAIN

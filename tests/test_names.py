@@ -19,11 +19,12 @@ from generate_patches import generate_patches
 from generate_semantic_labels import generate_semantic_labels
 from generate_unfiltered_oods import generate_unfiltered_oods
 from medood.check import check
-from medood.data.files import contents, digest, fingerprint, pngs, read_json, write_json, write_text
+from medood.data.files import digest, fingerprint, pngs, read_json, write_json, write_text
 from medood.data.folds import read_fold
 from medood.data.images import read_image, read_mask, write_png
 from medood.data.names import by_name, name_of, plain, stem_of
 from medood.data.patients import patients_of
+from medood.data.records import hashes
 from medood.data.workspace import fold_path, id_files, list_images, ood_files, region_images
 from medood.evaluation.tables import count_classes
 from medood.models.network import build_model
@@ -68,13 +69,13 @@ def test_a_plain_name_is_the_composed_one():
 
 @linux
 def test_hashes_and_text_take_any_name_and_one_hash_is_of_both_spellings(tmp_path):
-    hashes = []
+    found = []
     for name in (NFC, NFD):
         (tmp_path / name).mkdir()
         write_png(tmp_path / name / f"{name}.png", np.zeros((4, 4), np.uint8))
         paths = pngs(tmp_path / name)
-        hashes.append((fingerprint(paths), contents(tmp_path / name), digest(plain(name))))
-    assert hashes[0] == hashes[1]
+        found.append((fingerprint(paths), hashes(tmp_path / name), digest(plain(name))))
+    assert found[0] == found[1]
     (tmp_path / NO_UTF8).write_bytes(b"")
     assert fingerprint([tmp_path / NO_UTF8]) != fingerprint([tmp_path / NFC / f"{NFC}.png"])
     write_text(tmp_path / "text", f"a {NO_UTF8}")
