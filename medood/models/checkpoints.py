@@ -148,9 +148,9 @@ def _of_file(path: Path, cfg: Config) -> nn.Module:
         return _load(network_of(description), weights)
     nearest = max(reasons, key=lambda name: reasons[name][0])
     raise UserError(
-        f"{path} holds weights of another network than {nearest} ({reasons[nearest][1]}): set"
-        " architecture and encoder to those of the weights, save the weights of the network alone,"
-        " or give the folder of the network that smp's save_pretrained writes"
+        f"{path} holds weights that do not fit {nearest} ({reasons[nearest][1]}): if that is the"
+        " network, save its weights alone; else set architecture and encoder to those of the"
+        " weights, or give the folder that smp's save_pretrained writes"
     )
 
 
