@@ -2,17 +2,20 @@
 
 import dataclasses
 import os
+import pickle
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 # before torch is imported: each of pytest-xdist's processes has a core, and so have its children
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
+import portalocker
 import pytest
 from tifffile import imwrite
 
@@ -128,14 +131,39 @@ def patched(tiny) -> Config:
 
 
 @pytest.fixture(scope="session")
-def whole_run(tmp_path_factory):
-    """A workspace after a whole run over two folds."""
-    workspace = tmp_path_factory.mktemp("whole") / "run"
-    draw_regions(workspace)
-    from main import main
+def made_once(tmp_path_factory) -> Callable[[str, Callable], object]:
+    """A function that makes something in a folder, once for all of pytest-xdist's processes.
 
-    main(dataclasses.replace(TINY, workspace=workspace, folds=(1, 2)))
-    return workspace
+    Tests read it or copy it: another process may be reading it at the same time.
+    """
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+
+    def once(name: str, make: Callable[[Path], object]) -> object:
+        found = base / f"{name}.pickle"
+        with portalocker.Lock(base / f"{name}.lock", timeout=600):
+            if not found.exists():
+                shutil.rmtree(base / name, ignore_errors=True)  # of a process that failed
+                (base / name).mkdir()
+                found.write_bytes(pickle.dumps(make(base / name)))
+        return pickle.loads(found.read_bytes())
+
+    return once
+
+
+@pytest.fixture(scope="session")
+def whole_run(made_once):
+    """A workspace after a whole run over two folds."""
+
+    def make(folder):
+        draw_regions(folder / "run")
+        from main import main
+
+        main(dataclasses.replace(TINY, workspace=folder / "run", folds=(1, 2)))
+        return folder / "run"
+
+    return made_once("whole", make)
 
 
 @pytest.fixture

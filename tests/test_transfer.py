@@ -81,15 +81,18 @@ def small_transfer(workspace, images=18):
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory, stand_in):
+def made(made_once, stand_in):
     """A workspace after a whole run, in which weak/ had been run on the same images."""
-    workspace = tmp_path_factory.mktemp("transfer") / "run"
     own = {"classifier_epochs": 2, "classifier_lr": 3e-3, "classifiers": 1, "stages": 3}
-    weak = small(workspace, kind=WeakMainConfig, **own, scales=(1.0,), irnet_epochs=1, masks=None)
-    weak_main(weak)
-    cfg = small_transfer(workspace)
-    main(cfg)
-    return cfg
+    own |= {"scales": (1.0,), "irnet_epochs": 1, "masks": None}
+
+    def make(folder):
+        weak_main(small(folder / "run", kind=WeakMainConfig, **own))
+        cfg = small_transfer(folder / "run")
+        main(cfg)
+        return cfg
+
+    return made_once("transfer", make)
 
 
 @pytest.fixture

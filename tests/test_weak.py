@@ -47,11 +47,15 @@ def small(workspace, images=18):
 
 
 @pytest.fixture(scope="session")
-def made(tmp_path_factory):
+def made(made_once):
     """A workspace after a whole run."""
-    cfg = small(tmp_path_factory.mktemp("weak") / "run")
-    main(cfg)
-    return cfg
+
+    def make(folder):
+        cfg = small(folder / "run")
+        main(cfg)
+        return cfg
+
+    return made_once("weak", make)
 
 
 @pytest.fixture
