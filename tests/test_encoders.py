@@ -1,6 +1,7 @@
 """Encoders: every weight comes from the file, or it is said; names of old versions; fixed sides."""
 
 import dataclasses
+import functools
 import json
 
 import numpy as np
@@ -21,6 +22,7 @@ SMALL = ("test_resnet", "test_efficientnet", "test_convnext")  # of timm
 FIXED = "tu-efficientformerv2_s0"  # takes images of 224 x 224 pixels
 
 
+@functools.cache
 def timm_weights(name, seed=1):
     """The weights of a classifier of timm, batch statistics other than those of a start."""
     torch.manual_seed(seed)
@@ -37,11 +39,16 @@ def built(tmp_path, encoder, weights, **settings):
     return build_model(cfg)
 
 
+@functools.cache
+def features_of(name):
+    """The weights of timm's own network of features."""
+    return timm.create_model(name, features_only=True).state_dict()
+
+
 def without_classifier(name, weights):
     """What timm's own network of features makes of the weights."""
-    source = timm.create_model(name, features_only=True)
     as_features = {n.replace(".", "_", 1) if n[0] == "s" else n: v for n, v in weights.items()}
-    wanted = source.state_dict()
+    wanted = features_of(name)
     return {f"model.{n}": as_features[n] for n in wanted if wanted[n].is_floating_point()}
 
 
