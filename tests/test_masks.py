@@ -222,11 +222,20 @@ def test_a_mask_of_other_colours_or_depths_is_refused_in_a_true_sentence(tmp_pat
         (rgb16, {"photometric": "rgb"}, "has 3 channels of 16 bits: save it with one channel"),
         (np.dstack([MASK] * 4), {"photometric": "separated"}, "is stored as CMYK: save it with o"),
         (np.stack([MASK] * 2), {"photometric": "minisblack"}, "holds 2 pages: save the page"),
-        (MASK.astype(np.uint16), {"photometric": "miniswhite"}, "is stored as grey with white as"),
     ):
         imwrite(tmp_path / "a.tif", pixels, **options)
         with pytest.raises(UserError, match=message):
             read_own_mask(tmp_path / "a.tif", (), 3)
+
+
+@pytest.mark.parametrize("kind", [bool, np.uint8, np.uint16])
+def test_a_mask_whose_white_is_0_is_read_as_its_numbers_are_stored(tmp_path, kind):
+    """So does tifffile write bool, and ImageJ a mask with an inverting lookup table."""
+    pixels = MASK.astype(kind)
+    imwrite(tmp_path / "a.tif", pixels, photometric="miniswhite")
+    values = (1,) if kind is bool else (1, 2)
+    inst_map, _, classes = read_own_mask(tmp_path / "a.tif", values, 1 + len(values))
+    assert (np.array([0, *classes])[inst_map] == pixels).all()
 
 
 def test_masks_of_several_types_go_through_the_step(tmp_path):

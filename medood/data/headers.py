@@ -22,6 +22,8 @@ TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # and BigTIFF
 ORIENTATION = 0x0112  # the tag of TIFF and EXIF
 # of Pillow's modes; bits are 8 in all others
 BITS = {"1": 1, "I;16": 16, "I;16B": 16, "I;16L": 16, "I": 32, "F": 32}
+WHITE_AS_0 = "grey with white as 0"  # of TIFFs: values are stored turned over
+MICRONS = {2: 25_400, 3: 10_000}  # in TIFF's units of resolution, inch and centimetre
 COLOURS = {"1": "grey", "L": "grey", "I": "grey", "F": "grey", "P": "palette", "RGB": "RGB"}
 
 
@@ -38,6 +40,7 @@ class Header(NamedTuple):
     channels: int
     has_alpha: bool  # the last channel is opacity
     compression: str  # of a TIFF as tifffile names it, JPEG, or empty: the format's own
+    mpp: tuple[float, float] | None = None  # microns per pixel, down and across the upright image
 
 
 def read_header(path: Path, data: bytes | None = None, max_pixels: float = math.inf) -> Header:
@@ -134,7 +137,7 @@ def _of_tiff(file: "TiffFile") -> Header:
     own = 3 if first.photometric in (PHOTOMETRIC.RGB, PHOTOMETRIC.YCBCR) else 1
     names = {
         PHOTOMETRIC.MINISBLACK: "grey",
-        PHOTOMETRIC.MINISWHITE: "grey" if first.bitspersample <= 8 else "grey with white as 0",
+        PHOTOMETRIC.MINISWHITE: WHITE_AS_0,
         PHOTOMETRIC.PALETTE: "palette",
         PHOTOMETRIC.RGB: "RGB",
         PHOTOMETRIC.YCBCR: "RGB",  # JPEG within TIFF: decoded to RGB
@@ -151,7 +154,18 @@ def _of_tiff(file: "TiffFile") -> Header:
         # an unspecified one may be anything, such as another stain
         has_alpha=samples == own + 1 and len(extra) == 1 and extra[0] in (1, 2),
         compression=_name(COMPRESSION, first.compression),
+        mpp=_microns(first, orientation),
     )
+
+
+def _microns(page: "TiffPage", orientation: int) -> tuple[float, float] | None:
+    """Return the microns per pixel that a TIFF's resolution tells, down and across when upright."""
+    unit = MICRONS.get(page.tags.valueof("ResolutionUnit", default=2))
+    found = [page.tags.valueof(f"{axis}Resolution") for axis in "YX"]
+    if unit is None or not all(value and all(value) for value in found):
+        return None
+    down, across = (unit * below / above for above, below in found)
+    return (across, down) if orientation in range(5, 9) else (down, across)
 
 
 def _name(kind: type[Enum], value: int) -> str:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from config import Config, UserError
 from medood.data.files import missing
-from medood.data.headers import Header, read_header
+from medood.data.headers import WHITE_AS_0, Header, read_header
 
 cv2.setNumThreads(1)  # images are resized in parallel: OpenCV's own threads would fight it
 
@@ -73,7 +73,7 @@ def require_plain(path: Path, header: Header, scaled: bool = False) -> None:
     """
     bits, colours = header.bits, header.colours
     is_scaled = scaled and colours == "grey" and header.channels == 1 and 8 < bits <= 16
-    if colours not in ("grey", "palette", "RGB"):
+    if colours not in ("grey", "palette", "RGB") and (colours != WHITE_AS_0 or bits > 8):
         raise UserError(f"{path} is stored as {colours}: save it as RGB")
     if header.kind == "f" or not is_scaled and (bits > 8 or header.kind == "i"):
         kind = {"f": ", floating-point", "i": ", signed", "u": ""}[header.kind]
@@ -90,8 +90,9 @@ def transparent(path: Path) -> UserError:
 def read_values(path: Path, max_pixels: int = Config.max_pixels) -> np.ndarray:
     """Return the values that a mask stores, bool or whole numbers of any type (H, W), upright.
 
-    Of a palette these are the indices. A mask in grey may be saved as RGB. Raises UserError for one
-    that cannot be read, has more than max_pixels, or of whose values something else is lost.
+    Of a palette these are the indices, and where white is 0 the numbers as they are stored, which
+    is how ImageJ and tifffile have them. A mask in grey may be saved as RGB. Raises UserError for
+    one that cannot be read, has more than max_pixels, or of whose values something else is lost.
     """
     data = read_bytes(path)
     header = read_header(path, data, max_pixels)
@@ -102,7 +103,7 @@ def read_values(path: Path, max_pixels: int = Config.max_pixels) -> np.ndarray:
         problem = f"has {header.bits} bits, which programs read as different values: save it with 8"
     elif header.channels > 1 and header.bits > 8:
         problem = f"has {header.channels} channels of {header.bits} bits: save it with one channel"
-    elif header.colours not in ("grey", "palette", "RGB"):
+    elif header.colours not in ("grey", WHITE_AS_0, "palette", "RGB"):
         problem = f"is stored as {header.colours}: save it with one channel of whole numbers"
     if problem:
         raise UserError(f"{path} {problem}")
@@ -164,9 +165,10 @@ def _decode(path: Path, data: bytes, header: Header, as_colours: bool) -> np.nda
     colours, RGB or RGBA. Raises UserError for content that cannot be decoded.
     """
     decoders = [_decode_by_pillow]
-    if header.compression and header.bits > 8:  # a TIFF
+    as_stored = header.colours == WHITE_AS_0 and not as_colours  # Pillow turns such values over
+    if header.compression and (header.bits > 8 or as_stored):  # a TIFF
         # Pillow knows no 64 bits, and takes the bytes of some numbers in the wrong order
-        may_fall_back = data.startswith(b"II") or header.kind == "u"
+        may_fall_back = not as_stored and (data.startswith(b"II") or header.kind == "u")
         decoders = [_decode_by_tifffile, *decoders * may_fall_back]
     errors = []
     for decode in decoders:

@@ -19,12 +19,16 @@ BLOCK = 4096  # pixels of a row that are read at a time
 
 
 class File:
-    """An ordinary image of `height` x `width` pixels, upright, in memory; its `mpp` is unknown."""
+    """An ordinary image of `height` x `width` pixels, upright, in memory.
+
+    `mpp`: microns per pixel, down and across, or None where the file has none.
+    """
 
     def __init__(self, path: Path, max_pixels: int) -> None:
         self.image = read_image(path, max_pixels)
         self.height, self.width = self.image.shape[:2]
-        self.mpp = None
+        found = read_header(path).mpp
+        self.mpp = found if found and all(MPP[0] <= mpp <= MPP[1] for mpp in found) else None
 
     def rows(self, top: int, bottom: int, height: int, width: int) -> np.ndarray:
         """Return rows top..bottom of the image, resized to height x width, RGB (n, width, 3)."""
