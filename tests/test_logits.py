@@ -82,7 +82,7 @@ def test_options_of_a_decoder_are_kept(tmp_path, options):
 
 def test_weights_alone_of_a_decoder_without_normalisation_are_said(tmp_path):
     torch.save(network("unet", "resnet18", decoder_use_norm=False).state_dict(), tmp_path / "x.pth")
-    with pytest.raises(UserError, match=r"than unet on encoder resnet18 .*decoder\.blocks.*folder"):
+    with pytest.raises(UserError, match=r"fit unet on encoder resnet18 .*decoder\.blocks.*folder"):
         load_model(tmp_path / "x.pth", TINY)
 
 
