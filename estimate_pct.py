@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 
 from config import CONFIG, Config, UserError
-from medood.data.files import in_threads, read_json
+from medood.data.files import in_threads
 from medood.data.folds import read_fold
 from medood.data.images import read_mask
 from medood.data.labels import UNSURE, is_foreground
 from medood.data.ood_set import read_hard_oods
-from medood.data.records import record_of, write_own_record
-from medood.data.workspace import FOREGROUND, data_name, id_files, pct_path
+from medood.data.records import write_own_record
+from medood.data.workspace import data_name, id_files, pct_path
 from medood.processes import on_main
 from medood.runs.command_line import run
 from medood.runs.provenance import is_kept, made_from, require
@@ -37,20 +37,9 @@ def count_samples(foreground: Iterable[int], pixels: int | list[int]) -> tuple[i
 
 
 def pixels_of(cfg: Config, names: Iterable[str]) -> tuple[list[int], list[int]]:
-    """Return how many pixels of each ID patch are foreground, and how many are sure.
-
-    They were counted when the patches were cut; masks of the user's, or changed since, are read.
-    """
-    folder, names = cfg.workspace / "Mask_Patchs", list(names)
-    record = record_of(folder)
-    is_made = "outputs" in (record.content or {}) and not record.changed()
-    stored = read_json(folder / FOREGROUND) if is_made else None
-    counted = [stored.get(name) for name in names] if isinstance(stored, dict) else [None]
-    # a number alone: every pixel is sure
-    pairs = [found if isinstance(found, list) else [found, cfg.patch_size**2] for found in counted]
-    if not all([*map(type, pair)] == [int, int] for pair in pairs):
-        count = partial(count_pixels, classes=len(cfg.class_names))
-        pairs = in_threads(count, [mask for _, mask in id_files(cfg, names)], "masks")
+    """Return how many pixels of each ID patch are foreground, and how many are sure."""
+    count = partial(count_pixels, classes=len(cfg.class_names))
+    pairs = in_threads(count, [mask for _, mask in id_files(cfg, names)], "masks")
     return [foreground for foreground, _ in pairs], [sure for _, sure in pairs]
 
 

@@ -3,8 +3,6 @@
 Reads   Lizard_Images/*.png, Semantic_Labels/*.png   (generate_semantic_labels.py)
 Writes  Image_Patchs/<region>_<k>.png                RGB (P, P, 3); k counts row by row from 0
         Mask_Patchs/<region>_<k>.png                 uint8 (P, P)
-        Mask_Patchs/foreground.json                  how many pixels of each patch are foreground,
-                                                     with how many are sure where not all are
         Mask_Patchs/nuclei.csv                       patch and class of every nucleus, by its centre
         k_folds/<fold>Image_Patchs.csv               which patches train, which test
 
@@ -38,12 +36,11 @@ from medood.data.images import (
     require_match,
     write_png,
 )
-from medood.data.labels import UNSURE, is_foreground
 from medood.data.names import by_name, name_of, stem_of
 from medood.data.patients import region_of
 from medood.processes import on_main
 from medood.runs.command_line import run
-from medood.runs.jobs import each_result, for_each
+from medood.runs.jobs import for_each
 from medood.runs.locks import alone_in
 from medood.runs.provenance import is_kept, making, require, write_product
 
@@ -93,8 +90,8 @@ def nuclei_of_patches(folder: Path, patch_size: int) -> Iterator[tuple[str, int]
 
 def cut(
     image_path: Path, mask_path: Path, label_path: Path, cfg: Config, images: Path, masks: Path
-) -> dict[str, int | list[int]]:
-    """Write the patches of one region; return what foreground.json says of each.
+) -> None:
+    """Write the patches of one region.
 
     label_path: what the class mask was made from.
     """
@@ -104,17 +101,10 @@ def cut(
     mask = read_mask(mask_path, len(cfg.class_names), cfg.max_pixels)
     require_match(image_path, image, label_path, mask)
     pairs = zip(tile(image, cfg.patch_size), tile(mask, cfg.patch_size), strict=True)
-    foreground = {}
     for k, (image_patch, mask_patch) in enumerate(pairs):
         name = f"{stem_of(image_path)}_{k}.png"
         write_png(images / name, image_patch)
         write_png(masks / name, mask_patch)
-        found, sure = (
-            int(np.count_nonzero(pixels))
-            for pixels in (is_foreground(mask_patch), mask_patch != UNSURE)
-        )
-        foreground[name] = found if sure == mask_patch.size else [found, sure]
-    return foreground
 
 
 def cut_regions(cfg: Config) -> None:
@@ -133,10 +123,7 @@ def cut_regions(cfg: Config) -> None:
             (image, mask, labels.get(image.stem, mask), cfg, images, out)
             for image, mask in zip(regions, masks, strict=True)
         ]
-        foreground: dict[str, int | list[int]] = {}
-        for of_region in each_result(cut, jobs, cfg, "patches", bad):
-            foreground |= of_region
-        write_json(out / workspace.FOREGROUND, foreground)
+        for_each(cut, jobs, cfg, "patches", bad)
         nuclei = masks[0].with_name(workspace.NUCLEI_LIST)
         if nuclei.exists():  # class masks of the user's come without
             cut_of = {Path(name).stem for name in bad}

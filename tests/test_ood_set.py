@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-import estimate_pct as module
 from estimate_pct import choose_pct, count_samples, foreground_of, pnr
 from medood.data.images import read_mask, write_png
 from medood.data.records import RECORD
@@ -114,13 +113,3 @@ def test_foreground_is_that_of_the_masks_also_where_they_were_changed_or_come_fr
     assert foreground_of(patched, names) == read() != before
     (folder / RECORD).unlink()  # the user's own now
     assert foreground_of(patched, names) == read()
-
-
-def test_foreground_is_not_read_again_where_nothing_changed(patched, monkeypatch):
-    names = sorted(path.name for path in (patched.workspace / "Mask_Patchs").glob("*.png"))
-    expected = foreground_of(patched, names)
-    monkeypatch.setattr(module, "read_mask", lambda *_: pytest.fail("a mask was read"))
-    assert foreground_of(patched, names) == expected
-    (patched.workspace / "Mask_Patchs" / "foreground.json").write_text("[1, 2")
-    with pytest.raises(pytest.fail.Exception):  # a damaged list is not believed
-        foreground_of(patched, names)
