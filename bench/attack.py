@@ -19,9 +19,9 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.common import Figures, MeasureConfig, interleave
+from medood.attacks import apgd, fab, segpgd, square
 from medood.models.network import build_model, pick_device
 from medood.runs.command_line import run
-from robust.attacks import apgd, fab, segpgd, square
 from robust.under_attack import Victim
 
 EPS = 1e-5  # too small to break a patch, which would leave the batch

@@ -5,6 +5,7 @@ data          what is in a workspace, and how it is read and written
 runs          what a step does beside its science: command line, locks, provenance, parallel jobs
 models        networks: built, loaded, applied to images
 evaluation    scores of networks, their differences, the report
+attacks       changes of at most eps that make a network err
 training      how a network learns: augmentation, losses, the one training loop
 predicting    new images of any size, whole slides included
 sample        the small synthetic data set

@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from estimate_pct import foreground_of
+from medood.attacks import image_dice
 from medood.data.dataset import Patches, load_patches
 from medood.data.files import fingerprint, whole
 from medood.data.workspace import id_files, weights_of
@@ -25,7 +26,6 @@ from medood.models.inference import batch_size
 from medood.models.network import pick_device
 from medood.processes import all_reduce, rank, world_size
 from medood.training.batches import ATTACK, stream_seed
-from robust.attacks import image_dice
 from robust.settings import AttackConfig
 from robust.under_attack import Victim, attack_batch, attacks_of
 
@@ -37,7 +37,7 @@ class Attacked:
     """A network under K pairs of eps and attack (see pairs_of), on N patches."""
 
     names: list[str]  # of the patches
-    dice: Tensor  # (K, N), see image_dice of robust/attacks.py
+    dice: Tensor  # (K, N), see image_dice of medood/attacks
     change: Tensor  # (K, N), the largest of any pixel, in 0..1
     confusion: Tensor  # (K, N, C, C), and the next two (K, N): see Tally
     iou_paper: Tensor

@@ -6,8 +6,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from medood import attacks
 from medood.models.network import Normalise, folded
-from robust import attacks
 from robust.settings import AttackConfig
 
 TENTH = "apgd_ce_tenth"  # APGD on cross-entropy with a tenth of its steps: see robust/report.py
@@ -15,7 +15,7 @@ LAYOUT = torch.channels_last
 WORST = "worst_case"  # of all attacks, image by image
 CLEAN = (0.0, "clean")
 
-Attack = Callable[..., Tensor]  # see robust/attacks.py
+Attack = Callable[..., Tensor]  # see medood/attacks
 Pair = tuple[float, str]  # eps, in 255ths, and the name of an attack
 
 

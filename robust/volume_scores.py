@@ -15,11 +15,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from config import LIZARD
+from medood.attacks import by_name, image_dice, worst_case
 from medood.data.labels import BACKGROUND_COLOUR
 from medood.evaluation.figures import canvas, name_colours, show_classes
 from medood.models.network import exact
 from medood.training.batches import ATTACK, stream_seed
-from robust.attacks import by_name, image_dice, worst_case
 from robust.settings import TestVolumesConfig
 from robust.volumes import Segmenter, Volume, resample
 

@@ -6,9 +6,9 @@ from itertools import pairwise
 import pytest
 import torch
 
-from robust import ascent
-from robust.ascent import AdaptiveStep, apgd, cospgd, pgd, segpgd
-from robust.iterates import bounded, clean
+from medood.attacks import ascent
+from medood.attacks.ascent import AdaptiveStep, apgd, cospgd, pgd, segpgd
+from medood.attacks.iterates import bounded, clean
 from tests.small_networks import in_every_space, linear, seeded, some_images, some_network, trained
 
 

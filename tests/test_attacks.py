@@ -9,9 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from config import UserError
-from medood.evaluation.scores import confusion, scores_of
-from robust.ascent import STEP
-from robust.attacks import (
+from medood.attacks import (
     apgd,
     cospgd,
     fab,
@@ -23,7 +21,9 @@ from robust.attacks import (
     square,
     worst_case,
 )
-from robust.iterates import Task
+from medood.attacks.ascent import STEP
+from medood.attacks.iterates import Task
+from medood.evaluation.scores import confusion, scores_of
 from tests.small_networks import (
     in_every_space,
     linear,

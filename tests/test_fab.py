@@ -5,8 +5,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from robust.fab import BoundaryStep, GoalTask, Nearest, fab, goal_margin, to_plane
-from robust.iterates import bounded, clean, image_dice, walk
+from medood.attacks.fab import BoundaryStep, GoalTask, Nearest, fab, goal_margin, to_plane
+from medood.attacks.iterates import bounded, clean, image_dice, walk
 from tests.small_networks import in_every_space, linear, seeded
 
 

@@ -6,8 +6,8 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
-from robust.iterates import bounded, image_dice
-from robust.square import Search, soft_dice_loss, square, window_share
+from medood.attacks.iterates import bounded, image_dice
+from medood.attacks.square import Search, soft_dice_loss, square, window_share
 from tests.small_networks import in_every_space, scores, seeded, some_images, some_network
 
 

@@ -6,6 +6,10 @@ import torch
 from PIL import Image
 
 from config import UserError
+from medood.attacks import ascent, by_name, image_dice
+from medood.attacks.fab import GoalTask, goal_margin
+from medood.attacks.iterates import bounded
+from medood.attacks.square import soft_dice_loss
 from medood.data.images import write_png
 from medood.data.labels import UNSURE
 from medood.evaluation.scores import Tally, all_background, confusion, paper_iou_dice
@@ -13,12 +17,7 @@ from medood.evaluation.testing import score_networks
 from medood.models.network import build_model
 from medood.training.augmentation import augment, draw_augmentation
 from medood.training.losses import EPS, SMOOTH, segmentation_loss
-from robust import ascent
 from robust.attack import with_sure_pixels
-from robust.attacks import by_name, image_dice
-from robust.fab import GoalTask, goal_margin
-from robust.iterates import bounded
-from robust.square import soft_dice_loss
 from tests.small_networks import some_images, some_network
 
 U = UNSURE

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from medood.data.labels import UNSURE
-from robust.iterates import (
+from medood.attacks.iterates import (
     TINY,
     Best,
     Bound,
@@ -25,6 +24,7 @@ from robust.iterates import (
     own_generators,
     walk,
 )
+from medood.data.labels import UNSURE
 
 PULL = 0.1  # how much the way from the image itself counts, at most (alpha_max)
 BEYOND = 1.05  # how far a step goes past the boundary (eta)

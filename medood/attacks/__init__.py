@@ -27,10 +27,18 @@ import torch
 from torch import Tensor
 
 from config import UserError
-from robust.ascent import apgd, cospgd, pgd, segpgd
-from robust.fab import fab
-from robust.iterates import Best, Bound, Model, bounded, image_dice, own_generators, per_image
-from robust.square import square
+from medood.attacks.ascent import apgd, cospgd, pgd, segpgd
+from medood.attacks.fab import fab
+from medood.attacks.iterates import (
+    Best,
+    Bound,
+    Model,
+    bounded,
+    image_dice,
+    own_generators,
+    per_image,
+)
+from medood.attacks.square import square
 
 # the control, AutoAttack's four, and the loss that finds most of what its two miss
 STANDARD = ("noise", "apgd_ce", "apgd_dlr", "apgd_masked_ce", "fab", "square")
