@@ -112,13 +112,7 @@ class Training:
     batch_size: Count = 8
     """Patches per optimiser step."""
     lr: Positive = 1e-4
-    """Learning rate of Adam, at its highest."""
-    schedule: Literal["step", "cosine"] = "step"
-    """A tenth of lr for the last 10 of 36 epochs (paper); or a rise, and a cosine down to 0."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """How fast weights shrink, in shares of the learning rate (AdamW); 0 is Adam (paper)."""
-    average: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Keep the moving average of the weights, with this decay per step, such as 0.99; 0: none."""
+    """Learning rate of Adam; a tenth of it for the last 10 of 36 epochs."""
     stain: Share = 0.0
     """Vary the stains of H&E images in training by up to this, such as 0.05."""
     sampling: Literal["shuffle", "rare"] = "shuffle"

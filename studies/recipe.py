@@ -12,10 +12,7 @@ then meets `dice`, the loss of the paper, on the test side of that fold.
     nnU-Net's Dice     Dice of the foreground classes alone, of a whole batch (Isensee et al. 2021)
     present classes    Dice of the classes alone that the batch holds
     stain 0.05, 0.2    other amounts of hematoxylin and eosin
-    cosine             a learning rate that rises, and falls to 0
-    lr 3e-4            three times the learning rate; and with the cosine
-    AdamW              weights that shrink by 0.01
-    average            the moving average of the weights
+    lr 3e-4            three times the learning rate
     mirrors            the test on eight mirrored and turned copies; the network is the base's
     rare classes       patches drawn oftener the rarer their classes are
     gaps               background between neighbouring nuclei counts five times
@@ -165,11 +162,7 @@ CHANGES: dict[str, dict] = {
     "present classes": {"kind": PresentDice},
     "stain 0.05": {"stain": 0.05},
     "stain 0.2": {"stain": 0.2},
-    "cosine": {"schedule": "cosine"},
     "lr 3e-4": {"lr": 3e-4},
-    "lr 3e-4, cosine": {"lr": 3e-4, "schedule": "cosine"},
-    "AdamW": {"weight_decay": 0.01},
-    "average": {"average": 0.99},
     "mirrors": {"mirrors": True},
     "rare classes": {"sampling": "rare"},
     "gaps": {"kind": Gaps},

@@ -59,14 +59,14 @@ def test_a_step_asks_for_no_value_that_the_host_would_wait_for(loss):
     ours.step(*batch(cfg))  # torch's Adam looks at its settings at first
     with Watch():
         ours.step(*batch(cfg))
-    assert "_fused_adamw_" in seen
+    assert "_fused_adam_" in seen
     seen.clear()
     images, masks, _, _ = batch(cfg)
     patches = Patches(list("abcd"), images, masks, torch.tensor([True, False, False, True]))
     loader = Loader(dataclasses.replace(cfg, batch_size=2), 1, patches, CPU)
     with Watch():
         train_epoch(ours, loader, 1e-3)
-    assert seen.count("_fused_adamw_") == 2
+    assert seen.count("_fused_adam_") == 2
     with Watch(), pytest.raises(AssertionError, match="makes the host wait"):
         torch.ones(1).item()
 

@@ -1,27 +1,17 @@
 """The settings of a strong baseline: each does what its formula says, and nothing at rest."""
 
 import dataclasses
-import math
-import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from torch import nn
 
 from medood.data.dataset import Patches
-from medood.data.files import digest
-from medood.data.workspace import model_folder
-from medood.models.checkpoints import load_model
 from medood.models.inference import Predictor
 from medood.runs import provenance
 from medood.training import augmentation, batches
-from medood.training import loop as training
 from medood.training.augmentation import augment, draw_augmentation, parameters_of, stains_of
-from medood.training.average import MovingAverage
 from medood.training.step import Trainer
 from tests.conftest import TINY
-from train import train
 
 CPU = torch.device("cpu")
 SMALL = dataclasses.replace(TINY, encoder="tu-test_resnet")
@@ -33,101 +23,6 @@ def batch(cfg, count=8, seed=0):
     images = torch.randint(0, 256, (*shape, 3), dtype=torch.uint8, generator=generator)
     masks = torch.randint(0, len(cfg.class_names), shape, dtype=torch.uint8, generator=generator)
     return images, masks, torch.ones(count), draw_augmentation(count, seed)
-
-
-# ---------------------------------------------------------------- learning rate and decay
-
-
-def test_the_cosine_rises_for_a_tenth_of_the_epochs_and_falls_to_zero(tiny):
-    """By hand, of 20 epochs: 1/3, 2/3, 1, then (1 + cos(pi k / 18)) / 2."""
-    cfg = dataclasses.replace(tiny, epochs=20, lr=1.0, schedule="cosine")
-    rates = [training.learning_rate(cfg, epoch) for epoch in range(20)]
-    assert rates[:3] == pytest.approx([1 / 3, 2 / 3, 1])
-    assert rates[11] == pytest.approx(0.5)  # halfway: k = 9
-    assert rates[19] == pytest.approx((1 + math.cos(math.pi * 17 / 18)) / 2)
-    assert sorted(rates[2:], reverse=True) == rates[2:]
-    alone = dataclasses.replace(cfg, epochs=1)
-    assert training.learning_rate(alone, 0) == 1.0
-
-
-def weights_after_a_step(**changed):
-    torch.manual_seed(0)
-    trainer = Trainer(dataclasses.replace(SMALL, **changed), CPU)
-    trainer.begin_epoch(1e-2)
-    before = [weight.detach().clone() for weight in trainer.model.parameters()]
-    trainer.step(*batch(SMALL))
-    return before, [weight.detach() for weight in trainer.model.parameters()]
-
-
-def test_weight_decay_takes_its_share_of_the_learning_rate_off_every_weight():
-    """AdamW: w <- w - lr * decay * w, and then Adam's step, which does not know of it."""
-    before, plain = weights_after_a_step()
-    _, decayed = weights_after_a_step(weight_decay=0.5)
-    for start, without, with_decay in zip(before, plain, decayed, strict=True):
-        torch.testing.assert_close(with_decay, without - 1e-2 * 0.5 * start, atol=1e-6, rtol=1e-5)
-
-
-# ---------------------------------------------------------------- moving average
-
-
-def test_the_average_is_the_plain_mean_at_first_and_then_an_exponential_one():
-    """By hand: (0 + 6) / 2 = 3; (0 + 6 + 9) / 3 = 5; with decay .5 from now: 5 / 2 + 1 / 2 = 3."""
-    network = nn.Linear(1, 1)
-    nn.init.zeros_(network.weight)
-    average = MovingAverage(network, 0.5 + 1 / 6)  # as small as the second step's 1 - 1 / 3
-    found = []
-    for value in (6.0, 9.0):
-        nn.init.constant_(network.weight, value)
-        average.follow(network)
-        found.append(average.model.weight.item())
-    assert found == pytest.approx([3, 5])
-    average.decay = 0.5
-    nn.init.constant_(network.weight, 1.0)
-    average.follow(network)
-    assert average.model.weight.item() == pytest.approx(3)
-
-
-def test_the_average_is_what_is_tested_and_written(patched, monkeypatch):
-    cfg = dataclasses.replace(patched, folds=(1,), encoder=SMALL.encoder, epochs=2, average=0.9)
-    trainers = []
-    real = training.train_epoch
-
-    def spy(trainer, loader, lr):
-        trainers.append(trainer)
-        return real(trainer, loader, lr)
-
-    monkeypatch.setattr(training, "train_epoch", spy)
-    train(cfg)
-    written = load_file(model_folder(cfg, 1, ood=False) / "model.safetensors")
-    averaged, last = trainers[-1].average.model.state_dict(), trainers[-1].model.state_dict()
-    assert all(torch.equal(written[name], averaged[name]) for name in written)
-    assert not all(torch.equal(written[name], last[name]) for name in written)
-    assert not load_model(model_folder(cfg, 1, ood=False), cfg).training
-
-
-def test_an_interrupted_training_ends_with_the_same_average(patched, monkeypatch):
-    cfg = dataclasses.replace(patched, folds=(1,), encoder=SMALL.encoder, epochs=3, average=0.9)
-
-    def weights():
-        return digest((model_folder(cfg, 1, ood=False) / "model.safetensors").read_bytes())
-
-    train(cfg)
-    whole = weights()
-    shutil.rmtree(model_folder(cfg, 1, ood=False))
-    real, calls = training.learning_rate, []
-
-    def stop(cfg, epoch):
-        calls.append(epoch)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return real(cfg, epoch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "learning_rate", stop)
-        with pytest.raises(KeyboardInterrupt):
-            train(cfg)
-    train(cfg)
-    assert weights() == whole
 
 
 # ---------------------------------------------------------------- stains
@@ -234,11 +129,7 @@ def test_a_mirrored_prediction_turns_with_the_image_and_is_the_mean_by_hand():
 
 def test_a_network_of_before_these_settings_is_still_up_to_date(patched):
     record = provenance.made_from(patched, "baseline", 1)["settings"]
-    assert not record.keys() & provenance.NEUTRAL.keys()
-    for name, value in {"schedule": "cosine", "average": 0.9, "stain": 0.1}.items():
+    assert not record.keys() & {"stain", "sampling"}
+    for name, value in {"sampling": "rare", "stain": 0.1}.items():
         changed = dataclasses.replace(patched, **{name: value})
         assert provenance.made_from(changed, "baseline", 1)["settings"] == record | {name: value}
-
-
-def test_every_neutral_value_is_the_default():
-    assert {name: getattr(TINY, name) for name in provenance.NEUTRAL} == provenance.NEUTRAL

@@ -1,19 +1,18 @@
 """The student of transfer/ and its teacher: the moving average, and what the teacher may say."""
 
+import copy
 import dataclasses
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from medood.data.labels import UNSURE
 from medood.training.augmentation import RANDOM, augment, draw_augmentation, parameters_of
 from medood.training.losses import segmentation_loss
 from medood.training.state import TrainingState
 from tests.conftest import TINY
-from tests.test_step import WAITS
 from transfer import teacher
-from transfer.teacher import DECAY, SURE, MeanTeacher
+from transfer.teacher import DECAY, SURE, MeanTeacher, average
 
 CPU = torch.device("cpu")
 LESION = dataclasses.replace(TINY, classes=(("lesion", "#d55e00"),))
@@ -35,35 +34,27 @@ def trainer():
     return MeanTeacher(LESION, CPU)
 
 
-def floats(module):
-    """The weights of a network, with its running means and variances."""
-    return [
-        value
-        for name, value in module.state_dict().items()
-        if name not in ("epochs", "steps") and value.dtype.is_floating_point
-    ]
-
-
-def student_becomes(trainer, value):
-    """Give every weight of the student one value, and let the teacher follow."""
-    with torch.no_grad():
-        for weight in floats(trainer.model):
-            weight.fill_(value)
-    trainer.teacher.follow(trainer.model, trainer.counts)
-    return torch.cat([weight.flatten() for weight in floats(trainer.teacher)])
-
-
-def test_the_teacher_is_the_student_until_it_counts_and_then_its_moving_average(trainer):
-    """By hand: 4; 6; (6 + 10) / 2 = 8; (6 + 10 + 14) / 3 = 10; later .99 * 10 + .01 * 110 = 11."""
-    assert len(floats(trainer.teacher)) == len(floats(trainer.model))
-    assert (student_becomes(trainer, 4) == 4).all()
-    assert (student_becomes(trainer, 6) == 6).all()
-    trainer.counts.fill_(1)
-    assert (student_becomes(trainer, 10) == 8).all()
-    assert (student_becomes(trainer, 14) - 10).abs().max() < 1e-5
-    trainer.teacher.steps.fill_(1000)
+def test_the_average_is_the_plain_mean_at_first_and_then_an_exponential_one():
+    """By hand: (6 + 10) / 2 = 8; (6 + 10 + 14) / 3 = 10; later .99 * 10 + .01 * 110 = 11."""
+    found = []
+    for mean, new, count in ((6.0, 10.0, 1), (8.0, 14.0, 2), (10.0, 110.0, 1000)):
+        weight = torch.tensor(mean)
+        average([weight], [torch.tensor(new)], torch.tensor(count))
+        found.append(weight.item())
+    assert found == pytest.approx([8, 10, 11])
     assert DECAY == 0.99
-    assert (student_becomes(trainer, 110) - 11).abs().max() < 1e-5
+
+
+def test_the_teacher_begins_as_the_student_and_follows_its_weights_and_buffers(trainer):
+    for epoch in (1, 2):
+        before = copy.deepcopy(trainer.model.state_dict())
+        trainer.begin_epoch(1e-3)
+        trainer.step(*batch(LESION))
+        assert int(trainer.teacher.n_averaged) == (2 if epoch == 2 else 0)
+    mean, now = trainer.teacher.module.state_dict(), trainer.model.state_dict()
+    for name, value in mean.items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value, (before[name] + now[name]) / 2)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +93,7 @@ class Saying(torch.nn.Module):
 def test_the_teacher_counts_where_it_is_sure_and_is_not_asked_about_healthy_images(trainer):
     probability = torch.tensor([[0.96, 0.94, 0.5, 0.06, 0.04]] * 2).view(2, 1, 5).expand(2, 5, 5)
     masks = torch.tensor([1, 0], dtype=torch.uint8)[:, None, None].expand(2, 5, 5)
-    trainer.teacher.model = Saying(probability)
+    trainer.teacher.module = Saying(probability)
     images = torch.zeros(2, 5, 5, 3, dtype=torch.uint8)
     said = trainer.label(images, masks)
     assert SURE == 0.95
@@ -130,7 +121,7 @@ def test_the_label_of_the_teacher_is_warped_as_the_image_is():
 def test_a_teacher_that_says_what_the_mask_says_doubles_the_loss_under_any_warp(trainer):
     given = batch(LESION)
     trainer.label = lambda images, masks: masks
-    trainer.counts.fill_(1)
+    trainer.counts = True
     plain = super(MeanTeacher, trainer)._loss(*given)
     assert torch.allclose(trainer._loss(*given), 2 * plain)
 
@@ -146,7 +137,7 @@ def test_in_the_first_half_the_masks_teach_alone(trainer):
 
 def test_the_loss_is_that_of_the_mask_and_that_of_the_teachers_label(trainer):
     images, masks, weight, _ = batch(LESION)
-    trainer.counts.fill_(1)
+    trainer.counts = True
     trainer.model.eval()  # the same logits in every pass
     unchanged = parameters_of(torch.zeros(4, RANDOM))
     found = trainer._loss(images, masks, weight, unchanged)
@@ -170,23 +161,10 @@ def test_an_interrupted_training_has_its_teacher_again(trainer, tmp_path):
         one.begin_epoch(1e-3)
         one.step(*batch(LESION))
     assert other.teacher.epochs == 3
-    assert other.counts == 1
+    assert other.counts
     for part in ("model", "teacher"):
         ours, theirs = (getattr(t, part).state_dict() for t in (trainer, other))
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-
-
-def test_a_step_asks_for_no_value_that_the_host_would_wait_for(trainer):
-    class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            assert function.overloadpacket.__name__ not in WAITS
-            return function(*args, **(kwargs or {}))
-
-    trainer.begin_epoch(1e-3)
-    trainer.step(*batch(LESION))  # torch's Adam looks at its settings at first
-    with Watch():
-        trainer.begin_epoch(1e-3)
-        trainer.step(*batch(LESION))
 
 
 def test_the_constants_decide_whether_a_student_is_kept(monkeypatch):

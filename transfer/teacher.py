@@ -2,17 +2,28 @@
 
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 
 from config import Config
 from medood.data.labels import BACKGROUND, UNSURE
 from medood.training.augmentation import augment
-from medood.training.average import MovingAverage
 from medood.training.losses import segmentation_loss
 from medood.training.step import Trainer
 
 DECAY = 0.99  # of the moving average, per step (Tarvainen and Valpola 2017, early in a training)
 SURE = 0.95  # probability from which the teacher counts (FixMatch, Sohn et al. 2020)
 START = 0.5  # of the epochs: a mean of students that know little yet would teach them to stay so
+
+
+@torch.no_grad()
+def average(means: list[Tensor], values: list[Tensor], count: Tensor) -> None:
+    """Move means of `count` values each towards new ones: plain means at first, then exponential.
+
+    For AveragedModel, whose own functions are either.
+    """
+    rate = (1 / (1 + count)).clamp(min=1 - DECAY)
+    for mean, value in zip(means, values, strict=True):
+        mean.copy_(mean + (value - mean) * rate)
 
 
 class MeanTeacher(Trainer):
@@ -22,15 +33,15 @@ class MeanTeacher(Trainer):
     student augmented, and the label is warped as the mask is: the student has to be consistent with
     it (Tarvainen and Valpola, "Mean teachers are better role models", NeurIPS 2017). A pixel of
     which the teacher is not sure counts in L as any unsure pixel: not at all. In the first half of
-    the epochs the masks teach alone, and the teacher is the student.
+    the epochs the masks teach alone; then the teacher begins as the student.
     """
 
     def __init__(self, cfg: Config, device: torch.device) -> None:
         super().__init__(cfg, device)
-        self.teacher = MovingAverage(self.model, DECAY)
-        # tensors: a recorded step would repeat a number of Python's as it was
-        self.teacher.register_buffer("epochs", torch.zeros((), device=device))  # begun
-        self.counts = torch.zeros((), device=device)
+        teacher = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
+        self.teacher = teacher.eval().requires_grad_(False)
+        self.teacher.register_buffer("epochs", torch.zeros(()))  # begun
+        self.counts = False  # whether the teacher does
         self.beside["teacher"] = self.teacher
 
     @staticmethod
@@ -41,13 +52,16 @@ class MeanTeacher(Trainer):
     def begin_epoch(self, lr: float) -> None:
         """Take the steps of an epoch at a learning rate, in the second half with the teacher."""
         super().begin_epoch(lr)
-        self.counts.copy_(self.teacher.epochs >= START * self.cfg.epochs)
+        self.counts = bool(self.teacher.epochs >= START * self.cfg.epochs)
+        if self.counts and not self.teacher.n_averaged:
+            self.teacher.update_parameters(self.model)  # the first time, a copy
         self.teacher.epochs += 1
 
     def update(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
         """Take an optimiser step on a batch, and let the teacher follow."""
         results = super().update(*batch)
-        self.teacher.follow(self.model, self.counts)
+        if self.counts:
+            self.teacher.update_parameters(self.model)
         return results
 
     @torch.no_grad()
@@ -58,13 +72,15 @@ class MeanTeacher(Trainer):
         teacher is asked. images: RGB uint8 (N, P, P, 3). masks: uint8 (N, P, P).
         """
         with self.precision:
-            logits = self.teacher.model(self.normalise(images.permute(0, 3, 1, 2).float()))
+            logits = self.teacher.module(self.normalise(images.permute(0, 3, 1, 2).float()))
         probability, said = logits.float().softmax(1).max(1)
         said = said.where(probability >= SURE, UNSURE)
         is_healthy = (masks == BACKGROUND).flatten(1).all(1)[:, None, None]
         return said.where(~is_healthy, BACKGROUND).to(torch.uint8)
 
     def _loss(self, images: Tensor, masks: Tensor, weight: Tensor, augmentation: Tensor) -> Tensor:
+        if not self.counts:
+            return super()._loss(images, masks, weight, augmentation)
         both = torch.stack([masks, self.label(images, masks)], 1)
         augmented, targets = augment(images, both, augmentation)
         with self.precision:
@@ -72,4 +88,4 @@ class MeanTeacher(Trainer):
         of_mask, of_teacher = (
             segmentation_loss(logits, target, weight, self.cfg.loss) for target in targets.unbind(1)
         )
-        return of_mask + self.counts * of_teacher
+        return of_mask + of_teacher

@@ -30,15 +30,12 @@ TRAINING = (
     *("architecture", "encoder", "encoder_weights", "epochs", "batch_size", "lr", "loss"),
     *("batch_norm", "sync_batch_norm", "compile", "ood_weight", "select", "precision", "seed"),
     *("deterministic", "classes"),
-    *("schedule", "weight_decay", "average", "stain", "sampling"),
+    *("stain", "sampling"),
 )
 # ood_weight in the record of a network that no OoD patch trains: it does not decide that network
 WITHOUT_OODS = 1.0
-# Settings at a value that changes nothing are in no record: what was made before they existed stays
-NEUTRAL = {
-    **{"schedule": "step", "weight_decay": 0.0, "average": 0.0, "stain": 0.0},
-    **{"sampling": "shuffle", "mirrors": False, "patients": None},
-}
+# in a record only while they change something: what was made before they existed stays current
+LATER, OFF = ("stain", "sampling", "mirrors", "patients"), (0, "shuffle", False, None)
 
 
 class Product(NamedTuple):
@@ -148,7 +145,7 @@ def network_made_from(
 def of_patients(cfg: Config, names: list[str]) -> dict:
     """Return whose patches these are."""
     owners = cfg.patients and digest("\n".join(patients_of(cfg, names)))
-    return _without_neutral({"patients": owners})
+    return _without_later({"patients": owners})
 
 
 def _id_set(cfg: Config, fold: int) -> list[Pair]:
@@ -271,11 +268,11 @@ def made_from(cfg: Config, name: str, fold: int = 0) -> dict:
 
 def _settings(cfg: Config, names: tuple[str, ...]) -> dict:
     found = {n: VALUES[n](cfg) if n in VALUES else getattr(cfg, n) for n in names}
-    return json.loads(json.dumps(_without_neutral(found), default=str))
+    return json.loads(json.dumps(_without_later(found), default=str))
 
 
-def _without_neutral(found: dict) -> dict:
-    return {n: value for n, value in found.items() if n not in NEUTRAL or value != NEUTRAL[n]}
+def _without_later(found: dict) -> dict:
+    return {n: value for n, value in found.items() if n not in LATER or value not in OFF}
 
 
 # ---------------------------------------------------------------- the walk

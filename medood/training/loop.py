@@ -1,6 +1,5 @@
 """The one training loop: baseline and Med-OoD differ only in the patches that it gets."""
 
-import math
 import os
 import time
 from dataclasses import replace
@@ -28,19 +27,10 @@ from medood.training.step import Trainer, explain_errors
 from medood.training.tensorboard import TensorBoardLog, remove_log
 
 SLOW_SHARE = 10 / 36  # of the epochs, the last ones, run at a tenth of the learning rate
-RISE_SHARE = 0.1  # of the epochs, the first ones, in which the learning rate of a cosine rises
 
 
 def learning_rate(cfg: Config, epoch: int) -> float:
-    """Return the learning rate of an epoch, counted from 0.
-
-    A cosine falls to 0 at the end (Loshchilov and Hutter, SGDR, ICLR 2017, Eq. 5, one cycle).
-    """
-    if cfg.schedule == "cosine":
-        rise = round(cfg.epochs * RISE_SHARE)
-        if epoch < rise:
-            return cfg.lr * (epoch + 1) / (rise + 1)
-        return cfg.lr * (1 + math.cos(math.pi * (epoch - rise) / (cfg.epochs - rise))) / 2
+    """Return the learning rate of an epoch, counted from 0."""
     slow = round(cfg.epochs * SLOW_SHARE)
     return cfg.lr if epoch < cfg.epochs - slow else cfg.lr / 10
 
@@ -136,9 +126,9 @@ def fit(
         trainer.average_buffers()
         row = {"epoch": epoch + 1, "loss": round(losses.mean().item(), 6), "lr": lr}
         if val is not None:
-            row["val_miou"] = validate(cfg, trainer.tested, val, device)
+            row["val_miou"] = validate(cfg, trainer.model, val, device)
         if tensorboard is not None:
-            tensorboard.add(row, trainer.tested)
+            tensorboard.add(row, trainer.model)
         state.add(row)
         seconds = time.perf_counter() - started
         score = f"  val_miou {row['val_miou']:.4f}" if val is not None else ""
@@ -160,7 +150,7 @@ def fit(
     # an OoD patch, unless external, has the name of the training patch that it was cut from
     names = {name for name in patches.names if not name.startswith(SOURCE_PREFIX)}
     if is_main():
-        write_network(trainer.tested, run, state.log, names | set(val.names if val else []), folder)
+        write_network(trainer.model, run, state.log, names | set(val.names if val else []), folder)
 
 
 def train_epoch(trainer: Trainer, loader: Loader, lr: float) -> tuple[Tensor, Tensor]:
@@ -211,14 +201,13 @@ def without_classes(cfg: Config, patches: Patches) -> str:
 
 
 def validate(cfg: Config, model: nn.Module, val: Patches, device: torch.device) -> float:
-    """Return `miou` of a network on held-out patches, and leave it in the mode it was in.
+    """Return `miou` of a network in training on held-out patches.
 
     Without mirrors: how a network is used later does not decide which epoch's weights are kept.
     """
     cfg = replace(cfg, mirrors=False)
-    training = model.training  # a moving average is not
     tally, _ = tally_patches(cfg, model.eval(), val, device, "  validation")
-    model.train(training)
+    model.train()
     miou = tally.scores()["miou"]
     if miou is None:
         raise UserError(

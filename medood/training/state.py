@@ -25,7 +25,7 @@ class TrainingState:
         made_from: what the network is made from; a file of another training is not used. Raises
         UserError if the file is damaged. Every process reads it; rank 0 writes it.
         """
-        self.path, self.model = path, getattr(trainer, "tested", trainer.model)
+        self.path, self.model = path, trainer.model
         self.parts = {"model": trainer.model, "optimiser": trainer.optimiser}
         self.parts |= getattr(trainer, "beside", {})  # what some have beside the two
         self.record = made_from | {"processes": world_size()}  # batch normalisation depends on them

@@ -16,7 +16,6 @@ from config import Config, UserError
 from medood.models import network
 from medood.processes import all_reduce, world_size
 from medood.training.augmentation import RANDOM, augment, parameters_of
-from medood.training.average import MovingAverage
 from medood.training.losses import segmentation_loss
 from medood.training.recorded import RecordedStep
 
@@ -75,13 +74,8 @@ class Trainer:
         # a tensor on a GPU, where a recorded step reads it; a number where Adam would ask for it
         self.lr = torch.tensor(cfg.lr, device=device) if on_gpu else None
         lr = cfg.lr if self.lr is None else self.lr
-        self.optimiser = torch.optim.AdamW(
-            contiguous, lr, weight_decay=cfg.weight_decay, fused=True, capturable=on_gpu
-        )
+        self.optimiser = torch.optim.Adam(contiguous, lr, fused=True, capturable=on_gpu)
         self.beside: dict[str, nn.Module] = {}  # what an interrupted training needs too, to go on
-        self.average = MovingAverage(self.model, cfg.average) if cfg.average else None
-        if self.average is not None:
-            self.beside["average"] = self.average
         self.precision = network.autocast(cfg, device)
         self.full = 0  # patches of a whole batch; 0 before the first step
         self.compiled_loss = torch.compile(self._loss, dynamic=False) if cfg.compile else None
@@ -90,11 +84,6 @@ class Trainer:
             # forward, backward and optimiser: the launches of a small batch take a GPU's host
             # longer than the GPU takes for the arithmetic
             self.recorded = RecordedStep(self.update)
-
-    @property
-    def tested(self) -> nn.Module:
-        """The network that this training gives: its weights, or their moving average."""
-        return self.model if self.average is None else self.average.model
 
     @staticmethod
     def made_from(cfg: Config) -> dict:
@@ -142,8 +131,6 @@ class Trainer:
         norm = get_total_norm(found, foreach=True)  # all weights in one launch
         self.optimiser.step()
         self.optimiser.zero_grad()  # the next forward pass can use their memory
-        if self.average is not None:
-            self.average.follow(self.model)
         return loss.detach(), norm
 
     def _loss(self, images: Tensor, masks: Tensor, weight: Tensor, augmentation: Tensor) -> Tensor:
@@ -158,7 +145,7 @@ class Trainer:
 
     def average_buffers(self) -> None:
         """Give every process the mean of all running means and variances."""
-        for values in (*self.model.buffers(), *(self.tested.buffers() if self.average else ())):
+        for values in self.model.buffers():
             if world_size() > 1 and values.is_floating_point():
                 all_reduce(values).div_(world_size())
 

@@ -71,10 +71,9 @@ class TensorBoardLog:
         for name, value in row.items():
             if name != "epoch":
                 self.writer.add_scalar(name, value, epoch)
-        training = model.training  # a moving average is not
         found = predict(self.cfg, model.eval(), self.images, pick_device(self.cfg), "  picture")
         predicted = np.concatenate([part.argmax(1).cpu().numpy() for _, part in found])
-        model.train(training)
+        model.train()
         colours = palette((*self.cfg.classes, ("unsure", UNSURE_COLOUR)))
         truth = np.minimum(self.masks.numpy(), len(colours) - 1)  # UNSURE is the largest value
         columns = self.images.numpy(), colours[truth], colours[predicted]
