@@ -2,7 +2,7 @@
 
 `python transfer/main.py --images FOLDER --image_labels CSV --lesion NAME --masks FOLDER` runs on
 your images; without --masks it stops before the test. `python transfer/main.py --sample` draws a
-small set first, and runs on that. `--prove` shows that no step before the test looks at a mask.
+small set first, and runs on that.
 """
 
 import sys
@@ -28,8 +28,6 @@ class MainConfig(TrainingsConfig):
 
     sample: bool = False
     """Draw a small data set in <workspace>/transfer_sample and run on it, with its own settings."""
-    prove: bool = False
-    """Make the masks with the true masks deleted, and with them scrambled: the same bytes."""
 
 
 def steps(cfg: TransferConfig) -> None:
@@ -52,17 +50,12 @@ def main(cfg: MainConfig) -> None:
 
 
 def start(cfg: MainConfig) -> None:
-    """Run on the sample if asked, else on the images; or prove that no mask is looked at."""
+    """Run on the sample if asked, else on the images."""
     if cfg.sample:
         from transfer.sample import draw_sample
 
         cfg = replace(cfg, workspace=home(cfg), **draw_sample(home(cfg)))
-    if cfg.prove:
-        from medood.runs.prove import prove
-
-        prove(cfg, steps, "weak", "transfer")
-    else:
-        main(cfg)
+    main(cfg)
 
 
 def home(cfg: MainConfig) -> Path:

@@ -2,7 +2,7 @@
 
 `python weak/main.py --images FOLDER --image_labels CSV --masks FOLDER` runs on your images; without
 --masks it stops before the test. `python weak/main.py --sample` draws a small set first, and runs
-on that. `--prove` shows that no step before the test looks at a mask.
+on that.
 """
 
 import sys
@@ -30,8 +30,6 @@ class MainConfig(MasksConfig):
 
     sample: bool = False
     """Draw a small data set in <workspace>/weak_sample and run on it, with settings of its own."""
-    prove: bool = False
-    """Make the pseudo-masks with the masks deleted, and with them scrambled: the same bytes."""
 
 
 def steps(cfg: MasksConfig) -> None:
@@ -55,19 +53,14 @@ def main(cfg: MainConfig) -> None:
 
 
 def start(cfg: MainConfig) -> None:
-    """Run on the sample if asked, else on the images; or prove that no mask is looked at."""
+    """Run on the sample if asked, else on the images."""
     if cfg.shuffled:
         raise UserError("shuffled = True: main.py runs this control itself: leave it out")
     if cfg.sample:
         from weak.sample import draw_sample
 
         cfg = replace(cfg, workspace=home(cfg), **draw_sample(home(cfg)))
-    if cfg.prove:
-        from medood.runs.prove import prove
-
-        prove(cfg, steps, "weak")
-    else:
-        main(cfg)
+    main(cfg)
 
 
 def home(cfg: MainConfig) -> Path:
