@@ -22,7 +22,6 @@ from medood.data.files import whole
 from medood.data.workspace import require_network
 from medood.processes import on_main
 from medood.runs.command_line import run
-from medood.runs.locks import holder_of
 
 TOLERANCE = 1e-3  # of a probability, between the two versions of the network
 
@@ -114,5 +113,4 @@ def start(cfg: ExportConfig) -> None:
 
 
 if __name__ == "__main__":
-    # no other run may tidy up, or replace the network, in the workspace that the folder lies in
-    run(start, ExportConfig(), lambda cfg: cfg.folder and holder_of(cfg.folder), lambda cfg: [])
+    run(start, ExportConfig(), lambda cfg: None)

@@ -10,7 +10,6 @@ With prepared patches and no regions it only draws the folds that are not there.
 """
 
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,7 +40,7 @@ from medood.data.patients import region_of
 from medood.processes import on_main
 from medood.runs.command_line import run
 from medood.runs.jobs import for_each
-from medood.runs.locks import alone_in
+from medood.runs.locks import locked
 from medood.runs.provenance import is_kept, making, require, write_product
 
 
@@ -160,8 +159,7 @@ def write_folds(cfg: Config, names: list[str]) -> None:
             continue
         tested = held_out(cfg, names, fold)
         rows = [(i, name, "test" if name in tested else "train") for i, name in enumerate(names)]
-        # another run may be reading the list that this one replaces
-        with alone_in(cfg.workspace) if path.exists() else nullcontext():
+        with locked(cfg.workspace, [path.name]):
             write_product(cfg, "fold", fold, csv_text(["", "img_name", "obj_tag"], rows))
 
 

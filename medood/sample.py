@@ -21,7 +21,7 @@ from medood.data.images import write_png
 from medood.data.records import fresh_folder, record_of
 from medood.data.workspace import SAMPLE_MARK
 from medood.processes import on_main
-from medood.runs.locks import alone_in
+from medood.runs.locks import locked
 
 REGIONS = 12
 # what the sample runs with, unless the command line says otherwise
@@ -150,7 +150,7 @@ def draw_sample(cfg: Config) -> None:
         return
     names = [f"sample_{number}" for number in range(1, REGIONS + 1)]
     with (
-        alone_in(cfg.workspace),
+        locked(cfg.workspace, [SAMPLE_MARK]),
         fresh_folder(folders[0], record) as first,
         fresh_folder(folders[1], record) as second,
         fresh_folder(folders[2], record) as labels,

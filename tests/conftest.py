@@ -15,8 +15,8 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
-import portalocker
 import pytest
+from filelock import FileLock
 from tifffile import imwrite
 
 from config import LIZARD, Config
@@ -142,7 +142,7 @@ def made_once(tmp_path_factory) -> Callable[[str, Callable], object]:
 
     def once(name: str, make: Callable[[Path], object]) -> object:
         found = base / f"{name}.pickle"
-        with portalocker.Lock(base / f"{name}.lock", timeout=600):
+        with FileLock(base / f"{name}.lock", timeout=600):
             if not found.exists():
                 shutil.rmtree(base / name, ignore_errors=True)  # of a process that failed
                 (base / name).mkdir()

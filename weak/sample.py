@@ -18,7 +18,7 @@ from medood.data.images import write_png
 from medood.data.records import fresh_folder, record_of
 from medood.data.workspace import SAMPLE_MARK
 from medood.processes import on_main
-from medood.runs.locks import alone_in
+from medood.runs.locks import locked
 
 ROOT = Path(__file__).parents[1]
 CLASSES = ("striped", "tinted")
@@ -129,7 +129,7 @@ def _write(workspace: Path, folder: Path, sample: Sample) -> None:
     if found.is_there and not found.out_of_date(record):
         print(f"{folder}: kept, drawn before")
         return
-    with alone_in(workspace), fresh_folder(folder, record) as out:
+    with locked(workspace, [SAMPLE_MARK]), fresh_folder(folder, record) as out:
         for side in ("images", "masks"):
             (out / side).mkdir()
         rows = []

@@ -13,7 +13,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from itertools import chain, repeat
 from pathlib import Path
@@ -27,6 +27,7 @@ from medood.data.names import name_of, plain
 from medood.processes import is_main
 
 PARTIAL, REPLACED = ".partial", ".replaced"  # endings of hidden names, while something is written
+HIDDEN = re.compile(r"\.(?P<name>.+?)(\.(?P<process>\d+)@(?P<host>.+))?\.(partial|replaced)")
 # beside the folders of patches
 WRITTEN_TO = ("HardOoD", "k_folds", "models", "reports", "studies", "transfer", "weak")
 TIMES = "times.csv"  # in the workspace: equal runs differ in it, and in the report that shows it
@@ -71,7 +72,7 @@ def pngs(folder: Path) -> list[Path]:
 def whole(path: Path) -> Iterator[Path]:
     """Yield a name to write a file to; the file takes the name `path` when it is on the disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = _partial(path)
+    partial = _hidden(path, PARTIAL)
     try:
         yield partial
         with partial.open("rb+") as file:
@@ -230,8 +231,8 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
     An error or a kill before that leaves the folder that stood there as it was.
     """
-    partial = _partial(folder)
-    old = folder.with_name(f".{folder.name}{REPLACED}")
+    partial = _hidden(folder, PARTIAL)
+    old = _hidden(folder, REPLACED)
     _remove(partial)
     partial.mkdir(parents=True)
     try:
@@ -249,9 +250,9 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     _remove(old)
 
 
-def _partial(path: Path) -> Path:
-    """Return the hidden name of a file or folder while this process, of this machine, writes it."""
-    return path.with_name(f".{path.name}.{os.getpid()}@{HOST}{PARTIAL}")
+def _hidden(path: Path, ending: str) -> Path:
+    """Return the name of a file or folder while this process, of this machine, writes it."""
+    return path.with_name(f".{path.name}.{os.getpid()}@{HOST}{ending}")
 
 
 def _remove(path: Path) -> None:
@@ -263,34 +264,30 @@ def _remove(path: Path) -> None:
 
 
 def tidy(folder: Path) -> None:
-    """Remove what a killed run left half-written, and put back what it was about to replace.
-
-    Only for a run that has the folder alone: see medood/runs/locks.py.
-    """
+    """Remove what a killed run left half-written, and put back what it was about to replace."""
     left = list(folder.glob(".*"))
     for name in WRITTEN_TO:
         left += (folder / name).rglob(".*")
     for path in left:
-        stands = path.with_name(path.name[1:].removesuffix(REPLACED))
-        if path.name.endswith(REPLACED) and path.exists() and not stands.exists():
-            path.rename(stands)
-        elif path.name.endswith(REPLACED) or (path.name.endswith(PARTIAL) and not _at_work(path)):
-            _remove(path)
+        found = HIDDEN.fullmatch(path.name)
+        with suppress(FileNotFoundError):  # another run tidies up too
+            if found and not _at_work(path, found["process"], found["host"]):
+                stands = path.with_name(found["name"])
+                if path.name.endswith(REPLACED) and path.exists() and not stands.exists():
+                    path.rename(stands)
+                else:
+                    _remove(path)
 
 
-def _at_work(partial: Path) -> bool:
+def _at_work(path: Path, process: str | None, host: str | None) -> bool:
     """Return whether the process that writes a file, named in the file's name, may still run.
 
-    Functions may be called without a run, which would hold the folder; and on some drives of
-    clusters a lock holds on one machine only. Of another machine's process nothing is known: it is
-    taken to run for a day after it last wrote.
+    Of another machine's process nothing is known: it is taken to run for a day after it last wrote.
     """
-    name, at, host = partial.name.removesuffix(PARTIAL).rpartition("@")
-    if at and host != HOST:
-        return partial.exists() and time.time() - partial.stat().st_mtime < DAY
-    process = (name if at else host).rpartition(".")[2]
-    if os.name != "posix" or not process.isdigit():
+    if process is None:
         return False
+    if host != HOST or os.name != "posix":
+        return time.time() - path.lstat().st_ctime < DAY
     try:
         os.kill(int(process), 0)
     except (OSError, OverflowError):

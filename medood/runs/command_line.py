@@ -18,9 +18,10 @@ import docstring_parser
 import tyro
 
 from config import CONFIG, Config, UserError
+from medood.data.files import tidy
 from medood.processes import is_main, joined
 from medood.runs.commands import ROOT
-from medood.runs.locks import in_use
+from medood.runs.locks import locked
 from medood.runs.provenance import SCRIPTS, SETTINGS, settings_of
 
 CURES = {
@@ -71,9 +72,7 @@ def run(
         cure = f": {CURES[error.errno]}" if error.errno in CURES else ""
         sys.exit(f"error: {', '.join(known) or error}{cure}")
     except MemoryError:
-        sys.exit(
-            "error: the memory is full: close other programs, or lower max_pixels or max_memory"
-        )
+        sys.exit("error: the memory is full: close other programs, or lower max_pixels")
     except KeyboardInterrupt as stop:
         print("stopped: the same command goes on from here", file=sys.stderr)
         number = signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT
@@ -82,13 +81,18 @@ def run(
 
 @contextmanager
 def _held(folder: Path | None, parts: list[str]) -> Iterator[None]:
-    """Hold the folder that a step writes to, if any, and let SIGTERM stop it as Ctrl-C does."""
+    """Hold parts of the folder that a step writes to, and let SIGTERM stop it as Ctrl-C does.
+
+    What a killed run left in the folder is put right first.
+    """
 
     def terminate(*_: object) -> None:
         raise Terminated
 
     signal.signal(signal.SIGTERM, terminate)
-    with in_use(folder, parts) if folder else nullcontext():
+    with locked(folder, parts) if folder else nullcontext():
+        if folder:
+            tidy(folder)
         yield
 
 

@@ -22,7 +22,7 @@ from medood.data.patients import patients_of
 from medood.data.records import BadFiles, Record, record_of
 from medood.data.workspace import Pair
 from medood.processes import on_main
-from medood.runs.locks import alone_in
+from medood.runs.locks import locked
 
 SETTINGS = {field.name for field in dataclasses.fields(Config)}
 # the settings that a trained network depends on beside its patches
@@ -402,8 +402,8 @@ def is_kept(cfg: Config, name: str, fold: int = 0) -> bool:
 def making(cfg: Config, *names: str, bad: BadFiles | None = None) -> Iterator[list[Path]]:
     """Give a folder to fill for each of some products, or none if all of them are kept.
 
-    A full folder takes the product's name, with its record. No other run works in the workspace
-    meanwhile. bad: the input files that are left out; may be filled on the way. After an error or a
+    A full folder takes the product's name, with its record. No other run makes them meanwhile.
+    bad: the input files that are left out; may be filled on the way. After an error or a
     kill, the products are what they were before.
     """
     products = {PRODUCTS[name].path(cfg, 0): made_from(cfg, name) for name in names}
@@ -412,7 +412,7 @@ def making(cfg: Config, *names: str, bad: BadFiles | None = None) -> Iterator[li
         yield []
         return
     with ExitStack() as stack:
-        stack.enter_context(alone_in(cfg.workspace))
+        stack.enter_context(locked(cfg.workspace, [path.name for path in products]))
         stack.enter_context(timed(cfg.workspace, names[0]))
         folders = (records.fresh_folder(*product, bad) for product in products.items())
         yield [stack.enter_context(folder) for folder in folders]
