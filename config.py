@@ -147,8 +147,6 @@ class Machine:
     """`auto` is bfloat16 where the hardware computes in it, else float32; tests use float32."""
     mirrors: bool = False
     """Predict the mean over an image, mirrored and turned in all eight ways: eight times slower."""
-    max_memory: Positive | None = None
-    """Gigabytes of patches to hold in memory, the rest in a file; None is half of the machine's."""
     workers: Annotated[int, Field(ge=-1)] = -1
     """Threads that prepare the data; -1 is one per core."""
     dask_scheduler: Annotated[str, Field(pattern=r"^(tcp|tls)://\S+:\d+$")] | None = None

@@ -59,8 +59,6 @@ class BenchConfig(Config):
     """How many regions one Lizard has."""
     sizes: tuple[tuple[int, int], ...] = SIZES
     """Heights and widths of the regions, in turn, in pixels."""
-    max_memory: float | None = 0.5
-    """Gigabytes of patches to hold in memory: less than one Lizard has, so that all are mapped."""
     json: Path | None = None
     """File to write the figures to."""
 

@@ -243,7 +243,6 @@ def _check_folds(cfg: Config, patches: list[str], findings: Findings) -> None:
 def _check_disk(cfg: Config, patches: int, findings: Findings) -> None:
     """Compare the free disk with the bytes that the steps will write."""
     # here: the workers of a cluster import this module too, and need no torch
-    from medood.data.memory import exceeds_memory
     from medood.models.network import build_model
 
     model = build_model(replace(cfg, encoder_weights="none"))
@@ -253,8 +252,6 @@ def _check_disk(cfg: Config, patches: int, findings: Findings) -> None:
     needed = (len(to_train) + ADAM) * weights if to_train else 0
     pixels = patches * cfg.patch_size**2
     needed += sum(pixels * size for name, size in BYTES.items() if not pngs(cfg.workspace / name))
-    held = 2 * 4 * round(TRAIN_SHARE * pixels)  # in training, if all OoD patches are added
-    needed += held if exceeds_memory(cfg, held) else 0
     place = next(path for path in (cfg.workspace, *cfg.workspace.parents) if path.exists())
     free = shutil.disk_usage(place).free
     findings.table["disk"] = (
@@ -268,9 +265,11 @@ def _check_disk(cfg: Config, patches: int, findings: Findings) -> None:
 
 
 def _check_time(cfg: Config, patches: int, findings: Findings) -> None:
-    """Add about how long training takes."""
-    from medood.training.step import step_seconds  # here: it imports torch
+    """Add about how long training takes; UserError if its patches do not fit into memory."""
+    from medood.data.dataset import require_memory  # here: they import torch
+    from medood.training.step import step_seconds
 
+    require_memory(cfg, round(TRAIN_SHARE * patches))
     steps = cfg.epochs * math.ceil(TRAIN_SHARE * patches / cfg.batch_size)
     # a baseline and a network on at least as many, at most twice as many patches
     hours = np.array([2, 3]) * steps * len(cfg.folds) * step_seconds(cfg) / 3600

@@ -53,7 +53,6 @@ TINY = Config(
     pct_grid=tuple(tenth / 10 for tenth in range(11)),
     device="cpu",
     precision="float32",
-    max_memory=None,
     seed=0,
     compile=False,
     deterministic=False,

@@ -58,7 +58,7 @@ TIMED = {  # the benchmarks that write figures, with the file in bench/results t
     "roofline": (roofline.bench, bench.common.MeasureConfig, ROUND),
     "scale": (
         *(scale.bench, scale.BenchConfig),
-        SMALL | {"factors": (1, 2), "regions": 2, "sizes": ((256, 384),), "max_memory": 1e-6},
+        SMALL | {"factors": (1, 2), "regions": 2, "sizes": ((256, 384),)},
     ),
     "seeds": (seeds.bench, seeds.BenchConfig, ROUND | {"seeds": 1, "patch_size": 64}),
     "train_mobilenet_v2": (train.bench, train.BenchConfig, ROUND | {"patches": 8}),

@@ -47,8 +47,6 @@ SCRIPTS = sorted(path.name for path in ROOT.glob("*.py") if path.name != "config
         ("pct_grid", (0.0, 60.0)),
         ("precision", "float16"),
         ("seed", -1),
-        ("max_memory", 0.0),
-        ("max_memory", -1.0),
         # of the wrong type, as an edit of config.py may leave it
         ("folds", 79),
         ("folds", (79, "158")),

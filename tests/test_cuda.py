@@ -98,11 +98,13 @@ def test_only_float32_is_not_tf32_and_only_while_it_is_computed(
 @pytest.mark.parametrize("loss", ["dice", "dice_ce", "paper_code"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("stored", ["there", "on the CPU"])
-def test_the_host_never_waits_in_an_epoch(gpu, loss, precision, stored):
+def test_the_host_never_waits_in_an_epoch(gpu, loss, precision, stored, monkeypatch):
     cfg = dataclasses.replace(SMALL, loss=loss, precision=precision)
     trainer = Trainer(cfg, gpu.device)
     patches = some_patches(20)
-    loader = Loader(cfg, 1, dataclasses.replace(patches, mapped=stored != "there"), gpu.device)
+    storage = gpu.device if stored == "there" else CPU
+    monkeypatch.setattr("medood.training.batches.storage_device", lambda *_: storage)
+    loader = Loader(cfg, 1, patches, gpu.device)
     assert (loader.storage == CPU) == (stored != "there")
     train_epoch(trainer, loader, cfg.lr)  # torch prepares some things once
     loader.set_epoch(1)
@@ -189,7 +191,7 @@ def test_a_mask_left_on_the_cpu_is_found(gpu, monkeypatch):
 def test_a_host_that_waits_is_found(gpu, monkeypatch, fault):
     fault(monkeypatch)
     with pytest.raises(RuntimeError, match="wait|synchroniz"):
-        test_the_host_never_waits_in_an_epoch(gpu, "dice", "float32", "there")
+        test_the_host_never_waits_in_an_epoch(gpu, "dice", "float32", "there", monkeypatch)
 
 
 # ---------------------------------------------------------------- the steps of the paper

@@ -72,7 +72,7 @@ DECIDING = (
 PRODUCTS["generator"] = Product(
     generator_folder, ("weak images",), DECIDING, _of_domains, TransferConfig
 )
-_FOLDS = ("workspace", "images", "folds", "device", "max_memory", "tensorboard")
+_FOLDS = ("workspace", "images", "folds", "device", "tensorboard")
 SCRIPTS["transfer/train_transfer.py"] = (("generator",), _FOLDS)
 
 
@@ -156,7 +156,7 @@ PRODUCTS.update(
         ),
     }
 )
-_MASKS = ("workspace", "images", "folds", "device", "max_memory")
+_MASKS = ("workspace", "images", "folds", "device")
 _IMAGES = ("images", "max_pixels", "skip_bad_files", "workers", "dask_scheduler")
 # the class is the lesion, no epoch is chosen, nothing is mined, and there is one process
 _UNUSED = {"classes", "select", "sync_batch_norm", "ood_weight"}

@@ -162,7 +162,7 @@ PRODUCTS.update(
 
 
 _IMAGES = ("workspace", "images", "max_pixels", "skip_bad_files", "workers", "dask_scheduler")
-_FOLDS = ("workspace", "images", "folds", "device", "max_memory")
+_FOLDS = ("workspace", "images", "folds", "device")
 _SEARCH = ("pnr_opt", "pct_grid", "mpp", "tensorboard")
 # `classes` are the columns of the CSV, no epoch is chosen, and there is one process
 _NETWORK = tuple({*TRAINING, *_SEARCH, *_FOLDS} - {"classes", "select", "sync_batch_norm"})

@@ -8,6 +8,5 @@ workspace  where everything is
 patients   whose a patch is: its region, and its patient
 folds      which patches train and which test
 ood_set    the ranked OoD patches of a fold, and how many of them are used
-memory     in memory, or in a file beyond max_memory
 dataset    patches as tensors
 """

@@ -1,20 +1,23 @@
 """Patches decoded once, and held as uint8 until a batch is made."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from config import Config
+from config import Config, UserError
 from medood.data.files import in_threads
 from medood.data.images import read_image, read_mask, require_side
-from medood.data.memory import GB, exceeds_memory, memory_limit, zeros
 from medood.data.names import name_of
 from medood.data.workspace import Pair
-from medood.processes import say_once
+from medood.processes import local_world_size
 
 CHUNK = 64  # patches to process at once: a copy of all of them may not fit into memory
+PIXEL = 4  # bytes: three colours and a class
+GROUP_LIMITS = ("memory.max", "memory.limit_in_bytes")  # of Linux's control groups, version 2 and 1
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,6 @@ class Patches:
     images: Tensor  # uint8 (N, P, P, 3), RGB
     masks: Tensor  # uint8 (N, P, P), the class, or UNSURE; all 0 for an OoD patch
     is_ood: Tensor  # bool (N,)
-    mapped: bool = False  # whether images and masks lie in files: see medood/data/memory.py
 
     def __len__(self) -> int:
         return len(self.names)
@@ -34,17 +36,13 @@ class Patches:
 def load_patches(cfg: Config, files: list[Pair]) -> Patches:
     """Read patches; a patch without a mask is an OoD patch.
 
-    Raises UserError for a patch that is not patch_size pixels wide and high.
+    Raises UserError for a patch that is not patch_size pixels wide and high, and where they do not
+    fit into memory.
     """
+    require_memory(cfg, len(files))
     side = cfg.patch_size
     shape = len(files), side, side
-    size = 4 * len(files) * side**2  # bytes: three colours and a class
-    if mapped := exceeds_memory(cfg, size):
-        say_once(
-            f"{len(files)} patches, {size / GB:.3g} GB, lie in a file in {cfg.workspace} while they"
-            f" are used: max_memory is {memory_limit(cfg) / GB:.3g} GB"
-        )
-    images, masks = zeros(cfg, (*shape, 3), mapped), zeros(cfg, shape, mapped)
+    images, masks = torch.zeros(*shape, 3, dtype=torch.uint8), torch.zeros(shape, dtype=torch.uint8)
     read_truth = partial(read_mask, classes=len(cfg.class_names))
 
     def read(index: int) -> None:
@@ -61,5 +59,34 @@ def load_patches(cfg: Config, files: list[Pair]) -> Patches:
         images,
         masks,
         torch.tensor([mask is None for _, mask in files], dtype=torch.bool),
-        mapped,
     )
+
+
+def require_memory(cfg: Config, count: int) -> None:
+    """Raise UserError unless memory has room for so many patches in each process."""
+    needed = PIXEL * count * cfg.patch_size**2 * local_world_size()
+    if needed > (free := available_memory()):
+        raise UserError(
+            f"{count} patches take {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are"
+            " available: close other programs, ask for more, or use fewer images"
+        )
+
+
+def available_memory() -> float:
+    """Return the bytes that this machine, or the job, has for new data; inf where none says it.
+
+    That is Linux's estimate for the machine, and the limits of its control groups: those of
+    containers and of job queues.
+    """
+    limits = [float("inf")]
+    with suppress(OSError):  # not Linux
+        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        limits.append(1024 * int(lines["MemAvailable"].split()[0]))
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, kind, group = line.split(":", 2)
+            folder = Path("/sys/fs/cgroup", kind, group.lstrip("/"))
+            if kind in ("", "memory"):  # version 2, or 1
+                files = [part / name for part in (folder, *folder.parents) for name in GROUP_LIMITS]
+                found = [file.read_text().strip() for file in files if file.is_file()]
+                limits += [int(limit) for limit in found if limit.isdigit()]  # else "max"
+    return min(limits)

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from config import Config, UserError
 from medood.data.dataset import CHUNK, Patches, load_patches
-from medood.data.memory import exceeds_memory, zeros
 from medood.data.patients import patients_of
 from medood.data.workspace import Pair, id_files
 from medood.evaluation.scores import ProbabilityTally, RegionCounts, Tally, all_background
@@ -49,7 +48,7 @@ def tally_patches(
     the tally is to be a ProbabilityTally, its weights of the classes.
     """
     shape, classes = tuple(patches.masks.shape), model.config["classes"]
-    predicted = zeros(cfg, shape, exceeds_memory(cfg, patches.masks.nbytes))
+    predicted = torch.zeros(shape, dtype=torch.uint8)
     tally = Tally(shape[0], classes) if shift is None else ProbabilityTally(shape, shift)
     for place, probability in predict_shard(cfg, model, patches.images, device, task):
         tally.add(place, probability, patches.masks[place].to(device))

@@ -206,9 +206,9 @@ _DATA = ("workspace", "classes", "images", "masks", "skip_bad_files")
 _PREPARING = (*_DATA, "max_pixels", "workers", "dask_scheduler")
 _FOLDS = ("folds", "patients")
 _OODS = ("folds", "ood_source", "ood_source_use")
-_TRAINING = (*_DATA, *_FOLDS, "mpp", "device", "max_memory", "tensorboard")
-_TESTING = (*_DATA, *_OODS, "patients", "mpp", "device", "max_memory")
-_FILLING = (*_DATA, *_FOLDS, "batch_size", "precision", "device", "max_memory", "tensorboard")
+_TRAINING = (*_DATA, *_FOLDS, "mpp", "device", "tensorboard")
+_TESTING = (*_DATA, *_OODS, "patients", "mpp", "device")
+_FILLING = (*_DATA, *_FOLDS, "batch_size", "precision", "device", "tensorboard")
 _OF_A_NETWORK = ("classes", "mpp", "architecture", "encoder", "device", "precision", "mirrors")
 _VOLUMES = ("workspace", "folds", "seed", "device", "precision")
 _TRAINING_VOLUMES = ("epochs", "batch_size", "lr", "ood_fill", "ood_weight", "pnr_opt", "pct_grid")
@@ -217,7 +217,7 @@ SCRIPTS = {
     "generate_patches.py": (("patches", "patch masks", "fold"), (*_PREPARING, *_FOLDS)),
     "generate_unfiltered_oods.py": (("OoD patches", "source patches"), (*_PREPARING, *_OODS)),
     "train.py": (("baseline",), _TRAINING),
-    "rank_prune_ood.py": (("ranking",), (*_DATA, *_OODS, "patients", "device", "max_memory")),
+    "rank_prune_ood.py": (("ranking",), (*_DATA, *_OODS, "patients", "device")),
     "estimate_pct.py": (("estimate",), (*_DATA, *_OODS, "patients")),
     "train_ood.py": (("Med-OoD",), (*_TRAINING, *_OODS)),
     "test.py": (("baseline", "Med-OoD"), (*_TESTING, "mirrors")),
@@ -229,7 +229,7 @@ SCRIPTS = {
     "robust/test_volumes.py": ((), _VOLUMES),
     "robust/main.py": ((), (*_VOLUMES, *_TRAINING_VOLUMES)),
     "transfer/train_fill.py": (("fold",), _FILLING),
-    "studies/detector.py": (("fold",), (*_DATA, *_FOLDS, "device", "max_memory")),
+    "studies/detector.py": (("fold",), (*_DATA, *_FOLDS, "device")),
     "weak/label_patches.py": (("patches", "patch masks"), (*_PREPARING, "patients")),
 }
 

@@ -84,12 +84,12 @@ def shard_of(batch: Tensor) -> tuple[Tensor, float]:
 def storage_device(patches: Patches, device: torch.device) -> torch.device:
     """Return where the patches lie during a training on `device`: there, or on the CPU.
 
-    They lie on the CPU if they are in a file, beyond max_memory, or take more than half of what is
-    free on a GPU: networks need the other half.
+    They lie on the CPU if they take more than half of what is free on a GPU: networks need the
+    other half.
     """
     size = patches.images.nbytes + patches.masks.nbytes
     crowded = device.type == "cuda" and 2 * size > torch.cuda.mem_get_info(device)[0]
-    return torch.device("cpu") if patches.mapped or crowded else device
+    return torch.device("cpu") if crowded else device
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
