@@ -75,8 +75,8 @@ class Data:
     """What is dealt: patches (paper), whole regions or `patients`, or as Lizard's info.csv says."""
     patients: str | None = None
     """Whose each image is: a .csv (img_name, patient), or a pattern such as "(case_[0-9]+)_.*"."""
-    ood_fill: Literal["zero", "mean", "inpaint", "transfer"] = "zero"
-    """What replaces a nucleus: black (paper), mean background, inpainting, or a learned fill."""
+    ood_fill: Literal["zero", "mean", "inpaint"] = "zero"
+    """What replaces a nucleus: black (paper), mean background, or inpainting."""
     ood_source: Path | None = None
     """A folder of images without any nucleus, whose patches are mined as OoD candidates."""
     ood_source_use: Literal["instead", "beside"] = "instead"

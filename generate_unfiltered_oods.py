@@ -2,8 +2,7 @@
 
 Reads   Image_Patchs, Mask_Patchs     (generate_patches.py)
         the images in ood_source, if set
-Writes  OoD_Patchs/<patch>.png        RGB (P, P, 3), the patch without its foreground; not with
-                                      ood_fill = transfer: see transfer/train_fill.py
+Writes  OoD_Patchs/<patch>.png        RGB (P, P, 3), the patch without its foreground
         OoD_Source_Patchs/            RGB (P, P, 3), the patches of the external images
 
 Which of them the baseline is fooled by is found later, by rank_prune_ood.py.
@@ -20,7 +19,7 @@ from medood.data.images import read_image, read_mask, whole_patches, write_png
 from medood.data.labels import BACKGROUND
 from medood.data.names import name_of, stem_of
 from medood.data.records import BadFiles, refuse_bad
-from medood.data.workspace import SOURCE_PREFIX, list_images, list_patch_pairs, ood_folder
+from medood.data.workspace import SOURCE_PREFIX, list_images, list_patch_pairs
 from medood.processes import on_main
 from medood.runs.command_line import run
 from medood.runs.jobs import for_each
@@ -67,12 +66,7 @@ def fill_folder(cfg: Config, out: Path) -> int:
 
 
 def write_oods(cfg: Config) -> None:
-    """Write OoD_Patchs; UserError if they take a generator, and it has not made them."""
-    if cfg.ood_fill == "transfer":
-        require(cfg, "OoD patches")
-        for fold in cfg.folds:
-            print(f"{ood_folder(cfg, fold)}: kept, filled by the generator of the fold")
-        return
+    """Write OoD_Patchs."""
     with making(cfg, "OoD patches") as folders:
         if not folders:
             return

@@ -26,7 +26,7 @@ def train_ood(cfg: Config = CONFIG) -> None:
                 f"fold {fold}: no OoD patch is added (the baseline sees nuclei in none, or pct is"
                 " 0): this training is the baseline's again"
             )
-        files = id_files(cfg, train) + ood_files(cfg, fold, hardest)
+        files = id_files(cfg, train) + ood_files(cfg, hardest)
         train_fold(cfg, fold, files, id_files(cfg, val), model_folder(cfg, fold, ood=True))
 
 

@@ -179,7 +179,7 @@ def devices(cfg: BenchConfig) -> dict:
     cfg = replace(cfg, precision="float32", epochs=cfg.extent.epochs, lr=LR)
     train(cfg)
     fold, network = read_fold(cfg, FOLD), model_folder(cfg, FOLD, ood=False)
-    files = ood_files(cfg, FOLD, ood_candidates(cfg, fold.train))
+    files = ood_files(cfg, ood_candidates(cfg, fold.train))
     samples = count_samples(foreground_of(cfg, fold.train), cfg.patch_size**2)
 
     orders, found = {}, {"candidates": len(files)}

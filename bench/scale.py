@@ -84,7 +84,7 @@ def preparation(cfg: Config) -> None:
 
 def mining(cfg: Config) -> None:
     """Read the OoD patches and rank them with a network that costs almost nothing."""
-    files = ood_files(cfg, FOLD, read_fold(cfg, FOLD).train)
+    files = ood_files(cfg, read_fold(cfg, FOLD).train)
     counts = count_seen(cfg, Pixelwise().eval(), files, "mining")
     rows = rank_and_prune([image.name for image, _ in files], counts)
     write_text(ranking_path(cfg, FOLD), csv_text(columns(cfg), rows))

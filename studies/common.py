@@ -30,7 +30,6 @@ from medood.data.workspace import (
     id_files,
     model_folder,
     ood_files,
-    ood_folder,
     region_labels,
     require_data,
 )
@@ -39,13 +38,11 @@ from medood.evaluation.tables import markdown
 from medood.evaluation.testing import score_networks
 from medood.models.network import build_model, pick_device
 from medood.processes import world_size
-from medood.runs.commands import command
-from medood.runs.provenance import network_made_from, require
+from medood.runs.provenance import network_made_from
 from medood.training.batches import batches
 from medood.training.loop import train_fold
 from medood.training.step import TIMED_STEPS, Trainer, step_seconds
 from rank_prune_ood import rank_files
-from transfer.settings import FillConfig
 
 
 @dataclass(frozen=True)
@@ -138,21 +135,7 @@ def med_ood(cfg: StudyConfig, fold: int, pct: float | None = None) -> Recipe:
 
 def candidates(cfg: Config, fold: int) -> list[Pair]:
     """Return the OoD patches of a fold that are to be mined."""
-    return ood_files(cfg, fold, ood_candidates(cfg, read_fold(cfg, fold).train))
-
-
-def has_learned_fill(cfg: Config) -> bool:
-    """Say whether every fold has patches with a learned fill; UserError if they are out of date."""
-    learned = replace(cfg, ood_fill="transfer")
-    there = all(record_of(ood_folder(learned, fold)).is_there for fold in cfg.folds)
-    if there:
-        require(learned, "OoD patches")
-    return there
-
-
-def fill_command(cfg: Config) -> str:
-    """Return the command that makes the patches with a learned fill."""
-    return command(cfg, "transfer/train_fill.py", FillConfig)
+    return ood_files(cfg, ood_candidates(cfg, read_fold(cfg, fold).train))
 
 
 def mine(cfg: StudyConfig, fold: int, files: list[Pair]) -> tuple[list[Pair], list[Pair]]:

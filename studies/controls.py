@@ -15,7 +15,6 @@ which there was room elsewhere, in percent.
     Med-OoD                the hardest cut patches
     Med-OoD, mean          the same, holes filled with the mean background colour
     Med-OoD, inpaint       the same, holes filled from their surroundings
-    Med-OoD, transfer      the same, holes filled by a generator, if transfer/train_fill.py made it
     + silhouettes moved    the hardest patches uncut, with holes of the same shapes elsewhere in
                            their background, where they fit: black where no nucleus was
     + nucleus-free         ID patches without a nucleus, repeated
@@ -41,7 +40,7 @@ from medood.data.images import read_image, read_mask, write_png
 from medood.data.labels import BACKGROUND, is_foreground
 from medood.data.names import name_of
 from medood.data.records import fresh_folder, is_kept
-from medood.data.workspace import Pair, id_files, ood_folder
+from medood.data.workspace import Pair, id_files
 from medood.evaluation.figures import draw_intervals
 from medood.evaluation.tables import markdown, spread
 from medood.runs.command_line import run
@@ -110,8 +109,7 @@ def filled(fill: str, cfg: common.StudyConfig, fold: int) -> common.Recipe:
 
     Where fewer patches are hard, easy ones follow; the note `hard` gives their number.
     """
-    other = replace(cfg, ood_fill=fill)
-    folder = ood_folder(other, fold) if fill == "transfer" else cut_anew(other)
+    folder = cut_anew(replace(cfg, ood_fill=fill))
     files = [(folder / name, None) for name in read_fold(cfg, fold).train]
     hard, easy = common.mine(cfg, fold, files)
     return adding(cfg, fold, hard + easy, hard=len(hard))
@@ -222,10 +220,6 @@ def controls(cfg: ControlsConfig) -> None:
         "+ silhouettes moved": own(silhouettes_moved),
         "+ nucleus-free": own(nucleus_free),
     }
-    if common.has_learned_fill(cfg):
-        arms["Med-OoD, transfer"] = own(functools.partial(filled, "transfer"))
-    else:
-        print(f"Med-OoD, transfer is left out: run `{common.fill_command(cfg)}` first")
     if cfg.ood_source is not None:
         arms["+ external"] = external
     else:

@@ -8,7 +8,7 @@ the strong baseline that studies/recipe.py chose.
     equal steps         the baseline, for more epochs: what the others are compared with
     Med-OoD             the hardest cut patches, as in the paper
     holes unsure        the same, but the holes count in no loss: only real tissue teaches
-    inpaint, transfer   the same with holes filled, see controls.py
+    inpaint             the same with holes filled, see controls.py
     lambda 0.1, 0.5     the same with OoD patches that weigh less
     first, last third   the same, but OoD patches count in that part of the epochs alone
     uniform             on OoD patches, cross-entropy to equal probabilities instead of the loss
@@ -294,7 +294,6 @@ ARMS: dict[str, common.Arm] = {
     "Med-OoD": common.med_ood,
     "holes unsure": holes_unsure,
     "inpaint": functools.partial(filled, "inpaint"),
-    "transfer": functools.partial(filled, "transfer"),
     "lambda 0.1": functools.partial(lighter, 0.1),
     "lambda 0.5": functools.partial(lighter, 0.5),
     "first third": functools.partial(by, FirstThird),
@@ -325,9 +324,6 @@ def variants(cfg: VariantsConfig) -> None:
     require_zero(cfg)
     arms = common.chosen(cfg, ARMS, (EQUAL,))
     common.prepare(cfg)
-    if "transfer" in arms and not common.has_learned_fill(cfg):
-        del arms["transfer"]
-        print(f"transfer is left out: run `{common.fill_command(cfg)}` first")
     if cfg.plan:
         common.run_arms(cfg, arms)  # the most that there can be
         return

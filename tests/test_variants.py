@@ -27,7 +27,7 @@ def plan(patched):
     return variants.VariantsConfig(**settings)
 
 
-@pytest.mark.parametrize("arm", [arm for arm in variants.ARMS if arm != "transfer"])
+@pytest.mark.parametrize("arm", variants.ARMS)
 def test_every_variant_takes_the_steps_of_med_ood_on_its_training_side(plan, arm):
     med_ood, found = common.med_ood(plan, 1), variants.ARMS[arm](plan, 1)
     plain = common.baseline(plan, 1)

@@ -1,7 +1,7 @@
 """What the scripts of transfer/ take beside the settings of config.py and of weak/."""
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 from pydantic import Field
 
@@ -29,14 +29,3 @@ class TransferConfig(ImagesConfig):
     """How much it counts that a healthy image stays as it is."""
     area_weight: Weight = 3.0
     """How much it counts how far the area of masks is from 0 on healthy images, 2 % on others."""
-
-
-@dataclass(frozen=True)
-class FillConfig(TransferConfig):
-    """How a generator learns to fill."""
-
-    has_pixel_masks: ClassVar[bool] = True
-    # masks are known: no image has a label, and the generator's own mask may be anything
-    image_labels: ClassVar[None] = None
-    lesion: ClassVar[None] = None
-    area_weight: ClassVar[float] = 0.0

@@ -140,19 +140,6 @@ def fold_path(cfg: Config, fold: int) -> Path:
     return cfg.workspace / "k_folds" / f"{fold}{LIST_ENDING}"
 
 
-def ood_folder(cfg: Config, fold: int) -> Path:
-    """Return where the patches without their nuclei are.
-
-    Folds share them, but for a learned fill: its generator must not see what the fold tests.
-    """
-    return cfg.workspace / ("OoD_Patchs" + f"_{fold}" * (cfg.ood_fill == "transfer"))
-
-
-def fill_generator_folder(cfg: Config, fold: int) -> Path:
-    """Return where the generator of a fold is that learned to fill (transfer/train_fill.py)."""
-    return cfg.workspace / "transfer" / "fill" / str(fold)
-
-
 def id_files(cfg: Config, names: Sequence[str]) -> list[Pair]:
     """Return image and mask path of each ID patch, by its plain name."""
     images, masks = (
@@ -161,12 +148,12 @@ def id_files(cfg: Config, names: Sequence[str]) -> list[Pair]:
     return list(zip(images, masks, strict=True))
 
 
-def ood_files(cfg: Config, fold: int, names: Sequence[str]) -> list[Pair]:
+def ood_files(cfg: Config, names: Sequence[str]) -> list[Pair]:
     """Return image path and no mask of each OoD patch: its truth is background everywhere.
 
     It was cut from the ID set, or is one of ood_source.
     """
-    own = dict(zip(names, _files_of(ood_folder(cfg, fold), names), strict=True))
+    own = dict(zip(names, _files_of(cfg.workspace / "OoD_Patchs", names), strict=True))
     if cfg.ood_source is not None:
         folder = cfg.workspace / "OoD_Source_Patchs"
         own |= {name: folder / name for name in names if name.startswith(SOURCE_PREFIX)}

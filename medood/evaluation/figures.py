@@ -225,22 +225,6 @@ def draw_contact_sheet(
         name_colours(figure, classes)
 
 
-def draw_fills(path: Path, title: str, names: list[str], columns: dict[str, Tensor]) -> None:
-    """Draw patches in rows, each as it is and with what each fill puts where its nuclei stood.
-
-    columns: RGB uint8 (N, P, P, 3), by what they show; the N patches have these names.
-    """
-    with canvas(path, title, (1.8 * len(columns), 1.8 * len(names) + 0.6)) as figure:
-        axes = figure.subplots(len(names), len(columns), squeeze=False)
-        for line, (column, images) in zip(axes.T, columns.items(), strict=True):
-            line[0].set_title(column)
-            for ax, image in zip(line, images.numpy(), strict=True):
-                ax.imshow(image)
-                ax.set(xticks=[], yticks=[])
-        for ax, name in zip(axes[:, 0], names, strict=True):
-            ax.set_ylabel(name, fontsize=6)
-
-
 def draw_false_pixels(path: Path, title: str, false: np.ndarray, classes: Classes) -> None:
     """Draw how many OoD patches show how many false pixels of each class.
 

@@ -19,14 +19,8 @@ def cure(cfg: Config, product: str, fold: int) -> str:
     """Return the command that makes a product of PRODUCTS, with the settings of this run."""
     path = PRODUCTS[product].path
     of_fold = {"folds": (fold,)} if path(cfg, fold) != path(cfg, fold + 1) else {}
-    return command(cfg, _script_of(cfg, product), PRODUCTS[product].kind, **of_fold)
-
-
-def _script_of(cfg: Config, product: str) -> str:
-    """Return the script that makes a product; it takes a generator to make some OoD patches."""
-    if product == "OoD patches" and cfg.ood_fill == "transfer":
-        return "transfer/train_fill.py"
-    return next(script for script, (products, _) in SCRIPTS.items() if product in products)
+    script = next(script for script, (products, _) in SCRIPTS.items() if product in products)
+    return command(cfg, script, PRODUCTS[product].kind, **of_fold)
 
 
 def command(cfg: Config, script: str, kind: type[Config] = Config, **changed: object) -> str:

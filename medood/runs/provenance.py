@@ -82,14 +82,6 @@ def _of_patches(cfg: Config, _: int) -> dict:
     return {"inputs": fingerprint(images), "masks": fingerprint(masks)}
 
 
-def _of_cut_patches(cfg: Config, fold: int) -> dict:
-    if cfg.ood_fill != "transfer":
-        return _of_patches(cfg, fold)
-    weights = workspace.fill_generator_folder(cfg, fold) / "generator.safetensors"
-    generator = fingerprint([weights]) if weights.exists() else None
-    return {"fold": fold, "generator": generator, "inputs": _of_pairs(_id_set(cfg, fold))}
-
-
 def _of_source_images(cfg: Config, _: int) -> dict:
     there = cfg.ood_source is not None and _still_there(cfg.ood_source)
     return {"inputs": fingerprint(workspace.list_images(cfg.ood_source)) if there else None}
@@ -104,7 +96,7 @@ def _of_candidates(cfg: Config, fold: int) -> dict:
     names = ood_set.ood_candidates(cfg, read_fold(cfg, fold).train)
     return {
         "network": fingerprint([weights]) if weights.exists() else None,
-        "candidates": _of_pairs(workspace.ood_files(cfg, fold, names)),
+        "candidates": _of_pairs(workspace.ood_files(cfg, names)),
     }
 
 
@@ -121,7 +113,7 @@ def _of_ood_training_set(cfg: Config, fold: int) -> dict:
     sources = workspace.ranking_path(cfg, fold), workspace.pct_path(cfg, fold)
     if not all(path.is_file() for path in sources):
         return {"fold": fold, "inputs": None}
-    chosen = workspace.ood_files(cfg, fold, ood_set.chosen_oods(cfg, fold))
+    chosen = workspace.ood_files(cfg, ood_set.chosen_oods(cfg, fold))
     return network_made_from(cfg, fold, _id_set(cfg, fold) + chosen)
 
 
@@ -182,7 +174,7 @@ PRODUCTS = {
     "patches": Product(_in("Image_Patchs"), ("class masks",), ("patch_size",), _of_regions),
     "patch masks": Product(_in("Mask_Patchs"), ("class masks",), ("patch_size",), _of_regions),
     "fold": Product(workspace.fold_path, _PATCHES, ("split", "seed"), _of_patch_names),
-    "OoD patches": Product(workspace.ood_folder, _PATCHES, ("ood_fill",), _of_cut_patches),
+    "OoD patches": Product(_in("OoD_Patchs"), _PATCHES, ("ood_fill",), _of_patches),
     "source patches": Product(_in("OoD_Source_Patchs"), (), ("patch_size",), _of_source_images),
     "baseline": Product(_network(ood=False), ("fold",), _ON_ID_PATCHES, _of_id_patches),
     "ranking": Product(workspace.ranking_path, _MINED, _RANKED, _of_candidates),
@@ -208,7 +200,6 @@ _FOLDS = ("folds", "patients")
 _OODS = ("folds", "ood_source", "ood_source_use")
 _TRAINING = (*_DATA, *_FOLDS, "mpp", "device", "tensorboard")
 _TESTING = (*_DATA, *_OODS, "patients", "mpp", "device")
-_FILLING = (*_DATA, *_FOLDS, "batch_size", "precision", "device", "tensorboard")
 _OF_A_NETWORK = ("classes", "mpp", "architecture", "encoder", "device", "precision", "mirrors")
 _VOLUMES = ("workspace", "folds", "seed", "device", "precision")
 _TRAINING_VOLUMES = ("epochs", "batch_size", "lr", "ood_fill", "ood_weight", "pnr_opt", "pct_grid")
@@ -228,8 +219,6 @@ SCRIPTS = {
     "robust/train_volumes.py": ((), (*_VOLUMES, *_TRAINING_VOLUMES)),
     "robust/test_volumes.py": ((), _VOLUMES),
     "robust/main.py": ((), (*_VOLUMES, *_TRAINING_VOLUMES)),
-    "transfer/train_fill.py": (("fold",), _FILLING),
-    "studies/detector.py": (("fold",), (*_DATA, *_FOLDS, "device")),
     "weak/label_patches.py": (("patches", "patch masks"), (*_PREPARING, "patients")),
 }
 
