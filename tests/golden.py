@@ -62,7 +62,7 @@ SYSTEMS = {
         "reports/weak/scores.json",
     ),
     "transfer": System(
-        "transfer/main.py",
+        "weak/transfer_main.py",
         "--iterations 4 --channels 4 --epochs 1",
         ("drawn", "weak/Images", "transfer/True_Masks"),
         "reports/transfer/scores.json",

@@ -20,13 +20,13 @@ from medood.runs.commands import as_kind, command
 from medood.runs.provenance import SETTINGS, settings_of
 from robust import settings as robust
 from tests.conftest import printed_in, run_printed
-from transfer.settings import TransferConfig
-from transfer.trainings import TrainingsConfig
+from weak.trainings import TrainingsConfig
+from weak.transfer_settings import TransferConfig
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted(
     path.relative_to(ROOT).as_posix()
-    for folder in ("", "robust", "weak", "transfer", "studies")
+    for folder in ("", "robust", "weak", "studies")
     for path in (ROOT / folder).glob("*.py")
     if re.search(r"^    run\(", path.read_text(), re.MULTILINE)
 )
@@ -126,10 +126,9 @@ def test_a_name_that_two_scripts_declare_is_not_shared():
 
 def test_a_script_is_given_the_settings_that_it_declares_alone():
     cfg = TrainingsConfig(trainings=5, lesion="a b", workspace=Path("constrain.py_data"), epochs=3)
-    printed = command(cfg, "transfer/refine.py", TransferConfig, folds=(79,))
+    printed = command(cfg, "weak/refine.py", TransferConfig, folds=(79,))
     assert printed == (
-        "python transfer/refine.py --workspace constrain.py_data --folds 79 --epochs 3"
-        " --lesion 'a b'"
+        "python weak/refine.py --workspace constrain.py_data --folds 79 --epochs 3 --lesion 'a b'"
     )
 
 

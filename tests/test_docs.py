@@ -23,7 +23,7 @@ BLOCKS_OF = {
 }
 BLOCKS = [block for blocks in BLOCKS_OF.values() for block in blocks]
 APART = ["weak.md", "transfer.md"]  # pages whose commands use nothing that those of others made
-SCRIPT = r"(?:^|bin/)python ((?:bench/|robust/|studies/|transfer/|weak/)?\w+\.py[^#&]*)"
+SCRIPT = r"(?:^|bin/)python ((?:bench/|robust/|studies/|weak/)?\w+\.py[^#&]*)"
 COMMANDS = sorted(
     {
         command.strip()
@@ -35,7 +35,7 @@ COMMANDS = sorted(
         command
         for text in PAGES.values()
         for command in re.findall(
-            r"`python ((?:bench/|robust/|studies/|transfer/|weak/)?\w+\.py[^`]*)`", text
+            r"`python ((?:bench/|robust/|studies/|weak/)?\w+\.py[^`]*)`", text
         )
     }
 )

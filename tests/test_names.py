@@ -31,13 +31,13 @@ from medood.models.network import build_model
 from predict import find_images
 from robust.volumes import read_task
 from tests.conftest import TINY, as_settings_of, write_region
-from transfer.products import lesion_of
-from transfer.settings import TransferConfig
 from weak.generate_images import generate_images
 from weak.image_labels import read_image_labels
 from weak.products import image_paths, labels_there
 from weak.read_images import read_truth
 from weak.settings import ImagesConfig
+from weak.transfer_products import lesion_of
+from weak.transfer_settings import TransferConfig
 
 ROOT = Path(__file__).parents[1]
 NFC = "h\u00f6hle_\u00e4"

@@ -18,18 +18,18 @@ from medood.data.images import read_image, read_mask
 from medood.runs.commands import command
 from tests.conftest import TINY, as_settings_of, in_a_copy
 from tests.leaks import files_by_masks
-from transfer import training
-from transfer.generate_masks import HEAT, MASK, generate_masks, otsu, read_levels
-from transfer.main import MainConfig, main, steps
-from transfer.products import domains, healthy_folder, held_out, masks_folder, with_lesion
-from transfer.refine import refine, student_folder
-from transfer.report import median_training
-from transfer.settings import TransferConfig
-from transfer.test_masks import ROWS, TRAINED, evaluate, incomparable, of_training
-from transfer.trainings import trainings_of, with_trainings
 from weak import sample
+from weak import transfer as training
 from weak.main import MainConfig as WeakMainConfig
 from weak.main import main as weak_main
+from weak.refine import refine, student_folder
+from weak.trainings import trainings_of, with_trainings
+from weak.transfer_evaluate import ROWS, TRAINED, evaluate, incomparable, of_training
+from weak.transfer_main import MainConfig, main, steps
+from weak.transfer_masks import HEAT, MASK, generate_masks, otsu, read_levels
+from weak.transfer_products import domains, healthy_folder, held_out, masks_folder, with_lesion
+from weak.transfer_report import median_training
+from weak.transfer_settings import TransferConfig
 
 
 def hue(images):
@@ -285,7 +285,7 @@ def test_a_student_of_other_settings_is_not_tested(cfg, stand_in):
     said = str(caught.value)
     assert "epochs was 1, is 2, loss was dice, is dice_ce" in said
     (printed,) = re.findall("`(.*)`", said)
-    assert printed == command(with_lesion(longer), "transfer/refine.py", TransferConfig)
+    assert printed == command(with_lesion(longer), "weak/refine.py", TransferConfig)
     assert "--epochs 2" in printed
     assert "--trainings" not in printed
 
@@ -309,13 +309,13 @@ def test_what_is_made_already_is_kept(cfg, stand_in, capsys):
 
 def test_a_step_names_the_step_before_it(cfg, stand_in):
     shutil.rmtree(masks_folder(cfg, 82))
-    again = r"transfer/generate_masks.py .*--folds 82 .*--lesion tinted"
+    again = r"weak/transfer_masks.py .*--folds 82 .*--lesion tinted"
     with pytest.raises(UserError, match=rf"82_tinted is missing: run `python {again}.*` first"):
         evaluate(cfg)
     with pytest.raises(UserError, match="82_tinted is missing"):
         refine(with_trainings(cfg))
     shutil.rmtree(healthy_folder(cfg, 79).parents[1] / "generator")
-    with pytest.raises(UserError, match=r"run `python transfer/train_transfer.py .*` first"):
+    with pytest.raises(UserError, match=r"run `python weak/train_transfer.py .*` first"):
         generate_masks(cfg)
 
 
@@ -328,7 +328,7 @@ def test_a_generator_that_changes_makes_all_after_it_stale(cfg, stand_in):
     with pytest.raises(UserError, match="healthy/79_tinted is out of date"):
         refine(cfg)
     generate_masks(cfg)
-    with pytest.raises(UserError, match=r"student/79_\w+.* is out of date .*transfer/refine.py"):
+    with pytest.raises(UserError, match=r"student/79_\w+.* is out of date .*weak/refine.py"):
         evaluate(cfg)
 
 

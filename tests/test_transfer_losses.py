@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from transfer.losses import area, attention_loss, difference, least_squares
+from weak.transfer_losses import area, attention_loss, difference, least_squares
 
 SAID = torch.tensor([[[[1.0, 0.0], [0.5, 1.0]]]])
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from config import UserError
-from transfer.networks import (
+from weak.generator import (
     EPS,
     Attention,
     Generator,

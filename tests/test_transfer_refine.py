@@ -11,8 +11,8 @@ from medood.training.augmentation import RANDOM, augment, draw_augmentation, par
 from medood.training.losses import segmentation_loss
 from medood.training.state import TrainingState
 from tests.conftest import TINY
-from transfer import teacher
-from transfer.teacher import DECAY, SURE, MeanTeacher, average
+from weak import teacher
+from weak.teacher import DECAY, SURE, MeanTeacher, average
 
 CPU = torch.device("cpu")
 LESION = dataclasses.replace(TINY, classes=(("lesion", "#d55e00"),))

@@ -5,9 +5,9 @@ import torch
 
 from medood.data.images import read_image, read_mask
 from medood.data.workspace import SAMPLE_MARK
-from transfer.sample import CLASSES, SETTINGS, draw_image, draw_sample
 from weak.baselines import otsu_masks
 from weak.image_labels import read_image_labels, split
+from weak.transfer_sample import CLASSES, SETTINGS, draw_image, draw_sample
 
 
 def drawn(count, side):
@@ -51,7 +51,7 @@ def test_the_labels_are_what_the_masks_hold_and_every_fold_has_both_kinds(tmp_pa
     assert read_image(named["images"] / labels.names[0]).shape == (side, side, 3)
     for fold in (79, 158, 237):
         split(labels, fold, seed=0)
-    assert "transfer/sample.py" in (tmp_path / SAMPLE_MARK).read_text()
+    assert "weak/transfer_sample.py" in (tmp_path / SAMPLE_MARK).read_text()
 
 
 def test_the_same_bytes_are_drawn_again(tmp_path):

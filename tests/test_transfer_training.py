@@ -10,16 +10,16 @@ from skimage.filters import threshold_otsu
 from config import UserError
 from medood.data.files import read_table
 from tests.conftest import TINY, as_settings_of
-from transfer import training
-from transfer.networks import Generator
-from transfer.products import domains, generator_folder, lesion_of
-from transfer.sample import draw_image, draw_sample
-from transfer.settings import TransferConfig
-from transfer.train_transfer import train_generators
-from transfer.training import WEIGHTS, Trainer, load_generator, train_transfer, transfer
+from weak import transfer as training
 from weak.generate_images import generate_images
+from weak.generator import Generator
 from weak.image_labels import read_image_labels
 from weak.pictures import draw_rows
+from weak.train_transfer import train_generators
+from weak.transfer import WEIGHTS, Trainer, load_generator, train_transfer, transfer
+from weak.transfer_products import domains, generator_folder, lesion_of
+from weak.transfer_sample import draw_image, draw_sample
+from weak.transfer_settings import TransferConfig
 
 CPU = torch.device("cpu")
 TOLD_APART = training.TOLD_APART

@@ -20,13 +20,13 @@ from medood.data.records import RECORD, hashes
 from tests.conftest import TINY, as_settings_of, in_a_copy, printed_in, run_printed
 from tests.leaks import files_by_masks
 from weak import sample, train_irnet
+from weak.evaluate_masks import ROWS, control_of, evaluate, require_all
 from weak.generate_images import generate_images
 from weak.generate_maps import generate_maps, read_maps
 from weak.generate_masks import generate_masks
 from weak.image_labels import with_classes
 from weak.main import MainConfig, main, steps
 from weak.products import classifier_folder, fold_labels, image_paths, maps_folder, masks_folder
-from weak.test_masks import ROWS, control_of, evaluate, require_all
 from weak.train_classifier import train_classifiers
 from weak.train_irnet import train_irnets
 from weak.train_segmentation import made_from_of, train_segmentation, weak_network
@@ -224,7 +224,7 @@ def test_a_control_that_learned_nothing_finds_nothing(made, tmp_path, monkeypatc
     def hold_a_class(cfg, files):
         return not cfg.shuffled
 
-    monkeypatch.setattr("weak.test_masks.hold_a_class", hold_a_class)
+    monkeypatch.setattr("weak.evaluate_masks.hold_a_class", hold_a_class)
     evaluate(cfg)
     found = scores_in(cfg)
     assert found["shuffled_labels"] == found["all_background"]

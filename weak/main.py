@@ -13,12 +13,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from config import UserError
 from medood.runs.command_line import run
+from weak.evaluate_masks import evaluate
 from weak.generate_images import generate_images
 from weak.generate_maps import generate_maps
 from weak.generate_masks import generate_masks
 from weak.read_images import require_masks
 from weak.settings import MasksConfig
-from weak.test_masks import evaluate
 from weak.train_classifier import train_classifiers
 from weak.train_irnet import train_irnets
 from weak.train_segmentation import train_segmentation

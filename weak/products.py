@@ -174,7 +174,7 @@ SCRIPTS.update(
         "weak/train_irnet.py": (("IRNet",), _FOLDS),
         "weak/generate_masks.py": (("pseudo-masks",), _FOLDS),
         "weak/train_segmentation.py": (("pseudo-masks",), _NETWORK),
-        "weak/test_masks.py": (("pseudo-masks",), (*_NETWORK, "masks", "mask_values")),
+        "weak/evaluate_masks.py": (("pseudo-masks",), (*_NETWORK, "masks", "mask_values")),
         "weak/main.py": (("pseudo-masks",), (*_NETWORK, *_IMAGES, "masks", "mask_values")),
     }
 )

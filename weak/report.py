@@ -1,4 +1,4 @@
-"""What weak/test_masks.py found, for people: tables, figures and a page."""
+"""What weak/evaluate_masks.py found, for people: tables, figures and a page."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from medood.evaluation.rows import (
     write_rows,
 )
 from medood.evaluation.tables import spread
+from weak.evaluate_masks import FLOOR, ROWS
 from weak.generate_maps import read_seeds
 from weak.generate_masks import BOUNDARIES
 from weak.maps import resized
 from weak.pictures import draw_rows
 from weak.products import classifier_folder, fold_labels, image_paths, masks_folder
 from weak.settings import MasksConfig
-from weak.test_masks import FLOOR, ROWS
 
 NEGATIVES = "segmentation less without negatives"
 METHOD = (

@@ -19,11 +19,11 @@ from medood.training.batches import AUGMENTATION, INITIALISATION, ORDER, stream_
 from medood.training.state import TrainingState
 from medood.training.step import explain_errors
 from medood.training.tensorboard import open_writer, remove_log
-from transfer.losses import area, attention_loss, difference, least_squares
-from transfer.networks import Generator, InstanceLayerNorm, Judges, refuse_size
-from transfer.products import DECIDING
-from transfer.settings import TransferConfig
+from weak.generator import Generator, InstanceLayerNorm, Judges, refuse_size
 from weak.pictures import draw_rows
+from weak.transfer_losses import area, attention_loss, difference, least_squares
+from weak.transfer_products import DECIDING
+from weak.transfer_settings import TransferConfig
 
 WEIGHTS, RESUME = "generator.safetensors", "resume.pt"
 BETAS, DECAY = (0.5, 0.999), 2e-5  # of Adam

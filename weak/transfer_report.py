@@ -1,4 +1,4 @@
-"""What transfer/test_masks.py found, for people: tables, figures and a page."""
+"""What weak/transfer_evaluate.py found, for people: tables, figures and a page."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from medood.evaluation.rows import (
     write_rows,
 )
 from medood.evaluation.tables import spread
-from transfer.generate_masks import HEAT, read_levels
-from transfer.products import healthy_folder, held_out
-from transfer.test_masks import FLOOR, ROWS, TRAINED, of_training
-from transfer.trainings import TrainingsConfig, trainings_of
 from weak.pictures import draw_rows
+from weak.trainings import TrainingsConfig, trainings_of
+from weak.transfer_evaluate import FLOOR, ROWS, TRAINED, of_training
+from weak.transfer_masks import HEAT, read_levels
+from weak.transfer_products import healthy_folder, held_out
 
 REFINED = "refined less transfer"
 METHOD = (

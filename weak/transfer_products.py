@@ -16,9 +16,9 @@ from medood.data import records
 from medood.data.files import digest, fingerprint, timed
 from medood.data.names import plain
 from medood.runs.provenance import PRODUCTS, SCRIPTS, TRAINING, Product, made_from
-from transfer.settings import TransferConfig
 from weak.image_labels import labels_of, split, with_classes
 from weak.products import image_paths, labels_there
+from weak.transfer_settings import TransferConfig
 
 
 def lesion_of(cfg: TransferConfig) -> str:
@@ -73,7 +73,7 @@ PRODUCTS["generator"] = Product(
     generator_folder, ("weak images",), DECIDING, _of_domains, TransferConfig
 )
 _FOLDS = ("workspace", "images", "folds", "device", "tensorboard")
-SCRIPTS["transfer/train_transfer.py"] = (("generator",), _FOLDS)
+SCRIPTS["weak/train_transfer.py"] = (("generator",), _FOLDS)
 
 
 @contextmanager
@@ -164,9 +164,9 @@ _NETWORK = tuple({*TRAINING, *_MASKS, "tensorboard"} - _UNUSED)
 _TEST = (*_NETWORK, "masks", "mask_values")
 SCRIPTS.update(
     {
-        "transfer/generate_masks.py": (("healthy images", "transfer masks"), _MASKS),
-        "transfer/refine.py": (("transfer masks",), (*_NETWORK, "mpp")),
-        "transfer/test_masks.py": (("transfer masks",), (*_TEST, "mpp")),
-        "transfer/main.py": (("transfer masks",), (*_TEST, *_IMAGES, "mpp")),
+        "weak/transfer_masks.py": (("healthy images", "transfer masks"), _MASKS),
+        "weak/refine.py": (("transfer masks",), (*_NETWORK, "mpp")),
+        "weak/transfer_evaluate.py": (("transfer masks",), (*_TEST, "mpp")),
+        "weak/transfer_main.py": (("transfer masks",), (*_TEST, *_IMAGES, "mpp")),
     }
 )

@@ -32,7 +32,8 @@ from medood.data.files import reading
 from medood.data.images import write_png
 from medood.data.labels import BACKGROUND, UNSURE
 from medood.runs.command_line import run
-from transfer.products import (
+from weak.products import make_folds
+from weak.transfer_products import (
     domains,
     generator_folder,
     healthy_folder,
@@ -40,8 +41,7 @@ from transfer.products import (
     masks_folder,
     with_lesion,
 )
-from transfer.settings import TransferConfig
-from weak.products import make_folds
+from weak.transfer_settings import TransferConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,7 +62,7 @@ def write_healthy(cfg: TransferConfig, fold: int, folder: Path) -> None:
     # here, so that --help works without torch
     from medood.data.dataset import load_patches
     from medood.models.network import pick_device
-    from transfer.training import load_generator, transfer
+    from weak.transfer import load_generator, transfer
 
     diseased, healthy = domains(cfg, fold)
     paths, device = [*diseased, *healthy, *held_out(cfg, fold)], pick_device(cfg)

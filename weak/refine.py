@@ -1,4 +1,4 @@
-"""Train a student on the masks, with its own moving average as a teacher: see transfer/teacher.py.
+"""Train a student on the masks, with its own moving average as a teacher: see weak/teacher.py.
 
 Reads   weak/Images, transfer/Pseudo_Masks                 (generate_masks.py)
 Writes  transfer/student/<fold>_<model>_<lesion>/          weights, settings, log
@@ -17,8 +17,8 @@ from medood.data.files import in_threads
 from medood.data.workspace import Pair
 from medood.runs.command_line import run
 from medood.runs.provenance import require
-from transfer.products import domains, masks_folder, with_lesion
-from transfer.settings import TransferConfig
+from weak.transfer_products import domains, masks_folder, with_lesion
+from weak.transfer_settings import TransferConfig
 
 
 def student_folder(cfg: TransferConfig, fold: int) -> Path:
@@ -30,7 +30,7 @@ def student_folder(cfg: TransferConfig, fold: int) -> Path:
 def refine(cfg: TransferConfig) -> None:
     """Train the student of every fold that has masks; UserError if none has."""
     from medood.training.loop import train_fold  # here, so that --help works without torch
-    from transfer.teacher import MeanTeacher
+    from weak.teacher import MeanTeacher
 
     cfg = with_lesion(cfg)
     require(cfg, "weak images", "transfer masks")

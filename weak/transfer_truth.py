@@ -10,10 +10,10 @@ from medood.data.labels import UNSURE
 from medood.data.records import outputs_of
 from medood.data.workspace import Pair
 from medood.runs.provenance import PRODUCTS, Product
-from transfer.products import lesion_of
-from transfer.settings import TransferConfig
 from weak.image_labels import with_classes
 from weak.products import labels_there, making_folder
+from weak.transfer_products import lesion_of
+from weak.transfer_settings import TransferConfig
 from weak.truth import true_files, truth_folder
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from config import Count
 from medood.data.folds import PARTS
-from transfer.settings import TransferConfig
+from weak.transfer_settings import TransferConfig
 
 
 @dataclass(frozen=True)

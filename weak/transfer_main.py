@@ -1,8 +1,8 @@
 """Run all of transfer/: from image labels to masks, a refined network, and how good both are.
 
-`python transfer/main.py --images FOLDER --image_labels CSV --lesion NAME --masks FOLDER` runs on
-your images; without --masks it stops before the test. `python transfer/main.py --sample` draws a
-small set first, and runs on that.
+`python weak/transfer_main.py --images FOLDER --image_labels CSV --lesion NAME --masks FOLDER` runs
+on your images; without --masks it stops before the test. `python weak/transfer_main.py --sample`
+draws a small set first, and runs on that.
 """
 
 import sys
@@ -12,14 +12,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from medood.runs.command_line import networks_of, run
-from transfer.generate_masks import generate_masks
-from transfer.refine import refine
-from transfer.settings import TransferConfig
-from transfer.test_masks import evaluate
-from transfer.train_transfer import train_generators
-from transfer.trainings import TrainingsConfig, with_trainings
 from weak.generate_images import generate_images
 from weak.read_images import require_masks
+from weak.refine import refine
+from weak.train_transfer import train_generators
+from weak.trainings import TrainingsConfig, with_trainings
+from weak.transfer_evaluate import evaluate
+from weak.transfer_masks import generate_masks
+from weak.transfer_settings import TransferConfig
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def main(cfg: MainConfig) -> None:
 def start(cfg: MainConfig) -> None:
     """Run on the sample if asked, else on the images."""
     if cfg.sample:
-        from transfer.sample import draw_sample
+        from weak.transfer_sample import draw_sample
 
         cfg = replace(cfg, workspace=home(cfg), **draw_sample(home(cfg)))
     main(cfg)
@@ -69,5 +69,5 @@ if __name__ == "__main__":
         MainConfig(),
         home,
         lambda cfg: networks_of(with_trainings(cfg)),
-        "transfer.sample",
+        "weak.transfer_sample",
     )

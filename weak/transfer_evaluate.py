@@ -32,15 +32,15 @@ from medood.runs.provenance import (
     require,
     require_trained,
 )
-from transfer.products import domains, held_out, masks_folder, with_lesion
-from transfer.refine import has_masks, student_folder, training_files
-from transfer.settings import TransferConfig
-from transfer.trainings import TrainingsConfig, trainings_of, with_trainings
+from weak.evaluate_masks import detected, read_masks
 from weak.image_labels import with_classes
 from weak.products import fold_labels, image_paths, labels_there
 from weak.read_images import require_masks
+from weak.refine import has_masks, student_folder, training_files
 from weak.settings import MasksConfig as WeakConfig
-from weak.test_masks import detected, read_masks
+from weak.trainings import TrainingsConfig, trainings_of, with_trainings
+from weak.transfer_products import domains, held_out, masks_folder, with_lesion
+from weak.transfer_settings import TransferConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,16 +75,16 @@ def evaluate(cfg: TrainingsConfig) -> None:
     if why_not:
         again = command(cfg, "weak/main.py", WeakConfig)
         print(f"the rows cam and irnet are left out ({why_not}): for them, run `{again}`")
-    from transfer.report import write_report  # here, so that --help works without torch
+    from weak.transfer_report import write_report  # here, so that --help works without torch
 
     write_report(cfg, {fold: test_fold(cfg, fold, not why_not) for fold in cfg.folds})
 
 
 def require_student(cfg: TransferConfig, fold: int) -> None:
     """Raise UserError if the student of a fold is missing, or learned from other masks."""
-    from transfer.teacher import MeanTeacher
+    from weak.teacher import MeanTeacher
 
-    again = command(cfg, "transfer/refine.py", TransferConfig, folds=(fold,))
+    again = command(cfg, "weak/refine.py", TransferConfig, folds=(fold,))
     now = network_made_from(cfg, fold, training_files(cfg, fold)) | MeanTeacher.made_from(cfg)
     require_trained(student_folder(cfg, fold), now, again)
 
@@ -100,8 +100,8 @@ def test_fold(cfg: TrainingsConfig, fold: int, with_weak: bool) -> Tested:
 
     from medood.data.dataset import load_patches
     from medood.evaluation.rows import predicted_by, tested
-    from transfer.truth import lesion_files
     from weak.baselines import otsu_masks
+    from weak.transfer_truth import lesion_files
 
     paths = held_out(cfg, fold)
     patches = load_patches(cfg, lesion_files(cfg, paths))
@@ -145,7 +145,7 @@ def read_found(cfg: TransferConfig, fold: int, paths: list[Path]) -> Tensor:
 def train_supervised(cfg: TransferConfig, fold: int) -> Path:
     """Return the folder of the network trained on the true masks of the same training images."""
     from medood.training.loop import train_fold
-    from transfer.truth import lesion_files
+    from weak.transfer_truth import lesion_files
 
     name = f"{fold}_{cfg.model_name}_{cfg.lesion}_supervised".replace("/", "_")
     folder = cfg.workspace / "models" / name

@@ -11,9 +11,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from medood.runs.command_line import run
 from medood.runs.provenance import require
-from transfer.products import domains, generator_folder, training_folder
-from transfer.settings import TransferConfig
 from weak.image_labels import with_classes
+from weak.transfer_products import domains, generator_folder, training_folder
+from weak.transfer_settings import TransferConfig
 
 
 def train_generators(cfg: TransferConfig) -> None:
@@ -30,7 +30,7 @@ def train_fold(cfg: TransferConfig, fold: int, folder: Path) -> None:
     """Write the generator of a fold into a folder."""
     from medood.data.dataset import load_patches  # here, so that --help works without torch
     from medood.models.network import pick_device
-    from transfer.training import train_transfer
+    from weak.transfer import train_transfer
 
     diseased, healthy = (
         load_patches(cfg, [(path, None) for path in paths]).images for paths in domains(cfg, fold)
