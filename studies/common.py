@@ -41,7 +41,7 @@ from medood.processes import world_size
 from medood.runs.provenance import network_made_from
 from medood.training.batches import batches
 from medood.training.loop import train_fold
-from medood.training.step import TIMED_STEPS, Trainer, step_seconds
+from medood.training.step import TIMED_STEPS, step_seconds
 from rank_prune_ood import rank_files
 
 
@@ -72,7 +72,6 @@ class Recipe:
     val_files: list[Pair]
     test: list[str]
     notes: dict = field(default_factory=dict)  # numbers for the tables, such as its pnr
-    kind: type[Trainer] = Trainer  # what takes its steps
 
     @property
     def ood_patches(self) -> int:
@@ -189,7 +188,6 @@ def train_recipe(recipe: Recipe, fold: int) -> Path:
     """Return the folder of the recipe's network, which is trained unless it is there."""
     cfg = recipe.cfg
     record = network_made_from(cfg, fold, recipe.files + recipe.val_files)
-    record |= recipe.kind.made_from(cfg)
     for folder in (model_folder(cfg, fold, ood) for ood in (False, True)):
         found = record_of(folder)
         if found.content and not found.out_of_date(record):
@@ -197,7 +195,7 @@ def train_recipe(recipe: Recipe, fold: int) -> Path:
             return folder  # trained by main.py
     key = digest(json.dumps(record, sort_keys=True))[:12]
     folder = cfg.workspace / "studies" / f"{fold}_{cfg.model_name}_{key}"
-    train_fold(cfg, fold, recipe.files, recipe.val_files, folder, recipe.kind)
+    train_fold(cfg, fold, recipe.files, recipe.val_files, folder)
     return folder
 
 

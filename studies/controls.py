@@ -19,10 +19,18 @@ which there was room elsewhere, in percent.
                            their background, where they fit: black where no nucleus was
     + nucleus-free         ID patches without a nucleus, repeated
     + external             the hardest patches of the images in ood_source, if it is set
+
+and, only where --arms names them,
+
+    holes unsure           Med-OoD, but the holes count in no loss: only real tissue teaches
+    lambda 0.1, 0.5        Med-OoD with OoD patches that weigh less
+    false nuclei           those training patches again in which a baseline that did not train on
+                           their region (or patient) sees nuclei where there are none
 """
 
 import functools
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,18 +42,21 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from config import Count, UserError
 from generate_unfiltered_oods import fill_folder
+from medood.data.dataset import load_patches
 from medood.data.files import fingerprint
-from medood.data.folds import read_fold
-from medood.data.images import read_image, read_mask, write_png
+from medood.data.folds import deal_patients, read_fold
+from medood.data.images import UNSURE, read_image, read_mask, write_png
 from medood.data.labels import BACKGROUND, is_foreground
 from medood.data.names import name_of
 from medood.data.records import fresh_folder, is_kept
 from medood.data.workspace import Pair, id_files
-from medood.evaluation.figures import draw_intervals
-from medood.evaluation.tables import markdown, spread
+from medood.evaluation.testing import tally_patches
+from medood.models.checkpoints import load_model
+from medood.models.network import pick_device
 from medood.runs.command_line import run
 from medood.runs.provenance import made_from
-from studies import common, report
+from studies import common
+from studies.report import tell
 
 EQUAL = "baseline, equal steps"  # what the other arms are compared with
 
@@ -148,30 +159,40 @@ def move_silhouettes(image: np.ndarray, mask: np.ndarray, rng: np.random.Generat
     return out
 
 
+def made(
+    cfg: common.StudyConfig, name: str, sources: list[Path], count: int, write: Callable
+) -> Path:
+    """Return a folder that `write` fills, called with each number below `count` and the folder.
+
+    It is kept if it was made from the same files. A plan makes nothing.
+    """
+    folder = cfg.workspace / "studies" / f"{name}_{cfg.model_name}_{cfg.seed}"
+    record = {} if cfg.plan else {"inputs": fingerprint(sources)}
+    if not cfg.plan and not is_kept(folder, record):
+        with fresh_folder(folder, record) as out, ThreadPoolExecutor() as pool:
+            list(pool.map(functools.partial(write, out=out), range(count)))
+    return folder
+
+
 def silhouettes_moved(cfg: common.StudyConfig, fold: int) -> common.Recipe:
     """Return the training that adds patches with holes in the background, not in the nuclei."""
     names, classes = [name_of(image) for image, _ in extra(cfg, fold)], len(cfg.class_names)
-    sources = id_files(cfg, names)
-    folder = cfg.workspace / "studies" / f"Silhouettes_{fold}_{cfg.model_name}_{cfg.seed}"
-    record = {} if cfg.plan else {"inputs": fingerprint(path for pair in sources for path in pair)}
+    images, masks = zip(*id_files(cfg, names), strict=True)
 
-    def move(number: int) -> None:
-        image, mask = sources[number]
+    def move(number: int, out: Path) -> None:
         rng = np.random.default_rng([cfg.seed, fold, number])
-        moved = move_silhouettes(read_image(image), read_mask(mask, classes), rng)
-        write_png(out / image.name, moved)
+        image, mask = read_image(images[number]), read_mask(masks[number], classes)
+        write_png(out / images[number].name, move_silhouettes(image, mask, rng))
 
-    if not cfg.plan and not is_kept(folder, record):
-        with fresh_folder(folder, record) as out, ThreadPoolExecutor() as pool:
-            list(pool.map(move, range(len(sources))))
-    files = [(folder / image.name, mask) for image, mask in sources]
+    folder = made(cfg, f"Silhouettes_{fold}", [*images, *masks], len(images), move)
+    files = [(folder / image.name, mask) for image, mask in zip(images, masks, strict=True)]
     if cfg.plan:
         return adding(cfg, fold, files)
     holes = sum(
         (read_image(moved) != read_image(image)).any(-1).sum()
-        for (moved, _), (image, _) in zip(files, sources, strict=True)
+        for (moved, _), image in zip(files, images, strict=True)
     )
-    nuclei = sum(is_foreground(read_mask(mask, classes)).sum() for _, mask in sources)
+    nuclei = sum(is_foreground(read_mask(mask, classes)).sum() for mask in masks)
     return adding(cfg, fold, files, moved=float(holes / max(nuclei, 1)))
 
 
@@ -193,74 +214,97 @@ def external(cfg: common.StudyConfig, fold: int) -> common.Recipe:
     return adding(own, fold, hard + easy, hard=len(hard))
 
 
-def own(recipe):
-    """Return the recipe's arm without ood_source: its OoD patches are cut from the ID set."""
-    return lambda cfg, fold: recipe(replace(cfg, ood_source=None), fold)
+def lighter(ood_weight: float, cfg: common.StudyConfig, fold: int) -> common.Recipe:
+    """Return Med-OoD's training with OoD patches that weigh less."""
+    return replace(common.med_ood(cfg, fold), cfg=replace(cfg, ood_weight=ood_weight))
 
 
-def require_zero(cfg: common.StudyConfig) -> None:
-    """Raise UserError for settings of another fill: the arms have their own."""
-    if cfg.ood_fill != "zero":
-        raise UserError(f"ood_fill: {cfg.ood_fill}, but the study compares fills: set it to zero")
+def holes_unsure(cfg: common.StudyConfig, fold: int) -> common.Recipe:
+    """Return Med-OoD's training with the places of the nuclei left out of the loss."""
+    files = extra(cfg, fold)
+    masks = [mask for _, mask in id_files(cfg, [name_of(image) for image, _ in files])]
+    classes = len(cfg.class_names)
+
+    def hide(number: int, out: Path) -> None:
+        mask = read_mask(masks[number], classes)
+        hidden = np.where(mask == BACKGROUND, BACKGROUND, UNSURE).astype(np.uint8)
+        write_png(out / masks[number].name, hidden)
+
+    folder = made(cfg, f"Holes_{fold}", masks, len(masks), hide)
+    return adding(cfg, fold, [(image, folder / image.name) for image, _ in files])
+
+
+def false_nuclei(cfg: common.StudyConfig, fold: int) -> common.Recipe | None:
+    """Return the training that adds the training patches with the most false nuclei, if any.
+
+    Each half of the regions, or patients, is looked at by a baseline trained on the other half.
+    """
+    plain = common.baseline(cfg, fold)
+    half_of = deal_patients(cfg, [name_of(image) for image, _ in plain.files], 2)
+    false: dict[str, int] = {}
+    for half in (0, 1):
+        ours, theirs = (
+            [pair for pair in plain.files if (half_of[name_of(pair[0])] == half) == own]
+            for own in (True, False)
+        )
+        if cfg.plan:
+            false |= {name_of(image): 1 for image, _ in ours}
+            continue
+        network = common.train_recipe(replace(plain, files=theirs), fold)
+        model, device = load_model(network, cfg), pick_device(cfg)
+        task = f"fold {fold}: looking for false nuclei"
+        tally, _ = tally_patches(cfg, model, load_patches(cfg, ours), device, task)
+        counts = tally.confusion[:, BACKGROUND, BACKGROUND + 1 :].sum(1).tolist()
+        false |= dict(zip((name_of(image) for image, _ in ours), counts, strict=True))
+    ranked = sorted(plain.files, key=lambda pair: (-false[name_of(pair[0])], name_of(pair[0])))
+    found = [pair for pair in ranked if false[name_of(pair[0])] > 0]
+    return adding(cfg, fold, found, hard=len(found)) if found else None
+
+
+ARMS: dict[str, common.Arm] = {
+    "baseline": common.baseline,
+    EQUAL: equal_steps,
+    "+ duplicated ID": duplicated,
+    "+ random OoD": random_ood,
+    "+ easy OoD": easy_ood,
+    "Med-OoD": common.med_ood,
+    "Med-OoD, mean": functools.partial(filled, "mean"),
+    "Med-OoD, inpaint": functools.partial(filled, "inpaint"),
+    "+ silhouettes moved": silhouettes_moved,
+    "+ nucleus-free": nucleus_free,
+    "+ external": external,
+    "holes unsure": holes_unsure,
+    "lambda 0.1": functools.partial(lighter, 0.1),
+    "lambda 0.5": functools.partial(lighter, 0.5),
+    "false nuclei": false_nuclei,
+}
+IF_NAMED = ("holes unsure", "lambda 0.1", "lambda 0.5", "false nuclei")
+
+
+def own(arm: common.Arm) -> common.Arm:
+    """Return the arm without ood_source: its OoD patches are cut from the ID set."""
+    return lambda cfg, fold: arm(replace(cfg, ood_source=None), fold)
 
 
 def controls(cfg: ControlsConfig) -> None:
     """Train every arm, and compare it with the baseline of equal steps and with Med-OoD."""
-    require_zero(cfg)
+    if cfg.ood_fill != "zero":
+        raise UserError(f"ood_fill: {cfg.ood_fill}, but the study compares fills: set it to zero")
+    arms = common.chosen(cfg, ARMS, (EQUAL,))
     common.prepare(cfg)
-    arms = {
-        "baseline": own(common.baseline),
-        EQUAL: own(equal_steps),
-        "+ duplicated ID": own(duplicated),
-        "+ random OoD": own(random_ood),
-        "+ easy OoD": own(easy_ood),
-        "Med-OoD": own(common.med_ood),
-        "Med-OoD, mean": own(functools.partial(filled, "mean")),
-        "Med-OoD, inpaint": own(functools.partial(filled, "inpaint")),
-        "+ silhouettes moved": own(silhouettes_moved),
-        "+ nucleus-free": own(nucleus_free),
-    }
-    if cfg.ood_source is not None:
-        arms["+ external"] = external
-    else:
+    arms = {name: arm for name, arm in arms.items() if name in cfg.arms or name not in IF_NAMED}
+    if "+ external" in arms and cfg.ood_source is None:
+        del arms["+ external"]
         print("+ external is left out: name a folder of nucleus-free images with --ood_source")
-    results = common.run_arms(cfg, common.chosen(cfg, arms, (EQUAL,)))
-    if cfg.plan:
-        return
-    rows = [
-        [
-            arm,
-            f"{sum(result.recipe.steps for result in of_arm.values()) / len(of_arm):.0f}",
-            spread(report.values(of_arm, "hard"), 1, 0),
-            spread(report.values(of_arm, "moved"), 100, 0),
-            *report.shown(of_arm),
-        ]
-        for arm, of_arm in results.items()
-    ]
-    rows.append(["all background", *["-"] * 3, *report.shown_floor(results[EQUAL])])
-    against = [arm for arm in (EQUAL, "Med-OoD") if arm in results]
-    differences = {
-        f"{arm} - {other}": report.compare(results, arm, other)
-        for other in against
-        for arm in results
-        if arm != other and (other == EQUAL or arm != "baseline")
-    }
-    header = ["", "steps", "hard", "moved", *report.heads(report.SHOWN)]
-    tables = {"Scores": markdown(header, rows)}
-    for other in against:
-        gains = [
-            [arm, *report.compared(differences[f"{arm} - {other}"])]
-            for arm in results
-            if f"{arm} - {other}" in differences
-        ]
-        tables[f"Less {other}"] = markdown(["", *report.heads(report.COMPARED)], gains)
-    out = report.write_study(cfg, "controls", results, tables, differences)
-    bars = {arm: tuple(differences[f"{arm} - {EQUAL}"]["miou"]) for arm in results if arm != EQUAL}
-    title = report.figure_title(
-        cfg, f"Controls: {cfg.model_name}, blue where the interval leaves out zero"
+    results = common.run_arms(
+        cfg, {name: arm if name == "+ external" else own(arm) for name, arm in arms.items()}
     )
-    draw_intervals(Path(f"{out}.png"), title, f"`miou` less {EQUAL}, points", bars)
-    print(f"{out}.csv, .json, .md, .png")
+    if results:
+        others = [arm for arm in results if arm != EQUAL]
+        against = {EQUAL: others}
+        if "Med-OoD" in results:
+            against["Med-OoD"] = [arm for arm in others if arm not in ("baseline", "Med-OoD")]
+        tell(cfg, "controls", results, against, columns=("hard", "moved"))
 
 
 if __name__ == "__main__":

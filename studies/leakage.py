@@ -18,13 +18,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from config import Config, Count, UserError
 from medood.data.folds import deal_patients, patches_there, read_list
 from medood.data.patients import patients_of
-from medood.data.workspace import LIST_ENDING, id_files
+from medood.data.workspace import LIST_ENDING, data_name, id_files
 from medood.evaluation.figures import draw_intervals
 from medood.evaluation.statistics import paired_differences, pool
 from medood.evaluation.tables import SCORES, markdown, spread
 from medood.runs.command_line import run
 from studies.common import Recipe, StudyConfig, prepare, run_arms, seeds_of
-from studies.report import figure_title, values, write_study
+from studies.report import values, write_study
 
 LISTED = "lists as they are"
 
@@ -143,7 +143,7 @@ def leakage(cfg: LeakageConfig) -> None:
     tables = {"Both sides of the lists": table, "Scores of the baseline": scores}
     out = write_study(cfg, "leakage", results, tables, {f"{apart_arm} - {LISTED}": fall})
     bars = {name: tuple(fall[name]) for name in SCORES}
-    title = figure_title(cfg, f"{cfg.model_name}: {apart_arm} less {LISTED}")
+    title = f"{data_name(cfg.workspace)}, {cfg.model_name}: {apart_arm} less {LISTED}"
     draw_intervals(Path(f"{out}.png"), title, "points", bars)
     print(f"{out}.csv, .json, .md, .png")
 

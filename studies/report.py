@@ -1,16 +1,17 @@
-"""How a study tells of its results: cells of tables, differences, and the files that hold them.
+"""How a study tells of its results: one ending for all, with tables, differences and a figure.
 
 <workspace>/reports/studies/<study>_<model>.*  CSV, JSON, Markdown and figure of a study
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from config import Config, UserError
 from medood.data.files import csv_text, write_json, write_text
 from medood.data.workspace import data_name
+from medood.evaluation.figures import draw_bars, draw_intervals
 from medood.evaluation.statistics import Difference, paired_differences
-from medood.evaluation.tables import INTERVAL, OWN_SCORES, spread
+from medood.evaluation.tables import INTERVAL, OWN_SCORES, markdown, spread
 from medood.models.checkpoints import versions
 from medood.runs.provenance import plain_settings
 from studies.common import Result, Results, StudyConfig, seeds_of
@@ -18,6 +19,10 @@ from studies.common import Result, Results, StudyConfig, seeds_of
 # what tables of networks show, and those of differences, which a rate at equal rates heads
 SHOWN = ("ap", "miou_paper", "miou", "fg_to_bg", "bg_to_fg")
 COMPARED = ("ap", "bg_to_fg_matched", *SHOWN[1:])
+FORMATS = {"steps": (1, 0), "patches": (1, 0), "hard": (1, 0), "moved": (100, 0), "pnr": (1, 3)}
+
+Differences = dict[str, dict[str, Difference]]  # by pair, `<arm> - <reference>`, and by score
+OfArm = dict[tuple[int, int], Result]  # by fold and seed
 
 
 def compare(results: Results, arm: str, against: str) -> dict[str, Difference]:
@@ -34,70 +39,116 @@ def compare(results: Results, arm: str, against: str) -> dict[str, Difference]:
     )
 
 
-def patchwise(results: dict[tuple[int, int], Result], of: str, value: int) -> list[float]:
-    """Return the patch-by-patch IoU of a class, for each fold and seed.
-
-    of: "network", or "floor" for a network that predicts background everywhere.
-    """
-    return [result.patchwise[of][value] for result in results.values()]
-
-
-def values(results: dict[tuple[int, int], Result], name: str) -> list[float | None]:
-    """Return a score, or a note of the recipe, for each fold and seed of an arm."""
+def values(results: OfArm, name: str) -> list[float | None]:
+    """Return a score, a size or a note of the recipe, for each fold and seed of an arm."""
     if name.startswith("IoU "):
         return [
             result.scores["iou"][result.recipe.cfg.class_names.index(name[4:])]
             for result in results.values()
         ]
-    return [result.scores.get(name, result.recipe.notes.get(name)) for result in results.values()]
+    return [
+        ({"steps": r.recipe.steps, "patches": len(r.recipe.files)} | r.recipe.notes | r.scores).get(
+            name
+        )
+        for r in results.values()
+    ]
 
 
 def heads(names: Iterable[str]) -> list[str]:
-    """Return the heads of the columns of some scores."""
-    return [f"`{name}`" for name in names]
+    """Return the heads of some columns."""
+    return [f"`{name}`" if name in (*OWN_SCORES, *COMPARED) else name for name in names]
 
 
-def shown(results: dict[tuple[int, int], Result]) -> list[str]:
-    """Return an arm's cells in the columns SHOWN."""
-    return [spread(values(results, name)) for name in SHOWN]
+def cells(results: OfArm, names: Iterable[str]) -> list[str]:
+    """Return an arm's cells in some columns."""
+    return [spread(values(results, name), *FORMATS.get(name, ())) for name in names]
 
 
-def shown_floor(results: dict[tuple[int, int], Result]) -> list[str]:
-    """Return what `all_background` scores on an arm's tests, in the columns SHOWN."""
-    return [spread([result.floor[name] for result in results.values()]) for name in SHOWN]
+def class_table(cfg: Config, results: Results, printed: dict[str, dict[str, object]]) -> str:
+    """Return the IoU of every class, pooled and as the paper takes it, patch by patch.
+
+    There, a class that a patch lacks, and that the network does not predict in it, counts 1;
+    `floor` is that of a network that predicts background everywhere. printed: the paper's columns,
+    by class.
+    """
+    floor = next(iter(results.values()))
+    header = ["class", *(f"IoU {arm}" for arm in results), "patch by patch: floor", *results]
+    rows = []
+    for value, kind in enumerate(cfg.class_names):
+        rows.append([kind, *(cells(of_arm, [f"IoU {kind}"])[0] for of_arm in results.values())])
+        rows[-1].append(spread([r.patchwise["floor"][value] for r in floor.values()]))
+        for of_arm in results.values():
+            rows[-1].append(spread([r.patchwise["network"][value] for r in of_arm.values()]))
+        rows[-1] += [str(column.get(kind, "-")) for column in printed.values()]
+    return markdown([*header, *printed], rows)
 
 
-def compared(gain: dict[str, Difference]) -> list[str]:
-    """Return the cells of a difference in the columns COMPARED."""
-    return [gain[name].text() for name in COMPARED]
-
-
-def figure_title(cfg: StudyConfig, text: str) -> str:
-    """Return the title of a study's figure: the data, the epochs and a text."""
-    return f"{data_name(cfg.workspace)}, {cfg.epochs} epochs\n{text}"
-
-
-def by_class(cfg: Config, results: Results) -> dict[str, dict[str, list[float | None]]]:
-    """Return the IoU of every class, background included, by arm, as draw_bars takes it."""
-    return {
+def draw_classes(path: Path, title: str, cfg: Config, results: Results) -> None:
+    """Draw the IoU of every class."""
+    bars = {
         arm: {name: values(of_arm, f"IoU {name}") for name in cfg.class_names}
         for arm, of_arm in results.items()
     }
+    draw_bars(path, title, "IoU, percent; dots are folds and seeds", bars)
 
 
-def write_study(
+def tell(
     cfg: StudyConfig,
     study: str,
     results: Results,
-    tables: dict[str, str],
-    differences: dict[str, dict[str, Difference]],
-    paper: object = None,
+    against: dict[str, list[str]],
+    *,
+    columns: tuple[str, ...] = (),
+    printed: dict[str, dict[str, object]] | None = None,
+    tables: dict[str, str] | None = None,
+    score: str = "ap",
+    draw: Callable[[Path, str], None] | None = None,
+) -> None:
+    """Print the scores and differences of a study, and write them with a figure.
+
+    against: the arms to compare, by the arm that is their reference. columns: what the table of
+    scores shows beside. printed: the paper's columns, by arm. tables: more of them, by caption.
+    score: whose differences the figure shows, if `draw` draws no other.
+    """
+    printed = printed or {}
+    header = ["", "trainings", "steps", *heads([*columns, *SHOWN]), *printed]
+    rows = [
+        [arm, str(len(of_arm)), *cells(of_arm, ["steps", *columns, *SHOWN])]
+        + [str(column.get(arm, "-")) for column in printed.values()]
+        for arm, of_arm in results.items()
+    ]
+    floor = [result.floor for result in next(iter(results.values())).values()]
+    known = [spread([of.get(name) for of in floor]) for name in [*columns, *SHOWN]]
+    rows.append(["all background", "-", "-", *known, *["-"] * len(printed)])
+    differences = {
+        f"{arm} - {other}": compare(results, arm, other)
+        for other, arms in against.items()
+        for arm in arms
+    }
+    every = {"Scores": markdown(header, rows)} | (tables or {})
+    for other, arms in against.items():
+        less = [
+            [arm, *(differences[f"{arm} - {other}"][name].text() for name in COMPARED)]
+            for arm in arms
+        ]
+        every[f"Less {other}"] = markdown(["", *heads(COMPARED)], less)
+    out = write_study(cfg, study, results, every, differences)
+    path, title = Path(f"{out}.png"), f"{data_name(cfg.workspace)}, {cfg.epochs} epochs\n{out.name}"
+    if draw:
+        draw(path, title)
+    else:
+        bars = {pair: tuple(gain[score]) for pair, gain in differences.items()}
+        draw_intervals(path, title, f"`{score}`, points; grey where the interval holds 0", bars)
+    print(f"{out}.csv, .json, .md, .png")
+
+
+def write_study(
+    cfg: StudyConfig, study: str, results: Results, tables: dict[str, str], differences: Differences
 ) -> Path:
     """Print the tables; write tables, single scores and differences; return the path of the files.
 
-    tables: Markdown by caption. differences: by the pair that is compared. paper: the paper's
-    numbers. The files lie in reports/studies. The path has no ending; it names the network if there
-    is only one.
+    The files lie in reports/studies. The path has no ending; it names the network if there is only
+    one.
     """
     every = [result for of_arm in results.values() for result in of_arm.values()]
     networks = sorted({result.recipe.cfg.model_name for result in every})
@@ -112,36 +163,30 @@ def write_study(
     )
     text = "\n".join([f"{title}\n", *(f"{part}\n\n{table}" for part, table in tables.items())])
     print(f"\n{text}")
-    notes = sorted(
-        {note for arm in results.values() for r in arm.values() for note in r.recipe.notes}
-    )
-    classes = [f"IoU {name}" for name in cfg.class_names]
-    header = ["arm", "network", "fold", "seed", "id_patches", "ood_patches", "steps"]
+    notes = sorted({note for result in every for note in result.recipe.notes})
     rows = [
-        [
-            *(arm, result.folder.name, fold, seed),
-            len(result.recipe.files) - result.recipe.ood_patches,
-            *(result.recipe.ood_patches, result.recipe.steps),
-            *(result.recipe.notes.get(note, "") for note in notes),
-            *(result.scores[name] for name in OWN_SCORES),
-            *result.scores["iou"],
-            result.floor["miou_paper"],
-        ]
+        {
+            **{"arm": arm, "network": result.folder.name, "fold": fold, "seed": seed},
+            "id_patches": len(result.recipe.files) - result.recipe.ood_patches,
+            **{"ood_patches": result.recipe.ood_patches, "steps": result.recipe.steps},
+            **{note: result.recipe.notes.get(note, "") for note in notes},
+            **{name: result.scores[name] for name in OWN_SCORES},
+            **{f"IoU {kind}": result.scores["iou"][c] for c, kind in enumerate(cfg.class_names)},
+            "floor_miou_paper": result.floor["miou_paper"],
+        }
         for arm, of_arm in results.items()
         for (fold, seed), result in of_arm.items()
     ]
-    columns = [*header, *notes, *OWN_SCORES, *classes, "floor_miou_paper"]
-    write_text(Path(f"{out}.csv"), csv_text(columns, rows))
+    write_text(Path(f"{out}.csv"), csv_text([*rows[0]], [row.values() for row in rows]))
     content = {
         "data": data_name(cfg.workspace),
         "settings": plain_settings(cfg) | {"seeds": cfg.seeds},
         "versions": versions(),
-        "rows": [dict(zip(columns, row, strict=True)) for row in rows],
+        "rows": rows,
         "differences": {
             pair: {name: difference.plain() for name, difference in of_pair.items()}
             for pair, of_pair in differences.items()
         },
-        "paper": paper,
     }
     write_json(Path(f"{out}.json"), content)
     write_text(Path(f"{out}.md"), text)

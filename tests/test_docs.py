@@ -83,7 +83,7 @@ def test_every_command_runs_as_it_stands_unless_it_says_what_it_needs(tmp_path):
     """In the order of the pages, README first."""
     copy, ran = run_pages([name for name in BLOCKS_OF if name not in APART], tmp_path)
     assert len(ran) > 5
-    assert {"main.py", "predict.py", "test.py", "studies/figure4.py"} <= set(ran)
+    assert {"main.py", "predict.py", "test.py", "studies/paper.py"} <= set(ran)
     report = "workspace/sample/reports/unet_tu-resnet10t/index.html"
     assert (copy / report).exists()  # as the README says
     assert (copy / "nuclei" / "sample_2_nuclei.geojson").exists()

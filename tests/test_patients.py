@@ -21,7 +21,7 @@ from medood.evaluation.tables import describe_data
 from medood.evaluation.testing import score_networks
 from medood.runs.provenance import SCRIPTS, made_from, network_made_from, require, settings_of
 from robust.report import _by_patient
-from studies import common, leakage, recipe, variants
+from studies import common, controls, leakage, recipe
 from tests.conftest import TINY
 
 PATTERN = r"(p\d+)_.*"
@@ -363,16 +363,16 @@ def test_the_choice_of_a_recipe_deals_patients(prepared):
 
 def test_false_nuclei_are_looked_for_by_a_network_of_other_patients(prepared, monkeypatch):
     generate_patches(prepared)
-    cfg = variants.VariantsConfig(**vars(prepared))
+    cfg = controls.ControlsConfig(**vars(prepared))
     plain, trained, asked = common.baseline(cfg, 1), [], []
     monkeypatch.setattr(common, "train_recipe", lambda made, fold: trained.append(made.files))
-    monkeypatch.setattr(variants, "load_model", lambda *_: None)
-    monkeypatch.setattr(variants, "load_patches", lambda cfg, files: asked.append(files) or files)
+    monkeypatch.setattr(controls, "load_model", lambda *_: None)
+    monkeypatch.setattr(controls, "load_patches", lambda cfg, files: asked.append(files) or files)
     monkeypatch.setattr(
-        variants, "tally_patches", lambda *given: (random_tally(len(given[2]), 0), None)
+        controls, "tally_patches", lambda *given: (random_tally(len(given[2]), 0), None)
     )
-    monkeypatch.setattr(variants, "adding", lambda cfg, fold, files, hard: plain)
-    variants.false_nuclei(cfg, 1)
+    monkeypatch.setattr(controls, "adding", lambda cfg, fold, files, hard: plain)
+    controls.false_nuclei(cfg, 1)
     for learned, seen in zip(trained, asked, strict=True):
         one, other = (of_patients(image.name for image, _ in files) for files in (learned, seen))
         assert len(one) == len(other) == 2

@@ -17,22 +17,12 @@ import pytest
 from config import UserError
 from main import main
 from medood.data.folds import read_fold
-from medood.data.images import read_image, read_mask, write_png
+from medood.data.images import UNSURE, read_image, read_mask, write_png
 from medood.data.patients import region_of
 from medood.data.workspace import fold_path
-from studies import (
-    common,
-    controls,
-    figure3,
-    figure4,
-    leakage,
-    table1,
-    table2_figure5,
-    table3,
-    variants,
-)
-from studies import table4_figure6 as table4
+from studies import common, controls, leakage, paper
 from studies.common import StudyConfig
+from studies.controls import EQUAL
 from tests.conftest import TINY, draw_regions, write_region
 
 ROOT = Path(__file__).parents[1]
@@ -91,16 +81,13 @@ def written(workspace, study):
     return content
 
 
-STUDIES = {
-    "table1": (table1.table1, table1.Table1Config, {"methods": (NETWORK,)}, 2),
-    "table2_figure5": (
-        *(table2_figure5.table2_figure5, table2_figure5.Table2Config),
-        *({"pcts": (1.0, 0.5)}, 3),
-    ),
-    "table3": (table3.table3, StudyConfig, {}, 4),
-    "table4_figure6": (table4.table4_figure6, StudyConfig, {}, 3),
-    "figure3": (figure3.figure3, StudyConfig, {}, 2),
-    "figure4": (figure4.figure4, StudyConfig, {}, 2),
+STUDIES = {  # what is beside the settings, and the number of arms
+    "table1": ({"methods": (NETWORK,)}, 2),
+    "table2": ({"pcts": (1.0, 0.5)}, 3),
+    "table3": ({}, 4),
+    "table4": ({}, 3),
+    "figure3": ({}, 2),
+    "figure4": ({}, 2),
 }
 
 
@@ -110,30 +97,33 @@ def content_of(workspace):
 
     @functools.cache
     def run_once(study):
-        step, kind, changed, _ = STUDIES[study]
-        step(settings(kind, workspace, **changed))
+        changed, _ = STUDIES[study]
+        paper.paper(settings(paper.PaperConfig, workspace, what=study, **changed))
         return written(workspace, study)
 
     return run_once
 
 
 @pytest.mark.parametrize("study", STUDIES)
-def test_a_study_runs_from_raw_data_to_its_table_and_figure(workspace, content_of, study, capsys):
-    step, kind, changed, arms = STUDIES[study]
-    content = content_of(study)
+def test_a_study_runs_from_raw_data_to_its_table_and_figure(content_of, study):
+    content, arms = content_of(study), STUDIES[study][1]
     assert len(content["rows"]) == 2 * arms  # two folds
     assert len({row["arm"] for row in content["rows"]}) == arms
+
+
+def test_a_study_that_runs_again_trains_nothing(workspace, content_of, capsys):
+    content = content_of("figure4")
     capsys.readouterr()
-    step(settings(kind, workspace, **changed))  # again: nothing is trained
+    paper.paper(settings(paper.PaperConfig, workspace, what="figure4"))
     assert "seconds" not in capsys.readouterr().out  # the heading of a training's log
-    assert written(workspace, study) == content
+    assert written(workspace, "figure4") == content
 
 
 def test_the_baseline_of_one_study_is_that_of_the_others(content_of):
-    arms = ("baseline", "D_id (baseline)", "pct 0")
+    arms = ("baseline", "pct 0")
     names = {
         tuple(row["network"] for row in content_of(study)["rows"] if row["arm"] in arms)
-        for study in ("figure4", "table4_figure6", "table2_figure5")
+        for study in ("figure4", "table4", "table2")
     }
     assert len(names) == 1
     assert len(names.pop()) == 2  # folds
@@ -143,7 +133,7 @@ def test_what_main_trained_is_not_trained_again(tiny, capsys):
     cfg = dataclasses.replace(tiny, encoder=ENCODER, folds=(1,), epochs=1)
     main(cfg)
     capsys.readouterr()
-    figure4.figure4(settings(StudyConfig, cfg.workspace, folds=(1,)))
+    paper.paper(settings(paper.PaperConfig, cfg.workspace, what="figure4", folds=(1,)))
     assert "seconds" not in capsys.readouterr().out  # the heading of a training's log
     rows = written(cfg.workspace, "figure4")["rows"]
     assert [row["network"] for row in rows] == [f"1_{NETWORK}", f"1_{NETWORK}_ood"]
@@ -164,8 +154,8 @@ def test_two_seeds_are_two_trainings_on_one_list(workspace):
 
 @pytest.mark.parametrize("study", STUDIES)
 def test_a_plan_trains_nothing(prepared, study, capsys):
-    step, kind, changed, _ = STUDIES[study]
-    step(settings(kind, prepared, **changed, plan=True, epochs=7, folds=(1,)))
+    changed = {"what": study, "plan": True, "epochs": 7, "folds": (1,)} | STUDIES[study][0]
+    paper.paper(settings(paper.PaperConfig, prepared, **changed))
     said = capsys.readouterr().out
     steps = 7 * 3  # 24 training patches in batches of 8
     assert f"| {steps:5d} |" in said
@@ -217,6 +207,8 @@ ADDING = {
     "silhouettes": controls.silhouettes_moved,
     "nucleus-free": controls.nucleus_free,
     "external": controls.external,
+    "holes unsure": controls.holes_unsure,
+    "false nuclei": controls.false_nuclei,
 }
 
 
@@ -281,8 +273,10 @@ def test_a_silhouette_that_fits_nowhere_leaves_no_hole():
     np.testing.assert_array_equal(moved, image)
 
 
-def test_controls_run_on_the_sample_with_every_arm(workspace):
-    changed = {"seeds": 2, "folds": (1,), "ood_source": workspace / "external"}
+def test_controls_run_to_their_tables_and_figure(workspace):
+    named = ("baseline", "Med-OoD", "Med-OoD, inpaint", "+ silhouettes moved", "+ external")
+    changed = {"seeds": 1, "folds": (1,), "arms": (*named, "+ duplicated ID")}
+    changed["ood_source"] = workspace / "external"
     controls.controls(settings(controls.ControlsConfig, workspace, **changed))
     content = written(workspace, "controls")
     arms = list(dict.fromkeys(row["arm"] for row in content["rows"]))
@@ -306,6 +300,34 @@ def test_controls_run_on_the_sample_with_every_arm(workspace):
         if "silhouettes" in row["arm"] and row["seed"] == 0
     ]
     assert share == pytest.approx(changed.sum() / nuclei.sum())
+
+
+def test_holes_are_unsure_and_tissue_is_background(patched, monkeypatch):
+    cfg = controls.ControlsConfig(**{**vars(patched), "folds": (1,)})
+    cut = common.candidates(cfg, 1)[:3]
+    monkeypatch.setattr(controls, "extra", lambda cfg, fold: cut)
+    found = controls.holes_unsure(cfg, 1).files[-3:]
+    assert [image for image, _ in found] == [image for image, _ in cut]
+    for image, mask in found:
+        truth = read_mask(cfg.workspace / "Mask_Patchs" / image.name, 7)
+        np.testing.assert_array_equal(read_mask(mask, 7), np.where(truth > 0, UNSURE, 0))
+
+
+def test_an_arm_that_only_names_call_is_run_beside_its_reference(plan, capsys):
+    controls.controls(dataclasses.replace(plan, arms=("lambda 0.1",), seeds=1, folds=(1,)))
+    said = capsys.readouterr().out
+    assert said.count(f" {NETWORK} ") == 2
+    assert EQUAL in said
+    with pytest.raises(UserError, match="arms: 'medood' is none of baseline, baseline, equal"):
+        controls.controls(dataclasses.replace(plan, arms=("medood",)))
+
+
+def test_networks_of_earlier_versions_are_found_by_their_names(tmp_path, monkeypatch):
+    """A name that moves makes every study train anew: this one is of commit 9e4c37e."""
+    monkeypatch.setattr(common, "train_fold", lambda *_: None)
+    cfg = dataclasses.replace(TINY, workspace=tmp_path, encoder=ENCODER)
+    found = common.train_recipe(common.Recipe(cfg, [], [], []), 1)
+    assert found.name == f"1_{NETWORK}_b5cc1ccffe23"
 
 
 # ---------------------------------------------------------------- leakage
@@ -371,7 +393,7 @@ def test_a_folder_without_lists_is_refused(patched, tmp_path):
 
 @pytest.mark.parametrize(
     "kind",
-    [StudyConfig, controls.ControlsConfig, leakage.LeakageConfig, variants.VariantsConfig],
+    [StudyConfig, controls.ControlsConfig, leakage.LeakageConfig],
 )
 def test_no_seed_at_all_is_refused(kind):
     with pytest.raises(UserError, match="seeds = 0: it should be greater than or equal to 1"):
@@ -381,5 +403,5 @@ def test_no_seed_at_all_is_refused(kind):
 def test_a_method_that_cannot_be_built_is_refused_before_anything_is_trained(tiny):
     methods = (NETWORK, "unet_mobilenet_v9")
     with pytest.raises(UserError, match="mobilenet_v9.* is unknown"):
-        table1.table1(settings(table1.Table1Config, tiny.workspace, methods=methods))
+        paper.paper(settings(paper.PaperConfig, tiny.workspace, what="table1", methods=methods))
     assert not (tiny.workspace / "studies").exists()
