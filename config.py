@@ -152,7 +152,7 @@ class Machine:
     dask_scheduler: Annotated[str, Field(pattern=r"^(tcp|tls)://\S+:\d+$")] | None = None
     """Let the workers of this dask scheduler, such as tcp://10.0.0.1:8786, prepare the data."""
     compile: bool = False
-    """Compile the training step, and on one GPU launch it whole; slower on CPUs that were tried."""
+    """Compile the training step, on one GPU into CUDA graphs; slower on CPUs that were tried."""
     deterministic: bool = False
     """Refuse CUDA operations that may differ between runs, which pspnet and upernet need."""
     tensorboard: bool = False

@@ -28,7 +28,7 @@ NETWORKS = ("vgg11_bn", "mobilenet_v2")  # encoders of unet
 GPUS = {"H100": (989e12, 3.35e12), "H200": (989e12, 4.8e12)}
 IN_PRACTICE = (0.8, 0.9)  # shares of these that large products and copies reach: an assumption
 LAUNCH = 5e-6  # seconds of the host for each operation of an eager step: an assumption
-RECORDED = 5  # launches of a recorded step, 4 copies and 1 replay: see tests/test_recorded.py
+RECORDED = 5  # launches of a step that were one CUDA graph: 4 copies of the batch and 1 replay
 # operations that only name memory; those that torch marks as views are left out too
 NO_LAUNCH = {"empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided", "detach"}
 NO_LAUNCH |= {"_unsafe_view", "_reshape_alias", "lift_fresh", "squeeze_"}

@@ -62,11 +62,11 @@ class FreeTrainer(Trainer):
         super().begin_epoch(lr)
         self.noise.start()
 
-    def update(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
+    def step(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
         """Take m steps on a batch, each on the noise after the last; return their mean results."""
         results = []
         for _ in range(self.cfg.replays):
-            results.append(torch.stack(super().update(*batch)))
+            results.append(torch.stack(super().step(*batch)))
             self.noise.ascend()
         loss, norm = torch.stack(results).mean(0)
         return loss, norm

@@ -174,11 +174,11 @@ def report(whole_run, tmp_path):
 
 
 @pytest.fixture
-def gpu(monkeypatch):
+def gpu():
     """A GPU, or a stand-in that is as strict."""
     from tests.gpus import any_gpu
 
-    with any_gpu(monkeypatch) as device:
+    with any_gpu() as device:
         yield device
 
 

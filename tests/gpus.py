@@ -45,15 +45,13 @@ class Standin(standin.Standin):
 
 
 @contextlib.contextmanager
-def any_gpu(monkeypatch):
+def any_gpu():
     """The GPU that is there, or else a stand-in; the test is skipped where torch is too old."""
     if HERE:
         yield Cuda()
         return
     if standin.register is None:
         pytest.skip("needs a GPU, or torch 2.10 for a stand-in")
-    for name, value in standin.CUDA.items():
-        monkeypatch.setattr(torch.cuda, name, value)
     with standin.started(Standin()) as device:
         yield device
 

@@ -1,14 +1,13 @@
 """A stand-in for a GPU: a device of torch's own kind whose tensors are computed on the CPU.
 
-What a GPU refuses is refused here too: an operation on tensors of two devices, and a recording of
-what makes the host wait. What would make it wait is noted, and so is each launch. The results are
-those of the CPU, so what a whole step of Med-OoD computes here can be compared with what it should.
+What a GPU refuses is refused here too: an operation on tensors of two devices. What would make the
+host wait is noted, and so is each launch. The results are those of the CPU, so what a whole step of
+Med-OoD computes here can be compared with what it should.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
-from types import SimpleNamespace
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
@@ -162,7 +161,6 @@ class Standin(TorchDispatchMode):
         super().__init__()
         self.waits: list[str] = []
         self.launches: list[str] = []
-        self.recording: Recording | None = None
         self.pinned: dict[int, torch.Tensor] = {}  # by storage; kept, so that none is used again
 
     def __enter__(self) -> "Standin":
@@ -197,16 +195,13 @@ class Standin(TorchDispatchMode):
         if is_ours:
             self._refuse_two_devices(name, args, tensors)
         if self._host_waits(name, args, kwargs, is_ours, target):
-            if self.recording is not None:
-                raise RuntimeError(f"{name}: operation not permitted when stream is capturing")
             self.waits.append(name)
         args_there, kwargs_there = _on_cpu(args, kwargs, target)
-        operation = partial(SYNCHRONISED.get(name, function), *args_there, **kwargs_there)
-        found = operation()
+        found = SYNCHRONISED.get(name, function)(*args_there, **kwargs_there)
         if target != NAME and (not is_ours or target is not None):
             return found  # on the CPU
         if not function.is_view and name not in NO_LAUNCH:
-            self._note_launch(name, operation, found)
+            self.launches.append(name)
         wrapped = tree_map(lambda leaf: OnStandin(leaf) if _is_new(leaf) else leaf, found)
         return return_and_correct_aliasing(function, args, kwargs, wrapped) if is_ours else wrapped
 
@@ -216,13 +211,6 @@ class Standin(TorchDispatchMode):
         made = args[0].clone() if is_copy else function(*args, **kwargs | {"pin_memory": False})
         self.pinned[made.untyped_storage().data_ptr()] = made
         return made
-
-    def _note_launch(self, name: str, operation: Callable, found: object) -> None:
-        self.launches.append(name)
-        if self.recording is not None:
-            # detached, as other operations may change the shape of what is found
-            kept = tree_map_only(torch.Tensor, torch.Tensor.detach, found)
-            self.recording.operations.append((operation, kept))
 
     def _refuse_two_devices(self, name: str, args: tuple, tensors: list[torch.Tensor]) -> None:
         on_cpu = [tensor for tensor in tensors if not isinstance(tensor, OnStandin)]
@@ -267,46 +255,6 @@ def _is_new(leaf: object) -> bool:
     return isinstance(leaf, torch.Tensor) and not isinstance(leaf, OnStandin)
 
 
-class Recording:
-    """What torch.cuda.CUDAGraph is on a GPU: operations on fixed memory, and their replay.
-
-    To record them runs them here, and not on a GPU; so the first replay has nothing left to do.
-    """
-
-    def __init__(self) -> None:
-        self.operations: list[tuple[Callable, object]] = []
-        self.replays = 0
-
-    def replay(self) -> None:
-        self.replays += 1
-        if self.replays == 1:
-            return
-        current.launches.append("replay")
-        for operation, kept in self.operations:
-            found = operation()
-            for old, new in zip(tree_leaves(kept), tree_leaves(found), strict=True):
-                if isinstance(old, torch.Tensor):
-                    old.copy_(new)
-
-
-@contextlib.contextmanager
-def recording(graph: Recording, stream: object) -> Iterator[None]:
-    """Stand in for torch.cuda.graph."""
-    current.recording = graph
-    try:
-        yield
-    finally:
-        current.recording = None
-
-
-# what medood/training/recorded.py takes of torch.cuda
-CUDA = {
-    "CUDAGraph": Recording,
-    "graph": recording,
-    "Stream": lambda: SimpleNamespace(wait_stream=lambda other: None),
-    "current_stream": lambda: SimpleNamespace(wait_stream=lambda other: None),
-    "stream": lambda stream: contextlib.nullcontext(),
-}
 current: Standin | None = None
 _libraries: list[torch.library.Library] = []
 

@@ -1,10 +1,11 @@
 """An optimiser step: what it computes when compiled, and that a GPU's host need not wait for it."""
 
 import dataclasses
-from functools import partial
+from unittest import mock
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from config import UserError
@@ -14,10 +15,10 @@ from medood.models.inference import Predictor
 from medood.training.augmentation import draw_augmentation
 from medood.training.batches import Loader
 from medood.training.loop import train_epoch
-from medood.training.step import ContiguousWeight, Trainer, explain_errors
+from medood.training.step import Trainer, explain_errors
 from tests.conftest import TINY
+from tests.gpus import CPU, SMALL, trained
 
-CPU = torch.device("cpu")
 # a value on the host, or a shape that depends on values: on a GPU, the host waits for both
 WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "bincount", "is_nonzero")
 
@@ -37,7 +38,7 @@ def trainer(cfg):
 
 
 def test_a_batch_of_one_that_cannot_be_normalised_is_said_with_the_setting():
-    cfg = dataclasses.replace(TINY, batch_size=1)
+    cfg = dataclasses.replace(SMALL, batch_size=1)
     with (
         pytest.raises(UserError, match="batch_size = 1: .* set batch_size to 2"),
         explain_errors(cfg, CPU),
@@ -54,7 +55,7 @@ def test_a_step_asks_for_no_value_that_the_host_would_wait_for(loss):
             seen.append(name)
             return function(*args, **(kwargs or {}))
 
-    cfg, seen = dataclasses.replace(TINY, loss=loss), []
+    cfg, seen = dataclasses.replace(SMALL, loss=loss), []
     ours = trainer(cfg)
     ours.step(*batch(cfg))  # torch's Adam looks at its settings at first
     with Watch():
@@ -71,24 +72,30 @@ def test_a_step_asks_for_no_value_that_the_host_would_wait_for(loss):
         torch.ones(1).item()
 
 
-def test_neither_inference_nor_a_resume_parts_the_weights_from_the_optimiser(tmp_path):
-    """Weights of shape (C, 1, 1, 1) would be copied by each change to channels last."""
-    cfg = dataclasses.replace(TINY, encoder="mobileone_s0")
-    ours = trainer(cfg)
-    assert any(weight.weight.shape[1:] == (1, 1, 1) for weight in ours.weights)
-    Predictor(cfg, ours.model.eval(), CPU)(batch(cfg)[0])
-    ours.model.load_state_dict(ours.model.state_dict())
-    for weight in ours.weights:
-        assert weight.contiguous.data_ptr() == weight.weight.data_ptr()
+@pytest.mark.parametrize("encoder", ["tu-test_resnet", "mobilenet_v2", "mobileone_s0"])
+def test_every_gradient_lies_in_memory_as_its_weight_does(encoder):
+    """Else torch's fused Adam would mix up their elements on a CPU."""
+    ours = trainer(dataclasses.replace(TINY, encoder=encoder))
+    Predictor(ours.cfg, ours.model.eval(), CPU)(batch(ours.cfg)[0])
+    ours.model.load_state_dict(ours.model.train().state_dict())
+    ours._loss(*batch(ours.cfg)).backward()
+    found = [weight for weight in ours.model.parameters() if weight.grad is not None]
+    assert any(not weight.is_contiguous() for weight in found)
+    assert all(weight.stride() == weight.grad.stride() for weight in found)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_step_compiles_as_one_graph_and_learns_the_same(monkeypatch, precision):
-    plain = dataclasses.replace(TINY, encoder="tu-resnet10t", precision=precision)
+    plain = dataclasses.replace(SMALL, precision=precision)
     compiled = dataclasses.replace(plain, compile=True)
     # any break of the graph is an error here; inductor would take a minute to compile it
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager", fullgraph=True))
+    compile_ = torch.compile
+
+    def whole(function, **options):
+        return compile_(function, backend="eager", fullgraph=True, dynamic=options["dynamic"])
+
+    monkeypatch.setattr(torch, "compile", whole)
     first, second = trainer(plain), trainer(compiled)
     for _ in range(3):
         found, expected = second.step(*batch(plain)), first.step(*batch(plain))
@@ -99,30 +106,25 @@ def test_what_cannot_be_compiled_is_said_with_the_cure(monkeypatch):
     def fail(*_):
         raise OSError("no compiler")
 
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=fail))
-    cfg = dataclasses.replace(TINY, compile=True)
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **_: compile_(function, backend=fail))
+    cfg = dataclasses.replace(SMALL, compile=True)
     with (
-        pytest.raises(UserError, match="compile = True: unet_mobilenet_v2 cannot .* to False$"),
+        pytest.raises(UserError, match="compile = True: unet_tu-test_resnet cannot .* to False$"),
         explain_errors(cfg, CPU),
     ):
         trainer(cfg).step(*batch(cfg))
 
 
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("of_gradient", [torch.contiguous_format, torch.channels_last])
-def test_adam_takes_each_gradient_to_its_own_weight_whatever_the_layouts(layout, of_gradient):
-    """torch's fused Adam mixes up the elements where a weight and its gradient lie differently."""
-    torch.manual_seed(0)
-    weight = torch.nn.Parameter(torch.randn(8, 4, 3, 3).contiguous(memory_format=layout))
-    plain = torch.nn.Parameter(weight.detach().clone())
-    ours, theirs = ContiguousWeight(weight), torch.optim.Adam([plain], 0.1, fused=False)
-    adam = torch.optim.Adam([ours.contiguous], 0.1, fused=True)
-    for _ in range(3):
-        plain.grad = torch.randn(8, 4, 3, 3)
-        weight.grad = plain.grad.contiguous(memory_format=of_gradient)
-        ours.take_gradient()
-        adam.step()
-        theirs.step()
-    torch.testing.assert_close(weight, plain)
-    assert weight.grad is None
-    assert ours.take_gradient() is None
+def test_one_graph_serves_every_batch_and_learning_rate(monkeypatch):
+    """A break of the graph would be an error; so would a second graph, for the shorter batch."""
+    torch._dynamo.reset()  # other tests compiled the same function
+    counter, compiled = CompileCounter(), torch.compile
+
+    def once(function, **options):
+        return compiled(function, backend=counter, fullgraph=True, dynamic=options["dynamic"])
+
+    monkeypatch.setattr(torch, "compile", once)
+    with mock.patch.object(torch._dynamo.config, "error_on_recompile", True):
+        trained(dataclasses.replace(SMALL, compile=True, batch_size=4), CPU, count=6, epochs=3)
+    assert counter.frame_count == 1

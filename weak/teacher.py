@@ -57,9 +57,9 @@ class MeanTeacher(Trainer):
             self.teacher.update_parameters(self.model)  # the first time, a copy
         self.teacher.epochs += 1
 
-    def update(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
+    def step(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
         """Take an optimiser step on a batch, and let the teacher follow."""
-        results = super().update(*batch)
+        results = super().step(*batch)
         if self.counts:
             self.teacher.update_parameters(self.model)
         return results

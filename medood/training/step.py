@@ -17,30 +17,8 @@ from medood.models import network
 from medood.processes import all_reduce, world_size
 from medood.training.augmentation import RANDOM, augment, parameters_of
 from medood.training.losses import segmentation_loss
-from medood.training.recorded import RecordedStep
 
 TIMED_STEPS = 3  # of which step_seconds takes the median
-
-
-class ContiguousWeight:
-    """A weight as the optimiser takes it: the same memory, its axes in the order of that memory.
-
-    On a CPU, torch's fused Adam copies tensors in any other layout, channels last for example, and
-    it mixes up the elements of a weight and a gradient whose layouts differ.
-    """
-
-    def __init__(self, weight: nn.Parameter) -> None:
-        self.weight = weight
-        self.axes = sorted(range(weight.dim()), key=weight.stride, reverse=True)
-        self.contiguous = weight.detach().permute(self.axes)
-
-    def take_gradient(self) -> Tensor | None:
-        """Move the gradient here from the weight, and return it; None if there is none."""
-        gradient, self.weight.grad = self.weight.grad, None
-        if gradient is not None:
-            gradient = gradient.permute(self.axes).contiguous()
-        self.contiguous.grad = gradient
-        return gradient
 
 
 class Trainer:
@@ -68,22 +46,17 @@ class Trainer:
             # because the argument has another name from torch 2.14 on
             self.distributed.broadcast_buffers = False
         self.normalise = network.Normalise(cfg.encoder).to(device)
-        self.weights = [ContiguousWeight(weight) for weight in self.model.parameters()]
-        contiguous = [weight.contiguous for weight in self.weights]
-        on_gpu = device.type != "cpu"
-        # a tensor on a GPU, where a recorded step reads it; a number where Adam would ask for it
-        self.lr = torch.tensor(cfg.lr, device=device) if on_gpu else None
-        lr = cfg.lr if self.lr is None else self.lr
-        self.optimiser = torch.optim.Adam(contiguous, lr, fused=True, capturable=on_gpu)
+        # on a CPU, torch's fused Adam is right only where a gradient lies in memory as its weight
+        # does: autograd sees to it
+        self.optimiser = torch.optim.Adam(self.model.parameters(), cfg.lr, fused=True)
         self.beside: dict[str, nn.Module] = {}  # what an interrupted training needs too, to go on
         self.precision = network.autocast(cfg, device)
         self.full = 0  # patches of a whole batch; 0 before the first step
-        self.compiled_loss = torch.compile(self._loss, dynamic=False) if cfg.compile else None
-        self.recorded = None
-        if cfg.compile and on_gpu and world_size() == 1:
-            # forward, backward and optimiser: the launches of a small batch take a GPU's host
-            # longer than the GPU takes for the arithmetic
-            self.recorded = RecordedStep(self.update)
+        self.compiled_loss = None
+        if cfg.compile:
+            # the launches of a small batch take a GPU's host longer than the GPU takes for the rest
+            mode = "reduce-overhead" if device.type == "cuda" and world_size() == 1 else None
+            self.compiled_loss = torch.compile(self._loss, mode=mode, dynamic=False)
 
     @staticmethod
     def made_from(cfg: Config) -> dict:
@@ -92,12 +65,8 @@ class Trainer:
 
     def begin_epoch(self, lr: float) -> None:
         """Take the steps from here on at a learning rate."""
-        if self.lr is not None:
-            self.lr.fill_(lr)
         for group in self.optimiser.param_groups:
-            # both are set anew, for a state that was saved on another device has other ones
-            group["lr"] = lr if self.lr is None else self.lr
-            group["capturable"] = self.lr is not None
+            group["lr"] = lr
 
     def step(
         self, images: Tensor, masks: Tensor, weight: Tensor, augmentation: Tensor
@@ -112,23 +81,14 @@ class Trainer:
         augmentation: (N, PARAMETERS), as draw_augmentation returns it.
         """
         self.full = self.full or len(images)
-        if self.recorded is not None and len(images) == self.full:
-            return self.recorded(images, masks, weight, augmentation)
-        return self.update(images, masks, weight, augmentation)
-
-    def update(
-        self, images: Tensor, masks: Tensor, weight: Tensor, augmentation: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Do what `step` says, launching each operation by itself."""
         # a shorter last batch would be compiled anew, for a single step of an epoch
         compiled = self.compiled_loss is not None and len(images) == self.full
         compute = self.compiled_loss if compiled else self._loss
         with network.exact(self.cfg):
             loss = compute(images, masks, weight, augmentation)
             loss.backward()
-        gradients = [weight.take_gradient() for weight in self.weights]
-        found = [gradient for gradient in gradients if gradient is not None]
-        norm = get_total_norm(found, foreach=True)  # all weights in one launch
+        gradients = [w.grad for w in self.model.parameters() if w.grad is not None]
+        norm = get_total_norm(gradients, foreach=True)  # all weights in one launch
         self.optimiser.step()
         self.optimiser.zero_grad()  # the next forward pass can use their memory
         return loss.detach(), norm
