@@ -156,7 +156,7 @@ class Machine:
     deterministic: bool = False
     """Refuse CUDA operations that may differ between runs, which pspnet and upernet need."""
     tensorboard: bool = False
-    """Write the losses and pictures of every training to <workspace>/tensorboard too."""
+    """Write the losses of every training to <workspace>/tensorboard too."""
 
 
 @dataclass(frozen=True)

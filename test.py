@@ -1,7 +1,7 @@
 """Test the networks of every fold on its test patches: scores, and a report to look at.
 
 Reads   models/<fold>_<model>/ and, where trained, models/<fold>_<model>_ood/
-        Image_Patchs and Mask_Patchs of the fold's test patches, and of some training patches
+        Image_Patchs and Mask_Patchs of the fold's test patches
 Writes  reports/<model>/index.html                the report, with its figures in one file
         reports/<model>/scores.json, table.md     and the figures alone
         reports/<model>/differences.json, of two networks: the second less the first, as fractions
@@ -21,7 +21,7 @@ from tyro.conf import UseAppendAction
 from config import CONFIG, Config, UserError
 from medood.data.files import write_json
 from medood.data.folds import Fold, read_fold
-from medood.data.workspace import fold_path, id_files, model_folder
+from medood.data.workspace import fold_path, model_folder
 from medood.processes import is_main
 from medood.runs.command_line import run
 from medood.runs.provenance import require
@@ -115,8 +115,7 @@ def evaluate(cfg: Config = CONFIG, checkpoints: tuple[Path, ...] = ()) -> None:
     from medood.evaluation.testing import Tested, score_networks
 
     def score(fold: int, patches: Fold) -> Tested:
-        training = id_files(cfg, patches.train + patches.val)
-        return score_networks(cfg, folders[fold], patches.test, training, f"fold {fold}")
+        return score_networks(cfg, folders[fold], patches.test, f"fold {fold}")
 
     folders = networks(cfg, of_name)
     folds = folds_to_test(cfg, folders, of_name)

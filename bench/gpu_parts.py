@@ -186,8 +186,7 @@ def devices(cfg: BenchConfig) -> dict:
     for name, device in (("cpu", "cpu"), ("gpu", cfg.device)):
         of = replace(cfg, device=device)
         rows = rank_files(of, network, files, "mining")
-        training = id_files(of, fold.train)
-        tested = score_networks(of, {"baseline": network}, fold.test, training, "")
+        tested = score_networks(of, {"baseline": network}, fold.test, "")
         scores = tested.scores["baseline"]
         kept, orders[name] = sum(row[-1] for row in rows), [row[1] for row in rows]
         best, _ = choose_pct(*samples, kept, cfg.pct_grid, cfg.pnr_opt)

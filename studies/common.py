@@ -79,12 +79,6 @@ class Recipe:
         return sum(mask is None for _, mask in self.files)
 
     @property
-    def id_files(self) -> list[Pair]:
-        """The ID patches of the training side, as they were cut from the regions."""
-        cut = self.cfg.workspace / "Image_Patchs"
-        return [pair for pair in self.files + self.val_files if pair[0].parent == cut]
-
-    @property
     def steps(self) -> int:
         """The number of optimiser steps of the whole training."""
         return self.cfg.epochs * len(batches(self.cfg, 0, 0, len(self.files)))
@@ -229,9 +223,7 @@ def run_arms(cfg: StudyConfig, arms: dict[str, Arm]) -> Results:
                     continue
                 print(f"--- {name}, fold {fold}, seed {seed}")
                 folder = train_recipe(recipe, fold)
-                tested = score_networks(
-                    recipe.cfg, {name: folder}, recipe.test, recipe.id_files, f"fold {fold}"
-                )
+                tested = score_networks(recipe.cfg, {name: folder}, recipe.test, f"fold {fold}")
                 results.setdefault(name, {})[fold, seed] = Result(
                     recipe,
                     folder,

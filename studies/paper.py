@@ -196,7 +196,7 @@ def figure3(cfg: PaperConfig) -> None:
         for (fold, seed), result in results["baseline"].items():
             folders = {arm: of_arm[fold, seed].folder for arm, of_arm in results.items()}
             recipe = result.recipe
-            tests.append(score_networks(cfg, folders, recipe.test, recipe.id_files, f"fold {fold}"))
+            tests.append(score_networks(cfg, folders, recipe.test, f"fold {fold}"))
         parts = (
             torch.cat([getattr(test.patches, part) for test in tests])
             for part in ("images", "masks", "is_ood")

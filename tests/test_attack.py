@@ -73,7 +73,7 @@ def test_scores_name_every_fold_network_eps_and_attack(attacked):
     of_eps = {eps: list(of) for eps, of in scores["1"]["ood"].items()}
     assert of_eps == {"0": ["clean"], **dict.fromkeys("28", [*names, "worst_case"])}
     test = json.loads((cfg.workspace / "reports/unet_mobilenet_v2/scores.json").read_text())
-    more = {"ap", "auroc", *MATCHED, "miou_shifted", "shift"}  # take probabilities: not counted
+    more = {"ap", "auroc", *MATCHED}  # take probabilities: not counted
     assert scores["1"]["ood"]["8"]["fab"].keys() == (
         test["1"]["ood"].keys() - more | {"fooled", "largest_change"}
     )

@@ -185,9 +185,9 @@ def same(one, other):
 
 def test_what_is_tested_is_summed_by_patient(prepared):
     names = PATCHES[:12]  # of two patients
-    counts = score_networks(prepared, {}, names, [], "test").counts["all_background"]
+    counts = score_networks(prepared, {}, names, "test").counts["all_background"]
     regions = dataclasses.replace(prepared, patients=None)
-    of_regions = score_networks(regions, {}, names, [], "test").counts["all_background"]
+    of_regions = score_networks(regions, {}, names, "test").counts["all_background"]
     assert len(of_regions.regions) == 6
     owners = [region.split("_")[0] for region in of_regions.regions]
     columns = ("confusion", "iou_paper", "dice_paper", "patches")

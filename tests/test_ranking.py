@@ -1,4 +1,4 @@
-"""Scores that no threshold moves: by hand, against scikit-learn, and what a shift may know."""
+"""Scores that no threshold moves: by hand, against scikit-learn."""
 
 import dataclasses
 
@@ -7,16 +7,11 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from medood.data.folds import read_fold
-from medood.data.images import UNSURE, read_image, read_mask, write_png
-from medood.data.workspace import id_files
+from medood.data.images import UNSURE, read_image
 from medood.evaluation import figures
 from medood.evaluation.ranking import FOREGROUND_BINS, curve, log_odds, rate_at
 from medood.evaluation.scores import ProbabilityTally, all_background
-from medood.evaluation.shift import fit_shift
 from medood.evaluation.statistics import paired_differences, pool
-from medood.evaluation.testing import score_networks
-from medood.models.network import build_model
 
 # six pixels, from the lowest score to the highest
 LOGITS = torch.tensor([-3.0, -2, -1, 1, 2, 3])
@@ -29,8 +24,8 @@ def probability_of(logits):
     return torch.stack([-logits, logits], 1).div(2).softmax(1)[:, :, None]
 
 
-def tally_of(logits, truth, shift=(1.0, 1.0)):
-    tally = ProbabilityTally((len(truth), 1, truth.shape[1]), torch.tensor(shift))
+def tally_of(logits, truth):
+    tally = ProbabilityTally((len(truth), 1, truth.shape[1]), 2)
     tally.add(slice(None), probability_of(logits), truth[:, None])
     return tally
 
@@ -130,12 +125,11 @@ def test_unsure_pixels_are_ranked_nowhere():
 
 def test_background_everywhere_ranks_nothing():
     truth = torch.tensor([[[0, 0, 0, 1]]])
-    floor = ProbabilityTally((1, 1, 4), torch.ones(3))
+    floor = ProbabilityTally((1, 1, 4), 3)
     floor.add(slice(None), all_background(truth, 3), truth)
     scores = floor.scores(tally_of(LOGITS[None], TRUTH[None]))
     assert (scores["ap"], scores["auroc"]) == (1 / 4, 1 / 2)
     assert scores["bg_to_fg_matched"] == pytest.approx(1 - 1 / 3)  # chance
-    assert scores["miou_shifted"] == 0
 
 
 @pytest.mark.parametrize("value", [0, 1])
@@ -147,7 +141,7 @@ def test_without_foreground_or_background_there_is_nothing_to_rank(value):
 
 
 def test_weights_that_are_no_numbers_still_give_scores():
-    tally = ProbabilityTally((1, 1, 6), torch.ones(2))
+    tally = ProbabilityTally((1, 1, 6), 2)
     tally.add(slice(None), torch.full((1, 2, 1, 6), torch.nan), TRUTH[None, None])
     scores = tally.scores()
     assert (scores["ap"], scores["auroc"]) == (1 / 2, 1 / 2)  # all pixels are alike
@@ -162,7 +156,7 @@ def random_counts(seed, regions=8):
 
 def test_a_network_does_not_differ_from_itself_at_any_rate():
     gains = paired_differences([random_counts(0)], [random_counts(0)], ("background", "nucleus"))
-    for name in ("ap", "auroc", "bg_to_fg_matched", "fg_to_bg_matched", "miou_shifted"):
+    for name in ("ap", "auroc", "bg_to_fg_matched", "fg_to_bg_matched"):
         assert gains[name] == (0, 0, 0)
 
 
@@ -184,63 +178,11 @@ def test_counts_of_folds_pool_with_their_ranks():
     first, second = (counts_of(*test) for test in tests)
     second = dataclasses.replace(second, regions=["other"])
     whole = pool([first, second])
-    assert (whole.shifted == np.concatenate([first.shifted, second.shifted])).all()
     assert whole.ranked.sum((1, 2)).tolist() == [400_000] * 2
     assert (first.ranked[0, :, 1:] == whole.ranked[0, :, whole.ranked[0].any(0)].T).all()
     logits, truth = (torch.cat(part).flatten() for part in zip(*tests, strict=True))
     ap = whole.scores(np.ones((1, 2)))["ap"][0]
     assert ap == pytest.approx(average_precision_score(truth, logits), abs=4e-4)
-
-
-# ---------------------------------------------------------------- the prior shift
-
-
-def test_a_shift_finds_the_class_that_is_called_too_seldom():
-    truth = torch.tensor([0, 0, 0, 1, 1, 2])
-    probability = torch.tensor(
-        [[0.9, 0.05, 0.05]] * 3 + [[0.7, 0.25, 0.05]] * 2 + [[0.2, 0.1, 0.7]]
-    )
-    weight = fit_shift(probability, truth)
-    # class 1 wins where 0.25 w > 0.7, that is log w > 1.03, and loses where 0.05 w < 0.9
-    assert weight.log().tolist() == pytest.approx([0, 1.5, 0])
-    tally = ProbabilityTally((1, 1, 6), weight)
-    tally.add(slice(None), probability.T[None, :, None], truth[None, None])
-    scores = tally.scores()
-    assert (scores["miou"], scores["miou_shifted"]) == (0.5, 1)
-
-
-@pytest.mark.parametrize(
-    "truth", [[0, 0, 1, 2], [0, 0, 0, 0], [UNSURE] * 4], ids=["right", "no foreground", "unsure"]
-)
-def test_a_shift_that_cannot_help_is_none(truth):
-    probability = torch.tensor([[0.9, 0.05, 0.05]] * 2 + [[0.2, 0.7, 0.1], [0.1, 0.2, 0.7]])
-    assert fit_shift(probability, torch.tensor(truth)).tolist() == [1, 1, 1]
-
-
-def test_no_test_pixel_moves_a_weight(patched):
-    cfg = dataclasses.replace(patched, device="cpu")
-    torch.manual_seed(0)
-    folder = cfg.workspace / "models" / "untrained"
-    build_model(cfg).save_pretrained(folder)
-    fold = read_fold(cfg, 1)
-
-    def scores():
-        training = id_files(cfg, fold.train)
-        return score_networks(cfg, {"it": folder}, fold.test, training, "").scores["it"]
-
-    before = scores()
-    assert set(before["shift"]) != {1}
-    masks = cfg.workspace / "Mask_Patchs"
-    for name in fold.test:
-        image = cfg.workspace / "Image_Patchs" / name
-        write_png(image, 255 - read_image(image))
-        write_png(masks / name, np.ascontiguousarray(read_mask(masks / name, 7)[::-1]))
-    after = scores()
-    assert after["shift"] == before["shift"]
-    assert after["confusion"] != before["confusion"]
-    for name in fold.train:
-        write_png(masks / name, np.zeros((32, 32), np.uint8))
-    assert set(scores()["shift"]) == {1}  # no foreground to fit
 
 
 # ---------------------------------------------------------------- the figure

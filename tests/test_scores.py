@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 
 from medood.data.folds import read_fold
-from medood.data.workspace import id_files
 from medood.evaluation.scores import Tally, all_background, confusion, paper_iou_dice, scores_of
 from medood.evaluation.testing import score_networks
 from medood.models.network import build_model
@@ -141,7 +140,7 @@ def test_networks_are_scored_in_float32_whatever_the_precision_of_training(patch
     folder = patched.workspace / "models" / "untrained"
     build_model(patched).save_pretrained(folder)
     fold = read_fold(patched, 1)
-    rest = {"it": folder}, fold.test, id_files(patched, fold.train), ""
+    rest = {"it": folder}, fold.test, ""
     tested = [
         score_networks(dataclasses.replace(patched, precision=precision), *rest)
         for precision in ("float32", "bfloat16")

@@ -18,12 +18,10 @@ from main import main
 from medood.check import check
 from medood.data.dataset import Patches, load_patches
 from medood.data.images import read_image, read_mask, write_png
-from medood.data.labels import UNSURE, UNSURE_COLOUR, palette, read_own_mask
+from medood.data.labels import UNSURE, UNSURE_COLOUR, read_own_mask
 from medood.data.workspace import id_files, ood_files
 from medood.evaluation import figures
-from medood.evaluation.scores import all_background
 from medood.evaluation.tables import count_classes
-from medood.training import tensorboard
 from medood.training.loop import without_classes
 from studies.controls import move_silhouettes
 from tests.conftest import TINY
@@ -237,26 +235,8 @@ def test_unsure_pixels_belong_to_no_class_in_tables_and_warnings(own):
         without_classes(own, load_patches(own, id_files(own, ["a_2.png"])))
 
 
-def test_the_tensorboard_paints_unsure_pixels_in_their_grey(tmp_path, monkeypatch):
-    patches = three_patches()  # the second, with a nucleus, comes first
-    cfg = dataclasses.replace(TINY, workspace=tmp_path)
-    log = tensorboard.TensorBoardLog(cfg, "it", patches, 0)
-    pictures = []
-    monkeypatch.setattr(
-        log.writer, "add_image", lambda _, picture, *a, **k: pictures.append(picture)
-    )
-    monkeypatch.setattr(
-        tensorboard, "predict", lambda *_: [(slice(3), all_background(torch.zeros(3, 16, 16), 7))]
-    )
-    log.add({"epoch": 1}, torch.nn.Identity())
-    truth = pictures[0][:16, 16:32]
-    assert (truth[:4] == 0xC0).all()
-    assert (truth[4:8] == palette(TINY.classes)[1]).all()
-    assert (truth[8:] == 255).all()
-
-
 def test_unsure_masks_go_all_the_way_to_the_report(own):
-    main(dataclasses.replace(own, epochs=1, loss="dice_ce", tensorboard=True))
+    main(dataclasses.replace(own, epochs=1, loss="dice_ce"))
     report = own.workspace / "reports" / own.model_name
     scores = json.loads((report / "scores.json").read_text())["1"]
     for network in scores.values():

@@ -162,7 +162,7 @@ def test_a_test_without_a_sure_pixel_is_refused(patched):
     for name in names[:2]:
         write_png(patched.workspace / "Mask_Patchs" / name, np.full((32, 32), U, np.uint8))
     with pytest.raises(UserError, match="fold 1: every pixel of the test patches is unsure"):
-        score_networks(patched, {"it": folder}, names[:2], [], "fold 1")
+        score_networks(patched, {"it": folder}, names[:2], "fold 1")
     assert with_sure_pixels(patched, names[:3]) == [names[2]]
     with pytest.raises(UserError, match="every pixel of the test patches is unsure"):
         with_sure_pixels(patched, names[:2])

@@ -2,7 +2,6 @@
 
 scores      of a test fold, from what was counted in its patches
 ranking     scores that no threshold moves
-shift       the weights of classes that fit best on training patches
 testing     networks on the test patches of a fold
 statistics  differences of two networks, with intervals
 tables      scores and data as people read them

@@ -117,7 +117,6 @@ class RegionCounts:
     iou_paper: np.ndarray  # (R,), the sum over the region's patches
     dice_paper: np.ndarray  # (R,)
     patches: np.ndarray  # (R,), the number of those with a pixel that is sure
-    shifted: np.ndarray | None = None  # (R, C, C), see ProbabilityTally, as the next
     ranked: np.ndarray | None = None  # (R, 2, 1 + K), see rank_pixels
     starts: np.ndarray | None = None  # (K,), where the bins of `ranked` begin
 
@@ -142,8 +141,8 @@ class RegionCounts:
     ) -> dict[str, np.ndarray]:
         """Return the scores of B tests, as `scores_of` does, with `miou_paper` and `dsc_paper`.
 
-        Where probabilities were counted, `ap`, `auroc` and `miou_shifted` come along; `against` a
-        network tested on the same patches, itself or another, the matched rates too.
+        Where probabilities were counted, `ap` and `auroc` come along; `against` a network tested on
+        the same patches, itself or another, the matched rates too.
         weight: floats (B, R), how often each region counts in each test.
         """
         patches = weight @ self.patches
@@ -152,8 +151,6 @@ class RegionCounts:
             "miou_paper": _ratio(weight @ self.iou_paper, patches),
             "dsc_paper": _ratio(weight @ self.dice_paper, patches),
         }
-        if self.shifted is not None:
-            scores["miou_shifted"] = scores_of(_weighted(weight, self.shifted))["miou"]
         if self.ranked is not None:
             # a few tests at a time: the bins of all would take half a gigabyte
             starts = range(0, len(weight), AT_A_TIME)
@@ -229,16 +226,13 @@ class Tally:
 
 
 class ProbabilityTally(Tally):
-    """A Tally that also counts what takes probabilities: ranks of pixels, and a prior shift."""
+    """A Tally that also ranks the pixels by their probability of foreground."""
 
-    counted = (*Tally.counted, "shifted")
-    filled = (*counted, "log_odds", "foreground")
+    filled = (*Tally.counted, "log_odds", "foreground")
 
-    def __init__(self, shape: tuple[int, ...], shift: Tensor) -> None:
-        """shape: (N, H, W), of the patches. shift: the weight of each class, (C,), see shift.py."""
-        super().__init__(shape[0], len(shift))
-        self.shift = shift
-        self.shifted = torch.zeros_like(self.confusion)  # the confusion after the shift
+    def __init__(self, shape: tuple[int, ...], classes: int) -> None:
+        """shape: (N, H, W), of the patches."""
+        super().__init__(shape[0], classes)
         # what the ranks are counted from, when the scores of all patches are known
         self.log_odds = torch.zeros(shape)  # NaN where the truth is unsure
         self.foreground = torch.zeros(shape, dtype=torch.uint8)  # 1 where it is foreground
@@ -246,9 +240,6 @@ class ProbabilityTally(Tally):
     def add(self, part: slice, probability: Tensor, truth: Tensor) -> None:
         """Count the patches `part`: probability (n, C, H, W), truth (n, H, W)."""
         super().add(part, probability, truth)
-        weight = self.shift.to(probability.device).view(-1, 1, 1)
-        called = (weight * probability).argmax(1)
-        self.shifted[part] = confusion(truth, called, len(self.shift)).cpu()
         self.log_odds[part] = log_odds(probability).where(truth != UNSURE, torch.nan).cpu()
         self.foreground[part] = (truth != BACKGROUND).cpu()
 

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 NO_THRESHOLD = ("ap", "auroc")
 MATCHED = ("bg_to_fg_matched", "fg_to_bg_matched")  # of two networks: at the first one's rates
 AT_ARGMAX = ("miou", "dsc", "miou_paper", "dsc_paper", "fg_to_bg", "bg_to_fg", "fg_to_fg")
-OWN_SCORES = (*NO_THRESHOLD, "miou_shifted", *AT_ARGMAX)  # of one network
-SCORES = (*NO_THRESHOLD, *MATCHED, "miou_shifted", *AT_ARGMAX)
+OWN_SCORES = (*NO_THRESHOLD, *AT_ARGMAX)  # of one network
+SCORES = (*NO_THRESHOLD, *MATCHED, *AT_ARGMAX)
 LABELS = {"all_background": "all background", "baseline": "baseline", "ood": "Med-OoD"}
 SIZES = {  # of a training set, by the label of their row: name and digits
     "ID training patches": ("id_patches", 0),

@@ -24,7 +24,7 @@ from medood.runs.provenance import network_made_from, plain_settings
 from medood.training.batches import DROPOUT, INITIALISATION, Loader, stream_seed
 from medood.training.state import TrainingState
 from medood.training.step import Trainer, explain_errors
-from medood.training.tensorboard import TensorBoardLog, remove_log
+from medood.training.tensorboard import add_row, open_writer, remove_log
 
 SLOW_SHARE = 10 / 36  # of the epochs, the last ones, run at a tenth of the learning rate
 
@@ -112,7 +112,7 @@ def fit(
         print(f"fold {fold}: {warning}")
     tensorboard = None
     if cfg.tensorboard and is_main():
-        tensorboard = TensorBoardLog(cfg, folder.name, patches, len(state.log))
+        tensorboard = open_writer(cfg, folder.name, len(state.log))
     elif is_main() and not state.log:
         remove_log(cfg, folder.name)
     print("  epoch    loss       lr  seconds")
@@ -128,14 +128,14 @@ def fit(
         if val is not None:
             row["val_miou"] = validate(cfg, trainer.model, val, device)
         if tensorboard is not None:
-            tensorboard.add(row, trainer.model)
+            add_row(tensorboard, row)
         state.add(row)
         seconds = time.perf_counter() - started
         score = f"  val_miou {row['val_miou']:.4f}" if val is not None else ""
         line = f"  {epoch + 1:5d}  {row['loss']:6.4f}  {lr:.1e}  {seconds:7.1f}{score}"
         print(line, flush=True)
     if tensorboard is not None:
-        tensorboard.writer.close()
+        tensorboard.close()
     run = {
         "fold": fold,
         "data": data_name(cfg.workspace),
