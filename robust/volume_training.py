@@ -6,8 +6,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
-import torch.nn.functional as F
+from monai.data import set_track_meta
+from monai.transforms import (
+    Compose,
+    RandAdjustContrastd,
+    RandAffined,
+    RandCropByPosNegLabeld,
+    RandFlipd,
+    RandScaleIntensityd,
+    RandScaleIntensityFixedMeand,
+    SpatialPad,
+)
 from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
@@ -31,11 +42,10 @@ WEIGHT_DECAY = 1e-3
 LONGEST = 12.0  # norm of a gradient; a longer one is shortened
 DESCRIPTION, WEIGHTS = "config.json", "model.safetensors"
 
+POINTS = 10**4  # of each volume: what patches are centred on
 TURN = math.radians(15)  # about each axis, either way
-SCALE, GAMMA, CONTRAST, BRIGHTNESS = (0.85, 1.15), (0.7, 1.5), (0.75, 1.25), (0.75, 1.25)
-OFTEN, SELDOM = 0.5, 0.2  # shares of the patches that are turned or scaled; that change intensity
-PARAMETERS = 17  # random numbers for each patch
-POINTS = 10**4  # foreground voxels of a volume, at most, that a patch may be centred on
+SCALE, CONTRAST, BRIGHTNESS, GAMMA = 0.15, 0.25, 0.25, (0.7, 1.5)
+MOVED, MIRRORED, RECOLOURED = 0.75, 0.5, 0.2  # shares of the patches
 
 
 class Sample(NamedTuple):
@@ -59,22 +69,26 @@ class Loader:
         patch: tuple[int, int, int],
         device: torch.device,
     ) -> None:
-        self.cfg, self.fold, self.patch, self.device = cfg, fold, patch, device
-        self.images = [sample.volume.image.to(device) for sample in samples]
-        self.labels = [sample.volume.label.to(device) for sample in samples]
-        self.points = [_foreground(sample.volume.label) for sample in samples]
+        self.cfg, self.fold, self.device = cfg, fold, device
+        set_track_meta(False)  # patches that know where they come from take twice as long
+        self.cut, pad = cut_and_change(patch), SpatialPad(patch)  # by zeros, as Segmenter pads
+        self.volumes = []
+        for sample in samples:
+            image, label = pad(sample.volume.image), pad(sample.volume.label[None])
+            centres = label > 0 if label.any() else label >= 0
+            points = {"inside": _points(centres), "anywhere": _points(label >= 0)}
+            self.volumes.append({"image": image.to(device), "label": label.to(device), **points})
         self.is_ood = torch.tensor([sample.is_ood for sample in samples])
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
-        """Shuffle the volumes and draw the patches of an epoch, counted from 0."""
-        count = len(self.images)
+        """Shuffle the volumes and begin the patches of an epoch, counted from 0."""
         order, augmentation = (
-            torch.Generator().manual_seed(stream_seed(self.cfg, self.fold, stream, epoch))
-            for stream in (ORDER, AUGMENTATION)
+            stream_seed(self.cfg, self.fold, stream, epoch) for stream in (ORDER, AUGMENTATION)
         )
-        self.batches = torch.randperm(count, generator=order).split(self.cfg.batch_size)
-        self.random = torch.rand(count, PARAMETERS, generator=augmentation)
+        shuffled = torch.randperm(len(self.volumes), generator=torch.Generator().manual_seed(order))
+        self.batches = shuffled.split(self.cfg.batch_size)
+        self.cut.set_random_state(augmentation % 2**32)
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -82,85 +96,41 @@ class Loader:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield images (N, C, *patch) in 0..1, target int64 (N, *patch) and weight (N,)."""
         for batch in self.batches:
-            parts = [self._patch(index) for index in batch.tolist()]
-            images, target = (torch.stack(part) for part in zip(*parts, strict=True))
-            is_ood = self.is_ood[batch]
-            weight = torch.where(is_ood, self.cfg.ood_weight, 1.0).to(self.device)
-            target[is_ood.to(self.device)] = 0
-            yield recolour(images, self.random[batch][:, -6:].to(self.device)), target, weight
-
-    def _patch(self, index: int) -> tuple[Tensor, Tensor]:
-        random, points = self.random[index], self.points[index]
-        size = torch.tensor(self.labels[index].shape)
-        centre = random[1:4] * (size - 1)
-        if random[0] < OFTEN and len(points):
-            centre = points[int(random[1] * len(points))]
-        half = (torch.tensor(self.patch) - 1) / 2  # the patch leaves the volume only where it must
-        low, high = (
-            torch.minimum(half, (size - 1) / 2),
-            torch.maximum(size - 1 - half, (size - 1) / 2),
-        )
-        centre = torch.minimum(torch.maximum(centre, low), high)
-        grid = _grid(centre, motion(random[4:11]), self.patch, size).to(self.device)
-        image, label = self.images[index], self.labels[index]
-        # zeros outside: the volume's minimum, as Segmenter pads
-        image = F.grid_sample(image[None], grid, align_corners=False)
-        label = F.grid_sample(label[None, None].float(), grid, "nearest", align_corners=False)
-        return image[0], label[0, 0].long()
+            parts = [self.cut(self.volumes[index])[0] for index in batch.tolist()]
+            images = torch.stack([part["image"] for part in parts]).clamp(0, 1)
+            target = torch.stack([part["label"][0] for part in parts]).long()
+            is_ood = self.is_ood[batch].to(self.device)
+            target[is_ood] = 0
+            yield images, target, torch.where(is_ood, self.cfg.ood_weight, 1.0)
 
 
-def _foreground(label: Tensor) -> Tensor:
-    """Return where foreground is, float (n, 3), in voxels: all of it or evenly drawn points."""
-    points = label.nonzero()
-    return points[:: max(1, len(points) // POINTS)].float()
+def _points(where: Tensor) -> np.ndarray:
+    """Return random places where a mask holds, as indices of it flattened."""
+    places = where.flatten().nonzero()[:, 0].numpy()
+    return np.random.default_rng(0).choice(places, POINTS)
 
 
-def motion(random: Tensor) -> Tensor:
-    """Return the matrix (3, 3) from offsets in the patch to offsets in the volume.
+def cut_and_change(patch: tuple[int, int, int]) -> Compose:
+    """Return what cuts a patch out of a volume, and changes it at random.
 
-    random: (7,) in 0..1. Turned by up to 15 degrees about each axis, scaled, mirrored along the
-    first: from left to right a body is nearly its mirror image. Front and back are not, and a
-    network that sees them mirrored takes several times as long to tell them apart.
+    Half of the patches are centred on foreground, where there is any. They are mirrored along the
+    first axis alone: from left to right a body is nearly its mirror image. Front and back are not,
+    and a network that sees them mirrored takes several times as long to tell them apart.
     """
-    angles = (2 * random[1:4] - 1) * TURN * (random[0] < OFTEN)
-    matrix = torch.eye(3)
-    for axis, angle in enumerate(angles):
-        first, second = [other for other in range(3) if other != axis]
-        turn = torch.eye(3)
-        turn[first, first] = turn[second, second] = torch.cos(angle)
-        turn[first, second], turn[second, first] = -torch.sin(angle), torch.sin(angle)
-        matrix = matrix @ turn
-    scale = _between(*SCALE, random[5]) if random[4] < OFTEN else 1.0
-    mirror = torch.tensor([-1.0 if random[6] < OFTEN else 1.0, 1.0, 1.0])
-    return matrix * mirror / scale
-
-
-def _grid(centre: Tensor, matrix: Tensor, patch: tuple[int, int, int], size: Tensor) -> Tensor:
-    """Return the grid (1, *patch, 3) of grid_sample. centre: voxels (3,). size: of the volume."""
-    axes = [torch.arange(side) - (side - 1) / 2 for side in patch]
-    offsets = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)
-    voxels = offsets @ matrix.T + centre
-    return ((2 * voxels + 1) / size - 1).flip(-1)[None]  # grid_sample counts the last axis first
-
-
-def recolour(images: Tensor, random: Tensor) -> Tensor:
-    """Return images (N, C, ...) in 0..1 with other gamma, contrast and brightness.
-
-    random: (N, 6) in 0..1, whether and how much of each.
-    """
-    gamma, contrast, brightness = (
-        torch.where(random[:, 2 * i] < SELDOM, _between(*limits, random[:, 2 * i + 1]), 1.0).view(
-            -1, 1, 1, 1, 1
-        )
-        for i, limits in enumerate((GAMMA, CONTRAST, BRIGHTNESS))
+    both = ("image", "label")
+    places = {"fg_indices_key": "inside", "bg_indices_key": "anywhere"}
+    ways = {"mode": ("bilinear", "nearest"), "padding_mode": "reflection"}
+    ranges = {"rotate_range": [TURN] * 3, "scale_range": [SCALE] * 3}
+    return Compose(
+        [
+            RandCropByPosNegLabeld(both, "label", patch, **places),
+            RandAffined(both, prob=MOVED, **ranges, **ways),
+            RandFlipd(both, MIRRORED, 0),
+            RandAdjustContrastd("image", RECOLOURED, GAMMA),
+            RandScaleIntensityFixedMeand("image", CONTRAST, prob=RECOLOURED),
+            RandScaleIntensityd("image", BRIGHTNESS, prob=RECOLOURED),
+        ]
     )
-    images = images**gamma
-    level = images.mean((2, 3, 4), keepdim=True)
-    return (brightness * torch.lerp(level, images, contrast)).clamp(0, 1)
-
-
-def _between(low: float, high: float, share: Tensor) -> Tensor:
-    return low + (high - low) * share
 
 
 # ---------------------------------------------------------------- steps

@@ -132,14 +132,16 @@ def test_half_of_the_patches_are_centred_on_foreground(cfg):
     assert 20 <= centred <= 42  # of 60; a random centre hits the cube almost never
 
 
-def test_a_patch_without_augmentation_is_cut_from_its_volume(cfg):
-    label = np.arange(27**3).reshape(27, 27, 27) % 3
-    loader = Loader(cfg, 79, [Sample(volume_of(label))], (24, 24, 24), CPU)
-    loader.random = torch.ones_like(loader.random)  # no turn, scale, mirror or colour
-    loader.random[:, 1:4] = 0  # centre as far down as the patch allows
+def test_a_patch_without_changes_is_cut_from_its_volume(cfg):
+    places = torch.arange(27**3).view(27, 27, 27)
+    volume = volume_of(places % 3, places[None] / 27**3)
+    loader = Loader(cfg, 79, [Sample(volume)], (24, 24, 24), CPU)
+    loader.cut = loader.cut.transforms[0]
     ((images, target, weight),) = loader
-    torch.testing.assert_close(images[0], loader.images[0][:, :24, :24, :24], atol=1e-5, rtol=0)
-    assert (target[0] == loader.labels[0][:24, :24, :24]).all()
+    first = np.unravel_index(round(images.min().item() * 27**3), (27, 27, 27))
+    inside = tuple(slice(place, place + 24) for place in first)
+    assert torch.equal(images[0], volume.image[:, *inside])
+    assert torch.equal(target[0], volume.label[inside].long())
     assert weight.tolist() == [1.0]
 
 
@@ -364,4 +366,4 @@ def test_a_mistake_ends_in_one_sentence_and_exit_code_1(cfg):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1
     assert re.fullmatch(r"error: .*sample_01.nii.gz has no image of its name: .*\n", done.stderr)
-    assert not cfg.home.exists()
+    assert not (cfg.home / "models").exists()
