@@ -5,6 +5,7 @@ share the batches.
 """
 
 import functools
+import itertools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from estimate_pct import foreground_of
-from medood.attacks import image_dice
+from medood.attacks import image_dice, under_attacks
 from medood.data.dataset import Patches, load_patches
 from medood.data.files import fingerprint, whole
 from medood.data.workspace import id_files, weights_of
@@ -27,7 +28,7 @@ from medood.models.network import pick_device
 from medood.processes import all_reduce, rank, world_size
 from medood.training.batches import ATTACK, stream_seed
 from robust.settings import AttackConfig
-from robust.under_attack import Victim, attack_batch, attacks_of
+from robust.under_attack import Victim, attacks_of
 
 SHOWN = 4  # patches of each fold, those with most foreground, whose images are kept
 
@@ -126,7 +127,9 @@ def _attack_part(
     target = patches.masks[batch].to(device).long()
     shown = slice(SHOWN if batch.start == 0 else 0)
     columns: dict[str, list[Tensor]] = {}
-    for images in attack_batch(cfg, victim, clean, target, seed):
+    eps = [of_255 / 255 for of_255 in cfg.eps]
+    attacked = under_attacks(attacks_of(cfg), victim, clean, target, eps, seed)
+    for images in itertools.chain([clean], attacked):
         with torch.inference_mode():
             probability = victim(images).softmax(1)
         predicted = probability.argmax(1)

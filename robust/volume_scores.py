@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from config import LIZARD
-from medood.attacks import by_name, image_dice, worst_case
+from medood.attacks import by_name, image_dice, under_attacks
 from medood.data.labels import BACKGROUND_COLOUR
 from medood.evaluation.figures import canvas, name_colours, show_classes
 from medood.models.network import exact
@@ -95,14 +95,13 @@ def outcomes_of(
     found = {"clean": answer(segmenter, image, image, shape)}
     if number >= cfg.attacked:
         return found
-    candidates = []
-    for name, attack in by_name(cfg.attacks, classes, cfg.steps, cfg.queries).items():
-        generator = torch.Generator().manual_seed(stream_seed(cfg, fold, ATTACK, number))
-        with exact(cfg):
-            candidates.append(attack(segmenter, image, target, cfg.eps / 255, generator=generator))
-        found[name] = answer(segmenter, candidates[-1], image, shape)
-    worst = worst_case(segmenter, image, target, candidates)
-    return found | {WORST: answer(segmenter, worst, image, shape)}
+    attacks = by_name(cfg.attacks, classes, cfg.steps, cfg.queries)
+    seed = stream_seed(cfg, fold, ATTACK, number)
+    with exact(cfg):
+        attacked = list(under_attacks(attacks, segmenter, image, target, [cfg.eps / 255], seed))
+    for name, adversarial in zip([*attacks, WORST], attacked, strict=True):
+        found[name] = answer(segmenter, adversarial, image, shape)
+    return found
 
 
 def summarise(

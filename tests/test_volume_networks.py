@@ -331,7 +331,8 @@ def test_the_sample_runs_from_drawing_to_the_table_and_is_kept(tmp_path, monkeyp
         assert list(of_network) == ["0", "8"]
         assert of_network["0"]["clean"]["volumes"] == 2
         under = of_network["8"]
-        assert under["worst_case"]["mean_dice"] <= min(row["mean_dice"] for row in under.values())
+        attacks = [row["mean_dice"] for name, row in under.items() if name != "noise"]
+        assert under["worst_case"]["mean_dice"] <= min(attacks)
         assert all(row["largest_change"] <= 8 / 255 for row in under.values())
         assert (home / "reports" / f"79_{network}.png").stat().st_size > 10000
     run_of_ood = json.loads((home / "models" / "79_unet_ood" / "run.json").read_text())

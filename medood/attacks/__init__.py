@@ -19,9 +19,8 @@ ascent.py, fab.py and square.py hold the attacks, iterates.py what they share.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,9 +35,10 @@ from medood.attacks.iterates import (
     bounded,
     image_dice,
     own_generators,
-    per_image,
 )
 from medood.attacks.square import square
+
+Attack = Callable[..., Tensor]
 
 # the control, AutoAttack's four, and the loss that finds most of what its two miss
 STANDARD = ("noise", "apgd_ce", "apgd_dlr", "apgd_masked_ce", "fab", "square")
@@ -82,53 +82,65 @@ def _score(model: Model, images: Tensor, target: Tensor) -> Tensor:
     return image_dice(logits.argmax(1), target, logits.shape[1])
 
 
-def in_batches(attack: Callable[..., Tensor], size: int) -> Callable[..., Tensor]:
-    """Return an attack that takes `size` images at a time, and fewer where the memory is short.
+def in_halves(
+    attack: Attack,
+    model: Model,
+    images: Tensor,
+    target: Tensor,
+    eps: float,
+    generator: torch.Generator,
+) -> Tensor:
+    """Return what an attack finds; where the memory is short, half of the images at a time.
 
     Each image has random numbers of its own: the split does not change them. Raises UserError for a
     single image that does not fit.
     """
-
-    def attack_all(
-        model: Model,
-        images: Tensor,
-        target: Tensor,
-        eps: Bound,
-        *,
-        low: Bound = 0.0,
-        high: Bound = 1.0,
-        generator: torch.Generator | None = None,
-        **options: Any,
-    ) -> Tensor:
-        generator = generator or torch.Generator().manual_seed(0)
-
-        def attack_part(images: Tensor, target: Tensor, *bounds: Tensor) -> Tensor:
-            limits = dict(zip(("eps", "low", "high"), bounds, strict=True))
-            before = generator.get_state()
-            try:
-                return attack(model, images, target, **limits, generator=generator, **options)
-            except torch.OutOfMemoryError:
-                if len(images) == 1:
-                    space = " x ".join(map(str, images.shape[2:]))
-                    raise UserError(
-                        f"{images.device} has no memory to attack an image of {space} pixels: set"
-                        " device to cpu"
-                    ) from None
-            generator.set_state(before)
-            return attack_parts(math.ceil(len(images) / 2), images, target, *bounds)
-
-        def attack_parts(size: int, *rows: Tensor) -> Tensor:
-            parts = zip(*(each.split(size) for each in rows), strict=True)
-            return torch.cat([attack_part(*part) for part in parts])
-
-        return attack_parts(size, images, target, *(per_image(b, images) for b in (eps, low, high)))
-
-    return attack_all
+    before = generator.get_state()
+    try:
+        return attack(model, images, target, eps, generator=generator)
+    except torch.OutOfMemoryError:
+        if len(images) == 1:
+            space = " x ".join(map(str, images.shape[2:]))
+            raise UserError(
+                f"{images.device} has no memory to attack an image of {space} pixels: set device to"
+                " cpu"
+            ) from None
+    generator.set_state(before)
+    half = math.ceil(len(images) / 2)
+    parts = zip(images.split(half), target.split(half), strict=True)
+    return torch.cat([in_halves(attack, model, *part, eps, generator) for part in parts])
 
 
-def by_name(
-    names: Iterable[str], classes: int, steps: int, queries: int
-) -> dict[str, Callable[..., Tensor]]:
+def under_attacks(
+    attacks: dict[str, Attack],
+    model: Model,
+    images: Tensor,
+    target: Tensor,
+    eps: Iterable[float],
+    seed: int,
+) -> Iterator[Tensor]:
+    """Yield what each attack makes of the images, then the worst case of all; for each eps, rising.
+
+    eps: in the unit of the images, in 0..1. Every attack has random numbers of this seed. What is
+    worst at a smaller eps stays, unless a larger one finds worse: an image that is broken already
+    is not attacked again. Noise is the control: it may be better, and is no part of the worst case.
+    """
+    found: dict[str, Tensor] = {}
+    for bound in sorted(eps):
+        for name, attack in attacks.items():
+            generator = torch.Generator().manual_seed(seed)
+            attack = partial(in_halves, attack, model, eps=bound, generator=generator)
+            if name not in found or name == "noise":
+                found[name] = attack(images, target)
+            elif (left := _score(model, found[name], target) > 0).any():
+                worse = found[name].clone()
+                worse[left] = attack(images[left], target[left])
+                found[name] = worst_case(model, images, target, [found[name], worse])
+            yield found[name]
+        yield worst_case(model, images, target, (v for k, v in found.items() if k != "noise"))
+
+
+def by_name(names: Iterable[str], classes: int, steps: int, queries: int) -> dict[str, Attack]:
     """Return attacks by name; STANDARD if none is named, without DLR for fewer than 3 classes."""
     known = {
         "noise": noise,

@@ -208,27 +208,25 @@ def _climb(
     model: Model,
     stages: list[tuple[Task, int]],
     loss: Loss,
-    restarts: int,
     generator: torch.Generator | None,
     mover: Callable[[Task, int], Mover],
 ) -> Tensor:
-    """Return the best iterates of ascents from random starts.
+    """Return the best iterates of an ascent from a random start.
 
     stages: tasks with their steps, each from the projection of the last one's best; the last task
     is the attack's. mover: from a task and its steps to what moves the iterates.
     """
     task, _ = stages[-1]
     best, generators = clean(model, task, loss), own_generators(len(task.images), generator)
-    for _ in range(restarts):
-        rows = open_rows(task, best)
-        if not len(rows):
-            break
-        start = stages[0][0].random_start(generators)[rows]
-        for stage, steps in stages:
-            within, found = stage[rows], best[rows]
-            walk(model, within, within.project(start), found, loss, mover(within, steps), steps)
-            start = found.images
-        best.take(rows, found)
+    rows = open_rows(task, best)
+    if not len(rows):
+        return best.images
+    start = stages[0][0].random_start(generators)[rows]
+    for stage, steps in stages:
+        within, found = stage[rows], best[rows]
+        walk(model, within, within.project(start), found, loss, mover(within, steps), steps)
+        start = found.images
+    best.take(rows, found)
     return best.images
 
 
@@ -240,7 +238,6 @@ def apgd(
     *,
     steps: int = 100,
     loss: str = "ce",
-    restarts: int = 1,
     sea: bool = False,
     low: Bound = 0.0,
     high: Bound = 1.0,
@@ -248,15 +245,14 @@ def apgd(
 ) -> Tensor:
     """Attack by ascent with momentum and a step size that halves itself (Croce and Hein 2020).
 
-    loss: of LOSSES; UserError for another. restarts: each from a random point within eps, on images
-    that still score above 0. sea: take the first 60 % of the steps within 2 eps and 1.5 eps (Croce
-    et al. 2024).
+    loss: of LOSSES; UserError for another. sea: take the first 60 % of the steps within 2 eps and
+    1.5 eps (Croce et al. 2024).
     """
     stages = [
         (bounded(images, target, eps, low, high, factor), part)
         for factor, part in (sea_stages(steps) if sea else [(1.0, steps)])
     ]
-    return _climb(model, stages, _loss_named(loss), restarts, generator, AdaptiveStep.at_start)
+    return _climb(model, stages, _loss_named(loss), generator, AdaptiveStep.at_start)
 
 
 def pgd(
@@ -267,16 +263,13 @@ def pgd(
     *,
     steps: int = 100,
     loss: str = "ce",
-    restarts: int = 1,
     low: Bound = 0.0,
     high: Bound = 1.0,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Attack by steps of eps / 3 along the gradient's sign (Madry et al. 2018); see `apgd`."""
     stages = [(bounded(images, target, eps, low, high), steps)]
-    return _climb(
-        model, stages, _loss_named(loss), restarts, generator, lambda task, _: SignStep(task)
-    )
+    return _climb(model, stages, _loss_named(loss), generator, lambda task, _: SignStep(task))
 
 
 def segpgd(model: Model, images: Tensor, target: Tensor, eps: Bound, **options: Any) -> Tensor:

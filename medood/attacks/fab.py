@@ -19,9 +19,8 @@ from medood.attacks.iterates import (
     image_dice,
     like,
     logit_of,
-    look,
+    measure,
     open_rows,
-    own_generators,
     walk,
 )
 from medood.data.labels import UNSURE
@@ -39,7 +38,6 @@ def fab(
     eps: Bound,
     *,
     steps: int = 100,
-    restarts: int = 1,
     low: Bound = 0.0,
     high: Bound = 1.0,
     generator: torch.Generator | None = None,
@@ -48,29 +46,26 @@ def fab(
 
     The goals of the pixels are, in turn, their 2nd, 3rd, ... most likely class on the image: a walk
     of `steps` steps each. The boundary is where the mean margin of the goals is 0. The nearest
-    point past it that was found, or else the one that came closest, is projected to eps.
+    point past it that was found, or else the one that came closest, is projected to eps. Nothing is
+    drawn: `generator` is there for the sake of the others.
     """
     task = bounded(images, target, eps, low, high)
-    generators = own_generators(len(images), generator)
     with torch.no_grad():
         logits = model(images).float()
     order = logits.argsort(dim=1, descending=True, stable=True)  # the likeliest class first
-    classes = order.shape[1]
-    score = image_dice(order[:, 0], target, classes)
+    score = image_dice(order[:, 0], target, order.shape[1])
     best = Best(images.clone(), score, torch.full_like(score, -math.inf).float())
-    for restart in range(restarts):
-        start = task.random_start(generators).lerp(images, 0.5) if restart else images
-        for rank in range(1, classes):
-            rows = open_rows(task, best)
-            if not len(rows):
-                return best.images
-            goal_task = GoalTask(**vars(task[rows]), goal=order[rows, rank])
-            found = Nearest.beside(best[rows], goal_task)
-            walk(model, goal_task, start[rows], found, goal_margin, BoundaryStep(goal_task), steps)
-            nearest = goal_task.project(found.nearest)
-            score, loss, _ = look(model, goal_task, nearest, goal_margin, 1.0, backward=False)
-            best.take(rows, found)
-            best.update(rows, nearest, score, loss)
+    for goal in order.unbind(1)[1:]:
+        rows = open_rows(task, best)
+        if not len(rows):
+            break
+        goal_task = GoalTask(**vars(task[rows]), goal=goal[rows])
+        found = Nearest.beside(best[rows], goal_task)
+        walk(model, goal_task, images[rows], found, goal_margin, BoundaryStep(goal_task), steps)
+        nearest = goal_task.project(found.nearest)
+        score, loss, _ = measure(model, goal_task, nearest, goal_margin, 1.0, backward=False)
+        best.take(rows, found)
+        best.update(rows, nearest, score, loss)
     return best.images
 
 

@@ -159,7 +159,7 @@ def logit_of(logits: Tensor, classes: Tensor) -> Tensor:
     return logits.gather(1, classes.where(classes != UNSURE, BACKGROUND)[:, None])[:, 0]
 
 
-def look(
+def measure(
     model: Model, task: Task, images: Tensor, loss: Loss, share: float, backward: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return score (N,), loss (N,) and the loss's gradient, if asked for, of iterates.
@@ -187,7 +187,7 @@ def open_rows(task: Task, best: Best) -> Tensor:
 
 def clean(model: Model, task: Task, loss: Loss) -> Best:
     """Return the images themselves, with which every attack begins."""
-    score, value, _ = look(model, task, task.images, loss, 0.0, backward=False)
+    score, value, _ = measure(model, task, task.images, loss, 0.0, backward=False)
     return Best(task.images.clone(), score, value)
 
 
@@ -210,7 +210,7 @@ def walk(
     images, rows = start, torch.arange(len(start), device=start.device)
     for step in range(steps + 1):
         last = step == steps
-        score, value, gradient = look(model, task, images, loss, step / steps, not last)
+        score, value, gradient = measure(model, task, images, loss, step / steps, not last)
         best.update(rows, images, score, value)
         left = best.score[rows] > 0
         if last or not left.any():

@@ -18,7 +18,7 @@ from medood.attacks.iterates import (
     bounded,
     clean,
     like,
-    look,
+    measure,
     open_rows,
     own_generators,
     uniform,
@@ -59,7 +59,7 @@ def square(
         candidate = search.images  # stripes
         if query > 1:
             candidate = search.propose(query, window_share(query, queries))
-        score, loss, _ = look(model, search.task, candidate, soft_dice_loss, 0.0, backward=False)
+        score, loss, _ = measure(model, search.task, candidate, soft_dice_loss, 0.0, backward=False)
         best.update(rows, candidate, score, loss)
         search.accept(candidate, loss)
         left = best.score[rows] > 0
