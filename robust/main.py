@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from medood.runs.command_line import networks_of, run
 from medood.runs.commands import as_kind
 from robust.settings import NetworkConfig, TestVolumesConfig, TrainVolumesConfig
-from robust.test_volumes import evaluate, reports_of
+from robust.test_volumes import evaluate_volumes, reports_of
 from robust.train_volumes import train_volumes
 
 
@@ -35,7 +35,7 @@ def main(cfg: MainConfig) -> None:
     """Run every step in its order; what is done already, with the same settings, is kept."""
     for training in trainings(cfg):
         train_volumes(training)
-    evaluate(cfg)
+    evaluate_volumes(cfg)
 
 
 def parts(cfg: MainConfig) -> list[str]:

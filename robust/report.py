@@ -46,7 +46,7 @@ def label(name: str) -> str:
 # ---------------------------------------------------------------- numbers
 
 
-def scores_of(cfg: AttackConfig, found: Found) -> dict:
+def scores_by_attack(cfg: AttackConfig, found: Found) -> dict:
     """Return what scores.json holds: by fold, network, eps in 255ths and attack."""
     scores: dict = {}
     for fold, networks in found.items():
@@ -223,7 +223,7 @@ def write_report(
     subject: what that report has to be of. one_training: see differences.
     """
     out = robust_folder(cfg, report)
-    scores, gains = scores_of(cfg, found), differences(cfg, found, one_training)
+    scores, gains = scores_by_attack(cfg, found), differences(cfg, found, one_training)
     networks = list(next(iter(found.values())))
     content = {
         "title": describe(cfg, found),
@@ -244,7 +244,7 @@ def write_report(
         for network, by_eps in gains.items()
     }
     write_json(out / "differences.json", plain)
-    plot, *examples = map(figures.embed, draw(cfg, found, scores, out))
+    plot, *examples = map(figures.embed, draw_figures(cfg, found, scores, out))
     content |= {"plot": plot, "examples": dict(zip(map(label, networks), examples, strict=True))}
     section = TEMPLATES.get_template("robustness.html").render(content)
     weights = [weights_of(path) for of_fold in folders.values() for path in of_fold.values()]
@@ -255,7 +255,7 @@ def write_report(
     print(f"{out}: table.md, scores.json and figures; {place}")
 
 
-def draw(cfg: AttackConfig, found: Found, scores: dict, out: Path) -> list[Path]:
+def draw_figures(cfg: AttackConfig, found: Found, scores: dict, out: Path) -> list[Path]:
     """Draw the curves, and examples of each network on the first fold; return their paths."""
     draw_scores(out / "scores.svg", cfg, scores)
     paths = [out / "scores.svg"]

@@ -35,7 +35,7 @@ NETWORKS = [
 DECIDING = ("eps", "attacked", "attacks", "steps", "queries", "seed", "precision")
 
 
-def evaluate(cfg: TestVolumesConfig) -> dict:
+def evaluate_volumes(cfg: TestVolumesConfig) -> dict:
     """Test the networks of every fold; write and return the scores, see score_network.
 
     Raises UserError for a network that other volumes, or another clean network, would give now, and
@@ -158,4 +158,4 @@ def score_table(scores: dict[str, dict], class_names: tuple[str, ...]) -> str:
 
 
 if __name__ == "__main__":
-    run(evaluate, TestVolumesConfig(), lambda cfg: cfg.home, reports_of)
+    run(evaluate_volumes, TestVolumesConfig(), lambda cfg: cfg.home, reports_of)

@@ -25,7 +25,7 @@ from medood.training.loop import train_epoch
 from robust.attack import attack, quick, spread_out
 from robust.attacked import Attacked, attack_fold
 from robust.free import FreeTrainer, Noise
-from robust.report import check, scores_of
+from robust.report import check, scores_by_attack
 from robust.settings import AttackConfig, FreeConfig
 from robust.train_free import train_free
 from robust.under_attack import attacks_of, pairs_of
@@ -258,7 +258,7 @@ def test_an_image_is_fooled_below_half_of_the_mean_clean_dice():
     counts = torch.ones(3, 2, 7, 7, dtype=torch.int64)
     shares = torch.ones(3, 2, dtype=torch.float64)
     found = Attacked(["a_0.png", "b_0.png"], dice, dice / 100, counts, shares, shares, dice, dice)
-    of_eps = scores_of(cfg, {1: {"baseline": found}})[1]["baseline"]
+    of_eps = scores_by_attack(cfg, {1: {"baseline": found}})[1]["baseline"]
     assert of_eps["0"]["clean"]["fooled"] == 0
     assert of_eps["8"]["noise"]["fooled"] == 0.5  # below 0.35
     assert of_eps["8"]["worst_case"]["fooled"] == 1

@@ -17,7 +17,7 @@ from scipy.spatial.transform import Rotation
 from config import UserError
 from robust import settings
 from robust.nifti import as_stored, read_nifti, turn
-from robust.test_volumes import evaluate
+from robust.test_volumes import evaluate_volumes
 from robust.train_volumes import train_volumes
 from robust.volume_training import load_network
 from robust.volumes import Case, Task, check_cases, median_spacing, read_volume
@@ -138,7 +138,7 @@ def test_a_task_in_mixed_orientations_gives_the_network_and_predictions_of_one(v
         cfg = replace(volume_cfg, workspace=volume_cfg.workspace / name)
         train_volumes(cfg)
         weights.append(load_file(cfg.home / "models" / "79_unet" / "model.safetensors"))
-        evaluate(
+        evaluate_volumes(
             settings.TestVolumesConfig(
                 workspace=cfg.workspace, **small, **{key: getattr(cfg, key) for key in known}
             )

@@ -19,7 +19,7 @@ from medood.runs.provenance import SETTINGS, settings_of
 from medood.training.state import TrainingState as State
 from robust import main as volumes_main
 from robust import settings, volume_sample
-from robust.test_volumes import evaluate, score_table
+from robust.test_volumes import evaluate_volumes, score_table
 from robust.train_volumes import train_volumes
 from robust.volume_oods import remove_foreground
 from robust.volume_scores import Outcome, summarise, volume_scores
@@ -242,7 +242,7 @@ def test_predictions_lie_where_their_volumes_lie(cfg):
     for path in test[0][1:]:
         rewrite(path, lambda values, _: (values.astype(np.float32), affine))
     train_volumes(cfg)
-    evaluate(small_test_of(cfg))
+    evaluate_volumes(small_test_of(cfg))
     for case in test:
         image = nibabel.load(case.image)
         called = nibabel.load(cfg.home / "reports" / "79_unet" / f"{case.name}.nii.gz")
@@ -260,7 +260,7 @@ def small_test_of(cfg, **changes):
 def test_a_network_that_was_trained_on_the_test_volumes_is_refused(cfg):
     train_volumes(cfg)
     with pytest.raises(UserError, match="was trained on volumes that fold 79 tests"):
-        evaluate(small_test_of(cfg, seed=1))
+        evaluate_volumes(small_test_of(cfg, seed=1))
 
 
 def test_a_network_from_another_clean_one_is_not_tested(cfg):
@@ -270,7 +270,7 @@ def test_a_network_from_another_clean_one_is_not_tested(cfg):
     train_volumes(free)
     train_volumes(replace(cfg, lr=1e-3))
     with pytest.raises(UserError, match=r"79_unet_free is out of date \(clean changed\)") as caught:
-        evaluate(small_test_of(cfg))
+        evaluate_volumes(small_test_of(cfg))
     (printed,) = re.findall("`(.*)`", str(caught.value))
     assert printed == command(replace(free, device="auto"), TRAIN_VOLUMES, type(cfg))
 
@@ -280,7 +280,7 @@ def test_a_network_of_other_volumes_is_neither_tested_nor_trained_on(cfg):
     train, _ = split_cases(read_task(cfg.data).cases, 79, 0)
     rewrite(train[0].label, lambda values, affine: (values * 0, affine))
     with pytest.raises(UserError, match=r"79_unet is out of date \(what it is made from changed\)"):
-        evaluate(small_test_of(cfg))
+        evaluate_volumes(small_test_of(cfg))
     with pytest.raises(UserError, match=r"79_unet is out of date \(what it is made from changed\)"):
         train_volumes(replace(cfg, free=True))
     with pytest.raises(UserError, match=r"79_unet is out of date \(what .*, seed was 0, is 1\)"):
@@ -292,12 +292,12 @@ def test_a_table_mixes_no_settings_of_its_folds(cfg):
     train_volumes(replace(cfg, folds=(80,), epochs=2))
     both = small_test_of(replace(cfg, folds=(79, 80)))
     with pytest.raises(UserError) as caught:
-        evaluate(both)
+        evaluate_volumes(both)
     said = str(caught.value)
     assert re.search(r"80_unet was not trained like .*79_unet \(epochs was 1, is 2\): run", said)
     (printed,) = re.findall("`(.*)`", said)
     assert printed == command(replace(cfg, folds=(80,), device="auto"), TRAIN_VOLUMES, type(cfg))
-    evaluate(small_test_of(replace(cfg, folds=(80,))))
+    evaluate_volumes(small_test_of(replace(cfg, folds=(80,))))
 
 
 def test_without_a_network_there_is_nothing_to_test(cfg):
@@ -305,7 +305,7 @@ def test_without_a_network_there_is_nothing_to_test(cfg):
     in_training.parent.mkdir(parents=True)
     in_training.touch()
     with pytest.raises(UserError, match="no network in .*: run `.*` first") as caught:
-        evaluate(small_test_of(cfg))
+        evaluate_volumes(small_test_of(cfg))
     (printed,) = re.findall("`(.*)`", str(caught.value))
     assert printed == command(replace(cfg, epochs=30, device="auto"), TRAIN_VOLUMES, type(cfg))
     with pytest.raises(UserError, match="79_unet is missing: run `(.*)` first") as caught:
