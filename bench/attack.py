@@ -22,7 +22,7 @@ from bench.common import Figures, MeasureConfig, interleave
 from medood.attacks import apgd, fab, segpgd, square
 from medood.models.network import build_model, pick_device
 from medood.runs.command_line import run
-from robust.under_attack import Victim
+from robust.attacked import Victim
 
 EPS = 1e-5  # too small to break a patch, which would leave the batch
 

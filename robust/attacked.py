@@ -4,33 +4,76 @@ Each batch leaves a file in parts/: a run that was stopped goes on from there, a
 share the batches.
 """
 
-import functools
 import itertools
 import json
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from estimate_pct import foreground_of
-from medood.attacks import image_dice, under_attacks
+from medood.attacks import WORST, Attack, by_name, image_dice, under_attacks
 from medood.data.dataset import Patches, load_patches
 from medood.data.files import fingerprint, whole
 from medood.data.workspace import id_files, weights_of
 from medood.evaluation.scores import Tally
 from medood.models.checkpoints import load_model
 from medood.models.inference import batch_size
-from medood.models.network import pick_device
+from medood.models.network import Normalise, folded, pick_device
 from medood.processes import all_reduce, rank, world_size
 from medood.training.batches import ATTACK, stream_seed
 from robust.settings import AttackConfig
-from robust.under_attack import Victim, attacks_of
 
 SHOWN = 4  # patches of each fold, those with most foreground, whose images are kept
+TENTH = "apgd_ce_tenth"  # APGD on cross-entropy with a tenth of its steps: see robust/report.py
+LAYOUT = torch.channels_last
+CLEAN = (0.0, "clean")
+
+Pair = tuple[float, str]  # eps, in 255ths, and the name of an attack
+
+
+# ---------------------------------------------------------------- a network and its attacks
+
+
+class Victim(nn.Module):
+    """A trained network as attacks want it: RGB in 0..1, (n, 3, P, P) -> logits (n, C, P, P).
+
+    The change of an attack acts on the image itself; the normalisation belongs to the network. It
+    computes in float32: bfloat16 would hide gradients.
+    """
+
+    def __init__(self, model: nn.Module, device: torch.device) -> None:
+        """model: as load_model returns it, in eval mode."""
+        super().__init__()
+        self.normalise = Normalise(model.config["encoder_name"])
+        self.model = folded(model).requires_grad_(False)
+        self.to(device, memory_format=LAYOUT).eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        # channels last takes three quarters of the time on a CPU
+        return self.model(self.normalise(255 * images.contiguous(memory_format=LAYOUT)))
+
+
+def attacks_of(cfg: AttackConfig) -> dict[str, Attack]:
+    """Return the attacks to try, by name, as functions of model, images, target and eps."""
+    found = by_name(cfg.attacks, len(cfg.class_names), cfg.steps, cfg.queries)
+    if "apgd_ce" in found:
+        found[TENTH] = partial(found["apgd_ce"], steps=max(1, cfg.steps // 10))
+    return found
+
+
+def pairs_of(cfg: AttackConfig) -> list[Pair]:
+    """Return the pairs of eps and attack: the clean images, then as under_attacks has them."""
+    names = [*attacks_of(cfg), WORST]
+    return [CLEAN, *((eps, name) for eps in sorted(cfg.eps) for name in names)]
+
+
+# ---------------------------------------------------------------- a fold of them
 
 
 @dataclass(frozen=True)
@@ -72,7 +115,7 @@ def attack_fold(
         f" {', '.join(attacks_of(cfg))} at eps {', '.join(f'{eps:g}' for eps in sorted(cfg.eps))}"
     )
 
-    @functools.cache
+    @cache
     def victim(network: str) -> Victim:
         return Victim(load_model(folders[network], cfg), pick_device(cfg))
 

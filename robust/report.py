@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from config import Config
+from medood.attacks import WORST
 from medood.data.files import write_json, write_text
 from medood.data.labels import BACKGROUND_COLOUR
 from medood.data.patients import patients_of
@@ -16,9 +17,8 @@ from medood.evaluation.scores import RegionCounts
 from medood.evaluation.statistics import Difference, paired_differences, pool
 from medood.evaluation.tables import INTERVAL, LABELS, markdown, spread
 from medood.runs.commands import command
-from robust.attacked import Attacked
+from robust.attacked import CLEAN, TENTH, Attacked, attacks_of, pairs_of
 from robust.settings import AttackConfig
-from robust.under_attack import CLEAN, TENTH, WORST, attacks_of, pairs_of
 from test import TestConfig
 
 SHOWN_SCORES = ("miou", "dsc", "fg_to_bg", "bg_to_fg", "fooled")

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from config import LIZARD
-from medood.attacks import by_name, image_dice, under_attacks
+from medood.attacks import WORST, by_name, image_dice, under_attacks
 from medood.data.labels import BACKGROUND_COLOUR
 from medood.evaluation.figures import canvas, name_colours, show_classes
 from medood.models.network import exact
@@ -25,7 +25,6 @@ from robust.volumes import Segmenter, Volume, resample
 
 SCORES = ("dice", "hd95", "recall", "precision")
 COLOURS = [colour for _, colour in LIZARD]  # of any six classes
-WORST = "worst_case"
 
 
 class Outcome(NamedTuple):

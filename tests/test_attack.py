@@ -23,12 +23,11 @@ from medood.runs.commands import command
 from medood.training.batches import Loader
 from medood.training.loop import train_epoch
 from robust.attack import attack, quick, spread_out
-from robust.attacked import Attacked, attack_fold
+from robust.attacked import Attacked, attack_fold, attacks_of, pairs_of
 from robust.free import FreeTrainer, Noise
 from robust.report import check, scores_by_attack
 from robust.settings import AttackConfig, FreeConfig
 from robust.train_free import train_free
-from robust.under_attack import attacks_of, pairs_of
 from test import folds_to_test, networks
 from tests.conftest import TINY, write_region
 

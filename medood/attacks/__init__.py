@@ -40,6 +40,8 @@ from medood.attacks.square import square
 
 Attack = Callable[..., Tensor]
 
+WORST = "worst_case"  # of all attacks, image by image
+
 # the control, AutoAttack's four, and the loss that finds most of what its two miss
 STANDARD = ("noise", "apgd_ce", "apgd_dlr", "apgd_masked_ce", "fab", "square")
 
