@@ -351,15 +351,9 @@ class Segmenter(nn.Module):
     def __init__(self, cfg: Config, network: nn.Module, plan: Plan, device: torch.device) -> None:
         super().__init__()
         self.network, self.patch, self.spacing = network, plan.patch, plan.spacing
-        low, high, mean, deviation = torch.tensor(plan.statistics, dtype=torch.float32).T.view(
-            4, 1, -1, 1, 1, 1
-        )
-        for name, values in {
-            "low": low,
-            "high": high,
-            "mean": mean,
-            "std": deviation.clamp(min=1e-6),
-        }.items():
+        numbers = torch.tensor(plan.statistics, dtype=torch.float32).T.reshape(4, 1, -1, 1, 1, 1)
+        numbers[3].clamp_(min=1e-6)
+        for name, values in zip(("low", "high", "mean", "std"), numbers, strict=True):
             self.register_buffer(name, values, persistent=False)
         self.precision, self.exact = autocast(cfg, device), partial(exact, cfg)
         self.to(device, memory_format=torch.channels_last_3d)
@@ -370,27 +364,21 @@ class Segmenter(nn.Module):
             -(-side // MULTIPLE) * MULTIPLE if side <= WHOLE * of_patch else of_patch
             for side, of_patch in zip(size, self.patch, strict=True)
         ]
-        if any(side > of_window for side, of_window in zip(size, window, strict=True)):
-            return self._slide(images, window)
         missing = [of_window - side for side, of_window in zip(size, window, strict=True)]
+        if min(missing) < 0:  # windows overlap by half, with Gaussian weights
+            from monai.inferers import sliding_window_inference  # takes seconds to import
+
+            options = {"overlap": 0.5, "mode": "gaussian"}
+            return sliding_window_inference(images, window, 1, self._of_window, **options)
         padding = [part for gap in reversed(missing) for part in (gap // 2, gap - gap // 2)]
         logits = self._of_window(F.pad(images, padding))
         inside = [slice(gap // 2, gap // 2 + side) for gap, side in zip(missing, size, strict=True)]
         return logits[:, :, *inside]
 
-    def _slide(self, images: Tensor, window: list[int]) -> Tensor:
-        """Return the logits of large volumes: windows overlap by half, with Gaussian weights."""
-        from monai.inferers import sliding_window_inference  # takes seconds to import
-
-        return sliding_window_inference(
-            images, window, 1, self._of_window, overlap=0.5, mode="gaussian"
-        )
-
     def _of_window(self, images: Tensor) -> Tensor:
         clipped = torch.minimum(torch.maximum(images, self.low), self.high)
-        normalised = ((clipped - self.mean) / self.std).contiguous(
-            memory_format=torch.channels_last_3d
-        )
+        normalised = (clipped - self.mean) / self.std
+        normalised = normalised.contiguous(memory_format=torch.channels_last_3d)
         with self.precision, self.exact():
             return self.network(normalised).float()
 
