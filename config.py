@@ -24,10 +24,10 @@ if Path(__file__).resolve().parent in _SCRIPT.parents[:2]:  # a script of this r
 
 import functools
 import re
-from dataclasses import dataclass, fields
-from typing import Annotated, ClassVar, Literal, get_type_hints
+from typing import Annotated, ClassVar, Literal, TypeVar, dataclass_transform
 
-from pydantic import Field, TypeAdapter, ValidationError
+import pydantic
+from pydantic import ConfigDict, Field, ValidationError
 
 Count = Annotated[int, Field(ge=1)]
 Number = Annotated[int, Field(ge=0)]
@@ -51,9 +51,52 @@ class UserError(ValueError):
     """A mistake that the user can mend: shown as one sentence, without a traceback."""
 
 
-@dataclass(frozen=True)
+T = TypeVar("T")
+_CHECKED = ConfigDict(strict=True, use_attribute_docstrings=True)
+
+
+@dataclass_transform(frozen_default=True)
+def settings(kind: type[T]) -> type[T]:
+    """Make a class of settings: a frozen dataclass that raises UserError for a wrong value.
+
+    The text below a setting is its description, which --help prints.
+    """
+    checked = pydantic.dataclasses.dataclass(frozen=True, config=_CHECKED)(kind)
+    take = checked.__init__
+
+    @functools.wraps(take)
+    def init(self: T, **values: object) -> None:
+        try:
+            take(self, **values)
+        except ValidationError as error:
+            raise _refusal(error, values) from None
+
+    checked.__init__ = init
+    return checked
+
+
+def _refusal(error: ValidationError, values: dict[str, object]) -> UserError:
+    """Return what to tell the user of the first wrong value."""
+    first = error.errors()[0]
+    if isinstance(rule := first.get("ctx", {}).get("error"), UserError):
+        return rule
+    name, (_, reason) = first["loc"][0], first["msg"].split(" ", 1)  # "Input should be ..."
+    return UserError(f"{name} = {values.get(name)!r}: it {reason}")
+
+
+def _has_one_group(pattern: str) -> bool:
+    """Say whether a text is a regular expression with one group."""
+    try:
+        return re.compile(pattern).groups == 1
+    except (re.error, OverflowError, RecursionError):
+        return False
+
+
+@settings
 class Data:
     """What is segmented, and how it is cut and dealt."""
+
+    has_pixel_masks: ClassVar[bool] = True  # False where masks only test, as in weak/
 
     workspace: Path = Path("workspace")
     """Folder that holds the data and everything made from it."""
@@ -71,6 +114,8 @@ class Data:
     """Side of a patch in pixels, a multiple of 32."""
     folds: Annotated[tuple[Number, ...], Field(min_length=1)] = (79, 158, 237)
     """One run each: fold n tests part n mod 3 of three, trains on the rest, and is seeded by n."""
+    seed: Number = 0
+    """Deals the patches into parts and, with the fold's number, seeds each training."""
     split: Literal["patch", "region", "official"] = "patch"
     """What is dealt: patches (paper), whole regions or `patients`, or as Lizard's info.csv says."""
     patients: str | None = None
@@ -85,94 +130,12 @@ class Data:
     """Pixels of an image or label above which it is refused: a small file can claim to be huge."""
     skip_bad_files: bool = False
     """Go on without regions or patches that cannot be used; the report names them."""
-
-
-@dataclass(frozen=True)
-class Network:
-    """What is trained."""
-
-    architecture: str = "unet"
-    """Any that segmentation-models-pytorch names: unet, unetplusplus, manet, fpn, deeplabv3plus."""
-    encoder: str = "vgg11_bn"
-    """Any encoder of segmentation-models-pytorch; `tu-<name>` reaches every one of timm."""
-    encoder_weights: str = "imagenet"
-    """`imagenet` (downloaded once), `none`, or the path of a .pth or .safetensors file."""
-    batch_norm: bool = True
-    """False removes every batch normalisation of encoder and decoder (Table 3 of the paper)."""
-    sync_batch_norm: bool = False
-    """With torchrun on several GPUs, normalise over the whole batch instead of each GPU's part."""
-
-
-@dataclass(frozen=True)
-class Training:
-    """How it is trained."""
-
-    epochs: Count = 36
-    """Passes over the training patches."""
-    batch_size: Count = 8
-    """Patches per optimiser step."""
-    lr: Positive = 1e-4
-    """Learning rate of Adam; a tenth of it for the last 10 of 36 epochs."""
-    stain: Share = 0.0
-    """Vary the stains of H&E images in training by up to this, such as 0.05."""
-    sampling: Literal["shuffle", "rare"] = "shuffle"
-    """Each patch once an epoch (paper), or as many, drawn oftener the rarer their classes are."""
-    loss: Literal["dice", "dice_ce", "paper_code"] = "dice"
-    """Dice per class; the same with cross-entropy; or flattened, as the paper's code has it."""
-    ood_weight: Annotated[float, Field(ge=0)] = 1.0
-    """Lambda of Eq. 4: how much a pixel of an OoD patch weighs in the loss."""
-    select: Literal["last", "val"] = "last"
-    """Weights to keep: the last epoch's, or the best on regions held out of the training side."""
-    seed: Number = 0
-    """Deals the patches into parts and, with the fold's number, seeds each training."""
-
-
-@dataclass(frozen=True)
-class Search:
-    """How many OoD patches are trained on."""
-
-    pnr_opt: Positive = 0.65
-    """Positive-negative ratio that the training set should come to (Eq. 2-3)."""
-    pct_grid: Annotated[tuple[Share, ...], Field(min_length=1)] = tuple(n / 10 for n in range(11))
-    """Shares of the ranked OoD patches that the grid search tries, as fractions."""
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Where and how it is computed."""
-
-    device: str = "auto"
-    """`auto` is CUDA if there, else the CPU; or any device that torch names, such as cuda:1."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """`auto` is bfloat16 where the hardware computes in it, else float32; tests use float32."""
-    mirrors: bool = False
-    """Predict the mean over an image, mirrored and turned in all eight ways: eight times slower."""
     workers: Annotated[int, Field(ge=-1)] = -1
     """Threads that prepare the data; -1 is one per core."""
     dask_scheduler: Annotated[str, Field(pattern=r"^(tcp|tls)://\S+:\d+$")] | None = None
     """Let the workers of this dask scheduler, such as tcp://10.0.0.1:8786, prepare the data."""
-    compile: bool = False
-    """Compile the training step, on one GPU into CUDA graphs; slower on CPUs that were tried."""
-    deterministic: bool = False
-    """Refuse CUDA operations that may differ between runs, which pspnet and upernet need."""
-    tensorboard: bool = False
-    """Write the losses of every training to <workspace>/tensorboard too."""
-
-
-@dataclass(frozen=True)
-class Config(Machine, Search, Training, Network, Data):
-    """All settings; wrong values are refused here."""
-
-    has_pixel_masks: ClassVar[bool] = True  # False where masks only test, as in weak/
 
     def __post_init__(self) -> None:
-        for name, adapter in _adapters(type(self)).items():
-            value = getattr(self, name)
-            try:
-                adapter.validate_python(value, strict=True)
-            except ValidationError as error:
-                _, reason = error.errors()[0]["msg"].split(" ", 1)  # "Input should be ..."
-                raise UserError(f"{name} = {value!r}: it {reason}") from None
         names = {"background", *(name for name, _ in self.classes)}
         values = {0, *self.mask_values}
         rules = {
@@ -218,25 +181,86 @@ class Config(Machine, Search, Training, Network, Data):
         """What stands on one side if `split` is region, and what a bootstrap draws."""
         return "region" if self.patients is None else "patient"
 
+
+@settings
+class Network:
+    """What is trained."""
+
+    architecture: str = "unet"
+    """Any that segmentation-models-pytorch names: unet, unetplusplus, manet, fpn, deeplabv3plus."""
+    encoder: str = "vgg11_bn"
+    """Any encoder of segmentation-models-pytorch; `tu-<name>` reaches every one of timm."""
+    encoder_weights: str = "imagenet"
+    """`imagenet` (downloaded once), `none`, or the path of a .pth or .safetensors file."""
+    batch_norm: bool = True
+    """False removes every batch normalisation of encoder and decoder (Table 3 of the paper)."""
+    sync_batch_norm: bool = False
+    """With torchrun on several GPUs, normalise over the whole batch instead of each GPU's part."""
+
     @property
     def model_name(self) -> str:
         """What every file of this network is named after, such as `unet_vgg11_bn`."""
         return f"{self.architecture}_{self.encoder}"
 
 
-def _has_one_group(pattern: str) -> bool:
-    """Say whether a text is a regular expression with one group."""
-    try:
-        return re.compile(pattern).groups == 1
-    except (re.error, OverflowError, RecursionError):
-        return False
+@settings
+class Training:
+    """How it is trained."""
+
+    epochs: Count = 36
+    """Passes over the training patches."""
+    batch_size: Count = 8
+    """Patches per optimiser step."""
+    lr: Positive = 1e-4
+    """Learning rate of Adam; a tenth of it for the last 10 of 36 epochs."""
+    stain: Share = 0.0
+    """Vary the stains of H&E images in training by up to this, such as 0.05."""
+    sampling: Literal["shuffle", "rare"] = "shuffle"
+    """Each patch once an epoch (paper), or as many, drawn oftener the rarer their classes are."""
+    loss: Literal["dice", "dice_ce", "paper_code"] = "dice"
+    """Dice per class; the same with cross-entropy; or flattened, as the paper's code has it."""
+    ood_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Lambda of Eq. 4: how much a pixel of an OoD patch weighs in the loss."""
+    select: Literal["last", "val"] = "last"
+    """Weights to keep: the last epoch's, or the best on regions held out of the training side."""
 
 
-@functools.cache
-def _adapters(kind: type[Config]) -> dict[str, TypeAdapter]:
-    """Return what checks each setting against its declared type and limits."""
-    hints = get_type_hints(kind, include_extras=True)
-    return {field.name: TypeAdapter(hints[field.name]) for field in fields(kind)}
+@settings
+class Machine:
+    """Where and how it is computed."""
+
+    device: str = "auto"
+    """`auto` is CUDA if there, else the CPU; or any device that torch names, such as cuda:1."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """`auto` is bfloat16 where the hardware computes in it, else float32; tests use float32."""
+    mirrors: bool = False
+    """Predict the mean over an image, mirrored and turned in all eight ways: eight times slower."""
+    compile: bool = False
+    """Compile the training step, on one GPU into CUDA graphs; slower on CPUs that were tried."""
+    deterministic: bool = False
+    """Refuse CUDA operations that may differ between runs, which pspnet and upernet need."""
+    tensorboard: bool = False
+    """Write the losses of every training to <workspace>/tensorboard too."""
+
+
+@settings
+class Search:
+    """How many OoD patches are trained on."""
+
+    pnr_opt: Positive = 0.65
+    """Positive-negative ratio that the training set should come to (Eq. 2-3)."""
+    pct_grid: Annotated[tuple[Share, ...], Field(min_length=1)] = tuple(n / 10 for n in range(11))
+    """Shares of the ranked OoD patches that the grid search tries, as fractions."""
+
+
+@settings
+class TrainingConfig(Machine, Training, Network, Data):
+    """What a training takes, and whatever uses a trained network."""
+
+
+@settings
+class Config(Search, TrainingConfig):
+    """All settings."""
 
 
 try:

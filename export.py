@@ -12,12 +12,11 @@ N is free, P is the network's patch size. The names of the C classes are in the 
 import json
 import logging
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 
 from tyro.conf import Positional
 
-from config import Config, UserError
+from config import Config, UserError, settings
 from medood.data.files import whole
 from medood.data.workspace import require_network
 from medood.processes import on_main
@@ -26,7 +25,7 @@ from medood.runs.command_line import run
 TOLERANCE = 1e-3  # of a probability, between the two versions of the network
 
 
-@dataclass(frozen=True)
+@settings
 class ExportConfig(Config):
     """What export.py alone takes."""
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from config import CONFIG, Config, UserError
+from config import CONFIG, Data, UserError
 from medood.data import records, workspace
 from medood.data.files import (
     csv_text,
@@ -88,7 +88,7 @@ def nuclei_of_patches(folder: Path, patch_size: int) -> Iterator[tuple[str, int]
 
 
 def cut(
-    image_path: Path, mask_path: Path, label_path: Path, cfg: Config, images: Path, masks: Path
+    image_path: Path, mask_path: Path, label_path: Path, cfg: Data, images: Path, masks: Path
 ) -> None:
     """Write the patches of one region.
 
@@ -106,7 +106,7 @@ def cut(
         write_png(masks / name, mask_patch)
 
 
-def cut_regions(cfg: Config) -> None:
+def cut_regions(cfg: Data) -> None:
     """Write Image_Patchs and Mask_Patchs."""
     require(cfg, "class masks")
     records.record_of(cfg.workspace / "Semantic_Labels").refuse_changed()  # its images too
@@ -131,7 +131,7 @@ def cut_regions(cfg: Config) -> None:
             write_table(out / workspace.NUCLEI_LIST, ["img_name", "class"], kept)
 
 
-def sift_prepared(cfg: Config) -> None:
+def sift_prepared(cfg: Data) -> None:
     """Look at every patch that the user prepared; list those that cannot be used in k_folds/."""
     folders = cfg.workspace / "Image_Patchs", cfg.workspace / "Mask_Patchs"
     found = [path for folder in folders for path in pngs(folder)]
@@ -148,7 +148,7 @@ def sift_prepared(cfg: Config) -> None:
     write_json(path, {**record, "bad_files": bad})
 
 
-def write_folds(cfg: Config, names: list[str]) -> None:
+def write_folds(cfg: Data, names: list[str]) -> None:
     """Draw the list of every fold; lists that the user put there are used as they are."""
     if len({fold % PARTS for fold in cfg.folds}) < min(len(cfg.folds), PARTS):
         print(f"folds {cfg.folds}: some test the same part, so not every patch is tested once")
@@ -164,7 +164,7 @@ def write_folds(cfg: Config, names: list[str]) -> None:
 
 
 @on_main
-def generate_patches(cfg: Config = CONFIG) -> None:
+def generate_patches(cfg: Data = CONFIG) -> None:
     """Write the patches of every region and the list of every fold.
 
     Raises UserError at the end if regions or patches are bad, unless they are to be skipped.
@@ -188,4 +188,4 @@ def generate_patches(cfg: Config = CONFIG) -> None:
 
 
 if __name__ == "__main__":
-    run(generate_patches)
+    run(generate_patches, Data())

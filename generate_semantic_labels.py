@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from config import CONFIG, Config, UserError
+from config import CONFIG, Data, UserError
 from medood.data.files import write_table
 from medood.data.images import write_png
 from medood.data.labels import BACKGROUND, UNSURE, UNSURE_ID, no_nucleus, read_region_label
@@ -56,7 +56,7 @@ def centres(inst_map: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return x, y, area > 0
 
 
-def convert(path: Path, cfg: Config, out: Path) -> list[list]:
+def convert(path: Path, cfg: Data, out: Path) -> list[list]:
     """Write the class mask of one region and return a row of NUCLEI_COLUMNS for each nucleus."""
     label = read_region_label(path, cfg)
     write_png(out / f"{stem_of(path)}.png", semantic_mask(*label))
@@ -66,7 +66,7 @@ def convert(path: Path, cfg: Config, out: Path) -> list[list]:
 
 
 @on_main
-def generate_semantic_labels(cfg: Config = CONFIG) -> None:
+def generate_semantic_labels(cfg: Data = CONFIG) -> None:
     """Write the class mask of every region, and the list of nuclei.
 
     Raises UserError at the end if labels are bad, unless they are to be skipped.
@@ -93,4 +93,4 @@ def generate_semantic_labels(cfg: Config = CONFIG) -> None:
 
 
 if __name__ == "__main__":
-    run(generate_semantic_labels)
+    run(generate_semantic_labels, Data())

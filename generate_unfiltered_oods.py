@@ -14,7 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from config import CONFIG, Config, UserError
+from config import CONFIG, Data, UserError
 from medood.data.images import read_image, read_mask, whole_patches, write_png
 from medood.data.labels import BACKGROUND
 from medood.data.names import name_of, stem_of
@@ -46,7 +46,7 @@ def remove_foreground(image: np.ndarray, mask: np.ndarray, fill: str) -> np.ndar
     return out
 
 
-def convert(image_path: Path, mask_path: Path, cfg: Config, out: Path) -> None:
+def convert(image_path: Path, mask_path: Path, cfg: Data, out: Path) -> None:
     """Write the OoD patch of one patch."""
     image = read_image(image_path)
     mask = read_mask(mask_path, len(cfg.class_names))
@@ -55,7 +55,7 @@ def convert(image_path: Path, mask_path: Path, cfg: Config, out: Path) -> None:
     write_png(out / name_of(image_path), remove_foreground(image, mask, cfg.ood_fill))
 
 
-def fill_folder(cfg: Config, out: Path) -> int:
+def fill_folder(cfg: Data, out: Path) -> int:
     """Write the OoD patch of every patch into a folder, and return how many there are."""
     images, masks = list_patch_pairs(cfg)
     bad: BadFiles = {}
@@ -65,7 +65,7 @@ def fill_folder(cfg: Config, out: Path) -> int:
     return len(images)
 
 
-def write_oods(cfg: Config) -> None:
+def write_oods(cfg: Data) -> None:
     """Write OoD_Patchs."""
     with making(cfg, "OoD patches") as folders:
         if not folders:
@@ -75,7 +75,7 @@ def write_oods(cfg: Config) -> None:
     print(f"{folder}: {count} patches without their nuclei, fill {cfg.ood_fill}")
 
 
-def cut_source(path: Path, cfg: Config, out: Path) -> int:
+def cut_source(path: Path, cfg: Data, out: Path) -> int:
     """Write the patches of an external image, whole ones from the top left; return how many."""
     image, side = read_image(path, cfg.max_pixels), cfg.patch_size
     count, columns = whole_patches(path, image, side), image.shape[1] // side
@@ -86,7 +86,7 @@ def cut_source(path: Path, cfg: Config, out: Path) -> int:
     return count
 
 
-def write_source_patches(cfg: Config) -> None:
+def write_source_patches(cfg: Data) -> None:
     """Cut the images of ood_source into patches."""
     images = list_images(cfg.ood_source)
     bad: BadFiles = {}
@@ -102,7 +102,7 @@ def write_source_patches(cfg: Config) -> None:
 
 
 @on_main
-def generate_unfiltered_oods(cfg: Config = CONFIG) -> None:
+def generate_unfiltered_oods(cfg: Data = CONFIG) -> None:
     """Write the OoD patch of every patch and, with ood_source, those of external images."""
     require(cfg, "patches", "patch masks")
     write_oods(cfg)
@@ -111,4 +111,4 @@ def generate_unfiltered_oods(cfg: Config = CONFIG) -> None:
 
 
 if __name__ == "__main__":
-    run(generate_unfiltered_oods)
+    run(generate_unfiltered_oods, Data())

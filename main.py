@@ -4,10 +4,10 @@
 synthetic data set first and runs on that.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-from config import CONFIG, Config
+from config import CONFIG, Config, settings
 from estimate_pct import estimate_pct
 from generate_patches import generate_patches
 from generate_semantic_labels import generate_semantic_labels
@@ -21,7 +21,7 @@ from train import train
 from train_ood import train_ood
 
 
-@dataclass(frozen=True)
+@settings
 class MainConfig(Config):
     """What main.py alone takes."""
 

@@ -21,7 +21,7 @@ import json
 import math
 from collections import Counter
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,7 +29,7 @@ import numpy as np
 from pydantic import Field
 from tyro.conf import Positional
 
-from config import Config, Microns, UserError
+from config import Config, Microns, UserError, settings
 from medood.data.files import fingerprint, read_json, write_json
 from medood.data.names import stem_of
 from medood.data.workspace import require_network
@@ -45,7 +45,7 @@ BEFORE = {"mirrors": False}  # what records of earlier versions do not name
 OF_ALL = (errno.ENOSPC, errno.EROFS, errno.EPIPE)  # errors that every image would meet
 
 
-@dataclass(frozen=True)
+@settings
 class PredictConfig(Config):
     """What predict.py alone takes."""
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from config import CONFIG, Config
+from config import CONFIG, TrainingConfig
 from medood.data.files import csv_text, timed
 from medood.data.folds import read_fold
 from medood.data.labels import BACKGROUND
@@ -53,7 +53,7 @@ def rank_and_prune(names: list[str], counts: np.ndarray) -> list[list]:
     ]
 
 
-def count_seen(cfg: Config, model: nn.Module, files: list[Pair], task: str) -> np.ndarray:
+def count_seen(cfg: TrainingConfig, model: nn.Module, files: list[Pair], task: str) -> np.ndarray:
     """Return the pixels of each patch that a network, in eval mode, gives to each class: (N, C).
 
     Each process looks at its shard of the patches.
@@ -73,7 +73,7 @@ def count_seen(cfg: Config, model: nn.Module, files: list[Pair], task: str) -> n
     return all_reduce(counts).numpy()
 
 
-def rank_files(cfg: Config, network: Path, files: list[Pair], task: str) -> list[list]:
+def rank_files(cfg: TrainingConfig, network: Path, files: list[Pair], task: str) -> list[list]:
     """Return the ranking of OoD patches by what the network in a folder sees in them."""
     from medood.models.checkpoints import load_model
 
@@ -81,7 +81,7 @@ def rank_files(cfg: Config, network: Path, files: list[Pair], task: str) -> list
     return rank_and_prune([name_of(image) for image, _ in files], counts)
 
 
-def draw_ranking(cfg: Config, fold: int, network: Path, rows: list[list]) -> None:
+def draw_ranking(cfg: TrainingConfig, fold: int, network: Path, rows: list[list]) -> None:
     """Draw the hardest OoD patches with what is seen in them, and the false pixels by class."""
     from medood.data.dataset import load_patches
     from medood.evaluation.figures import draw_contact_sheet, draw_false_pixels
@@ -104,7 +104,7 @@ def draw_ranking(cfg: Config, fold: int, network: Path, rows: list[list]) -> Non
 
 
 @on_main
-def write_ranking(cfg: Config, fold: int, network: Path, rows: list[list]) -> None:
+def write_ranking(cfg: TrainingConfig, fold: int, network: Path, rows: list[list]) -> None:
     """Write the ranking of a fold, after its pictures."""
     path = ranking_path(cfg, fold)
     draw_ranking(cfg, fold, network, rows)
@@ -113,7 +113,7 @@ def write_ranking(cfg: Config, fold: int, network: Path, rows: list[list]) -> No
     print(f"fold {fold}: the baseline sees nuclei in {kept} of {len(rows)} OoD patches: {path}")
 
 
-def rank_prune_ood(cfg: Config = CONFIG) -> None:
+def rank_prune_ood(cfg: TrainingConfig = CONFIG) -> None:
     """Write the ranking of every fold, unless it is there from the same network and candidates."""
     sources = ["OoD patches", *["source patches"] * bool(cfg.ood_source)]
     require(cfg, "fold", *sources, "baseline")
@@ -128,4 +128,4 @@ def rank_prune_ood(cfg: Config = CONFIG) -> None:
 
 
 if __name__ == "__main__":
-    run(rank_prune_ood)
+    run(rank_prune_ood, TrainingConfig())

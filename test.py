@@ -13,12 +13,11 @@ second `--checkpoint` compares two.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from tyro.conf import UseAppendAction
 
-from config import CONFIG, Config, UserError
+from config import CONFIG, Config, UserError, settings
 from medood.data.files import write_json
 from medood.data.folds import Fold, read_fold
 from medood.data.workspace import fold_path, model_folder
@@ -27,7 +26,7 @@ from medood.runs.command_line import run
 from medood.runs.provenance import require
 
 
-@dataclass(frozen=True)
+@settings
 class TestConfig(Config):
     """What test.py alone takes."""
 

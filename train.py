@@ -4,14 +4,14 @@ Reads   Image_Patchs, Mask_Patchs, k_folds         (generate_patches.py)
 Writes  models/<fold>_<architecture>_<encoder>/    weights, settings, log
 """
 
-from config import CONFIG, Config
+from config import CONFIG, TrainingConfig
 from medood.data.folds import read_fold
 from medood.data.workspace import id_files, model_folder
 from medood.runs.command_line import run
 from medood.runs.provenance import require
 
 
-def train(cfg: Config = CONFIG) -> None:
+def train(cfg: TrainingConfig = CONFIG) -> None:
     """Train the baseline of every fold."""
     from medood.training.loop import train_fold  # here, so that --help works without torch
 
@@ -23,4 +23,4 @@ def train(cfg: Config = CONFIG) -> None:
 
 
 if __name__ == "__main__":
-    run(train)
+    run(train, TrainingConfig())

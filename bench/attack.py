@@ -8,7 +8,7 @@ network computes as robust/attack.py lets it, in float32.
 
 import resource
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.common import Figures, MeasureConfig, interleave
+from config import settings
 from medood.attacks import apgd, fab, segpgd, square
 from medood.models.network import build_model, pick_device
 from medood.runs.command_line import run
@@ -27,7 +28,7 @@ from robust.attacked import Victim
 EPS = 1e-5  # too small to break a patch, which would leave the batch
 
 
-@dataclass(frozen=True)
+@settings
 class BenchConfig(MeasureConfig):
     """The settings, and how much to measure; the network's weights are random."""
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from config import Config
+from config import Config, settings
 from medood.data.files import write_json
 from medood.data.images import write_png
 from medood.models.checkpoints import versions
@@ -23,7 +23,7 @@ from medood.sample import draw_region, mat_bytes
 LIZARD = (1016, 917)  # pixels of a typical region
 
 
-@dataclass(frozen=True)
+@settings
 class MeasureConfig(Config):
     """What every benchmark takes beside the settings."""
 

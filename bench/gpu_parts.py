@@ -34,7 +34,7 @@ from bench.common import (
 )
 from bench.plain import Plain
 from bench.variants import step_of
-from config import Config, UserError
+from config import Config, UserError, settings
 from estimate_pct import choose_pct, count_samples, foreground_of
 from generate_patches import generate_patches
 from generate_semantic_labels import generate_semantic_labels
@@ -89,7 +89,7 @@ DRY = Extent(regions=2, epochs=1, steps=2, plain_steps=1, patches=24, tested=8)
 SAMPLE = {"encoder": "tu-test_resnet", "patch_size": 64, "epochs": 1, "folds": 79, "device": "cpu"}
 
 
-@dataclass(frozen=True)
+@settings
 class BenchConfig(MeasureConfig):
     """The settings, and what to measure."""
 

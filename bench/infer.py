@@ -7,7 +7,7 @@ time, ours takes batches.
 import copy
 import sys
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.common import Figures, MeasureConfig, interleave, synthetic_lizard
 from bench.plain import Plain
+from config import settings
 from generate_patches import generate_patches
 from generate_semantic_labels import generate_semantic_labels
 from medood.data.dataset import load_patches
@@ -27,7 +28,7 @@ from medood.models.network import pick_device
 from medood.runs.command_line import run
 
 
-@dataclass(frozen=True)
+@settings
 class BenchConfig(MeasureConfig):
     """The settings, and how much to measure; encoder weights are random."""
 

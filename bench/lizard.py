@@ -8,13 +8,13 @@ lizard_size`. Its patches are copies of a few drawn regions, so pct and scores m
 
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.common import machine, synthetic_lizard
-from config import Config, UserError
+from config import Config, UserError, settings
 from estimate_pct import estimate_pct
 from generate_patches import generate_patches
 from generate_semantic_labels import generate_semantic_labels
@@ -39,7 +39,7 @@ STEPS = (
 )
 
 
-@dataclass(frozen=True)
+@settings
 class BenchConfig(Config):
     """The settings, and how much to draw."""
 

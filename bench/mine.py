@@ -13,7 +13,7 @@ stored when the patches were cut; a second line adds the check that no mask has 
 import copy
 import sys
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.common import Figures, MeasureConfig, interleave, link, matrix_rate, synthetic_lizard
 from bench.plain import Plain
+from config import settings
 from estimate_pct import choose_pct, count_samples, foreground_of
 from generate_patches import generate_patches
 from generate_semantic_labels import generate_semantic_labels
@@ -42,7 +43,7 @@ LR = 1e-3  # high enough to learn in a few epochs
 SEARCHES = 3  # rounds at most: a search of the plain loop takes long
 
 
-@dataclass(frozen=True)
+@settings
 class BenchConfig(MeasureConfig):
     """The settings, and how much to measure; encoder weights are random."""
 

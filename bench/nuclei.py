@@ -7,7 +7,7 @@ as found if the IoU with one of the found nuclei is above one half.
 """
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from tifffile import imread
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from config import Config, UserError
+from config import Config, UserError, settings
 from generate_semantic_labels import semantic_mask
 from medood.data.labels import read_label
 from medood.data.workspace import region_labels
@@ -29,7 +29,7 @@ from predict import PredictConfig
 MIN_AREA = PredictConfig.min_area
 
 
-@dataclass(frozen=True)
+@settings
 class BenchConfig(Config):
     """The settings, and the masks to measure on."""
 

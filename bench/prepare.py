@@ -7,7 +7,7 @@ import statistics
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -17,7 +17,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.common import Figures, MeasureConfig, copy_rate, interleave, synthetic_lizard
-from config import Config
+from config import Config, settings
 from generate_patches import cut, generate_patches, tile
 from generate_semantic_labels import convert, generate_semantic_labels, semantic_mask
 from generate_unfiltered_oods import generate_unfiltered_oods, remove_foreground
@@ -30,7 +30,7 @@ from tests import oracles
 N_CLASSES = 7  # of Lizard, background included
 
 
-@dataclass(frozen=True)
+@settings
 class BenchConfig(MeasureConfig):
     """The settings, and how much to measure."""
 

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.common import Figures, link, synthetic_lizard
 from bench.lizard import REGIONS, SIZES
-from config import LIZARD, Config, UserError
+from config import LIZARD, Config, UserError, settings
 from estimate_pct import estimate_pct
 from generate_patches import generate_patches, write_folds
 from generate_semantic_labels import generate_semantic_labels
@@ -49,7 +49,7 @@ PREPARED = 80_000  # bytes that a patch takes in these folders, rounded up
 EVERY = 0.05  # seconds between two looks at the memory
 
 
-@dataclass(frozen=True)
+@settings
 class BenchConfig(Config):
     """The settings, and how much to measure."""
 

@@ -7,7 +7,7 @@ tests all of them in float32. A difference smaller than that between seeds is no
 
 import sys
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.common import Figures, MeasureConfig
 from bench.plain import Plain
-from config import Config
+from config import Config, settings
 from generate_patches import generate_patches
 from generate_semantic_labels import generate_semantic_labels
 from medood.data.dataset import load_patches
@@ -34,7 +34,7 @@ from medood.training.loop import learning_rate, train_fold
 FOLD = 79
 
 
-@dataclass(frozen=True)
+@settings
 class BenchConfig(MeasureConfig):
     """The settings, those of the sample, and how much to measure."""
 

@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.common import Figures, MeasureConfig, finish, interleave, matrix_rate, synthetic_lizard
 from bench.plain import Plain
-from config import Config
+from config import Config, settings
 from generate_patches import generate_patches
 from generate_semantic_labels import generate_semantic_labels
 from medood.data.dataset import load_patches
@@ -50,7 +50,7 @@ KINDS = {
 PROFILED = 5  # steps
 
 
-@dataclass(frozen=True)
+@settings
 class BenchConfig(MeasureConfig):
     """The settings, and how much to measure; encoder weights are random."""
 

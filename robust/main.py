@@ -5,11 +5,12 @@ Decathlon; `python robust/main.py --sample` draws a small synthetic task first a
 """
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from config import settings
 from medood.runs.command_line import networks_of, run
 from medood.runs.commands import as_kind
 from robust.settings import NetworkConfig, TestVolumesConfig, TrainVolumesConfig
@@ -17,7 +18,7 @@ from robust.test_volumes import evaluate_volumes, reports_of
 from robust.train_volumes import train_volumes
 
 
-@dataclass(frozen=True)
+@settings
 class MainConfig(NetworkConfig, TestVolumesConfig):
     """What main.py alone takes."""
 

@@ -1,13 +1,22 @@
 """What the scripts of robust/ take beside the settings of config.py."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 from tyro.conf import UseAppendAction
 
-from config import Config, Count, Positive, UserError
+from config import (
+    CONFIG,
+    Config,
+    Count,
+    Number,
+    Positive,
+    Search,
+    TrainingConfig,
+    UserError,
+    settings,
+)
 
 Eps = Annotated[float, Field(ge=0, le=255)]  # in 255ths of the range of an image
 Attack = Literal[
@@ -16,8 +25,8 @@ Attack = Literal[
 ]
 
 
-@dataclass(frozen=True)
-class AttacksConfig(Config):
+@settings
+class Attacks:
     """Which attacks are tried, and how hard."""
 
     attacks: tuple[Attack, ...] = ()
@@ -28,8 +37,8 @@ class AttacksConfig(Config):
     """How often Square, which follows none, asks the network about each image."""
 
 
-@dataclass(frozen=True)
-class AttackConfig(AttacksConfig):
+@settings
+class AttackConfig(Attacks, Config):
     """What attack.py alone takes."""
 
     eps: Annotated[tuple[Eps, ...], Field(min_length=1)] = (2.0, 4.0, 8.0)
@@ -42,16 +51,16 @@ class AttackConfig(AttacksConfig):
     """A first look: the largest eps, and at most 10 steps, 100 queries, 16 patches of a fold."""
 
 
-@dataclass(frozen=True)
-class ReplaysConfig(Config):
+@settings
+class Replays:
     """How free adversarial training goes."""
 
     replays: Count = 5
     """Steps of free adversarial training on each batch, m; its epochs are divided by it."""
 
 
-@dataclass(frozen=True)
-class FreeConfig(ReplaysConfig):
+@settings
+class FreeConfig(Replays, TrainingConfig):
     """What train_free.py alone takes."""
 
     eps: Eps = 8.0
@@ -61,14 +70,24 @@ class FreeConfig(ReplaysConfig):
 # ---------------------------------------------------------------- volumes
 
 
-@dataclass(frozen=True)
-class VolumeConfig(Config):
-    """Which volumes, and how far an attack may change them."""
+@settings
+class VolumeConfig:
+    """Which volumes, how far an attack may change them, and where it is computed."""
 
+    workspace: Path = CONFIG.workspace
+    """Folder that holds everything made from the volumes."""
     data: Path | None = None
     """Folder of a task of the Medical Segmentation Decathlon: dataset.json, imagesTr, labelsTr."""
     eps: Eps = 8.0
     """Largest change of a voxel, in 255ths of the range of its volume's intensities."""
+    folds: Annotated[tuple[Number, ...], Field(min_length=1)] = CONFIG.folds
+    """One run each: fold n tests part n mod 3 of three, trains on the rest, and is seeded by n."""
+    seed: Number = CONFIG.seed
+    """Deals the volumes into parts and, with the fold's number, seeds each training."""
+    device: str = CONFIG.device
+    """`auto` is CUDA if there, else the CPU; or any device that torch names, such as cuda:1."""
+    precision: Literal["auto", "float32", "bfloat16"] = CONFIG.precision
+    """`auto` is bfloat16 where the hardware computes in it, else float32; tests use float32."""
 
     @property
     def task(self) -> str:
@@ -83,8 +102,8 @@ class VolumeConfig(Config):
         return self.workspace / self.task
 
 
-@dataclass(frozen=True)
-class NetworkConfig(VolumeConfig, ReplaysConfig):
+@settings
+class NetworkConfig(Replays, Search, VolumeConfig):
     """Which network, and how it is trained."""
 
     network: Literal["unet", "lattice"] = "unet"
@@ -97,9 +116,11 @@ class NetworkConfig(VolumeConfig, ReplaysConfig):
     """Highest learning rate of AdamW: it rises for a tenth of all steps, then falls to 0."""
     ood_fill: Literal["zero", "mean"] = "zero"
     """What stands where foreground stood: the volume's minimum, or its mean background."""
+    ood_weight: Annotated[float, Field(ge=0)] = CONFIG.ood_weight
+    """Lambda of Eq. 4: how much a voxel of an OoD volume weighs in the loss."""
 
 
-@dataclass(frozen=True)
+@settings
 class TrainVolumesConfig(NetworkConfig):
     """What train_volumes.py alone takes."""
 
@@ -114,8 +135,8 @@ class TrainVolumesConfig(NetworkConfig):
         return self.network + "_free" * self.free + "_ood" * self.ood
 
 
-@dataclass(frozen=True)
-class TestVolumesConfig(AttacksConfig, VolumeConfig):
+@settings
+class TestVolumesConfig(Attacks, VolumeConfig):
     """How much is tested."""
 
     attacked: Count = 20

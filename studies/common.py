@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from config import Config, Count, UserError
+from config import Config, Count, UserError, settings
 from estimate_pct import choose_pct, count_samples, pixels_of, pnr
 from generate_patches import generate_patches
 from generate_semantic_labels import generate_semantic_labels
@@ -45,7 +45,7 @@ from medood.training.step import TIMED_STEPS, step_seconds
 from rank_prune_ood import rank_files
 
 
-@dataclass(frozen=True)
+@settings
 class StudyConfig(Config):
     """What every study takes beside the settings."""
 
@@ -55,7 +55,7 @@ class StudyConfig(Config):
     """List the trainings with their patches, steps and estimated hours, and train nothing."""
 
 
-@dataclass(frozen=True)
+@settings
 class ArmsConfig(StudyConfig):
     """What a study of many arms takes beside."""
 

@@ -32,7 +32,7 @@ import functools
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -40,7 +40,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from config import Count, UserError
+from config import Count, UserError, settings
 from generate_unfiltered_oods import fill_folder
 from medood.data.dataset import load_patches
 from medood.data.files import fingerprint
@@ -61,7 +61,7 @@ from studies.report import tell
 EQUAL = "baseline, equal steps"  # what the other arms are compared with
 
 
-@dataclass(frozen=True)
+@settings
 class ControlsConfig(common.ArmsConfig):
     """The settings of a study, with three seeds."""
 

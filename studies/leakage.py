@@ -10,12 +10,12 @@ on the same test patches: the difference is what the leak adds to the score. Whe
 """
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from config import Config, Count, UserError
+from config import Config, Count, UserError, settings
 from medood.data.folds import deal_patients, patches_there, read_list
 from medood.data.patients import patients_of
 from medood.data.workspace import LIST_ENDING, data_name, id_files
@@ -29,7 +29,7 @@ from studies.report import values, write_study
 LISTED = "lists as they are"
 
 
-@dataclass(frozen=True)
+@settings
 class LeakageConfig(StudyConfig):
     """The settings of a study, with three seeds and the fold lists."""
 

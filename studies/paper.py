@@ -17,7 +17,7 @@ Their mIoU and DSC are our `miou_paper` and `dsc_paper`, and their D is |pnr - 0
 """
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -28,7 +28,7 @@ from tyro.conf import Positional
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from config import UserError
+from config import UserError, settings
 from medood.data.dataset import Patches
 from medood.evaluation.figures import COLOURS, canvas, draw_examples
 from medood.evaluation.testing import score_networks
@@ -68,7 +68,7 @@ FIGURE4 = {  # the gain of Med-OoD in IoU, patch by patch
 PAIR: dict[str, common.Arm] = {"baseline": common.baseline, "Med-OoD": common.med_ood}
 
 
-@dataclass(frozen=True)
+@settings
 class PaperConfig(common.StudyConfig):
     """The settings of a study, with what this one shows."""
 

@@ -19,7 +19,7 @@ then meets `dice`, the loss of the paper, on the test side of that fold.
 
 import functools
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -27,7 +27,7 @@ from pydantic import Field
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from config import UserError
+from config import UserError, settings
 from medood.data.folds import deal_patients, read_fold
 from medood.data.patients import patients_of
 from medood.data.workspace import id_files
@@ -38,7 +38,7 @@ from studies.report import tell
 PARTS = 3  # of the training side; --parts says how many of them are tested
 
 
-@dataclass(frozen=True)
+@settings
 class RecipeConfig(ArmsConfig):
     """The settings of a study, with the parts of the training side."""
 

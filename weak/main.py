@@ -6,12 +6,12 @@ on that.
 """
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from config import UserError
+from config import UserError, settings
 from medood.runs.command_line import run
 from weak.evaluate_masks import evaluate
 from weak.generate_images import generate_images
@@ -24,7 +24,7 @@ from weak.train_irnet import train_irnets
 from weak.train_segmentation import train_segmentation
 
 
-@dataclass(frozen=True)
+@settings
 class MainConfig(MasksConfig):
     """What main.py alone takes."""
 

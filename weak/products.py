@@ -18,7 +18,7 @@ from medood.data import records
 from medood.data.files import digest, fingerprint, pngs, read_json, timed
 from medood.data.names import name_of
 from medood.runs.commands import cure
-from medood.runs.provenance import PRODUCTS, SCRIPTS, TRAINING, VALUES, Product, made_from, require
+from medood.runs.provenance import PRODUCTS, VALUES, Product, made_from, require
 from weak.image_labels import ImageLabels, labels_of, shuffled, split, with_classes
 from weak.read_images import list_inputs, stem_of
 from weak.settings import ClassifierConfig, ImagesConfig, IRNetConfig, MapsConfig, MasksConfig
@@ -144,38 +144,26 @@ VALUES["contrast_epochs"] = lambda cfg: cfg.contrast_epochs if cfg.method == "co
 _IRNET = ("method", "sure_area", "possible_area", "irnet_epochs", "irnet_lr")
 PRODUCTS.update(
     {
-        "weak images": Product(images_folder, (), ("patch_size",), _of_images, ImagesConfig),
+        "weak images": Product(
+            *(images_folder, (), ("patch_size",), _of_images),
+            *("weak/generate_images.py", ImagesConfig),
+        ),
         "classifier": Product(
-            classifier_folder, ("weak images",), _CLASSIFIER, _of_labels, ClassifierConfig
+            *(classifier_folder, ("weak images",), _CLASSIFIER, _of_labels),
+            *("weak/train_classifier.py", ClassifierConfig),
         ),
-        "maps": Product(maps_folder, ("classifier",), ("scales",), _of_classifier, MapsConfig),
-        "IRNet": Product(irnet_folder, ("maps",), (*_IRNET, "batch_size"), _of_maps, IRNetConfig),
+        "maps": Product(
+            *(maps_folder, ("classifier",), ("scales",), _of_classifier),
+            *("weak/generate_maps.py", MapsConfig),
+        ),
+        "IRNet": Product(
+            *(irnet_folder, ("maps",), (*_IRNET, "batch_size"), _of_maps),
+            *("weak/train_irnet.py", IRNetConfig),
+        ),
         "pseudo-masks": Product(
-            masks_folder,
-            ("IRNet",),
-            ("method", "walk_steps", "unsure"),
-            _of_irnet,
-            MasksConfig,
+            *(masks_folder, ("IRNet",), ("method", "walk_steps", "unsure"), _of_irnet),
+            *("weak/generate_masks.py", MasksConfig),
         ),
-    }
-)
-
-
-_IMAGES = ("workspace", "images", "max_pixels", "skip_bad_files", "workers", "dask_scheduler")
-_FOLDS = ("workspace", "images", "folds", "device")
-_SEARCH = ("pnr_opt", "pct_grid", "mpp", "tensorboard")
-# `classes` are the columns of the CSV, no epoch is chosen, and there is one process
-_NETWORK = tuple({*TRAINING, *_SEARCH, *_FOLDS} - {"classes", "select", "sync_batch_norm"})
-SCRIPTS.update(
-    {
-        "weak/generate_images.py": (("weak images",), _IMAGES),
-        "weak/train_classifier.py": (("classifier",), (*_FOLDS, "method")),
-        "weak/generate_maps.py": (("maps",), (*_FOLDS, "method")),
-        "weak/train_irnet.py": (("IRNet",), _FOLDS),
-        "weak/generate_masks.py": (("pseudo-masks",), _FOLDS),
-        "weak/train_segmentation.py": (("pseudo-masks",), _NETWORK),
-        "weak/evaluate_masks.py": (("pseudo-masks",), (*_NETWORK, "masks", "mask_values")),
-        "weak/main.py": (("pseudo-masks",), (*_NETWORK, *_IMAGES, "masks", "mask_values")),
     }
 )
 

@@ -1,18 +1,17 @@
 """What the scripts of weak/ take beside the settings of config.py."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from config import Config, Count, Positive, Share
+from config import Config, Count, Positive, Share, settings
 
 Method = Literal["cam", "contrast", "grad_cam", "grad_cam_pp"]
 Scale = Annotated[float, Field(ge=0.25, le=4)]
 
 
-@dataclass(frozen=True)
+@settings
 class ImagesConfig(Config):
     """Which images, and what is known of them."""
 
@@ -22,7 +21,7 @@ class ImagesConfig(Config):
     """CSV with img_name, a column of 0 and 1 for each class, and perhaps patient and split."""
 
 
-@dataclass(frozen=True)
+@settings
 class ClassifierConfig(ImagesConfig):
     """How the classifier is trained."""
 
@@ -44,7 +43,7 @@ class ClassifierConfig(ImagesConfig):
     """A control: deal the labels of the training images among them at random."""
 
 
-@dataclass(frozen=True)
+@settings
 class MapsConfig(ClassifierConfig):
     """How the maps of classes are made."""
 
@@ -52,7 +51,7 @@ class MapsConfig(ClassifierConfig):
     """Sizes, of the image's own, at which CAM looks at it; it takes the mean over them."""
 
 
-@dataclass(frozen=True)
+@settings
 class IRNetConfig(MapsConfig):
     """How the boundaries between classes are learned."""
 
@@ -66,7 +65,7 @@ class IRNetConfig(MapsConfig):
     """Learning rate of IRNet at the start; it falls to 0."""
 
 
-@dataclass(frozen=True)
+@settings
 class MasksConfig(IRNetConfig):
     """How maps become masks."""
 

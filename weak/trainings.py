@@ -4,14 +4,14 @@ Fold n tests part n mod 3 and is seeded by n, so folds n, n + 3, n + 6 are train
 images from other random numbers: no product needs a name for it.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from config import Count
+from config import Count, settings
 from medood.data.folds import PARTS
 from weak.transfer_settings import TransferConfig
 
 
-@dataclass(frozen=True)
+@settings
 class TrainingsConfig(TransferConfig):
     """How often each fold is trained."""
 

@@ -6,11 +6,12 @@ draws a small set first, and runs on that.
 """
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from config import settings
 from medood.runs.command_line import networks_of, run
 from weak.generate_images import generate_images
 from weak.read_images import require_masks
@@ -22,7 +23,7 @@ from weak.transfer_masks import generate_masks
 from weak.transfer_settings import TransferConfig
 
 
-@dataclass(frozen=True)
+@settings
 class MainConfig(TrainingsConfig):
     """What main.py alone takes."""
 

@@ -15,7 +15,7 @@ from config import UserError
 from medood.data import records
 from medood.data.files import digest, fingerprint, timed
 from medood.data.names import plain
-from medood.runs.provenance import PRODUCTS, SCRIPTS, TRAINING, Product, made_from
+from medood.runs.provenance import PRODUCTS, Product, made_from
 from weak.image_labels import labels_of, split, with_classes
 from weak.products import image_paths, labels_there
 from weak.transfer_settings import TransferConfig
@@ -70,10 +70,9 @@ DECIDING = (
     *("batch_size", "precision", "seed"),
 )
 PRODUCTS["generator"] = Product(
-    generator_folder, ("weak images",), DECIDING, _of_domains, TransferConfig
+    *(generator_folder, ("weak images",), DECIDING, _of_domains),
+    *("weak/train_transfer.py", TransferConfig),
 )
-_FOLDS = ("workspace", "images", "folds", "device", "tensorboard")
-SCRIPTS["weak/train_transfer.py"] = (("generator",), _FOLDS)
 
 
 @contextmanager
@@ -149,24 +148,12 @@ def _of_healthy(cfg: TransferConfig, fold: int) -> dict:
 PRODUCTS.update(
     {
         "healthy images": Product(
-            healthy_folder, ("generator",), (), _of_generator, TransferConfig
+            *(healthy_folder, ("generator",), (), _of_generator),
+            *("weak/transfer_masks.py", TransferConfig),
         ),
         "transfer masks": Product(
-            masks_folder, ("healthy images",), (), _of_healthy, TransferConfig
+            *(masks_folder, ("healthy images",), (), _of_healthy),
+            *("weak/transfer_masks.py", TransferConfig),
         ),
-    }
-)
-_MASKS = ("workspace", "images", "folds", "device")
-_IMAGES = ("images", "max_pixels", "skip_bad_files", "workers", "dask_scheduler")
-# the class is the lesion, no epoch is chosen, nothing is mined, and there is one process
-_UNUSED = {"classes", "select", "sync_batch_norm", "ood_weight"}
-_NETWORK = tuple({*TRAINING, *_MASKS, "tensorboard"} - _UNUSED)
-_TEST = (*_NETWORK, "masks", "mask_values")
-SCRIPTS.update(
-    {
-        "weak/transfer_masks.py": (("healthy images", "transfer masks"), _MASKS),
-        "weak/refine.py": (("transfer masks",), (*_NETWORK, "mpp")),
-        "weak/transfer_evaluate.py": (("transfer masks",), (*_TEST, "mpp")),
-        "weak/transfer_main.py": (("transfer masks",), (*_TEST, *_IMAGES, "mpp")),
     }
 )

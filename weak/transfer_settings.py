@@ -1,17 +1,16 @@
 """What the scripts of transfer/ take beside the settings of config.py and of weak/."""
 
-from dataclasses import dataclass
 from typing import Annotated
 
 from pydantic import Field
 
-from config import Count, Positive
+from config import Count, Positive, settings
 from weak.settings import ImagesConfig
 
 Weight = Annotated[float, Field(ge=0)]
 
 
-@dataclass(frozen=True)
+@settings
 class TransferConfig(ImagesConfig):
     """How diseased images are made healthy."""
 

@@ -47,5 +47,6 @@ PRODUCTS["lesion masks"] = Product(
     ("true masks",),
     (),
     lambda cfg, _: {"inputs": outputs_of(truth_folder(cfg)), "lesion": lesion_of(cfg)},
+    "weak/transfer_evaluate.py",
     TransferConfig,
 )

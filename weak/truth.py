@@ -43,5 +43,6 @@ def _of_truth(cfg: ImagesConfig, _: int) -> dict:
 
 
 PRODUCTS["true masks"] = Product(
-    truth_folder, ("weak images",), ("patch_size", "mask_values"), _of_truth, ImagesConfig
+    *(truth_folder, ("weak images",), ("patch_size", "mask_values"), _of_truth),
+    *("weak/evaluate_masks.py", ImagesConfig),
 )

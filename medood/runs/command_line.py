@@ -14,15 +14,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Annotated, get_type_hints
 
-import docstring_parser
 import tyro
 
-from config import CONFIG, Config, UserError
+from config import CONFIG, Data, Network, UserError
 from medood.data.files import tidy
 from medood.processes import is_main, joined
-from medood.runs.commands import ROOT
+from medood.runs.commands import script_name
 from medood.runs.locks import locked
-from medood.runs.provenance import SCRIPTS, SETTINGS, settings_of
 
 CURES = {
     errno.ENOSPC: "free some space and run the same command again: nothing that was done is lost",
@@ -35,16 +33,18 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM: a scheduler, or `kill`, ends the run; it stops as by Ctrl-C."""
 
 
-def networks_of(cfg: Config) -> list[str]:
+def networks_of(cfg: Data) -> list[str]:
     """Return the names of the networks that a run with these settings trains or uses."""
+    if not isinstance(cfg, Network):
+        return []
     return [f"{fold}_{cfg.model_name}".replace("/", "_") for fold in cfg.folds]
 
 
 def run(
-    step: Callable[[Config], object],
-    defaults: Config = CONFIG,
-    folder: Callable[[Config], Path | None] = lambda cfg: cfg.workspace,
-    parts: Callable[[Config], list[str]] = networks_of,
+    step: Callable[[Data], object],
+    defaults: Data = CONFIG,
+    folder: Callable[[Data], Path | None] = lambda cfg: cfg.workspace,
+    parts: Callable[[Data], list[str]] = networks_of,
     sample: str | None = None,
 ) -> None:
     """Call `step` with the settings of `defaults`, changed as the command line says.
@@ -99,13 +99,13 @@ def _held(folder: Path | None, parts: list[str]) -> Iterator[None]:
 # ---------------------------------------------------------------- arguments
 
 
-def parse(defaults: Config, arguments: list[str], sample: str | None = None) -> Config:
+def parse(defaults: Data, arguments: list[str], sample: str | None = None) -> Data:
     """Return the settings of `defaults` as the arguments change them.
 
     sample: the module whose SETTINGS take the place of `defaults` with --sample. The arguments are
     then read a second time, so that each that is given wins, also one that repeats a default of
-    config.py. Raises UserError for a setting of another script, and for data that are named beside
-    a sample, which sets them to None to draw them itself.
+    config.py. Raises UserError for a setting that the script does not take, and for data that are
+    named beside a sample, which sets them to None to draw them itself.
     """
     values = _values(defaults, arguments)
     if sample is not None and values["sample"]:
@@ -118,19 +118,16 @@ def parse(defaults: Config, arguments: list[str], sample: str | None = None) -> 
     return dataclasses.replace(defaults, **values)
 
 
-def _values(defaults: Config, arguments: list[str]) -> dict[str, object]:
-    """Return the value of each setting that the script uses, by name: given, or of `defaults`.
+def _values(defaults: Data, arguments: list[str]) -> dict[str, object]:
+    """Return the value of each setting of a script, by name: given, or of `defaults`.
 
-    --help lists these settings, in the groups of config.py.
+    --help lists them, in the groups of config.py.
     """
-    script, text = script_name(), sys.modules["__main__"].__doc__ or ""
-    own = {field.name for field in dataclasses.fields(defaults)} - SETTINGS
-    used = settings_of(script) | own
-    _refuse_unused(script, used, arguments)
+    left = {field.name for field in dataclasses.fields(defaults)}
     groups = []
     for kind in type(defaults).__mro__:  # a script may declare a setting of config.py anew
-        names = [name for name in vars(kind).get("__annotations__", {}) if name in used]
-        used = used.difference(names)
+        names = [name for name in vars(kind).get("__annotations__", {}) if name in left]
+        left = left.difference(names)
         if names:
             groups.insert(0, _group(kind, names, defaults))
     known = dataclasses.make_dataclass(
@@ -142,33 +139,26 @@ def _values(defaults: Config, arguments: list[str]) -> dict[str, object]:
             found = tyro.cli(
                 known,
                 args=_spelt_as_flags(defaults, arguments),
-                description=text.split("\n")[0],
+                description=(sys.modules["__main__"].__doc__ or "").split("\n")[0],
                 use_underscores=True,
                 config=(tyro.conf.OmitArgPrefixes,),
             )
     except SystemExit as stop:
         if stop.code:
-            cure = shlex.join(["python", script, "--help"])
+            cure = shlex.join(["python", script_name(), "--help"])
             raise UserError(f"{_sentence(complaint.getvalue())}: see `{cure}`") from None
         sys.stdout.flush()  # a pipe that is closed shows here
         raise
     return {name: value for group in vars(found).values() for name, value in vars(group).items()}
 
 
-def script_name() -> str:
-    """Return the script that runs, as SCRIPTS names it: with its folder if not at the top."""
-    path = Path(sys.argv[0]).resolve()
-    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
-
-
-def _group(kind: type, names: list[str], defaults: Config) -> type:
+def _group(kind: type, names: list[str], defaults: Data) -> type:
     """Return a dataclass of some settings that a class, of config.py or of a script, declares."""
-    texts = {p.arg_name: p.description for p in docstring_parser.parse_from_object(kind).params}
     hints = get_type_hints(kind, include_extras=True)
     fields = [
         (
             name,
-            Annotated[hints[name], tyro.conf.arg(help=texts[name])],
+            Annotated[hints[name], tyro.conf.arg(help=kind.__pydantic_fields__[name].description)],
             dataclasses.field(default=getattr(defaults, name)),
         )
         for name in names
@@ -187,19 +177,7 @@ def _sentence(box: str) -> str:
     return " ".join(what.split()).rstrip(".") + (f", perhaps {close}" if close else "")
 
 
-def _refuse_unused(script: str, used: set[str], arguments: list[str]) -> None:
-    """Raise UserError for a setting of config.py that the script does not use."""
-    for word in arguments:
-        name = word.removeprefix("--").partition("=")[0].replace("-", "_").removeprefix("no_")
-        if word.startswith("--") and name in SETTINGS - used:
-            owners = [other for other in SCRIPTS if name in settings_of(other)]
-            named = ", ".join(owners[:3]) + (" and others" if len(owners) > 3 else "")
-            raise UserError(
-                f"--{name}: {script} does not use this setting: leave it out, it is for {named}"
-            )
-
-
-def _spelt_as_flags(defaults: Config, arguments: list[str]) -> list[str]:
+def _spelt_as_flags(defaults: Data, arguments: list[str]) -> list[str]:
     """Return the arguments with `--batch_norm False` as `--no_batch_norm`, which tyro takes."""
     kinds = get_type_hints(type(defaults))
     flags = "|".join(name.replace("_", "[-_]") for name, kind in kinds.items() if kind is bool)

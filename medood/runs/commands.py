@@ -2,45 +2,55 @@
 
 import os
 import shlex
+import sys
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import get_type_hints
 
 from tyro.conf import Positional, UseAppendAction
 
-from config import Config
-from medood.runs.provenance import PRODUCTS, SCRIPTS, SETTINGS, settings_of
+from config import Data
+from medood.runs.provenance import PRODUCTS
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = ("encoder_weights", "patients")  # settings in words that may name a file
 
 
-def cure(cfg: Config, product: str, fold: int) -> str:
+def script_name() -> str:
+    """Return the script that runs, with its folder if not at the top."""
+    path = Path(sys.argv[0]).resolve()
+    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
+
+
+def cure(cfg: Data, name: str, fold: int) -> str:
     """Return the command that makes a product of PRODUCTS, with the settings of this run."""
-    path = PRODUCTS[product].path
-    of_fold = {"folds": (fold,)} if path(cfg, fold) != path(cfg, fold + 1) else {}
-    script = next(script for script, (products, _) in SCRIPTS.items() if product in products)
-    return command(cfg, script, PRODUCTS[product].kind, **of_fold)
+    product = PRODUCTS[name]
+    of_fold = {"folds": (fold,)} if product.path(cfg, fold) != product.path(cfg, fold + 1) else {}
+    return command(cfg, product.script, product.kind, **of_fold)
 
 
-def command(cfg: Config, script: str, kind: type[Config] = Config, **changed: object) -> str:
+def command(cfg: Data, script: str, kind: type[Data] = Data, **changed: object) -> str:
     """Return the command that runs a script with the settings of this run.
 
-    script: as SCRIPTS names it. kind: of the settings that it takes. changed: its settings that
-    are to differ from those of this run. Settings at their defaults are left out.
+    script: with its folder. kind: of the settings that it takes. changed: its settings that are to
+    differ from those of this run. Settings at their defaults are left out.
     """
     wanted = replace(as_kind(cfg, kind), **changed)
     hints = get_type_hints(kind, include_extras=True)
-    words = ["python", script]
+    named, flagged = [], []  # a list of values would take the names behind it for its own
     for field in fields(kind):
         value = _from_root(field.name, getattr(wanted, field.name))
-        unused = field.name in SETTINGS - settings_of(script)
-        if not unused and value != field.default:
-            words += _words(field.name, value, getattr(hints[field.name], "__metadata__", ()))
-    return shlex.join(words)
+        if value == field.default:
+            continue
+        marks = getattr(hints[field.name], "__metadata__", ())
+        if Positional in marks:
+            named += map(_text, _flat(value))
+        else:
+            flagged += _words(field.name, value, marks)
+    return shlex.join(["python", script, *named, *flagged])
 
 
-def as_kind(cfg: Config, kind: type[Config]) -> Config:
+def as_kind(cfg: Data, kind: type[Data]) -> Data:
     """Return settings for another script: those that both scripts share, and its own defaults.
 
     A name that two classes declare, such as `eps`, means two settings: it is not shared.
@@ -65,8 +75,6 @@ def _words(name: str, value: object, marks: tuple) -> list[str]:
     if isinstance(value, bool):
         return [f"--{'' if value else 'no_'}{name}"]
     values = list(map(_text, _flat(value)))
-    if Positional in marks:
-        return values
     if UseAppendAction in marks:
         return [word for each in values for word in (f"--{name}", each)]
     if values and values[0].startswith("-"):  # a word of its own would be taken for an option

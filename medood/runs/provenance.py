@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from config import Config, UserError
+from config import Config, Data, TrainingConfig, UserError
 from medood.data import ood_set, records, workspace
 from medood.data.files import digest, fingerprint, hash_of, pngs, timed
 from medood.data.folds import read_fold
@@ -24,7 +24,6 @@ from medood.data.workspace import Pair
 from medood.processes import on_main
 from medood.runs.locks import locked
 
-SETTINGS = {field.name for field in dataclasses.fields(Config)}
 # the settings that a trained network depends on beside its patches
 TRAINING = (
     *("architecture", "encoder", "encoder_weights", "epochs", "batch_size", "lr", "loss"),
@@ -45,7 +44,8 @@ class Product(NamedTuple):
     behind: tuple[str, ...]  # the products that it is made from
     settings: tuple[str, ...]  # that decide it
     inputs: Callable[[Config, int], dict]  # fingerprints, as JSON; None where a source is gone
-    kind: type[Config] = Config  # of settings that it takes: a sibling system has its own
+    script: str  # that makes it, and what it takes
+    kind: type[Data] = Data
 
 
 # ---------------------------------------------------------------- what products are made from
@@ -170,16 +170,44 @@ _RANKED = ("precision", "mirrors", "colours")
 _COUNTED = ("pnr_opt", "pct_grid")
 _ON_ID_PATCHES = tuple(name for name in TRAINING if name != "ood_weight")
 PRODUCTS = {
-    "class masks": Product(_in("Semantic_Labels"), (), ("mask_values",), _of_labels),
-    "patches": Product(_in("Image_Patchs"), ("class masks",), ("patch_size",), _of_regions),
-    "patch masks": Product(_in("Mask_Patchs"), ("class masks",), ("patch_size",), _of_regions),
-    "fold": Product(workspace.fold_path, _PATCHES, ("split", "seed"), _of_patch_names),
-    "OoD patches": Product(_in("OoD_Patchs"), _PATCHES, ("ood_fill",), _of_patches),
-    "source patches": Product(_in("OoD_Source_Patchs"), (), ("patch_size",), _of_source_images),
-    "baseline": Product(_network(ood=False), ("fold",), _ON_ID_PATCHES, _of_id_patches),
-    "ranking": Product(workspace.ranking_path, _MINED, _RANKED, _of_candidates),
-    "estimate": Product(workspace.pct_path, ("ranking",), _COUNTED, _of_ranking),
-    "Med-OoD": Product(_network(ood=True), ("estimate",), TRAINING, _of_ood_training_set),
+    "class masks": Product(
+        *(_in("Semantic_Labels"), (), ("mask_values",), _of_labels, "generate_semantic_labels.py")
+    ),
+    "patches": Product(
+        *(_in("Image_Patchs"), ("class masks",), ("patch_size",), _of_regions),
+        "generate_patches.py",
+    ),
+    "patch masks": Product(
+        *(_in("Mask_Patchs"), ("class masks",), ("patch_size",), _of_regions),
+        "generate_patches.py",
+    ),
+    "fold": Product(
+        *(workspace.fold_path, _PATCHES, ("split", "seed"), _of_patch_names),
+        "generate_patches.py",
+    ),
+    "OoD patches": Product(
+        *(_in("OoD_Patchs"), _PATCHES, ("ood_fill",), _of_patches),
+        "generate_unfiltered_oods.py",
+    ),
+    "source patches": Product(
+        *(_in("OoD_Source_Patchs"), (), ("patch_size",), _of_source_images),
+        "generate_unfiltered_oods.py",
+    ),
+    "baseline": Product(
+        *(_network(ood=False), ("fold",), _ON_ID_PATCHES, _of_id_patches),
+        *("train.py", TrainingConfig),
+    ),
+    "ranking": Product(
+        *(workspace.ranking_path, _MINED, _RANKED, _of_candidates),
+        *("rank_prune_ood.py", TrainingConfig),
+    ),
+    "estimate": Product(
+        *(workspace.pct_path, ("ranking",), _COUNTED, _of_ranking), *("estimate_pct.py", Config)
+    ),
+    "Med-OoD": Product(
+        *(_network(ood=True), ("estimate",), TRAINING, _of_ood_training_set),
+        *("train_ood.py", Config),
+    ),
 }
 VALUES = {  # of settings that mean more, or less, than they say
     "classes": lambda cfg: list(cfg.class_names),
@@ -191,45 +219,6 @@ VALUES = {  # of settings that mean more, or less, than they say
         else cfg.encoder_weights
     ),
 }
-
-# Scripts, in their order: the products that each makes, or else tests, and the settings that it
-# uses beside those of its products and of all that is behind them.
-_DATA = ("workspace", "classes", "images", "masks", "skip_bad_files")
-_PREPARING = (*_DATA, "max_pixels", "workers", "dask_scheduler")
-_FOLDS = ("folds", "patients")
-_OODS = ("folds", "ood_source", "ood_source_use")
-_TRAINING = (*_DATA, *_FOLDS, "mpp", "device", "tensorboard")
-_TESTING = (*_DATA, *_OODS, "patients", "mpp", "device")
-_OF_A_NETWORK = ("classes", "mpp", "architecture", "encoder", "device", "precision", "mirrors")
-_VOLUMES = ("workspace", "folds", "seed", "device", "precision")
-_TRAINING_VOLUMES = ("epochs", "batch_size", "lr", "ood_fill", "ood_weight", "pnr_opt", "pct_grid")
-SCRIPTS = {
-    "generate_semantic_labels.py": (("class masks",), _PREPARING),
-    "generate_patches.py": (("patches", "patch masks", "fold"), (*_PREPARING, *_FOLDS)),
-    "generate_unfiltered_oods.py": (("OoD patches", "source patches"), (*_PREPARING, *_OODS)),
-    "train.py": (("baseline",), _TRAINING),
-    "rank_prune_ood.py": (("ranking",), (*_DATA, *_OODS, "patients", "device")),
-    "estimate_pct.py": (("estimate",), (*_DATA, *_OODS, "patients")),
-    "train_ood.py": (("Med-OoD",), (*_TRAINING, *_OODS)),
-    "test.py": (("baseline", "Med-OoD"), (*_TESTING, "mirrors")),
-    "predict.py": ((), (*_OF_A_NETWORK, "max_pixels")),
-    "export.py": ((), ("classes", "patch_size")),
-    "robust/train_free.py": (("fold",), (*_TRAINING, *_ON_ID_PATCHES)),
-    "robust/attack.py": (("baseline", "Med-OoD"), _TESTING),
-    "robust/train_volumes.py": ((), (*_VOLUMES, *_TRAINING_VOLUMES)),
-    "robust/test_volumes.py": ((), _VOLUMES),
-    "robust/main.py": ((), (*_VOLUMES, *_TRAINING_VOLUMES)),
-    "weak/label_patches.py": (("patches", "patch masks"), (*_PREPARING, "patients")),
-}
-
-
-def settings_of(script: str) -> set[str]:
-    """Return the names of the settings that a script uses; all for one that is not in SCRIPTS."""
-    if script not in SCRIPTS:
-        return SETTINGS
-    products, beside = SCRIPTS[script]
-    deciding = (PRODUCTS[name].settings for name in with_all_behind(products))
-    return set(beside).union(*deciding) & SETTINGS
 
 
 def with_all_behind(names: Iterable[str]) -> list[str]:
@@ -245,7 +234,8 @@ def with_all_behind(names: Iterable[str]) -> list[str]:
 
 def plain_settings(cfg: Config) -> dict:
     """Return the settings of config.py as JSON holds them."""
-    values = {field.name: getattr(cfg, field.name) for field in dataclasses.fields(Config)}
+    names = [field.name for field in dataclasses.fields(Config) if hasattr(cfg, field.name)]
+    values = {name: getattr(cfg, name) for name in names}
     return json.loads(json.dumps(values, default=str))
 
 
