@@ -21,12 +21,12 @@ import numpy as np
 
 from config import Config, UserError
 from estimate_pct import pixels_of
+from medood.commands import command
 from medood.data.folds import Fold
 from medood.data.records import changes, record_of
 from medood.data.workspace import free_folder, id_files, weights_of
 from medood.processes import is_main
 from medood.runs.command_line import run
-from medood.runs.commands import command
 from medood.runs.provenance import network_made_from
 from robust.settings import AttackConfig, FreeConfig
 from test import folds_to_test, named, networks

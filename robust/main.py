@@ -11,8 +11,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from config import settings
+from medood.commands import as_kind
 from medood.runs.command_line import networks_of, run
-from medood.runs.commands import as_kind
 from robust.settings import NetworkConfig, TestVolumesConfig, TrainVolumesConfig
 from robust.test_volumes import evaluate_volumes, reports_of
 from robust.train_volumes import train_volumes

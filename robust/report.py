@@ -6,6 +6,7 @@ import numpy as np
 
 from config import Config
 from medood.attacks import WORST
+from medood.commands import command
 from medood.data.files import write_json, write_text
 from medood.data.labels import BACKGROUND_COLOUR
 from medood.data.patients import patients_of
@@ -16,7 +17,6 @@ from medood.evaluation.report import robust_folder, write_section
 from medood.evaluation.scores import RegionCounts
 from medood.evaluation.statistics import Difference, paired_differences, pool
 from medood.evaluation.tables import INTERVAL, LABELS, markdown, spread
-from medood.runs.commands import command
 from robust.attacked import CLEAN, TENTH, Attacked, attacks_of, pairs_of
 from robust.settings import AttackConfig
 from test import TestConfig

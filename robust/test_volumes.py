@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from config import UserError
+from medood.commands import command
 from medood.data.files import fingerprint, read_json, timed, whole_folder, write_json, write_text
 from medood.data.records import changes, is_kept, write_own_record
 from medood.data.workspace import weights_of
 from medood.evaluation.tables import markdown, spread
 from medood.runs.command_line import run
-from medood.runs.commands import command
 from robust.settings import TestVolumesConfig, TrainVolumesConfig
 from robust.train_volumes import again_of, model_folder, refuse_stale, trained_with
 

@@ -29,11 +29,11 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from config import UserError
+from medood.commands import as_kind, command
 from medood.data.files import fingerprint, timed
 from medood.data.records import is_kept, record_of
 from medood.data.workspace import weights_of
 from medood.runs.command_line import run
-from medood.runs.commands import as_kind, command
 from medood.runs.provenance import require_trained
 from robust.settings import TrainVolumesConfig, VolumeConfig
 

@@ -12,6 +12,7 @@ import robust.attacked
 from config import UserError
 from generate_patches import generate_patches
 from generate_semantic_labels import generate_semantic_labels
+from medood.commands import command
 from medood.data.dataset import load_patches
 from medood.data.files import write_json
 from medood.data.folds import read_fold
@@ -19,7 +20,6 @@ from medood.data.records import RUN, hashes
 from medood.data.workspace import free_folder, id_files, model_folder
 from medood.evaluation.report import read_section, subject_of, write_section
 from medood.evaluation.tables import MATCHED
-from medood.runs.commands import command
 from medood.training.batches import Loader
 from medood.training.loop import train_epoch
 from robust.attack import attack, quick, spread_out

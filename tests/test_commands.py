@@ -14,9 +14,9 @@ from unittest import mock
 import pytest
 
 from config import CONFIG, Data, TrainingConfig, UserError
+from medood.commands import as_kind, command
 from medood.runs import command_line
 from medood.runs.command_line import parse
-from medood.runs.commands import as_kind, command
 from robust import settings as robust
 from tests.conftest import printed_in, run_printed
 from weak.trainings import TrainingsConfig

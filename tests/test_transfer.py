@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from config import UserError
+from medood.commands import command
 from medood.data.images import read_image, read_mask
-from medood.runs.commands import command
 from tests.conftest import TINY, as_settings_of, in_a_copy
 from tests.leaks import files_by_masks
 from weak import sample

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from config import UserError
-from medood.runs.commands import command
+from medood.commands import command
 from medood.runs.provenance import SETTINGS, settings_of
 from medood.training.state import TrainingState as State
 from robust import main as volumes_main

@@ -17,9 +17,9 @@ from pydicom.uid import (
 from tifffile import imwrite
 
 from config import UserError
+from medood.commands import command
 from medood.data.files import pngs, read_json
 from medood.data.images import read_image, to_bytes, write_png
-from medood.runs.commands import command
 from tests.small_dicom import GREY, UID, write_dicom
 from weak.generate_images import generate_images
 from weak.image_labels import ImageLabels

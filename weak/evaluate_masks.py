@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from config import UserError
+from medood.commands import command
 from medood.runs.command_line import run
-from medood.runs.commands import command
 from medood.runs.provenance import require, require_trained
 from weak.generate_maps import read_maps, read_seeds
 from weak.image_labels import with_classes

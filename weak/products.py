@@ -17,8 +17,7 @@ from config import UserError
 from medood.data import records
 from medood.data.files import digest, fingerprint, pngs, read_json, timed
 from medood.data.names import name_of
-from medood.runs.commands import cure
-from medood.runs.provenance import PRODUCTS, VALUES, Product, made_from, require
+from medood.runs.provenance import PRODUCTS, VALUES, Product, cure, made_from, require
 from weak.image_labels import ImageLabels, labels_of, shuffled, split, with_classes
 from weak.read_images import list_inputs, stem_of
 from weak.settings import ClassifierConfig, ImagesConfig, IRNetConfig, MapsConfig, MasksConfig

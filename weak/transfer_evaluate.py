@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from medood.commands import as_kind, command
 from medood.data.records import changes, record_of
 from medood.runs.command_line import run
-from medood.runs.commands import as_kind, command
 from medood.runs.provenance import (
     PRODUCTS,
     made_from,

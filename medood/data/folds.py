@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from config import Config, UserError
+from medood.commands import command
 from medood.data.files import pngs, read_rows, read_table
 from medood.data.names import by_name
 from medood.data.patients import patients_of, region_of, without_ending
@@ -91,8 +92,6 @@ def read_fold(cfg: Config, fold: int) -> Fold:
     """
     path = fold_path(cfg, fold)
     if not path.exists():
-        from medood.runs.commands import command  # here: it imports this module
-
         again = command(cfg, "generate_patches.py", folds=(fold,))
         raise UserError(f"{path} is missing: run `{again}` first")
     train, test = read_list(cfg, path, *patches_there(cfg.workspace))
@@ -157,8 +156,6 @@ def read_list(
     }
     gone = sorted(tags.keys() - there)
     if gone:
-        from medood.runs.commands import command  # here: it imports this module
-
         again = command(cfg, "generate_patches.py")
         raise UserError(
             f"{path} names {len(gone)} patches that are not in Image_Patchs,"

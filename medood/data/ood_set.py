@@ -4,7 +4,8 @@ HardOoD/<fold>_<model>.csv         every candidate, hardest first     rank_prune
 HardOoD/<fold>_<model>_pct.json    how many of them are trained on    estimate_pct.py writes it
 """
 
-from config import Config, UserError
+from config import Config, TrainingConfig, UserError
+from medood.commands import command
 from medood.data.files import pngs, read_json, read_table
 from medood.data.folds import read_fold
 from medood.data.names import name_of, plain
@@ -34,14 +35,14 @@ def read_hard_oods(cfg: Config, fold: int) -> list[str]:
     path = ranking_path(cfg, fold)
     rows, expected = read_table(path), [*map(plain, columns(cfg))]
     if not rows or any(set(row) != set(expected) for row in rows):
-        again = _again(cfg, "ranking", fold)
+        again = _again(cfg, "rank_prune_ood.py", fold)
         raise UserError(f"{path} lacks columns of {', '.join(expected)}: {again}")
     kept = [row["img_name"] for row in rows if row["kept"] == "1"]
     # a name from elsewhere must not reach a file outside the workspace
     if unknown := set(kept) - set(ood_candidates(cfg, read_fold(cfg, fold).train)):
         raise UserError(
             f"{path} ranks {min(unknown)}, which is no OoD patch of this fold's training side:"
-            f" {_again(cfg, 'ranking', fold)}"
+            f" {_again(cfg, 'rank_prune_ood.py', fold)}"
         )
     return kept
 
@@ -51,14 +52,13 @@ def chosen_oods(cfg: Config, fold: int) -> list[str]:
     estimate = read_estimate(cfg, fold)
     if not estimate:
         path = pct_path(cfg, fold)
-        raise UserError(f"{path} is no estimate: {_again(cfg, 'estimate', fold)}")
+        raise UserError(f"{path} is no estimate: {_again(cfg, 'estimate_pct.py', fold)}")
     return read_hard_oods(cfg, fold)[: estimate["ood_patches"]]
 
 
-def _again(cfg: Config, product: str, fold: int) -> str:
-    from medood.runs.commands import cure  # here: it imports this module
-
-    return f"remove it and run `{cure(cfg, product, fold)}`"
+def _again(cfg: Config, script: str, fold: int) -> str:
+    kind = TrainingConfig if script == "rank_prune_ood.py" else Config
+    return f"remove it and run `{command(cfg, script, kind, folds=(fold,))}`"
 
 
 def read_estimate(cfg: Config, fold: int) -> dict:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from config import Config, UserError
+from medood.commands import command
 from medood.data.files import pngs
 from medood.data.images import IMAGE_ENDINGS
 from medood.data.names import by_name, name_of, plain, stem_of
@@ -125,8 +126,6 @@ def list_patch_pairs(cfg: Config) -> tuple[list[Path], list[Path]]:
         for folder in ("Image_Patchs", "Mask_Patchs")
     )
     if lone := images.keys() ^ masks.keys():
-        from medood.runs.commands import command  # here: it imports this module
-
         again = command(cfg, "generate_patches.py")
         raise UserError(
             f"{min(lone)} is only in one of Image_Patchs and Mask_Patchs ({len(lone)} such in all):"

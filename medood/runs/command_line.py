@@ -17,9 +17,9 @@ from typing import Annotated, get_type_hints
 import tyro
 
 from config import CONFIG, Data, Network, UserError
+from medood.commands import script_name
 from medood.data.files import tidy
 from medood.processes import is_main, joined
-from medood.runs.commands import script_name
 from medood.runs.locks import locked
 
 CURES = {

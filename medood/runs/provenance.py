@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from config import Config, Data, TrainingConfig, UserError
+from medood.commands import command
 from medood.data import ood_set, records, workspace
 from medood.data.files import digest, fingerprint, hash_of, pngs, timed
 from medood.data.folds import read_fold
@@ -257,6 +258,13 @@ def _without_later(found: dict) -> dict:
 # ---------------------------------------------------------------- the walk
 
 
+def cure(cfg: Data, name: str, fold: int) -> str:
+    """Return the command that makes a product of PRODUCTS, with the settings of this run."""
+    product = PRODUCTS[name]
+    of_fold = {"folds": (fold,)} if product.path(cfg, fold) != product.path(cfg, fold + 1) else {}
+    return command(cfg, product.script, product.kind, **of_fold)
+
+
 @on_main
 def require(cfg: Config, *names: str) -> None:
     """Raise UserError unless products are there, for each fold, and current with all behind them.
@@ -296,8 +304,6 @@ def _refuse_unusable(cfg: Config, name: str, fold: int, record: Record) -> None:
 
     One that was changed since it was made is refused too.
     """
-    from medood.runs.commands import cure  # here: it imports this module
-
     if not record.is_there:
         any_data = any(path.name[0] != "." for path in cfg.workspace.glob("*"))
         empty = "" if any_data else f" ({cfg.workspace} is empty, or its name is misspelt)"

@@ -10,9 +10,8 @@ from typing import get_type_hints
 from tyro.conf import Positional, UseAppendAction
 
 from config import Data
-from medood.runs.provenance import PRODUCTS
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 FILES = ("encoder_weights", "patients")  # settings in words that may name a file
 
 
@@ -20,13 +19,6 @@ def script_name() -> str:
     """Return the script that runs, with its folder if not at the top."""
     path = Path(sys.argv[0]).resolve()
     return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
-
-
-def cure(cfg: Data, name: str, fold: int) -> str:
-    """Return the command that makes a product of PRODUCTS, with the settings of this run."""
-    product = PRODUCTS[name]
-    of_fold = {"folds": (fold,)} if product.path(cfg, fold) != product.path(cfg, fold + 1) else {}
-    return command(cfg, product.script, product.kind, **of_fold)
 
 
 def command(cfg: Data, script: str, kind: type[Data] = Data, **changed: object) -> str:
