@@ -19,7 +19,7 @@ import pytest
 from filelock import FileLock
 from tifffile import imwrite
 
-from config import LIZARD, Config
+from config import LIZARD, Config, Data, TrainingConfig
 from medood.data.images import write_png
 from medood.sample import draw_region, mat_bytes
 
@@ -58,6 +58,13 @@ TINY = Config(
     deterministic=False,
     tensorboard=False,
 )
+
+
+def kind_of(script: str) -> type[Data]:
+    """Return the class of settings that a script of the trunk takes, if it has none of its own."""
+    if script.startswith("generate"):
+        return Data
+    return TrainingConfig if script in ("train.py", "rank_prune_ood.py") else Config
 
 
 def as_settings_of(kind: type[Config], cfg: Config, **own: object) -> Config:

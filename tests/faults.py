@@ -21,6 +21,7 @@ import signal
 import sys
 import threading
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -33,8 +34,7 @@ import medood.evaluation.figures  # noqa: E402
 import medood.evaluation.report  # noqa: E402
 import medood.models.checkpoints  # noqa: E402
 import medood.training.loop  # noqa: E402, F401
-from medood.runs.provenance import settings_of  # noqa: E402
-from tests.conftest import TINY, write_region  # noqa: E402
+from tests.conftest import TINY, kind_of, write_region  # noqa: E402
 
 STEPS = (
     *("generate_semantic_labels", "generate_patches", "generate_unfiltered_oods", "train"),
@@ -90,7 +90,7 @@ def run(step: str, work: Path, log: Path, at: int | None, after: float | None, w
         code = 99
         saboteur = Saboteur(work, at, way)
         try:
-            used = settings_of(f"{step}.py")
+            used = {field.name for field in fields(kind_of(f"{step}.py"))}
             values = [f"--{name}={value}" for name, value in SETTINGS.items() if name in used]
             sys.argv = [f"{step}.py", f"--workspace={work}", *values]
             runpy.run_path(str(ROOT / f"{step}.py"), run_name="__main__")

@@ -13,10 +13,10 @@ from typing import ClassVar
 
 import pytest
 
-from config import Config, Data, TrainingConfig, UserError, settings
+from config import Config, UserError, settings
 from medood.runs.command_line import parse
 from medood.runs.provenance import plain_settings
-from tests.conftest import TINY
+from tests.conftest import TINY, kind_of
 
 ROOT = Path(__file__).parents[1]
 GROUPS = ["data", "network", "training", "machine", "search"]
@@ -24,10 +24,6 @@ STEPS = (
     *("generate_semantic_labels", "generate_patches", "generate_unfiltered_oods", "train"),
     *("rank_prune_ood", "estimate_pct", "train_ood", "test"),
 )
-KINDS = {  # of the settings that a script takes, if not all
-    **dict.fromkeys([f"{step}.py" for step in STEPS[:3]], Data),
-    **dict.fromkeys(["train.py", "rank_prune_ood.py"], TrainingConfig),
-}
 SETTINGS = {field.name for field in dataclasses.fields(Config)}
 SCRIPTS = sorted(path.name for path in ROOT.glob("*.py") if path.name != "config.py")
 
@@ -124,7 +120,7 @@ def test_help_names_the_settings_that_the_script_uses_in_groups_and_imports_no_t
     seconds = time.perf_counter() - started
     assert done.returncode == 0, done.stderr
     named = set(re.findall(r"--(?!no_)(\w+)", done.stdout)) & SETTINGS
-    assert named == {field.name for field in dataclasses.fields(KINDS.get(script, Config))}
+    assert named == {field.name for field in dataclasses.fields(kind_of(script))}
     groups = [title for title in re.findall(r"(\w+) options ─", done.stdout) if title in GROUPS]
     assert groups == sorted(groups, key=GROUPS.index)  # as in config.py
     assert script != "main.py" or groups == GROUPS
@@ -143,7 +139,7 @@ def test_a_setting_of_another_script_is_refused(monkeypatch, script, argument):
     monkeypatch.setattr(sys, "argv", [script])
     name = argument.partition("=")[0]
     with pytest.raises(UserError, match=f"{name}.*: see `python {script} --help`"):
-        parse(KINDS.get(script, Config)(), [argument])
+        parse(kind_of(script)(), [argument])
 
 
 @pytest.mark.parametrize("no", ["--no_batch_norm", "--batch_norm False", "--batch-norm=false"])
@@ -159,7 +155,7 @@ def test_a_step_reads_no_setting_that_its_script_does_not_take(patched):
     cfg = dataclasses.replace(patched, folds=(1,), epochs=1)
     for step in STEPS:
         function = getattr(importlib.import_module(step), "evaluate" if step == "test" else step)
-        kind = KINDS.get(f"{step}.py", Config)
+        kind = kind_of(f"{step}.py")
         function(
             kind(**{field.name: getattr(cfg, field.name) for field in dataclasses.fields(kind)})
         )

@@ -19,7 +19,7 @@ from medood.evaluation.scores import RegionCounts, Tally
 from medood.evaluation.statistics import paired_differences
 from medood.evaluation.tables import describe_data
 from medood.evaluation.testing import score_networks
-from medood.runs.provenance import SCRIPTS, made_from, network_made_from, require, settings_of
+from medood.runs.provenance import made_from, network_made_from, require
 from robust.report import _by_patient
 from studies import common, controls, leakage, recipe
 from tests.conftest import TINY
@@ -271,13 +271,6 @@ def test_networks_depend_on_patients_where_these_choose_the_epoch(prepared):
         files = [*id_files(one, train), (source, None), *id_files(one, val)]
         trained = network_made_from(one, 1, files)
         assert trained.get("patients") == made_from(one, "baseline", 1).get("patients")
-
-
-def test_the_scripts_that_read_lists_take_patients():
-    taking = {script for script in SCRIPTS if "patients" in settings_of(script)}
-    dealt = {script for script in SCRIPTS if "split" in settings_of(script)}
-    assert taking == dealt | {"weak/label_patches.py"}  # writes them down
-    assert {"generate_patches.py", "train.py", "test.py", "robust/attack.py"} <= taking
 
 
 # ---------------------------------------------------------------- what is said

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from config import Config, UserError
+from config import UserError
 from main import main
 from medood import processes
 from medood.data.files import TIMES
@@ -20,11 +20,10 @@ from medood.data.folds import read_fold
 from medood.data.workspace import model_folder
 from medood.models import network
 from medood.models.network import synchronise
-from medood.runs.provenance import settings_of
 from medood.training import batches, losses, step
 from medood.training.batches import shard_of
 from medood.training.losses import segmentation_loss
-from tests.conftest import TINY, draw_regions
+from tests.conftest import TINY, draw_regions, kind_of
 from tests.oracles import read_rows
 
 ROOT = Path(__file__).parents[1]
@@ -33,9 +32,9 @@ ROOT = Path(__file__).parents[1]
 def arguments(script, cfg):
     """The command line of the settings that the script takes and that differ from config.py's."""
     parts = []
-    for field in dataclasses.fields(Config):
+    for field in dataclasses.fields(kind_of(script)):
         value = getattr(cfg, field.name)
-        if value == getattr(Config(), field.name) or field.name not in settings_of(script):
+        if value == field.default:
             continue
         if isinstance(value, bool):
             parts.append(f"--{'' if value else 'no_'}{field.name}")
