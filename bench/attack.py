@@ -6,7 +6,6 @@ the forward pass. What an attack does once, such as scoring the patches themselv
 network computes as robust/attack.py lets it, in float32.
 """
 
-import resource
 import sys
 from dataclasses import replace
 from functools import partial
@@ -43,13 +42,6 @@ def forward_and_backward(model: nn.Module, patches: Tensor, target: Tensor) -> T
     return torch.autograd.grad(loss, patches)[0]
 
 
-def peak_memory(device: torch.device) -> float:
-    """Return the most memory that was in use so far, in MB: the GPU's, or the process's."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-
-
 def bench(cfg: BenchConfig) -> None:
     """Compare a step of each attack with a pass of the network."""
     torch.manual_seed(0)
@@ -73,20 +65,12 @@ def bench(cfg: BenchConfig) -> None:
         "FAB": (partial(fab, *attacked, steps=cfg.steps), cfg.steps * goals),
         "Square": (partial(square, *attacked, queries=cfg.steps), cfg.steps),
     }
-    passes["pass"]()
-    memory = {"pass_mb": peak_memory(device)}
     times = interleave(
         cfg.rounds, **passes, **{name: attack for name, (attack, _) in attacks.items()}
     )
-    memory["attacks_mb"] = peak_memory(device)
     for name, (_, steps) in attacks.items():
         reference = times["forward" if name == "Square" else "pass"]
         figures.compare(name, len(patches), "patch", reference, [t / steps for t in times[name]])
-    figures.note(
-        "memory",
-        memory,
-        f"{memory['attacks_mb']:.0f} MB at the peak, {memory['pass_mb']:.0f} MB after one pass",
-    )
     figures.write(cfg.json)
 
 

@@ -4,7 +4,6 @@ import os
 import platform
 import shutil
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -64,8 +63,7 @@ class Figures:
 
     def __post_init__(self) -> None:
         self.content |= {"bench": self.bench, "about": self.about, "machine": machine()}
-        self.content |= {"command": " ".join(["python", *_command()]), "rows": [], "shares": {}}
-        self.content["date"] = date.today().isoformat()
+        self.content |= {"rows": [], "date": date.today().isoformat()}
         print(f"{self.about}\n{self.content['machine']['summary']}", flush=True)
 
     def compare(
@@ -86,12 +84,6 @@ class Figures:
             flush=True,
         )
 
-    def share(self, of: str, shares: dict[str, float]) -> None:
-        """Add shares of a whole, as fractions, in descending order."""
-        ordered = dict(sorted(shares.items(), key=lambda pair: -pair[1]))
-        self.content["shares"][of] = ordered
-        print(f"{of}: " + ", ".join(f"{name} {share:.1%}" for name, share in ordered.items()))
-
     def note(self, name: str, value: object, message: str) -> None:
         """Add any other figure, and print it in words."""
         self.content[name] = value
@@ -101,16 +93,6 @@ class Figures:
         """Write all figures to a file; do nothing if no file is named."""
         if path is not None:
             write_json(path, self.content)
-
-
-def _command() -> list[str]:
-    """Return the command line without its --json option."""
-    script, *arguments = sys.argv
-    for index, argument in enumerate(arguments):
-        if argument.partition("=")[0] == "--json":
-            arguments[index : index + 1 + (argument == "--json")] = []
-            break
-    return [f"bench/{Path(script).name}", *arguments]
 
 
 def machine() -> dict:
@@ -143,12 +125,13 @@ def matrix_rate(device: torch.device, precision: torch.dtype, rounds: int) -> fl
     return 2 * side**3 / min(seconds)
 
 
-def copy_rate(device: torch.device, rounds: int) -> float:
-    """Return the bytes/s that a large copy reads and writes together, the best of some rounds."""
-    source = torch.zeros(2**28, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    seconds = interleave(rounds, copy=lambda: target.copy_(source))["copy"]
-    return 2 * source.nbytes / min(seconds)
+def rate_reached(flop: float, seconds: float, device: torch.device, precision: torch.dtype) -> str:
+    """Return in words what share of the rate of a large matrix product a computation reaches."""
+    rate = matrix_rate(device, precision, rounds=3)
+    return (
+        f"{flop / 1e9:.1f} GFLOP: {flop / seconds / rate:.0%} of the {rate / 1e9:.0f} GFLOP/s of a"
+        f" {str(precision).removeprefix('torch.')} matrix product"
+    )
 
 
 def synthetic_lizard(workspace: Path, regions: int, sizes: tuple[tuple[int, int], ...]) -> None:

@@ -1,183 +1,286 @@
 """All that is to be known of a GPU, in one command of under 9 minutes: `python bench/gpu.py DATA`.
 
 DATA is a workspace with images and labels in Lizard's layout; nothing is written into it. The
-script prints what it will do, looks whether the GPU gives what the CPU gives, and times a step and
-the work on as many patches as Lizard has. It writes bench/results/gpu_<name>.json, which
-bench/page.py shows. Each part runs in a process of its own, so that one that fails leaves the
-others be; the exit code is then 1.
+script looks whether the GPU gives what the CPU gives, and times a step and the work on as many
+patches as Lizard has; `--json FILE` keeps what it found. Each part runs in a process of its own, so
+that one that fails leaves the others be; the exit code is then 1.
 
-`--dry_run` does the same on the CPU in a minute, tiny and with one process: its figures mean
-nothing.
+`--dry_run` does the same on the CPU, tiny: its figures mean nothing.
 """
 
-import multiprocessing
-import os
-import re
-import signal
+import json
+import subprocess
 import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
+from tyro.conf import Positional
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.common import (
     Figures,
+    MeasureConfig,
+    finish,
+    interleave,
+    link,
+    rate_reached,
+    synthetic_lizard,
 )
-from bench.gpu_parts import (
-    FOLD,
-    ROOT,
-    BenchConfig,
-    compiled,
-    data,
-    deterministic,
-    devices,
-    labelled,
-    predicting,
-    prepare,
-    sample,
-    step,
-    tests,
+from bench.plain import Plain
+from config import Config, UserError, settings
+from generate_patches import generate_patches
+from generate_semantic_labels import generate_semantic_labels
+from generate_unfiltered_oods import generate_unfiltered_oods
+from medood.data.dataset import Patches, load_patches
+from medood.data.folds import read_fold
+from medood.data.ood_set import ood_candidates
+from medood.data.workspace import (
+    Pair,
+    id_files,
+    model_folder,
+    ood_files,
+    region_images,
+    region_labels,
 )
-from bench.roofline import NETWORKS
-from config import UserError
+from medood.evaluation.tables import OWN_SCORES
+from medood.evaluation.testing import score_networks, tally_patches
+from medood.models.inference import count_pixels, predict
+from medood.models.network import autocast, pick_device
 from medood.runs.command_line import run
+from medood.training.batches import Loader
+from medood.training.loop import train_epoch, train_fold
+from medood.training.step import Trainer
+from rank_prune_ood import rank_files
 
-LIMIT = 510  # seconds: a part that would pass it is left out
-RUNAWAY = 2  # times its seconds, a part is stopped
-# settings of a dry run
+ROOT = Path(__file__).parents[1]
+FOLD, LR = 79, 1e-3  # a learning rate that sees some nuclei after a few epochs
+ENCODERS = ("vgg11_bn", "mobilenet_v2")
+# the paper's main experiment: patches to train on, with OoD patches, to test on; folds and epochs
+TRAINED, WITH_OOD, TESTED, FOLDS, EPOCHS = 12_249, 18_059, 6_125, 3, 36
+TESTS = ("-m", "pytest", "-o", "addopts=", "-q", "-m", "not long")  # xdist may not be there
+# settings of a dry run, and of main.py --sample in it
 TINY = {"encoder": "tu-test_resnet", "encoder_weights": "none", "patch_size": 32, "rounds": 1}
 TINY |= {"device": "cpu", "sizes": ((96, 128),)}
+SAMPLE = ["--encoder", "tu-test_resnet", "--patch_size", "64", "--epochs", "1", "--folds", "79"]
 
 
-@dataclass(frozen=True)
-class Part:
-    """A part of the measurement, and the seconds that it may take on a GPU."""
+@settings
+class BenchConfig(MeasureConfig):
+    """The settings, and what to measure."""
 
-    name: str
-    seconds: int
-    measure: Callable[[BenchConfig], dict]  # found, with `words` for the reader
-
-    @property
-    def about(self) -> str:
-        """What it does, in a line."""
-        function = getattr(self.measure, "func", self.measure)
-        return function.__doc__.splitlines()[0]
-
-
-PARTS = (
-    Part("prepare", 10, prepare),
-    Part("tests", 45, tests),
-    Part("devices", 40, devices),
-    Part("predict", 15, predicting),
-    Part("deterministic", 20, deterministic),
-    Part("compile", 45, compiled),
-    *(Part(f"step {encoder}", 60, partial(step, encoder=encoder)) for encoder in NETWORKS),
-    *(Part(f"data {encoder}", 40, partial(data, encoder=encoder)) for encoder in NETWORKS),
-    Part("sample", 50, sample),
-)
+    data: Positional[Path | None] = None
+    """Workspace with images and labels, only read; a dry run draws its own."""
+    encoder: str = "mobilenet_v2"
+    """Encoder of the network that both devices are compared with."""
+    encoder_weights: str = "none"
+    """Its weights: `none`, or the path of a .pth or .safetensors file."""
+    dry_run: bool = False
+    """Do all of it tiny and on the CPU, to see that it works."""
+    part: str | None = None
+    """Measure this part alone, in a workspace that is prepared."""
 
 
-def attempt(measure: Callable[[BenchConfig], dict], cfg: BenchConfig) -> dict:
-    """Return what a part found, or why it failed in one line."""
-    try:
-        # nothing is compiled in a dry run: it takes a minute
-        with torch.compiler.set_stance("force_eager") if cfg.dry_run else nullcontext():
-            return {"state": "done", **measure(cfg)}
-    except Exception as error:  # whatever it is, the other parts are worth their time
-        traceback.print_exc()
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        return {"state": "failed", "words": reason}
-
-
-def isolated(measure: Callable[[BenchConfig], dict], cfg: BenchConfig, seconds: float) -> dict:
-    """Do what `attempt` does in a process of its own, and stop it after some seconds.
-
-    A fault on the GPU spoils all that its process does with the GPU after it.
-    """
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=_in_group, args=(measure, cfg, sender))
-    child.start()
-    sender.close()
-    try:
-        if receiver.poll(seconds):
-            return receiver.recv()
-        return {"state": "failed", "words": f"stopped after {seconds:.0f} s"}
-    except EOFError:
-        child.join()
-        return {"state": "failed", "words": f"its process ended with code {child.exitcode}"}
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGKILL)  # with the processes that it has started
-        child.kill()
-        child.join()
-
-
-def _in_group(measure: Callable, cfg: BenchConfig, sender: Connection) -> None:
-    os.setsid()
-    sender.send(attempt(measure, cfg))
-
-
-def result_of(part: Part, cfg: BenchConfig, left: float) -> dict:
-    """Return the result of a part with its state and seconds; left: what is left of LIMIT."""
-    print(f"\n---- {part.name}: {part.about}", flush=True)
-    started = time.perf_counter()
-    if part.seconds > left:
-        words = f"left out: its {part.seconds} s would pass {LIMIT} s in all"
-        found = {"state": "skipped", "words": words}
-    elif cfg.dry_run:
-        found = attempt(part.measure, cfg)
+def prepare(cfg: BenchConfig) -> None:
+    """Link the images of DATA into a temporary folder and cut their patches."""
+    if cfg.data is None:
+        synthetic_lizard(cfg.workspace, 2, cfg.sizes)
     else:
-        found = isolated(part.measure, cfg, min(RUNAWAY * part.seconds, left))
-    found["seconds"] = round(time.perf_counter() - started, 1)
-    print(f"---- {part.name} {found['state']}, {found['seconds']} s: {found['words']}", flush=True)
-    return found
+        source = replace(cfg, workspace=cfg.data)
+        labels = {path.stem: path for path in region_labels(source)}
+        images = [path for path in region_images(source) if path.stem in labels]
+        if not images:
+            raise UserError(f"no image with a label in {cfg.data}: name a workspace that has some")
+        for image in images[:27]:
+            label = labels[image.stem]
+            for folder, path in (("Lizard_Images", image), ("Labels", label)):
+                (cfg.workspace / folder).mkdir(exist_ok=True)
+                link(path, cfg.workspace / folder / path.name)
+    for make in (generate_semantic_labels, generate_patches, generate_unfiltered_oods):
+        make(cfg)
+
+
+def training_files(cfg: Config) -> list[Pair]:
+    """Return image and mask of each training patch."""
+    return id_files(cfg, read_fold(cfg, FOLD).train)
+
+
+def python(*words: str) -> None:
+    """Run Python on some words; UserError if it fails."""
+    if code := subprocess.run([sys.executable, *words], cwd=ROOT).returncode:
+        raise UserError(f"python {' '.join(words[:2])} ended with code {code}")
+
+
+# ---------------------------------------------------------------- the parts
+
+
+def tests(cfg: BenchConfig) -> str:
+    """Run the tests of what holds on a GPU (a dry run only collects them)."""
+    files = [f"tests/test_{name}.py" for name in ("cuda", "deterministic")]
+    python(*TESTS, *files, *["--collect-only"] * cfg.dry_run)
+    return "they pass"
+
+
+def devices(cfg: BenchConfig) -> str:
+    """Train on the GPU; mine and test with that network on both devices, in float32."""
+    cfg = replace(cfg, precision="float32", lr=LR, epochs=1 if cfg.dry_run else 8)
+    fold, network = read_fold(cfg, FOLD), model_folder(cfg, FOLD, ood=False)
+    train_fold(cfg, FOLD, training_files(cfg), [], network)
+    files, orders, scores = ood_files(cfg, ood_candidates(cfg, fold.train)), [], []
+    for device in ("cpu", cfg.device):
+        of = replace(cfg, device=device)
+        orders.append([row[1] for row in rank_files(of, network, files, "mining")])
+        tested = score_networks(of, {"it": network}, fold.test, training_files(of), "")
+        scores.append([tested.scores["it"][name] for name in OWN_SCORES])
+    same = sum(a == b for a, b in zip(*orders, strict=True))
+    apart = max(abs(a - b) for a, b in zip(*scores, strict=True) if None not in (a, b))
+    return (
+        f"{same} of {len(files)} OoD patches have the same rank on both; scores are at most"
+        f" {100 * apart:.3f} points apart"
+    )
+
+
+def deterministic(cfg: BenchConfig) -> str:
+    """Train twice for an epoch with --deterministic; the weights must be the same bytes."""
+    cfg, weights = replace(cfg, deterministic=True, epochs=1), set()
+    for number in range(2):
+        folder = cfg.workspace / "twice" / str(number)
+        train_fold(cfg, FOLD, training_files(cfg), [], folder)
+        weights.add((folder / "model.safetensors").read_bytes())
+    torch.use_deterministic_algorithms(False)
+    if len(weights) > 1:
+        raise UserError("two trainings with --deterministic gave different weights")
+    return "two trainings gave the same bytes"
+
+
+def step(cfg: BenchConfig, encoder: str) -> str:
+    """Time a step, also with --compile, and a plain loop on the same GPU, in turn."""
+    cfg = cfg if cfg.dry_run else replace(cfg, encoder=encoder, encoder_weights="none")
+    device, steps = pick_device(cfg), 2 if cfg.dry_run else 100
+    precision = torch.bfloat16 if autocast(cfg, device)._enabled else torch.float32
+    files = training_files(cfg)[: 6 * cfg.batch_size]
+    patches, plain = load_patches(cfg, files), Plain(cfg, files, device)
+    work: dict[str, Callable] = {"plain loop": plain.train}
+    for name in ("ours", "ours, --compile")[: 1 if cfg.dry_run else 2]:  # it compiles a minute
+        trainer = Trainer(replace(cfg, compile=name != "ours"), device)
+        trainer.begin_epoch(cfg.lr)
+        batch = next(iter(Loader(cfg, FOLD, patches, device)))
+        take = partial(trainer.step, *batch)
+        work[name] = lambda take=take: [take() for _ in range(steps)]
+        if name == "ours":
+            with FlopCounterMode(display=False) as counter:
+                take()
+    times = {name: min(each) for name, each in interleave(cfg.rounds, **work).items()}
+    counts = {name: steps for name in work} | {"plain loop": len(plain.training)}
+    each = {name: seconds / counts[name] for name, seconds in times.items()}
+    listed = ", ".join(f"{name} {1000 * seconds:.2f}" for name, seconds in each.items())
+    reached = rate_reached(counter.get_total_flops(), each["ours"], device, precision)
+    return f"ms a step: {listed}; ours, {reached}"
+
+
+def data(cfg: BenchConfig, encoder: str) -> str:
+    """Time reading, an epoch, mining and the test, and work out the main experiment's minutes."""
+    cfg = cfg if cfg.dry_run else replace(cfg, encoder=encoder, encoder_weights="none")
+    device, count = pick_device(cfg), 24 if cfg.dry_run else TRAINED
+    files = training_files(cfg)
+    read = seconds_of(lambda: load_patches(cfg, files)) / len(files)
+    shape = (count, cfg.patch_size, cfg.patch_size)
+    images = torch.randint(0, 256, (*shape, 3), dtype=torch.uint8)
+    masks = torch.randint(0, len(cfg.class_names), shape, dtype=torch.uint8)
+    patches = Patches([""] * count, images, masks, torch.zeros(count, dtype=torch.bool))
+    trainer = Trainer(cfg, device)
+    loader = Loader(cfg, FOLD, patches, device)
+    epoch = seconds_of(lambda: train_epoch(trainer, loader, cfg.lr)) / count
+    model = trainer.model.eval()
+
+    def mine() -> None:
+        for _, probability in predict(cfg, model, images, device, "mining"):
+            count_pixels(probability).cpu()
+
+    mining, exact = seconds_of(mine) / count, replace(cfg, precision="float32")
+    test = seconds_of(lambda: tally_patches(exact, model, patches, device, "testing")) / count
+    # the test reads the patches of a fold once, for both networks
+    beside = (2 * TRAINED + WITH_OOD + TESTED) * read + TRAINED * mining + 2 * TESTED * test
+    minutes = FOLDS * (EPOCHS * (TRAINED + WITH_OOD) * epoch + beside) / 60
+    return (
+        f"Lizard's {TRAINED:,} patches: read in {TRAINED * read:.1f} s, an epoch"
+        f" {TRAINED * epoch:.1f}, mined in {TRAINED * mining:.1f}, {TESTED:,} tested in"
+        f" {TESTED * test:.1f}; the main experiment, worked out: {minutes:.0f} minutes"
+    )
+
+
+def seconds_of(work: Callable[[], object]) -> float:
+    """Return the seconds that a call takes, until the GPU has finished."""
+    finish()
+    started = time.perf_counter()
+    work()
+    finish()
+    return time.perf_counter() - started
+
+
+def sample(cfg: BenchConfig) -> str:
+    """Run main.py --sample."""
+    place = ["--workspace", str(cfg.workspace / "of_main")]
+    python("main.py", "--sample", *place, *SAMPLE * cfg.dry_run)
+    return "runs to its end"
+
+
+PARTS: dict[str, tuple[int, Callable[[BenchConfig], str]]] = {  # with the seconds they may take
+    "tests": (60, tests),
+    "devices": (60, devices),
+    "deterministic": (30, deterministic),
+    **{f"step {encoder}": (80, partial(step, encoder=encoder)) for encoder in ENCODERS},
+    **{f"data {encoder}": (50, partial(data, encoder=encoder)) for encoder in ENCODERS},
+    "sample": (60, sample),
+}
+
+
+# ---------------------------------------------------------------- all of them
+
+
+def measure(cfg: BenchConfig) -> None:
+    """Measure one part, and write what it found to cfg.json."""
+    _, part = PARTS[cfg.part]
+    cfg.json.write_text(json.dumps(part(cfg)))
 
 
 def bench(cfg: BenchConfig) -> None:
-    """Run every part, and write what each found."""
+    """Run every part in a process of its own, and write what each found."""
     if not cfg.dry_run and not torch.cuda.is_available():
         raise UserError("no GPU is here: try --dry_run, which runs on the CPU")
     if not cfg.dry_run and cfg.data is None:
         raise UserError("no data: name a workspace, `python bench/gpu.py workspace`")
-    if cfg.data is not None:
-        labelled(cfg)
-    started = time.perf_counter()
     cfg = replace(cfg, folds=(FOLD,), split="patch", select="last", compile=False)
     cfg = replace(cfg, **TINY) if cfg.dry_run else replace(cfg, device="cuda")
-    figures = Figures("gpu", f"all parts{', tiny and on the CPU' * cfg.dry_run}")
-    figures.content["command"] = f"python bench/gpu.py {'--dry_run' if cfg.dry_run else 'DATA'}"
-    results = figures.content.setdefault("parts", {})
-    device, path = figures.content["machine"]["device"], cfg.json
-    if path is None and not cfg.dry_run:
-        name = "_".join(re.findall("[a-z0-9]+", device.lower()))
-        path = ROOT / "bench" / "results" / f"gpu_{name}.json"
-    for part in PARTS:
-        print(f"{part.seconds:5d} s  {part.name:<18}  {part.about}")
-    allotted = sum(part.seconds for part in PARTS)
-    print(f"{allotted:5d} s  in all, on a GPU; what would pass {LIMIT} s is left out")
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{folder}/compiled"  # nothing from before
-        cfg = replace(cfg, workspace=Path(folder) / "workspace")
-        cfg.workspace.mkdir()
-        for part in PARTS:
-            left = LIMIT - (time.perf_counter() - started)
-            results[part.name] = result_of(part, cfg, left)
-            figures.write(path)  # after each part: the machine may be gone before the last one
-    print()
-    for name, found in results.items():
-        print(f"{found['seconds']:6.1f} s  {name:<18}  {found['state']}: {found['words']}")
-    print(f"{time.perf_counter() - started:6.1f} s in all" + (f": {path}" if path else ""))
-    failed = [name for name, found in results.items() if found["state"] == "failed"]
+    if cfg.part is not None:
+        measure(cfg)
+        return
+    figures, failed = Figures("gpu", f"all parts{', tiny and on the CPU' * cfg.dry_run}"), []
+    with tempfile.TemporaryDirectory() as name:
+        here = replace(cfg, workspace=Path(name) / "workspace")
+        here.workspace.mkdir()
+        prepare(here)
+        found = Path(name) / "found.json"
+        own = ["--workspace", str(here.workspace), "--json", str(found), "--encoder", cfg.encoder]
+        own += ["--encoder_weights", cfg.encoder_weights, *["--dry_run"] * cfg.dry_run]
+        own += [str(cfg.data)] if cfg.data else []
+        for part, (seconds, _) in PARTS.items():
+            found.unlink(missing_ok=True)
+            try:
+                command = [sys.executable, __file__, *own, "--part", part]
+                subprocess.run(command, timeout=seconds if not cfg.dry_run else None, check=True)
+                words = json.loads(found.read_text())
+            except (subprocess.SubprocessError, OSError) as error:
+                words = f"failed: {type(error).__name__}, see above"
+                failed.append(part)
+            figures.note(part, words, f"---- {part}: {words}")
+            figures.write(cfg.json)  # after each part: the machine may be gone before the last one
     if failed:
         raise UserError(f"{', '.join(failed)} failed: the reasons are above")
 

@@ -22,7 +22,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench.common import Figures, MeasureConfig, interleave, link, matrix_rate, synthetic_lizard
+from bench.common import (
+    Figures,
+    MeasureConfig,
+    interleave,
+    link,
+    rate_reached,
+    synthetic_lizard,
+)
 from bench.plain import Plain
 from config import settings
 from estimate_pct import choose_pct, count_samples, foreground_of
@@ -113,14 +120,8 @@ def compare_mining(cfg: BenchConfig, figures: Figures, plain: Plain, device: tor
         next(predict(cfg, model, images, device, ""))
     flop = counter.get_total_flops() / min(batch_size(device), len(images))
     precision = torch.bfloat16 if autocast(cfg, device)._enabled else torch.float32
-    rate = matrix_rate(device, precision, cfg.rounds)
-    reached = flop * len(images) / np.median(times["ours"]) / rate
-    figures.note(
-        "limit",
-        {"flop_per_patch": flop, "matrix_rate": rate, "reached": reached},
-        f"{flop / 1e9:.2f} GFLOP a patch: {reached:.0%} of the {rate / 1e9:.0f} GFLOP/s of a"
-        f" {str(precision).removeprefix('torch.')} matrix product",
-    )
+    reached = rate_reached(flop * len(images), np.median(times["ours"]), device, precision)
+    figures.note("limit", reached, f"all patches: {reached}")
 
 
 def compare_search(cfg: BenchConfig, figures: Figures, names: list[str]) -> None:

@@ -3,7 +3,6 @@
 The script draws regions of Lizard's size in a temporary folder, which it removes.
 """
 
-import statistics
 import sys
 import tempfile
 import time
@@ -12,13 +11,12 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench.common import Figures, MeasureConfig, copy_rate, interleave, synthetic_lizard
+from bench.common import Figures, MeasureConfig, interleave, synthetic_lizard
 from config import Config, settings
-from generate_patches import cut, generate_patches, tile
+from generate_patches import cut, generate_patches
 from generate_semantic_labels import convert, generate_semantic_labels, semantic_mask
 from generate_unfiltered_oods import generate_unfiltered_oods, remove_foreground
 from medood.data.images import read_image, read_mask, write_png
@@ -66,32 +64,6 @@ def our_region(cfg: Config, image_path: Path, label_path: Path, out: Path) -> No
         write_png(out / "ood" / path.name, remove_foreground(image, mask, "zero"))
 
 
-def parts(cfg: Config, image_path: Path, label_path: Path, out: Path) -> dict[str, float]:
-    """Return the seconds of each part of preparing a region."""
-    content = read_label(label_path, N_CLASSES)
-    image, mask = read_image(image_path), semantic_mask(*content)
-    pairs = list(zip(tile(image, cfg.patch_size), tile(mask, cfg.patch_size), strict=True))
-
-    def write() -> None:
-        write_png(out / "region.png", mask)
-        for image_patch, mask_patch in pairs:
-            for written in (image_patch, mask_patch, image_patch):
-                write_png(out / "patch.png", written)
-
-    times = interleave(
-        cfg.rounds,
-        **{
-            "read labels": lambda: read_label(label_path, N_CLASSES),
-            "read image": lambda: read_image(image_path),
-            "look up classes": lambda: semantic_mask(*content),
-            "cut": lambda: [np.ascontiguousarray(each) for pair in pairs for each in pair],
-            "remove nuclei": lambda: [remove_foreground(*pair, cfg.ood_fill) for pair in pairs],
-            "write PNGs": write,
-        },
-    )
-    return {name: statistics.median(seconds) for name, seconds in times.items()}
-
-
 def bench(cfg: BenchConfig) -> None:
     """Print the comparison per region, then the time of the three steps on all regions."""
     figures = Figures("prepare", "preparing Lizard-sized synthetic regions")
@@ -112,10 +84,6 @@ def bench(cfg: BenchConfig) -> None:
             ours=lambda: semantic_mask(*content),
         )
         figures.compare("label map", 1, "region", **times)
-        moved = content[0].nbytes + ours.nbytes  # the map is read, the classes are written
-        rate = copy_rate(torch.device("cpu"), cfg.rounds)
-        reached = moved / statistics.median(times["ours"]) / rate
-        figures.note("limit", reached, f"a label map reaches {reached:.0%} of the rate of a copy")
 
         outs = Path(name) / "plain", Path(name) / "ours"
         for out in outs:
@@ -127,9 +95,6 @@ def bench(cfg: BenchConfig) -> None:
         )
         refuse_difference(*outs)
         figures.compare("labels, patches, OoD, one thread", 1, "region", **times)
-        seconds = parts(step_cfg, image, label, outs[1])
-        whole = sum(seconds.values())
-        figures.share("parts of a region", {part: each / whole for part, each in seconds.items()})
 
         taken = {}
         for step in (generate_semantic_labels, generate_patches, generate_unfiltered_oods):

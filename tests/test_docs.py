@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.page import PAGE
-from bench.page import page as measured_page
+from bench.page import tables
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
@@ -144,4 +143,5 @@ def test_every_page_is_listed_in_the_readme():
 
 def test_the_page_on_performance_says_what_the_benchmarks_measured():
     """A figure that is changed by hand, or measured anew and not written down, shows here."""
-    assert PAGES[PAGE] == measured_page()
+    for table in tables():
+        assert table in PAGES[ROOT / "docs" / "performance.md"]

@@ -10,7 +10,7 @@ from skimage.feature import peak_local_max
 from skimage.measure import find_contours
 from skimage.segmentation import watershed
 
-MIN_DISTANCE = 1.0  # microns between the centres of touching nuclei, from bench/nuclei.py
+MIN_DISTANCE = 1.0  # microns between the centres of touching nuclei, see docs/new_images.md
 LARGEST = 1024  # pixels: a sheet of touching nuclei that is wider, or that waits longer, is cut
 TOLERANCE = 0.4  # pixels by which an outline with fewer corners may differ
 

@@ -1,8 +1,8 @@
 """Augmentation of a batch on its device: the same for ID and OoD patches.
 
 One grid_sample warps a whole batch, with a matrix of its own for each patch. It takes 0.2 ms a
-patch on two cores, under 2 % of a training step (bench/train.py). Kornia's equivalent chain took
-1.9 ms, and 3 ms of its batch are calls that no GPU shortens: more than a whole step takes there.
+patch on two cores, under 2 % of a training step. Kornia's equivalent chain took 1.9 ms, and 3 ms of
+its batch are calls that no GPU shortens: more than a whole step takes there.
 """
 
 import math
