@@ -36,6 +36,7 @@ ANISOTROPIC = 3  # slices so many times as far apart as their voxels are resampl
 # of a patch: powers of two, and times 1.5. Not 16, which would leave the U-Net's deepest layer two
 # voxels: there torch 2.14 computes wrong gradients of 3 x 3 x 3 weights, in bfloat16 on a CPU
 SIDES = (24, 32, 48, 64, 96, 128)
+WIDTHS = (32, 64, 128, 256)  # of the U-Net's layers
 SMALL = 32**3  # voxels of the smallest structure, below which the lattice halves 4 times, else 5
 LEAST = 2  # voxels of a patch's side that halving leaves
 # what the sides of a window are a multiple of: the U-Net needs it, and the lattice, which takes any
@@ -389,5 +390,4 @@ def build_network(name: str, modalities: int, classes: int, plan: Plan) -> nn.Mo
         return Lattice(modalities, classes, plan.strides)
     from monai.networks.nets import UNet  # takes seconds to import
 
-    widths = (32, 64, 128, 256)
-    return UNet(3, modalities, classes, widths, (2, 2, 2), num_res_units=2)
+    return UNet(3, modalities, classes, WIDTHS, (2, 2, 2), num_res_units=2)

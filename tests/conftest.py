@@ -192,8 +192,9 @@ def gpu():
 @pytest.fixture
 def volume_cfg(tmp_path, monkeypatch):
     """Settings for a task of six small synthetic volumes, of which a fold tests two."""
-    from robust import settings, volume_sample
+    from robust import settings, volume_sample, volumes
 
+    monkeypatch.setattr(volumes, "WIDTHS", (4, 8, 8, 8))
     monkeypatch.setattr(volume_sample, "CASES", 6)
     return settings.TrainVolumesConfig(
         workspace=tmp_path,
