@@ -48,7 +48,7 @@ def attacked(whole_run, tmp_path_factory):
     """Settings of a first look at a whole run, after it, and the folders of report and results."""
     workspace = tmp_path_factory.mktemp("attacked") / "run"
     shutil.copytree(whole_run, workspace)
-    few = {"steps": 2, "queries": 4, "patches": 4, "eps": (8.0, 2.0), "folds": (1, 2)}
+    few = {"steps": 1, "queries": 3, "patches": 4, "eps": (8.0, 2.0), "folds": (1, 2)}
     cfg = settings_of(AttackConfig, workspace=workspace, **few)
     attack(cfg)
     report = workspace / "reports" / "unet_mobilenet_v2"
@@ -306,11 +306,12 @@ def test_every_batch_is_replayed_m_times(patched):
 
 def test_free_training_divides_the_epochs_and_its_networks_are_tested_and_attacked(attacked):
     cfg, _, out = attacked
-    train_free(settings_of(FreeConfig, cfg_of(cfg), replays=2, batch_size=16))
+    train_free(settings_of(FreeConfig, cfg_of(cfg), replays=2))
     quickly = dataclasses.replace(cfg, attacks=("apgd_ce",), eps=(8.0,), steps=1)
+    change_record(free_folder(cfg, 1), "settings", batch_size=16)
     with pytest.raises(UserError, match=r"1_\w+_free is out of date \(batch_size was 16, is 8\)"):
         attack(quickly)
-    train_free(settings_of(FreeConfig, cfg_of(cfg), replays=2))  # as the sentence says
+    change_record(free_folder(cfg, 1), "settings", batch_size=8)
     run = json.loads((free_folder(cfg, 1) / "run.json").read_text())
     assert run["settings"]["epochs"] == 1
     assert run["made_from"]["free"] == {"eps": 8.0, "replays": 2}
@@ -318,7 +319,7 @@ def test_free_training_divides_the_epochs_and_its_networks_are_tested_and_attack
     attack(quickly)
     scores = json.loads((out / "scores.json").read_text())
     assert list(scores["2"]) == ["baseline", "ood", "free"]
-    change_way(free_folder(cfg, 2), eps=4.0)
+    change_record(free_folder(cfg, 2), "free", eps=4.0)
     with pytest.raises(UserError) as caught:
         attack(quickly)
     assert "2_unet_mobilenet_v2_free was not trained like" in str(caught.value)
@@ -326,7 +327,7 @@ def test_free_training_divides_the_epochs_and_its_networks_are_tested_and_attack
     (printed,) = re.findall("`(.*)`", str(caught.value))
     (made,) = [settings_of(FreeConfig, cfg_of(cfg), replays=2, folds=(2,))]
     assert printed == command(made, "robust/train_free.py", FreeConfig)
-    change_way(free_folder(cfg, 2), eps=8.0)
+    change_record(free_folder(cfg, 2), "free", eps=8.0)
     from test import evaluate
 
     evaluate(cfg_of(cfg), (free_folder(cfg, 1),))
@@ -354,9 +355,9 @@ def test_free_training_withstands_what_as_many_replays_without_noise_do_not(tmp_
     assert gain["mean"] > 0.05
 
 
-def change_way(network, **way):
+def change_record(network, part, **values):
     run = json.loads((network / "run.json").read_text())
-    run["made_from"]["free"] |= way
+    run["made_from"][part] |= values
     (network / "run.json").write_text(json.dumps(run))
 
 
