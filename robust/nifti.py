@@ -111,8 +111,7 @@ def as_stored(path: Path, mask: np.ndarray) -> nibabel.Nifti1Image:
     back = ornt_transform(axcodes2ornt(AXES), io_orientation(file.affine))
     header = file.header.copy()
     header.set_data_dtype(np.uint8)
-    header.set_intent(
-        "none"
-    )  # which may speak of channels, as the range of a display of intensities
+    # of channels, and of intensities
+    header.set_intent("none")
     header["cal_min"] = header["cal_max"] = 0
     return type(file)(apply_orientation(mask, back), file.affine, header)
