@@ -47,7 +47,7 @@ def volume_scores(
     from monai.metrics import compute_hausdorff_distance  # takes seconds to import
 
     diagonal = float(np.linalg.norm(np.multiply(truth.shape, spacing)))
-    scores: dict[str, list[float | None]] = {name: [] for name in SCORES}
+    rows = []
     for value in range(1, classes):
         found, true = predicted == value, truth == value
         hit, called, occurs = (int(part.sum()) for part in (found & true, found, true))
@@ -59,15 +59,9 @@ def volume_scores(
                 distance = compute_hausdorff_distance(
                     *pair, include_background=True, percentile=95, spacing=spacing
                 ).item()
-        numbers = (
-            2 * hit / max(called + occurs, 1),
-            distance,
-            hit / max(occurs, 1),
-            hit / max(called, 1),
-        )
-        for name, number in zip(SCORES, numbers, strict=True):
-            scores[name].append(number if occurs else None)
-    return scores
+        shares = 2 * hit / max(called + occurs, 1), hit / max(occurs, 1), hit / max(called, 1)
+        rows.append([shares[0], distance, *shares[1:]] if occurs else [None] * len(SCORES))
+    return {name: list(column) for name, *column in zip(SCORES, *rows, strict=True)}
 
 
 def answer(segmenter: Segmenter, image: Tensor, clean: Tensor, shape: torch.Size) -> Outcome:
