@@ -22,7 +22,8 @@ from medood.data.records import write_own_record
 from medood.data.workspace import data_name, id_files, pct_path
 from medood.processes import on_main
 from medood.runs.command_line import run
-from medood.runs.provenance import is_kept, made_from, require
+from medood.runs.products import ESTIMATE, FOLD, PATCH_MASKS, RANKING
+from medood.runs.provenance import is_kept, require
 
 
 def count_samples(foreground: Iterable[int], pixels: int | list[int]) -> tuple[int, int]:
@@ -82,9 +83,9 @@ def estimate_pct(cfg: Config = CONFIG) -> None:
     """Write the estimate of every fold, unless it is there from the same ranking and masks."""
     from medood.evaluation.figures import draw_pct_search  # not for --help
 
-    require(cfg, "patch masks", "fold", "ranking")
+    require(cfg, PATCH_MASKS, FOLD, RANKING)
     for fold in cfg.folds:
-        if is_kept(cfg, "estimate", fold):
+        if is_kept(cfg, ESTIMATE, fold):
             continue
         names = read_fold(cfg, fold).train
         available = len(read_hard_oods(cfg, fold))
@@ -112,7 +113,7 @@ def estimate_pct(cfg: Config = CONFIG) -> None:
                 "pnr_id": pnr_id,
                 "grid": rows,
             },
-            made_from(cfg, "estimate", fold),
+            ESTIMATE.made_from(cfg, fold),
         )
         print(
             f"fold {fold}: pct {best['pct']:g}, {best['ood_patches']} of {available} OoD patches,"

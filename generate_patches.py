@@ -41,6 +41,7 @@ from medood.processes import on_main
 from medood.runs.command_line import run
 from medood.runs.jobs import for_each
 from medood.runs.locks import locked
+from medood.runs.products import CLASS_MASKS, FOLD, PATCH_MASKS, PATCHES
 from medood.runs.provenance import is_kept, making, require, write_product
 
 
@@ -108,12 +109,12 @@ def cut(
 
 def cut_regions(cfg: Data) -> None:
     """Write Image_Patchs and Mask_Patchs."""
-    require(cfg, "class masks")
+    require(cfg, CLASS_MASKS)
     records.record_of(cfg.workspace / "Semantic_Labels").refuse_changed()  # its images too
     regions, masks, bad = workspace.pair_regions(cfg)
     if not regions:
         records.refuse_bad(replace(cfg, skip_bad_files=False), bad)
-    with making(cfg, "patches", "patch masks", bad=bad) as folders:
+    with making(cfg, PATCHES, PATCH_MASKS, bad=bad) as folders:
         if not folders:
             return
         images, out = folders
@@ -154,13 +155,13 @@ def write_folds(cfg: Data, names: list[str]) -> None:
         print(f"folds {cfg.folds}: some test the same part, so not every patch is tested once")
     for fold in cfg.folds:
         path = workspace.fold_path(cfg, fold)
-        if is_kept(cfg, "fold", fold):
+        if is_kept(cfg, FOLD, fold):
             read_list(cfg, path, *patches_there(cfg.workspace))  # is it one?
             continue
         tested = held_out(cfg, names, fold)
         rows = [(i, name, "test" if name in tested else "train") for i, name in enumerate(names)]
         with locked(cfg.workspace, [path.name]):
-            write_product(cfg, "fold", fold, csv_text(["", "img_name", "obj_tag"], rows))
+            write_product(cfg, FOLD, fold, csv_text(["", "img_name", "obj_tag"], rows))
 
 
 @on_main

@@ -22,6 +22,7 @@ from medood.data.workspace import NUCLEI_COLUMNS, NUCLEI_LIST, region_labels
 from medood.processes import on_main
 from medood.runs.command_line import run
 from medood.runs.jobs import each_result
+from medood.runs.products import CLASS_MASKS
 from medood.runs.provenance import making
 
 
@@ -78,7 +79,7 @@ def generate_semantic_labels(cfg: Data = CONFIG) -> None:
             " put Lizard's labels there (see README.md)"
         )
     bad: BadFiles = {}
-    with making(cfg, "class masks", bad=bad) as folders:
+    with making(cfg, CLASS_MASKS, bad=bad) as folders:
         if not folders:
             return
         (out,) = folders

@@ -23,6 +23,7 @@ from medood.data.workspace import SOURCE_PREFIX, list_images, list_patch_pairs
 from medood.processes import on_main
 from medood.runs.command_line import run
 from medood.runs.jobs import for_each
+from medood.runs.products import OOD_PATCHES, PATCH_MASKS, PATCHES, SOURCE_PATCHES
 from medood.runs.provenance import making, require
 
 INPAINT_RADIUS = 3  # pixels around a hole that it is continued from
@@ -67,7 +68,7 @@ def fill_folder(cfg: Data, out: Path) -> int:
 
 def write_oods(cfg: Data) -> None:
     """Write OoD_Patchs."""
-    with making(cfg, "OoD patches") as folders:
+    with making(cfg, OOD_PATCHES) as folders:
         if not folders:
             return
         count = fill_folder(cfg, *folders)
@@ -90,7 +91,7 @@ def write_source_patches(cfg: Data) -> None:
     """Cut the images of ood_source into patches."""
     images = list_images(cfg.ood_source)
     bad: BadFiles = {}
-    with making(cfg, "source patches", bad=bad) as folders:
+    with making(cfg, SOURCE_PATCHES, bad=bad) as folders:
         if not folders:
             return
         (out,) = folders
@@ -104,7 +105,7 @@ def write_source_patches(cfg: Data) -> None:
 @on_main
 def generate_unfiltered_oods(cfg: Data = CONFIG) -> None:
     """Write the OoD patch of every patch and, with ood_source, those of external images."""
-    require(cfg, "patches", "patch masks")
+    require(cfg, PATCHES, PATCH_MASKS)
     write_oods(cfg)
     if cfg.ood_source is not None:
         write_source_patches(cfg)

@@ -25,6 +25,7 @@ from medood.data.ood_set import columns, ood_candidates
 from medood.data.workspace import Pair, data_name, model_folder, ood_files, ranking_path
 from medood.processes import all_reduce, on_main, shard
 from medood.runs.command_line import run
+from medood.runs.products import BASELINE, FOLD, OOD_PATCHES, RANKING, SOURCE_PATCHES
 from medood.runs.provenance import is_kept, require, write_product
 
 if TYPE_CHECKING:
@@ -108,17 +109,17 @@ def write_ranking(cfg: TrainingConfig, fold: int, network: Path, rows: list[list
     """Write the ranking of a fold, after its pictures."""
     path = ranking_path(cfg, fold)
     draw_ranking(cfg, fold, network, rows)
-    write_product(cfg, "ranking", fold, csv_text(columns(cfg), rows))
+    write_product(cfg, RANKING, fold, csv_text(columns(cfg), rows))
     kept = sum(row[-1] for row in rows)
     print(f"fold {fold}: the baseline sees nuclei in {kept} of {len(rows)} OoD patches: {path}")
 
 
 def rank_prune_ood(cfg: TrainingConfig = CONFIG) -> None:
     """Write the ranking of every fold, unless it is there from the same network and candidates."""
-    sources = ["OoD patches", *["source patches"] * bool(cfg.ood_source)]
-    require(cfg, "fold", *sources, "baseline")
+    sources = [OOD_PATCHES, *[SOURCE_PATCHES] * bool(cfg.ood_source)]
+    require(cfg, FOLD, *sources, BASELINE)
     for fold in cfg.folds:
-        if is_kept(cfg, "ranking", fold):
+        if is_kept(cfg, RANKING, fold):
             continue
         network = model_folder(cfg, fold, ood=False)
         files = ood_files(cfg, ood_candidates(cfg, read_fold(cfg, fold).train))

@@ -23,6 +23,7 @@ from medood.data.folds import Fold, read_fold
 from medood.data.workspace import fold_path, model_folder
 from medood.processes import is_main
 from medood.runs.command_line import run
+from medood.runs.products import BASELINE, FOLD, MED_OOD, PATCH_MASKS, PATCHES
 from medood.runs.provenance import require
 
 
@@ -84,8 +85,8 @@ def folds_to_test(
     """
     from medood.models.checkpoints import has_seen
 
-    trained = [] if checkpoints else ["baseline", "Med-OoD"][: len(folders[cfg.folds[0]])]
-    require(cfg, "patches", "patch masks", "fold", *trained)
+    trained = [] if checkpoints else [BASELINE, MED_OOD][: len(folders[cfg.folds[0]])]
+    require(cfg, PATCHES, PATCH_MASKS, FOLD, *trained)
     folds = {fold: read_fold(cfg, fold) for fold in folders}
     for fold, of_fold in folders.items():
         seen = [path for path in of_fold.values() if has_seen(cfg, path, folds[fold].test)]

@@ -8,6 +8,7 @@ from config import CONFIG, TrainingConfig
 from medood.data.folds import read_fold
 from medood.data.workspace import id_files, model_folder
 from medood.runs.command_line import run
+from medood.runs.products import FOLD, PATCH_MASKS, PATCHES
 from medood.runs.provenance import require
 
 
@@ -15,7 +16,7 @@ def train(cfg: TrainingConfig = CONFIG) -> None:
     """Train the baseline of every fold."""
     from medood.training.loop import train_fold  # here, so that --help works without torch
 
-    require(cfg, "patches", "patch masks", "fold")
+    require(cfg, PATCHES, PATCH_MASKS, FOLD)
     for fold in cfg.folds:
         train, val, _ = read_fold(cfg, fold)
         folder = model_folder(cfg, fold, ood=False)

@@ -10,6 +10,7 @@ from medood.data.folds import read_fold
 from medood.data.ood_set import chosen_oods
 from medood.data.workspace import id_files, model_folder, ood_files
 from medood.runs.command_line import run
+from medood.runs.products import ESTIMATE, FOLD, OOD_PATCHES, PATCH_MASKS, PATCHES, RANKING
 from medood.runs.provenance import require
 
 
@@ -17,7 +18,7 @@ def train_ood(cfg: Config = CONFIG) -> None:
     """Train the Med-OoD network of every fold."""
     from medood.training.loop import train_fold  # here, so that --help works without torch
 
-    require(cfg, "patches", "patch masks", "fold", "OoD patches", "ranking", "estimate")
+    require(cfg, PATCHES, PATCH_MASKS, FOLD, OOD_PATCHES, RANKING, ESTIMATE)
     for fold in cfg.folds:
         train, val, _ = read_fold(cfg, fold)
         hardest = chosen_oods(cfg, fold)

@@ -38,7 +38,8 @@ from medood.data.workspace import (
     region_labels,
 )
 from medood.runs.jobs import for_each
-from medood.runs.provenance import records_of, survey
+from medood.runs.products import PRODUCTS
+from medood.runs.provenance import survey
 
 # bytes for a pixel of the patches, at most
 BYTES = {"Semantic_Labels": 1, "Image_Patchs": 3, "Mask_Patchs": 1, "OoD_Patchs": 3}
@@ -93,9 +94,9 @@ def check(cfg: Config) -> Findings:
             _check_time(cfg, len(patches), findings)
     with findings.noted():
         for fold in cfg.folds:
-            for record in records_of(cfg, fold).values():
+            for product in PRODUCTS:
                 with findings.noted():
-                    record.refuse_changed()
+                    record_of(product.path(cfg, fold)).refuse_changed()
         findings.table |= survey(cfg)
     width = max(map(len, findings.table))
     print("".join(f"{what:>{width}}  {found}\n" for what, found in findings.table.items()))

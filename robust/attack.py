@@ -27,7 +27,7 @@ from medood.data.records import changes, record_of
 from medood.data.workspace import free_folder, id_files, weights_of
 from medood.processes import is_main
 from medood.runs.command_line import run
-from medood.runs.provenance import network_made_from
+from medood.runs.products import network_made_from
 from robust.settings import AttackConfig, FreeConfig
 from test import folds_to_test, named, networks
 

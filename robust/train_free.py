@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from medood.data.folds import read_fold
 from medood.data.workspace import free_folder, id_files
 from medood.runs.command_line import run
+from medood.runs.products import FOLD, PATCH_MASKS, PATCHES
 from medood.runs.provenance import require
 from robust.settings import FreeConfig
 
@@ -26,7 +27,7 @@ def train_free(cfg: FreeConfig) -> None:
     from medood.training.loop import train_fold
     from robust.free import FreeTrainer, replayed
 
-    require(cfg, "patches", "patch masks", "fold")
+    require(cfg, PATCHES, PATCH_MASKS, FOLD)
     for fold in cfg.folds:
         train, val, _ = read_fold(cfg, fold)
         files, val_files = id_files(cfg, train), id_files(cfg, val)

@@ -31,10 +31,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from config import UserError
 from medood.commands import as_kind, command
 from medood.data.files import fingerprint, timed
-from medood.data.records import is_kept, record_of
+from medood.data.records import is_kept, record_of, refuse_unusable
 from medood.data.workspace import weights_of
 from medood.runs.command_line import run
-from medood.runs.provenance import require_trained
 from robust.settings import TrainVolumesConfig, VolumeConfig
 
 if TYPE_CHECKING:
@@ -121,8 +120,8 @@ def refuse_stale(cfg: VolumeConfig, fold: int, network: str, cases: list[Case]) 
     """
     trained = trained_with(cfg, fold, network)
     if trained:
-        made_from = network_made_from(trained, fold, cases)
-        require_trained(model_folder(cfg, fold, network), made_from, again_of(trained, fold))
+        record, again = record_of(model_folder(cfg, fold, network)), again_of(trained, fold)
+        refuse_unusable(record, lambda: network_made_from(trained, fold, cases), again)
 
 
 def network_made_from(cfg: TrainVolumesConfig, fold: int, cases: list[Case]) -> dict:

@@ -38,7 +38,7 @@ from medood.evaluation.tables import markdown
 from medood.evaluation.testing import score_networks
 from medood.models.network import build_model, pick_device
 from medood.processes import world_size
-from medood.runs.provenance import network_made_from
+from medood.runs.products import network_made_from
 from medood.training.batches import batches
 from medood.training.loop import train_fold
 from medood.training.step import TIMED_STEPS, step_seconds

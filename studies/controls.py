@@ -54,7 +54,7 @@ from medood.evaluation.testing import tally_patches
 from medood.models.checkpoints import load_model
 from medood.models.network import pick_device
 from medood.runs.command_line import run
-from medood.runs.provenance import made_from
+from medood.runs.products import OOD_PATCHES
 from studies import common
 from studies.report import tell
 
@@ -129,7 +129,7 @@ def filled(fill: str, cfg: common.StudyConfig, fold: int) -> common.Recipe:
 def cut_anew(cfg: common.StudyConfig) -> Path:
     """Return the folder of the patches that are cut with the fill of cfg; a plan does not cut."""
     folder = cfg.workspace / "studies" / f"OoD_Patchs_{cfg.ood_fill}"
-    record = made_from(cfg, "OoD patches")
+    record = OOD_PATCHES.made_from(cfg)
     if not cfg.plan and not is_kept(folder, record):
         with fresh_folder(folder, record) as out:
             fill_folder(cfg, out)

@@ -13,7 +13,7 @@ from medood.evaluation.figures import draw_bars, draw_intervals
 from medood.evaluation.statistics import Difference, paired_differences
 from medood.evaluation.tables import INTERVAL, OWN_SCORES, markdown, spread
 from medood.models.checkpoints import versions
-from medood.runs.provenance import plain_settings
+from medood.runs.products import plain_settings
 from studies.common import Result, Results, StudyConfig, seeds_of
 
 # what tables of networks show, and those of differences, which a rate at equal rates heads

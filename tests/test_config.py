@@ -15,7 +15,7 @@ import pytest
 
 from config import Config, UserError, settings
 from medood.runs.command_line import parse
-from medood.runs.provenance import plain_settings
+from medood.runs.products import plain_settings
 from tests.conftest import TINY, kind_of
 
 ROOT = Path(__file__).parents[1]

@@ -19,7 +19,8 @@ from medood.evaluation.scores import RegionCounts, Tally
 from medood.evaluation.statistics import paired_differences
 from medood.evaluation.tables import describe_data
 from medood.evaluation.testing import score_networks
-from medood.runs.provenance import made_from, network_made_from, require
+from medood.runs.products import BASELINE, FOLD, network_made_from
+from medood.runs.provenance import require
 from robust.report import _by_patient
 from studies import common, controls, leakage, recipe
 from tests.conftest import TINY
@@ -222,10 +223,10 @@ def test_attacks_draw_patients_too(prepared):
 def test_records_without_patients_are_those_of_earlier_versions(prepared):
     cfg = dataclasses.replace(prepared, patients=None, select="val")
     generate_patches(cfg)
-    record = made_from(cfg, "fold", 1)
+    record = FOLD.made_from(cfg, 1)
     assert record.keys() == {"settings", "list of patches", "info.csv"}
     assert record["settings"].keys() == {"split", "seed"}
-    record = made_from(cfg, "baseline", 1)
+    record = BASELINE.made_from(cfg, 1)
     assert record.keys() == {"settings", "fold", "inputs"}
     assert "patients" not in record["settings"]
 
@@ -233,7 +234,7 @@ def test_records_without_patients_are_those_of_earlier_versions(prepared):
 def test_a_change_of_patients_makes_the_lists_anew(prepared, capsys):
     cfg = with_table(prepared, TABLE)
     generate_patches(cfg)
-    require(cfg, "fold")
+    require(cfg, FOLD)
     capsys.readouterr()
     cfg = with_table(cfg, TABLE.replace("\n", ",x\n"))  # another column
     generate_patches(cfg)
@@ -241,19 +242,19 @@ def test_a_change_of_patients_makes_the_lists_anew(prepared, capsys):
     cfg = with_table(cfg, TABLE.replace("p0_a.png,p0", "p0_a.png,p1"))
     said = r"1Image_Patchs.csv is out of date .patients changed.*generate_patches.py .*--patients"
     with pytest.raises(UserError, match=said):
-        require(cfg, "fold")
+        require(cfg, FOLD)
     generate_patches(cfg)
     assert capsys.readouterr().out.count("Image_Patchs.csv: made again: patients changed") == 3
-    require(cfg, "fold")
+    require(cfg, FOLD)
     for other in (PATTERN, None):  # the lists would differ
         with pytest.raises(UserError, match="out of date .patients changed"):
-            require(dataclasses.replace(cfg, patients=other), "fold")
+            require(dataclasses.replace(cfg, patients=other), FOLD)
 
 
 def test_lists_of_patches_do_not_depend_on_patients(prepared):
     cfg = dataclasses.replace(prepared, split="patch", patients=None)
     generate_patches(cfg)
-    require(dataclasses.replace(cfg, patients=PATTERN), "fold")
+    require(dataclasses.replace(cfg, patients=PATTERN), FOLD)
 
 
 def test_networks_depend_on_patients_where_these_choose_the_epoch(prepared):
@@ -263,14 +264,14 @@ def test_networks_depend_on_patients_where_these_choose_the_epoch(prepared):
     alike = dataclasses.replace(prepared, patients=r"(.*)_[abc]")
     for select in ("last", "val"):
         one, other = (dataclasses.replace(cfg, select=select) for cfg in (prepared, alike))
-        assert made_from(one, "baseline", 1) == made_from(other, "baseline", 1)
+        assert BASELINE.made_from(one, 1) == BASELINE.made_from(other, 1)
         by_image = dataclasses.replace(one, patients=r"(p\d_[abc])")
-        differs = made_from(one, "baseline", 1) != made_from(by_image, "baseline", 1)
+        differs = BASELINE.made_from(one, 1) != BASELINE.made_from(by_image, 1)
         assert differs == (select == "val")
         train, val, _ = read_fold(one, 1)
         files = [*id_files(one, train), (source, None), *id_files(one, val)]
         trained = network_made_from(one, 1, files)
-        assert trained.get("patients") == made_from(one, "baseline", 1).get("patients")
+        assert trained.get("patients") == BASELINE.made_from(one, 1).get("patients")
 
 
 # ---------------------------------------------------------------- what is said

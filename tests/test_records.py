@@ -20,7 +20,15 @@ from medood.data.folds import read_fold
 from medood.data.images import read_mask, write_png
 from medood.data.records import RECORD, fresh_folder, is_kept, record_of, write_recorded
 from medood.data.workspace import fold_path, id_files, model_folder, pct_path, ranking_path
-from medood.runs.provenance import made_from, network_made_from, require
+from medood.runs.products import (
+    BASELINE,
+    ESTIMATE,
+    MED_OOD,
+    PATCH_MASKS,
+    RANKING,
+    network_made_from,
+)
+from medood.runs.provenance import require
 
 MADE_FROM = {"settings": {"seed": 0}, "inputs": "of these"}
 TABLE = ",img_name,obj_tag\n0,a_0.png,train\n1,b_0.png,test\n2,c_0.png,train\n"
@@ -162,7 +170,7 @@ def test_an_estimate_that_was_edited_is_refused_and_one_of_the_user_is_used(repo
     assert "remove `made_from` from it to keep it as user-supplied" in said
     write_json(path, {k: v for k, v in read_json(path).items() if k != "made_from"})
     estimate_pct(cfg)
-    require(cfg, "estimate")
+    require(cfg, ESTIMATE)
     assert len(ood_set.chosen_oods(cfg, 1)) == 1
     path.unlink()
     estimate_pct(cfg)
@@ -274,7 +282,7 @@ def test_an_edited_list_beside_masks_is_refused(patched):
     assert (folder / name).read_text() != text
     said = refused(folder, lambda: generate_patches(cfg))
     assert f"({name})" in said
-    refused(folder, lambda: require(cfg, "patch masks"))  # also where it is only read
+    refused(folder, lambda: require(cfg, PATCH_MASKS))  # also where it is only read
     # what is missing beside it does not make the step overwrite it
     shutil.rmtree(patched.workspace / "Image_Patchs")
     refused(folder, lambda: generate_patches(cfg))
@@ -349,8 +357,8 @@ def test_what_is_written_beside_a_network_later_does_not_change_it(report):
 def test_the_weight_of_ood_patches_decides_a_network_that_has_some(report):
     cfg = dataclasses.replace(report[0], folds=(1,))
     other = dataclasses.replace(cfg, ood_weight=2.5)
-    assert made_from(cfg, "baseline", 1) == made_from(other, "baseline", 1)
-    now, then = (made_from(one, "Med-OoD", 1)["settings"] for one in (other, cfg))
+    assert BASELINE.made_from(cfg, 1) == BASELINE.made_from(other, 1)
+    now, then = (MED_OOD.made_from(one, 1)["settings"] for one in (other, cfg))
     assert now == then | {"ood_weight": 2.5}
     files = id_files(cfg, read_fold(cfg, 1).train)
     assert network_made_from(cfg, 1, files) == network_made_from(other, 1, files)
@@ -367,9 +375,9 @@ def test_a_baseline_is_kept_whose_record_holds_another_weight_of_ood_patches(rep
     run = read_json(folder / "run.json")
     run["made_from"]["settings"]["ood_weight"] = recorded
     write_json(folder / "run.json", run)
-    assert is_kept(folder, made_from(cfg, "baseline", 1))
-    require(dataclasses.replace(cfg, folds=(1,)), "ranking")
-    said = record_of(model_folder(cfg, 1, ood=True)).out_of_date(made_from(cfg, "Med-OoD", 1))
+    assert is_kept(folder, BASELINE.made_from(cfg, 1))
+    require(dataclasses.replace(cfg, folds=(1,)), RANKING)
+    said = record_of(model_folder(cfg, 1, ood=True)).out_of_date(MED_OOD.made_from(cfg, 1))
     assert said == "ood_weight was 1.0, is 7.0"
 
 
@@ -377,4 +385,4 @@ def test_an_estimate_is_of_the_patches_that_it_counts(report):
     cfg, _ = report
     held_out = dataclasses.replace(cfg, select="val")
     assert read_fold(held_out, 1).val
-    assert made_from(cfg, "estimate", 1) != made_from(held_out, "estimate", 1)
+    assert ESTIMATE.made_from(cfg, 1) != ESTIMATE.made_from(held_out, 1)

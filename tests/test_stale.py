@@ -18,6 +18,7 @@ from medood.data.folds import read_fold
 from medood.data.images import read_image, write_png
 from medood.data.records import RECORD
 from medood.data.workspace import fold_path, model_folder, ranking_path
+from medood.runs.products import FOLD, PATCH_MASKS, PATCHES
 from medood.training import step
 from tests.test_check import change_label, truncate
 
@@ -203,7 +204,7 @@ def test_a_table_that_is_gone_does_not_undo_its_lists(tiny):
     generate_semantic_labels(cfg)
     generate_patches(cfg)
     (tiny.workspace / "info.csv").unlink()
-    require(cfg, "patches", "patch masks", "fold")
+    require(cfg, PATCHES, PATCH_MASKS, FOLD)
     generate_patches(cfg)
     assert check(cfg).stops == []
 

@@ -7,7 +7,7 @@ import torch
 
 from medood.data.dataset import Patches
 from medood.models.inference import Predictor
-from medood.runs import provenance
+from medood.runs.products import BASELINE
 from medood.training import augmentation, batches
 from medood.training.augmentation import augment, draw_augmentation, parameters_of, stains_of
 from medood.training.step import Trainer
@@ -128,8 +128,8 @@ def test_a_mirrored_prediction_turns_with_the_image_and_is_the_mean_by_hand():
 
 
 def test_a_network_of_before_these_settings_is_still_up_to_date(patched):
-    record = provenance.made_from(patched, "baseline", 1)["settings"]
+    record = BASELINE.made_from(patched, 1)["settings"]
     assert not record.keys() & {"stain", "sampling"}
     for name, value in {"sampling": "rare", "stain": 0.1}.items():
         changed = dataclasses.replace(patched, **{name: value})
-        assert provenance.made_from(changed, "baseline", 1)["settings"] == record | {name: value}
+        assert BASELINE.made_from(changed, 1)["settings"] == record | {name: value}

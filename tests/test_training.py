@@ -23,7 +23,7 @@ from medood.data.images import read_mask, write_png
 from medood.data.ood_set import ESTIMATE, columns
 from medood.data.workspace import fold_path, id_files, model_folder, pct_path, ranking_path
 from medood.models.checkpoints import load_model
-from medood.runs.provenance import made_from
+from medood.runs import products
 from medood.training import batches
 from medood.training import loop as training
 from medood.training import step as step_module
@@ -213,7 +213,9 @@ def test_med_ood_trains_on_the_hardest_share(one_fold):
     ranking_path(one_fold, 1).parent.mkdir()
     ranking_path(one_fold, 1).write_text(csv_text(columns(one_fold), rows))
     estimate = dict.fromkeys(ESTIMATE, 0) | {"ood_patches": 4}
-    write_json(pct_path(one_fold, 1), estimate | {"made_from": made_from(one_fold, "estimate", 1)})
+    write_json(
+        pct_path(one_fold, 1), estimate | {"made_from": products.ESTIMATE.made_from(one_fold, 1)}
+    )
     opened = []
     load = training.load_patches
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,11 +20,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from config import UserError
 from medood.commands import command
+from medood.data.records import record_of, refuse_unusable
 from medood.runs.command_line import run
-from medood.runs.provenance import require, require_trained
+from medood.runs.provenance import require
 from weak.generate_maps import read_maps, read_seeds
 from weak.image_labels import with_classes
-from weak.products import fold_labels, image_paths, masks_folder
+from weak.products import MAPS, PSEUDO_MASKS, fold_labels, image_paths, masks_folder
 from weak.read_images import require_masks
 from weak.settings import MasksConfig
 from weak.train_segmentation import hold_a_class, made_from_of, training_files, weak_network
@@ -69,13 +71,14 @@ def require_all(cfg: MasksConfig) -> None:
 
     A control that learned nothing has no networks.
     """
-    require(cfg, "maps", "pseudo-masks")
+    require(cfg, MAPS, PSEUDO_MASKS)
     for fold in cfg.folds:
         again = command(cfg, "weak/train_segmentation.py", MasksConfig, folds=(fold,))
         if not cfg.shuffled or has_learned(cfg, fold):
             for negatives in (False, True):
                 network = weak_network(cfg, fold, negatives)
-                require_trained(network, made_from_of(cfg, fold, negatives), again)
+                made_from = partial(made_from_of, cfg, fold, negatives)
+                refuse_unusable(record_of(network), made_from, again)
 
 
 def has_learned(cfg: MasksConfig, fold: int) -> bool:

@@ -23,7 +23,7 @@ from medood.runs.command_line import run
 from medood.runs.jobs import for_each
 from medood.runs.provenance import making
 from weak.image_labels import ImageLabels, labels_of
-from weak.products import SIZES, images_folder, png_of
+from weak.products import IMAGES, SIZES, images_folder, png_of
 from weak.read_images import fit, list_inputs, read_any
 from weak.settings import ImagesConfig
 
@@ -68,7 +68,7 @@ def generate_images(cfg: ImagesConfig) -> None:
     inputs = list_inputs(cfg.images, labels)
     names = name_outputs(labels, inputs)
     bad: records.BadFiles = {}
-    with making(cfg, "weak images", bad=bad) as folders:
+    with making(cfg, IMAGES, bad=bad) as folders:
         if not folders:
             return
         (out,) = folders

@@ -24,7 +24,15 @@ import numpy as np
 from config import UserError
 from medood.data.files import csv_text, read_json, read_table, reading, write_json, write_text
 from medood.runs.command_line import run
-from weak.products import classifier_folder, fold_labels, image_paths, make_folds, maps_folder
+from weak.products import (
+    CLASSIFIER,
+    MAPS,
+    classifier_folder,
+    fold_labels,
+    image_paths,
+    make_folds,
+    maps_folder,
+)
 from weak.settings import IRNetConfig, MapsConfig
 
 if TYPE_CHECKING:
@@ -36,7 +44,7 @@ SHOWN = 8  # images in the contact sheet
 
 def generate_maps(cfg: MapsConfig) -> None:
     """Write the maps of every fold, of training and of test images."""
-    make_folds(cfg, "maps", ["classifier"], write_maps)
+    make_folds(cfg, MAPS, [CLASSIFIER], write_maps)
 
 
 def write_maps(cfg: MapsConfig, fold: int, folder: Path) -> None:

@@ -24,6 +24,10 @@ from medood.data.images import write_png
 from medood.runs.command_line import run
 from weak.generate_maps import read_seeds
 from weak.products import (
+    CLASSIFIER,
+    IRNET,
+    MAPS,
+    PSEUDO_MASKS,
     classifier_folder,
     fold_labels,
     image_paths,
@@ -42,7 +46,7 @@ BORDER = 0.5  # of a map's maximum
 
 def generate_masks(cfg: MasksConfig) -> None:
     """Write the masks of every fold, of training and of test images."""
-    make_folds(cfg, "pseudo-masks", ["classifier", "maps", "IRNet"], write_masks)
+    make_folds(cfg, PSEUDO_MASKS, [CLASSIFIER, MAPS, IRNET], write_masks)
 
 
 def write_masks(cfg: MasksConfig, fold: int, folder: Path) -> None:

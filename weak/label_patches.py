@@ -24,7 +24,8 @@ from medood.data.workspace import list_patch_pairs
 from medood.processes import on_main
 from medood.runs.command_line import run
 from medood.runs.jobs import for_each
-from medood.runs.provenance import of_patients, require
+from medood.runs.products import PATCH_MASKS, PATCHES, of_patients
+from medood.runs.provenance import require
 
 
 def held(mask: np.ndarray, classes: int) -> np.ndarray:
@@ -63,7 +64,7 @@ def look(path: Path, cfg: Config) -> np.ndarray:
 @on_main
 def label_patches(cfg: Config = CONFIG) -> None:
     """Write image_labels.csv of the patches, unless it is there and current, or the user's."""
-    require(cfg, "patches", "patch masks")
+    require(cfg, PATCHES, PATCH_MASKS)
     images, masks = list_patch_pairs(cfg)
     names = [name for name, _ in cfg.classes]
     path = cfg.workspace / "image_labels.csv"

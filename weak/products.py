@@ -1,4 +1,4 @@
-"""What weak/ makes, from what: its rows of the one table in medood/runs/provenance.py.
+"""What weak/ makes, from what: as medood/runs/products.py does for the trunk.
 
     weak/Images/               every image, patch_size pixels wide and high
     weak/classifier/<name>/    which classes an image holds
@@ -17,7 +17,8 @@ from config import UserError
 from medood.data import records
 from medood.data.files import digest, fingerprint, pngs, read_json, timed
 from medood.data.names import name_of
-from medood.runs.provenance import PRODUCTS, VALUES, Product, cure, made_from, require
+from medood.runs.products import Product
+from medood.runs.provenance import require
 from weak.image_labels import ImageLabels, labels_of, shuffled, split, with_classes
 from weak.read_images import list_inputs, stem_of
 from weak.settings import ClassifierConfig, ImagesConfig, IRNetConfig, MapsConfig, MasksConfig
@@ -57,7 +58,7 @@ def labels_there(cfg: ImagesConfig) -> ImageLabels:
     labels, there = labels_of(cfg), set(map(name_of, pngs(images_folder(cfg))))
     kept = [index for index, name in enumerate(labels.names) if png_of(name) in there]
     if not kept:
-        again = cure(cfg, "weak images", 0)
+        again = IMAGES.cure(cfg, 0)
         raise UserError(
             f"{images_folder(cfg)} holds no image that {cfg.image_labels} names: run `{again}`"
             " first"
@@ -113,6 +114,8 @@ def _of_labels(cfg: ClassifierConfig, fold: int) -> dict:
         "fold": fold,
         "inputs": fingerprint(paths[i] for i in train),
         "image labels": digest("\n".join(table)),
+        # without a contrast classifier its settings do not matter
+        "contrast_epochs": cfg.contrast_epochs if cfg.method == "contrast" else 0,
     }
 
 
@@ -135,42 +138,39 @@ def _found(folder: Path) -> dict | str | None:
 
 _CLASSIFIER = (
     *("encoder", "encoder_weights", "output_stride", "stages", "classifiers"),
-    *("classifier_epochs", "contrast_epochs", "classifier_lr"),
-    *("batch_size", "precision", "seed", "shuffled"),
+    *("classifier_epochs", "classifier_lr", "batch_size", "precision", "seed", "shuffled"),
 )
-# without a contrast classifier its settings do not matter
-VALUES["contrast_epochs"] = lambda cfg: cfg.contrast_epochs if cfg.method == "contrast" else 0
-_IRNET = ("method", "sure_area", "possible_area", "irnet_epochs", "irnet_lr")
-PRODUCTS.update(
-    {
-        "weak images": Product(
-            *(images_folder, (), ("patch_size",), _of_images),
-            *("weak/generate_images.py", ImagesConfig),
-        ),
-        "classifier": Product(
-            *(classifier_folder, ("weak images",), _CLASSIFIER, _of_labels),
-            *("weak/train_classifier.py", ClassifierConfig),
-        ),
-        "maps": Product(
-            *(maps_folder, ("classifier",), ("scales",), _of_classifier),
-            *("weak/generate_maps.py", MapsConfig),
-        ),
-        "IRNet": Product(
-            *(irnet_folder, ("maps",), (*_IRNET, "batch_size"), _of_maps),
-            *("weak/train_irnet.py", IRNetConfig),
-        ),
-        "pseudo-masks": Product(
-            *(masks_folder, ("IRNet",), ("method", "walk_steps", "unsure"), _of_irnet),
-            *("weak/generate_masks.py", MasksConfig),
-        ),
-    }
+_IRNET = ("method", "sure_area", "possible_area", "irnet_epochs", "irnet_lr", "batch_size")
+IMAGES = Product(
+    *("weak images", images_folder, ("patch_size",), _of_images),
+    *("weak/generate_images.py", ImagesConfig),
+)
+CLASSIFIER = Product(
+    *("classifier", classifier_folder, _CLASSIFIER, _of_labels),
+    *("weak/train_classifier.py", ClassifierConfig),
+    behind=(IMAGES,),
+)
+MAPS = Product(
+    *("maps", maps_folder, ("scales",), _of_classifier),
+    *("weak/generate_maps.py", MapsConfig),
+    behind=(CLASSIFIER,),
+)
+IRNET = Product(
+    *("IRNet", irnet_folder, _IRNET, _of_maps),
+    *("weak/train_irnet.py", IRNetConfig),
+    behind=(MAPS,),
+)
+PSEUDO_MASKS = Product(
+    *("pseudo-masks", masks_folder, ("method", "walk_steps", "unsure"), _of_irnet),
+    *("weak/generate_masks.py", MasksConfig),
+    behind=(IRNET,),
 )
 
 
 def make_folds(
     cfg: ClassifierConfig,
-    name: str,
-    needs: list[str],
+    product: Product,
+    needs: list[Product],
     make: Callable[[ClassifierConfig, int, Path], None],
 ) -> None:
     """Make a product of every fold that is not there yet, from others that must be.
@@ -180,17 +180,20 @@ def make_folds(
     cfg = with_classes(cfg)
     require(cfg, *needs)
     for fold in cfg.folds:
-        with making_folder(cfg, name, fold) as folder:
+        with making_folder(cfg, product, fold) as folder:
             if folder:
                 make(cfg, fold, folder)
 
 
 @contextmanager
-def making_folder(cfg: ImagesConfig, name: str, fold: int = 0) -> Iterator[Path | None]:
+def making_folder(cfg: ImagesConfig, product: Product, fold: int = 0) -> Iterator[Path | None]:
     """Give a folder to fill with a product, or None if it is kept: see records.fresh_folder."""
-    path, made = PRODUCTS[name].path(cfg, fold), made_from(cfg, name, fold)
+    path, made = product.path(cfg, fold), product.made_from(cfg, fold)
     if records.is_kept(path, made):
         yield None
         return
-    with timed(cfg.workspace, f"{name} {path.name}"), records.fresh_folder(path, made) as folder:
+    with (
+        timed(cfg.workspace, f"{product.name} {path.name}"),
+        records.fresh_folder(path, made) as folder,
+    ):
         yield folder

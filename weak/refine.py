@@ -17,7 +17,8 @@ from medood.data.files import in_threads
 from medood.data.workspace import Pair
 from medood.runs.command_line import run
 from medood.runs.provenance import require
-from weak.transfer_products import domains, masks_folder, with_lesion
+from weak.products import IMAGES
+from weak.transfer_products import TRANSFER_MASKS, domains, masks_folder, with_lesion
 from weak.transfer_settings import TransferConfig
 
 
@@ -33,7 +34,7 @@ def refine(cfg: TransferConfig) -> None:
     from weak.teacher import MeanTeacher
 
     cfg = with_lesion(cfg)
-    require(cfg, "weak images", "transfer masks")
+    require(cfg, IMAGES, TRANSFER_MASKS)
     folds = [fold for fold in cfg.folds if has_masks(cfg, fold)]
     if not folds:
         raise UserError(

@@ -15,13 +15,20 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from config import UserError
 from medood.data.files import csv_text, write_json, write_text
 from medood.runs.command_line import run
-from weak.products import classifier_folder, fold_labels, image_paths, make_folds
+from weak.products import (
+    CLASSIFIER,
+    IMAGES,
+    classifier_folder,
+    fold_labels,
+    image_paths,
+    make_folds,
+)
 from weak.settings import ClassifierConfig
 
 
 def train_classifiers(cfg: ClassifierConfig) -> None:
     """Train the classifiers of every fold on the patients of its training side."""
-    make_folds(cfg, "classifier", ["weak images"], train_fold)
+    make_folds(cfg, CLASSIFIER, [IMAGES], train_fold)
 
 
 def train_fold(cfg: ClassifierConfig, fold: int, folder: Path) -> None:

@@ -20,7 +20,16 @@ from medood.data.files import csv_text, write_text
 from medood.data.labels import BACKGROUND, is_foreground
 from medood.runs.command_line import run
 from weak.generate_maps import read_seeds
-from weak.products import classifier_folder, fold_labels, image_paths, irnet_folder, make_folds
+from weak.products import (
+    CLASSIFIER,
+    IRNET,
+    MAPS,
+    classifier_folder,
+    fold_labels,
+    image_paths,
+    irnet_folder,
+    make_folds,
+)
 from weak.settings import IRNetConfig
 
 if TYPE_CHECKING:
@@ -29,7 +38,7 @@ if TYPE_CHECKING:
 
 def train_irnets(cfg: IRNetConfig) -> None:
     """Train the IRNet of every fold."""
-    make_folds(cfg, "IRNet", ["classifier", "maps"], train_fold)
+    make_folds(cfg, IRNET, [CLASSIFIER, MAPS], train_fold)
 
 
 def train_fold(cfg: IRNetConfig, fold: int, folder: Path) -> None:

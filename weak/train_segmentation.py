@@ -22,9 +22,10 @@ from medood.data.files import fingerprint, in_threads, whole_folder, write_json
 from medood.data.records import RUN
 from medood.data.workspace import Pair, weights_of
 from medood.runs.command_line import run
-from medood.runs.provenance import network_made_from, require
+from medood.runs.products import network_made_from
+from medood.runs.provenance import require
 from weak.image_labels import with_classes
-from weak.products import fold_labels, image_paths, masks_folder
+from weak.products import IMAGES, PSEUDO_MASKS, fold_labels, image_paths, masks_folder
 from weak.settings import MasksConfig
 
 SEARCH = ("mirrors", "pnr_opt", "pct_grid")  # beside those of its training: they choose negatives
@@ -39,7 +40,7 @@ def weak_network(cfg: MasksConfig, fold: int, negatives: bool = True) -> Path:
 def train_segmentation(cfg: MasksConfig) -> None:
     """Train both networks of every fold."""
     cfg = with_classes(cfg)
-    require(cfg, "weak images", "pseudo-masks")
+    require(cfg, IMAGES, PSEUDO_MASKS)
     for fold in cfg.folds:
         train_networks(cfg, fold)
 

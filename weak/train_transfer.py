@@ -12,16 +12,17 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from medood.runs.command_line import run
 from medood.runs.provenance import require
 from weak.image_labels import with_classes
-from weak.transfer_products import domains, generator_folder, training_folder
+from weak.products import IMAGES
+from weak.transfer_products import GENERATOR, domains, generator_folder, training_folder
 from weak.transfer_settings import TransferConfig
 
 
 def train_generators(cfg: TransferConfig) -> None:
     """Train the generator of every fold on the images of its training side."""
     cfg = with_classes(cfg)
-    require(cfg, "weak images")
+    require(cfg, IMAGES)
     for fold in cfg.folds:
-        with training_folder(cfg, "generator", fold) as folder:
+        with training_folder(cfg, GENERATOR, fold) as folder:
             if folder:
                 train_fold(cfg, fold, folder)
 

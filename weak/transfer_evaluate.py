@@ -23,23 +23,26 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from medood.commands import as_kind, command
-from medood.data.records import changes, record_of
+from medood.data.records import changes, record_of, refuse_unusable
 from medood.runs.command_line import run
-from medood.runs.provenance import (
-    PRODUCTS,
-    made_from,
-    network_made_from,
-    require,
-    require_trained,
-)
+from medood.runs.products import network_made_from
+from medood.runs.provenance import require
 from weak.evaluate_masks import detected, read_masks
 from weak.image_labels import with_classes
-from weak.products import fold_labels, image_paths, labels_there
+from weak.products import (
+    CLASSIFIER,
+    IRNET,
+    MAPS,
+    PSEUDO_MASKS,
+    fold_labels,
+    image_paths,
+    labels_there,
+)
 from weak.read_images import require_masks
 from weak.refine import has_masks, student_folder, training_files
 from weak.settings import MasksConfig as WeakConfig
 from weak.trainings import TrainingsConfig, trainings_of, with_trainings
-from weak.transfer_products import domains, held_out, masks_folder, with_lesion
+from weak.transfer_products import TRANSFER_MASKS, domains, held_out, masks_folder, with_lesion
 from weak.transfer_settings import TransferConfig
 
 if TYPE_CHECKING:
@@ -67,7 +70,7 @@ def evaluate(cfg: TrainingsConfig) -> None:
     cfg = with_lesion(cfg)
     require_masks(cfg)
     every = with_trainings(cfg)
-    require(every, "transfer masks")
+    require(every, TRANSFER_MASKS)
     for fold in every.folds:
         if has_masks(cfg, fold):
             require_student(cfg, fold)
@@ -86,7 +89,7 @@ def require_student(cfg: TransferConfig, fold: int) -> None:
 
     again = command(cfg, "weak/refine.py", TransferConfig, folds=(fold,))
     now = network_made_from(cfg, fold, training_files(cfg, fold)) | MeanTeacher.made_from(cfg)
-    require_trained(student_folder(cfg, fold), now, again)
+    refuse_unusable(record_of(student_folder(cfg, fold)), lambda: now, again)
 
 
 def of_training(row: str, number: int) -> str:
@@ -170,15 +173,15 @@ def incomparable(cfg: TransferConfig) -> str:
     in all folds.
     """
     ours, first = weak_settings(cfg), cfg.folds[0]
-    for fold, name in product(cfg.folds, ("classifier", "maps", "IRNet", "pseudo-masks")):
-        path = PRODUCTS[name].path(ours, fold)
+    for fold, made in product(cfg.folds, (CLASSIFIER, MAPS, IRNET, PSEUDO_MASKS)):
+        path = made.path(ours, fold)
         found, elsewhere = (
-            (record_of(PRODUCTS[name].path(ours, each)).content or {}).get("made_from", {})
+            (record_of(made.path(ours, each)).content or {}).get("made_from", {})
             for each in (fold, first)
         )
         if not found:
             return f"weak/ did not make {path}"
-        now = made_from(ours, name, fold)
+        now = made.made_from(ours, fold)
         shared = {k: value for k, value in now["settings"].items() if k in SHARED}
         if why := record_of(path).out_of_date(now | {"settings": found["settings"] | shared}):
             return f"{path} is out of date: {why}"

@@ -34,6 +34,9 @@ from medood.data.labels import BACKGROUND, UNSURE
 from medood.runs.command_line import run
 from weak.products import make_folds
 from weak.transfer_products import (
+    GENERATOR,
+    HEALTHY_IMAGES,
+    TRANSFER_MASKS,
     domains,
     generator_folder,
     healthy_folder,
@@ -53,8 +56,8 @@ SHOWN = 8  # images in the contact sheet
 def generate_masks(cfg: TransferConfig) -> None:
     """Write healthy images and masks of every fold, of training and of test images."""
     cfg = with_lesion(cfg)
-    make_folds(cfg, "healthy images", ["generator"], write_healthy)
-    make_folds(cfg, "transfer masks", ["healthy images"], write_masks)
+    make_folds(cfg, HEALTHY_IMAGES, [GENERATOR], write_healthy)
+    make_folds(cfg, TRANSFER_MASKS, [HEALTHY_IMAGES], write_masks)
 
 
 def write_healthy(cfg: TransferConfig, fold: int, folder: Path) -> None:

@@ -15,9 +15,9 @@ from config import UserError
 from medood.data import records
 from medood.data.files import digest, fingerprint, timed
 from medood.data.names import plain
-from medood.runs.provenance import PRODUCTS, Product, made_from
+from medood.runs.products import Product
 from weak.image_labels import labels_of, split, with_classes
-from weak.products import image_paths, labels_there
+from weak.products import IMAGES, image_paths, labels_there
 from weak.transfer_settings import TransferConfig
 
 
@@ -69,25 +69,26 @@ DECIDING = (
     *("channels", "iterations", "transfer_lr", "cycle_weight", "identity_weight", "area_weight"),
     *("batch_size", "precision", "seed"),
 )
-PRODUCTS["generator"] = Product(
-    *(generator_folder, ("weak images",), DECIDING, _of_domains),
+GENERATOR = Product(
+    *("generator", generator_folder, DECIDING, _of_domains),
     *("weak/train_transfer.py", TransferConfig),
+    behind=(IMAGES,),
 )
 
 
 @contextmanager
-def training_folder(cfg: TransferConfig, name: str, fold: int) -> Iterator[Path | None]:
+def training_folder(cfg: TransferConfig, product: Product, fold: int) -> Iterator[Path | None]:
     """Give a folder to train a product in, or None if the product is kept.
 
     What it holds when the block ends becomes the product. Until then it lies in `unfinished` beside
     the product, so that a training that was interrupted can go on.
     """
-    path, made = PRODUCTS[name].path(cfg, fold), made_from(cfg, name, fold)
+    path, made = product.path(cfg, fold), product.made_from(cfg, fold)
     if records.is_kept(path, made):
         yield None
         return
     unfinished = path.parent / "unfinished" / path.name
-    with timed(cfg.workspace, f"{name} {path.name}"):
+    with timed(cfg.workspace, f"{product.name} {path.name}"):
         yield unfinished
     with records.fresh_folder(path, made) as folder:
         shutil.copytree(unfinished, folder, dirs_exist_ok=True)
@@ -145,15 +146,13 @@ def _of_healthy(cfg: TransferConfig, fold: int) -> dict:
     }
 
 
-PRODUCTS.update(
-    {
-        "healthy images": Product(
-            *(healthy_folder, ("generator",), (), _of_generator),
-            *("weak/transfer_masks.py", TransferConfig),
-        ),
-        "transfer masks": Product(
-            *(masks_folder, ("healthy images",), (), _of_healthy),
-            *("weak/transfer_masks.py", TransferConfig),
-        ),
-    }
+HEALTHY_IMAGES = Product(
+    *("healthy images", healthy_folder, (), _of_generator),
+    *("weak/transfer_masks.py", TransferConfig),
+    behind=(GENERATOR,),
+)
+TRANSFER_MASKS = Product(
+    *("transfer masks", masks_folder, (), _of_healthy),
+    *("weak/transfer_masks.py", TransferConfig),
+    behind=(HEALTHY_IMAGES,),
 )

@@ -9,12 +9,12 @@ from medood.data.images import read_mask, write_png
 from medood.data.labels import UNSURE
 from medood.data.records import outputs_of
 from medood.data.workspace import Pair
-from medood.runs.provenance import PRODUCTS, Product
+from medood.runs.products import Product
 from weak.image_labels import with_classes
 from weak.products import labels_there, making_folder
 from weak.transfer_products import lesion_of
 from weak.transfer_settings import TransferConfig
-from weak.truth import true_files, truth_folder
+from weak.truth import TRUE_MASKS, true_files, truth_folder
 
 
 def lesion_folder(cfg: TransferConfig, _: int = 0) -> Path:
@@ -30,7 +30,7 @@ def lesion_files(cfg: TransferConfig, paths: list[Path]) -> list[Pair]:
     every = with_classes(cfg)  # a mask may hold others beside the lesion
     pairs = true_files(every, labels_there(every).names)
     value = every.class_names.index(lesion_of(cfg))
-    with making_folder(every, "lesion masks") as folder:
+    with making_folder(every, LESION_MASKS) as folder:
         if folder:
 
             def write(pair: Pair) -> None:
@@ -42,11 +42,9 @@ def lesion_files(cfg: TransferConfig, paths: list[Path]) -> list[Pair]:
     return [(path, lesion_folder(cfg) / path.name) for path in paths]
 
 
-PRODUCTS["lesion masks"] = Product(
-    lesion_folder,
-    ("true masks",),
-    (),
+LESION_MASKS = Product(
+    *("lesion masks", lesion_folder, ()),
     lambda cfg, _: {"inputs": outputs_of(truth_folder(cfg)), "lesion": lesion_of(cfg)},
-    "weak/transfer_evaluate.py",
-    TransferConfig,
+    *("weak/transfer_evaluate.py", TransferConfig),
+    behind=(TRUE_MASKS,),
 )

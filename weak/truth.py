@@ -5,8 +5,16 @@ from pathlib import Path
 from medood.data.files import fingerprint, in_threads
 from medood.data.images import write_png
 from medood.data.workspace import Pair
-from medood.runs.provenance import PRODUCTS, Product
-from weak.products import SIZES, images_folder, labels_there, making_folder, png_of, sizes_of
+from medood.runs.products import Product
+from weak.products import (
+    IMAGES,
+    SIZES,
+    images_folder,
+    labels_there,
+    making_folder,
+    png_of,
+    sizes_of,
+)
 from weak.read_images import read_truth
 from weak.settings import ImagesConfig
 
@@ -22,7 +30,7 @@ def true_files(cfg: ImagesConfig, names: list[str]) -> list[Pair]:
     The masks of all images are brought to the side of a patch first, unless they are there. Raises
     UserError for an image without a mask, and for a mask of another size or content.
     """
-    with making_folder(cfg, "true masks") as folder:
+    with making_folder(cfg, TRUE_MASKS) as folder:
         if folder:
             sizes = sizes_of(cfg)
 
@@ -42,7 +50,8 @@ def _of_truth(cfg: ImagesConfig, _: int) -> dict:
     return {"inputs": fingerprint(masks), "images": fingerprint([images_folder(cfg) / SIZES])}
 
 
-PRODUCTS["true masks"] = Product(
-    *(truth_folder, ("weak images",), ("patch_size", "mask_values"), _of_truth),
+TRUE_MASKS = Product(
+    *("true masks", truth_folder, ("patch_size", "mask_values"), _of_truth),
     *("weak/evaluate_masks.py", ImagesConfig),
+    behind=(IMAGES,),
 )

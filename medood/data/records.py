@@ -15,7 +15,7 @@ used nor overwritten: that is an error.
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -238,6 +238,25 @@ def is_kept(product: Path, made_from: dict) -> bool:
     state = f"made again: {why}" if why else "kept, made from the same inputs and settings"
     print(f"{product}: {state}")
     return not why
+
+
+def refuse_unusable(
+    record: Record, made_from: Callable[[], dict], again: str, images: bool = True
+) -> None:
+    """Raise UserError if a product is missing, was changed, or is not what `made_from` gives.
+
+    One of the user's is used as it is. again: the command that makes it. images: look into them.
+    """
+    if not record.is_there:
+        raise UserError(f"{record.product} is missing: run `{again}` first")
+    if record.is_yours:
+        return
+    record.refuse_changed(images)
+    if why := record.out_of_date(made_from()):
+        raise UserError(
+            f"{record.product} is out of date ({why}): set back what changed, or run `{again}`"
+            " first"
+        )
 
 
 @contextmanager

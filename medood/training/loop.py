@@ -20,7 +20,7 @@ from medood.evaluation.testing import tally_patches
 from medood.models.checkpoints import TRAINED_ON, read_run, versions
 from medood.models.network import pick_device
 from medood.processes import is_main, rank, world_size
-from medood.runs.provenance import network_made_from, plain_settings
+from medood.runs.products import network_made_from, plain_settings
 from medood.training.batches import DROPOUT, INITIALISATION, Loader, stream_seed
 from medood.training.state import TrainingState
 from medood.training.step import Trainer, explain_errors
