@@ -71,7 +71,7 @@ def test_the_score_is_the_dsc_of_the_trunk():
 
 @every_attack
 @in_every_space
-@pytest.mark.parametrize("eps", [0.0, 2 / 255, 8 / 255])
+@pytest.mark.parametrize("eps", [0.0, 8 / 255])
 def test_no_value_leaves_the_bounds_by_a_bit(attack, space, eps):
     images, target = some_images(space)
     found = attack(some_network(space), images, target, eps, generator=seeded())
