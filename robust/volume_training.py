@@ -265,7 +265,7 @@ def load_network(cfg: VolumeConfig, folder: Path, device: torch.device) -> Segme
             f"{folder} was trained on volumes whose axes ran as they were stored: train it again"
         )
     try:
-        plan = Plan(**{k: _as_tuple(v) for k, v in described["plan"].items()})
+        plan = Plan(**described["plan"])
         sizes = described["modalities"], len(described["class_names"])
         network = build_network(described["network"], *sizes, plan)
         network.load_state_dict(load_file(folder / WEIGHTS))
@@ -273,8 +273,3 @@ def load_network(cfg: VolumeConfig, folder: Path, device: torch.device) -> Segme
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{folder} holds no usable network ({reason}): train it again") from None
     return Segmenter(cfg, network, plan, device).eval()
-
-
-def _as_tuple(value: object) -> object:
-    """Return lists of JSON as tuples, all the way down."""
-    return tuple(map(_as_tuple, value)) if isinstance(value, list) else value
