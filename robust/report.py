@@ -12,11 +12,11 @@ from medood.data.labels import BACKGROUND_COLOUR
 from medood.data.patients import patients_of
 from medood.data.workspace import data_name, weights_of
 from medood.evaluation import figures
-from medood.evaluation.model_card import TEMPLATES
+from medood.evaluation.page import Part, Picture, Table, Text, as_markdown, section
 from medood.evaluation.report import robust_folder, write_section
 from medood.evaluation.scores import RegionCounts
 from medood.evaluation.statistics import Difference, paired_differences, pool
-from medood.evaluation.tables import INTERVAL, LABELS, markdown, spread
+from medood.evaluation.tables import INTERVAL, LABELS, spread
 from robust.attacked import CLEAN, TENTH, Attacked, attacks_of, pairs_of
 from robust.settings import AttackConfig
 from test import TestConfig
@@ -34,6 +34,13 @@ SIGNS = {
     TENTH: "more steps do more",
     "square": "Square does no more than APGD",
 }
+
+ABOUT = (
+    "What is left of the scores when each pixel may change by at most eps / 255, and the change is"
+    " chosen against the network, whose weights the attack knows. The worst case is, image by"
+    " image, the worst of all attacks. An image is fooled where its Dice falls below half of the"
+    " mean on clean images."
+)
 
 Found = dict[int, dict[str, Attacked]]  # by fold and network
 
@@ -119,6 +126,15 @@ def check(cfg: AttackConfig, found: Found, network: str) -> list[str]:
                 f" {of_eps['noise']:.3f}: this is no longer a change that nobody sees"
             )
     return against
+
+
+def signs(cfg: AttackConfig, found: Found, network: str) -> list[Text]:
+    """Return what speaks against the attacks on a network or, if nothing does, for them."""
+    if against := check(cfg, found, network):
+        return [Text(f"{label(network)}: {reason}.", "verdict") for reason in against]
+    tried = [SIGNS[name] for name in attacks_of(cfg) if name in SIGNS]
+    hints = ", ".join(tried) or "no attack was tried that could tell"
+    return [Text(f"{label(network)}: {hints}: nothing hints at masked gradients.", "note")]
 
 
 # ---------------------------------------------------------------- tables
@@ -225,17 +241,18 @@ def write_report(
     out = robust_folder(cfg, report)
     scores, gains = scores_by_attack(cfg, found), differences(cfg, found, one_training)
     networks = list(next(iter(found.values())))
-    content = {
-        "title": describe(cfg, found),
-        "interval": INTERVAL.format(cfg.unit),
-        "first": label(networks[0]),
-        "signs": [SIGNS[name] for name in attacks_of(cfg) if name in SIGNS],
-        "against": {label(network): check(cfg, found, network) for network in networks},
-        "worst": worst_table(cfg, scores),
-        "differences": difference_table(gains),
-        "attacks": attack_table(cfg, scores),
-    }
-    text = TEMPLATES.get_template("robustness.md").render(markdown=markdown, **content)
+    title = describe(cfg, found)
+    worst = Table("worst case", *worst_table(cfg, scores))
+    attacks = Table("attacks", *attack_table(cfg, scores))
+    compared: list[Part] = []
+    if gains:
+        interval = INTERVAL.format(cfg.unit)
+        words = f"In the worst case, each network less {label(networks[0])}, in points, {interval}."
+        table = Table("differences under attack", *difference_table(gains))
+        compared = [Text(words, "note"), table]
+    masked = [words for network in networks for words in signs(cfg, found, network)]
+    of_attacks = [Text("Attack by attack: miou, percent.", "note"), attacks]
+    text = as_markdown([Text(title), worst, *compared, *of_attacks, *masked])
     print(text)
     write_text(out / "table.md", text)
     write_json(out / "scores.json", scores)
@@ -244,11 +261,19 @@ def write_report(
         for network, by_eps in gains.items()
     }
     write_json(out / "differences.json", plain)
-    plot, *examples = map(figures.embed, draw_figures(cfg, found, scores, out))
-    content |= {"plot": plot, "examples": dict(zip(map(label, networks), examples, strict=True))}
-    section = TEMPLATES.get_template("robustness.html").render(content)
+    plot, *examples = draw_figures(cfg, found, scores, out)
+    parts = [
+        Text(ABOUT),
+        Text(title, "note"),
+        *masked,
+        Picture(plot, "Mean IoU against eps: the worst case of all attacks, and random noise."),
+        *(worst, *compared, *of_attacks),
+    ]
+    for network, path in zip(networks, examples, strict=True):
+        caption = "image, change, truth, and what the network sees before and after"
+        parts.append(Picture(path, f"{label(network)}: {caption}."))
     weights = [weights_of(path) for of_fold in folders.values() for path in of_fold.values()]
-    there = write_section(cfg, report, subject, weights, section)
+    there = write_section(cfg, report, subject, weights, section("Under attack", parts))
     again = command(cfg, "test.py", TestConfig, checkpoint=cfg.checkpoint)
     page = report / "index.html"
     place = f"{page} has a section of them" if there else f"`{again}` takes them into its report"

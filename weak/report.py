@@ -12,7 +12,7 @@ from medood.data.files import read_json, reading
 from medood.data.images import read_mask
 from medood.evaluation.rows import (
     OVER_PATIENTS,
-    Table,
+    Grid,
     Tested,
     gain_table,
     gains_of,
@@ -85,7 +85,7 @@ def write_report(cfg: MasksConfig, tests: dict[int, Tested]) -> None:
     )
 
 
-def classifier_table(cfg: MasksConfig) -> Table:
+def classifier_table(cfg: MasksConfig) -> Grid:
     """Return AUC and F1 of each class over folds."""
     found = [read_json(classifier_folder(cfg, fold) / "scores.json") or {} for fold in cfg.folds]
     rows = [

@@ -11,8 +11,8 @@ from medood.data.files import write_json
 from medood.data.images import read_image
 from medood.evaluation.rows import (
     OVER_PATIENTS,
+    Grid,
     Scores,
-    Table,
     Tested,
     gain_table,
     gains_of,
@@ -122,7 +122,7 @@ def areas_on_healthy(test: Tested) -> dict[str, float | None]:
 
 def training_table(
     scores: Scores, areas: dict[int, dict[str, float | None]], median: int, count: int
-) -> Table:
+) -> Grid:
     """Return `miou`, `dsc` and the area on healthy images of every training, in percent."""
     header, columns = ["training"], []
     for row in TRAINED:

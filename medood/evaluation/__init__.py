@@ -6,7 +6,8 @@ testing     networks on the test patches of a fold
 statistics  differences of two networks, with intervals
 tables      scores and data as people read them
 figures     pictures and plots
-report      one page with all of it
+page        the one writer of pages, for all systems
+report      one page with all of a test
 model_card  what lies beside published weights
 templates/  the words of the report and of the card
 """

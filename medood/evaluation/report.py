@@ -43,6 +43,7 @@ from medood.data.workspace import (
 )
 from medood.evaluation import figures
 from medood.evaluation.model_card import TEMPLATES
+from medood.evaluation.page import page
 from medood.evaluation.ranking import curve
 from medood.evaluation.statistics import Difference, paired_differences, pool
 from medood.evaluation.tables import INTERVAL, LABELS, SCORES, describe_data, markdown, score_table
@@ -315,11 +316,10 @@ def write_report(found: Comparison) -> None:
     title = TEMPLATES.get_template("title.txt").render(found=found, data=data, interval=interval)
     text = f"{title}\n{markdown(header, coded)}"
     print(text)
-    page = TEMPLATES.get_template("report.html").render(
+    body = TEMPLATES.get_template("report.html").render(
         found=found,
         cfg=cfg,
         data=data,
-        is_sample=data == SAMPLE_NAME,
         title=title.strip(),
         header=header,
         rows=rows,
@@ -339,9 +339,12 @@ def write_report(found: Comparison) -> None:
         times=times,
         machine=machine(),
     )
+    names = " and ".join(found.labels.values())
+    heading = f"{names}{'' if found.named else f': {cfg.model_name}'} on {data}"
+    sample = "tissue" if data == SAMPLE_NAME else ""
     write_text(out / "table.md", text)
     if found.gains:
         plain = {name: gain.plain() for name, gain in found.gains.items()}
         write_json(out / "differences.json", plain)
-    write_text(out / "index.html", page)
+    write_text(out / "index.html", page(heading, {"": [Markup(body)]}, sample))
     print(f"{out / 'index.html'}: open it in a browser; scores.json and table.md lie beside it")

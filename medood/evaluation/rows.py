@@ -19,10 +19,10 @@ from medood.data.dataset import Patches
 from medood.data.files import write_json, write_text
 from medood.data.workspace import SAMPLE_NAME, data_name
 from medood.evaluation import figures
-from medood.evaluation.model_card import TEMPLATES
+from medood.evaluation.page import Picture, Table, Text, as_markdown, page
 from medood.evaluation.scores import Tally
 from medood.evaluation.statistics import Difference, paired_differences
-from medood.evaluation.tables import INTERVAL, markdown, spread
+from medood.evaluation.tables import INTERVAL, spread
 from medood.models.checkpoints import load_model
 from medood.models.inference import predict
 from medood.models.network import pick_device
@@ -31,7 +31,7 @@ SHOWN_SCORES = ("miou", "dsc", "fg_to_bg", "bg_to_fg")
 TAUGHT = 0.01  # IoU of full supervision below which a class was not learned
 OVER_PATIENTS = INTERVAL.format("patient")
 
-Table = tuple[list[str], list[list[str]]]
+Grid = tuple[list[str], list[list[str]]]  # header and rows
 Scores = dict[int, dict[str, dict]]  # by fold and row
 Gains = dict[str, dict[str, Difference]]  # by row and score
 
@@ -134,7 +134,7 @@ def verdict(scores: Scores, gains: Gains, rows: dict[str, str], row: str, floor:
     )
 
 
-def score_table(scores: Scores, rows: dict[str, str], classes: tuple[str, ...]) -> Table:
+def score_table(scores: Scores, rows: dict[str, str], classes: tuple[str, ...]) -> Grid:
     """Return the scores of every row over folds, in percent. classes: with background."""
     lines = []
     for name in next(iter(scores.values())):
@@ -145,7 +145,7 @@ def score_table(scores: Scores, rows: dict[str, str], classes: tuple[str, ...]) 
     return ["", *(f"IoU {name}" for name in classes[1:]), *SHOWN_SCORES], lines
 
 
-def gain_table(gains: Gains, rows: dict[str, str], classes: tuple[str, ...]) -> Table:
+def gain_table(gains: Gains, rows: dict[str, str], classes: tuple[str, ...]) -> Grid:
     """Return the differences with their intervals, in points. classes: with background."""
     names = [*(f"IoU {name}" for name in classes[1:]), "miou", "fg_to_bg", "bg_to_fg"]
     lines = [
@@ -154,7 +154,7 @@ def gain_table(gains: Gains, rows: dict[str, str], classes: tuple[str, ...]) -> 
     return ["", *names], lines
 
 
-def share_table(scores: Scores, rows: dict[str, str], classes: tuple[str, ...]) -> Table:
+def share_table(scores: Scores, rows: dict[str, str], classes: tuple[str, ...]) -> Grid:
     """Return the IoU of every class and row as a share of full supervision's, in percent.
 
     It is left out where full supervision does not find the class either.
@@ -185,7 +185,7 @@ def write_rows(
     title: str,
     verdict: str,
     method: str,
-    tables: dict[str, Table],
+    tables: dict[str, Grid],
     pictures: dict[Path, str],
 ) -> None:
     """Print the tables; write them, the scores and a page with its figures to `out`.
@@ -196,30 +196,29 @@ def write_rows(
     """
     for old in {*out.glob("*.png")} - pictures.keys():
         old.unlink()
-    scores = scores_of(tests)
-    content = {
-        "data": data_name(cfg.workspace),
-        "subtitle": f"{data_name(cfg.workspace)}. {cfg.model_name}, percent, {describe(tests)}",
-        "verdict": verdict,
-        "tables": {"": score_table(scores, rows, cfg.class_names), **tables},
-    }
-    text = TEMPLATES.get_template("rows.md").render(markdown=markdown, **content)
+    scores, data = scores_of(tests), data_name(cfg.workspace)
+    subtitle = f"{data}. {cfg.model_name}, percent, {describe(tests)}"
+    lead = [Text(subtitle, "note"), Table("scores", *score_table(scores, rows, cfg.class_names))]
+    more = [
+        part for said, of in tables.items() for part in (Text(f"{said}.", "note"), Table(said, *of))
+    ]
+    text = as_markdown([lead[0], Text(verdict), lead[1], *more])
     print(text)
     write_text(out / "table.md", text)
     write_json(out / "scores.json", scores)
     plain = {name: {k: v.plain() for k, v in of_row.items()} for name, of_row in gains.items()}
     write_json(out / "differences.json", plain)
     draw_classes(out / "classes.svg", scores, rows, cfg.class_names)
-    page = TEMPLATES.get_template("rows.html").render(
-        title=title,
-        is_sample=content["data"] == SAMPLE_NAME,
-        method=method,
-        bars=figures.embed(out / "classes.svg"),
-        pictures={said: figures.embed(path) for path, said in pictures.items()},
-        settings={field.name: getattr(cfg, field.name) for field in fields(cfg)},
-        **content,
-    )
-    write_text(out / "index.html", page)
+    sample = "tissue" if data == SAMPLE_NAME else ""
+    bars = Picture(out / "classes.svg", "IoU of each class, by row of the table.")
+    settings = [[field.name, getattr(cfg, field.name)] for field in fields(cfg)]
+    sections = {
+        "": [Text(verdict, "verdict"), Text(method)],
+        "Scores": [lead[0], bars, lead[1], *more],
+        "Images": [Picture(path, said) for path, said in pictures.items()],
+        "Settings": [Table("settings", ["setting", "value"], settings)],
+    }
+    write_text(out / "index.html", page(f"{title} on {data}", sections, sample))
     print(f"{out / 'index.html'}: open it in a browser; scores.json and table.md lie beside it")
 
 
