@@ -14,7 +14,7 @@ from medood.runs.provenance import require
 
 def train(cfg: TrainingConfig = CONFIG) -> None:
     """Train the baseline of every fold."""
-    from medood.training.loop import train_fold  # here, so that --help works without torch
+    from medood.training.segmentation import train_fold  # here, so that --help works without torch
 
     require(cfg, PATCHES, PATCH_MASKS, FOLD)
     for fold in cfg.folds:

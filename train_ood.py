@@ -16,7 +16,7 @@ from medood.runs.provenance import require
 
 def train_ood(cfg: Config = CONFIG) -> None:
     """Train the Med-OoD network of every fold."""
-    from medood.training.loop import train_fold  # here, so that --help works without torch
+    from medood.training.segmentation import train_fold  # here, so that --help works without torch
 
     require(cfg, PATCHES, PATCH_MASKS, FOLD, OOD_PATCHES, RANKING, ESTIMATE)
     for fold in cfg.folds:

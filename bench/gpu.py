@@ -54,9 +54,8 @@ from medood.evaluation.testing import score_networks, tally_patches
 from medood.models.inference import count_pixels, predict
 from medood.models.network import autocast, pick_device
 from medood.runs.command_line import run
-from medood.training.batches import Loader
-from medood.training.loop import train_epoch, train_fold
-from medood.training.step import Trainer
+from medood.training.loop import train_epoch
+from medood.training.segmentation import Trainer, train_fold
 from rank_prune_ood import rank_files
 
 ROOT = Path(__file__).parents[1]
@@ -168,9 +167,8 @@ def step(cfg: BenchConfig, encoder: str) -> str:
     patches, plain = load_patches(cfg, files), Plain(cfg, files, device)
     work: dict[str, Callable] = {"plain loop": plain.train}
     for name in ("ours", "ours, --compile")[: 1 if cfg.dry_run else 2]:  # it compiles a minute
-        trainer = Trainer(replace(cfg, compile=name != "ours"), device)
-        trainer.begin_epoch(cfg.lr)
-        batch = next(iter(Loader(cfg, FOLD, patches, device)))
+        trainer = Trainer(replace(cfg, compile=name != "ours"), FOLD, patches, device)
+        batch = next(iter(trainer.begin_epoch(0)))
         take = partial(trainer.step, *batch)
         work[name] = lambda take=take: [take() for _ in range(steps)]
         if name == "ours":
@@ -194,9 +192,8 @@ def data(cfg: BenchConfig, encoder: str) -> str:
     images = torch.randint(0, 256, (*shape, 3), dtype=torch.uint8)
     masks = torch.randint(0, len(cfg.class_names), shape, dtype=torch.uint8)
     patches = Patches([""] * count, images, masks, torch.zeros(count, dtype=torch.bool))
-    trainer = Trainer(cfg, device)
-    loader = Loader(cfg, FOLD, patches, device)
-    epoch = seconds_of(lambda: train_epoch(trainer, loader, cfg.lr)) / count
+    trainer = Trainer(cfg, FOLD, patches, device)
+    epoch = seconds_of(lambda: train_epoch(trainer, 0)) / count
     model = trainer.model.eval()
 
     def mine() -> None:

@@ -28,9 +28,8 @@ from medood.data.workspace import id_files
 from medood.evaluation.testing import tally_patches
 from medood.models.network import autocast, pick_device
 from medood.runs.command_line import run
-from medood.training.batches import Loader
 from medood.training.loop import train_epoch
-from medood.training.step import Trainer
+from medood.training.segmentation import Trainer
 
 
 @settings
@@ -46,15 +45,12 @@ class Ours:
 
     def __init__(self, cfg: Config, files: list, device: torch.device) -> None:
         self.cfg, self.files, self.device = cfg, files, device
-        self.trainer = Trainer(cfg, device)
-        self.loader = Loader(cfg, 0, load_patches(cfg, files), device)
+        self.trainer = Trainer(cfg, 0, load_patches(cfg, files), device)
 
     def train(self) -> None:
         """Train for an epoch."""
         self.trainer.model.train()
-        self.loader.set_epoch(0)
-        losses, _ = train_epoch(self.trainer, self.loader, self.trainer.cfg.lr)
-        losses.mean().item()
+        train_epoch(self.trainer, 0)["loss"].mean().item()
 
     def test(self) -> np.ndarray:
         """Return the confusion matrix of all patches, which are read as in the plain loop."""
@@ -88,7 +84,7 @@ def bench(cfg: BenchConfig) -> None:
         figures.compare("testing", len(files), "patch", **tests)
         bare = Ours(replace(cfg, compile=False), files, device)
         with FlopCounterMode(display=False) as counter:
-            bare.trainer.step(*next(iter(bare.loader)))
+            bare.trainer.step(*next(iter(bare.trainer.loader)))
     seconds = statistics.median(times["ours"]) / len(files) * cfg.batch_size
     precision = torch.bfloat16 if autocast(cfg, device)._enabled else torch.float32
     reached = rate_reached(counter.get_total_flops(), seconds, device, precision)

@@ -268,7 +268,7 @@ def _check_disk(cfg: Config, patches: int, findings: Findings) -> None:
 def _check_time(cfg: Config, patches: int, findings: Findings) -> None:
     """Add about how long training takes; UserError if its patches do not fit into memory."""
     from medood.data.dataset import require_memory  # here: they import torch
-    from medood.training.step import step_seconds
+    from medood.training.segmentation import step_seconds
 
     require_memory(cfg, round(TRAIN_SHARE * patches))
     steps = cfg.epochs * math.ceil(TRAIN_SHARE * patches / cfg.batch_size)

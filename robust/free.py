@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from config import Config
-from medood.training.step import Trainer
+from medood.training.batches import Loader
+from medood.training.loop import Losses
+from medood.training.segmentation import Trainer
 from robust.settings import FreeConfig
 
 
@@ -46,10 +48,10 @@ class Noise(nn.Module):
 class FreeTrainer(Trainer):
     """A trainer that takes m optimiser steps on each batch, each on noise that is worse for it."""
 
-    def __init__(self, cfg: FreeConfig, device: torch.device) -> None:
-        super().__init__(cfg, device)
+    def __init__(self, cfg: FreeConfig, *given: object) -> None:
+        super().__init__(cfg, *given)
         shape = cfg.batch_size, 3, cfg.patch_size, cfg.patch_size
-        self.noise = Noise(shape, cfg.eps, 0, 255).to(device)
+        self.noise = Noise(shape, cfg.eps, 0, 255).to(self.device)
         self.normalise = nn.Sequential(self.noise, self.normalise)
 
     @staticmethod
@@ -57,16 +59,16 @@ class FreeTrainer(Trainer):
         """Return what decides a network beside its patches and the settings of config.py."""
         return {"free": {"eps": cfg.eps, "replays": cfg.replays}}
 
-    def begin_epoch(self, lr: float) -> None:
-        """Take the steps from here on at a learning rate, from a noise of 0."""
-        super().begin_epoch(lr)
+    def begin_epoch(self, epoch: int) -> Loader:
+        """Return the batches of an epoch, which begins from a noise of 0."""
         self.noise.start()
+        return super().begin_epoch(epoch)
 
-    def step(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
+    def step(self, *batch: Tensor) -> Losses:
         """Take m steps on a batch, each on the noise after the last; return their mean results."""
         results = []
         for _ in range(self.cfg.replays):
-            results.append(torch.stack(super().step(*batch)))
+            losses = super().step(*batch)
+            results.append(torch.stack(list(losses.values())))
             self.noise.ascend()
-        loss, norm = torch.stack(results).mean(0)
-        return loss, norm
+        return dict(zip(losses, torch.stack(results).mean(0), strict=True))

@@ -24,7 +24,7 @@ from robust.settings import FreeConfig
 def train_free(cfg: FreeConfig) -> None:
     """Train a network of every fold, as train.py does but on images under attack."""
     # here, so that --help works without torch
-    from medood.training.loop import train_fold
+    from medood.training.segmentation import train_fold
     from robust.free import FreeTrainer, replayed
 
     require(cfg, PATCHES, PATCH_MASKS, FOLD)

@@ -61,7 +61,7 @@ def train_fold(
 ) -> None:
     """Train the network of a fold on its cases, unless it is there from the same ones."""
     from robust.volume_oods import add_oods
-    from robust.volume_training import Sample, fit
+    from robust.volume_training import Sample, train_segmenter
     from robust.volumes import make_plan, median_spacing, read_volume, resample
 
     clean = clean_of(cfg, fold)
@@ -81,7 +81,8 @@ def train_fold(
         samples = [Sample(volume) for volume in volumes]
         if cfg.ood:
             samples += add_oods(cfg, fold, clean, volumes, task.class_names)
-        fit(cfg, fold, task, samples, plan, folder, made_from, clean if cfg.free else None)
+        start = clean if cfg.free else None
+        train_segmenter(cfg, fold, task, samples, plan, folder, made_from, start)
 
 
 def model_folder(cfg: VolumeConfig, fold: int, network: str) -> Path:

@@ -1,7 +1,6 @@
 """How a network of volumes is trained: patches, augmentation, steps, and what is written of it."""
 
 import math
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -22,16 +21,14 @@ from monai.transforms import (
 from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
-from tqdm import tqdm
 
 from config import UserError
-from medood.data.files import csv_text, read_json, whole_folder, write_json, write_text
-from medood.data.records import RUN, hashes
-from medood.models.checkpoints import TRAINED_ON, versions
+from medood.data.files import read_json, write_json
+from medood.models.checkpoints import versions
 from medood.models.network import exact, pick_device
 from medood.training.batches import AUGMENTATION, INITIALISATION, ORDER, stream_seed
+from medood.training.loop import Losses, Training, fit, write_trained
 from medood.training.losses import segmentation_loss
-from medood.training.state import TrainingState
 from robust.free import Noise
 from robust.nifti import AXES
 from robust.settings import NetworkConfig, TrainVolumesConfig, VolumeConfig
@@ -136,20 +133,35 @@ def cut_and_change(patch: tuple[int, int, int]) -> Compose:
 # ---------------------------------------------------------------- steps
 
 
-class Trainer:
-    """A segmenter in training, its optimiser and, for free training, the noise that lives on."""
+class Trainer(Training):
+    """A segmenter in training on volumes and, for free training, the noise that lives on."""
 
-    def __init__(self, cfg: TrainVolumesConfig, segmenter: Segmenter, modalities: int) -> None:
-        self.cfg, self.model = cfg, segmenter.train()
+    def __init__(
+        self, cfg: TrainVolumesConfig, fold: int, samples: list[Sample], segmenter: Segmenter
+    ) -> None:
         self.replays = cfg.replays if cfg.free else 1
-        self.epochs = math.ceil(cfg.epochs / self.replays)
+        epochs, device = math.ceil(cfg.epochs / self.replays), segmenter.mean.device
+        super().__init__(cfg, f"fold {fold}", segmenter.train(), epochs, device)
+        self.loader = Loader(cfg, fold, samples, segmenter.patch, device)
         weights = segmenter.network.parameters()
         self.optimiser = torch.optim.AdamW(weights, cfg.lr, weight_decay=WEIGHT_DECAY)
-        shape = cfg.batch_size, modalities, *segmenter.patch
-        self.noise = Noise(shape, cfg.eps / 255, 0, 1).to(segmenter.mean.device)
+        self.parts["optimiser"] = self.optimiser
+        shape = cfg.batch_size, *samples[0].volume.image.shape[:1], *segmenter.patch
+        self.noise = Noise(shape, cfg.eps / 255, 0, 1).to(device)
 
-    def step(self, images: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    def begin_epoch(self, epoch: int) -> Loader:
+        """Return the batches of an epoch, which begins from a noise of 0."""
+        self.taken = 0  # steps in this epoch
+        self.noise.start()
+        self.loader.set_epoch(epoch)
+        return self.loader
+
+    def step(self, images: Tensor, target: Tensor, weight: Tensor) -> Losses:
         """Take an optimiser step on a batch, or, for free training, m; return the last loss."""
+        share = (len(self.log) + self.taken / len(self.loader)) / self.epochs
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate(self.cfg, share)
+        self.taken += 1
         for _ in range(self.replays):
             with exact(self.cfg):
                 logits = self.model(self.noise(images) if self.cfg.free else images)
@@ -161,7 +173,11 @@ class Trainer:
             self.optimiser.zero_grad()
             if self.cfg.free:
                 self.noise.ascend()
-        return loss.detach()
+        return {"loss": loss.detach()}
+
+    def end_epoch(self, losses: dict[str, float]) -> dict:
+        """Return the row of the log, with the last learning rate."""
+        return super().end_epoch(losses) | {"lr": self.optimiser.param_groups[0]["lr"]}
 
 
 def learning_rate(cfg: NetworkConfig, share: float) -> float:
@@ -170,7 +186,7 @@ def learning_rate(cfg: NetworkConfig, share: float) -> float:
     return cfg.lr * min(1.0, (share + 1e-3) / WARM_UP) * (1 + math.cos(math.pi * falling)) / 2
 
 
-def fit(
+def train_segmenter(
     cfg: TrainVolumesConfig,
     fold: int,
     task: Task,
@@ -180,11 +196,9 @@ def fit(
     made_from: dict,
     start: Path | None,
 ) -> None:
-    """Train a network and write it to `folder`.
+    """Train a network, see `fit`, and write it to `folder`.
 
-    start: the folder of a network to go on from; None begins with random weights. A training that
-    was interrupted goes on after its last whole epoch, and ends with the same weights. Raises
-    UserError if the loss stops being finite.
+    start: the folder of a network to go on from; None begins with random weights.
     """
     device = pick_device(cfg)
     torch.manual_seed(stream_seed(cfg, fold, INITIALISATION))
@@ -192,55 +206,23 @@ def fit(
     segmenter = Segmenter(cfg, network, plan, device)
     if start:
         network.load_state_dict(load_file(start / WEIGHTS))
-    trainer = Trainer(cfg, segmenter, task.modalities)
-    loader = Loader(cfg, fold, samples, plan.patch, device)
-    state = TrainingState(folder / "resume.pt", made_from, trainer)
     oods = sum(sample.is_ood for sample in samples)
     print(
         f"fold {fold}: {cfg.model_name}, {len(samples) - oods} ID + {oods} OoD volumes, patches"
         f" {' x '.join(map(str, plan.patch))}, {device.type}"
-        + (f", from epoch {len(state.log) + 1}" if state.log else "")
     )
-    print("  epoch    loss       lr  seconds")
-    for epoch in range(len(state.log), trainer.epochs):
-        started = time.perf_counter()
-        loss, lr = train_epoch(trainer, loader, epoch)
-        state.add({"epoch": epoch + 1, "loss": round(loss, 6), "lr": lr})
-        seconds = time.perf_counter() - started
-        print(f"  {epoch + 1:5d}  {loss:6.4f}  {lr:.1e}  {seconds:7.1f}", flush=True)
-    run = {"fold": fold, "epoch": trainer.epochs}
+    trainer = Trainer(cfg, fold, samples, segmenter)
+    run = {"fold": fold, "epoch": fit(trainer, folder, made_from)}
     run |= {"id_patches": len(samples) - oods, "ood_patches": oods}
-    names = sorted({sample.volume.name for sample in samples})
-    with whole_folder(folder) as finished:
+    run |= {"versions": versions(), "made_from": made_from}
+
+    def save_network(finished: Path) -> None:
         weights = {name: value.contiguous() for name, value in network.state_dict().items()}
         (finished / WEIGHTS).write_bytes(save(weights))  # save_file would hide it from others
         write_json(finished / DESCRIPTION, describe(cfg, task, plan))
-        write_text(finished / "log.csv", csv_text(list(state.log[0]), map(dict.values, state.log)))
-        write_text(finished / TRAINED_ON, "".join(f"{name}\n" for name in names))
-        run |= {"versions": versions(), "made_from": made_from, "outputs": hashes(finished)}
-        write_json(finished / RUN, run)
 
-
-def train_epoch(trainer: Trainer, loader: Loader, epoch: int) -> tuple[float, float]:
-    """Take a step on each batch of an epoch, counted from 0; return mean loss and last lr.
-
-    Raises UserError if a loss is not finite.
-    """
-    loader.set_epoch(epoch)
-    trainer.noise.start()
-    losses = torch.empty(len(loader), device=loader.device)
-    progress = tqdm(loader, f"  epoch {epoch + 1}", leave=False, disable=None)
-    for step, batch in enumerate(progress):
-        lr = learning_rate(trainer.cfg, (epoch + step / len(loader)) / trainer.epochs)
-        for group in trainer.optimiser.param_groups:
-            group["lr"] = lr
-        losses[step] = trainer.step(*batch)  # no .item() here: the host would wait for the device
-    if not losses.isfinite().all():
-        raise UserError(
-            f"fold {loader.fold}, epoch {epoch + 1}: the loss is not finite: lower lr (now"
-            f" {trainer.cfg.lr:g}) or set precision to float32, and train again"
-        )
-    return losses.mean().item(), lr
+    names = {sample.volume.name for sample in samples}
+    write_trained(folder, trainer, run, names, save_network)
 
 
 # ---------------------------------------------------------------- on the disk

@@ -40,8 +40,7 @@ from medood.models.network import build_model, pick_device
 from medood.processes import world_size
 from medood.runs.products import network_made_from
 from medood.training.batches import batches
-from medood.training.loop import train_fold
-from medood.training.step import TIMED_STEPS, step_seconds
+from medood.training.segmentation import TIMED_STEPS, step_seconds, train_fold
 from rank_prune_ood import rank_files
 
 

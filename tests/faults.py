@@ -33,7 +33,7 @@ import export  # noqa: E402, F401  these import what the steps import late
 import medood.evaluation.figures  # noqa: E402
 import medood.evaluation.report  # noqa: E402
 import medood.models.checkpoints  # noqa: E402
-import medood.training.loop  # noqa: E402, F401
+import medood.training.segmentation  # noqa: E402, F401
 from tests.conftest import TINY, kind_of, write_region  # noqa: E402
 
 STEPS = (

@@ -8,9 +8,8 @@ import torch
 
 from config import Config
 from medood.data.dataset import Patches
-from medood.training.batches import Loader
 from medood.training.loop import train_epoch
-from medood.training.step import Trainer
+from medood.training.segmentation import Trainer
 from tests import standin
 from tests.conftest import TINY
 
@@ -70,13 +69,7 @@ def some_patches(count: int, side: int = 32) -> Patches:
 
 
 def trained(cfg: Config, device: torch.device, count: int = 20, epochs: int = 2, kind=Trainer):
-    """Return a trainer after some epochs, the second of a lower learning rate, and its losses."""
-    torch.manual_seed(0)
-    trainer = kind(cfg, device)
-    loader = Loader(cfg, 1, some_patches(count), device)
-    found = []
-    for epoch in range(epochs):
-        loader.set_epoch(epoch)
-        losses_of_epoch, norms = train_epoch(trainer, loader, cfg.lr / 10**epoch)
-        found += [losses_of_epoch.cpu(), norms.cpu()]
-    return trainer, torch.cat(found)
+    """Return a trainer after some epochs, and its losses with the norms of the gradients."""
+    trainer = kind(dataclasses.replace(cfg, epochs=epochs), 1, some_patches(count), device)
+    found = [train_epoch(trainer, epoch) for epoch in range(epochs)]
+    return trainer, torch.cat([values.cpu() for of_epoch in found for values in of_epoch.values()])

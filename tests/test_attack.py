@@ -20,7 +20,6 @@ from medood.data.records import RUN, hashes
 from medood.data.workspace import free_folder, id_files, model_folder
 from medood.evaluation.report import read_section, subject_of, write_section
 from medood.evaluation.tables import MATCHED
-from medood.training.batches import Loader
 from medood.training.loop import train_epoch
 from robust.attack import attack, quick, spread_out
 from robust.attacked import Attacked, attack_fold, attacks_of, pairs_of
@@ -272,10 +271,8 @@ def test_the_noise_steps_eps_up_the_loss_and_stays_within_it():
 def trained(cfg):
     """Return a free trainer after an epoch on the training patches of fold 1, and its losses."""
     patches = load_patches(cfg, id_files(cfg, read_fold(cfg, 1).train))
-    torch.manual_seed(0)
-    trainer = FreeTrainer(cfg, CPU)
-    losses, _ = train_epoch(trainer, Loader(cfg, 1, patches, CPU), cfg.lr)
-    return trainer, losses
+    trainer = FreeTrainer(cfg, 1, patches, CPU)
+    return trainer, train_epoch(trainer, 0)["loss"]
 
 
 def test_an_epoch_drives_the_noise_to_eps(patched):
@@ -284,7 +281,7 @@ def test_an_epoch_drives_the_noise_to_eps(patched):
     assert 0.9 * 8 < noise.max() <= 8
     assert noise.mean() > 4  # nearly everywhere, not in a pixel
     assert losses.isfinite().all()
-    trainer.begin_epoch(1e-4)
+    trainer.begin_epoch(1)
     assert not trainer.noise.noise.any()
 
 

@@ -170,7 +170,7 @@ def test_the_printed_commands_lead_from_the_data_to_a_training(tiny, monkeypatch
     for name in ("Lizard_Images", "Labels"):
         (tiny.workspace / name).rename(home / name)
     monkeypatch.chdir(home.parent)
-    monkeypatch.setattr("medood.training.loop.train_fold", lambda *_: None)
+    monkeypatch.setattr("medood.training.segmentation.train_fold", lambda *_: None)
     cfg = replace(tiny, workspace=Path(home.name), folds=(2,))
     followed = []
     for _ in range(2):

@@ -23,10 +23,10 @@ from medood.data.workspace import model_folder, ood_files
 from medood.evaluation.testing import tally_patches
 from medood.models import inference, network
 from medood.models.checkpoints import load_model
-from medood.training import losses, step
-from medood.training.batches import Loader, storage_device
+from medood.training import losses, segmentation
+from medood.training.batches import storage_device
 from medood.training.loop import train_epoch
-from medood.training.step import Trainer
+from medood.training.segmentation import Trainer
 from predict import PredictConfig, predict_images
 from rank_prune_ood import count_seen, rank_prune_ood
 from test import evaluate
@@ -82,33 +82,34 @@ def test_only_float32_is_not_tf32_and_only_while_it_is_computed(
 
     cfg = dataclasses.replace(SMALL, precision=precision)
     other = dataclasses.replace(SMALL, precision="auto" if precision == "float32" else "float32")
-    trainer = Trainer(cfg, CPU)
-    Trainer(other, CPU)  # its precision is its own
+    trainer = Trainer(cfg, 1, some_patches(8), CPU)
+    Trainer(other, 1, some_patches(8), CPU)  # its precision is its own
     first = next(m for m in trainer.model.modules() if isinstance(m, torch.nn.Conv2d))
     first.register_forward_hook(note)
     first.weight.register_hook(note)
-    loader = Loader(cfg, 1, some_patches(8), CPU)
-    train_epoch(trainer, loader, cfg.lr)
+    train_epoch(trainer, 0)
     predictor = inference.Predictor(cfg, trainer.model.eval(), CPU)
     predictor(some_patches(1).images)
     assert seen == [inside] * 3
     assert torch.backends.cudnn.allow_tf32 is outside
 
 
-@pytest.mark.parametrize("loss", ["dice", "dice_ce", "paper_code"])
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("stored", ["there", "on the CPU"])
+@pytest.mark.parametrize(
+    ("loss", "precision", "stored"),
+    [
+        ("dice", "float32", "there"),
+        ("dice_ce", "bfloat16", "on the CPU"),
+        ("paper_code", "float32", "on the CPU"),
+    ],
+)
 def test_the_host_never_waits_in_an_epoch(gpu, loss, precision, stored, monkeypatch):
     cfg = dataclasses.replace(SMALL, loss=loss, precision=precision)
-    trainer = Trainer(cfg, gpu.device)
-    patches = some_patches(20)
     storage = gpu.device if stored == "there" else CPU
     monkeypatch.setattr("medood.training.batches.storage_device", lambda *_: storage)
-    loader = Loader(cfg, 1, patches, gpu.device)
-    assert (loader.storage == CPU) == (stored != "there")
-    train_epoch(trainer, loader, cfg.lr)  # torch prepares some things once
-    loader.set_epoch(1)
-    batches = iter(loader)
+    trainer = Trainer(cfg, 1, some_patches(20), gpu.device)
+    assert (trainer.loader.storage == CPU) == (stored != "there")
+    train_epoch(trainer, 0)  # torch prepares some things once
+    batches = iter(trainer.begin_epoch(1))
     step_of = [next(batches), next(batches)]  # the indices are copied at the start of an epoch
     with gpu.never_waiting():
         trainer.step(*step_of[1])
@@ -143,8 +144,7 @@ def test_generators_learn_the_same_and_the_host_waits_for_nothing(gpu):
     images = some_patches(6).images
     found = {}
     for device in (CPU, gpu.device):
-        torch.manual_seed(0)
-        trainer = TransferTrainer(cfg, device)
+        trainer = TransferTrainer(cfg, 1, images[:3], images[3:], Path(), device)
         (batch,) = draw(cfg, 1, 0, 1, images[:3], images[3:], device)
         trainer.step(*batch)  # the first one builds the optimiser's state
         with gpu.never_waiting() if device == gpu.device else contextlib.nullcontext():
@@ -160,7 +160,7 @@ def test_generators_learn_the_same_and_the_host_waits_for_nothing(gpu):
 
 def leave_a_mask_on_the_cpu(monkeypatch):
     monkeypatch.setattr(
-        step,
+        segmentation,
         "augment",
         lambda images, masks, _: (images.permute(0, 3, 1, 2).float(), masks.cpu().long()),
     )
@@ -171,14 +171,14 @@ def ask_for_the_loss(monkeypatch):
         loss = losses.segmentation_loss(*given)
         return loss if loss.item() > 0 else -loss
 
-    monkeypatch.setattr(step, "segmentation_loss", asking)
+    monkeypatch.setattr(segmentation, "segmentation_loss", asking)
 
 
 def make_a_constant_on_the_cpu(monkeypatch):
     def shifted(*given):
         return losses.segmentation_loss(*given) + torch.tensor([1.0], device=given[0].device)[0]
 
-    monkeypatch.setattr(step, "segmentation_loss", shifted)
+    monkeypatch.setattr(segmentation, "segmentation_loss", shifted)
 
 
 def test_a_mask_left_on_the_cpu_is_found(gpu, monkeypatch):
@@ -253,22 +253,19 @@ def test_scores_are_those_of_the_cpu(cuda_run):
 
 def test_an_interrupted_training_goes_on_and_may_change_its_device(cuda_run, monkeypatch):
     on_gpu, on_cpu = cuda_run
-    from medood.training import loop
-
-    whole = loop.train_epoch
-    logs = []
+    whole, logs = Trainer.begin_epoch, []
     for first, then in ((on_gpu, on_gpu), (on_gpu, on_cpu), (on_cpu, on_gpu)):
         folder = model_folder(first, 1, ood=False)
 
-        def stop_in_the_second(trainer, loader, lr):
-            if loader.epoch == 1:
+        def stop_in_the_second(trainer, epoch):
+            if epoch == 1:
                 raise KeyboardInterrupt
-            return whole(trainer, loader, lr)
+            return whole(trainer, epoch)
 
-        monkeypatch.setattr(loop, "train_epoch", stop_in_the_second)
+        monkeypatch.setattr(Trainer, "begin_epoch", stop_in_the_second)
         with pytest.raises(KeyboardInterrupt):
             train(first)
-        monkeypatch.setattr(loop, "train_epoch", whole)
+        monkeypatch.setattr(Trainer, "begin_epoch", whole)
         train(then)
         rows = (folder / "log.csv").read_text().splitlines()
         logs.append([float(row.split(",")[1]) for row in rows[1:]])

@@ -11,7 +11,7 @@ from medood.data.files import in_threads
 from medood.data.folds import read_fold
 from medood.data.workspace import id_files
 from medood.evaluation.figures import share_right
-from medood.training import loop as training
+from medood.training import segmentation as training
 from tests.conftest import TINY
 
 

@@ -8,8 +8,8 @@ import torch
 from docstring_parser import parse_from_object
 
 from config import Config, Machine, UserError
-from medood.training.batches import Loader
-from medood.training.step import Trainer, explain_errors
+from medood.training.loop import explain_errors
+from medood.training.segmentation import Trainer
 from tests.conftest import TINY
 from tests.gpus import CPU, HERE, SMALL, some_patches, trained
 
@@ -38,8 +38,8 @@ def test_the_list_of_what_cannot_be_deterministic_is_torchs_own():
 
 def refused_in_a_step(gpu, cfg: Config) -> set[str]:
     """Which operations of a training step torch would refuse to make deterministic on CUDA."""
-    trainer = Trainer(cfg, gpu.device)
-    batch = next(iter(Loader(cfg, 1, some_patches(4, cfg.patch_size), gpu.device)))
+    trainer = Trainer(cfg, 1, some_patches(4, cfg.patch_size), gpu.device)
+    batch = next(iter(trainer.loader))
     gpu.launches.clear()
     torch.use_deterministic_algorithms(True)  # torch has other ways for some, slower ones
     try:

@@ -7,9 +7,12 @@ import torch
 from torch import nn
 
 from config import UserError
+from medood.training.loop import fit
+from tests.conftest import TINY, as_settings_of
 from weak.affinity import UNSURE
 from weak.classifier import Level
-from weak.irnet import STRIDE, IRNet, boundaries, train_irnet
+from weak.irnet import STRIDE, IRNet, IRNetTraining, boundaries
+from weak.settings import IRNetConfig
 
 CPU = torch.device("cpu")
 LEVELS = Level(8, 0), Level(12, 1 / 4)  # the 3 x 3 convolution of stride 2 moves its map
@@ -53,8 +56,13 @@ def halves(count=24):
 
 
 def train(encoder, irnet, images, labels, **settings):
-    chosen = {"epochs": 1, "lr": 0.1, "batch_size": 8, "seed": 0} | settings
-    return train_irnet(encoder, irnet, images, labels, normalise=normalise, device=CPU, **chosen)
+    """The losses of all epochs."""
+    chosen = {"irnet_epochs": 1, "irnet_lr": 0.1, "batch_size": 8, "seed": 0} | settings
+    cfg = as_settings_of(IRNetConfig, TINY, **chosen)
+    given = encoder, irnet, images, labels
+    training = IRNetTraining(cfg, 1, *given, normalise=normalise, device=CPU)
+    fit(training)
+    return [row["loss"] for row in training.log]
 
 
 def state_bytes(network):
@@ -64,7 +72,7 @@ def state_bytes(network):
 def test_the_boundary_is_learnt_where_two_halves_meet():
     encoder, irnet = networks()
     images, labels, edges = halves()
-    log = train(encoder, irnet, images[:16], labels[:16], epochs=10)
+    log = train(encoder, irnet, images[:16], labels[:16], irnet_epochs=10)
     assert len(log) == 10
     assert log[-1] < 0.6 * log[0]
     found = boundaries(encoder, irnet, images[16:], normalise=normalise, device=CPU)
@@ -146,7 +154,7 @@ def test_the_encoder_sees_normalised_images_and_mirror_images_with_their_labels(
         return logits.mean()
 
     monkeypatch.setattr("weak.irnet.irnet_loss", loss)
-    train(encoder, irnet, images, labels, epochs=4, batch_size=4)
+    train(encoder, irnet, images, labels, irnet_epochs=4, batch_size=4)
     assert [len(batch) for batch in seen] == [4, 2] * 4
     is_mirrored = torch.cat([batch[:, 0, 0, 0] > batch[:, 0, 0, -1] for batch in seen])
     assert 4 < is_mirrored.sum() < 20
@@ -162,11 +170,11 @@ def test_the_learning_rate_falls_as_a_polynomial(monkeypatch):
 
     monkeypatch.setattr(torch.optim, "SGD", Recorded)
     images, labels, _ = halves(5)
-    train(*networks(), images, labels, epochs=2, batch_size=2, lr=0.2)
+    train(*networks(), images, labels, irnet_epochs=2, batch_size=2, irnet_lr=0.2)
     assert rates == pytest.approx([0.2 * (1 - step / 6) ** 0.9 for step in range(6)])
 
 
 def test_a_loss_that_is_not_finite_is_refused():
     images, labels, _ = halves(4)
-    with pytest.raises(UserError, match="epoch .: the loss is nan: lower its learning rate"):
-        train(*networks(), images, labels, lr=1e30, epochs=4, batch_size=2)
+    with pytest.raises(UserError, match="epoch ., step .: the loss is (nan|inf): lower irnet_lr"):
+        train(*networks(), images, labels, irnet_lr=1e30, irnet_epochs=4, batch_size=2)

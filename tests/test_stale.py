@@ -19,7 +19,7 @@ from medood.data.images import read_image, write_png
 from medood.data.records import RECORD
 from medood.data.workspace import fold_path, model_folder, ranking_path
 from medood.runs.products import FOLD, PATCH_MASKS, PATCHES
-from medood.training import step
+from medood.training import segmentation
 from tests.test_check import change_label, truncate
 
 
@@ -148,8 +148,8 @@ def test_an_estimate_of_time_without_memory_is_said_with_the_batch_size_to_try(t
     def fill(*_):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr(step.Trainer, "step", fill)
-    step.step_seconds.cache_clear()
+    monkeypatch.setattr(segmentation.Trainer, "step", fill)
+    segmentation.step_seconds.cache_clear()
     with pytest.raises(UserError, match="set batch_size to 4$"):
         look(tiny)
 

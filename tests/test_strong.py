@@ -7,10 +7,10 @@ import torch
 
 from medood.data.dataset import Patches
 from medood.models.inference import Predictor
+from medood.models.network import build_model
 from medood.runs.products import BASELINE
 from medood.training import augmentation, batches
 from medood.training.augmentation import augment, draw_augmentation, parameters_of, stains_of
-from medood.training.step import Trainer
 from tests.conftest import TINY
 
 CPU = torch.device("cpu")
@@ -98,7 +98,7 @@ def test_an_epoch_of_rare_sampling_has_as_many_patches_and_more_of_the_rare():
 
 def test_a_mirrored_prediction_turns_with_the_image_and_is_the_mean_by_hand():
     torch.manual_seed(0)
-    model = Trainer(SMALL, CPU).model.eval()
+    model = build_model(SMALL).eval()
     images = batch(SMALL, 2)[0]
     plain = Predictor(SMALL, model, CPU)
     ours = Predictor(dataclasses.replace(SMALL, mirrors=True), model, CPU)

@@ -25,8 +25,7 @@ from medood.data.workspace import fold_path, id_files, model_folder, pct_path, r
 from medood.models.checkpoints import load_model
 from medood.runs import products
 from medood.training import batches
-from medood.training import loop as training
-from medood.training import step as step_module
+from medood.training import segmentation as training
 from rank_prune_ood import rank_prune_ood
 from tests.conftest import TINY, draw_regions
 from tests.oracles import read_rows
@@ -232,8 +231,8 @@ def test_med_ood_trains_on_the_hardest_share(one_fold):
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_cure(one_fold, monkeypatch):
-    real = step_module.segmentation_loss
-    monkeypatch.setattr(step_module, "segmentation_loss", lambda *a: real(*a) * float("nan"))
+    real = training.segmentation_loss
+    monkeypatch.setattr(training, "segmentation_loss", lambda *a: real(*a) * float("nan"))
     with pytest.raises(UserError, match=r"epoch 1, step 1: the loss is nan on the patches region"):
         train(one_fold)
     assert not (model_folder(one_fold, 1, ood=False) / "run.json").exists()
@@ -358,14 +357,14 @@ def test_validation_patches_without_a_nucleus_are_refused(with_val):
 
 def spoil(monkeypatch, step, change):
     """Let the loss of a step, counted from 1 over the whole training, be changed."""
-    real, taken = step_module.segmentation_loss, []
+    real, taken = training.segmentation_loss, []
 
     def loss(logits, *others):
         taken.append(1)
         value = real(logits, *others)
         return change(value, logits) if len(taken) == step else value
 
-    monkeypatch.setattr(step_module, "segmentation_loss", loss)
+    monkeypatch.setattr(training, "segmentation_loss", loss)
 
 
 def names_of_step(cfg, epoch, step):

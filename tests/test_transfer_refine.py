@@ -6,8 +6,10 @@ import dataclasses
 import pytest
 import torch
 
+from medood.data.dataset import Patches
 from medood.data.labels import UNSURE
 from medood.training.augmentation import RANDOM, augment, draw_augmentation, parameters_of
+from medood.training.loop import train_epoch
 from medood.training.losses import segmentation_loss
 from medood.training.state import TrainingState
 from tests.conftest import TINY
@@ -15,7 +17,7 @@ from weak import teacher
 from weak.teacher import DECAY, SURE, MeanTeacher, average
 
 CPU = torch.device("cpu")
-LESION = dataclasses.replace(TINY, classes=(("lesion", "#d55e00"),))
+LESION = dataclasses.replace(TINY, encoder="tu-test_resnet", classes=(("lesion", "#d55e00"),))
 
 
 def batch(cfg, count=4):
@@ -28,10 +30,12 @@ def batch(cfg, count=4):
     return images, masks, torch.ones(count), draw_augmentation(count, 0)
 
 
+PATCHES = Patches(list("abcd"), *batch(LESION)[:2], torch.zeros(4, dtype=torch.bool))
+
+
 @pytest.fixture
 def trainer():
-    torch.manual_seed(0)
-    return MeanTeacher(LESION, CPU)
+    return MeanTeacher(LESION, 1, PATCHES, CPU)
 
 
 def test_the_average_is_the_plain_mean_at_first_and_then_an_exponential_one():
@@ -46,11 +50,11 @@ def test_the_average_is_the_plain_mean_at_first_and_then_an_exponential_one():
 
 
 def test_the_teacher_begins_as_the_student_and_follows_its_weights_and_buffers(trainer):
-    for epoch in (1, 2):
+    for epoch in range(2):
         before = copy.deepcopy(trainer.model.state_dict())
-        trainer.begin_epoch(1e-3)
+        trainer.begin_epoch(epoch)
         trainer.step(*batch(LESION))
-        assert int(trainer.teacher.n_averaged) == (2 if epoch == 2 else 0)
+        assert int(trainer.teacher.n_averaged) == 2 * epoch
     mean, now = trainer.teacher.module.state_dict(), trainer.model.state_dict()
     for name, value in mean.items():
         if value.is_floating_point():
@@ -61,19 +65,19 @@ def test_the_teacher_begins_as_the_student_and_follows_its_weights_and_buffers(t
     ("epochs", "counts"), [(1, [0]), (2, [0, 1]), (3, [0, 0, 1]), (4, [0, 0, 1, 1])]
 )
 def test_the_teacher_counts_in_the_second_half_of_the_epochs(epochs, counts):
-    trainer = MeanTeacher(dataclasses.replace(LESION, epochs=epochs), CPU)
+    trainer = MeanTeacher(dataclasses.replace(LESION, epochs=epochs), 1, PATCHES, CPU)
     found = []
-    for _ in range(epochs):
-        trainer.begin_epoch(1e-3)
+    for epoch in range(epochs):
+        trainer.begin_epoch(epoch)
         found.append(int(trainer.counts))
     assert found == counts
 
 
 def test_no_gradient_reaches_the_teacher(trainer):
-    trainer.begin_epoch(1e-3)
+    trainer.begin_epoch(0)
     trainer.step(*batch(LESION))
-    trainer.begin_epoch(1e-3)  # from now on it counts
-    trainer._loss(*batch(LESION)).backward()
+    trainer.begin_epoch(1)  # from now on it counts
+    trainer.loss(*batch(LESION)).backward()
     assert all(weight.grad is None for weight in trainer.teacher.parameters())
     assert not trainer.teacher.training
     assert trainer.model.training
@@ -122,17 +126,17 @@ def test_a_teacher_that_says_what_the_mask_says_doubles_the_loss_under_any_warp(
     given = batch(LESION)
     trainer.label = lambda images, masks: masks
     trainer.counts = True
-    plain = super(MeanTeacher, trainer)._loss(*given)
-    assert torch.allclose(trainer._loss(*given), 2 * plain)
+    plain = super(MeanTeacher, trainer).loss(*given)
+    assert torch.allclose(trainer.loss(*given), 2 * plain)
 
 
 def test_in_the_first_half_the_masks_teach_alone(trainer):
     given = batch(LESION)
-    plain = super(MeanTeacher, trainer)._loss(*given)
-    trainer.begin_epoch(1e-3)
-    assert torch.equal(trainer._loss(*given), plain)
-    trainer.begin_epoch(1e-3)
-    assert trainer._loss(*given) > plain
+    plain = super(MeanTeacher, trainer).loss(*given)
+    trainer.begin_epoch(0)
+    assert torch.equal(trainer.loss(*given), plain)
+    trainer.begin_epoch(1)
+    assert trainer.loss(*given) > plain
 
 
 def test_the_loss_is_that_of_the_mask_and_that_of_the_teachers_label(trainer):
@@ -140,7 +144,7 @@ def test_the_loss_is_that_of_the_mask_and_that_of_the_teachers_label(trainer):
     trainer.counts = True
     trainer.model.eval()  # the same logits in every pass
     unchanged = parameters_of(torch.zeros(4, RANDOM))
-    found = trainer._loss(images, masks, weight, unchanged)
+    found = trainer.loss(images, masks, weight, unchanged)
     label = trainer.label(images, masks)
     logits = trainer.model(trainer.normalise(augment(images, masks, unchanged)[0]))
     parts = [segmentation_loss(logits, t.long(), weight, "dice") for t in (masks, label)]
@@ -148,20 +152,16 @@ def test_the_loss_is_that_of_the_mask_and_that_of_the_teachers_label(trainer):
 
 
 def test_an_interrupted_training_has_its_teacher_again(trainer, tmp_path):
-    state = TrainingState(tmp_path / "resume.pt", {}, trainer)
-    for _ in range(2):
-        trainer.begin_epoch(1e-3)
-        trainer.step(*batch(LESION))
-        state.add({"epoch": 1})
-    torch.manual_seed(1)
-    other = MeanTeacher(LESION, CPU)
-    again = TrainingState(tmp_path / "resume.pt", {}, other)
-    assert len(again.log) == 2
+    state = TrainingState(trainer, tmp_path / "resume.pt", {})
+    for epoch in range(2):
+        train_epoch(trainer, epoch)
+        state.add({"epoch": epoch + 1})
+    other = MeanTeacher(dataclasses.replace(LESION, seed=1), 1, PATCHES, CPU)
+    TrainingState(other, tmp_path / "resume.pt", {})
+    assert len(other.log) == 2
     for one in (trainer, other):
-        one.begin_epoch(1e-3)
+        one.begin_epoch(2)
         one.step(*batch(LESION))
-    assert other.teacher.epochs == 3
-    assert other.counts
     for part in ("model", "teacher"):
         ours, theirs = (getattr(t, part).state_dict() for t in (trainer, other))
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)

@@ -72,7 +72,7 @@ def test_an_interrupted_training_goes_on_and_ends_with_the_same_bytes(
 
     def stop(self, *images):
         calls.append(1)
-        if len(calls) == 4:  # in the last round
+        if len(calls) == 6:  # in the last round
             raise KeyboardInterrupt
         return step(self, *images)
 
@@ -81,8 +81,8 @@ def test_an_interrupted_training_goes_on_and_ends_with_the_same_bytes(
         trained(cfg, tmp_path / "cut")
     assert not (tmp_path / "cut" / WEIGHTS).exists()
     assert trained(cfg, tmp_path / "cut") == whole
-    assert "from step 5" in capsys.readouterr().out
-    assert len(calls) == 4 + 2
+    assert "it goes on after epoch 2" in capsys.readouterr().out
+    assert len(calls) == 6 + 2
     assert (tmp_path / "cut" / "log.csv").read_bytes() == log
 
 
@@ -110,8 +110,7 @@ def test_the_log_has_a_row_of_every_round_and_some_have_a_picture(cfg, tmp_path,
 
 
 def test_each_side_learns_only_when_it_is_its_turn(cfg, monkeypatch):
-    torch.manual_seed(0)
-    trainer = Trainer(cfg, CPU)
+    trainer = Trainer(cfg, 79, *IMAGES, cfg.workspace, CPU)
     ill, well = (torch.rand(2, 3, 32, 32) * 2 - 1 for _ in range(2))
 
     def weights(part):
@@ -200,7 +199,7 @@ def test_images_that_nothing_can_be_learned_from_are_refused(
 
 def test_a_loss_that_is_not_finite_ends_the_training_in_a_sentence(cfg, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "area", lambda mask, aim=0.0: mask.mean() * float("nan"))
-    with pytest.raises(UserError, match="steps up to 4: .* loss is nan: lower transfer_lr"):
+    with pytest.raises(UserError, match="epoch 2, step 1: the area is nan: lower transfer_lr"):
         trained(cfg, tmp_path / "out")
 
 
@@ -220,14 +219,14 @@ def test_a_mask_of_0_gives_every_value_of_a_byte_back():
 
 
 def test_what_is_loaded_is_the_generator_that_heals_after_the_last_step(cfg, tmp_path, monkeypatch):
-    states = []
-    add = training.Report.add
+    states, end = [], Trainer.end_epoch
 
-    def note(report, log, generator):
-        add(report, log, generator)
-        states.append({name: values.clone() for name, values in generator.state_dict().items()})
+    def note(trainer, losses):
+        found = trainer.model["heal"].state_dict()
+        states.append({name: values.clone() for name, values in found.items()})
+        return end(trainer, losses)
 
-    monkeypatch.setattr(training.Report, "add", note)
+    monkeypatch.setattr(Trainer, "end_epoch", note)
     trained(cfg, tmp_path / "out")
     loaded = load_generator(cfg, tmp_path / "out", CPU)
     assert not loaded.training
@@ -302,4 +301,4 @@ def test_the_step_goes_on_after_an_interruption(labelled, monkeypatch, capsys):
     assert not generator_folder(labelled, 79).exists()
     monkeypatch.setattr(Trainer, "step", step)
     train_generators(labelled)
-    assert "from step 3" in capsys.readouterr().out
+    assert "it goes on" not in capsys.readouterr().out  # no round was whole

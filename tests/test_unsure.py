@@ -22,7 +22,7 @@ from medood.data.labels import UNSURE, UNSURE_COLOUR, read_own_mask
 from medood.data.workspace import id_files, ood_files
 from medood.evaluation import figures
 from medood.evaluation.tables import count_classes
-from medood.training.loop import without_classes
+from medood.training.segmentation import without_classes
 from studies.controls import move_silhouettes
 from tests.conftest import TINY
 

@@ -48,12 +48,10 @@ def trainer_of(cfg, epochs=1):
     task, volumes = training_volumes(cfg)
     torch.manual_seed(0)
     segmenter = Segmenter(cfg, build_network("unet", 1, 3, PLAN), PLAN, CPU)
-    trainer = Trainer(cfg, segmenter, 1)
-    loader = Loader(cfg, 79, [Sample(volume) for volume in volumes], PLAN.patch, CPU)
+    trainer = Trainer(cfg, 79, [Sample(volume) for volume in volumes], segmenter)
     largest = 0.0
     for epoch in range(epochs):
-        loader.set_epoch(epoch)
-        for batch in loader:
+        for batch in trainer.begin_epoch(epoch):
             trainer.step(*batch)
             largest = max(largest, trainer.noise.noise.abs().max().item())
     return trainer, largest

@@ -7,7 +7,6 @@ alone, and learns that these show nothing at any pixel. It cannot say which of t
 holds, but where.
 """
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -32,6 +31,7 @@ from medood.training.batches import (
     balanced,
     stream_seed,
 )
+from medood.training.loop import Losses, Training, fit
 from weak.output_stride import PROBE, grid_shifts, set_output_stride
 from weak.settings import ClassifierConfig
 
@@ -126,6 +126,77 @@ def build_classifier(cfg: ClassifierConfig) -> Classifier:
 # ---------------------------------------------------------------- training
 
 
+class ClassifierTraining(Training):
+    """A classifier in training on images, which goes on from another one, but for its head.
+
+    AdamW, whose rate rises once and falls once; as many images an epoch as there are, drawn by
+    `balanced`.
+    """
+
+    rate = "classifier_lr"
+
+    def __init__(
+        self,
+        cfg: ClassifierConfig,
+        fold: int,
+        kind: Kind,
+        number: int,
+        images: Tensor,
+        labels: Tensor,
+        device: torch.device,
+        start: Classifier | None = None,
+    ) -> None:
+        """number: from 0; each has other random numbers. The rest: see train_classifier."""
+        self.loss_of, epochs = {
+            "plain": (plain_loss, cfg.classifier_epochs),
+            "contrast": (contrast_loss, cfg.contrast_epochs),
+        }[kind]
+        stream = number + (kind == "contrast") * cfg.classifiers
+        torch.manual_seed(stream_seed(cfg, fold, INITIALISATION, stream))
+        if start:
+            start.head.reset_parameters()
+        classifier = for_training(start or build_classifier(cfg), device)
+        self.called = f"{kind} {number + 1}"
+        super().__init__(cfg, f"fold {fold}, classifier {self.called}", classifier, epochs, device)
+        self.fold, self.images, self.labels = fold, images, labels
+        self.first = stream * max(cfg.classifier_epochs, cfg.contrast_epochs)  # of its epochs
+        self.normalise, self.precision = Normalise(cfg.encoder).to(device), autocast(cfg, device)
+        rates = [cfg.classifier_lr, HEAD_LR * cfg.classifier_lr]
+        parts = classifier.encoder, classifier.head
+        groups = [
+            {"params": part.parameters(), "lr": lr} for part, lr in zip(parts, rates, strict=True)
+        ]
+        self.optimiser = torch.optim.AdamW(groups, weight_decay=1e-4)
+        # the rise needs two steps, and so does the fall, however few there are
+        steps = max(4, epochs * -(-len(images) // cfg.batch_size))
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimiser, rates, total_steps=steps, pct_start=max(WARM_UP, 2 / steps)
+        )
+
+    def begin_epoch(self, epoch: int) -> list[tuple[Tensor, Tensor]]:
+        """Return the indices of the images of each batch, and their augmentation."""
+        return draw(self.cfg, self.fold, self.first + epoch, self.labels)
+
+    def step(self, index: Tensor, augmentation: Tensor) -> Losses:
+        """Take a step on some of the images."""
+        batch = self.images[index].to(self.device)
+        unused = torch.zeros(batch.shape[:3], dtype=torch.uint8, device=self.device)
+        augmented, _ = augment(batch, unused, augmentation.to(self.device))
+        self.optimiser.zero_grad()
+        with exact(self.cfg):
+            with self.precision:
+                maps = self.model.maps(self.normalise(augmented))
+            loss = self.loss_of(maps.float(), self.labels[index].to(self.device))
+            loss.backward()
+        self.optimiser.step()
+        self.schedule.step()
+        return {"loss": loss.detach()}
+
+    def end_epoch(self, losses: dict[str, float]) -> dict:
+        """Return the row of the log, which says of which classifier it is."""
+        return {"classifier": self.called, **super().end_epoch(losses)}
+
+
 def train_classifier(
     cfg: ClassifierConfig,
     fold: int,
@@ -138,59 +209,12 @@ def train_classifier(
 ) -> tuple[Classifier, list[dict]]:
     """Return a classifier trained on images, and its log: its kind and number, epoch and loss.
 
-    number: from 0; each has other random numbers. images: RGB uint8 (N, P, P, 3). labels: float
-    (N, C), 0 or 1. start: a classifier to go on from, in place, but for its head. AdamW, whose rate
-    rises once and falls once; as many images an epoch as there are, drawn by `balanced`.
+    images: RGB uint8 (N, P, P, 3). labels: float (N, C), 0 or 1. start: a classifier to go on from,
+    in place.
     """
-    loss_of, epochs = {
-        "plain": (plain_loss, cfg.classifier_epochs),
-        "contrast": (contrast_loss, cfg.contrast_epochs),
-    }[kind]
-    stream = number + (kind == "contrast") * cfg.classifiers
-    first = stream * max(cfg.classifier_epochs, cfg.contrast_epochs)
-    torch.manual_seed(stream_seed(cfg, fold, INITIALISATION, stream))
-    if start:
-        start.head.reset_parameters()
-    classifier = for_training(start or build_classifier(cfg), device)
-    normalise, precision = Normalise(cfg.encoder).to(device), autocast(cfg, device)
-    rates = [cfg.classifier_lr, HEAD_LR * cfg.classifier_lr]
-    parts = classifier.encoder, classifier.head
-    groups = [
-        {"params": part.parameters(), "lr": lr} for part, lr in zip(parts, rates, strict=True)
-    ]
-    optimiser = torch.optim.AdamW(groups, weight_decay=1e-4)
-    # the rise needs two steps, and so does the fall, however few there are
-    steps = max(4, epochs * -(-len(images) // cfg.batch_size))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, rates, total_steps=steps, pct_start=max(WARM_UP, 2 / steps)
-    )
-    log = []
-    for epoch in range(epochs):
-        losses = []
-        for index, augmentation in draw(cfg, fold, first + epoch, labels):
-            batch = images[index].to(device)
-            unused = torch.zeros(batch.shape[:3], dtype=torch.uint8, device=device)
-            augmented, _ = augment(batch, unused, augmentation.to(device))
-            optimiser.zero_grad()
-            with exact(cfg):
-                with precision:
-                    maps = classifier.maps(normalise(augmented))
-                loss = loss_of(maps.float(), labels[index].to(device))
-                loss.backward()
-            optimiser.step()
-            schedule.step()
-            losses.append(loss.detach())
-        mean = torch.stack(losses).mean().item()
-        log.append(
-            {"classifier": f"{kind} {number + 1}", "epoch": epoch + 1, "loss": round(mean, 6)}
-        )
-        if not np.isfinite(mean):
-            raise UserError(
-                f"fold {fold}, epoch {epoch + 1}: the classifier's loss is {mean}: lower"
-                f" classifier_lr (now {cfg.classifier_lr:g}) or set precision to float32"
-            )
-        print(f"  {epoch + 1:5d}  {mean:6.4f}", flush=True)
-    return classifier.eval(), log
+    training = ClassifierTraining(cfg, fold, kind, number, images, labels, device, start)
+    fit(training)
+    return training.model.eval(), training.log
 
 
 def plain_loss(maps: Tensor, labels: Tensor) -> Tensor:
@@ -217,8 +241,8 @@ def contrast_loss(maps: Tensor, labels: Tensor) -> Tensor:
 
 def draw(
     cfg: ClassifierConfig, fold: int, epoch: int, labels: Tensor
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the indices of the images of each batch of an epoch, and their augmentation.
+) -> list[tuple[Tensor, Tensor]]:
+    """Return the indices of the images of each batch of an epoch, and their augmentation.
 
     epoch: counted on from one classifier to the next.
     """
@@ -226,10 +250,8 @@ def draw(
     likely = torch.from_numpy(balanced(labels.numpy()))
     order = likely.multinomial(len(labels), replacement=True, generator=generator)
     augmentation = draw_augmentation(len(labels), stream_seed(cfg, fold, AUGMENTATION, epoch))
-    batches = list(
-        zip(order.split(cfg.batch_size), augmentation.split(cfg.batch_size), strict=True)
-    )
-    yield from tqdm(batches, "  epoch", leave=False, disable=None)
+    parts = order.split(cfg.batch_size), augmentation.split(cfg.batch_size)
+    return list(zip(*parts, strict=True))
 
 
 # ---------------------------------------------------------------- what it says

@@ -202,7 +202,7 @@ def from_networks(cfg: MasksConfig, fold: int, patches: Patches) -> dict[str, Te
 
 def train_supervised(cfg: MasksConfig, fold: int) -> Path:
     """Return the folder of the network trained on the true masks of a fold's training images."""
-    from medood.training.loop import train_fold
+    from medood.training.segmentation import train_fold
     from weak.truth import true_files
 
     labels, train, _ = fold_labels(cfg, fold)

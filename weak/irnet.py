@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from config import UserError
 from medood.models.inference import batch_size as inference_batch
+from medood.training.batches import ORDER, stream_seed
+from medood.training.loop import Losses, Training
 from weak.affinity import TRAINING_RADIUS, affinity_loss, displacement_loss, pairs
 from weak.classifier import Level
 from weak.maps import placed
+from weak.settings import IRNetConfig
 
 Encoder = Callable[[Tensor], Sequence[Tensor]]
 Normalisation = Callable[[Tensor], Tensor]
@@ -79,55 +81,56 @@ class IRNet(nn.Module):
         return logits, displacement
 
 
-def train_irnet(
-    encoder: Encoder,
-    irnet: IRNet,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    normalise: Normalisation,
-    epochs: int,
-    lr: float,
-    batch_size: int,
-    seed: int,
-    device: torch.device,
-) -> list[float]:
-    """Train an IRNet in place, on images and their mirror images; return each epoch's mean loss.
+class IRNetTraining(Training):
+    """An IRNet in training, in place, on images and their mirror images.
 
-    The encoder stays as it is. All random numbers come from the seed. Raises UserError if the loss
-    stops being finite.
-
-    images: RGB uint8 (N, P, P, 3). labels: uint8 (N, P / STRIDE, P / STRIDE), confident ones.
+    The encoder stays as it is. All random numbers come from seed and fold.
     """
-    _evaluate(encoder)
-    irnet.to(device).train()
-    optimiser = torch.optim.SGD(irnet.parameters(), lr, MOMENTUM, weight_decay=WEIGHT_DECAY)
-    steps = epochs * -(-len(images) // batch_size)
-    schedule = torch.optim.lr_scheduler.PolynomialLR(optimiser, steps, POWER)
-    generator = torch.Generator().manual_seed(seed)
-    log = []
-    for epoch in range(1, epochs + 1):
-        batches = torch.randperm(len(images), generator=generator).split(batch_size)
-        is_mirrored = torch.rand(len(images), generator=generator) < 0.5
-        total = torch.zeros((), device=device)
-        for batch in tqdm(batches, f"  IRNet, epoch {epoch}", leave=False, disable=None):
-            flips = is_mirrored[batch]
-            inputs = _mirrored(images[batch], flips, 2).to(device)
-            loss = irnet_loss(
-                *irnet(_features(encoder, normalise, inputs), labels.shape[1:]),
-                _mirrored(labels[batch], flips, 2).to(device),
-            )
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            schedule.step()
-            total += len(batch) * loss.detach()  # no .item(): the host would wait for the device
-        log.append(total.item() / len(images))
-        if not total.isfinite():
-            raise UserError(
-                f"IRNet, epoch {epoch}: the loss is {log[-1]}: lower its learning rate (now {lr:g})"
-            )
-    return log
+
+    rate = "irnet_lr"
+
+    def __init__(
+        self,
+        cfg: IRNetConfig,
+        fold: int,
+        encoder: Encoder,
+        irnet: IRNet,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        normalise: Normalisation,
+        device: torch.device,
+    ) -> None:
+        """images: RGB uint8 (N, P, P, 3). labels: uint8 (N, P / STRIDE, P / STRIDE)."""
+        super().__init__(
+            cfg, f"fold {fold}, IRNet", irnet.to(device).train(), cfg.irnet_epochs, device
+        )
+        _evaluate(encoder)
+        self.encoder, self.normalise, self.images, self.labels = encoder, normalise, images, labels
+        self.optimiser = torch.optim.SGD(
+            irnet.parameters(), cfg.irnet_lr, MOMENTUM, weight_decay=WEIGHT_DECAY
+        )
+        steps = cfg.irnet_epochs * -(-len(images) // cfg.batch_size)
+        self.schedule = torch.optim.lr_scheduler.PolynomialLR(self.optimiser, steps, POWER)
+        self.generator = torch.Generator().manual_seed(stream_seed(cfg, fold, ORDER))
+
+    def begin_epoch(self, epoch: int) -> list[tuple[Tensor, Tensor]]:
+        """Return the indices of the images of each batch, and which of them are mirrored."""
+        order = torch.randperm(len(self.images), generator=self.generator)
+        is_mirrored = torch.rand(len(self.images), generator=self.generator) < 0.5
+        return [(batch, is_mirrored[batch]) for batch in order.split(self.cfg.batch_size)]
+
+    def step(self, batch: Tensor, flips: Tensor) -> Losses:
+        """Take a step on some of the images."""
+        inputs = _mirrored(self.images[batch], flips, 2).to(self.device)
+        features = _features(self.encoder, self.normalise, inputs)
+        labels = _mirrored(self.labels[batch], flips, 2).to(self.device)
+        loss = irnet_loss(*self.model(features, labels.shape[1:]), labels)
+        self.optimiser.zero_grad()
+        loss.backward()
+        self.optimiser.step()
+        self.schedule.step()
+        return {"loss": loss.detach()}
 
 
 def irnet_loss(logits: Tensor, displacement: Tensor, labels: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ def student_folder(cfg: TransferConfig, fold: int) -> Path:
 
 def refine(cfg: TransferConfig) -> None:
     """Train the student of every fold that has masks; UserError if none has."""
-    from medood.training.loop import train_fold  # here, so that --help works without torch
+    from medood.training.segmentation import train_fold  # here, so that --help works without torch
     from weak.teacher import MeanTeacher
 
     cfg = with_lesion(cfg)

@@ -7,8 +7,10 @@ from torch.optim.swa_utils import AveragedModel
 from config import Config
 from medood.data.labels import BACKGROUND, UNSURE
 from medood.training.augmentation import augment
+from medood.training.batches import Loader
+from medood.training.loop import Losses
 from medood.training.losses import segmentation_loss
-from medood.training.step import Trainer
+from medood.training.segmentation import Trainer
 
 DECAY = 0.99  # of the moving average, per step (Tarvainen and Valpola 2017, early in a training)
 SURE = 0.95  # probability from which the teacher counts (FixMatch, Sohn et al. 2020)
@@ -36,33 +38,30 @@ class MeanTeacher(Trainer):
     the epochs the masks teach alone; then the teacher begins as the student.
     """
 
-    def __init__(self, cfg: Config, device: torch.device) -> None:
-        super().__init__(cfg, device)
+    def __init__(self, *given: object) -> None:
+        super().__init__(*given)
         teacher = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
-        self.teacher = teacher.eval().requires_grad_(False)
-        self.teacher.register_buffer("epochs", torch.zeros(()))  # begun
+        self.teacher = self.parts["teacher"] = teacher.eval().requires_grad_(False)
         self.counts = False  # whether the teacher does
-        self.beside["teacher"] = self.teacher
 
     @staticmethod
     def made_from(cfg: Config) -> dict:
         """Return what decides a network beside its patches and the settings of config.py."""
         return {"teacher": {"decay": DECAY, "sure": SURE, "start": START}}
 
-    def begin_epoch(self, lr: float) -> None:
-        """Take the steps of an epoch at a learning rate, in the second half with the teacher."""
-        super().begin_epoch(lr)
-        self.counts = bool(self.teacher.epochs >= START * self.cfg.epochs)
+    def begin_epoch(self, epoch: int) -> Loader:
+        """Return the batches of an epoch, in the second half with the teacher."""
+        self.counts = epoch >= START * self.epochs
         if self.counts and not self.teacher.n_averaged:
             self.teacher.update_parameters(self.model)  # the first time, a copy
-        self.teacher.epochs += 1
+        return super().begin_epoch(epoch)
 
-    def step(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
+    def step(self, *batch: Tensor) -> Losses:
         """Take an optimiser step on a batch, and let the teacher follow."""
-        results = super().step(*batch)
+        losses = super().step(*batch)
         if self.counts:
             self.teacher.update_parameters(self.model)
-        return results
+        return losses
 
     @torch.no_grad()
     def label(self, images: Tensor, masks: Tensor) -> Tensor:
@@ -78,9 +77,10 @@ class MeanTeacher(Trainer):
         is_healthy = (masks == BACKGROUND).flatten(1).all(1)[:, None, None]
         return said.where(~is_healthy, BACKGROUND).to(torch.uint8)
 
-    def _loss(self, images: Tensor, masks: Tensor, weight: Tensor, augmentation: Tensor) -> Tensor:
+    def loss(self, images: Tensor, masks: Tensor, weight: Tensor, augmentation: Tensor) -> Tensor:
+        """Return the loss of a batch, a scalar; the arguments are those of `step`."""
         if not self.counts:
-            return super()._loss(images, masks, weight, augmentation)
+            return super().loss(images, masks, weight, augmentation)
         both = torch.stack([masks, self.label(images, masks)], 1)
         augmented, targets = augment(images, both, augmentation)
         with self.precision:

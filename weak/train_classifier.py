@@ -13,7 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from config import UserError
-from medood.data.files import csv_text, write_json, write_text
+from medood.data.files import write_json
 from medood.runs.command_line import run
 from weak.products import (
     CLASSIFIER,
@@ -37,6 +37,7 @@ def train_fold(cfg: ClassifierConfig, fold: int, folder: Path) -> None:
 
     from medood.data.dataset import load_patches
     from medood.models.network import pick_device
+    from medood.training.loop import write_log
     from weak.classifier import image_scores, kinds_of, logits_of, save_classifier, train_classifier
 
     labels, train, test = fold_labels(cfg, fold)
@@ -66,7 +67,7 @@ def train_fold(cfg: ClassifierConfig, fold: int, folder: Path) -> None:
             log += rows
             save_classifier(classifier, folder, kind, number)
     scores = image_scores(logits.numpy(), labels.labels[test])
-    write_text(folder / "log.csv", csv_text(list(log[0]), (row.values() for row in log)))
+    write_log(folder, log)
     write_json(folder / "scores.json", {"classes": labels.classes, **scores})
     told = [
         f"{name} {'-' if auc is None else f'{auc:.3f}'}"

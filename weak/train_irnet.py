@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from config import UserError
-from medood.data.files import csv_text, write_text
 from medood.data.labels import BACKGROUND, is_foreground
 from medood.runs.command_line import run
 from weak.generate_maps import read_seeds
@@ -48,9 +47,10 @@ def train_fold(cfg: IRNetConfig, fold: int, folder: Path) -> None:
 
     from medood.data.dataset import load_patches
     from medood.models.network import Normalise, pick_device
-    from medood.training.batches import INITIALISATION, ORDER, stream_seed
+    from medood.training.batches import INITIALISATION, stream_seed
+    from medood.training.loop import fit, write_log
     from weak.classifier import load_classifier
-    from weak.irnet import WEIGHTS, IRNet, train_irnet
+    from weak.irnet import WEIGHTS, IRNet, IRNetTraining
 
     labels, train, _ = fold_labels(cfg, fold)
     paths, device = [image_paths(cfg, labels)[index] for index in train], pick_device(cfg)
@@ -69,22 +69,13 @@ def train_fold(cfg: IRNetConfig, fold: int, folder: Path) -> None:
     torch.manual_seed(stream_seed(cfg, fold, INITIALISATION))
     irnet = IRNet(classifier.levels)
     print(f"fold {fold}: IRNet on {len(images)} images, {device.type}")
-    losses = train_irnet(
-        classifier.features,
-        irnet,
-        images,
-        sure,
-        normalise=Normalise(cfg.encoder).to(device),
-        epochs=cfg.irnet_epochs,
-        lr=cfg.irnet_lr,
-        batch_size=cfg.batch_size,
-        seed=stream_seed(cfg, fold, ORDER),
-        device=device,
-    )
+    normalise = Normalise(cfg.encoder).to(device)
+    given = classifier.features, irnet, images, sure
+    training = IRNetTraining(cfg, fold, *given, normalise=normalise, device=device)
+    fit(training)
     save_file({k: v.contiguous() for k, v in irnet.state_dict().items()}, folder / WEIGHTS)
-    rows = [[epoch, f"{loss:.6f}"] for epoch, loss in enumerate(losses, 1)]
-    write_text(folder / "log.csv", csv_text(["epoch", "loss"], rows))
-    print(f"{irnet_folder(cfg, fold)}: loss {', '.join(f'{loss:.3f}' for loss in losses)}")
+    write_log(folder, training.log)
+    print(f"{irnet_folder(cfg, fold)}: loss {training.log[-1]['loss']:.3f}")
 
 
 def confident_labels(cfg: IRNetConfig, maps: Tensor, held: Tensor, areas: list[float]) -> Tensor:

@@ -49,7 +49,7 @@ def train_networks(cfg: MasksConfig, fold: int) -> None:
     """Train the network of a fold on its positives, mine the negatives, and train the second."""
     # here, so that --help works without torch
     from medood.models.checkpoints import read_run
-    from medood.training.loop import train_fold
+    from medood.training.segmentation import train_fold
 
     positives, negatives = training_files(cfg, fold)
     if not hold_a_class(cfg, positives):

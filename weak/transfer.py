@@ -1,6 +1,5 @@
 """Two generators and their discriminators in training, and a trained generator at work."""
 
-import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,14 +10,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from config import UserError
-from medood.data.files import csv_text, digest, reading, whole, write_text
+from medood.data.files import digest, reading, whole
 from medood.models.inference import batch_size
 from medood.models.network import autocast, exact, for_training
 from medood.training.augmentation import augment, draw_augmentation
 from medood.training.batches import AUGMENTATION, INITIALISATION, ORDER, stream_seed, to_device
-from medood.training.state import TrainingState
-from medood.training.step import explain_errors
-from medood.training.tensorboard import open_writer, remove_log
+from medood.training.loop import Losses, Training, fit, write_log
 from weak.generator import Generator, InstanceLayerNorm, Judges, refuse_size
 from weak.pictures import draw_rows
 from weak.transfer_losses import area, attention_loss, difference, least_squares
@@ -38,20 +35,36 @@ DRAWN = 3  # rounds from one picture to the next
 SHOWN = 3, 1  # images with the lesion, and without, in a picture
 LOSSES = ("adversarial", "cycle", "identity", "attention", "reconstruction", "area", "judges")
 
-Losses = dict[str, Tensor]  # a scalar each
 
-
-class Trainer:
+class Trainer(Training):
     """Both generators and the discriminators of both domains, with their optimiser, on a device.
 
-    heal makes diseased images healthy, harm healthy ones diseased.
+    heal makes diseased images healthy, harm healthy ones diseased. An epoch is a round of steps.
+
+    The discriminators learn alone at first, from the images as they are, and the area of the masks
+    comes to count little by little: while nothing tells a lesion from what is healthy, a mask is
+    nothing but cost, and one that has vanished hardly comes back.
     """
 
-    def __init__(self, cfg: TransferConfig, device: torch.device) -> None:
-        self.cfg, self.precision = cfg, autocast(cfg, device)
+    rate = "transfer_lr"
+
+    def __init__(
+        self,
+        cfg: TransferConfig,
+        fold: int,
+        diseased: Tensor,
+        healthy: Tensor,
+        folder: Path,
+        device: torch.device,
+    ) -> None:
+        """diseased, healthy: RGB uint8 (N, P, P, 3), any N each. folder: takes pictures."""
+        torch.manual_seed(stream_seed(cfg, fold, INITIALISATION))
         generators = {name: Generator(cfg.channels) for name in ("heal", "harm")}
         judges = {name: Judges(cfg.channels) for name in ("healthy", "diseased")}
-        self.model = for_training(nn.ModuleDict(generators | judges), device)
+        model = for_training(nn.ModuleDict(generators | judges), device)
+        super().__init__(cfg, f"fold {fold}", model, 0, device)  # is_over counts the steps
+        self.fold, self.folder, self.precision = fold, folder, autocast(cfg, device)
+        self.images = diseased, healthy
         self.generators, self.judges = (
             nn.ModuleList(parts.values()) for parts in (generators, judges)
         )
@@ -60,12 +73,45 @@ class Trainer:
             {"params": part.parameters(), "lr": pace * cfg.transfer_lr} for part, pace in paces
         ]
         self.optimiser = torch.optim.Adam(groups, betas=BETAS, weight_decay=DECAY)
+        self.parts["optimiser"] = self.optimiser
+
+    def is_over(self) -> bool:
+        """Say whether the last round of the log is the last of all."""
+        return not next_round(self.cfg, self.log)
+
+    def begin_epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor, float]]:
+        """Return the batches of a round, each with the share of the masks' area that counts."""
+        self.areas = next_round(self.cfg, self.log)
+        batches = draw(self.cfg, self.fold, epoch, len(self.areas), *self.images, self.device)
+        return ((*batch, share) for batch, share in zip(batches, self.areas, strict=True))
+
+    def end_epoch(self, losses: dict[str, float]) -> dict:
+        """Return the row of the log, its last step and the mean losses; draw a picture of some."""
+        step = (self.log[-1]["step"] if self.log else 0) + len(self.areas)
+        row = {"step": step} | {name: losses.get(name) for name in LOSSES}
+        log = [*self.log, row]
+        if len(log) % DRAWN == 0 or not next_round(self.cfg, log):
+            self._draw(step)
+        return row
+
+    def _draw(self, step: int) -> None:
+        shown = [part[:most] for part, most in zip(self.images, SHOWN, strict=True)]
+        names = ["lesion"] * len(shown[0]) + ["none"] * len(shown[1])
+        images, generator = torch.cat(shown), self.model["heal"].eval()
+        healthy, mask, heat = transfer(generator, images, self.device)
+        generator.train()
+        columns = {"heat": heat, "mask": mask, "made healthy": healthy}
+        path = self.folder / "pictures" / f"{step:06}.png"
+        draw_rows(path, self.cfg, f"step {step}", names, images, columns)
 
     def step(self, diseased: Tensor, healthy: Tensor, area_share: float = 1.0) -> Losses:
         """Teach the generators, then the discriminators, on images (N, 3, P, P) in -1..1 each.
 
-        area_share: how much of the weight of the masks' area counts.
+        area_share: how much of the weight of the masks' area counts; 0 if the discriminators learn
+        alone.
         """
+        if not area_share:
+            return self.judge(diseased, healthy, healthy, diseased)
         self.judges.requires_grad_(False)
         with self.precision, exact(self.cfg):
             healing, healed = self._one_way("heal", "harm", "healthy", diseased, healthy)
@@ -141,14 +187,9 @@ def train_transfer(
 ) -> None:
     """Train a generator to make images with the lesion look like images without any.
 
-    `folder` comes to hold generator.safetensors, log.csv and pictures/. A training that was
-    interrupted goes on from resume.pt in it, and ends with the same weights, to the bit on the CPU.
-    Raises UserError if there is no image of a kind, if the networks cannot take their size, and if
-    a loss stops being finite.
-
-    The discriminators learn alone at first, from the images as they are, and the area of the masks
-    comes to count little by little: while nothing tells a lesion from what is healthy, a mask is
-    nothing but cost, and one that has vanished hardly comes back.
+    `folder` comes to hold generator.safetensors, log.csv and pictures/; it keeps resume.pt on the
+    way, see `fit`. Raises UserError also if there is no image of a kind, and if the networks cannot
+    take their size.
 
     diseased, healthy: RGB uint8 (N, P, P, 3), any N each.
     """
@@ -156,20 +197,16 @@ def train_transfer(
         if not len(images):
             raise UserError(f"fold {fold} has no training image {kind}: add some, or another fold")
         refuse_size(*images.shape[1:3])
-    torch.manual_seed(stream_seed(cfg, fold, INITIALISATION))
-    trainer = Trainer(cfg, device)
-    state = TrainingState(folder / RESUME, _made_from(cfg, fold, diseased, healthy), trainer)
     print(
         f"fold {fold}: {len(diseased)} images with the lesion, {len(healthy)} without any class,"
-        f" {device.type}" + (f", from step {state.log[-1]['step'] + 1}" if state.log else "")
+        f" {device.type}"
     )
-    report = Report(cfg, folder, diseased, healthy, device, len(state.log))
-    while areas := next_round(cfg, state.log):
-        state.add(train_round(trainer, fold, state.log, areas, diseased, healthy, device))
-        report.add(state.log, trainer.model["heal"])
+    trainer = Trainer(cfg, fold, diseased, healthy, folder, device)
+    fit(trainer, folder, _made_from(cfg, fold, diseased, healthy))
     weights = trainer.model["heal"].state_dict()
     with whole(folder / WEIGHTS) as partial:
         save_file({name: values.contiguous() for name, values in weights.items()}, partial)
+    write_log(folder, trainer.log)
     (folder / RESUME).unlink()
 
 
@@ -185,42 +222,6 @@ def next_round(cfg: TransferConfig, log: list[dict]) -> list[float]:
     done = log[-1]["step"] - ROUND * len(alone)
     last = min(done + ROUND, cfg.iterations)
     return [min(1.0, (step + 1) / AREA_RISE) for step in range(done, last)]
-
-
-def train_round(
-    trainer: Trainer,
-    fold: int,
-    log: list[dict],
-    areas: list[float],
-    diseased: Tensor,
-    healthy: Tensor,
-    device: torch.device,
-) -> dict[str, float | int | None]:
-    """Take the steps of a round; return its row of the log: its last step and its mean losses.
-
-    log: of the rounds before. areas: of each step, as next_round returns them.
-    """
-    cfg, number = trainer.cfg, len(log)
-    batches = draw(cfg, fold, number, len(areas), diseased, healthy, device)
-    found: dict[str, list[Tensor]] = {name: [] for name in LOSSES}
-    progress = tqdm(batches, f"  round {number + 1}", len(areas), leave=False, disable=None)
-    with explain_errors(cfg, device):
-        for area_share, (ill, well) in zip(areas, progress, strict=True):
-            if area_share:
-                losses = trainer.step(ill, well, area_share)
-            else:
-                losses = trainer.judge(ill, well, well, ill)
-            for name, loss in losses.items():
-                found[name].append(loss)  # no .item(): the host would wait for the device
-    row = {name: torch.stack(part).mean().item() if part else None for name, part in found.items()}
-    last = (log[-1]["step"] if log else 0) + len(areas)
-    for name, value in row.items():
-        if value is not None and not math.isfinite(value):
-            raise UserError(
-                f"fold {fold}, steps up to {last}: the {name} loss is {value}: lower transfer_lr"
-                f" (now {cfg.transfer_lr:g}) or set precision to float32"
-            )
-    return {"step": last, **{k: v if v is None else round(v, 6) for k, v in row.items()}}
 
 
 def draw(
@@ -256,49 +257,6 @@ def _made_from(cfg: TransferConfig, fold: int, *images: Tensor) -> dict:
     settings = {name: getattr(cfg, name) for name in DECIDING}
     inputs = [digest(part.numpy().tobytes()) for part in images]
     return {"settings": settings, "fold": fold, "inputs": inputs}
-
-
-class Report:
-    """What a training says of itself: lines, log.csv, pictures and, if asked, TensorBoard."""
-
-    def __init__(
-        self,
-        cfg: TransferConfig,
-        folder: Path,
-        diseased: Tensor,
-        healthy: Tensor,
-        device: torch.device,
-        rounds_done: int,
-    ) -> None:
-        self.cfg, self.folder, self.device = cfg, folder, device
-        self.images = torch.cat([diseased[: SHOWN[0]], healthy[: SHOWN[1]]])
-        self.names = ["lesion"] * len(diseased[: SHOWN[0]]) + ["none"] * len(healthy[: SHOWN[1]])
-        name = f"transfer_{folder.name}"
-        self.writer = open_writer(cfg, name, rounds_done * ROUND) if cfg.tensorboard else None
-        if self.writer is None and not rounds_done:
-            remove_log(cfg, name)
-        print("   step  " + "  ".join(f"{name[:9]:>9}" for name in LOSSES), flush=True)
-
-    def add(self, log: list[dict], generator: Generator) -> None:
-        """Tell of the last round of a log; the generator stays in training mode."""
-        row = log[-1]
-        numbers = ["-" if row[name] is None else f"{row[name]:.4f}" for name in LOSSES]
-        print(f"{row['step']:7d}  " + "  ".join(f"{text:>9}" for text in numbers), flush=True)
-        write_text(self.folder / "log.csv", csv_text(list(row), (part.values() for part in log)))
-        if len(log) % DRAWN == 0 or not next_round(self.cfg, log):
-            self._draw(row["step"], generator)
-        if self.writer is not None:
-            for name in LOSSES:
-                if row[name] is not None:
-                    self.writer.add_scalar(name, row[name], row["step"])
-            self.writer.flush()
-
-    def _draw(self, step: int, generator: Generator) -> None:
-        healthy, mask, heat = transfer(generator.eval(), self.images, self.device)
-        generator.train()
-        columns = {"heat": heat, "mask": mask, "made healthy": healthy}
-        path = self.folder / "pictures" / f"{step:06}.png"
-        draw_rows(path, self.cfg, f"step {step}", self.names, self.images, columns)
 
 
 # ---------------------------------------------------------------- a trained generator

@@ -147,7 +147,7 @@ def read_found(cfg: TransferConfig, fold: int, paths: list[Path]) -> Tensor:
 
 def train_supervised(cfg: TransferConfig, fold: int) -> Path:
     """Return the folder of the network trained on the true masks of the same training images."""
-    from medood.training.loop import train_fold
+    from medood.training.segmentation import train_fold
     from weak.transfer_truth import lesion_files
 
     name = f"{fold}_{cfg.model_name}_{cfg.lesion}_supervised".replace("/", "_")

@@ -2,9 +2,9 @@
 
 augmentation  random changes of the patches in a batch
 losses        Eq. 4 of the paper
-step          one optimiser step
 batches       the batches of an epoch
+segmentation  how a segmentation network is trained: a step on a batch, and a fold
+loop          the one training loop, of every network
 state         what an interrupted training goes on from
-loop          the one training loop, of baseline and Med-OoD
-tensorboard   its log for TensorBoard
+tensorboard   its curves for TensorBoard
 """

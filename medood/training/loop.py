@@ -1,243 +1,191 @@
-"""The one training loop: baseline and Med-OoD differ only in the patches that it gets."""
+"""The one training loop, of every network that is trained here.
 
-import os
+A training draws the batches of an epoch and takes a step on each. The loop does the rest: it counts
+the epochs, stops where a loss is not finite, tells how it goes and keeps resume.pt.
+"""
+
 import time
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from config import Config, UserError
-from medood.data.dataset import CHUNK, Patches, load_patches
-from medood.data.files import csv_text, timed, whole_folder, write_json, write_text
-from medood.data.records import RUN, hashes, is_kept, record_of
-from medood.data.workspace import SOURCE_PREFIX, Pair, data_name
-from medood.evaluation.model_card import write_card
-from medood.evaluation.testing import tally_patches
-from medood.models.checkpoints import TRAINED_ON, read_run, versions
-from medood.models.network import pick_device
-from medood.processes import is_main, rank, world_size
-from medood.runs.products import network_made_from, plain_settings
-from medood.training.batches import DROPOUT, INITIALISATION, Loader, stream_seed
+from medood.data.files import csv_text, whole_folder, write_json, write_text
+from medood.data.records import RUN, hashes
+from medood.models.checkpoints import TRAINED_ON
 from medood.training.state import TrainingState
-from medood.training.step import Trainer, explain_errors
-from medood.training.tensorboard import add_row, open_writer, remove_log
+from medood.training.tensorboard import add_row, writer_of
 
-SLOW_SHARE = 10 / 36  # of the epochs, the last ones, run at a tenth of the learning rate
-
-
-def learning_rate(cfg: Config, epoch: int) -> float:
-    """Return the learning rate of an epoch, counted from 0."""
-    slow = round(cfg.epochs * SLOW_SHARE)
-    return cfg.lr if epoch < cfg.epochs - slow else cfg.lr / 10
+Losses = dict[str, Tensor]
+SHOWN = {"lr": ".1e", "seconds": ".1f"}  # how a column of the log is printed; others: ".4f"
 
 
-def train_fold(
-    cfg: Config,
-    fold: int,
-    files: list[Pair],
-    val_files: list[Pair],
-    folder: Path,
-    kind: type[Trainer] = Trainer,
-    made_from: dict | None = None,
-) -> None:
-    """Train the network of a fold on patches and write it to `folder`.
+class Training:
+    """What the loop trains. A network with its losses says what an epoch and a step are."""
 
-    files: image and mask of each patch, no mask for an OoD patch. val_files: the patches that
-    choose the epoch, for select = "val". kind: what takes the optimiser steps. made_from: what
-    decides the network; None: the settings and these patches. A network that is there already, made
-    from the same, is kept.
+    rate = "lr"  # the setting that lowers its learning rate
+
+    def __init__(
+        self, cfg: Config, name: str, model: nn.Module, epochs: int, device: torch.device
+    ) -> None:
+        """name: of the training, for messages."""
+        self.cfg, self.name, self.model = cfg, name, model
+        self.epochs, self.device = epochs, device
+        self.log: list[dict] = []  # a row for each epoch so far, kept by the loop
+        # what an interrupted training needs to go on; each has a state_dict
+        self.parts: dict[str, object] = {"model": model}
+
+    def is_over(self) -> bool:
+        """Say whether the last epoch of the log is the last of all."""
+        return len(self.log) >= self.epochs
+
+    def begin_epoch(self, epoch: int) -> Iterable[tuple]:
+        """Return the batches of an epoch, counted from 0: what `step` takes."""
+        raise NotImplementedError
+
+    def step(self, *batch: object) -> Losses:
+        """Take a step on a batch; return its losses, scalars on the device, or other measures.
+
+        The host waits for nothing. What is returned holds until the next step.
+        """
+        raise NotImplementedError
+
+    def end_epoch(self, losses: dict[str, float]) -> dict:
+        """Return the row of the log, given the means of the losses over the epoch."""
+        return {"epoch": len(self.log) + 1, **losses}
+
+    def seen_in(self, step: int) -> str:
+        """Say for a message what a step of this epoch, counted from 0, was taken on."""
+        return ""
+
+
+def fit(training: Training, folder: Path | None = None, made_from: dict | None = None) -> int:
+    """Train to the last epoch; return which epoch's weights the network has then.
+
+    It is the last, or the first with the highest `val_miou` if the rows of the log have one.
+    folder: holds resume.pt, which an interrupted training goes on from after its last whole epoch,
+    to end with the same weights, to the bit on the CPU; None keeps nothing. made_from: what the
+    network is made from. Raises UserError if a loss is not finite or the device has no memory for a
+    batch.
     """
-    made_from = made_from or network_made_from(cfg, fold, files + val_files)
-    made_from = made_from | kind.made_from(cfg)
-    run = read_run(folder)
-    if (folder / RUN).exists() and not run:
-        raise UserError(f"{folder / RUN} cannot be read: remove {folder} to have it trained")
-    if record_of(folder).is_yours:
-        raise UserError(
-            f"{folder} is user-supplied: remove it to have it trained, or test it as it is with the"
-            " option --checkpoint of test.py"
-        )
-    if not is_kept(folder, made_from):
-        with timed(cfg.workspace, f"training {folder.name}"):
-            fit(cfg, fold, files, val_files, folder, made_from, kind)
-        return
-    # predict.py needs these settings, and training does not depend on their changes
-    described = {name: plain_settings(cfg)[name] for name in ("classes", "mpp")}
-    if is_main() and run["settings"] | described != run["settings"]:
-        run["settings"] |= described
-        write_json(folder / RUN, run)
-        write_card(folder, run)
-
-
-def fit(
-    cfg: Config,
-    fold: int,
-    files: list[Pair],
-    val_files: list[Pair],
-    folder: Path,
-    made_from: dict,
-    kind: type[Trainer] = Trainer,
-) -> None:
-    """Train the network of cfg on patches and write it to `folder`.
-
-    val_files: the weights of the epoch with the highest `miou` on them are kept; without any, the
-    last. A training that was interrupted goes on after its last whole epoch, and ends with the same
-    weights, to the bit on the CPU. Raises UserError if the ID patches or those of `val_files` hold
-    no nucleus, if loss or gradient stop being finite, and if the device has no memory for a batch.
-    """
-    patches = load_patches(cfg, files)
-    val = load_patches(cfg, val_files) if val_files else None
-    warning = without_classes(cfg, patches)
-    device = pick_device(cfg)
-    if cfg.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(cfg.deterministic)
-    torch.manual_seed(stream_seed(cfg, fold, INITIALISATION))
-    with explain_errors(cfg, device):
-        trainer = kind(cfg, device)
-        loader = Loader(cfg, fold, patches, device)
-    state = TrainingState(folder / "resume.pt", made_from, trainer)
-    n_ood = int(patches.is_ood.sum())
-    print(
-        f"fold {fold}: {cfg.architecture} on {cfg.encoder}, {len(patches) - n_ood} ID +"
-        f" {n_ood} OoD patches, {device.type}"
-        + (f" in {world_size()} processes" if world_size() > 1 else "")
-        + (f", from epoch {len(state.log) + 1}" if state.log else "")
-    )
-    if warning:
-        print(f"fold {fold}: {warning}")
-    tensorboard = None
-    if cfg.tensorboard and is_main():
-        tensorboard = open_writer(cfg, folder.name, len(state.log))
-    elif is_main() and not state.log:
-        remove_log(cfg, folder.name)
-    print("  epoch    loss       lr  seconds")
-    for epoch in range(len(state.log), cfg.epochs):
+    state = TrainingState(training, folder and folder / "resume.pt", made_from or {})
+    if training.log:
+        print(f"  it goes on after epoch {len(training.log)}")
+    writer = writer_of(training, folder)
+    header = True
+    while not training.is_over():
         started = time.perf_counter()
-        lr = learning_rate(cfg, epoch)
-        torch.manual_seed(stream_seed(cfg, fold, DROPOUT, epoch) + rank())
-        loader.set_epoch(epoch)
-        losses, norms = train_epoch(trainer, loader, lr)
-        refuse_not_finite(loader, losses, norms)
-        trainer.average_buffers()
-        row = {"epoch": epoch + 1, "loss": round(losses.mean().item(), 6), "lr": lr}
-        if val is not None:
-            row["val_miou"] = validate(cfg, trainer.model, val, device)
-        if tensorboard is not None:
-            add_row(tensorboard, row)
+        losses = train_epoch(training, len(training.log))
+        refuse_not_finite(training, losses)
+        row = training.end_epoch({name: round(v.mean().item(), 6) for name, v in losses.items()})
         state.add(row)
-        seconds = time.perf_counter() - started
-        score = f"  val_miou {row['val_miou']:.4f}" if val is not None else ""
-        line = f"  {epoch + 1:5d}  {row['loss']:6.4f}  {lr:.1e}  {seconds:7.1f}{score}"
-        print(line, flush=True)
-    if tensorboard is not None:
-        tensorboard.close()
-    run = {
-        "fold": fold,
-        "data": data_name(cfg.workspace),
-        "settings": plain_settings(cfg),
-        "epoch": state.load_best(),
-        "id_patches": len(patches) - n_ood,
-        "ood_patches": n_ood,
-        "processes": world_size(),
-        "versions": versions(),
-        "made_from": made_from,
-    }
-    # an OoD patch, unless external, has the name of the training patch that it was cut from
-    names = {name for name in patches.names if not name.startswith(SOURCE_PREFIX)}
-    if is_main():
-        write_network(trainer.model, run, state.log, names | set(val.names if val else []), folder)
+        if writer is not None:
+            add_row(writer, row)
+        tell(row | {"seconds": time.perf_counter() - started}, header)
+        header = False
+    if writer is not None:
+        writer.close()
+    return state.load_best()
 
 
-def train_epoch(trainer: Trainer, loader: Loader, lr: float) -> tuple[Tensor, Tensor]:
-    """Take a step on each batch; return the losses and the norms of the gradient, (S,) each."""
-    trainer.begin_epoch(lr)
-    losses, norms = torch.empty(2, len(loader), device=loader.device)
-    progress = tqdm(loader, f"  epoch {loader.epoch + 1}", leave=False, disable=None)
-    with explain_errors(trainer.cfg, loader.device):
-        for step, batch in enumerate(progress):
-            # no .item() here: the host would wait for the device
-            losses[step], norms[step] = trainer.step(*batch)
-    return losses, norms
+def train_epoch(training: Training, epoch: int) -> Losses:
+    """Take a step on each batch of an epoch, counted from 0; return the losses of all, (S,)."""
+    found, losses = [], {}
+    with explain_errors(training.cfg, training.device):
+        batches = training.begin_epoch(epoch)
+        for batch in tqdm(batches, f"  epoch {epoch + 1}", leave=False, disable=None):
+            losses = training.step(*batch)
+            found.append(torch.stack(list(losses.values())))  # no .item(): the host would wait
+    return dict(zip(losses, torch.stack(found, 1), strict=True))
 
 
-def refuse_not_finite(loader: Loader, losses: Tensor, norms: Tensor) -> None:
-    """Raise UserError that names the first step of an epoch whose loss or gradient is not finite.
+def tell(row: dict, header: bool) -> None:
+    """Print a row of the log, with the names of its columns before the first one."""
+    if header:
+        print("  " + "  ".join(f"{name[:9]:>9}" for name in row))
+    cells = [_shown(name, value) for name, value in row.items()]
+    print("  " + "  ".join(f"{cell:>9}" for cell in cells), flush=True)
 
-    losses, norms: of each step, (S,). resume.pt keeps the epochs before, and not this one.
+
+def _shown(name: str, value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:{SHOWN.get(name, '.4f')}}"
+    return "-" if value is None else str(value)
+
+
+def refuse_not_finite(training: Training, losses: Losses) -> None:
+    """Raise UserError that names the first step of an epoch with a loss that is not finite.
+
+    losses: of each step, (S,). resume.pt keeps the epochs before, and not this one.
     """
-    wrong = ~(losses.isfinite() & norms.isfinite())
-    if not wrong.any():
+    values = torch.stack(list(losses.values()), 1)
+    wrong = (~values.isfinite()).nonzero()
+    if not len(wrong):
         return
-    step = int(wrong.nonzero()[0])
-    names = ", ".join(loader.patches.names[index] for index in loader.batches[step].tolist())
-    what, value = ("gradient", norms) if losses[step].isfinite() else ("loss", losses)
+    step, which = wrong[0].tolist()
+    cfg, rate = training.cfg, training.rate
     raise UserError(
-        f"fold {loader.fold}, epoch {loader.epoch + 1}, step {step + 1}: the {what} is"
-        f" {value[step].item()} on the patches {names}: lower lr (now"
-        f" {loader.cfg.lr:g}) or set precision to float32, and train again; with the same settings"
-        " it goes on after the epochs before"
+        f"{training.name}, epoch {len(training.log) + 1}, step {step + 1}: the"
+        f" {list(losses)[which]} is {values[step, which].item()}{training.seen_in(step)}: lower"
+        f" {rate} (now {getattr(cfg, rate):g}) or set precision to float32, and train again"
     )
 
 
-def without_classes(cfg: Config, patches: Patches) -> str:
-    """Return a warning that names the classes without a pixel in the ID patches, or "".
-
-    Raises UserError if no class has any. Some studies train on OoD patches alone: no warning then.
-    """
-    if patches.is_ood.all():
-        return ""
-    present = {value for part in patches.masks.split(CHUNK) for value in part.unique().tolist()}
-    absent = [name for value, name in enumerate(cfg.class_names) if value and value not in present]
-    if len(absent) == len(cfg.classes):
-        raise UserError("no training mask holds a nucleus: look at Mask_Patchs")
-    if not absent:
-        return ""
-    return f"no training patch holds {' or '.join(absent)}: the network will not know it"
-
-
-def validate(cfg: Config, model: nn.Module, val: Patches, device: torch.device) -> float:
-    """Return `miou` of a network in training on held-out patches.
-
-    Without mirrors: how a network is used later does not decide which epoch's weights are kept.
-    """
-    cfg = replace(cfg, mirrors=False)
-    tally, _ = tally_patches(cfg, model.eval(), val, device, "  validation")
-    model.train()
-    miou = tally.scores()["miou"]
-    if miou is None:
+@contextmanager
+def explain_errors(cfg: Config, device: torch.device) -> Iterator[None]:
+    """Turn a lack of memory, compiler or deterministic operation into a UserError with the cure."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        half = cfg.batch_size // 2
         raise UserError(
-            f"select = val: no nucleus in the {len(val)} patches held out of the training side:"
-            " set select to last, or another seed"
-        )
-    return miou
+            f"{device} has no memory for batches of {cfg.batch_size} patches of {cfg.patch_size}"
+            f" pixels: set {f'batch_size to {half}' if half else 'device to cpu'}"
+        ) from None
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise UserError(
+            f"batch_size = {cfg.batch_size}: {cfg.model_name} makes a patch of {cfg.patch_size}"
+            " pixels a single value, which cannot be normalised: set batch_size to 2 or more"
+        ) from None
+    except RuntimeError as error:
+        if "does not have a deterministic implementation" in str(error):
+            operation = str(error).split()[0]
+            raise UserError(
+                f"deterministic = True: {cfg.model_name} needs {operation}, which has no"
+                f" deterministic form on {device}: set it to False, or choose another architecture"
+            ) from None
+        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"compile = True: {cfg.model_name} cannot be compiled here ({reason}): set it to False"
+        ) from None
 
 
-def write_network(
-    model: nn.Module, run: dict, log: list[dict], names: set[str], folder: Path
+# ---------------------------------------------------------------- what it gives
+
+
+def write_trained(
+    folder: Path, training: Training, run: dict, names: set[str], save: Callable[[Path], object]
 ) -> None:
-    """Write a network as smp's save_pretrained does, with its log and card, onto the disk.
+    """Write a trained network onto the disk: its weights, its log and what it is made from.
 
-    run: the content of run.json. names: of the ID patches behind the network.
+    run: the content of run.json, but for its outputs. names: of what it was trained on.
+    save: writes the network into a folder.
     """
     with whole_folder(folder) as finished:
-        try:
-            model.eval().save_pretrained(finished)
-        except SafetensorError as error:  # safetensors turns an error of the disk into text
-            raise UserError(
-                f"the weights cannot be written to {folder.parent} ({error}): free some space and"
-                " run the same command again, nothing that was done is lost"
-            ) from None
-        mode = (finished / "config.json").stat().st_mode  # safetensors hides its file from others
-        for path in finished.iterdir():
-            path.chmod(mode)
-            with path.open("rb+") as file:
-                os.fsync(file.fileno())
-        write_text(finished / "log.csv", csv_text(list(log[0]), (row.values() for row in log)))
+        save(finished)
+        write_log(finished, training.log)
         write_text(finished / TRAINED_ON, "".join(f"{name}\n" for name in sorted(names)))
         write_json(finished / RUN, run | {"outputs": hashes(finished)})
-        write_card(finished, run)
+
+
+def write_log(folder: Path, log: list[dict]) -> None:
+    """Write the log of a training, a row for each epoch, into its folder."""
+    write_text(folder / "log.csv", csv_text(list(log[0]), (row.values() for row in log)))

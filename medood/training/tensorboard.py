@@ -1,4 +1,4 @@
-"""The TensorBoard log of a training, for users who ask for it with --tensorboard."""
+"""The curves of a training for TensorBoard, for users who ask for them with --tensorboard."""
 
 from __future__ import annotations
 
@@ -6,35 +6,34 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from config import Config, UserError
+from config import UserError
+from medood.processes import is_main
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
+    from medood.training.loop import Training
 
-def open_writer(cfg: Config, name: str, steps_done: int) -> SummaryWriter:
-    """Open <workspace>/tensorboard/<name>, and remove the log of an earlier training there.
 
-    steps_done: of an interrupted training that goes on. Raises UserError if TensorBoard is not
-    installed.
+def writer_of(training: Training, folder: Path | None) -> SummaryWriter | None:
+    """Open <workspace>/tensorboard/<name of the folder> if the settings ask for it.
+
+    The log of an earlier training there is removed in any case: it would pass for that of the
+    network made now. Raises UserError if TensorBoard is not installed.
     """
+    if folder is None or not is_main():
+        return None
+    path = training.cfg.workspace / "tensorboard" / folder.name
+    if not training.log:
+        shutil.rmtree(path, ignore_errors=True)
+    if not training.cfg.tensorboard:
+        return None
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise UserError("tensorboard = True needs TensorBoard: `pip install tensorboard`") from None
-    if not steps_done:
-        remove_log(cfg, name)
-    return SummaryWriter(log_folder(cfg, name), purge_step=steps_done + 1)
-
-
-def log_folder(cfg: Config, name: str) -> Path:
-    """Return where the log of a training is."""
-    return cfg.workspace / "tensorboard" / name
-
-
-def remove_log(cfg: Config, name: str) -> None:
-    """Remove the log of an earlier training: it would pass for that of the network made now."""
-    shutil.rmtree(log_folder(cfg, name), ignore_errors=True)
+    done = next(iter(training.log[-1].values())) if training.log else 0
+    return SummaryWriter(path, purge_step=done + 1)
 
 
 def add_row(writer: SummaryWriter, row: dict[str, float | None]) -> None:
