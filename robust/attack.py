@@ -23,7 +23,7 @@ from config import Config, UserError
 from estimate_pct import pixels_of
 from medood.commands import command
 from medood.data.folds import Fold
-from medood.data.records import changes, record_of
+from medood.data.records import changes, record_of, refuse_unusable
 from medood.data.workspace import free_folder, id_files, weights_of
 from medood.processes import is_main
 from medood.runs.command_line import run
@@ -97,15 +97,13 @@ def refuse_stale(cfg: Config, fold: int, network: Path, patches: Fold) -> None:
     from robust.free import replayed
 
     free = way_of(network)
-    cure = f"run `{train_free_of(cfg, fold, free)}` again"
+    again = train_free_of(cfg, fold, free)
     if has_seen(cfg, network, patches.test):
-        raise UserError(f"{network} was trained on patches that fold {fold} tests now: {cure}")
+        raise UserError(f"{network} saw patches that fold {fold} tests now: run `{again}` again")
     if free:  # else it is the user's own
-        record_of(network).refuse_changed()
         files = id_files(cfg, patches.train + patches.val)
         now = network_made_from(replayed(cfg, free["replays"]), fold, files) | {"free": free}
-        if why := record_of(network).out_of_date(now):
-            raise UserError(f"{network} is out of date ({why}): set back what changed, or {cure}")
+        refuse_unusable(record_of(network), lambda: now, again)
 
 
 def way_of(network: Path) -> dict:
