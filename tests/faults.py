@@ -49,6 +49,16 @@ WAYS = ("SIGKILL", "SIGTERM", "SIGINT", "disk full")
 UNEQUAL = ("times.csv", "index.html", ".locks", "__pycache__")
 
 
+def written(event: str, arguments: tuple) -> str | None:
+    """Return the file that an event of Python's audit hooks writes, renames or removes, or None."""
+    if event == "open":
+        path, _, flags = arguments
+        writes = isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        return str(path) if writes else None
+    is_one = event in ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.system")
+    return str(arguments[0]) if is_one else None
+
+
 class Saboteur:
     """Counts what the process does to files below a folder, and strikes at one of them."""
 
@@ -58,19 +68,14 @@ class Saboteur:
         sys.addaudithook(self.hear)
 
     def hear(self, event: str, arguments: tuple) -> None:
-        if event == "open":
-            path, _, flags = arguments
-            writes = isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
-        else:
-            path = arguments[0] if arguments else ""
-            writes = event in ("os.rename", "os.remove", "os.rmdir", "os.mkdir")
-        if not writes or not str(path).startswith(self.folder) or ".locks" in str(path):
+        path = written(event, arguments)
+        if path is None or not path.startswith(self.folder) or ".locks" in path:
             return
         with self.lock:
             self.count += 1
             strike = self.count == self.at
         if strike and self.way == "disk full":
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
         if strike:
             os.kill(os.getpid(), getattr(signal, self.way))
 
@@ -153,7 +158,7 @@ def sabotage(folder: Path, points: int, seed: int) -> dict:
         shutil.copytree(work, states / str(number))
         before, expected = tree(states / str(number - 1)), tree(work)
         for point in range(points):
-            way = WAYS[point % len(WAYS)]
+            way = WAYS[(number + point) % len(WAYS)]
             # a full disk strikes at a file; the others there or at any time
             by_event = way == "disk full" or rng.random() < 0.5
             at = rng.randint(1, events) if by_event else None

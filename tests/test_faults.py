@@ -22,26 +22,20 @@ from medood.runs.locks import locked
 ROOT = Path(__file__).parents[1]
 
 
-def sabotage(folder, points):
-    command = [sys.executable, "tests/faults.py", str(folder), "--points", str(points)]
+@pytest.mark.parametrize(
+    ("points", "stopped"),  # one strike in time may come too late
+    [
+        pytest.param(1, 4, marks=pytest.mark.slow),
+        pytest.param(20, 100, marks=pytest.mark.endurance),
+    ],
+)
+def test_steps_that_are_stopped_end_as_undisturbed_ones(tmp_path, points, stopped):
+    command = [sys.executable, "tests/faults.py", str(tmp_path), "--points", str(points)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
-
-@pytest.mark.slow
-def test_steps_that_are_stopped_end_as_undisturbed_ones(tmp_path):
-    done = sabotage(tmp_path, points=2)
-    assert not done["failures"], json.dumps(done["failures"], indent=2)
-    assert done["stopped"] > 8  # of 16 strikes; one in time may come too late
-
-
-@pytest.mark.endurance
-def test_steps_that_are_stopped_at_20_points_end_as_undisturbed_ones(tmp_path):
-    done = sabotage(tmp_path, points=20)
-    print(done["strikes"], "strikes,", done["stopped"], "stopped the step")
-    assert not done["failures"], json.dumps(done["failures"], indent=2)
-    assert done["stopped"] > 100  # of 160
+    found = json.loads(done.stdout)
+    assert not found["failures"], json.dumps(found["failures"], indent=2)
+    assert found["stopped"] > stopped  # of 8 strikes a point
 
 
 # ---------------------------------------------------------------- what is left, and put right

@@ -13,7 +13,6 @@ import pytest
 from PIL import Image
 from scipy.io import loadmat
 
-from generate_patches import patch_of, tile
 from medood.data.folds import read_fold
 from medood.data.workspace import model_folder, ranking_path
 from medood.evaluation.model_card import TEMPLATES
@@ -78,15 +77,6 @@ def test_more_steps_are_said_and_only_where_there_were_more():
     assert "50 % fewer" in claim(run(100), run(100, epochs=1))
     assert claim(run(100), run(100)) == ""
     assert claim(run(100), {}) == ""  # from elsewhere
-
-
-@pytest.mark.parametrize("size", [(90, 128), (97, 100), (64, 64), (33, 200)])
-def test_the_patch_of_a_point_is_the_tile_that_shows_it(size):
-    for y, x in ((0, 0), (size[0] - 1, size[1] - 1), (31, 32), (20, 19)):
-        image = np.zeros(size, np.uint8)
-        image[y, x] = 1
-        (expected,) = np.nonzero(tile(image, 32).any((1, 2)))[0]
-        assert patch_of(x, y, *size, 32) == expected
 
 
 def test_the_data_are_counted_as_they_are(patched):
