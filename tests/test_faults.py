@@ -205,7 +205,7 @@ def test_output_into_a_pipe_that_closes_is_no_traceback():
 
 def test_sigterm_ends_a_step_like_ctrl_c(patched):
     command = [sys.executable, "train.py", f"--workspace={patched.workspace}", "--folds=1"]
-    options = ["--patch_size=32", "--encoder=tu-mobilenetv3_small_050", "--encoder_weights=none"]
+    options = ["--patch_size=32", "--encoder=tu-test_resnet", "--encoder_weights=none"]
     process = subprocess.Popen(
         [*command, *options, "--device=cpu", "--epochs=500"],
         cwd=ROOT,
@@ -213,7 +213,7 @@ def test_sigterm_ends_a_step_like_ctrl_c(patched):
         stderr=subprocess.PIPE,
         text=True,
     )
-    resume = patched.workspace / "models" / "1_unet_tu-mobilenetv3_small_050" / "resume.pt"
+    resume = patched.workspace / "models" / "1_unet_tu-test_resnet" / "resume.pt"
     while not resume.exists():
         assert process.poll() is None
         time.sleep(0.05)
