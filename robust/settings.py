@@ -118,6 +118,8 @@ class NetworkConfig(Replays, Search, VolumeConfig):
     """What stands where foreground stood: the volume's minimum, or its mean background."""
     ood_weight: Annotated[float, Field(ge=0)] = CONFIG.ood_weight
     """Lambda of Eq. 4: how much a voxel of an OoD volume weighs in the loss."""
+    tensorboard: bool = CONFIG.tensorboard
+    """Write the losses of the training to <workspace>/tensorboard too."""
 
 
 @settings
