@@ -72,9 +72,8 @@ class Loader:
         self.volumes = []
         for sample in samples:
             image, label = pad(sample.volume.image), pad(sample.volume.label[None])
-            centres = label > 0 if label.any() else label >= 0
-            points = {"inside": _points(centres), "anywhere": _points(label >= 0)}
-            self.volumes.append({"image": image.to(device), "label": label.to(device), **points})
+            volume = {"image": image.to(device), "label": label.to(device)}
+            self.volumes.append(volume | _centres(label))
         self.is_ood = torch.tensor([sample.is_ood for sample in samples])
         self.set_epoch(0)
 
@@ -101,10 +100,13 @@ class Loader:
             yield images, target, torch.where(is_ood, self.cfg.ood_weight, 1.0)
 
 
-def _points(where: Tensor) -> np.ndarray:
-    """Return random places where a mask holds, as indices of it flattened."""
-    places = where.flatten().nonzero()[:, 0].numpy()
-    return np.random.default_rng(0).choice(places, POINTS)
+def _centres(label: Tensor) -> dict[str, np.ndarray]:
+    """Return where patches may be centred, at random: indices of the flattened label."""
+    anywhere = np.random.default_rng(0).integers(label.numel(), size=POINTS)
+    inside = label.flatten().nonzero()[:, 0].numpy()
+    if len(inside):
+        inside = np.random.default_rng(0).choice(inside, POINTS)
+    return {"anywhere": anywhere, "inside": inside if len(inside) else anywhere}
 
 
 def cut_and_change(patch: tuple[int, int, int]) -> Compose:
