@@ -21,7 +21,6 @@ from medood.data.files import (
     csv_text,
     fingerprint,
     pngs,
-    read_json,
     read_rows,
     write_json,
     write_table,
@@ -138,15 +137,15 @@ def sift_prepared(cfg: Data) -> None:
     found = [path for folder in folders for path in pngs(folder)]
     classes = len(cfg.class_names)
     settings = {"patch_size": cfg.patch_size, "classes": classes}
-    record = {"made_from": {"settings": settings, "inputs": fingerprint(found)}}
-    path = cfg.workspace / "k_folds" / records.RECORD
-    if read_json(path) == {**record, "bad_files": {}}:
+    made_from = {"settings": settings, "inputs": fingerprint(found)}
+    lists = records.record_of(cfg.workspace / "k_folds")
+    if lists.content and not lists.out_of_date(made_from) and not lists.bad_files:
         return
     bad: records.BadFiles = {}
     names = sorted({name for folder in folders for name in by_name(pngs(folder))})
     jobs = [(*pair, cfg) for pair in workspace.id_files(cfg, names)]
     for_each(look_at_pair, jobs, cfg, "looking at the patches", bad)
-    write_json(path, {**record, "bad_files": bad})
+    write_json(lists.product / records.RECORD, {"made_from": made_from, "bad_files": bad})
 
 
 def write_folds(cfg: Data, names: list[str]) -> None:

@@ -30,8 +30,9 @@ from pydantic import Field
 from tyro.conf import Positional
 
 from config import Config, Microns, UserError, settings
-from medood.data.files import fingerprint, read_json, write_json
+from medood.data.files import fingerprint, read_json
 from medood.data.names import stem_of
+from medood.data.records import is_kept, write_own_record
 from medood.data.workspace import require_network
 from medood.predicting.slides import ENDINGS, open_image
 from medood.processes import on_main
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
     from medood.models.inference import Predictor
 
 MADE_WITH = ("image_mpp", "mpp", "tile", "watershed", "min_area", "classes", "precision", "mirrors")
-BEFORE = {"mirrors": False}  # what records of earlier versions do not name
 OF_ALL = (errno.ENOSPC, errno.EROFS, errno.EPIPE)  # errors that every image would meet
 
 
@@ -134,22 +134,20 @@ def predict_image(cfg: PredictConfig, predictor: Predictor, path: Path, made_wit
     record = Path(f"{stem}.json")
     # the pixels of a MIRAX slide lie in a folder beside it
     files = [path, *(p for p in path.with_suffix("").glob("*") if p.is_file())]
-    made_from = made_with | {"image": fingerprint(files)}
-    made_from = json.loads(json.dumps(made_from))  # with lists for tuples, as in a record
-    found = read_json(record) or {}
-    other = found.get("image", image)
+    # with lists for tuples, as in a record
+    made_from = json.loads(json.dumps(made_with | {"image": fingerprint(files)}))
+    other = (read_json(record) or {}).get("image", image)
     if other != image and Path(other).exists():
         raise UserError(
             f"{cfg.out} holds the results of another image of this name, {other}: give each its"
             " own out"
         )
     is_whole = all(Path(f"{stem}{ending}").exists() for ending in outputs.ENDINGS)
-    if is_whole and BEFORE | (found.get("made_from") or {}) == made_from:
-        print(f"{path.name}: kept, done with the same network and settings")
+    if is_whole and is_kept(record, made_from):
         return
     record.unlink(missing_ok=True)  # it must not stand beside files of which half are replaced
     nuclei = segment(cfg, predictor, path, stem)
-    write_json(record, {"image": image, "nuclei": nuclei, "made_from": made_from})
+    write_own_record(record, {"image": image, "nuclei": nuclei}, made_from)
 
 
 @on_main
@@ -174,8 +172,10 @@ def predict_images(cfg: PredictConfig) -> None:
         cfg = replace(cfg, tile=tile)
     predictor = Predictor(cfg, model, pick_device(cfg))
     weights = cfg.checkpoint / "model.safetensors", cfg.checkpoint  # of a folder, or a file itself
-    made_with = {name: getattr(cfg, name) for name in MADE_WITH}
-    made_with["network"] = fingerprint(path for path in weights if path.is_file())
+    made_with = {
+        "settings": {name: getattr(cfg, name) for name in MADE_WITH},
+        "network": fingerprint(path for path in weights if path.is_file()),
+    }
     failed = []
     for path in images:
         try:
