@@ -47,23 +47,17 @@ def painted(count, side=32, seed=0):
     return torch.from_numpy(images.astype(np.uint8)), torch.from_numpy(labels).float()
 
 
-@pytest.mark.parametrize("encoder", ["mobilenet_v2", "resnet18", "vgg11_bn", "tu-resnet10t"])
-@pytest.mark.parametrize("stride", [4, 8])
-def test_maps_have_the_output_stride_and_their_mean_is_the_logit(cfg, encoder, stride):
-    cfg = dataclasses.replace(cfg, encoder=encoder, output_stride=stride)
-    classifier = build_classifier(cfg).eval()
-    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        maps, logits = classifier.maps(images), classifier(images)
-    assert maps.shape == (2, 2, 64 // stride, 64 // stride)
-    torch.testing.assert_close(maps.mean((2, 3)), logits)
-
-
 @pytest.mark.parametrize(
-    "encoder",
-    ["mobilenet_v2", "resnet18", "vgg11_bn", "densenet121", "tu-tf_mobilenetv3_small_100"],
+    ("encoder", "stride"),
+    [
+        ("mobilenet_v2", 4),
+        ("resnet18", 4),
+        ("tu-resnet10t", 8),
+        ("vgg11_bn", 8),
+        ("densenet121", 8),
+        ("tu-tf_mobilenetv3_small_100", 8),
+    ],
 )
-@pytest.mark.parametrize("stride", [4, 8])
 def test_a_spot_lies_on_every_map_where_it_lies_on_the_image(cfg, encoder, stride):
     """With convolutions that take the mean, the spread of a spot is even to all sides of it."""
     classifier = build_classifier(dataclasses.replace(cfg, encoder=encoder, output_stride=stride))
@@ -82,6 +76,11 @@ def test_a_spot_lies_on_every_map_where_it_lies_on_the_image(cfg, encoder, strid
         shares = of_image / of_image.sum()
         centre = torch.stack([shares.sum(1) @ places, shares.sum(0) @ places])
         torch.testing.assert_close(centre, at, atol=0.1, rtol=0)
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        maps, logits = classifier.maps(images), classifier(images)
+    assert maps.shape == (2, 2, 64 // stride, 64 // stride)
+    torch.testing.assert_close(maps.mean((2, 3)), logits)
 
 
 def test_what_comes_before_the_output_stride_stays_as_it_was(cfg):
@@ -194,12 +193,15 @@ def test_it_learns_and_the_same_seed_gives_the_same_bytes(cfg, tmp_path):
     cfg = dataclasses.replace(cfg, encoder="tu-resnet10t", classifier_epochs=6)
     images, labels = painted(48)
     classifier, log = train_classifier(cfg, 1, "plain", 0, images, labels, CPU)
-    again, _ = train_classifier(cfg, 1, "plain", 0, images, labels, CPU)
-    another, _ = train_classifier(cfg, 1, "plain", 1, images, labels, CPU)
-    for own, other in zip(classifier.parameters(), again.parameters(), strict=True):
-        assert torch.equal(own, other)
-    assert not torch.equal(classifier.head.weight, another.head.weight)
     assert log[-1]["loss"] < log[0]["loss"]
+    short = dataclasses.replace(cfg, classifier_epochs=1)
+    ours, again, another = (
+        train_classifier(short, 1, "plain", number, images[:16], labels[:16], CPU)[0]
+        for number in (0, 0, 1)
+    )
+    for own, other in zip(ours.parameters(), again.parameters(), strict=True):
+        assert torch.equal(own, other)
+    assert not torch.equal(ours.head.weight, another.head.weight)
     held_out, truth = painted(40, seed=1)
     scores = image_scores(logits_of(cfg, classifier, held_out, CPU).numpy(), truth.numpy())
     assert min(scores["auc"]) > 0.9
@@ -210,7 +212,7 @@ def test_it_learns_and_the_same_seed_gives_the_same_bytes(cfg, tmp_path):
     )
 
 
-@pytest.mark.parametrize(("images", "epochs"), [(2, 1), (8, 2), (9, 1), (40, 2)])
+@pytest.mark.parametrize(("images", "epochs"), [(2, 1), (9, 1), (9, 2)])
 def test_it_trains_for_as_few_steps_as_there_are(cfg, images, epochs):
     cfg = dataclasses.replace(cfg, encoder="tu-resnet10t", classifier_epochs=epochs)
     painted_images, _ = painted(images)

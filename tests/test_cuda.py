@@ -124,6 +124,7 @@ def test_patches_that_take_more_than_half_of_a_gpu_stay_in_memory(monkeypatch):
         assert storage_device(patches, cuda).type == expected
 
 
+@pytest.mark.long
 def test_two_gpus_with_synchronised_batch_normalisation_learn_as_one(gpu):
     _, expected = trained(SMALL, gpu.device)
     script = Path(__file__).with_name("two_gpus.py")
