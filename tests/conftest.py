@@ -69,12 +69,13 @@ def kind_of(script: str) -> type[Data]:
 
 def as_settings_of(kind: type[Config], cfg: Config, **own: object) -> Config:
     """Return settings as those of a script that takes more, with some of its own."""
-    plain = {field.name: getattr(cfg, field.name) for field in dataclasses.fields(Config)}
-    return kind(**plain | own)
+    names = {field.name for field in dataclasses.fields(kind)}
+    names.intersection_update(field.name for field in dataclasses.fields(Config))
+    return kind(**{name: getattr(cfg, name) for name in names} | own)
 
 
 def in_a_copy(cfg: Config, workspace: Path) -> Config:
-    """Return the settings of a run of weak/ or transfer/ on drawn images, in a copy of its own."""
+    """Return the settings of a run of weak/ on drawn images, in a copy of its own."""
     shutil.copytree(cfg.workspace, workspace)
     drawn = workspace / "drawn"
     own = {"images": drawn / "images", "masks": drawn / "masks"}
@@ -178,6 +179,21 @@ def report(whole_run, tmp_path):
     cfg = dataclasses.replace(TINY, workspace=tmp_path / "run", folds=(1, 2))
     shutil.copytree(whole_run, cfg.workspace)
     return cfg, cfg.workspace / "reports" / "unet_mobilenet_v2"
+
+
+@pytest.fixture(scope="session")
+def weak_run(made_once):
+    """The settings of a workspace after a whole run of weak/ by maps."""
+
+    def make(folder):
+        from tests.small_weak import small
+        from weak.main import main
+
+        cfg = small(folder / "run")
+        main(cfg)
+        return cfg
+
+    return made_once("weak", make)
 
 
 @pytest.fixture

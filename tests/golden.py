@@ -33,7 +33,7 @@ KERNELS = {
 class System(NamedTuple):
     """How the sample of a system is run, and what of it is written down."""
 
-    script: str
+    script: str  # and what chooses its route
     short: str  # settings of a run of seconds; the whole sample takes minutes
     prepared: tuple[str, ...]  # folders of data that no training decides
     scores: str
@@ -62,10 +62,10 @@ SYSTEMS = {
         "reports/weak/scores.json",
     ),
     "transfer": System(
-        "weak/transfer_main.py",
+        "weak/main.py --method transfer",
         "--iterations 4 --channels 4 --epochs 1",
-        ("drawn", "weak/Images", "transfer/True_Masks"),
-        "reports/transfer/scores.json",
+        ("drawn", "weak/Images", "weak/Lesion_Masks"),
+        "reports/weak/scores.json",
     ),
 }
 
@@ -85,10 +85,11 @@ def content(path: Path) -> bytes:
 def found_by(name: str, kind: str, workspace: Path) -> dict:
     """Return what a system's sample gives: {"data": {folder: hash}, "scores": {name: number}}."""
     system = SYSTEMS[name]
-    arguments = ["--sample", "--workspace", str(workspace), "--precision", "float32"]
+    script, *arguments = system.script.split()
+    arguments += ["--sample", "--workspace", str(workspace), "--precision", "float32"]
     arguments += system.short.split() if kind == "short" else []
     subprocess.run(
-        [sys.executable, ROOT / system.script, *arguments],
+        [sys.executable, ROOT / script, *arguments],
         **{"cwd": ROOT, "env": os.environ | KERNELS, "check": True, "stdout": subprocess.DEVNULL},
     )
     data = {}

@@ -118,7 +118,7 @@ def test_an_encoder_that_cannot_keep_the_stride_is_refused(cfg):
     ("side", "message"), [(32, "set patch_size to 224"), (224, "cannot keep an output stride")]
 )
 def test_an_encoder_of_one_size_of_images_is_refused(cfg, side, message):
-    cfg = dataclasses.replace(cfg, encoder="tu-efficientformerv2_s0", patch_size=side)
+    cfg = dataclasses.replace(cfg, encoder="tu-efficientformerv2_s0", image_size=side)
     with pytest.raises(UserError, match=message):
         build_classifier(cfg)
 

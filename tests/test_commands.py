@@ -19,8 +19,7 @@ from medood.runs import command_line
 from medood.runs.command_line import parse
 from robust import settings as robust
 from tests.conftest import printed_in, run_printed
-from weak.trainings import TrainingsConfig
-from weak.transfer_settings import TransferConfig
+from weak.settings import EvaluationConfig, SegmentationConfig
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted(
@@ -118,11 +117,13 @@ def test_a_name_that_two_scripts_declare_is_not_shared():
 
 
 def test_a_script_is_given_the_settings_that_it_declares_alone():
-    cfg = TrainingsConfig(trainings=5, lesion="a b", workspace=Path("constrain.py_data"), epochs=3)
-    printed = command(cfg, "weak/refine.py", TransferConfig, folds=(79,))
-    assert printed == (
-        "python weak/refine.py --workspace constrain.py_data --folds 79 --epochs 3 --lesion 'a b'"
-    )
+    given = {"trainings": 5, "lesion": "a b", "workspace": Path("constrain.py_data"), "epochs": 3}
+    cfg = EvaluationConfig(**given)
+    printed = command(cfg, "weak/train_segmentation.py", SegmentationConfig, folds=(79,))
+    assert shlex.split(printed) == [
+        *("python", "weak/train_segmentation.py", "--workspace", "constrain.py_data"),
+        *("--folds", "79", "--epochs", "3", "--lesion", "a b"),
+    ]
 
 
 def test_the_sample_prints_commands_with_the_settings_of_the_sample(monkeypatch):

@@ -35,9 +35,9 @@ from tests.conftest import TINY, as_settings_of
 from tests.gpus import CPU, HERE, SMALL, Standin, some_patches, trained
 from train import train
 from train_ood import train_ood
+from weak.settings import TransferConfig
 from weak.transfer import Trainer as TransferTrainer
 from weak.transfer import draw, transfer
-from weak.transfer_settings import TransferConfig
 
 
 def test_nobody_finds_the_stand_in_once_it_is_over():

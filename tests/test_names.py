@@ -32,12 +32,10 @@ from predict import find_images
 from robust.volumes import read_task
 from tests.conftest import TINY, as_settings_of, write_region
 from weak.generate_images import generate_images
-from weak.image_labels import read_image_labels
+from weak.image_labels import read_image_labels, with_lesion
 from weak.products import image_paths, labels_there
 from weak.read_images import read_truth
-from weak.settings import ImagesConfig
-from weak.transfer_products import lesion_of
-from weak.transfer_settings import TransferConfig
+from weak.settings import ImagesConfig, TransferConfig
 
 ROOT = Path(__file__).parents[1]
 NFC = "h\u00f6hle_\u00e4"
@@ -233,7 +231,7 @@ def test_a_lesion_is_found_in_either_spelling(tmp_path):
     assert read_image_labels(tmp_path / "labels.csv").classes == (NFC, "b")
     for lesion in (NFC, NFD):
         cfg = TransferConfig(image_labels=tmp_path / "labels.csv", lesion=lesion)
-        assert lesion_of(cfg) == NFC
+        assert with_lesion(cfg).lesion == NFC
 
 
 @linux

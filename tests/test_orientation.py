@@ -165,7 +165,7 @@ def test_prepared_patches_that_are_turned_are_refused_unless_both_are(tmp_path):
     look_at_pair(turned, write(tmp_path / "m", mask, 3, "png"), cfg)
 
 
-# ---------------------------------------------------------------- weak/ and transfer/
+# ---------------------------------------------------------------- weak/
 
 
 @pytest.fixture
@@ -174,14 +174,14 @@ def weak(own):
     table = own.workspace / "image_labels.csv"
     table.write_text("img_name,nucleus\na,1\nb,0\n")
     write_png(own.images / "b.png", np.zeros((64, 64, 3), np.uint8))
-    cfg = as_settings_of(ImagesConfig, own, patch_size=64)
+    cfg = as_settings_of(ImagesConfig, own, image_size=64)
     return dataclasses.replace(cfg, image_labels=table)
 
 
 def truth_of(cfg):
     generate_images(cfg)
     size = tuple(sizes_of(cfg)[png_of("a")])
-    return read_truth(cfg, "a", size, cfg.patch_size)
+    return read_truth(cfg, "a", size, cfg.image_size)
 
 
 @pytest.mark.parametrize("orientation", TURNED)

@@ -1,4 +1,4 @@
-"""The training of transfer/: seeded, resumable, and better than it began."""
+"""The training of a generator: seeded, resumable, and better than it began."""
 
 import dataclasses
 
@@ -13,13 +13,13 @@ from tests.conftest import TINY, as_settings_of
 from weak import transfer as training
 from weak.generate_images import generate_images
 from weak.generator import Generator
-from weak.image_labels import read_image_labels
+from weak.image_labels import read_image_labels, with_lesion
 from weak.pictures import draw_rows
+from weak.products import domains, generator_folder
+from weak.sample import draw_lesion, draw_sample
+from weak.settings import TransferConfig
 from weak.train_transfer import train_generators
 from weak.transfer import WEIGHTS, Trainer, load_generator, train_transfer, transfer
-from weak.transfer_products import domains, generator_folder, lesion_of
-from weak.transfer_sample import draw_image, draw_sample
-from weak.transfer_settings import TransferConfig
 
 CPU = torch.device("cpu")
 TOLD_APART = training.TOLD_APART
@@ -29,7 +29,7 @@ def drawn(kind, count, side):
     """Images with a lesion or without, uint8 (count, side, side, 3), and the true masks."""
     held = (1,) if kind == "lesion" else ()
     rngs = [np.random.default_rng([len(kind), number]) for number in range(count)]
-    images, masks = zip(*(draw_image(rng, held, side) for rng in rngs), strict=True)
+    images, masks = zip(*(draw_lesion(rng, held, side) for rng in rngs), strict=True)
     return torch.from_numpy(np.stack(images)), np.stack(masks) == 1
 
 
@@ -43,7 +43,7 @@ def cfg(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "TOLD_APART", float("inf"))
     monkeypatch.setattr(training, "draw_rows", lambda *_: None)  # takes longer than the training
     own = {"workspace": tmp_path, "channels": 2, "iterations": 4, "batch_size": 2, "folds": (79,)}
-    return as_settings_of(TransferConfig, TINY, **own | {"patch_size": 32})
+    return as_settings_of(TransferConfig, TINY, **own | {"image_size": 32})
 
 
 def trained(cfg, folder, fold=79):
@@ -254,12 +254,12 @@ sample_05,c,0,0,test
 @pytest.fixture
 def labelled(cfg):
     """Settings of images with two classes, prepared."""
-    named = draw_sample(cfg.workspace)
+    named = draw_sample(cfg.workspace, "transfer")
     csv = named["image_labels"].with_name("two.csv")
     csv.write_text(LABELS)
     cfg = dataclasses.replace(cfg, images=named["images"], image_labels=csv, lesion="striped")
     generate_images(cfg)
-    return cfg
+    return with_lesion(cfg)
 
 
 def test_only_training_images_teach_and_those_without_any_class_are_the_healthy_ones(labelled):
@@ -273,15 +273,15 @@ def test_the_lesion_is_the_only_class_or_has_to_be_named(labelled):
     assert both == ("striped", "other")
     for lesion in (None, "spots"):
         with pytest.raises(UserError, match="has the classes striped, other: name one"):
-            lesion_of(dataclasses.replace(labelled, lesion=lesion))
+            with_lesion(dataclasses.replace(labelled, lesion=lesion))
     labelled.image_labels.write_text("img_name,striped\nsample_00,1\nsample_01,0\n")
-    assert lesion_of(dataclasses.replace(labelled, lesion=None)) == "striped"
+    assert with_lesion(dataclasses.replace(labelled, lesion=None)).lesion == "striped"
 
 
 def test_a_generator_is_kept_until_what_it_is_made_from_changes(labelled, capsys):
     train_generators(labelled)
     folder = generator_folder(labelled, 79)
-    assert sorted(path.name for path in folder.parent.iterdir()) == ["79_striped"]
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["79_transfer_striped"]
     assert {"log.csv", WEIGHTS} <= {path.name for path in folder.iterdir()}
     capsys.readouterr()
     train_generators(labelled)

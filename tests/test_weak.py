@@ -17,45 +17,29 @@ from config import UserError
 from medood.data.files import read_table, write_json
 from medood.data.images import read_mask
 from medood.data.records import RECORD, hashes
-from tests.conftest import TINY, as_settings_of, in_a_copy, printed_in, run_printed
+from tests.conftest import as_settings_of, in_a_copy, printed_in, run_printed
 from tests.leaks import files_by_masks
-from weak import sample, train_irnet
-from weak.evaluate_masks import ROWS, control_of, evaluate, require_all
+from tests.small_weak import small
+from weak import train_irnet
+from weak.evaluate_masks import evaluate_masks, require_all
 from weak.generate_images import generate_images
 from weak.generate_maps import generate_maps, read_maps
 from weak.generate_masks import generate_masks
 from weak.image_labels import with_classes
 from weak.main import MainConfig, main, steps
 from weak.products import classifier_folder, fold_labels, image_paths, maps_folder, masks_folder
+from weak.rows import ROWS, TRAINED
 from weak.train_classifier import train_classifiers
 from weak.train_irnet import train_irnets
 from weak.train_segmentation import made_from_of, train_segmentation, weak_network
 
 ROOT = Path(__file__).parents[1]
+MAPS = [row for row in ROWS if row not in TRAINED]  # of a run without a generator
 
 
-def small(workspace, images=18):
-    """Settings for the first images of the sample, in a workspace of their own."""
-    drawn = sample.draw_sample(workspace)
-    labels = drawn["image_labels"]
-    lines = labels.read_text().splitlines()
-    labels.write_text("\n".join(lines[: images + 1]) + "\n")
-    own = {"workspace": workspace, "patch_size": 64, "epochs": 1, "folds": (79,), **drawn}
-    own |= {"encoder": "tu-resnet10t", "classifier_epochs": 8, "classifier_lr": 3e-3}
-    own |= {"method": "contrast", "contrast_epochs": 16}
-    return as_settings_of(MainConfig, TINY, **own, stages=3, scales=(1.0,), irnet_epochs=1)
-
-
-@pytest.fixture(scope="session")
-def made(made_once):
-    """A workspace after a whole run."""
-
-    def make(folder):
-        cfg = small(folder / "run")
-        main(cfg)
-        return cfg
-
-    return made_once("weak", make)
+@pytest.fixture
+def made(weak_run):
+    return weak_run
 
 
 @pytest.fixture
@@ -73,12 +57,11 @@ def scores_in(cfg):
 def test_the_scores_have_every_row_and_the_report_lies_beside_them(made):
     out = made.workspace / "reports" / "weak"
     (of_fold,) = json.loads((out / "scores.json").read_text()).values()
-    assert list(of_fold) == list(ROWS)
+    assert list(of_fold) == MAPS
     assert of_fold["all_background"]["miou"] == 0
     assert of_fold["supervised"]["miou"] is not None
     page = (out / "index.html").read_text()
-    for row in ROWS.values():
-        assert row in page
+    assert all(ROWS[row] in page for row in MAPS)
     assert "drawn by a program" in page  # the sample never passes for data
 
 
@@ -137,7 +120,7 @@ def test_networks_that_learned_from_other_masks_are_not_tested(cfg):
     other = dataclasses.replace(cfg, unsure=0.3)
     steps(other)
     with pytest.raises(UserError, match="weak_positives is out of date .*train_segmentation.py"):
-        evaluate(other)
+        evaluate_masks(other)
 
 
 @pytest.mark.parametrize("negatives", [False, True])
@@ -149,13 +132,13 @@ def test_a_network_that_is_missing_is_named_with_the_command_that_trains_it(
     shutil.rmtree(network)
     again = rf"{network} is missing: run `python weak/train_segmentation.py .*--epochs 1 .*`"
     if shuffled:
-        assert control_of(with_classes(cfg)) is None
+        evaluate_masks(cfg)
         said = capsys.readouterr().out
-        assert "the row 'segmentation, labels shuffled' is left out: " in said
+        assert "the row of shuffled labels: left out (" in said
         again = again.replace(".*`", ".*--shuffled .*`")
     else:
         with pytest.raises(UserError) as caught:
-            evaluate(cfg)
+            evaluate_masks(cfg)
         said = str(caught.value)
     assert re.search(again, said)
 
@@ -173,7 +156,7 @@ def test_a_network_that_is_missing_is_named_with_the_command_that_trains_it(
 def test_a_network_by_other_settings_is_not_tested(made, change, network, why):
     """Those of the search choose the negatives of the second network."""
     with pytest.raises(UserError) as caught:
-        evaluate(dataclasses.replace(made, **change))
+        evaluate_masks(dataclasses.replace(made, **change))
     assert f"/79_unet_tu-resnet10t_{network} is out of date ({why})" in str(caught.value)
     printed = printed_in(str(caught.value))
     again = dict(zip(words := shlex.split(printed), words[1:], strict=False))
@@ -189,7 +172,7 @@ def test_negatives_that_another_network_chose_are_not_tested(cfg):
     run = json.loads((weights.parent / "run.json").read_text())
     write_json(weights.parent / "run.json", run | {"outputs": hashes(weights.parent)})
     with pytest.raises(UserError, match=r"t_weak is out of date \(first network changed\)"):
-        evaluate(cfg)
+        evaluate_masks(cfg)
     train_segmentation(cfg)
     run = json.loads((weak_network(cfg, 79) / "run.json").read_text())
     assert run["made_from"] == made_from_of(with_classes(cfg), 79)
@@ -203,16 +186,16 @@ def test_a_control_of_other_settings_leaves_the_table_until_it_is_trained_again(
     longer = dataclasses.replace(cfg, epochs=2)
     train_segmentation(longer)
     capsys.readouterr()
-    evaluate(longer)
+    evaluate_masks(longer)
     said = capsys.readouterr().out
-    assert "labels shuffled' is left out: " in said
+    assert "the row of shuffled labels: left out (" in said
     assert "weak_positives_shuffled is out of date (epochs was 1, is 2)" in said
-    assert list(scores_in(cfg)) == [row for row in ROWS if row != "shuffled_labels"]
-    (line,) = (line for line in said.splitlines() if "is left out" in line)
+    assert list(scores_in(cfg)) == [row for row in MAPS if row != "shuffled_labels"]
+    (line,) = (line for line in said.splitlines() if ": left out (" in line)
     done = run_printed(printed_in(line))
     assert done.returncode == 0, done.stderr
-    evaluate(longer)
-    assert list(scores_in(cfg)) == list(ROWS)
+    evaluate_masks(longer)
+    assert list(scores_in(cfg)) == MAPS
     assert scores_in(cfg)["shuffled_labels"] != before
     assert {path.name for path in out.glob("*.png")} == {"79_pseudo_masks.png", "79_tested.png"}
 
@@ -221,18 +204,15 @@ def test_a_control_that_learned_nothing_finds_nothing(made, tmp_path, monkeypatc
     """Also where an old network of it is still there: in one fold, or in all of them."""
     cfg = in_a_copy(made, tmp_path / "run")
 
-    def hold_a_class(cfg, files):
-        return not cfg.shuffled
-
-    monkeypatch.setattr("weak.evaluate_masks.hold_a_class", hold_a_class)
-    evaluate(cfg)
+    monkeypatch.setattr("weak.evaluate_masks.has_masks", lambda cfg, fold: not cfg.shuffled)
+    evaluate_masks(cfg)
     found = scores_in(cfg)
     assert found["shuffled_labels"] == found["all_background"]
 
 
 def test_the_control_alone_is_not_tested_as_if_it_were_the_method(made):
     with pytest.raises(UserError, match="shuffled = True"):
-        evaluate(dataclasses.replace(made, shuffled=True))
+        evaluate_masks(dataclasses.replace(made, shuffled=True))
 
 
 def test_what_is_made_already_is_kept(cfg, capsys):
@@ -305,7 +285,7 @@ def test_without_masks_it_stops_before_the_test(tmp_path, capsys):
     assert weak_network(cfg, 79).exists()
     assert not weak_network(dataclasses.replace(cfg, shuffled=True), 79).exists()
     with pytest.raises(UserError, match="masks = None"):
-        evaluate(cfg)
+        evaluate_masks(cfg)
 
 
 def test_patches_cut_with_pixel_masks_are_refused(patched):

@@ -258,7 +258,7 @@ def inputs(tmp_path):
     """Settings of three images of other sizes and kinds, and of what they hold."""
     folders = {"images": tmp_path / "images", "masks": tmp_path / "masks", "workspace": tmp_path}
     (tmp_path / "masks").mkdir()
-    cfg = as_settings_of(ImagesConfig, TINY, **folders)
+    cfg = as_settings_of(ImagesConfig, TINY, **folders, image_size=32)
     write_dicom(cfg.images / "study" / "series" / f"{UID}.dcm", np.tile(GREY, (20, 10)))
     write_png(cfg.images / "b.png", np.full((32, 32, 3), 7, np.uint8))
     write_png(cfg.images / "c.png", np.full((10, 64, 3), 9, np.uint8))
@@ -267,7 +267,7 @@ def inputs(tmp_path):
     return dataclasses.replace(cfg, image_labels=path)
 
 
-def test_every_labelled_image_is_brought_to_the_side_of_a_patch(inputs, capsys):
+def test_every_labelled_image_is_brought_to_one_size(inputs, capsys):
     generate_images(inputs)
     folder = inputs.workspace / "weak" / "Images"
     assert [path.name for path in pngs(folder)] == [f"{UID}.png", "b.png", "c.png"]
@@ -286,9 +286,9 @@ def test_images_are_made_again_only_when_what_they_are_made_from_changes(inputs,
     generate_images(inputs)  # no label decides a pixel
     assert (folder / "b.png").stat().st_mtime_ns == before
     assert "kept, made from the same" in capsys.readouterr().out
-    generate_images(dataclasses.replace(inputs, patch_size=64))
+    generate_images(dataclasses.replace(inputs, image_size=64))
     assert read_image(folder / "b.png").shape == (64, 64, 3)
-    assert "patch_size was 32, is 64" in capsys.readouterr().out
+    assert "image_size was 32, is 64" in capsys.readouterr().out
 
 
 def test_no_mask_is_opened(inputs):

@@ -1,15 +1,17 @@
-"""The drawn set of weak/: told apart by texture and hue, and by no threshold on brightness."""
+"""The drawn sets of weak/: told apart by texture and hue, and by no threshold on brightness."""
 
 import cv2
 import numpy as np
 import pytest
+import torch
 from skimage.filters import threshold_otsu
 
 from medood.data.images import read_image, read_mask
 from medood.data.workspace import data_name
+from weak.baselines import otsu_masks
 from weak.image_labels import read_image_labels, split
 from weak.label_patches import held
-from weak.sample import CLASSES, HELD, SETTINGS, draw_image, draw_sample
+from weak.sample import CLASSES, HELD, SETTINGS, draw_image, draw_lesion, draw_sample
 
 
 @pytest.fixture(scope="module")
@@ -65,19 +67,65 @@ def test_a_hue_tells_the_tinted_ellipses_and_none_but_them(drawn):
     assert spread[masks == 2].min() > 30
 
 
-def test_the_same_bytes_are_drawn_everywhere(drawn, tmp_path, capsys):
-    workspace = drawn[0]
-    draw_sample(tmp_path)
-    files = [path.relative_to(workspace) for path in workspace.rglob("*") if path.is_file()]
-    assert len(files) == 60 + 60 + 3  # the labels, the record, the mark
+@pytest.mark.parametrize(("method", "images"), [("cam", 60), ("transfer", 90)])
+def test_the_same_bytes_are_drawn_everywhere(tmp_path, method, images, capsys):
+    for home in ("first", "second"):
+        draw_sample(tmp_path / home, method)
+    files = [path for path in (tmp_path / "first").rglob("*.*") if ".locks" not in path.parts]
+    assert len(files) == images + images + 3  # the labels, the record, the mark
     for path in files:
-        assert (tmp_path / path).read_bytes() == (workspace / path).read_bytes(), path
-    draw_sample(tmp_path)
+        other = tmp_path / "second" / path.relative_to(tmp_path / "first")
+        assert other.read_bytes() == path.read_bytes(), path
+    draw_sample(tmp_path / "first", method)
     assert "kept, drawn before" in capsys.readouterr().out
-    assert data_name(tmp_path).startswith("SAMPLE")
+    assert data_name(tmp_path / "first").startswith("SAMPLE")
 
 
-def test_images_differ_and_are_of_the_side_of_a_patch():
+def test_images_differ_and_are_of_the_samples_size():
     first, second = (draw_image(np.random.default_rng(seed), HELD[4])[0] for seed in (0, 1))
     assert (first != second).any()
-    assert first.shape[:2] == (SETTINGS["patch_size"],) * 2
+    assert first.shape[:2] == (SETTINGS["image_size"],) * 2
+
+
+# ---------------------------------------------------------------- lesions, for transfer
+
+
+def lesions(count, side):
+    pairs = [draw_lesion(np.random.default_rng(seed), (1,), side) for seed in range(count)]
+    images, masks = (np.stack(part) for part in zip(*pairs, strict=True))
+    return images, masks == 1
+
+
+def test_a_lesion_is_as_bright_and_as_varied_as_the_ground_of_its_image():
+    for image, lesion in zip(*lesions(20, 48), strict=True):
+        grey = image[..., 0].astype(float)
+        assert abs(grey[lesion].mean() - grey[~lesion].mean()) < 1
+        assert abs(grey[lesion].std() - grey[~lesion].std()) < 2
+
+
+def test_no_threshold_on_brightness_finds_a_lesion():
+    images, truth = lesions(40, 48)
+    found = otsu_masks(torch.from_numpy(images), torch.ones(40)).numpy() == 1
+    dice = [
+        2 * (side & true).sum() / (side.sum() + true.sum())
+        for side, true in zip(found, truth, strict=True)
+    ]
+    assert np.median(dice) < 0.3
+
+
+def test_an_image_without_a_lesion_has_an_empty_mask_and_the_same_brightness():
+    image, mask = draw_lesion(np.random.default_rng(0), (), 48)
+    assert image.shape == (48, 48, 3)
+    assert mask.max() == 0
+    assert abs(image.mean() - 128) < 1
+
+
+def test_the_labels_of_lesions_are_what_the_masks_hold_and_every_fold_has_both_kinds(tmp_path):
+    named = draw_sample(tmp_path, "transfer")
+    labels = read_image_labels(named["image_labels"])
+    masks = [read_mask(named["masks"] / name, 2) for name in labels.names]
+    assert labels.classes == CLASSES[:1]
+    assert labels.labels[:, 0].tolist() == [int(mask.any()) for mask in masks]
+    assert len(set(labels.patients)) == 30
+    for fold in (79, 158, 237):
+        split(labels, fold, seed=0)

@@ -1,11 +1,18 @@
-"""Test pseudo-masks and networks against true masks: how far is it from full supervision?
+"""Test masks and networks against true masks: how far is it from full supervision?
 
 Reads   all that the steps before made, and, for the first time, masks: a folder of true masks (or a
         CSV of run lengths)
-Writes  models/<fold>_<model>_supervised/      the same network, trained on the true masks
-        reports/weak/scores.json               by fold and row, see ROWS
-        reports/weak/table.md                  and differences.json, each row less `centre_prior`
-        reports/weak/index.html                the report, with its figures in one file
+Writes  models/<fold>_<model>_supervised/   the same network, trained on the true masks
+        reports/weak/scores.json            by fold and row, see weak/rows.py
+        reports/weak/table.md               and differences.json, each row less the floor
+        reports/weak/trainings.json         by fold, the scores of every training of a generator
+        reports/weak/index.html             the report, with its figures in one file
+
+Methods that ran in the workspace on the same images and labels stand side by side. A generator
+knows one class, so where it is tested, or a lesion is named, masks of this class alone are compared
+(in reports/weak/<lesion> where there are others), on the images that hold it or none. A generator
+is trained several times, and the tables show one training, declared beforehand: the median by the
+`miou` of the row `transfer`, the mean over folds; of an even number, the worse of the middle two.
 """
 
 from __future__ import annotations
@@ -24,161 +31,190 @@ from medood.data.records import record_of, refuse_unusable
 from medood.runs.command_line import run
 from medood.runs.provenance import require
 from weak.generate_maps import read_maps, read_seeds
-from weak.image_labels import with_classes
-from weak.products import MAPS, PSEUDO_MASKS, fold_labels, image_paths, masks_folder
+from weak.image_labels import labels_of, with_classes, with_lesion
+from weak.products import (
+    MAPS,
+    domains,
+    fold_labels,
+    image_paths,
+    indices_to_test,
+    irnet_folder,
+    labels_there,
+    masks_folder,
+    masks_product,
+)
 from weak.read_images import require_masks
-from weak.settings import MasksConfig
-from weak.train_segmentation import hold_a_class, made_from_of, training_files, weak_network
+from weak.rows import TRAINED, Rows, of_training
+from weak.settings import EvaluationConfig, SegmentationConfig
+from weak.train_segmentation import has_masks, made_from_of, weak_network
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from medood.data.dataset import Patches
     from medood.evaluation.rows import Tested
 
-# what is tested, in the order of the table
-ROWS = {
-    "all_background": "all background",
-    "threshold": "grey threshold (Otsu)",
-    "centre_prior": "mean of the maps",
-    "cam": "CAM",
-    "grad_cam_pp": "Grad-CAM++",
-    "contrast": "CAM, contrast classifier",
-    "irnet": "IRNet",
-    "positives_only": "segmentation, without negatives",
-    "segmentation": "segmentation",
-    "shuffled_labels": "segmentation, labels shuffled",
-    "supervised": "full supervision",
-}
-FLOOR = "centre_prior"
 
-
-def evaluate(cfg: MasksConfig) -> None:
+def evaluate_masks(cfg: EvaluationConfig) -> None:
     """Test every row on the test images of every fold; write scores, tables and the report."""
     if cfg.shuffled:
         raise UserError("shuffled = True: this control is tested beside the rest: leave it out")
-    cfg = with_classes(cfg)
+    is_transfer = cfg.method == "transfer"
+    of_lesion = is_transfer or cfg.lesion is not None or len(labels_of(cfg).classes) == 1
+    cfg = with_lesion(cfg) if of_lesion else with_classes(cfg)
     require_masks(cfg)
-    require_all(cfg)
-    control = control_of(cfg)
+    rows = Rows(None, None, [])
+    maps, trainings = by_maps(cfg), by_trainings(cfg) if of_lesion else []
+    if is_shown("the rows of maps", [maps], must=not is_transfer):
+        control = replace(maps, shuffled=True)
+        with_control = is_shown("the row of shuffled labels", [control])
+        rows = Rows(maps, control if with_control else None, [])
+    if is_shown("the rows of transfer", trainings, must=is_transfer):
+        rows = rows._replace(trainings=trainings)
     from weak.report import write_report  # here, so that --help works without torch
 
-    write_report(cfg, {fold: test_fold(cfg, fold, control) for fold in cfg.folds})
+    write_report(cfg, rows, {fold: evaluate_fold(cfg, fold, rows) for fold in cfg.folds})
 
 
-def require_all(cfg: MasksConfig) -> None:
-    """Raise UserError if masks or networks are missing or out of date, with all behind them.
+def by_maps(cfg: EvaluationConfig) -> EvaluationConfig:
+    """Return settings of the route of maps: beside transfer, of the method that was run."""
+    if cfg.method == "transfer":
+        record = record_of(irnet_folder(cfg, cfg.folds[0])).content or {}
+        method = record.get("made_from", {}).get("settings", {}).get("method", "cam")
+        cfg = replace(cfg, method=method)
+    return with_classes(replace(cfg, lesion=None))
 
-    A control that learned nothing has no networks.
+
+def by_trainings(cfg: EvaluationConfig) -> list[EvaluationConfig]:
+    """Return settings of every training of a generator."""
+    return [replace(cfg, method="transfer", training=number) for number in range(cfg.trainings)]
+
+
+def is_shown(rows: str, routes: list[EvaluationConfig], *, must: bool = False) -> bool:
+    """Say whether rows of some routes can be tested. If not, tell why, or raise it as an error."""
+    try:
+        for route in routes:
+            require_all(route)
+    except UserError as error:
+        if must:
+            raise
+        print(f"{rows}: left out ({error})")
+        return False
+    return True
+
+
+def require_all(cfg: EvaluationConfig) -> None:
+    """Raise UserError if masks or networks of a route are missing or out of date.
+
+    Masks that hold no class have no networks: nothing was learned.
     """
-    require(cfg, MAPS, PSEUDO_MASKS)
+    is_transfer = cfg.method == "transfer"
+    require(cfg, masks_product(cfg), *([] if is_transfer else [MAPS]))
     for fold in cfg.folds:
-        again = command(cfg, "weak/train_segmentation.py", MasksConfig, folds=(fold,))
-        if not cfg.shuffled or has_learned(cfg, fold):
-            for negatives in (False, True):
+        again = command(cfg, "weak/train_segmentation.py", SegmentationConfig, folds=(fold,))
+        if has_masks(cfg, fold) or not (cfg.shuffled or is_transfer):
+            for negatives in (True,) if is_transfer else (False, True):
                 network = weak_network(cfg, fold, negatives)
                 made_from = partial(made_from_of, cfg, fold, negatives)
                 refuse_unusable(record_of(network), made_from, again)
 
 
-def has_learned(cfg: MasksConfig, fold: int) -> bool:
-    """Say whether the pseudo-masks of a fold hold a class, so that there are networks."""
-    return hold_a_class(cfg, training_files(cfg, fold)[0])
+# ---------------------------------------------------------------- rows
 
 
-def control_of(cfg: MasksConfig) -> MasksConfig | None:
-    """Return the settings of the control; None, and say why, if it is not there and current."""
-    control = replace(cfg, shuffled=True)
-    try:
-        require_all(control)
-    except UserError as error:
-        print(f"the row {ROWS['shuffled_labels']!r} is left out: {error}")
-        return None
-    return control
-
-
-def test_fold(cfg: MasksConfig, fold: int, control: MasksConfig | None) -> Tested:
+def evaluate_fold(cfg: EvaluationConfig, fold: int, rows: Rows) -> Tested:
     """Return what every row says of the test images of a fold, and how right it is."""
-    from medood.data.dataset import load_patches
-    from medood.evaluation.rows import predicted_by, tested
-    from weak.truth import true_files
-
-    labels, _, test = fold_labels(cfg, fold)
-    patches = load_patches(cfg, true_files(cfg, [labels.names[index] for index in test]))
-    found = {**from_maps(cfg, fold), **from_networks(cfg, fold, patches)}
-    if control:
-        # what has learned nothing finds nothing
-        found["shuffled_labels"] = found["all_background"]
-        if has_learned(control, fold):
-            network = {"shuffled_labels": weak_network(control, fold)}
-            found |= predicted_by(cfg, network, patches.images)
-    predicted = {name: found[name] for name in ROWS if name in found}
-    patients = [labels.patients[index] for index in test]
-    return tested(patches, patients, predicted, len(cfg.class_names))
-
-
-def from_maps(cfg: MasksConfig, fold: int) -> dict[str, Tensor]:
-    """Return what needs no segmentation network, by row, uint8 (N, P, P) of the test images."""
     import torch
 
     from medood.data.dataset import load_patches
+    from medood.evaluation.rows import predicted_by, tested
+    from weak.baselines import otsu_masks
+    from weak.truth import true_files
+
+    labels, test = labels_there(cfg), indices_to_test(cfg, fold)
+    paths = [image_paths(cfg, labels)[index] for index in test]
+    patches = load_patches(cfg, true_files(cfg, paths))
+    images = patches.images
+    found = {
+        "all_background": torch.zeros(images.shape[:3], dtype=torch.uint8),
+        # where no classifier says what an image holds, each is taken to hold the lesion
+        "threshold": otsu_masks(images, torch.ones(len(images), dtype=torch.long)),
+    }
+    if rows.maps:
+        of_maps = {**from_maps(rows.maps, fold, test), **from_networks(rows, fold, images)}
+        found |= {name: masks_in(cfg, rows.maps, masks) for name, masks in of_maps.items()}
+    for number, training in enumerate(rows.trainings):
+        found |= from_transfer(training, fold, paths, images, number)
+    found |= predicted_by(cfg, {"supervised": train_supervised(cfg, fold)}, images)
+    patients = [labels.patients[index] for index in test]
+    return tested(patches, patients, found, len(cfg.class_names))
+
+
+def masks_in(cfg: EvaluationConfig, maps: EvaluationConfig, masks: Tensor) -> Tensor:
+    """Return masks by the route of maps, uint8 (N, P, P), in the classes of cfg."""
+    if cfg.lesion is None:
+        return masks
+    return (masks == maps.class_names.index(cfg.lesion)).byte()
+
+
+def from_maps(cfg: EvaluationConfig, fold: int, test: list[int]) -> dict[str, Tensor]:
+    """Return what maps say without a network, by row, uint8 (N, P, P). test: indices of images."""
+    from medood.data.dataset import load_patches
     from weak.baselines import likeliest, otsu_masks
 
-    labels, _, test = fold_labels(cfg, fold)
-    paths = [image_paths(cfg, labels)[index] for index in test]
-    images = load_patches(cfg, [(path, None) for path in paths]).images
-    logits, _ = read_maps(cfg, fold, paths, "logits")
-    contrast = {"contrast": by_seeds(cfg, fold)} if cfg.method == "contrast" else {}
+    labels, train, _ = fold_labels(cfg, fold)
+    paths = image_paths(cfg, labels)
+    tested = [paths[index] for index in test]
+    images = load_patches(cfg, [(path, None) for path in tested]).images
+    logits, _ = read_maps(cfg, fold, tested, "logits")
+    contrast = {"contrast": by_seeds(cfg, fold, train, test)} if cfg.method == "contrast" else {}
     return {
-        "all_background": torch.zeros(images.shape[:3], dtype=torch.uint8),
         "threshold": otsu_masks(images, likeliest(logits)),
-        "centre_prior": by_place(cfg, fold),
-        "cam": detected(cfg, fold, "cam"),
-        "grad_cam_pp": detected(cfg, fold, "grad_cam_pp"),
+        "centre_prior": by_place(cfg, fold, train, test),
+        "cam": detected(cfg, fold, train, test, "cam"),
+        "grad_cam_pp": detected(cfg, fold, train, test, "grad_cam_pp"),
         **contrast,
-        "irnet": read_masks(cfg, fold, paths),
+        "irnet": read_masks(cfg, fold, tested),
     }
 
 
-def detected(cfg: MasksConfig, fold: int, kind: str) -> Tensor:
+def detected(
+    cfg: EvaluationConfig, fold: int, train: list[int], test: list[int], kind: str
+) -> Tensor:
     """Return where the maps of the test images exceed their threshold, uint8 (N, P, P)."""
     from weak.maps import resized
     from weak.thresholds import detection_threshold, masks_of
 
-    labels, train, test = fold_labels(cfg, fold)
-    raw, held = read_maps(cfg, fold, image_paths(cfg, labels), kind)
-    by_class = zip(raw[train].unbind(1), held[train].unbind(1), strict=True)
+    raw, present = read_maps(cfg, fold, image_paths(cfg, labels_there(cfg)), kind)
+    by_class = zip(raw[train].unbind(1), present[train].unbind(1), strict=True)
     limits = [detection_threshold(one.amax((1, 2)), has) for one, has in by_class]
-    return masks_of(resized(raw[test], [cfg.patch_size] * 2), held[test], limits)
+    return masks_of(resized(raw[test], [cfg.image_size] * 2), present[test], limits)
 
 
-def by_seeds(cfg: MasksConfig, fold: int) -> Tensor:
+def by_seeds(cfg: EvaluationConfig, fold: int, train: list[int], test: list[int]) -> Tensor:
     """Return the maps of cfg.method of the test images, cut to the area: uint8 (N, P, P)."""
     from weak.maps import resized
     from weak.thresholds import masks_of, thresholds_of
 
-    labels, train, test = fold_labels(cfg, fold)
-    seeds, held, areas = read_seeds(cfg, fold, image_paths(cfg, labels))
-    limits = thresholds_of(seeds[train], held[train], areas)
-    return masks_of(resized(seeds[test], [cfg.patch_size] * 2), held[test], limits)
+    seeds, present, areas = read_seeds(cfg, fold, image_paths(cfg, labels_there(cfg)))
+    limits = thresholds_of(seeds[train], present[train], areas)
+    return masks_of(resized(seeds[test], [cfg.image_size] * 2), present[test], limits)
 
 
-def by_place(cfg: MasksConfig, fold: int) -> Tensor:
+def by_place(cfg: EvaluationConfig, fold: int, train: list[int], test: list[int]) -> Tensor:
     """Return what the mean map of the training images says of the test images, uint8 (N, P, P)."""
     from weak.baselines import centre_prior
     from weak.maps import resized
     from weak.thresholds import masks_of, thresholds_of
 
-    labels, train, test = fold_labels(cfg, fold)
-    seeds, held, areas = read_seeds(cfg, fold, image_paths(cfg, labels))
-    prior = centre_prior(seeds[train], held[train])
+    seeds, present, areas = read_seeds(cfg, fold, image_paths(cfg, labels_there(cfg)))
+    prior = centre_prior(seeds[train], present[train])
     everywhere = prior.expand(len(train), -1, -1, -1)
-    limits = thresholds_of(everywhere, held[train], areas)
-    same = resized(prior[None], [cfg.patch_size] * 2).expand(len(test), -1, -1, -1)
-    return masks_of(same, held[test], limits)
+    limits = thresholds_of(everywhere, present[train], areas)
+    same = resized(prior[None], [cfg.image_size] * 2).expand(len(test), -1, -1, -1)
+    return masks_of(same, present[test], limits)
 
 
-def read_masks(cfg: MasksConfig, fold: int, paths: list[Path]) -> Tensor:
+def read_masks(cfg: EvaluationConfig, fold: int, paths: list[Path]) -> Tensor:
     """Return the pseudo-masks of images, uint8 (N, P, P)."""
     import torch
 
@@ -188,28 +224,53 @@ def read_masks(cfg: MasksConfig, fold: int, paths: list[Path]) -> Tensor:
     return torch.stack([torch.from_numpy(mask) for mask in read])
 
 
-def from_networks(cfg: MasksConfig, fold: int, patches: Patches) -> dict[str, Tensor]:
-    """Return what the segmentation networks of a fold say of its test images, by row."""
+def from_networks(rows: Rows, fold: int, images: Tensor) -> dict[str, Tensor]:
+    """Return what the networks that learned from masks by maps say of test images, by row."""
+    import torch
+
     from medood.evaluation.rows import predicted_by
 
-    folders = {
-        "positives_only": weak_network(cfg, fold, negatives=False),
-        "segmentation": weak_network(cfg, fold),
-        "supervised": train_supervised(cfg, fold),
+    networks = {
+        "positives_only": weak_network(rows.maps, fold, negatives=False),
+        "segmentation": weak_network(rows.maps, fold),
     }
-    return predicted_by(cfg, folders, patches.images)
+    nothing = {}
+    if rows.control and has_masks(rows.control, fold):
+        networks["shuffled_labels"] = weak_network(rows.control, fold)
+    elif rows.control:  # what has learned nothing finds nothing
+        nothing["shuffled_labels"] = torch.zeros(images.shape[:3], dtype=torch.uint8)
+    return predicted_by(rows.maps, networks, images) | nothing
 
 
-def train_supervised(cfg: MasksConfig, fold: int) -> Path:
+def from_transfer(
+    cfg: EvaluationConfig, fold: int, paths: list[Path], images: Tensor, number: int
+) -> dict[str, Tensor]:
+    """Return what a training of a generator says of test images, and its network, by row."""
+    import torch
+
+    from medood.evaluation.rows import predicted_by
+
+    own, refined = (of_training(row, number) for row in TRAINED)
+    found = {own: read_masks(cfg, fold, paths)}
+    if has_masks(cfg, fold):
+        return found | predicted_by(cfg, {refined: weak_network(cfg, fold)}, images)
+    return found | {refined: torch.zeros(images.shape[:3], dtype=torch.uint8)}
+
+
+def train_supervised(cfg: EvaluationConfig, fold: int) -> Path:
     """Return the folder of the network trained on the true masks of a fold's training images."""
     from medood.training.segmentation import train_fold
     from weak.truth import true_files
 
-    labels, train, _ = fold_labels(cfg, fold)
-    folder = cfg.workspace / "models" / f"{fold}_{cfg.model_name}_supervised"
-    train_fold(cfg, fold, true_files(cfg, [labels.names[index] for index in train]), [], folder)
+    if cfg.lesion is None:
+        labels, train, _ = fold_labels(cfg, fold)
+        paths, of_lesion = [image_paths(cfg, labels)[index] for index in train], ""
+    else:
+        paths, of_lesion = sum(domains(cfg, fold), []), f"_{cfg.lesion}".replace("/", "_")
+    folder = cfg.workspace / "models" / f"{fold}_{cfg.model_name}{of_lesion}_supervised"
+    train_fold(cfg, fold, true_files(cfg, paths), [], folder)
     return folder
 
 
 if __name__ == "__main__":
-    run(evaluate, MasksConfig())
+    run(evaluate_masks, EvaluationConfig())

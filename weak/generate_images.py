@@ -5,7 +5,7 @@ Writes  weak/Images/<stem>.png      RGB (P, P, 3), the whole image in the middle
         weak/Images/sizes.json      height and width that each of them had and, if it was turned
                                     upright, the orientation it carries
 
-An image is scaled to a longer side of patch_size: one label tells of all of it, so it stays whole.
+An image is scaled to a longer side of image_size: one label tells of all of it, so it stays whole.
 """
 
 import sys
@@ -31,7 +31,7 @@ from weak.settings import ImagesConfig
 def convert(path: Path, name: str, cfg: ImagesConfig, out: Path) -> tuple[int, ...]:
     """Write one image to `out`; return what sizes.json says of it."""
     pixels = read_any(path, cfg.max_pixels)
-    write_png(out / name, fit(pixels, cfg.patch_size))
+    write_png(out / name, fit(pixels, cfg.image_size))
     orientation = orientation_of(path)
     return (*pixels.shape[:2], *([orientation] if orientation != 1 else []))
 

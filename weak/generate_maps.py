@@ -24,6 +24,7 @@ import numpy as np
 from config import UserError
 from medood.data.files import csv_text, read_json, read_table, reading, write_json, write_text
 from medood.runs.command_line import run
+from weak.image_labels import for_maps
 from weak.products import (
     CLASSIFIER,
     MAPS,
@@ -44,7 +45,7 @@ SHOWN = 8  # images in the contact sheet
 
 def generate_maps(cfg: MapsConfig) -> None:
     """Write the maps of every fold, of training and of test images."""
-    make_folds(cfg, MAPS, [CLASSIFIER], write_maps)
+    make_folds(for_maps(cfg), MAPS, [CLASSIFIER], write_maps)
 
 
 def write_maps(cfg: MapsConfig, fold: int, folder: Path) -> None:

@@ -5,6 +5,12 @@ Writes  weak/Pseudo_Masks/<fold>_<encoder>/<image>.png           uint8 (P, P), 0
                                                                  the class, 255 unsure
         weak/Pseudo_Masks/<fold>_<encoder>/boundaries.npz        float16 (P / 4, P / 4) by image
 
+With method = transfer, what a generator changes becomes the masks: see weak/healthy.py.
+
+Reads   weak/Images, weak/generator                              (train_transfer.py)
+Writes  weak/healthy/<fold>_transfer_<lesion>/                   every image without the lesion
+        weak/Pseudo_Masks/<fold>_transfer_<lesion>/<image>.png   uint8 (P, P), 0 or 1, or 255 unsure
+
 Within its borders a map is nearly flat after the walk, so it ends at half of its maximum, and no
 threshold need be chosen. A training image is unsure around that; a test image is not.
 """
@@ -23,11 +29,15 @@ from medood.data.files import reading
 from medood.data.images import write_png
 from medood.runs.command_line import run
 from weak.generate_maps import read_seeds
+from weak.image_labels import with_classes, with_lesion
 from weak.products import (
     CLASSIFIER,
+    GENERATOR,
+    HEALTHY,
     IRNET,
     MAPS,
     PSEUDO_MASKS,
+    TRANSFER_MASKS,
     classifier_folder,
     fold_labels,
     image_paths,
@@ -46,7 +56,14 @@ BORDER = 0.5  # of a map's maximum
 
 def generate_masks(cfg: MasksConfig) -> None:
     """Write the masks of every fold, of training and of test images."""
-    make_folds(cfg, PSEUDO_MASKS, [CLASSIFIER, MAPS, IRNET], write_masks)
+    if cfg.method == "transfer":
+        from weak.healthy import write_healthy, write_lesions  # here: --help works without torch
+
+        cfg = with_lesion(cfg)
+        make_folds(cfg, HEALTHY, [GENERATOR], write_healthy)
+        make_folds(cfg, TRANSFER_MASKS, [HEALTHY], write_lesions)
+    else:
+        make_folds(with_classes(cfg), PSEUDO_MASKS, [CLASSIFIER, MAPS, IRNET], write_masks)
 
 
 def write_masks(cfg: MasksConfig, fold: int, folder: Path) -> None:
@@ -66,7 +83,7 @@ def write_masks(cfg: MasksConfig, fold: int, folder: Path) -> None:
     limits = [BORDER + cfg.unsure] * count, [BORDER - cfg.unsure] * count
     for index, path in enumerate(paths):
         one = slice(index, index + 1)
-        of_image = resized(walked[one], [cfg.patch_size] * 2)
+        of_image = resized(walked[one], [cfg.image_size] * 2)
         if index in training:
             mask = masks_with_unsure(of_image, held[one], limits)
         else:

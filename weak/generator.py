@@ -39,8 +39,8 @@ def refuse_size(height: int, width: int) -> None:
     """Raise UserError for images that the networks cannot take."""
     if height % 4 or width % 4 or min(height, width) < LEAST_SIDE:
         raise UserError(
-            f"images of {height} x {width} pixels: transfer/ takes sides that are divisible by 4,"
-            f" of {LEAST_SIDE} pixels or more: choose another patch_size"
+            f"images of {height} x {width} pixels: a generator takes sides that are divisible by 4,"
+            f" of {LEAST_SIDE} pixels or more: choose another image_size"
         )
 
 

@@ -15,8 +15,9 @@ from config import LIZARD, UserError
 from medood.data.files import read_columns, read_rows
 from medood.data.folds import PARTS, deal
 from medood.data.labels import BACKGROUND_COLOUR
+from medood.data.names import plain
 from medood.processes import world_size
-from weak.settings import ImagesConfig
+from weak.settings import ClassifierConfig, ImagesConfig, TransferConfig
 
 OWN = NAME, PATIENT, SPLIT = "img_name", "patient", "split"  # every other column is a class
 MOST_CLASSES = 254  # a mask has one byte: 0 is background, 255 unsure
@@ -162,6 +163,30 @@ def with_classes(cfg: ImagesConfig) -> ImagesConfig:
         )
     classes = tuple(zip(names, colours(len(names)), strict=True))
     return replace(cfg, classes=classes, patients=None)  # the CSV says whose each image is
+
+
+def for_maps(cfg: ClassifierConfig) -> ClassifierConfig:
+    """Return settings with the classes of the CSV for a step by maps; UserError for transfer."""
+    if cfg.method == "transfer":
+        raise UserError("method = transfer: it takes no maps: run weak/train_transfer.py instead")
+    return with_classes(cfg)
+
+
+def with_lesion(cfg: TransferConfig) -> TransferConfig:
+    """Return settings whose only class is the lesion, in its colour among those of the CSV.
+
+    Raises UserError if the CSV has no such class, or several to choose from.
+    """
+    cfg = with_classes(cfg)
+    names = [name for name, _ in cfg.classes]
+    lesion = names[0] if cfg.lesion is None and len(names) == 1 else plain(cfg.lesion or "")
+    if lesion not in names:
+        raise UserError(
+            f"lesion = {cfg.lesion}: {cfg.image_labels} has the classes {', '.join(names)}: name"
+            " one of them with --lesion"
+        )
+    of_lesion = tuple(pair for pair in cfg.classes if pair[0] == lesion)
+    return replace(cfg, lesion=lesion, classes=of_lesion)
 
 
 def colours(count: int) -> list[str]:

@@ -1,8 +1,8 @@
 """Run all of weak/: from image labels to masks, a segmentation network, and how good it is.
 
 `python weak/main.py --images FOLDER --image_labels CSV --masks FOLDER` runs on your images; without
---masks it stops before the test. `python weak/main.py --sample` draws a small set first, and runs
-on that.
+--masks it stops before the test. `--method` chooses how masks come about; methods that ran in one
+workspace stand in one report. `--sample` draws a small set first, and runs on that.
 """
 
 import sys
@@ -13,19 +13,20 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from config import UserError, settings
 from medood.runs.command_line import run
-from weak.evaluate_masks import evaluate
+from weak.evaluate_masks import evaluate_masks
 from weak.generate_images import generate_images
 from weak.generate_maps import generate_maps
 from weak.generate_masks import generate_masks
 from weak.read_images import require_masks
-from weak.settings import MasksConfig
+from weak.settings import EvaluationConfig, MasksConfig
 from weak.train_classifier import train_classifiers
 from weak.train_irnet import train_irnets
 from weak.train_segmentation import train_segmentation
+from weak.train_transfer import train_generators
 
 
 @settings
-class MainConfig(MasksConfig):
+class MainConfig(EvaluationConfig):
     """What main.py alone takes."""
 
     sample: bool = False
@@ -34,22 +35,31 @@ class MainConfig(MasksConfig):
 
 def steps(cfg: MasksConfig) -> None:
     """Make the pseudo-masks; what is done already, with the same settings, is kept."""
-    for step in (generate_images, train_classifiers, generate_maps, train_irnets, generate_masks):
+    by_maps = (train_classifiers, generate_maps, train_irnets)
+    route = (train_generators,) if cfg.method == "transfer" else by_maps
+    for step in (generate_images, *route, generate_masks):
         step(cfg)
 
 
 def main(cfg: MainConfig) -> None:
-    """Run every step in its order, also with shuffled labels, and the test if there are masks."""
+    """Run every step of a method in its order, and the test if there are masks.
+
+    A generator is trained several times; by maps, the control of shuffled labels runs too.
+    """
+    arms = [cfg]
+    if cfg.method == "transfer":
+        arms = [replace(cfg, training=number) for number in range(cfg.trainings)]
+    elif cfg.masks is not None:
+        arms.append(replace(cfg, shuffled=True))
     if cfg.masks is not None:
         require_masks(cfg)  # now, not after hours of training
-    arms = [cfg] if cfg.masks is None else [cfg, replace(cfg, shuffled=True)]
     for arm in arms:
         steps(arm)
         train_segmentation(arm)
     if cfg.masks is None:
         print("masks = None: nothing to test on; predict.py takes the networks in models/")
     else:
-        evaluate(cfg)
+        evaluate_masks(cfg)
 
 
 def start(cfg: MainConfig) -> None:
@@ -59,13 +69,14 @@ def start(cfg: MainConfig) -> None:
     if cfg.sample:
         from weak.sample import draw_sample
 
-        cfg = replace(cfg, workspace=home(cfg), **draw_sample(home(cfg)))
+        cfg = replace(cfg, workspace=home(cfg), **draw_sample(home(cfg), cfg.method))
     main(cfg)
 
 
 def home(cfg: MainConfig) -> Path:
-    """Return where to work: the sample has a folder of its own."""
-    return cfg.workspace / "weak_sample" if cfg.sample else cfg.workspace
+    """Return where to work: the sample of each route has a folder of its own."""
+    route = "_transfer" * (cfg.method == "transfer")
+    return cfg.workspace / f"weak_sample{route}" if cfg.sample else cfg.workspace
 
 
 if __name__ == "__main__":

@@ -1,17 +1,24 @@
 """What weak/ makes, from what: as medood/runs/products.py does for the trunk.
 
-    weak/Images/               every image, patch_size pixels wide and high
+    weak/Images/               every image, image_size pixels wide and high
     weak/classifier/<name>/    which classes an image holds
     weak/maps/<name>/          where the classifier sees them, an .npz an image
     weak/irnet/<name>/         where one class ends
-    weak/Pseudo_Masks/<name>/  the masks that come of it
+    weak/generator/<name>/     what makes an image with the lesion healthy
+    weak/healthy/<name>/       every image without it
+    weak/Pseudo_Masks/<name>/  the masks that come of maps, or of what a generator had to change
 
-<name> is <fold>_<encoder>, with _shuffled for the control.
+<name> is <fold>_<encoder> of maps, with _shuffled for the control, and <fold>_transfer_<lesion> of
+generators, with the number of the training from the second one on.
 """
 
+import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from config import UserError
 from medood.data import records
@@ -19,9 +26,16 @@ from medood.data.files import digest, fingerprint, pngs, read_json, timed
 from medood.data.names import name_of
 from medood.runs.products import Product
 from medood.runs.provenance import require
-from weak.image_labels import ImageLabels, labels_of, shuffled, split, with_classes
+from weak.image_labels import ImageLabels, labels_of, shuffled, split
 from weak.read_images import list_inputs, stem_of
-from weak.settings import ClassifierConfig, ImagesConfig, IRNetConfig, MapsConfig, MasksConfig
+from weak.settings import (
+    ClassifierConfig,
+    ImagesConfig,
+    IRNetConfig,
+    MapsConfig,
+    MasksConfig,
+    TransferConfig,
+)
 
 SIZES = "sizes.json"  # in weak/Images
 
@@ -72,18 +86,48 @@ def labels_there(cfg: ImagesConfig) -> ImageLabels:
     )
 
 
-def product_name(cfg: ClassifierConfig, fold: int) -> str:
-    """Return what the products of a fold are named after."""
+def maps_name(cfg: ClassifierConfig, fold: int) -> str:
+    """Return what the products of a fold by maps are named after."""
     return f"{fold}_{cfg.encoder}".replace("/", "_") + "_shuffled" * cfg.shuffled
 
 
-def folder_of(kind: str) -> Callable[[ClassifierConfig, int], Path]:
+def transfer_name(cfg: TransferConfig, fold: int) -> str:
+    """Return what the products of a fold by a generator are named after."""
+    return f"{fold}_{of_transfer(cfg)}"
+
+
+def of_transfer(cfg: TransferConfig) -> str:
+    """Return what is told of the lesion and the training in the names of a generator's products."""
+    number = f"_{cfg.training + 1}" if cfg.training else ""
+    return f"transfer_{cfg.lesion}{number}".replace("/", "_")
+
+
+def seeded(cfg: TransferConfig) -> TransferConfig:
+    """Return settings whose seed is that of a training; `seed` itself also deals the patients."""
+    return replace(cfg, seed=cfg.seed + cfg.training)
+
+
+def folder_of(
+    kind: str, name_of: Callable[[ImagesConfig, int], str]
+) -> Callable[[ImagesConfig, int], Path]:
     """Return where a product of a fold is, as a function of settings and fold."""
-    return lambda cfg, fold: cfg.workspace / "weak" / kind / product_name(cfg, fold)
+    return lambda cfg, fold: cfg.workspace / "weak" / kind / name_of(cfg, fold)
 
 
-classifier_folder, maps_folder = folder_of("classifier"), folder_of("maps")
-irnet_folder, masks_folder = folder_of("irnet"), folder_of("Pseudo_Masks")
+classifier_folder, maps_folder = folder_of("classifier", maps_name), folder_of("maps", maps_name)
+irnet_folder = folder_of("irnet", maps_name)
+generator_folder = folder_of("generator", transfer_name)
+healthy_folder = folder_of("healthy", transfer_name)
+
+
+def masks_product(cfg: MasksConfig) -> Product:
+    """Return the product that the masks of a method are."""
+    return TRANSFER_MASKS if cfg.method == "transfer" else PSEUDO_MASKS
+
+
+def masks_folder(cfg: MasksConfig, fold: int) -> Path:
+    """Return where the masks of a fold are."""
+    return masks_product(cfg).path(cfg, fold)
 
 
 def fold_labels(cfg: ClassifierConfig, fold: int) -> tuple[ImageLabels, list[int], list[int]]:
@@ -94,6 +138,35 @@ def fold_labels(cfg: ClassifierConfig, fold: int) -> tuple[ImageLabels, list[int
     labels = labels_there(cfg)
     train, test = split(labels, fold, cfg.seed)
     return (shuffled(labels, train, cfg.seed + fold) if cfg.shuffled else labels), train, test
+
+
+def domains(cfg: TransferConfig, fold: int) -> tuple[list[Path], list[Path]]:
+    """Return the training images of a fold that hold the lesion, and those that hold no class."""
+    labels = labels_there(cfg)
+    paths, (train, _) = image_paths(cfg, labels), split(labels, fold, cfg.seed)
+    diseased, healthy = (
+        [paths[i] for i in train if is_of[i]] for is_of in _domains_of(cfg, labels)
+    )
+    return diseased, healthy
+
+
+def indices_to_test(cfg: TransferConfig, fold: int) -> list[int]:
+    """Return the indices of the test images of a fold.
+
+    Where masks show the lesion alone, one that holds another class and not the lesion is left out.
+    """
+    labels = labels_there(cfg)
+    _, test = split(labels, fold, cfg.seed)
+    if cfg.lesion is None:
+        return test
+    is_of = np.any(_domains_of(cfg, labels), 0)
+    return [index for index in test if is_of[index]]
+
+
+def _domains_of(cfg: TransferConfig, labels: ImageLabels) -> tuple[np.ndarray, np.ndarray]:
+    """Return which images hold the lesion, and which hold no class: bool (N,) each."""
+    has_lesion = labels.labels[:, labels.classes.index(cfg.lesion)] == 1
+    return has_lesion, ~labels.labels.any(1)
 
 
 # ---------------------------------------------------------------- the table
@@ -132,6 +205,28 @@ def _of_irnet(cfg: MasksConfig, fold: int) -> dict:
     return {"maps": _found(maps_folder(cfg, fold)), "inputs": _found(irnet_folder(cfg, fold))}
 
 
+def _of_domains(cfg: TransferConfig, fold: int) -> dict:
+    diseased, healthy = domains(cfg, fold)
+    return {"fold": fold, "inputs": fingerprint(diseased), "healthy": fingerprint(healthy)}
+
+
+def _of_generator(cfg: TransferConfig, fold: int) -> dict:
+    paths = image_paths(cfg, labels_there(cfg))
+    tested = [paths[index] for index in indices_to_test(cfg, fold)]
+    return {
+        "generator": _found(generator_folder(cfg, fold)),
+        "inputs": fingerprint([*sum(domains(cfg, fold), []), *tested]),
+    }
+
+
+def _of_healthy(cfg: TransferConfig, fold: int) -> dict:
+    sides = [sorted(path.name for path in side) for side in domains(cfg, fold)]
+    return {
+        "inputs": _found(healthy_folder(cfg, fold)),
+        "domains": digest("\n\n".join("\n".join(names) for names in sides)),
+    }
+
+
 def _found(folder: Path) -> dict | str | None:
     return records.outputs_of(folder) if folder.is_dir() else None
 
@@ -141,8 +236,13 @@ _CLASSIFIER = (
     *("classifier_epochs", "classifier_lr", "batch_size", "precision", "seed", "shuffled"),
 )
 _IRNET = ("method", "sure_area", "possible_area", "irnet_epochs", "irnet_lr", "batch_size")
+# the settings that decide a generator, beside its images
+DECIDING = (
+    *("channels", "iterations", "transfer_lr", "cycle_weight", "identity_weight", "area_weight"),
+    *("batch_size", "precision", "seed", "training"),
+)
 IMAGES = Product(
-    *("weak images", images_folder, ("patch_size",), _of_images),
+    *("weak images", images_folder, ("image_size",), _of_images),
     *("weak/generate_images.py", ImagesConfig),
 )
 CLASSIFIER = Product(
@@ -161,26 +261,45 @@ IRNET = Product(
     behind=(MAPS,),
 )
 PSEUDO_MASKS = Product(
-    *("pseudo-masks", masks_folder, ("method", "walk_steps", "unsure"), _of_irnet),
+    *("pseudo-masks", folder_of("Pseudo_Masks", maps_name)),
+    *(("method", "walk_steps", "unsure"), _of_irnet),
     *("weak/generate_masks.py", MasksConfig),
     behind=(IRNET,),
+)
+GENERATOR = Product(
+    *("generator", generator_folder, DECIDING, _of_domains),
+    *("weak/train_transfer.py", TransferConfig),
+    behind=(IMAGES,),
+)
+HEALTHY = Product(
+    *("healthy images", healthy_folder, (), _of_generator),
+    *("weak/generate_masks.py", MasksConfig),
+    behind=(GENERATOR,),
+)
+TRANSFER_MASKS = Product(
+    *("transfer masks", folder_of("Pseudo_Masks", transfer_name), (), _of_healthy),
+    *("weak/generate_masks.py", MasksConfig),
+    behind=(HEALTHY,),
 )
 
 
 def make_folds(
-    cfg: ClassifierConfig,
+    cfg: ImagesConfig,
     product: Product,
     needs: list[Product],
-    make: Callable[[ClassifierConfig, int, Path], None],
+    make: Callable[[ImagesConfig, int, Path], None],
+    *,
+    resumable: bool = False,
 ) -> None:
     """Make a product of every fold that is not there yet, from others that must be.
 
-    make: fills a folder, given settings whose classes are the CSV's, and the fold.
+    make: fills a folder, given the settings and the fold. resumable: it can go on from what it
+    left there when it was interrupted.
     """
-    cfg = with_classes(cfg)
     require(cfg, *needs)
+    giving = resumable_folder if resumable else making_folder
     for fold in cfg.folds:
-        with making_folder(cfg, product, fold) as folder:
+        with giving(cfg, product, fold) as folder:
             if folder:
                 make(cfg, fold, folder)
 
@@ -197,3 +316,24 @@ def making_folder(cfg: ImagesConfig, product: Product, fold: int = 0) -> Iterato
         records.fresh_folder(path, made) as folder,
     ):
         yield folder
+
+
+@contextmanager
+def resumable_folder(cfg: TransferConfig, product: Product, fold: int) -> Iterator[Path | None]:
+    """Give a folder to train a product in, or None if the product is kept.
+
+    What it holds when the block ends becomes the product. Until then it lies in `unfinished` beside
+    the product, so that a training that was interrupted can go on.
+    """
+    path, made = product.path(cfg, fold), product.made_from(cfg, fold)
+    if records.is_kept(path, made):
+        yield None
+        return
+    unfinished = path.parent / "unfinished" / path.name
+    with timed(cfg.workspace, f"{product.name} {path.name}"):
+        yield unfinished
+    with records.fresh_folder(path, made) as folder:
+        shutil.copytree(unfinished, folder, dirs_exist_ok=True)
+    shutil.rmtree(unfinished)
+    with suppress(OSError):  # another fold may be unfinished
+        unfinished.parent.rmdir()

@@ -8,14 +8,16 @@ import numpy as np
 import torch
 
 from medood.data.dataset import load_patches
-from medood.data.files import read_json, reading
-from medood.data.images import read_mask
+from medood.data.files import read_json, reading, write_json
+from medood.data.images import read_image, read_mask
 from medood.evaluation.rows import (
     OVER_PATIENTS,
     Grid,
+    Scores,
     Tested,
     gain_table,
     gains_of,
+    mean_over_folds,
     scores_of,
     share_table,
     spread_by_score,
@@ -23,50 +25,74 @@ from medood.evaluation.rows import (
     write_rows,
 )
 from medood.evaluation.tables import spread
-from weak.evaluate_masks import FLOOR, ROWS
 from weak.generate_maps import read_seeds
 from weak.generate_masks import BOUNDARIES
+from weak.healthy import HEAT, read_levels
+from weak.image_labels import labels_of
 from weak.maps import resized
 from weak.pictures import draw_rows
-from weak.products import classifier_folder, fold_labels, image_paths, masks_folder
-from weak.settings import MasksConfig
+from weak.products import (
+    classifier_folder,
+    fold_labels,
+    healthy_folder,
+    image_paths,
+    images_folder,
+    masks_folder,
+)
+from weak.rows import ROWS, TRAINED, Rows, of_training
+from weak.settings import EvaluationConfig, MasksConfig
 
-NEGATIVES = "segmentation less without negatives"
+PAIRS = {
+    "segmentation less without negatives": ("segmentation", "positives_only"),
+    "refined less transfer": ("refined", "transfer"),
+}
 METHOD = (
-    "Nobody marked a pixel of a training image: a classifier learned which classes an image holds,"
-    " and all masks below come from where it looks. True masks were opened for the test, and for"
-    " the row of full supervision alone. A test image has no label: which classes it holds is what"
-    " the classifier says."
+    "Nobody marked a pixel of a training image: masks come from image labels alone. By maps, a"
+    " classifier learned which classes an image holds, masks come from where it looks, and a test"
+    " image holds what it says. By transfer, a generator learned from images with the lesion, and"
+    " images without anything, to make the former healthy, and what it had to change is the mask;"
+    " refined is a network that learned from these. True masks were opened for the test, and for"
+    " the row of full supervision alone."
 )
 EXAMPLES = 6  # images of a fold in each picture
 
 
-def report_folder(cfg: MasksConfig) -> Path:
-    """Return where the scores and the report go."""
-    return cfg.workspace / "reports" / "weak"
+def report_folder(cfg: EvaluationConfig) -> Path:
+    """Return where the scores and the report go: of one lesion among others, in a folder below."""
+    out = cfg.workspace / "reports" / "weak"
+    others = cfg.lesion is not None and len(labels_of(cfg).classes) > 1
+    return out / cfg.lesion.replace("/", "_") if others else out
 
 
-def write_report(cfg: MasksConfig, tests: dict[int, Tested]) -> None:
-    """Print the tables; write them, the scores and the page with its figures. tests: by fold."""
-    out, scores, classes = report_folder(cfg), scores_of(tests), cfg.class_names
-    pairs = {NEGATIVES: ("segmentation", "positives_only")}
-    gains = gains_of(tests, FLOOR, classes, pairs)
-    differences = f"Each row less {ROWS[FLOOR]}, and what the negatives add, in points"
-    pictures = {}
-    for fold, test in tests.items():
-        path = out / f"{fold}_tested.png"
-        draw_tested(path, cfg, fold, test)
-        pictures[path] = (
-            f"Fold {fold}: test images. The map and the boundary are the classifier's and IRNet's;"
-            " the walk is IRNet's mask."
+def write_report(cfg: EvaluationConfig, rows: Rows, tests: dict[int, Tested]) -> None:
+    """Print the tables; write them, the scores and the page with its figures.
+
+    tests: by fold, with the rows of every training.
+    """
+    out, classes = report_folder(cfg), cfg.class_names
+    tables, median = {}, 0
+    if rows.trainings:
+        every = scores_of(tests)
+        median = median_training(every, cfg.trainings)
+        areas = {fold: areas_on_healthy(test) for fold, test in tests.items()}
+        plain = {fold: {"scores": every[fold], "area_on_healthy": areas[fold]} for fold in tests}
+        write_json(out / "trainings.json", plain)
+        said = (
+            "Trainings from other random numbers, of which the tables above show the median by"
+            " `miou` of transfer; percent"
         )
-    for fold in tests:
-        path = out / f"{fold}_pseudo_masks.png"
-        draw_teaching(path, cfg, fold)
-        pictures[path] = (
-            f"Fold {fold}: training images with their pseudo-masks; grey is unsure, and left out of"
-            " the training."
-        )
+        tables[said] = training_table(every, areas, median, cfg.trainings)
+    if rows.maps:
+        said = "The classifier, on images of patients left out of its training"
+        tables[said] = classifier_table(rows.maps)
+    tests = {fold: with_one_training(test, median) for fold, test in tests.items()}
+    scores = scores_of(tests)
+    floor = "centre_prior" if rows.maps else "threshold"
+    found = next(iter(scores.values()))
+    pairs = {name: pair for name, pair in PAIRS.items() if pair[0] in found}
+    gains = gains_of(tests, floor, classes, pairs)
+    differences = f"Each row less {ROWS[floor]}, and what one step adds to another, in points"
+    own = "refined" if cfg.method == "transfer" else "segmentation"
     write_rows(
         cfg,
         out,
@@ -74,14 +100,14 @@ def write_report(cfg: MasksConfig, tests: dict[int, Tested]) -> None:
         gains,
         ROWS,
         title="Masks from image labels",
-        verdict=verdict(scores, gains, ROWS, "segmentation", FLOOR),
+        verdict=verdict(scores, gains, ROWS, own, floor),
         method=METHOD,
         tables={
             f"{differences}, {OVER_PATIENTS}": gain_table(gains, ROWS, classes),
             "IoU as a share of full supervision's, percent": share_table(scores, ROWS, classes),
-            "The classifier, on images of patients left out of its training": classifier_table(cfg),
+            **tables,
         },
-        pictures=pictures,
+        pictures=draw_pictures(cfg, rows, out, tests, own, median),
     )
 
 
@@ -95,20 +121,124 @@ def classifier_table(cfg: MasksConfig) -> Grid:
     return ["class", "AUC", "F1"], rows
 
 
+# ---------------------------------------------------------------- trainings
+
+
+def median_training(scores: Scores, count: int) -> int:
+    """Return which training, from 0, has the median `miou` of the row transfer, over folds.
+
+    Of an even number, it is the worse of the middle two; an undefined `miou` is the worst.
+    """
+    found = [mean_over_folds(scores, of_training("transfer", n)) for n in range(count)]
+    order = np.argsort(np.nan_to_num(found, nan=-1.0), kind="stable")
+    return int(order[(count - 1) // 2])
+
+
+def with_one_training(test: Tested, number: int) -> Tested:
+    """Return what was tested with one training alone, its rows named and ordered as ROWS are."""
+    names = {row: of_training(row, number) if row in TRAINED else row for row in ROWS}
+    kept = {row: name for row, name in names.items() if name in test.tallies}
+    return Tested(
+        test.patches,
+        test.patients,
+        {row: test.predicted[name] for row, name in kept.items()},
+        {row: test.tallies[name] for row, name in kept.items()},
+    )
+
+
+def areas_on_healthy(test: Tested) -> dict[str, float | None]:
+    """Return the share of the pixels called lesion of the images that truly show none, by row."""
+    is_healthy = ~(test.patches.masks == 1).flatten(1).any(1)
+    if not is_healthy.any():
+        return dict.fromkeys(test.predicted)
+    return {
+        row: (masks[is_healthy] == 1).float().mean().item() for row, masks in test.predicted.items()
+    }
+
+
+def training_table(
+    scores: Scores, areas: dict[int, dict[str, float | None]], median: int, count: int
+) -> Grid:
+    """Return `miou`, `dsc` and the area on healthy images of every training, in percent."""
+    header, columns = ["training"], []
+    for row in TRAINED:
+        header += [f"{ROWS[row]}: {name}" for name in ("miou", "dsc", "area on healthy images")]
+        names = [of_training(row, number) for number in range(count)]
+        for score in ("miou", "dsc"):
+            columns.append([[of_fold[n][score] for of_fold in scores.values()] for n in names])
+        columns.append([[of_fold[name] for of_fold in areas.values()] for name in names])
+    labels = [f"{number + 1}{' (shown)' * (number == median)}" for number in range(count)]
+    lines = [
+        [label, *(spread(column[number]) for column in columns)]
+        for number, label in enumerate(labels)
+    ]
+    if count > 1:
+        lines.append(["all", *(spread([mean_of(values) for values in col]) for col in columns)])
+    return header, lines
+
+
+def mean_of(values: list[float | None]) -> float | None:
+    """Return the mean of the known values, None if there are none."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
 # ---------------------------------------------------------------- pictures
 
 
-def draw_tested(path: Path, cfg: MasksConfig, fold: int, test: Tested) -> None:
+def draw_pictures(
+    cfg: EvaluationConfig, rows: Rows, out: Path, tests: dict[int, Tested], row: str, number: int
+) -> dict[Path, str]:
+    """Draw test images, from the worst of a row to the best, and pseudo-masks; say what each shows.
+
+    number: of the training that is shown.
+    """
+    pictures = {}
+    for fold, test in tests.items():
+        path = out / f"{fold}_tested.png"
+        draw_tested(path, cfg, rows, fold, test, row, number)
+        pictures[path] = (
+            f"Fold {fold}: test images, from the worst to the best. Map and boundary are the"
+            " classifier's and IRNet's; the mask head, and the heat of its classifier, are the"
+            " generator's, which made the image healthy."
+        )
+    for fold in tests if rows.maps else ():
+        path = out / f"{fold}_pseudo_masks.png"
+        draw_teaching(path, rows.maps, fold)
+        pictures[path] = (
+            f"Fold {fold}: training images with their pseudo-masks; grey is unsure, and left out of"
+            " the training."
+        )
+    return pictures
+
+
+def draw_tested(
+    path: Path,
+    cfg: EvaluationConfig,
+    rows: Rows,
+    fold: int,
+    test: Tested,
+    row: str,
+    number: int,
+) -> None:
     """Draw test images in rows, from the worst to the best, with what each step says of them."""
-    chosen = spread_by_score(test, "segmentation", EXAMPLES)
-    names = [test.patches.names[index] for index in chosen]
-    columns = {
-        "map": highest_map(cfg, fold, [Path(name) for name in names]),
-        "boundary": read_boundaries(cfg, fold, names),
-        "walk": test.predicted["irnet"][chosen],
-        "network": test.predicted["segmentation"][chosen],
-        "truth": test.patches.masks[chosen],
-    }
+    chosen = spread_by_score(test, row, EXAMPLES)
+    paths = [images_folder(cfg) / test.patches.names[index] for index in chosen]
+    columns = {}
+    if rows.maps:
+        columns["map"] = highest_map(rows.maps, fold, paths)
+        columns["boundary"] = read_boundaries(rows.maps, fold, paths)
+    if rows.trainings:
+        training = rows.trainings[number]
+        healthy = [read_image(healthy_folder(training, fold) / path.name) for path in paths]
+        columns["healthy"] = torch.from_numpy(np.stack(healthy))
+        columns["mask head"] = torch.from_numpy(read_levels(training, fold, paths)) / 255
+        columns["heat"] = torch.from_numpy(read_levels(training, fold, paths, HEAT)).float()
+    shown = ("irnet", "transfer", "segmentation", "refined")
+    masks = {name: test.predicted[name][chosen] for name in shown if name in test.predicted}
+    columns |= {ROWS[name]: of_row for name, of_row in masks.items()}
+    columns["truth"] = test.patches.masks[chosen]
+    names = [path.stem for path in paths]
     draw_rows(path, cfg, f"fold {fold}", names, test.patches.images[chosen], columns)
 
 
@@ -126,7 +256,7 @@ def draw_teaching(path: Path, cfg: MasksConfig, fold: int) -> None:
     ]
     columns = {
         "map": highest_map(cfg, fold, paths),
-        "boundary": read_boundaries(cfg, fold, [p.name for p in paths]),
+        "boundary": read_boundaries(cfg, fold, paths),
         "pseudo-mask": torch.from_numpy(np.stack(masks)),
     }
     images = load_patches(cfg, [(p, None) for p in paths]).images
@@ -136,11 +266,11 @@ def draw_teaching(path: Path, cfg: MasksConfig, fold: int) -> None:
 def highest_map(cfg: MasksConfig, fold: int, paths: list[Path]) -> torch.Tensor:
     """Return the highest map of the classes that images hold, float (N, P, P) in 0..1."""
     seeds, _, _ = read_seeds(cfg, fold, paths)
-    return resized(seeds, [cfg.patch_size] * 2).amax(1)
+    return resized(seeds, [cfg.image_size] * 2).amax(1)
 
 
-def read_boundaries(cfg: MasksConfig, fold: int, names: list[str]) -> torch.Tensor:
+def read_boundaries(cfg: MasksConfig, fold: int, paths: list[Path]) -> torch.Tensor:
     """Return the boundaries that IRNet sees in images, float32 (N, h, w)."""
     path = masks_folder(cfg, fold) / BOUNDARIES
     with reading(path), np.load(path) as arrays:
-        return torch.from_numpy(np.stack([arrays[Path(name).stem] for name in names])).float()
+        return torch.from_numpy(np.stack([arrays[path.stem] for path in paths])).float()

@@ -2,8 +2,9 @@
 
 Ellipses of two classes lie on a cloudy ground: striped ones, and tinted ones. Both have, image by
 image, the mean brightness of the ground and its spread, so that no threshold on brightness finds
-them; the direction of the stripes and the hue of the tint do not matter to their class. Scores on
-them say that the steps run, and nothing about any organ.
+them; the direction of the stripes and the hue of the tint do not matter to their class. For the
+method transfer, which takes images with a lesion and without, striped ellipses alone lie there.
+Scores on them say that the steps run, and nothing about any organ.
 """
 
 from collections.abc import Callable
@@ -20,19 +21,21 @@ from medood.data.workspace import SAMPLE_MARK
 from medood.processes import on_main
 from medood.runs.locks import locked
 
-ROOT = Path(__file__).parents[1]
 CLASSES = ("striped", "tinted")
 IMAGES, PER_PATIENT, SIDE = 60, 3, 64
 # the classes of each image, over and over: a third holds none, and every patient has such an image
 HELD = ((), (1,), (2,), (), (1, 2), (1,), (), (2,), (1, 2))
+LESION_IMAGES = 90  # every second one holds the lesion
+CLOUD = 2.5  # pixels, the blur that makes clouds of noise around lesions
 LEVEL, SPREAD = 128.0, 22.0  # of the brightness, in the ground and in the ellipses
 # what the sample runs with, unless the command line says otherwise
 SETTINGS = {
-    **{"encoder": "tu-resnet10t", "encoder_weights": "none", "patch_size": SIDE, "folds": (79,)},
+    **{"encoder": "tu-resnet10t", "encoder_weights": "none", "image_size": SIDE, "folds": (79,)},
     **{"classifier_epochs": 60, "classifier_lr": 1e-3, "epochs": 12, "lr": 4e-3},
     **{"images": None, "image_labels": None, "masks": None, "mask_values": ()},
 }
-NOTE = """SAMPLE: synthetic images drawn by {}.
+BY_METHOD = {"transfer": {"batch_size": 4, "trainings": 1}}  # three would take thrice as long
+NOTE = """SAMPLE: synthetic images drawn by weak/sample.py.
 
 Scores made from this folder show that the steps run. They say nothing about any organ or tissue.
 """
@@ -90,27 +93,52 @@ def _tint(rng: np.random.Generator) -> np.ndarray:
     return change - change @ LUMA
 
 
+def draw_lesion(
+    rng: np.random.Generator, held: tuple[int, ...], side: int = SIDE
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return an image, RGB uint8 (side, side, 3), and its mask, uint8, with the classes `held`."""
+    grey = scaled(gaussian_filter(rng.standard_normal((side, side)), CLOUD))
+    mask = np.zeros((side, side), np.uint8)
+    if held:
+        mask = _lesion(rng, side)
+        waves = stripes(rng, side)
+        inside = mask == 1
+        ground = grey[~inside]
+        like_ground = (waves - waves[inside].mean()) * ground.std() / waves[inside].std()
+        grey[inside] = ground.mean() + like_ground[inside]
+    image = np.repeat(grey[..., None], 3, axis=2)
+    return np.rint(image).clip(0, 255).astype(np.uint8), mask
+
+
+def _lesion(rng: np.random.Generator, side: int) -> np.ndarray:
+    """Return a mask with an ellipse, a sixth to a half of the side long."""
+    rows, columns = np.mgrid[:side, :side] / side
+    long, short = rng.uniform(0.17, 0.27), rng.uniform(0.13, 0.21)
+    x, y = rng.uniform(0.25, 0.75, 2)
+    angle = rng.uniform(0, np.pi)
+    along = (columns - x) * np.cos(angle) + (rows - y) * np.sin(angle)
+    across = (rows - y) * np.cos(angle) - (columns - x) * np.sin(angle)
+    return ((along / long) ** 2 + (across / short) ** 2 <= 1).astype(np.uint8)
+
+
 class Sample(NamedTuple):
     """What a sample is made of."""
 
-    script: Path  # where `draw` is
     draw: Callable[[np.random.Generator, tuple[int, ...]], tuple[np.ndarray, np.ndarray]]
     classes: tuple[str, ...]
     held: tuple[tuple[int, ...], ...]  # the classes of the images, over and over
     images: int
 
 
-def draw_sample(workspace: Path) -> dict[str, Path]:
+def draw_sample(workspace: Path, method: str = "cam") -> dict[str, Path]:
     """Write the sample to <workspace>/drawn, unless it is there; return the settings that name it.
 
     The workspace is marked, so that nothing made in it passes for the result of real images.
     """
-    return write_sample(workspace, Sample(Path(__file__), draw_image, CLASSES, HELD, IMAGES))
-
-
-def write_sample(workspace: Path, sample: Sample) -> dict[str, Path]:
-    """Do what draw_sample says with a sample of any kind."""
     folder = workspace / "drawn"
+    sample = Sample(draw_image, CLASSES, HELD, IMAGES)
+    if method == "transfer":
+        sample = Sample(draw_lesion, CLASSES[:1], ((1,), ()), LESION_IMAGES)
     _write(workspace, folder, sample)
     return {
         "images": folder / "images",
@@ -121,10 +149,8 @@ def write_sample(workspace: Path, sample: Sample) -> dict[str, Path]:
 
 @on_main
 def _write(workspace: Path, folder: Path, sample: Sample) -> None:
-    note = NOTE.format(sample.script.relative_to(ROOT).as_posix())
-    write_text(workspace / SAMPLE_MARK, note)  # first: no kill leaves a sample unmarked
-    scripts = {Path(__file__), sample.script}
-    record = {"drawn_by": [digest(path.read_bytes()) for path in sorted(scripts)]}
+    write_text(workspace / SAMPLE_MARK, NOTE)  # first: no kill leaves a sample unmarked
+    record = {"drawn_by": digest(Path(__file__).read_bytes()), "classes": list(sample.classes)}
     found = record_of(folder)
     if found.is_there and not found.out_of_date(record):
         print(f"{folder}: kept, drawn before")

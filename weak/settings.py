@@ -5,10 +5,11 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from config import Config, Count, Positive, Share, settings
+from config import Config, Count, Number, Positive, Share, settings
 
-Method = Literal["cam", "contrast", "grad_cam", "grad_cam_pp"]
+Method = Literal["cam", "contrast", "grad_cam", "grad_cam_pp", "transfer"]
 Scale = Annotated[float, Field(ge=0.25, le=4)]
+Weight = Annotated[float, Field(ge=0)]
 
 
 @settings
@@ -16,9 +17,13 @@ class ImagesConfig(Config):
     """Which images, and what is known of them."""
 
     has_pixel_masks: ClassVar[bool] = False
+    # to the trunk, an image is a patch
+    patch_size: ClassVar[property] = property(lambda self: self.image_size)
 
     image_labels: Path | None = None
     """CSV with img_name, a column of 0 and 1 for each class, and perhaps patient and split."""
+    image_size: Annotated[int, Field(gt=0, multiple_of=32)] = 128
+    """Side in pixels, a multiple of 32, that every image is brought to as a whole."""
 
 
 @settings
@@ -32,7 +37,7 @@ class ClassifierConfig(ImagesConfig):
     classifier_epochs: Count = 8
     """Passes of a plain classifier over the training images."""
     method: Method = "cam"
-    """Which maps teach IRNet and become masks; contrast, if no image holds two classes."""
+    """Maps that become masks (contrast if no image holds two classes); or transfer, a generator."""
     contrast_epochs: Count = 5
     """Passes of a contrast classifier, for that method; it goes on from a plain one."""
     classifier_lr: Positive = 3e-4
@@ -66,10 +71,48 @@ class IRNetConfig(MapsConfig):
 
 
 @settings
-class MasksConfig(IRNetConfig):
-    """How maps become masks."""
+class TransferConfig(ImagesConfig):
+    """How images with a lesion are made healthy."""
+
+    lesion: str | None = None
+    """Which class of the image labels to remove; None takes the only one that there is."""
+    training: Number = 0
+    """Which training of a fold this is, from 0: each has other random numbers."""
+    channels: Count = 16
+    """Width of the networks (published: 54)."""
+    iterations: Count = 600
+    """Steps of the generators, each on batch_size images with the lesion and as many without."""
+    transfer_lr: Positive = 5e-4
+    """Learning rate of generators and discriminators."""
+    cycle_weight: Weight = 2.0
+    """How much it counts that there and back again gives the same image."""
+    identity_weight: Weight = 10.0
+    """How much it counts that a healthy image stays as it is."""
+    area_weight: Weight = 3.0
+    """How much it counts how far the area of masks is from 0 on healthy images, 2 % on others."""
+
+
+@settings
+class MasksConfig(IRNetConfig, TransferConfig):
+    """How maps, or a generator, become masks."""
 
     walk_steps: Count = 8
     """Steps of the random walk that carries the maps up to the boundaries."""
     unsure: Annotated[float, Field(ge=0, lt=0.5)] = 0.1
     """Leave a pixel unsure (255) whose map, after the walk, is so near to half of its maximum."""
+
+
+@settings
+class SegmentationConfig(MasksConfig):
+    """How a network learns from masks."""
+
+    teacher: bool = False
+    """Let the network's moving average label images too; with transfer it always does."""
+
+
+@settings
+class EvaluationConfig(SegmentationConfig):
+    """What is tested."""
+
+    trainings: Count = 3
+    """Trainings of each fold with transfer, as a GAN's success varies; tables show the median."""

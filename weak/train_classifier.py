@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from config import UserError
 from medood.data.files import write_json
 from medood.runs.command_line import run
+from weak.image_labels import for_maps
 from weak.products import (
     CLASSIFIER,
     IMAGES,
@@ -28,7 +29,7 @@ from weak.settings import ClassifierConfig
 
 def train_classifiers(cfg: ClassifierConfig) -> None:
     """Train the classifiers of every fold on the patients of its training side."""
-    make_folds(cfg, CLASSIFIER, [IMAGES], train_fold)
+    make_folds(for_maps(cfg), CLASSIFIER, [IMAGES], train_fold)
 
 
 def train_fold(cfg: ClassifierConfig, fold: int, folder: Path) -> None:

@@ -19,6 +19,7 @@ from config import UserError
 from medood.data.labels import BACKGROUND, is_foreground
 from medood.runs.command_line import run
 from weak.generate_maps import read_seeds
+from weak.image_labels import for_maps
 from weak.products import (
     CLASSIFIER,
     IRNET,
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 def train_irnets(cfg: IRNetConfig) -> None:
     """Train the IRNet of every fold."""
-    make_folds(cfg, IRNET, [CLASSIFIER, MAPS], train_fold)
+    make_folds(for_maps(cfg), IRNET, [CLASSIFIER, MAPS], train_fold)
 
 
 def train_fold(cfg: IRNetConfig, fold: int, folder: Path) -> None:

@@ -3,17 +3,24 @@
 Reads   weak/Images, weak/Pseudo_Masks                    (generate_masks.py)
 Writes  models/<fold>_<model>_weak_positives/             trained on the images that hold a class
         models/<fold>_<model>_weak/                       and on the negatives that fooled it
+        models/<fold>_<model>_weak_transfer_<lesion>/     with method = transfer, instead of both
 
 This is Med-OoD without a cut: an image whose label is 0 everywhere shows no class, so whatever the
 first network sees in it is false. Those in which it sees something, the hardest first, are added
 until the positive-negative ratio comes nearest to pnr_opt; the rest is pruned. With the control of
 shuffled labels both names end in _shuffled.
+
+With method = transfer one network learns from the masks of both kinds of images, those without any
+class included, and from its own moving average as a teacher: see weak/teacher.py.
 """
+
+from __future__ import annotations
 
 import shutil
 import sys
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -24,77 +31,116 @@ from medood.data.workspace import Pair, weights_of
 from medood.runs.command_line import run
 from medood.runs.products import network_made_from
 from medood.runs.provenance import require
-from weak.image_labels import with_classes
-from weak.products import IMAGES, PSEUDO_MASKS, fold_labels, image_paths, masks_folder
-from weak.settings import MasksConfig
+from weak.image_labels import with_classes, with_lesion
+from weak.products import (
+    IMAGES,
+    domains,
+    fold_labels,
+    image_paths,
+    masks_folder,
+    masks_product,
+    of_transfer,
+    seeded,
+)
+from weak.settings import SegmentationConfig
+
+if TYPE_CHECKING:
+    from medood.training.segmentation import Trainer
 
 SEARCH = ("mirrors", "pnr_opt", "pct_grid")  # beside those of its training: they choose negatives
 
 
-def weak_network(cfg: MasksConfig, fold: int, negatives: bool = True) -> Path:
+def weak_network(cfg: SegmentationConfig, fold: int, negatives: bool = True) -> Path:
     """Return where the network of a fold is, trained with or without negatives."""
     ending = ("" if negatives else "_positives") + "_shuffled" * cfg.shuffled
+    if cfg.method == "transfer":
+        ending = f"_{of_transfer(cfg)}"
     return cfg.workspace / "models" / f"{fold}_{cfg.model_name}_weak{ending}"
 
 
-def train_segmentation(cfg: MasksConfig) -> None:
-    """Train both networks of every fold."""
-    cfg = with_classes(cfg)
-    require(cfg, IMAGES, PSEUDO_MASKS)
+def train_segmentation(cfg: SegmentationConfig) -> None:
+    """Train the networks of every fold whose masks hold a class."""
+    cfg = with_lesion(cfg) if cfg.method == "transfer" else with_classes(cfg)
+    require(cfg, IMAGES, masks_product(cfg))
     for fold in cfg.folds:
-        train_networks(cfg, fold)
+        found = f"fold {fold}: no mask in {masks_folder(cfg, fold)} holds a class"
+        if has_masks(cfg, fold):
+            train_networks(cfg, fold)
+        elif cfg.method == "transfer":  # one of several trainings may fail
+            print(f"{found}, so there is no network: train the generator for more iterations")
+        elif cfg.shuffled:
+            print(f"{found}: as it should be, nothing was learned from shuffled labels")
+        else:
+            raise UserError(f"{found}: train the classifier longer, see its scores.json")
 
 
-def train_networks(cfg: MasksConfig, fold: int) -> None:
+def train_networks(cfg: SegmentationConfig, fold: int) -> None:
     """Train the network of a fold on its positives, mine the negatives, and train the second."""
     # here, so that --help works without torch
     from medood.models.checkpoints import read_run
     from medood.training.segmentation import train_fold
 
     positives, negatives = training_files(cfg, fold)
-    if not hold_a_class(cfg, positives):
-        found = f"fold {fold}: no mask in {masks_folder(cfg, fold)} holds a class"
-        if not cfg.shuffled:
-            raise UserError(f"{found}: train the classifier longer, see its scores.json")
-        print(f"{found}: as it should be, nothing was learned from shuffled labels")
+    second, kind = weak_network(cfg, fold), trainer_of(cfg)
+    if cfg.method == "transfer":
+        train_fold(seeded(cfg), fold, positives, [], second, kind)
         return
     first = weak_network(cfg, fold, negatives=False)
-    train_fold(cfg, fold, positives, [], first)
+    train_fold(cfg, fold, positives, [], first, kind)
     chosen = mine(cfg, fold, first, positives, negatives)
-    second, made_from = weak_network(cfg, fold), made_from_of(cfg, fold)
+    made_from = made_from_of(cfg, fold)
     if not chosen and not second.exists():  # trained again, it would be the same to the bit
         with whole_folder(second) as copied:
             shutil.copytree(first, copied, dirs_exist_ok=True)
             write_json(copied / RUN, read_run(first) | {"made_from": made_from})
-    train_fold(cfg, fold, positives + chosen, [], second, made_from=made_from)
+    train_fold(cfg, fold, positives + chosen, [], second, kind, made_from)
 
 
-def made_from_of(cfg: MasksConfig, fold: int, negatives: bool = True) -> dict:
+def trainer_of(cfg: SegmentationConfig) -> type[Trainer]:
+    """Return what takes the steps of a network's training."""
+    from medood.training.segmentation import Trainer
+    from weak.teacher import MeanTeacher
+
+    return MeanTeacher if cfg.teacher or cfg.method == "transfer" else Trainer
+
+
+def made_from_of(cfg: SegmentationConfig, fold: int, negatives: bool = True) -> dict:
     """Return what decides the network of a fold, trained with or without negatives.
 
     Of the negatives, it is all that there are, and what chooses among them: the first network, and
     the settings of the search.
     """
     positives, others = training_files(cfg, fold)
+    of_trainer = trainer_of(cfg).made_from(cfg)
+    if cfg.method == "transfer":
+        return network_made_from(seeded(cfg), fold, positives) | of_trainer
     if not negatives:
-        return network_made_from(cfg, fold, positives)
+        return network_made_from(cfg, fold, positives) | of_trainer
     first = weights_of(weak_network(cfg, fold, negatives=False))
     made_from = network_made_from(cfg, fold, positives + others, SEARCH)
-    return made_from | {"first network": fingerprint([first])}
+    return made_from | {"first network": fingerprint([first])} | of_trainer
 
 
-def training_files(cfg: MasksConfig, fold: int) -> tuple[list[Pair], list[Pair]]:
-    """Return the training images that hold a class, with their masks, and those that hold none."""
+def training_files(cfg: SegmentationConfig, fold: int) -> tuple[list[Pair], list[Pair]]:
+    """Return the training images that hold a class, with their masks, and those that hold none.
+
+    With method = transfer the latter have masks, too.
+    """
+    masks = masks_folder(cfg, fold)
+    if cfg.method == "transfer":
+        diseased, healthy = domains(cfg, fold)
+        return [(path, masks / path.name) for path in diseased + healthy], []
     labels, train, _ = fold_labels(cfg, fold)
-    paths, masks = image_paths(cfg, labels), masks_folder(cfg, fold)
+    paths = image_paths(cfg, labels)
     holding = [index for index in train if labels.labels[index].any()]
     empty = [index for index in train if not labels.labels[index].any()]
     positives = [(paths[index], masks / paths[index].name) for index in holding]
     return positives, [(paths[index], None) for index in empty]
 
 
-def hold_a_class(cfg: MasksConfig, positives: list[Pair]) -> bool:
-    """Say whether any mask holds a class: there is nothing to learn otherwise."""
+def has_masks(cfg: SegmentationConfig, fold: int) -> bool:
+    """Say whether any mask of a fold holds a class: there is nothing to learn otherwise."""
+    positives, _ = training_files(cfg, fold)
     return any(count for count, _ in count_files(cfg, positives))
 
 
@@ -129,4 +175,4 @@ def count_files(cfg: Config, files: list[Pair]) -> list[tuple[int, int]]:
 
 
 if __name__ == "__main__":
-    run(train_segmentation, MasksConfig())
+    run(train_segmentation, SegmentationConfig())

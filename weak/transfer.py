@@ -18,9 +18,9 @@ from medood.training.batches import AUGMENTATION, INITIALISATION, ORDER, stream_
 from medood.training.loop import Losses, Training, fit, write_log
 from weak.generator import Generator, InstanceLayerNorm, Judges, refuse_size
 from weak.pictures import draw_rows
+from weak.products import DECIDING
+from weak.settings import TransferConfig
 from weak.transfer_losses import area, attention_loss, difference, least_squares
-from weak.transfer_products import DECIDING
-from weak.transfer_settings import TransferConfig
 
 WEIGHTS, RESUME = "generator.safetensors", "resume.pt"
 BETAS, DECAY = (0.5, 0.999), 2e-5  # of Adam

@@ -109,7 +109,8 @@ def parse(defaults: Data, arguments: list[str], sample: str | None = None) -> Da
     """
     values = _values(defaults, arguments)
     if sample is not None and values["sample"]:
-        settings = import_module(sample).SETTINGS
+        found = import_module(sample)
+        settings = found.SETTINGS | getattr(found, "BY_METHOD", {}).get(values.get("method"), {})
         defaults = dataclasses.replace(defaults, **settings)
         values = _values(defaults, arguments)
         for name in settings:

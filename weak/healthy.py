@@ -1,13 +1,11 @@
-"""Make every image healthy, and turn what had to change into its mask.
+"""Images made healthy by a generator, and masks of what had to change.
 
-Reads   weak/Images, transfer/generator                    (train_transfer.py)
-Writes  transfer/healthy/<fold>_<lesion>/<image>.png       RGB (P, P, 3), the lesion taken out
-        transfer/healthy/<fold>_<lesion>/mask.npz          uint8 (P, P) by image: the mask head,
-                                                           255 where all of a pixel has to change
-        transfer/healthy/<fold>_<lesion>/heat.npz          float16 (P, P) by image: where the
-                                                           generator's classifier looks
-        transfer/healthy/<fold>_<lesion>/sheet/            a contact sheet of training images
-        transfer/Pseudo_Masks/<fold>_<lesion>/<image>.png  uint8 (P, P), 0 background, 1 lesion
+weak/healthy/<fold>_transfer_<lesion>/ holds
+
+    <image>.png         RGB (P, P, 3), the lesion taken out
+    mask.npz            uint8 (P, P) by image: the mask head, 255 where all of a pixel has to change
+    heat.npz            float16 (P, P) by image: where the generator's classifier looks
+    sheet/healthy.png   a contact sheet of training images
 
 The generator is the last one of its training: nothing chooses another. Otsu's threshold splits the
 values of the mask head on all training images with the lesion, so there is one for a fold. A
@@ -18,60 +16,41 @@ which nothing reaches the threshold contradicts its label: its mask is unsure (2
 images have no label here: the threshold alone decides, and no classifier is asked.
 """
 
-from __future__ import annotations
-
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
+from skimage.filters import threshold_otsu
+from torch import Tensor
 
+from medood.data.dataset import load_patches
 from medood.data.files import reading
 from medood.data.images import write_png
 from medood.data.labels import BACKGROUND, UNSURE
-from medood.runs.command_line import run
-from weak.products import make_folds
-from weak.transfer_products import (
-    GENERATOR,
-    HEALTHY_IMAGES,
-    TRANSFER_MASKS,
+from medood.models.network import pick_device
+from weak import transfer
+from weak.pictures import draw_rows
+from weak.products import (
     domains,
     generator_folder,
     healthy_folder,
-    held_out,
+    image_paths,
+    indices_to_test,
+    labels_there,
     masks_folder,
-    with_lesion,
 )
-from weak.transfer_settings import TransferConfig
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from weak.settings import MasksConfig, TransferConfig
 
 MASK, HEAT = "mask.npz", "heat.npz"
 SHOWN = 8  # images in the contact sheet
 
 
-def generate_masks(cfg: TransferConfig) -> None:
-    """Write healthy images and masks of every fold, of training and of test images."""
-    cfg = with_lesion(cfg)
-    make_folds(cfg, HEALTHY_IMAGES, [GENERATOR], write_healthy)
-    make_folds(cfg, TRANSFER_MASKS, [HEALTHY_IMAGES], write_masks)
-
-
-def write_healthy(cfg: TransferConfig, fold: int, folder: Path) -> None:
+def write_healthy(cfg: MasksConfig, fold: int, folder: Path) -> None:
     """Write what the generator of a fold makes of all images into a folder."""
-    # here, so that --help works without torch
-    from medood.data.dataset import load_patches
-    from medood.models.network import pick_device
-    from weak.transfer import load_generator, transfer
-
     diseased, healthy = domains(cfg, fold)
-    paths, device = [*diseased, *healthy, *held_out(cfg, fold)], pick_device(cfg)
+    paths, device = [*diseased, *healthy, *paths_to_test(cfg, fold)], pick_device(cfg)
     images = load_patches(cfg, [(path, None) for path in paths]).images
-    generator = load_generator(cfg, generator_folder(cfg, fold), device)
-    composites, masks, heat = transfer(generator, images, device)
+    generator = transfer.load_generator(cfg, generator_folder(cfg, fold), device)
+    composites, masks, heat = transfer.transfer(generator, images, device)
     for path, composite in zip(paths, composites.numpy(), strict=True):
         write_png(folder / path.name, composite)
     levels = (255 * masks).round().byte()
@@ -80,6 +59,12 @@ def write_healthy(cfg: TransferConfig, fold: int, folder: Path) -> None:
         np.savez_compressed(folder / name, **by_image)
     draw_sheet(folder / "sheet" / "healthy.png", cfg, diseased, healthy, images, composites, levels)
     print(f"{healthy_folder(cfg, fold)}: {len(paths)} images made healthy")
+
+
+def paths_to_test(cfg: TransferConfig, fold: int) -> list[Path]:
+    """Return the test images of a fold, but those that hold another class and not the lesion."""
+    paths = image_paths(cfg, labels_there(cfg))
+    return [paths[index] for index in indices_to_test(cfg, fold)]
 
 
 def draw_sheet(
@@ -92,8 +77,6 @@ def draw_sheet(
     levels: Tensor,
 ) -> None:
     """Draw training images of both kinds, those with the lesion first: made healthy, and mask."""
-    from weak.pictures import draw_rows
-
     first = np.linspace(0, len(diseased) - 1, min(SHOWN, len(diseased))).astype(int).tolist()
     last = np.linspace(0, len(healthy) - 1, min(SHOWN // 2, len(healthy))).astype(int)
     chosen = [*first, *(len(diseased) + last).tolist()]
@@ -102,10 +85,10 @@ def draw_sheet(
     draw_rows(path, cfg, "made healthy", names, images[chosen], columns)
 
 
-def write_masks(cfg: TransferConfig, fold: int, folder: Path) -> None:
+def write_lesions(cfg: MasksConfig, fold: int, folder: Path) -> None:
     """Write the masks of all images by the mask heads of a fold into a folder."""
     diseased, healthy = domains(cfg, fold)
-    test = held_out(cfg, fold)
+    test = paths_to_test(cfg, fold)
     found = dict(zip(diseased, read_levels(cfg, fold, diseased), strict=True))
     found |= zip(test, read_levels(cfg, fold, test), strict=True)
     threshold = otsu(np.stack([found[path] for path in diseased]))
@@ -117,7 +100,7 @@ def write_masks(cfg: TransferConfig, fold: int, folder: Path) -> None:
             empty += 1
         write_png(folder / path.name, mask)
     for path in healthy:
-        write_png(folder / path.name, np.full([cfg.patch_size] * 2, BACKGROUND, np.uint8))
+        write_png(folder / path.name, np.full([cfg.image_size] * 2, BACKGROUND, np.uint8))
     print(
         f"{masks_folder(cfg, fold)}: masks of {len(found) + len(healthy)} images, threshold"
         f" {threshold / 255:.2f}; nothing found in {empty} of {len(diseased)} training images with"
@@ -130,8 +113,6 @@ def otsu(levels: np.ndarray) -> int:
 
     It is the highest level where there is no other, so that nothing lies above it.
     """
-    from skimage.filters import threshold_otsu  # takes a while to import
-
     return int(threshold_otsu(levels))
 
 
@@ -140,7 +121,3 @@ def read_levels(cfg: TransferConfig, fold: int, paths: list[Path], kind: str = M
     path = healthy_folder(cfg, fold) / kind
     with reading(path), np.load(path) as arrays:
         return np.stack([arrays[path.stem] for path in paths])
-
-
-if __name__ == "__main__":
-    run(generate_masks, TransferConfig())
