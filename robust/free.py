@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from config import Config
 from medood.training.batches import Loader
-from medood.training.loop import Losses
+from medood.training.protocol import Losses
 from medood.training.segmentation import Trainer
 from robust.settings import FreeConfig
 

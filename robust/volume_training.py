@@ -27,8 +27,9 @@ from medood.data.files import read_json, write_json
 from medood.models.checkpoints import versions
 from medood.models.network import exact, pick_device
 from medood.training.batches import AUGMENTATION, INITIALISATION, ORDER, stream_seed
-from medood.training.loop import Losses, Training, fit, write_trained
+from medood.training.loop import fit, write_trained
 from medood.training.losses import segmentation_loss
+from medood.training.protocol import Losses, Training
 from robust.free import Noise
 from robust.nifti import AXES
 from robust.settings import NetworkConfig, TrainVolumesConfig, VolumeConfig

@@ -31,7 +31,8 @@ from medood.training.batches import (
     balanced,
     stream_seed,
 )
-from medood.training.loop import Losses, Training, fit
+from medood.training.loop import fit
+from medood.training.protocol import Losses, Training
 from weak.output_stride import PROBE, grid_shifts, set_output_stride
 from weak.settings import ClassifierConfig
 

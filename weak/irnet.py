@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from medood.models.inference import batch_size as inference_batch
 from medood.training.batches import ORDER, stream_seed
-from medood.training.loop import Losses, Training
+from medood.training.protocol import Losses, Training
 from weak.affinity import TRAINING_RADIUS, affinity_loss, displacement_loss, pairs
 from weak.classifier import Level
 from weak.maps import placed

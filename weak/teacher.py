@@ -8,8 +8,8 @@ from config import Config
 from medood.data.labels import BACKGROUND, UNSURE
 from medood.training.augmentation import augment
 from medood.training.batches import Loader
-from medood.training.loop import Losses
 from medood.training.losses import segmentation_loss
+from medood.training.protocol import Losses
 from medood.training.segmentation import Trainer
 
 DECAY = 0.99  # of the moving average, per step (Tarvainen and Valpola 2017, early in a training)

@@ -15,7 +15,8 @@ from medood.models.inference import batch_size
 from medood.models.network import autocast, exact, for_training
 from medood.training.augmentation import augment, draw_augmentation
 from medood.training.batches import AUGMENTATION, INITIALISATION, ORDER, stream_seed, to_device
-from medood.training.loop import Losses, Training, fit, write_log
+from medood.training.loop import fit, write_log
+from medood.training.protocol import Losses, Training
 from weak.generator import Generator, InstanceLayerNorm, Judges, refuse_size
 from weak.pictures import draw_rows
 from weak.products import DECIDING

@@ -1,66 +1,26 @@
 """The one training loop, of every network that is trained here.
 
-A training draws the batches of an epoch and takes a step on each. The loop does the rest: it counts
-the epochs, stops where a loss is not finite, tells how it goes and keeps resume.pt.
+A training (protocol.py) draws the batches of an epoch and takes a step on each. The loop does the
+rest: it counts the epochs, stops where a loss is not finite, tells how it goes and keeps resume.pt.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
 from tqdm import tqdm
 
 from config import Config, UserError
 from medood.data.files import csv_text, whole_folder, write_json, write_text
 from medood.data.records import RUN, hashes
 from medood.models.checkpoints import TRAINED_ON
+from medood.training.protocol import Losses, Training
 from medood.training.state import TrainingState
 from medood.training.tensorboard import add_row, writer_of
 
-Losses = dict[str, Tensor]
 SHOWN = {"lr": ".1e", "seconds": ".1f"}  # how a column of the log is printed; others: ".4f"
-
-
-class Training:
-    """What the loop trains. A network with its losses says what an epoch and a step are."""
-
-    rate = "lr"  # the setting that lowers its learning rate
-
-    def __init__(
-        self, cfg: Config, name: str, model: nn.Module, epochs: int, device: torch.device
-    ) -> None:
-        """name: of the training, for messages."""
-        self.cfg, self.name, self.model = cfg, name, model
-        self.epochs, self.device = epochs, device
-        self.log: list[dict] = []  # a row for each epoch so far, kept by the loop
-        # what an interrupted training needs to go on; each has a state_dict
-        self.parts: dict[str, object] = {"model": model}
-
-    def is_over(self) -> bool:
-        """Say whether the last epoch of the log is the last of all."""
-        return len(self.log) >= self.epochs
-
-    def begin_epoch(self, epoch: int) -> Iterable[tuple]:
-        """Return the batches of an epoch, counted from 0: what `step` takes."""
-        raise NotImplementedError
-
-    def step(self, *batch: object) -> Losses:
-        """Take a step on a batch; return its losses, scalars on the device, or other measures.
-
-        The host waits for nothing. What is returned holds until the next step.
-        """
-        raise NotImplementedError
-
-    def end_epoch(self, losses: dict[str, float]) -> dict:
-        """Return the row of the log, given the means of the losses over the epoch."""
-        return {"epoch": len(self.log) + 1, **losses}
-
-    def seen_in(self, step: int) -> str:
-        """Say for a message what a step of this epoch, counted from 0, was taken on."""
-        return ""
 
 
 def fit(training: Training, folder: Path | None = None, made_from: dict | None = None) -> int:

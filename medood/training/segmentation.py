@@ -26,8 +26,9 @@ from medood.processes import all_reduce, is_main, rank, world_size
 from medood.runs.products import network_made_from, plain_settings
 from medood.training.augmentation import augment
 from medood.training.batches import DROPOUT, INITIALISATION, Loader, stream_seed
-from medood.training.loop import Losses, Training, explain_errors, fit, write_trained
+from medood.training.loop import explain_errors, fit, write_trained
 from medood.training.losses import segmentation_loss
+from medood.training.protocol import Losses, Training
 
 SLOW_SHARE = 10 / 36  # of the epochs, the last ones, run at a tenth of the learning rate
 TIMED_STEPS = 3  # of which step_seconds takes the median

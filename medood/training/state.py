@@ -14,7 +14,7 @@ from medood.data.files import whole
 from medood.processes import is_main, world_size
 
 if TYPE_CHECKING:
-    from medood.training.loop import Training
+    from medood.training.protocol import Training
 
 FORMAT = 2  # of the file; 1 held the weights of the optimiser in another order
 

@@ -12,7 +12,7 @@ from medood.processes import is_main
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-    from medood.training.loop import Training
+    from medood.training.protocol import Training
 
 
 def writer_of(training: Training, folder: Path | None) -> SummaryWriter | None:

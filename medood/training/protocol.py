@@ -1,0 +1,49 @@
+"""What the one training loop trains: its parts, and what an epoch and a step of it are."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from config import Config
+
+Losses = dict[str, Tensor]
+
+
+class Training:
+    """What the loop trains. A network with its losses says what an epoch and a step are."""
+
+    rate = "lr"  # the setting that lowers its learning rate
+
+    def __init__(
+        self, cfg: Config, name: str, model: nn.Module, epochs: int, device: torch.device
+    ) -> None:
+        """name: of the training, for messages."""
+        self.cfg, self.name, self.model = cfg, name, model
+        self.epochs, self.device = epochs, device
+        self.log: list[dict] = []  # a row for each epoch so far, kept by the loop
+        # what an interrupted training needs to go on; each has a state_dict
+        self.parts: dict[str, object] = {"model": model}
+
+    def is_over(self) -> bool:
+        """Say whether the last epoch of the log is the last of all."""
+        return len(self.log) >= self.epochs
+
+    def begin_epoch(self, epoch: int) -> Iterable[tuple]:
+        """Return the batches of an epoch, counted from 0: what `step` takes."""
+        raise NotImplementedError
+
+    def step(self, *batch: object) -> Losses:
+        """Take a step on a batch; return its losses, scalars on the device, or other measures.
+
+        The host waits for nothing. What is returned holds until the next step.
+        """
+        raise NotImplementedError
+
+    def end_epoch(self, losses: dict[str, float]) -> dict:
+        """Return the row of the log, given the means of the losses over the epoch."""
+        return {"epoch": len(self.log) + 1, **losses}
+
+    def seen_in(self, step: int) -> str:
+        """Say for a message what a step of this epoch, counted from 0, was taken on."""
+        return ""
