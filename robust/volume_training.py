@@ -56,7 +56,7 @@ class Sample(NamedTuple):
 # ---------------------------------------------------------------- patches
 
 
-class Loader:
+class VolumeLoader:
     """The batches of an epoch: a patch of each volume, shuffled and augmented."""
 
     def __init__(
@@ -136,7 +136,7 @@ def cut_and_change(patch: tuple[int, int, int]) -> Compose:
 # ---------------------------------------------------------------- steps
 
 
-class Trainer(Training):
+class VolumeTrainer(Training):
     """A segmenter in training on volumes and, for free training, the noise that lives on."""
 
     def __init__(
@@ -145,14 +145,14 @@ class Trainer(Training):
         self.replays = cfg.replays if cfg.free else 1
         epochs, device = math.ceil(cfg.epochs / self.replays), segmenter.mean.device
         super().__init__(cfg, f"fold {fold}", segmenter.train(), epochs, device)
-        self.loader = Loader(cfg, fold, samples, segmenter.patch, device)
+        self.loader = VolumeLoader(cfg, fold, samples, segmenter.patch, device)
         weights = segmenter.network.parameters()
         self.optimiser = torch.optim.AdamW(weights, cfg.lr, weight_decay=WEIGHT_DECAY)
         self.parts["optimiser"] = self.optimiser
         shape = cfg.batch_size, *samples[0].volume.image.shape[:1], *segmenter.patch
         self.noise = Noise(shape, cfg.eps / 255, 0, 1).to(device)
 
-    def begin_epoch(self, epoch: int) -> Loader:
+    def begin_epoch(self, epoch: int) -> VolumeLoader:
         """Return the batches of an epoch, which begins from a noise of 0."""
         self.taken = 0  # steps in this epoch
         self.noise.start()
@@ -214,7 +214,7 @@ def train_segmenter(
         f"fold {fold}: {cfg.model_name}, {len(samples) - oods} ID + {oods} OoD volumes, patches"
         f" {' x '.join(map(str, plan.patch))}, {device.type}"
     )
-    trainer = Trainer(cfg, fold, samples, segmenter)
+    trainer = VolumeTrainer(cfg, fold, samples, segmenter)
     run = {"fold": fold, "epoch": fit(trainer, folder, made_from)}
     run |= {"id_patches": len(samples) - oods, "ood_patches": oods}
     run |= {"versions": versions(), "made_from": made_from}
