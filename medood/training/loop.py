@@ -103,15 +103,15 @@ def explain_errors(cfg: Config, device: torch.device) -> Iterator[None]:
     except torch.OutOfMemoryError:
         half = cfg.batch_size // 2
         raise UserError(
-            f"{device} has no memory for batches of {cfg.batch_size} patches of {cfg.patch_size}"
-            f" pixels: set {f'batch_size to {half}' if half else 'device to cpu'}"
+            f"{device} has no memory for batches of {cfg.batch_size} patches: set"
+            f" {f'batch_size to {half}' if half else 'device to cpu'}"
         ) from None
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
         raise UserError(
-            f"batch_size = {cfg.batch_size}: {cfg.model_name} makes a patch of {cfg.patch_size}"
-            " pixels a single value, which cannot be normalised: set batch_size to 2 or more"
+            f"batch_size = {cfg.batch_size}: {cfg.model_name} makes a patch a single value, which"
+            " cannot be normalised: set batch_size to 2 or more"
         ) from None
     except RuntimeError as error:
         if "does not have a deterministic implementation" in str(error):
