@@ -25,7 +25,8 @@ def average(means: list[Tensor], values: list[Tensor], count: Tensor) -> None:
     """
     rate = (1 / (1 + count)).clamp(min=1 - DECAY)
     for mean, value in zip(means, values, strict=True):
-        mean.copy_(mean + (value - mean) * rate)
+        if mean.is_floating_point():  # no count of batches
+            mean.lerp_(value, rate)
 
 
 class MeanTeacher(Trainer):
