@@ -12,9 +12,9 @@ from tests.conftest import TINY, as_settings_of
 from weak.classifier import (
     EMPTY,
     balanced,
+    batches_of,
     build_classifier,
     contrast_loss,
-    draw,
     image_scores,
     load_classifier,
     logits_of,
@@ -133,7 +133,7 @@ def test_images_are_drawn_as_their_labels_are_rare():
 
 def test_an_epoch_draws_as_many_images_as_there_are(cfg):
     _, labels = painted(20)
-    indices = torch.cat([index for index, _ in draw(cfg, 1, 0, labels)])
+    indices = torch.cat([index for index, _ in batches_of(cfg, 1, 0, labels)])
     assert len(indices) == 20
     assert indices.max() < 20
 

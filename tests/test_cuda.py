@@ -37,7 +37,7 @@ from train import train
 from train_ood import train_ood
 from weak.settings import TransferConfig
 from weak.transfer import Trainer as TransferTrainer
-from weak.transfer import draw, transfer
+from weak.transfer import batches_of, transfer
 
 
 def test_nobody_finds_the_stand_in_once_it_is_over():
@@ -146,7 +146,7 @@ def test_generators_learn_the_same_and_the_host_waits_for_nothing(gpu):
     found = {}
     for device in (CPU, gpu.device):
         trainer = TransferTrainer(cfg, 1, images[:3], images[3:], Path(), device)
-        (batch,) = draw(cfg, 1, 0, 1, images[:3], images[3:], device)
+        (batch,) = batches_of(cfg, 1, 0, 1, images[:3], images[3:], device)
         trainer.step(*batch)  # the first one builds the optimiser's state
         with gpu.never_waiting() if device == gpu.device else contextlib.nullcontext():
             losses = trainer.step(*batch)

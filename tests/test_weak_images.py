@@ -24,7 +24,7 @@ from tests.small_dicom import GREY, UID, write_dicom
 from weak.generate_images import generate_images
 from weak.image_labels import ImageLabels
 from weak.products import labels_there, sizes_of
-from weak.read_images import fit, list_inputs, read_any, stem_of
+from weak.read_images import list_inputs, read_any, squared, stem_of
 from weak.settings import ImagesConfig
 
 
@@ -217,24 +217,24 @@ def test_an_image_that_is_missing_or_found_twice_is_named(tmp_path):
 
 def test_an_image_of_the_right_side_stays_as_it_is():
     image = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
-    np.testing.assert_array_equal(fit(image, 8), image)
+    np.testing.assert_array_equal(squared(image, 8), image)
 
 
 def test_an_image_is_scaled_to_its_longer_side_in_the_middle_of_black():
     image = np.full((6, 16, 3), 200, np.uint8)
     image[:, 8:] = 100
-    found = fit(image, 8)  # 3 x 8: two rows of black above, three below
+    found = squared(image, 8)  # 3 x 8: two rows of black above, three below
     assert found.shape == (8, 8, 3)
     assert found[:2].max() == found[5:].max() == 0
     assert (found[2:5, :4] == 200).all()
     assert (found[2:5, 4:] == 100).all()
-    assert fit(np.full((1, 999, 3), 9, np.uint8), 8)[3].min() == 9  # thin: a row is left
+    assert squared(np.full((1, 999, 3), 9, np.uint8), 8)[3].min() == 9  # thin: a row is left
 
 
 def test_shrinking_means_over_an_area_and_growing_blends():
     grey = np.array([[0, 100], [40, 60]], np.uint8)
-    assert fit(grey, 1).tolist() == [[50]]
-    assert fit(np.array([[0, 100], [0, 100]], np.uint8), 4)[0].tolist() == [0, 25, 75, 100]
+    assert squared(grey, 1).tolist() == [[50]]
+    assert squared(np.array([[0, 100], [0, 100]], np.uint8), 4)[0].tolist() == [0, 25, 75, 100]
 
 
 @pytest.mark.parametrize("shape", [(30, 50), (90, 64), (7, 200), (301, 299), (32, 31)])
@@ -242,9 +242,9 @@ def test_image_and_mask_lie_on_each_other_and_a_mask_has_no_new_values(shape):
     mask = np.zeros(shape, np.uint8)
     rows, columns = (slice(side // 4, side - side // 3) for side in shape)
     mask[rows, columns] = 2
-    found = fit(mask, 32, nearest=True)
+    found = squared(mask, 32, nearest=True)
     assert set(np.unique(found)) == {0, 2}
-    of_image = fit(mask * 100, 32).astype(int)
+    of_image = squared(mask * 100, 32).astype(int)
     assert np.abs(of_image - 100 * found.astype(int)).mean() < 10
     inside = (of_image == 200) & (found != 2) | (of_image == 0) & (found != 0)
     assert not inside.any()  # they differ where a pixel is cut by the edge, at the most

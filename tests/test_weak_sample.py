@@ -10,7 +10,7 @@ from medood.data.images import read_image, read_mask
 from medood.data.workspace import data_name
 from weak.baselines import otsu_masks
 from weak.image_labels import read_image_labels, split
-from weak.label_patches import held
+from weak.label_patches import classes_in
 from weak.sample import CLASSES, HELD, SETTINGS, draw_image, draw_lesion, draw_sample
 
 
@@ -32,7 +32,7 @@ def in_grey(images):
 def test_the_labels_are_what_the_masks_hold(drawn):
     _, labels, images, masks = drawn
     assert labels.classes == CLASSES
-    assert labels.labels.tolist() == [held(mask, 2).tolist() for mask in masks]
+    assert labels.labels.tolist() == [classes_in(mask, 2).tolist() for mask in masks]
     assert images.shape == (60, 64, 64, 3)
     assert len(set(labels.patients)) == 20
     kinds = [tuple(row) for row in labels.labels.tolist()]

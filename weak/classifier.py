@@ -176,7 +176,7 @@ class ClassifierTraining(Training):
 
     def begin_epoch(self, epoch: int) -> list[tuple[Tensor, Tensor]]:
         """Return the indices of the images of each batch, and their augmentation."""
-        return draw(self.cfg, self.fold, self.first + epoch, self.labels)
+        return batches_of(self.cfg, self.fold, self.first + epoch, self.labels)
 
     def step(self, index: Tensor, augmentation: Tensor) -> Losses:
         """Take a step on some of the images."""
@@ -240,7 +240,7 @@ def contrast_loss(maps: Tensor, labels: Tensor) -> Tensor:
     return (known * of_image + EMPTY * empty * of_pixels).sum() / known.sum()
 
 
-def draw(
+def batches_of(
     cfg: ClassifierConfig, fold: int, epoch: int, labels: Tensor
 ) -> list[tuple[Tensor, Tensor]]:
     """Return the indices of the images of each batch of an epoch, and their augmentation.
@@ -278,12 +278,12 @@ def image_scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, list[float
 
     auc, f1 = [], []
     for logit, label in zip(logits.T, labels.T, strict=True):
-        held, count = int(label.sum()), len(label)
+        positives, count = int(label.sum()), len(label)
         ranks = rankdata(logit)[label == 1].sum()
-        pairs = held * (count - held)
-        auc.append(float((ranks - held * (held + 1) / 2) / pairs) if pairs else None)
+        pairs = positives * (count - positives)
+        auc.append(float((ranks - positives * (positives + 1) / 2) / pairs) if pairs else None)
         called = logit > 0
-        both = held + int(called.sum())
+        both = positives + int(called.sum())
         f1.append(float(2 * (called & (label == 1)).sum() / both) if both else None)
     return {"auc": auc, "f1": f1}
 

@@ -24,14 +24,14 @@ from medood.runs.jobs import for_each
 from medood.runs.provenance import making
 from weak.image_labels import ImageLabels, labels_of
 from weak.products import IMAGES, SIZES, images_folder, png_of
-from weak.read_images import fit, list_inputs, read_any
+from weak.read_images import list_inputs, read_any, squared
 from weak.settings import ImagesConfig
 
 
 def convert(path: Path, name: str, cfg: ImagesConfig, out: Path) -> tuple[int, ...]:
     """Write one image to `out`; return what sizes.json says of it."""
     pixels = read_any(path, cfg.max_pixels)
-    write_png(out / name, fit(pixels, cfg.image_size))
+    write_png(out / name, squared(pixels, cfg.image_size))
     orientation = orientation_of(path)
     return (*pixels.shape[:2], *([orientation] if orientation != 1 else []))
 

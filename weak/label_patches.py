@@ -28,7 +28,7 @@ from medood.runs.products import PATCH_MASKS, PATCHES, of_patients
 from medood.runs.provenance import require
 
 
-def held(mask: np.ndarray, classes: int) -> np.ndarray:
+def classes_in(mask: np.ndarray, classes: int) -> np.ndarray:
     """Return which of so many classes, from 1, have a pixel in a mask, uint8 (classes,).
 
     A pixel that is unsure is of no class.
@@ -56,9 +56,9 @@ def told_apart(labels: np.ndarray, names: list[str]) -> list[int]:
     return kept
 
 
-def look(path: Path, cfg: Config) -> np.ndarray:
+def read_classes(path: Path, cfg: Config) -> np.ndarray:
     """Return which classes a patch holds, of whose mask `path` is the file."""
-    return held(read_mask(path, len(cfg.class_names), cfg.max_pixels), len(cfg.classes))
+    return classes_in(read_mask(path, len(cfg.class_names), cfg.max_pixels), len(cfg.classes))
 
 
 @on_main
@@ -73,7 +73,7 @@ def label_patches(cfg: Config = CONFIG) -> None:
     if records.is_kept(path, record):
         return
     bad: records.BadFiles = {}
-    labels = np.array(for_each(look, [(mask, cfg) for mask in masks], cfg, "labels", bad))
+    labels = np.array(for_each(read_classes, [(mask, cfg) for mask in masks], cfg, "labels", bad))
     records.refuse_bad(cfg, bad)
     patches = [name for name in map(name_of, images) if name not in bad]
     kept = told_apart(labels, names)

@@ -123,7 +123,7 @@ def read_any(path: Path, max_pixels: int = Config.max_pixels) -> np.ndarray:
     return read_dicom(path, max_pixels)
 
 
-def fit(pixels: np.ndarray, side: int, nearest: bool = False) -> np.ndarray:
+def squared(pixels: np.ndarray, side: int, nearest: bool = False) -> np.ndarray:
     """Return an image (H, W, ...) scaled to a longer side of `side`, padded to (side, side, ...).
 
     It lies in the middle of black; of an odd rest the smaller half comes first. An image and its
@@ -167,7 +167,7 @@ def read_truth(cfg: Config, name: str, size: tuple[int, ...], side: int) -> np.n
     truth = truths[stem_of(name)]
     height, width, of_image = (*size, 1)[:3]
     read = _read_run_lengths if path.is_file() else _read_mask_image
-    return fit(read(cfg, truth, name, (height, width), of_image), side, nearest=True)
+    return squared(read(cfg, truth, name, (height, width), of_image), side, nearest=True)
 
 
 @functools.lru_cache(maxsize=2)  # one folder, or table, serves all images of a test

@@ -18,7 +18,7 @@ from medood.evaluation.rows import (
     gain_table,
     gains_of,
     mean_over_folds,
-    scores_of,
+    scores_by_fold,
     share_table,
     spread_by_score,
     verdict,
@@ -72,7 +72,7 @@ def write_report(cfg: EvaluationConfig, rows: Rows, tests: dict[int, Tested]) ->
     out, classes = report_folder(cfg), cfg.class_names
     tables, median = {}, 0
     if rows.trainings:
-        every = scores_of(tests)
+        every = scores_by_fold(tests)
         median = median_training(every, cfg.trainings)
         areas = {fold: areas_on_healthy(test) for fold, test in tests.items()}
         plain = {fold: {"scores": every[fold], "area_on_healthy": areas[fold]} for fold in tests}
@@ -86,7 +86,7 @@ def write_report(cfg: EvaluationConfig, rows: Rows, tests: dict[int, Tested]) ->
         said = "The classifier, on images of patients left out of its training"
         tables[said] = classifier_table(rows.maps)
     tests = {fold: with_one_training(test, median) for fold, test in tests.items()}
-    scores = scores_of(tests)
+    scores = scores_by_fold(tests)
     floor = "centre_prior" if rows.maps else "threshold"
     found = next(iter(scores.values()))
     pairs = {name: pair for name, pair in PAIRS.items() if pair[0] in found}

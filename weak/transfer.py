@@ -83,7 +83,7 @@ class Trainer(Training):
     def begin_epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor, float]]:
         """Return the batches of a round, each with the share of the masks' area that counts."""
         self.areas = next_round(self.cfg, self.log)
-        batches = draw(self.cfg, self.fold, epoch, len(self.areas), *self.images, self.device)
+        batches = batches_of(self.cfg, self.fold, epoch, len(self.areas), *self.images, self.device)
         return ((*batch, share) for batch, share in zip(batches, self.areas, strict=True))
 
     def end_epoch(self, losses: dict[str, float]) -> dict:
@@ -225,7 +225,7 @@ def next_round(cfg: TransferConfig, log: list[dict]) -> list[float]:
     return [min(1.0, (step + 1) / AREA_RISE) for step in range(done, last)]
 
 
-def draw(
+def batches_of(
     cfg: TransferConfig,
     fold: int,
     number: int,

@@ -75,7 +75,7 @@ def predicted_by(cfg: Config, networks: dict[str, Path], images: Tensor) -> dict
 # ---------------------------------------------------------------- numbers
 
 
-def scores_of(tests: dict[int, Tested]) -> Scores:
+def scores_by_fold(tests: dict[int, Tested]) -> Scores:
     """Return the scores of every row, by fold."""
     return {
         fold: {name: tally.scores() for name, tally in test.tallies.items()}
@@ -196,7 +196,7 @@ def write_rows(
     """
     for old in {*out.glob("*.png")} - pictures.keys():
         old.unlink()
-    scores, data = scores_of(tests), data_name(cfg.workspace)
+    scores, data = scores_by_fold(tests), data_name(cfg.workspace)
     subtitle = f"{data}. {cfg.model_name}, percent, {describe(tests)}"
     lead = [Text(subtitle, "note"), Table("scores", *score_table(scores, rows, cfg.class_names))]
     more = [
