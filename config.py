@@ -126,12 +126,8 @@ class Data:
     """A folder of images without any nucleus, whose patches are mined as OoD candidates."""
     ood_source_use: Literal["instead", "beside"] = "instead"
     """Mine the patches of ood_source instead of the cut training patches, or beside them."""
-    max_pixels: Count = 2**29
-    """Pixels of an image or label above which it is refused: a small file can claim to be huge."""
     skip_bad_files: bool = False
     """Go on without regions or patches that cannot be used; the report names them."""
-    workers: Annotated[int, Field(ge=-1)] = -1
-    """Threads that prepare the data; -1 is one per core."""
     dask_scheduler: Annotated[str, Field(pattern=r"^(tcp|tls)://\S+:\d+$")] | None = None
     """Let the workers of this dask scheduler, such as tcp://10.0.0.1:8786, prepare the data."""
 
@@ -165,7 +161,6 @@ class Data:
                 or _has_one_group(self.patients),
                 'a .csv, or a regular expression with one group, such as "(case_[0-9]+)_.*"',
             ),
-            "workers": (self.workers != 0, "-1 or at least 1"),
         }
         for name, (holds, rule) in rules.items():
             if not holds:

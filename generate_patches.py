@@ -96,8 +96,8 @@ def cut(
     """
     if stem_of(image_path).startswith(workspace.SOURCE_PREFIX):
         raise UserError(f"{image_path} is called like patches of ood_source: rename it")
-    image = read_image(image_path, cfg.max_pixels)
-    mask = read_mask(mask_path, len(cfg.class_names), cfg.max_pixels)
+    image = read_image(image_path)
+    mask = read_mask(mask_path, len(cfg.class_names))
     require_match(image_path, image, label_path, mask)
     pairs = zip(tile(image, cfg.patch_size), tile(mask, cfg.patch_size), strict=True)
     for k, (image_patch, mask_patch) in enumerate(pairs):

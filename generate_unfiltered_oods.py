@@ -78,7 +78,7 @@ def write_oods(cfg: Data) -> None:
 
 def cut_source(path: Path, cfg: Data, out: Path) -> int:
     """Write the patches of an external image, whole ones from the top left; return how many."""
-    image, side = read_image(path, cfg.max_pixels), cfg.patch_size
+    image, side = read_image(path), cfg.patch_size
     count, columns = whole_patches(path, image, side), image.shape[1] // side
     for k in range(count):
         top, left = k // columns * side, k % columns * side

@@ -95,7 +95,7 @@ def segment(cfg: PredictConfig, predictor: Predictor, path: Path, stem: Path) ->
     from medood.predicting.outputs import Outputs
     from medood.predicting.tiles import strips
 
-    source = open_image(path, cfg.max_pixels)
+    source = open_image(path)
     given = cfg.image_mpp or source.mpp or cfg.mpp
     down, across = given if isinstance(given, tuple) else (given, given)
     sides = (source.height, down), (source.width, across)

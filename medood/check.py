@@ -159,7 +159,7 @@ class _Region(NamedTuple):
 def _look_at_region(label: Path, image: Path, cfg: Config) -> _Region:
     """Return what is found in a region; UserError if the label or the image is bad."""
     inst_map, _, classes = read_region_label(label, cfg)
-    require_match(image, read_image(image, cfg.max_pixels), label, inst_map)
+    require_match(image, read_image(image), label, inst_map)
     patches = math.prod(math.ceil(side / cfg.patch_size) for side in inst_map.shape)
     unsure = int(np.count_nonzero(inst_map == UNSURE_ID))
     nuclei, is_turned = Counter(classes.tolist()), orientation_of(image) != 1
@@ -197,7 +197,7 @@ def _check_source(cfg: Config, findings: Findings) -> None:
 
 def _look_at_source(path: Path, cfg: Config) -> int:
     """Return how many patches an image of ood_source gives; UserError if it gives none."""
-    return whole_patches(path, read_image(path, cfg.max_pixels), cfg.patch_size)
+    return whole_patches(path, read_image(path), cfg.patch_size)
 
 
 def _check_patients(cfg: Config, patches: list[str], findings: Findings) -> None:

@@ -36,7 +36,6 @@ TINY = Config(
     ood_fill="zero",
     ood_source=None,
     ood_source_use="instead",
-    workers=1,
     dask_scheduler=None,
     architecture="unet",
     encoder="mobilenet_v2",

@@ -43,7 +43,7 @@ STEPS = (
 SETTINGS = {
     name: getattr(TINY, name)
     for name in ("patch_size", "encoder_weights", "epochs", "lr", "precision", "device")
-} | {"encoder": "tu-test_resnet", "folds": 1, "workers": 2}
+} | {"encoder": "tu-test_resnet", "folds": 1}
 WAYS = ("SIGKILL", "SIGTERM", "SIGINT", "disk full")
 # what two equal runs differ in
 UNEQUAL = ("times.csv", "index.html", ".locks", "__pycache__")

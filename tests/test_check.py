@@ -157,11 +157,11 @@ def test_the_jobs_of_a_check_import_no_torch():
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0
 
 
-def test_a_label_that_claims_to_be_huge_is_refused(tiny):
-    cfg = dataclasses.replace(tiny, max_pixels=97 * 100 - 1)
-    findings = check(cfg)
+def test_a_label_that_claims_to_be_huge_is_refused(tiny, monkeypatch):
+    monkeypatch.setattr("medood.data.headers.MAX_PIXELS", 97 * 100 - 1)
+    findings = check(tiny)
     assert set(findings.bad) == {"region_0.mat", "region_1.mat"}
-    assert "9,700 pixels, more than max_pixels = 9,699" in findings.bad["region_1.mat"]
+    assert "9,700 pixels, more than 9,699" in findings.bad["region_1.mat"]
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,6 @@ SCRIPTS = sorted(path.name for path in ROOT.glob("*.py") if path.name != "config
         ("folds", (79, 79)),
         ("split", "patient"),
         ("ood_fill", "black"),
-        ("workers", 0),
         ("dask_scheduler", "10.0.0.1"),
         ("epochs", 0),
         ("batch_size", 0),

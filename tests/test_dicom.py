@@ -36,9 +36,7 @@ def test_a_dicom_and_its_mask_are_found_by_any_ending_or_none(tmp_path, of_file,
     write_dicom(images / f"{stem}{of_file}", GREY)
     assert list_inputs(images, labelled(f"{stem}{of_label}")) == [images / f"{stem}{of_file}"]
     assert png_of(f"{stem}{of_label}") == f"{stem}.png"
-    cfg = SimpleNamespace(
-        **{"masks": masks, "mask_values": (), "class_names": ["b", "a"], "max_pixels": 99}
-    )
+    cfg = SimpleNamespace(**{"masks": masks, "mask_values": (), "class_names": ["b", "a"]})
     for of_mask in ("", of_file):
         masks.mkdir()
         write_png(masks / f"{stem}{of_mask}.png", np.array([[0, 1], [1, 0]], np.uint8))

@@ -286,7 +286,7 @@ def test_a_bad_region_of_any_name_is_one_sentence_in_any_encoding(tmp_path):
     for seed, name in enumerate([NO_UTF8, "b"]):
         write_region(tmp_path, name, 64, 64, seed)
     (tmp_path / "Labels" / f"{NO_UTF8}.mat").write_bytes(b"no labels")
-    given = ["--workspace", tmp_path, "--workers", "1"]
+    given = ["--workspace", tmp_path]
     done = run("generate_semantic_labels.py", *given, encoding="ascii")
     assert done.returncode == 1
     assert r"h\udcf6hle.mat" in done.stderr.decode("ascii")

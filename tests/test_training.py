@@ -140,7 +140,7 @@ def test_a_resume_of_other_settings_is_not_continued(one_fold, monkeypatch, caps
 
 def test_what_is_trained_with_the_same_settings_is_kept(one_trained, capsys):
     before = weights(one_trained)
-    train(dataclasses.replace(one_trained, workers=2, pnr_opt=0.5))  # of no concern to the baseline
+    train(dataclasses.replace(one_trained, pnr_opt=0.5))  # of no concern to the baseline
     assert "kept" in capsys.readouterr().out
     train(dataclasses.replace(one_trained, epochs=3))
     assert "kept" not in capsys.readouterr().out

@@ -43,10 +43,10 @@ def is_dicom(head: bytes) -> bool:
     return False
 
 
-def read_dicom(path: Path, max_pixels: int) -> np.ndarray:
+def read_dicom(path: Path) -> np.ndarray:
     """Return the image of a DICOM file as RGB uint8 (H, W, 3).
 
-    UserError for one that is damaged, has no pixels, several frames, more pixels than max_pixels
+    UserError for one that is damaged, has no pixels, several frames, more pixels than MAX_PIXELS
     or other colours than RGB and YBR of 8 bits, or is compressed as nothing here can decode.
     """
     file = _parse(path, read_bytes(path))
@@ -54,7 +54,7 @@ def read_dicom(path: Path, max_pixels: int) -> np.ndarray:
         size, frames = int(file.Rows) * int(file.Columns), int(file.get("NumberOfFrames") or 1)
     except Exception as error:  # pydicom raises a dozen kinds for a damaged file
         raise _damaged(path, error) from None
-    refuse_huge(path, size, max_pixels)
+    refuse_huge(path, size)
     if frames > 1:
         raise UserError(f"{path} holds {frames} frames: save the frame to be used as a file")
     values, kind = _pixels(path, file), str(file.get("PhotometricInterpretation"))

@@ -30,7 +30,7 @@ from weak.settings import ImagesConfig
 
 def convert(path: Path, name: str, cfg: ImagesConfig, out: Path) -> tuple[int, ...]:
     """Write one image to `out`; return what sizes.json says of it."""
-    pixels = read_any(path, cfg.max_pixels)
+    pixels = read_any(path)
     write_png(out / name, squared(pixels, cfg.image_size))
     orientation = orientation_of(path)
     return (*pixels.shape[:2], *([orientation] if orientation != 1 else []))

@@ -58,7 +58,7 @@ def told_apart(labels: np.ndarray, names: list[str]) -> list[int]:
 
 def read_classes(path: Path, cfg: Config) -> np.ndarray:
     """Return which classes a patch holds, of whose mask `path` is the file."""
-    return classes_in(read_mask(path, len(cfg.class_names), cfg.max_pixels), len(cfg.classes))
+    return classes_in(read_mask(path, len(cfg.class_names)), len(cfg.classes))
 
 
 @on_main

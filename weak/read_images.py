@@ -111,16 +111,16 @@ def _is_image(path: Path) -> bool:
 # ---------------------------------------------------------------- images
 
 
-def read_any(path: Path, max_pixels: int = Config.max_pixels) -> np.ndarray:
+def read_any(path: Path) -> np.ndarray:
     """Return an image of any format as RGB uint8 (H, W, 3).
 
     Grey becomes three equal channels; 16 bits of grey are scaled, from the image's own minimum to
     its maximum, to 0..255. Raises UserError for what cannot be read without a loss, is damaged, or
-    has more than max_pixels.
+    has more than MAX_PIXELS.
     """
     if path.suffix.lower() in IMAGE_ENDINGS:
-        return read_image(path, max_pixels, scaled=True)
-    return read_dicom(path, max_pixels)
+        return read_image(path, scaled=True)
+    return read_dicom(path)
 
 
 def squared(pixels: np.ndarray, side: int, nearest: bool = False) -> np.ndarray:
@@ -193,7 +193,7 @@ def _read_mask_image(
 ) -> np.ndarray:
     """Return a mask image as classes, uint8 (H, W), 255 where its pixels have this value."""
     n_classes = len(cfg.class_names)
-    inst_map, _, classes = read_own_mask(path, cfg.mask_values, n_classes, cfg.max_pixels)
+    inst_map, _, classes = read_own_mask(path, cfg.mask_values, n_classes)
     mask = np.array([BACKGROUND, *classes, UNSURE], np.uint8)[inst_map]  # -1 is unsure
     orientations = of_image, orientation_of(path)
     require_one_orientation(Path(name), path, orientations, size, mask.shape)

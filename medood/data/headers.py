@@ -1,6 +1,5 @@
 """What an image file says of itself, read before any pixel of it is decoded."""
 
-import math
 import struct
 import zlib
 from enum import Enum
@@ -15,7 +14,8 @@ from config import UserError
 if TYPE_CHECKING:
     from tifffile import TiffFile, TiffPage
 
-Image.MAX_IMAGE_PIXELS = None  # the limit is Config.max_pixels
+Image.MAX_IMAGE_PIXELS = None  # ours is the limit
+MAX_PIXELS = 2**29  # of an image or label that is read as a whole: a small file can claim more
 
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"  # how such files begin
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # and BigTIFF
@@ -43,12 +43,14 @@ class Header(NamedTuple):
     mpp: tuple[float, float] | None = None  # microns per pixel, down and across the upright image
 
 
-def read_header(path: Path, data: bytes | None = None, max_pixels: float = math.inf) -> Header:
+def read_header(path: Path, data: bytes | None = None) -> Header:
     """Return what an image file says of itself.
 
-    data: its content; without, a TIFF is read in parts, as whole slides do not fit into memory.
-    Raises UserError for a file that is cut off, claims more than max_pixels or has several pages.
+    data: its content; without, a TIFF is read in parts, as whole slides do not fit into memory, and
+    may be of any size. Raises UserError for a file that is cut off, claims more than MAX_PIXELS or
+    has several pages.
     """
+    is_whole = data is not None
     begin = data[:8] if data is not None else _begin(path)
     try:
         if begin.startswith(TIFF):
@@ -64,16 +66,17 @@ def read_header(path: Path, data: bytes | None = None, max_pixels: float = math.
         raise UserError(f"{path} is not a whole image file: unpack or make it again") from None
     if header.pages > 1:
         raise UserError(f"{path} holds {header.pages} pages: save the page to be used as a file")
-    refuse_huge(path, header.height * header.width, max_pixels)
+    if is_whole:
+        refuse_huge(path, header.height * header.width)
     return header
 
 
-def refuse_huge(path: Path, pixels: int, max_pixels: float) -> None:
-    """Raise UserError for a file that claims to hold more pixels than allowed."""
-    if pixels > max_pixels:
+def refuse_huge(path: Path, pixels: int) -> None:
+    """Raise UserError for a file that claims to hold more pixels than are read."""
+    if pixels > MAX_PIXELS:
         raise UserError(
-            f"{path} claims to have {pixels:,} pixels, more than max_pixels = {max_pixels:,}:"
-            " raise that setting if the claim is right, or remove the file"
+            f"{path} claims to have {pixels:,} pixels, more than {MAX_PIXELS:,}: cut it into parts"
+            " if the claim is right, or remove it"
         )
 
 

@@ -35,15 +35,15 @@ def read_bytes(path: Path) -> bytes:
 # ---------------------------------------------------------------- reading
 
 
-def read_image(path: Path, max_pixels: int = Config.max_pixels, scaled: bool = False) -> np.ndarray:
+def read_image(path: Path, scaled: bool = False) -> np.ndarray:
     """Return an image as RGB uint8 (H, W, 3), upright.
 
     Grey, palette and opaque images are converted, for nothing is lost. Raises UserError for one
-    that cannot be read, has more than max_pixels, 16 bits, transparent pixels or several pages.
+    that cannot be read, has more than MAX_PIXELS, 16 bits, transparent pixels or several pages.
     scaled: 16 bits of grey are no error, but scaled by their own range (see `to_bytes`).
     """
     data = read_bytes(path)
-    header = read_header(path, data, max_pixels)
+    header = read_header(path, data)
     require_plain(path, header, scaled)
     pixels = _decode(path, data, header, as_colours=True)
     if header.bits > 8:
@@ -87,15 +87,15 @@ def transparent(path: Path) -> UserError:
     return UserError(f"{path} has transparent pixels: save it again laid on a background")
 
 
-def read_values(path: Path, max_pixels: int = Config.max_pixels) -> np.ndarray:
+def read_values(path: Path) -> np.ndarray:
     """Return the values that a mask stores, bool or whole numbers of any type (H, W), upright.
 
     Of a palette these are the indices, and where white is 0 the numbers as they are stored, which
     is how ImageJ and tifffile have them. A mask in grey may be saved as RGB. Raises UserError for
-    one that cannot be read, has more than max_pixels, or of whose values something else is lost.
+    one that cannot be read, has more than MAX_PIXELS, or of whose values something else is lost.
     """
     data = read_bytes(path)
-    header = read_header(path, data, max_pixels)
+    header = read_header(path, data)
     problem = None
     if header.compression in LOSSY:
         problem = "is compressed as JPEG, which changes values: save the mask as PNG from the start"
@@ -141,12 +141,12 @@ def _grey(path: Path, values: np.ndarray, has_alpha: bool) -> np.ndarray:
     return value
 
 
-def read_mask(path: Path, classes: int, max_pixels: int = Config.max_pixels) -> np.ndarray:
+def read_mask(path: Path, classes: int) -> np.ndarray:
     """Return a class mask as uint8 (H, W), values below `classes`, or UNSURE.
 
     In a mask of two colours, 1 bit, the second is class 1. Raises UserError for other content.
     """
-    mask = read_values(path, max_pixels)
+    mask = read_values(path)
     known = (mask >= 0) & (mask < classes)
     if mask.dtype != bool:
         known |= mask == UNSURE
@@ -297,8 +297,8 @@ def require_match(path: Path, image: np.ndarray, label_path: Path, label: np.nda
 
 def look_at_pair(image: Path, mask: Path, cfg: Config) -> None:
     """Raise UserError if a patch and its mask cannot be used."""
-    require_side(image, read_image(image, cfg.max_pixels), cfg.patch_size)
-    require_side(mask, read_mask(mask, len(cfg.class_names), cfg.max_pixels), cfg.patch_size)
+    require_side(image, read_image(image), cfg.patch_size)
+    require_side(mask, read_mask(mask, len(cfg.class_names)), cfg.patch_size)
     orientations = orientation_of(image), orientation_of(mask)
     require_one_orientation(image, mask, orientations, *2 * [(cfg.patch_size, cfg.patch_size)])
 

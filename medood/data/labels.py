@@ -51,17 +51,17 @@ def read_region_label(path: Path, cfg: Config) -> Label:
     """Return the label of a region as the settings say it is stored."""
     n_classes = len(cfg.class_names)
     if cfg.masks is None:
-        return read_label(path, n_classes, cfg.max_pixels)
-    return read_own_mask(path, cfg.mask_values, n_classes, cfg.max_pixels)
+        return read_label(path, n_classes)
+    return read_own_mask(path, cfg.mask_values, n_classes)
 
 
-def read_label(path: Path, n_classes: int, max_pixels: int = Config.max_pixels) -> Label:
+def read_label(path: Path, n_classes: int) -> Label:
     """Return the label that a Lizard .mat file holds.
 
     n_classes: background included. Raises UserError, naming the file, for anything that is not such
     a file, and for an id of the map that the file does not list.
     """
-    content = _load_mat(path, max_pixels)
+    content = _load_mat(path)
     inst_map, ids, classes = content["inst_map"], content["id"].ravel(), content["class"].ravel()
     is_listed = np.zeros(max(inst_map.max(initial=0), ids.max(initial=0)) + 1, bool)
     is_listed[ids] = is_listed[BACKGROUND] = True
@@ -81,7 +81,7 @@ def read_label(path: Path, n_classes: int, max_pixels: int = Config.max_pixels) 
     return inst_map, ids, classes
 
 
-def _load_mat(path: Path, max_pixels: int) -> dict[str, np.ndarray]:
+def _load_mat(path: Path) -> dict[str, np.ndarray]:
     """Return the arrays of a .mat file that KEYS names, int32; UserError if they are none."""
     from scipy.io import loadmat, whosmat  # here: they double the time that --help takes
 
@@ -92,7 +92,7 @@ def _load_mat(path: Path, max_pixels: int) -> dict[str, np.ndarray]:
                     f"{path}: `{name}` is of kind {kind}, expected whole numbers: unpack it again"
                 )
             if name in KEYS:
-                refuse_huge(path, math.prod(map(int, shape)), max_pixels)
+                refuse_huge(path, math.prod(map(int, shape)))
         content = loadmat(path, variable_names=KEYS)
     except UserError:
         raise
@@ -133,9 +133,7 @@ def _second_colour(path: Path, expected: tuple[int, ...]) -> int:
     return 255 if 255 in expected else 1
 
 
-def read_own_mask(
-    path: Path, mask_values: tuple[int, ...], n_classes: int, max_pixels: int = Config.max_pixels
-) -> Label:
+def read_own_mask(path: Path, mask_values: tuple[int, ...], n_classes: int) -> Label:
     """Return a class mask of the user's as a label: a nucleus is touching pixels of one class.
 
     mask_values: what stands for each class; if empty, 1 up to n_classes - 1. A value UNSURE that
@@ -143,7 +141,7 @@ def read_own_mask(
     """
     from skimage.measure import label
 
-    mask = read_values(path, max_pixels)
+    mask = read_values(path)
     expected = (BACKGROUND, *(mask_values or range(1, n_classes)))
     if mask.dtype == bool:
         mask = np.where(mask, _second_colour(path, expected), BACKGROUND)

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import openslide
 
-from config import Config, UserError
+from config import UserError
 from medood.data.headers import read_header
 from medood.data.images import IMAGE_ENDINGS, read_image, require_plain, transparent
 
@@ -24,8 +24,8 @@ class File:
     `mpp`: microns per pixel, down and across, or None where the file has none.
     """
 
-    def __init__(self, path: Path, max_pixels: int) -> None:
-        self.image = read_image(path, max_pixels)
+    def __init__(self, path: Path) -> None:
+        self.image = read_image(path)
         self.height, self.width = self.image.shape[:2]
         found = read_header(path).mpp
         self.mpp = found if found and all(MPP[0] <= mpp <= MPP[1] for mpp in found) else None
@@ -109,10 +109,10 @@ def _resized(image: np.ndarray, height: int, width: int) -> np.ndarray:
     return cv2.resize(image, (width, height), interpolation=method)
 
 
-def open_image(path: Path, max_pixels: int = Config.max_pixels) -> Source:
+def open_image(path: Path) -> Source:
     """Return an image, ready to be read row by row; raise UserError where it cannot be read.
 
-    max_pixels: of an ordinary file; a slide is never in memory as a whole.
+    A slide is never in memory as a whole: it may have any size.
     """
     kind = openslide.OpenSlide.detect_format(path)
     if kind in TIFFS:  # OpenSlide would take 8 bits of any others, and the first page of several
@@ -120,5 +120,5 @@ def open_image(path: Path, max_pixels: int = Config.max_pixels) -> Source:
         require_plain(path, header)
         # it turns none upright, and cuts the last tiles of grey with alpha wrongly
         is_slide = header.bits == 8 and header.orientation == 1 and header.channels != 2
-        return Slide(path, header.has_alpha) if is_slide else File(path, max_pixels)
-    return Slide(path) if kind else File(path, max_pixels)
+        return Slide(path, header.has_alpha) if is_slide else File(path)
+    return Slide(path) if kind else File(path)

@@ -72,7 +72,7 @@ def run(
         cure = f": {CURES[error.errno]}" if error.errno in CURES else ""
         sys.exit(f"error: {', '.join(known) or error}{cure}")
     except MemoryError:
-        sys.exit("error: the memory is full: close other programs, or lower max_pixels")
+        sys.exit("error: the memory is full: close other programs, or cut large images into parts")
     except KeyboardInterrupt as stop:
         print("stopped: the same command goes on from here", file=sys.stderr)
         number = signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT

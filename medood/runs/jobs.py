@@ -50,7 +50,7 @@ def each_result(
     with dask_cluster(cfg) if cfg.dask_scheduler else nullcontext():
         # threads end with their process, and reading, converting and writing images leave them
         # free; a worker of dask may end its image after us, in a folder that nobody renames then
-        results = Parallel(n_jobs=cfg.workers, prefer="threads", return_as="generator")(
+        results = Parallel(n_jobs=-1, prefer="threads", return_as="generator")(
             delayed(attempt)(*map(_absolute, job)) for job in jobs
         )
         for job, result in zip(jobs, tqdm(results, task, len(jobs), disable=None), strict=True):
