@@ -124,7 +124,7 @@ def _lesion(rng: np.random.Generator, side: int) -> np.ndarray:
 class Sample(NamedTuple):
     """What a sample is made of."""
 
-    draw: Callable[[np.random.Generator, tuple[int, ...]], tuple[np.ndarray, np.ndarray]]
+    image_and_mask: Callable[[np.random.Generator, tuple[int, ...]], tuple[np.ndarray, np.ndarray]]
     classes: tuple[str, ...]
     held: tuple[tuple[int, ...], ...]  # the classes of the images, over and over
     images: int
@@ -161,7 +161,7 @@ def _write(workspace: Path, folder: Path, sample: Sample) -> None:
         rows = []
         for number in range(sample.images):
             name, held = f"sample_{number:02}.png", sample.held[number % len(sample.held)]
-            image, mask = sample.draw(np.random.default_rng(number), held)
+            image, mask = sample.image_and_mask(np.random.default_rng(number), held)
             write_png(out / "images" / name, image)
             write_png(out / "masks" / name, mask)
             patient = f"patient_{number // PER_PATIENT:02}"
