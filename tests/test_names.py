@@ -181,7 +181,7 @@ def twins(folder, ending):
 
 @linux
 @pytest.mark.parametrize(
-    "look",
+    "list_files",
     [
         lambda folder: list_images(folder),
         lambda folder: by_name(pngs(folder)),
@@ -189,12 +189,12 @@ def twins(folder, ending):
         lambda folder: find_images((folder,)),
     ],
 )
-def test_two_files_that_differ_only_in_spelling_are_one_sentence(tmp_path, look):
+def test_two_files_that_differ_only_in_spelling_are_one_sentence(tmp_path, list_files):
     folder = twins(tmp_path / "Lizard_Images", ".png")
     with pytest.raises(
         UserError, match="have one name, spelt in two ways|images are called"
     ) as said:
-        look(folder)
+        list_files(folder)
     assert "\n" not in str(said.value)
 
 

@@ -98,13 +98,13 @@ class Record(NamedTuple):
         made, count = ((self.content or {}).get(name) for name in ("outputs", "files"))
         if made is None:
             return []
-        look = images and not (isinstance(count, int) and self.images < count)
+        into_images = images and not (isinstance(count, int) and self.images < count)
         if isinstance(made, dict):
             now = self.outputs(images)
-            names = [name for name in made if look or name != IMAGES]
+            names = [name for name in made if into_images or name != IMAGES]
             return [name for name in names if now.get(name) != made[name]]
-        look = look or self.product.is_file()
-        return [self.product.name] if look and self.outputs() != made else []
+        whole = into_images or self.product.is_file()
+        return [self.product.name] if whole and self.outputs() != made else []
 
     def refuse_changed(self, images: bool = True) -> None:
         """Raise UserError for a product that a step wrote and that was changed since.
