@@ -51,7 +51,7 @@ from weak.train_segmentation import has_masks, made_from_of, weak_network
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from medood.evaluation.rows import Tested
+    from medood.evaluation.rows import TestedRows
 
 
 def evaluate_masks(cfg: EvaluationConfig) -> None:
@@ -121,12 +121,12 @@ def require_all(cfg: EvaluationConfig) -> None:
 # ---------------------------------------------------------------- rows
 
 
-def evaluate_fold(cfg: EvaluationConfig, fold: int, rows: Rows) -> Tested:
+def evaluate_fold(cfg: EvaluationConfig, fold: int, rows: Rows) -> TestedRows:
     """Return what every row says of the test images of a fold, and how right it is."""
     import torch
 
     from medood.data.dataset import load_patches
-    from medood.evaluation.rows import predicted_by, tested
+    from medood.evaluation.rows import predicted_by, tally_rows
     from weak.baselines import otsu_masks
     from weak.truth import true_files
 
@@ -146,7 +146,7 @@ def evaluate_fold(cfg: EvaluationConfig, fold: int, rows: Rows) -> Tested:
         found |= from_transfer(training, fold, paths, images, number)
     found |= predicted_by(cfg, {"supervised": train_supervised(cfg, fold)}, images)
     patients = [labels.patients[index] for index in test]
-    return tested(patches, patients, found, len(cfg.class_names))
+    return tally_rows(patches, patients, found, len(cfg.class_names))
 
 
 def masks_in(cfg: EvaluationConfig, maps: EvaluationConfig, masks: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from medood.evaluation.rows import (
     OVER_PATIENTS,
     Grid,
     Scores,
-    Tested,
+    TestedRows,
     gain_table,
     gains_of,
     mean_over_folds,
@@ -64,7 +64,7 @@ def report_folder(cfg: EvaluationConfig) -> Path:
     return out / cfg.lesion.replace("/", "_") if others else out
 
 
-def write_report(cfg: EvaluationConfig, rows: Rows, tests: dict[int, Tested]) -> None:
+def write_report(cfg: EvaluationConfig, rows: Rows, tests: dict[int, TestedRows]) -> None:
     """Print the tables; write them, the scores and the page with its figures.
 
     tests: by fold, with the rows of every training.
@@ -134,11 +134,11 @@ def median_training(scores: Scores, count: int) -> int:
     return int(order[(count - 1) // 2])
 
 
-def with_one_training(test: Tested, number: int) -> Tested:
+def with_one_training(test: TestedRows, number: int) -> TestedRows:
     """Return what was tested with one training alone, its rows named and ordered as ROWS are."""
     names = {row: of_training(row, number) if row in TRAINED else row for row in ROWS}
     kept = {row: name for row, name in names.items() if name in test.tallies}
-    return Tested(
+    return TestedRows(
         test.patches,
         test.patients,
         {row: test.predicted[name] for row, name in kept.items()},
@@ -146,7 +146,7 @@ def with_one_training(test: Tested, number: int) -> Tested:
     )
 
 
-def areas_on_healthy(test: Tested) -> dict[str, float | None]:
+def areas_on_healthy(test: TestedRows) -> dict[str, float | None]:
     """Return the share of the pixels called lesion of the images that truly show none, by row."""
     is_healthy = ~(test.patches.masks == 1).flatten(1).any(1)
     if not is_healthy.any():
@@ -187,7 +187,12 @@ def mean_of(values: list[float | None]) -> float | None:
 
 
 def draw_pictures(
-    cfg: EvaluationConfig, rows: Rows, out: Path, tests: dict[int, Tested], row: str, number: int
+    cfg: EvaluationConfig,
+    rows: Rows,
+    out: Path,
+    tests: dict[int, TestedRows],
+    row: str,
+    number: int,
 ) -> dict[Path, str]:
     """Draw test images, from the worst of a row to the best, and pseudo-masks; say what each shows.
 
@@ -217,7 +222,7 @@ def draw_tested(
     cfg: EvaluationConfig,
     rows: Rows,
     fold: int,
-    test: Tested,
+    test: TestedRows,
     row: str,
     number: int,
 ) -> None:

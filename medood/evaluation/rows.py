@@ -37,7 +37,7 @@ Gains = dict[str, dict[str, Difference]]  # by row and score
 
 
 @dataclass(frozen=True)
-class Tested:
+class TestedRows:
     """What was tested on the N test images of a fold."""
 
     patches: Patches  # with their true masks
@@ -46,16 +46,16 @@ class Tested:
     tallies: dict[str, Tally]
 
 
-def tested(
+def tally_rows(
     patches: Patches, patients: list[str], predicted: dict[str, Tensor], classes: int
-) -> Tested:
-    """Return how right each row is. classes: with background; the rest as `Tested` has it."""
+) -> TestedRows:
+    """Return how right each row is. classes: with background; the rest as `TestedRows` has it."""
     tallies = {}
     for name, masks in predicted.items():
         tallies[name] = Tally(len(patches), classes)
         sure = F.one_hot(masks.long(), classes).permute(0, 3, 1, 2)  # as probabilities
         tallies[name].add(slice(None), sure, patches.masks)
-    return Tested(patches, patients, predicted, tallies)
+    return TestedRows(patches, patients, predicted, tallies)
 
 
 def predicted_by(cfg: Config, networks: dict[str, Path], images: Tensor) -> dict[str, Tensor]:
@@ -75,7 +75,7 @@ def predicted_by(cfg: Config, networks: dict[str, Path], images: Tensor) -> dict
 # ---------------------------------------------------------------- numbers
 
 
-def scores_by_fold(tests: dict[int, Tested]) -> Scores:
+def scores_by_fold(tests: dict[int, TestedRows]) -> Scores:
     """Return the scores of every row, by fold."""
     return {
         fold: {name: tally.scores() for name, tally in test.tallies.items()}
@@ -90,7 +90,7 @@ def mean_over_folds(scores: Scores, row: str, score: str = "miou") -> float:
 
 
 def gains_of(
-    tests: dict[int, Tested],
+    tests: dict[int, TestedRows],
     floor: str,
     classes: tuple[str, ...],
     pairs: dict[str, tuple[str, str]],
@@ -113,7 +113,7 @@ def gains_of(
 # ---------------------------------------------------------------- words and tables
 
 
-def describe(tests: dict[int, Tested]) -> str:
+def describe(tests: dict[int, TestedRows]) -> str:
     """Return what the tables are of, in words."""
     folds = [
         f"fold {fold} ({len(test.patients)} images of {len(set(test.patients))} patients)"
@@ -178,7 +178,7 @@ def share_table(scores: Scores, rows: dict[str, str], classes: tuple[str, ...]) 
 def write_rows(
     cfg: Config,
     out: Path,
-    tests: dict[int, Tested],
+    tests: dict[int, TestedRows],
     gains: Gains,
     rows: dict[str, str],
     *,
@@ -236,7 +236,7 @@ def draw_classes(path: Path, scores: Scores, rows: dict[str, str], kinds: tuple[
     figures.draw_bars(path, "", "IoU, percent", bars)
 
 
-def spread_by_score(test: Tested, row: str, count: int) -> list[int]:
+def spread_by_score(test: TestedRows, row: str, count: int) -> list[int]:
     """Return the indices of test images that show a class, from the worst of a row to the best."""
     right = figures.share_right(test.patches, {"": test.predicted[row]})[""]
     shown = test.patches.masks.flatten(1).amax(1) > 0
