@@ -23,7 +23,7 @@ from medood.data.workspace import data_name, id_files, pct_path
 from medood.processes import on_main
 from medood.runs.command_line import run
 from medood.runs.products import ESTIMATE, FOLD, PATCH_MASKS, RANKING
-from medood.runs.provenance import is_kept, require
+from medood.runs.provenance import product_is_kept, require
 
 
 def count_samples(foreground: Iterable[int], pixels: int | list[int]) -> tuple[int, int]:
@@ -85,7 +85,7 @@ def estimate_pct(cfg: Config = CONFIG) -> None:
 
     require(cfg, PATCH_MASKS, FOLD, RANKING)
     for fold in cfg.folds:
-        if is_kept(cfg, ESTIMATE, fold):
+        if product_is_kept(cfg, ESTIMATE, fold):
             continue
         names = read_fold(cfg, fold).train
         available = len(read_hard_oods(cfg, fold))

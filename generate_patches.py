@@ -41,7 +41,7 @@ from medood.runs.command_line import run
 from medood.runs.jobs import for_each
 from medood.runs.locks import locked
 from medood.runs.products import CLASS_MASKS, FOLD, PATCH_MASKS, PATCHES
-from medood.runs.provenance import is_kept, making, require, write_product
+from medood.runs.provenance import making, product_is_kept, require, write_product
 
 
 def padding(side: int, patch_size: int) -> tuple[int, int]:
@@ -154,7 +154,7 @@ def write_folds(cfg: Data, names: list[str]) -> None:
         print(f"folds {cfg.folds}: some test the same part, so not every patch is tested once")
     for fold in cfg.folds:
         path = workspace.fold_path(cfg, fold)
-        if is_kept(cfg, FOLD, fold):
+        if product_is_kept(cfg, FOLD, fold):
             read_list(cfg, path, *patches_there(cfg.workspace))  # is it one?
             continue
         tested = held_out(cfg, names, fold)

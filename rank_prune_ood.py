@@ -26,7 +26,7 @@ from medood.data.workspace import Pair, data_name, model_folder, ood_files, rank
 from medood.processes import all_reduce, on_main, shard
 from medood.runs.command_line import run
 from medood.runs.products import BASELINE, FOLD, OOD_PATCHES, RANKING, SOURCE_PATCHES
-from medood.runs.provenance import is_kept, require, write_product
+from medood.runs.provenance import product_is_kept, require, write_product
 
 if TYPE_CHECKING:
     from torch import nn
@@ -119,7 +119,7 @@ def rank_prune_ood(cfg: TrainingConfig = CONFIG) -> None:
     sources = [OOD_PATCHES, *[SOURCE_PATCHES] * bool(cfg.ood_source)]
     require(cfg, FOLD, *sources, BASELINE)
     for fold in cfg.folds:
-        if is_kept(cfg, RANKING, fold):
+        if product_is_kept(cfg, RANKING, fold):
             continue
         network = model_folder(cfg, fold, ood=False)
         files = ood_files(cfg, ood_candidates(cfg, read_fold(cfg, fold).train))

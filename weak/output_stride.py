@@ -60,10 +60,10 @@ def grid_shifts(encoder: nn.Module, output_stride: int) -> list[float]:
     layers = {stride: layer for _, layer, stride in strided_layers(encoder)}  # the last at each
     pixels, shifts = 0.0, []  # of the image; of a map
     for stride in (2**level for level in range(len(encoder.out_channels) - 1)):
-        layer, is_kept = layers.get(stride), stride < output_stride
+        layer, keeps_stride = layers.get(stride), stride < output_stride
         # a convolution that is applied at every pixel looks at that pixel
-        if layer and (is_kept or isinstance(layer, nn.MaxPool2d)):
-            step = _side(layer.stride) if is_kept else 1
+        if layer and (keeps_stride or isinstance(layer, nn.MaxPool2d)):
+            step = _side(layer.stride) if keeps_stride else 1
             offset = (step - _side(layer.kernel_size)) / 2 + _side(layer.padding)
             pixels += min(stride, output_stride) * offset
         shifts.append(pixels / min(2 * stride, output_stride))

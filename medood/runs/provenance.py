@@ -102,7 +102,7 @@ def _fate(cfg: Data, product: Product, fold: int, record: Record) -> str:
 # ---------------------------------------------------------------- what a step does
 
 
-def is_kept(cfg: Data, product: Product, fold: int = 0) -> bool:
+def product_is_kept(cfg: Data, product: Product, fold: int = 0) -> bool:
     """Say, also to the user, whether a product stays: because it is current, or the user's own."""
     return records.is_kept(product.path(cfg, fold), product.made_from(cfg, fold))
 
