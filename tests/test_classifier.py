@@ -72,7 +72,7 @@ def test_a_spot_lies_on_every_map_where_it_lies_on_the_image(cfg, encoder, strid
     with torch.no_grad():
         features = classifier.features(torch.outer(down, right).expand(1, 3, 256, 256))
     for level, found in zip(classifier.levels, features, strict=True):
-        of_image = placed(found.mean(1, keepdim=True), [256, 256], level.shift)[0, 0]
+        of_image = placed(found.mean(1, keepdim=True), [256, 256], level.grid_shift)[0, 0]
         shares = of_image / of_image.sum()
         centre = torch.stack([shares.sum(1) @ places, shares.sum(0) @ places])
         torch.testing.assert_close(centre, at, atol=0.1, rtol=0)

@@ -190,14 +190,14 @@ def test_spacing_is_in_millimetres_whatever_the_unit(tmp_path):
 def test_a_label_lies_on_its_image_within_a_tenth_of_a_voxel(tmp_path, spacing):
     case, affine = case_in(tmp_path), np.diag([spacing] * 3 + [1])
     store(case.image, IMAGE_VALUES, affine)
-    for shift, fits in ((0.05, True), (0.5, False), (1, False)):
+    for distance, fits in ((0.05, True), (0.5, False), (1, False)):
         moved = affine.copy()
-        moved[2, 3] = shift * spacing
+        moved[2, 3] = distance * spacing
         store(case.label, CLASSES, moved, ORIENTATIONS[20])
         if fits:
             read_volume(task_of(case), case)
         else:
-            with pytest.raises(UserError, match=f"they lie up to {shift:g} voxels apart"):
+            with pytest.raises(UserError, match=f"they lie up to {distance:g} voxels apart"):
                 read_volume(task_of(case), case)
 
 

@@ -52,7 +52,7 @@ class Level(NamedTuple):
     """One of the feature maps of a classifier."""
 
     channels: int
-    shift: float  # in pixels of the map, see grid_shifts
+    grid_shift: float  # in pixels of the map, see grid_shifts
 
 
 class Classifier(nn.Module):
@@ -71,9 +71,9 @@ class Classifier(nn.Module):
         self.levels = [Level(channels, shift) for channels, shift in sizes if channels]
 
     @property
-    def shift(self) -> float:
+    def grid_shift(self) -> float:
         """How far the maps of the classes look up and left of where they lie, in their pixels."""
-        return self.levels[-1].shift
+        return self.levels[-1].grid_shift
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Return the feature maps of normalised images (N, 3, H, W), shallow to deep."""

@@ -41,12 +41,12 @@ class Projections(nn.Module):
     def __init__(self, levels: Sequence[Level], outs: int) -> None:
         super().__init__()
         self.levels = nn.ModuleList(projection(ins, outs, outs // GROUP) for ins, _ in levels)
-        self.shifts = [level.shift for level in levels]
+        self.shifts = [level.grid_shift for level in levels]
 
     def forward(self, features: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
         enlarged = [
-            placed(level(part.float()), size, shift)
-            for level, part, shift in zip(self.levels, features, self.shifts, strict=True)
+            placed(level(part.float()), size, grid_shift)
+            for level, part, grid_shift in zip(self.levels, features, self.shifts, strict=True)
         ]
         return torch.cat(enlarged, 1).relu()
 

@@ -37,7 +37,7 @@ def cam(classifier: Classifier, images: Tensor, scales: Iterable[float]) -> Tens
             scaled = F.interpolate(images, scale_factor=scale, mode="bilinear", antialias=scale < 1)
         for mirror in (False, True):
             found = classifier.maps(scaled.flip(3) if mirror else scaled).float().relu()
-            found = placed(found, size, classifier.shift)
+            found = placed(found, size, classifier.grid_shift)
             total = total + (found.flip(3) if mirror else found)
     return total / (2 * len(list(scales)))
 
@@ -69,22 +69,22 @@ def resized(maps: Tensor, size: list[int]) -> Tensor:
     return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
 
 
-def placed(maps: Tensor, size: Sequence[int], shift: float) -> Tensor:
+def placed(maps: Tensor, size: Sequence[int], grid_shift: float) -> Tensor:
     """Return feature maps (N, C, h, w) of another size, each pixel where it was looking.
 
     As `resized` does, but that pixels lie up and left of their middle by a shift, in pixels of the
     maps given (see grid_shifts). Float32.
     """
     parts = zip(size, maps.shape[2:], strict=True)
-    rows, columns = (_interpolation(*sides, shift).to(maps.device) for sides in parts)
+    rows, columns = (_interpolation(*sides, grid_shift).to(maps.device) for sides in parts)
     # products of matrices, as the gradient of grid_sample is not deterministic on a GPU
     with torch.autocast(maps.device.type, enabled=False):
         return rows @ maps.float() @ columns.T
 
 
-def _interpolation(size: int, side: int, shift: float) -> Tensor:
+def _interpolation(size: int, side: int, grid_shift: float) -> Tensor:
     """Return the share of each of `side` pixels in each of `size`, float32 (size, side)."""
-    at = ((torch.arange(size) + 0.5) * side / size - 0.5 + shift).clamp(0, side - 1)
+    at = ((torch.arange(size) + 0.5) * side / size - 0.5 + grid_shift).clamp(0, side - 1)
     return (1 - (at[:, None] - torch.arange(side)).abs()).clamp_min(0)
 
 
@@ -124,7 +124,7 @@ def maps_of(
             with precision, exact(cfg):
                 of_batch["cam"].append(cam(classifier, batch, cfg.scales))
             for name, method in (("grad_cam", grad_cam), ("grad_cam_pp", grad_cam_pp)):
-                of_batch[name].append(placed(method(features, weight), size, classifier.shift))
+                of_batch[name].append(placed(method(features, weight), size, classifier.grid_shift))
         for classifier in classifiers.get("contrast", []):
             with precision, exact(cfg):
                 of_batch["contrast"].append(cam(classifier, batch, cfg.scales))
