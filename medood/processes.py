@@ -142,8 +142,8 @@ def _meet(number: int, count: int) -> "Store":
         holds = number == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT")
         try:
-            held = dist.TCPStore(*address, None, holds, TIMEOUT, wait_for_workers=False)
-            store = dist.PrefixStore(f"attempt_{attempt}", held)
+            server = dist.TCPStore(*address, None, holds, TIMEOUT, wait_for_workers=False)
+            store = dist.PrefixStore(f"attempt_{attempt}", server)
             store.set(f"here_{number}", "")
             store.wait([f"here_{other}" for other in range(count)])
             found.put(store)

@@ -149,10 +149,10 @@ def test_the_contrast_loss_by_hand():
     maps = torch.tensor([[[[1.0, 3.0]], [[9.0, 9.0]]], [[[0.0, -4.0]], [[1.0, -1.0]]]])
     labels = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
     softplus = np.logaddexp(0, [0.0, -4.0, 1.0, -1.0])
-    held = np.log1p(np.exp(-2))  # class b is not known of the image of class a: 9 costs nothing
+    known = np.log1p(np.exp(-2))  # class b is not known of the image of class a: 9 costs nothing
     means = np.logaddexp(0, -2.0) + np.logaddexp(0, 0.0)
     pixels = softplus[:2].mean() + softplus[2:].mean()
-    expected = (held + means + EMPTY * pixels) / 3
+    expected = (known + means + EMPTY * pixels) / 3
     assert contrast_loss(maps, labels).item() == pytest.approx(expected)
 
 

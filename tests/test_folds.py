@@ -144,11 +144,11 @@ def test_validation_patches_are_whole_regions_of_the_training_side(patched):
     assert read_fold(cfg, 1) == (train, val, test)
 
 
-@pytest.mark.parametrize(("sizes", "held"), [([50, 30, 20], 1), ([1] * 40, 4), ([99, 1], 1)])
-def test_just_so_many_regions_are_held_out_as_make_a_tenth(sizes, held):
+@pytest.mark.parametrize(("sizes", "count"), [([50, 30, 20], 1), ([1] * 40, 4), ([99, 1], 1)])
+def test_just_so_many_regions_are_held_out_as_make_a_tenth(sizes, count):
     names = [f"r{i}_{k}.png" for i, size in enumerate(sizes) for k in range(size)]
     out = hold_out_patients(TINY, names, 1)
-    assert len({region_of(name) for name in out}) == held
+    assert len({region_of(name) for name in out}) == count
     assert len(out) < len(names)
 
 

@@ -116,14 +116,14 @@ def test_a_sheet_of_touching_nuclei_that_never_ends_is_cut_and_not_held(monkeypa
     monkeypatch.setattr(nuclei, "LARGEST", 40)
     classes = np.ones((200, 100), np.uint8)
     finder = NucleusFinder(classes.shape, None, 1)
-    areas, held = [], 0
+    areas, most = [], 0
     for top in range(0, 200, 10):
         rows = classes[top : top + 10]
         areas += [n.area for n in finder.add(rows, rows)]
-        held = max(held, len(finder.classes))
+        most = max(most, len(finder.classes))
     assert sum(areas) == 20_000
     assert max(areas) == 40 * 40
-    assert held < 50
+    assert most < 50
 
 
 def test_what_a_cut_leaves_in_pieces_counts_as_pieces(monkeypatch):

@@ -68,7 +68,7 @@ class Classifier(nn.Module):
         self.encoder = encoder
         self.head = nn.Conv2d(encoder.out_channels[-1], classes, 1, bias=False)
         sizes = zip(encoder.out_channels[1:], shifts, strict=True)
-        self.levels = [Level(channels, shift) for channels, shift in sizes if channels]
+        self.levels = [Level(channels, grid_shift) for channels, grid_shift in sizes if channels]
 
     @property
     def grid_shift(self) -> float:

@@ -98,8 +98,8 @@ def read_fold(cfg: Config, fold: int) -> Fold:
     if cfg.select == "last":
         return Fold(train, [], test)
     val = hold_out_patients(cfg, train, fold)
-    kept, held = ([name for name in train if (name in val) == side] for side in (False, True))
-    return Fold(kept, held, test)
+    kept, chosen = ([name for name in train if (name in val) == side] for side in (False, True))
+    return Fold(kept, chosen, test)
 
 
 def hold_out_patients(cfg: Config, names: list[str], fold: int) -> set[str]:
@@ -116,12 +116,12 @@ def hold_out_patients(cfg: Config, names: list[str], fold: int) -> set[str]:
             f"select = val needs two {cfg.unit}s on the training side, found {len(of_patient)}:"
             " set select to last"
         )
-    held: set[str] = set()
+    chosen: set[str] = set()
     for patient in np.random.default_rng([cfg.seed, fold]).permutation(list(of_patient))[:-1]:
-        if len(held) >= VAL_SHARE * len(names):
+        if len(chosen) >= VAL_SHARE * len(names):
             break
-        held.update(of_patient[patient])
-    return held
+        chosen.update(of_patient[patient])
+    return chosen
 
 
 def patches_there(workspace: Path) -> tuple[set[str], set[str]]:

@@ -29,12 +29,12 @@ def balanced(labels: np.ndarray) -> np.ndarray:
     classes: those with a class weigh together what those without it do. A class that all images
     have, or none, says nothing.
     """
-    held = labels.mean(0)
-    known = (held > 0) & (held < 1)
+    share = labels.mean(0)
+    known = (share > 0) & (share < 1)
     if not known.any():
         return np.full(len(labels), 1 / len(labels))
-    labels, held = labels[:, known], held[known]
-    weight = np.where(labels == 1, 1 / held, 1 / (1 - held)).mean(1)
+    labels, share = labels[:, known], share[known]
+    weight = np.where(labels == 1, 1 / share, 1 / (1 - share)).mean(1)
     return weight / weight.sum()
 
 
