@@ -97,6 +97,7 @@ class Data:
     """What is segmented, and how it is cut and dealt."""
 
     has_pixel_masks: ClassVar[bool] = True  # False where masks only test, as in weak/
+    side_setting: ClassVar[str] = "patch_size"  # what messages call it
 
     workspace: Path = Path("workspace")
     """Folder that holds the data and everything made from it."""

@@ -115,7 +115,7 @@ def test_an_encoder_that_cannot_keep_the_stride_is_refused(cfg):
 
 
 @pytest.mark.parametrize(
-    ("side", "message"), [(32, "set patch_size to 224"), (224, "cannot keep an output stride")]
+    ("side", "message"), [(32, "set image_size to 224"), (224, "cannot keep an output stride")]
 )
 def test_an_encoder_of_one_size_of_images_is_refused(cfg, side, message):
     cfg = dataclasses.replace(cfg, encoder="tu-efficientformerv2_s0", image_size=side)

@@ -206,7 +206,7 @@ def test_tiles_follow_the_side_that_a_network_takes(tmp_path, capsys):
     assert "tile = 224: the network takes no images of 512" in capsys.readouterr().out
     for image in images:
         made_from = json.loads((tmp_path / "out" / f"{image.stem}.json").read_text())["made_from"]
-        assert made_from["tile"] == 224
+        assert made_from["settings"]["tile"] == 224
 
 
 def test_an_output_of_another_size_is_no_answer(tmp_path):

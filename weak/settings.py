@@ -19,6 +19,7 @@ class ImagesConfig(Config):
     has_pixel_masks: ClassVar[bool] = False
     # to the trunk, an image is a patch
     patch_size: ClassVar[property] = property(lambda self: self.image_size)
+    side_setting: ClassVar[str] = "image_size"
 
     image_labels: Path | None = None
     """CSV with img_name, a column of 0 and 1 for each class, and perhaps patient and split."""

@@ -29,7 +29,7 @@ from medood.processes import is_main
 PARTIAL, REPLACED = ".partial", ".replaced"  # endings of hidden names, while something is written
 HIDDEN = re.compile(r"\.(?P<name>.+?)(\.(?P<process>\d+)@(?P<host>.+))?\.(partial|replaced)")
 # beside the folders of patches
-WRITTEN_TO = ("HardOoD", "k_folds", "models", "reports", "studies", "transfer", "weak")
+WRITTEN_TO = ("HardOoD", "k_folds", "models", "reports", "studies", "weak")
 TIMES = "times.csv"  # in the workspace: equal runs differ in it, and in the report that shows it
 HOST = socket.gethostname()
 DAY = 24 * 3600  # seconds

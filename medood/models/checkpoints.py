@@ -71,7 +71,7 @@ def load_model(checkpoint: Path, cfg: Config) -> nn.Module:
     network, or one for other classes or other patches than cfg's.
     """
     model = open_model(checkpoint, cfg)
-    require_side(model, cfg.patch_size)
+    require_side(model, cfg)
     return model
 
 

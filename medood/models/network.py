@@ -76,7 +76,7 @@ def build_model(cfg: Config) -> nn.Module:
             f"{architecture} cannot be built on encoder {encoder} ({reason_of(error)}): choose"
             " another encoder or architecture"
         ) from None
-    require_side(model, cfg.patch_size)
+    require_side(model, cfg)
     if Path(weights).suffix in WEIGHT_FILES:
         load_encoder_file(model, names, Path(weights))
     elif weights != "none":
@@ -126,10 +126,11 @@ def side_of(model: nn.Module, *sides: int) -> int:
     )
 
 
-def require_side(model: nn.Module, side: int) -> None:
-    """Raise UserError, with a side that can be set, if a network takes no patches of a side."""
+def require_side(model: nn.Module, cfg: Config) -> None:
+    """Raise UserError, with a side that can be set, if a network takes no patches of cfg."""
+    side = cfg.patch_size
     if (other := side_of(model, side)) != side:
-        cure = f"set patch_size to {other}" if other % 32 == 0 else "choose another encoder"
+        cure = f"set {cfg.side_setting} to {other}" if other % 32 == 0 else "choose another encoder"
         raise UserError(
             f"{_described(model)} takes images of {other} x {other} pixels, not of"
             f" {side} x {side} ({refusal(model, side)}): {cure}"
