@@ -72,13 +72,13 @@ def generate_semantic_labels(cfg: Data = CONFIG) -> None:
 
     Raises UserError at the end if labels are bad, unless they are to be skipped.
     """
+    bad: BadFiles = {}
     labels = region_labels(cfg)
     if not labels:
         raise UserError(
             f"no .mat file in {cfg.workspace / 'Labels'} or {cfg.workspace / 'Lizard_Labels'}:"
             " put Lizard's labels there (see README.md)"
         )
-    bad: BadFiles = {}
     with making(cfg, CLASS_MASKS, bad=bad) as folders:
         if not folders:
             return

@@ -8,9 +8,11 @@ import torch
 
 from config import UserError
 from medood.models.network import Normalise
+from medood.training.loop import fit
 from tests.conftest import TINY, as_settings_of
 from weak.classifier import (
     EMPTY,
+    ClassifierTraining,
     balanced,
     batches_of,
     build_classifier,
@@ -20,7 +22,6 @@ from weak.classifier import (
     logits_of,
     plain_loss,
     save_classifier,
-    train_classifier,
 )
 from weak.maps import placed
 from weak.settings import ClassifierConfig
@@ -144,6 +145,13 @@ def test_the_plain_loss_is_the_cross_entropy_of_the_logits():
     assert plain_loss(maps, torch.tensor([[1.0, 0.0]])).item() == pytest.approx(expected)
 
 
+def trained(*arguments):
+    """A classifier after its training, and the log."""
+    training = ClassifierTraining(*arguments)
+    fit(training)
+    return training.model.eval(), training.log
+
+
 def test_the_contrast_loss_by_hand():
     """Two pixels; an image of class a, and one without any class."""
     maps = torch.tensor([[[[1.0, 3.0]], [[9.0, 9.0]]], [[[0.0, -4.0]], [[1.0, -1.0]]]])
@@ -182,7 +190,7 @@ def test_a_contrast_classifier_looks_at_what_two_classes_share(cfg):
     normalised = Normalise(cfg.encoder)(images[::4].permute(0, 3, 1, 2).float())
     share, classifier, truth = {}, None, torch.tensor(labels).float()
     for kind in ("plain", "contrast"):
-        classifier, _ = train_classifier(cfg, 1, kind, 0, images, truth, CPU, classifier)
+        classifier, _ = trained(cfg, 1, kind, 0, images, truth, CPU, classifier)
         with torch.no_grad():
             found = classifier.maps(normalised)[:, 0].relu().mean(0)
         share[kind] = (found[:2, :2].sum() / found.sum()).item()
@@ -192,12 +200,11 @@ def test_a_contrast_classifier_looks_at_what_two_classes_share(cfg):
 def test_it_learns_and_the_same_seed_gives_the_same_bytes(cfg, tmp_path):
     cfg = dataclasses.replace(cfg, encoder="tu-resnet10t", classifier_epochs=6)
     images, labels = painted(48)
-    classifier, log = train_classifier(cfg, 1, "plain", 0, images, labels, CPU)
+    classifier, log = trained(cfg, 1, "plain", 0, images, labels, CPU)
     assert log[-1]["loss"] < log[0]["loss"]
     short = dataclasses.replace(cfg, classifier_epochs=1)
     ours, again, another = (
-        train_classifier(short, 1, "plain", number, images[:16], labels[:16], CPU)[0]
-        for number in (0, 0, 1)
+        trained(short, 1, "plain", number, images[:16], labels[:16], CPU)[0] for number in (0, 0, 1)
     )
     for own, other in zip(ours.parameters(), again.parameters(), strict=True):
         assert torch.equal(own, other)
@@ -217,7 +224,7 @@ def test_it_trains_for_as_few_steps_as_there_are(cfg, images, epochs):
     cfg = dataclasses.replace(cfg, encoder="tu-resnet10t", classifier_epochs=epochs)
     painted_images, _ = painted(images)
     labels = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).repeat(images // 2 + 1, 1)[:images]
-    _, log = train_classifier(cfg, 1, "plain", 0, painted_images, labels, CPU)
+    _, log = trained(cfg, 1, "plain", 0, painted_images, labels, CPU)
     assert [row["epoch"] for row in log] == list(range(1, epochs + 1))
 
 

@@ -198,29 +198,20 @@ def sampled(request, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "asked"),
     [
-        *("--sample", "--sample=true", "--sample=True", "--sample True", "--sample TRUE"),
-        *("--sample --sample", "--no_sample --sample", "--sample False --sample=true"),
+        *((sample, True) for sample in ("--sample", "--sample=true", "--sample=True")),
+        *((sample, True) for sample in ("--sample True", "--sample TRUE", "--sample --sample")),
+        *((sample, True) for sample in ("--no_sample --sample", "--sample False --sample=true")),
+        *((none, False) for none in ("", "--no_sample", "--no-sample", "--sample False")),
+        *((none, False) for none in ("--sample=false", "--sample=FALSE", "--sample --no_sample")),
+        ("--sample true --sample=false", False),
     ],
 )
-def test_a_sample_asked_for_in_any_spelling_has_settings_of_its_own(sampled, arguments):
-    read, setting, value, _, _ = sampled
+def test_a_sample_asked_for_in_any_spelling_has_settings_of_its_own(sampled, arguments, asked):
+    read, setting, value, default, _ = sampled
     found = read(*arguments.split())
-    assert (found.sample, getattr(found, setting)) == (True, value)
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        *("", "--no_sample", "--no-sample", "--sample False", "--sample=false", "--sample=FALSE"),
-        *("--sample --no_sample", "--sample true --sample=false"),
-    ],
-)
-def test_without_a_sample_the_settings_are_those_of_config(sampled, arguments):
-    read, setting, _, default, _ = sampled
-    found = read(*arguments.split())
-    assert (found.sample, getattr(found, setting)) == (False, default)
+    assert (found.sample, getattr(found, setting)) == (asked, value if asked else default)
 
 
 def test_an_argument_wins_over_the_sample_also_with_the_default_of_config(sampled):

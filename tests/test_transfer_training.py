@@ -48,7 +48,7 @@ def cfg(tmp_path, monkeypatch):
 
 def trained(cfg, folder, fold=79):
     """The bytes of a generator after a training."""
-    train_transfer(cfg, fold, *IMAGES, folder, CPU)
+    train_transfer(cfg, fold, *IMAGES, folder)
     return (folder / WEIGHTS).read_bytes()
 
 
@@ -91,7 +91,7 @@ def test_a_training_of_other_images_is_not_continued(cfg, tmp_path, monkeypatch,
         patch.setattr(training, "save_file", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             trained(cfg, tmp_path / "out")
-    train_transfer(cfg, 79, IMAGES[0][:3], IMAGES[1], tmp_path / "out", CPU)
+    train_transfer(cfg, 79, IMAGES[0][:3], IMAGES[1], tmp_path / "out")
     assert "not continued" in capsys.readouterr().out
 
 
@@ -147,7 +147,7 @@ def test_the_mask_comes_to_be_the_lesion(cfg, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "ROUND", 100)
     monkeypatch.setattr(training, "TOLD_APART", TOLD_APART)
     cfg = dataclasses.replace(cfg, channels=16, iterations=200, batch_size=4)
-    train_transfer(cfg, 79, drawn("lesion", 60, 48)[0], drawn("none", 60, 48)[0], tmp_path, CPU)
+    train_transfer(cfg, 79, drawn("lesion", 60, 48)[0], drawn("none", 60, 48)[0], tmp_path)
     generator = load_generator(cfg, tmp_path, CPU)
     images, lesions = (part[60:] for part in drawn("lesion", 80, 48))
     masks = transfer(generator, images, CPU)[1].numpy()
@@ -194,7 +194,7 @@ def test_images_that_nothing_can_be_learned_from_are_refused(
     cfg, tmp_path, diseased, healthy, message
 ):
     with pytest.raises(UserError, match=message):
-        train_transfer(cfg, 79, diseased, healthy, tmp_path / "out", CPU)
+        train_transfer(cfg, 79, diseased, healthy, tmp_path / "out")
 
 
 def test_a_loss_that_is_not_finite_ends_the_training_in_a_sentence(cfg, tmp_path, monkeypatch):

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from config import UserError
 from medood.attacks import ascent, by_name, image_dice
@@ -21,12 +20,6 @@ from robust.attack import with_sure_pixels
 from tests.small_networks import some_images, some_network
 
 U = UNSURE
-CLASSES = (("tumour", "#d55e00"), ("stroma", "#0072b2"))
-
-
-def save(path, *rows, kind=np.uint8):
-    Image.fromarray(np.array(rows, kind)).save(path)
-    return path
 
 
 # ---------------------------------------------------------------- loss

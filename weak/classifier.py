@@ -31,7 +31,6 @@ from medood.training.batches import (
     balanced,
     stream_seed,
 )
-from medood.training.loop import fit
 from medood.training.protocol import Losses, Training
 from weak.output_stride import PROBE, grid_shifts, set_output_stride
 from weak.settings import ClassifierConfig
@@ -147,7 +146,11 @@ class ClassifierTraining(Training):
         device: torch.device,
         start: Classifier | None = None,
     ) -> None:
-        """number: from 0; each has other random numbers. The rest: see train_classifier."""
+        """number: from 0; each has other random numbers.
+
+        images: RGB uint8 (N, P, P, 3). labels: float (N, C), 0 or 1. start: a classifier to go on
+        from, in place.
+        """
         self.loss_of, epochs = {
             "plain": (plain_loss, cfg.classifier_epochs),
             "contrast": (contrast_loss, cfg.contrast_epochs),
@@ -196,26 +199,6 @@ class ClassifierTraining(Training):
     def end_epoch(self, losses: dict[str, float]) -> dict:
         """Return the row of the log, which says of which classifier it is."""
         return {"classifier": self.called, **super().end_epoch(losses)}
-
-
-def train_classifier(
-    cfg: ClassifierConfig,
-    fold: int,
-    kind: Kind,
-    number: int,
-    images: Tensor,
-    labels: Tensor,
-    device: torch.device,
-    start: Classifier | None = None,
-) -> tuple[Classifier, list[dict]]:
-    """Return a classifier trained on images, and its log: its kind and number, epoch and loss.
-
-    images: RGB uint8 (N, P, P, 3). labels: float (N, C), 0 or 1. start: a classifier to go on from,
-    in place.
-    """
-    training = ClassifierTraining(cfg, fold, kind, number, images, labels, device, start)
-    fit(training)
-    return training.model.eval(), training.log
 
 
 def plain_loss(maps: Tensor, labels: Tensor) -> Tensor:

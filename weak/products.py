@@ -260,26 +260,20 @@ IRNET = Product(
     *("weak/train_irnet.py", IRNetConfig),
     behind=(MAPS,),
 )
+_MASKS = ("weak/generate_masks.py", MasksConfig)
 PSEUDO_MASKS = Product(
-    *("pseudo-masks", folder_of("Pseudo_Masks", maps_name)),
-    *(("method", "walk_steps", "unsure"), _of_irnet),
-    *("weak/generate_masks.py", MasksConfig),
-    behind=(IRNET,),
+    *("pseudo-masks", folder_of("Pseudo_Masks", maps_name), ("method", "walk_steps", "unsure")),
+    *(_of_irnet, *_MASKS, (IRNET,)),
 )
 GENERATOR = Product(
     *("generator", generator_folder, DECIDING, _of_domains),
     *("weak/train_transfer.py", TransferConfig),
     behind=(IMAGES,),
 )
-HEALTHY = Product(
-    *("healthy images", healthy_folder, (), _of_generator),
-    *("weak/generate_masks.py", MasksConfig),
-    behind=(GENERATOR,),
-)
+HEALTHY = Product("healthy images", healthy_folder, (), _of_generator, *_MASKS, (GENERATOR,))
 TRANSFER_MASKS = Product(
-    *("transfer masks", folder_of("Pseudo_Masks", transfer_name), (), _of_healthy),
-    *("weak/generate_masks.py", MasksConfig),
-    behind=(HEALTHY,),
+    *("transfer masks", folder_of("Pseudo_Masks", transfer_name), ()),
+    *(_of_healthy, *_MASKS, (HEALTHY,)),
 )
 
 

@@ -38,8 +38,14 @@ def train_fold(cfg: ClassifierConfig, fold: int, folder: Path) -> None:
 
     from medood.data.dataset import load_patches
     from medood.models.network import pick_device
-    from medood.training.loop import write_log
-    from weak.classifier import image_scores, kinds_of, logits_of, save_classifier, train_classifier
+    from medood.training.loop import fit, write_log
+    from weak.classifier import (
+        ClassifierTraining,
+        image_scores,
+        kinds_of,
+        logits_of,
+        save_classifier,
+    )
 
     labels, train, test = fold_labels(cfg, fold)
     paths, device = image_paths(cfg, labels), pick_device(cfg)
@@ -60,12 +66,14 @@ def train_fold(cfg: ClassifierConfig, fold: int, folder: Path) -> None:
     for number in range(cfg.classifiers):
         classifier = None
         for kind in kinds:
-            classifier, rows = train_classifier(
+            training = ClassifierTraining(
                 cfg, fold, kind, number, images[train], truth[train], device, classifier
             )
+            fit(training)
+            classifier = training.model.eval()
             if kind == "plain":
                 logits += logits_of(cfg, classifier, images[test], device) / cfg.classifiers
-            log += rows
+            log += training.log
             save_classifier(classifier, folder, kind, number)
     scores = image_scores(logits.numpy(), labels.labels[test])
     write_log(folder, log)

@@ -23,13 +23,12 @@ def train_generators(cfg: TransferConfig) -> None:
 def train_fold(cfg: TransferConfig, fold: int, folder: Path) -> None:
     """Write the generator of a fold into a folder."""
     from medood.data.dataset import load_patches  # here, so that --help works without torch
-    from medood.models.network import pick_device
     from weak.transfer import train_transfer
 
     diseased, healthy = (
         load_patches(cfg, [(path, None) for path in paths]).images for paths in domains(cfg, fold)
     )
-    train_transfer(seeded(cfg), fold, diseased, healthy, folder, pick_device(cfg))
+    train_transfer(seeded(cfg), fold, diseased, healthy, folder)
     print(f"{generator_folder(cfg, fold)}: generator after {cfg.iterations} iterations")
 
 

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from config import UserError
 from medood.data.files import digest, reading, whole
 from medood.models.inference import batch_size
-from medood.models.network import autocast, exact, for_training
+from medood.models.network import autocast, exact, for_training, pick_device
 from medood.training.augmentation import augment, draw_augmentation
 from medood.training.batches import AUGMENTATION, INITIALISATION, ORDER, stream_seed, to_device
 from medood.training.loop import fit, write_log
@@ -184,7 +184,6 @@ def train_transfer(
     diseased: Tensor,
     healthy: Tensor,
     folder: Path,
-    device: torch.device,
 ) -> None:
     """Train a generator to make images with the lesion look like images without any.
 
@@ -198,6 +197,7 @@ def train_transfer(
         if not len(images):
             raise UserError(f"fold {fold} has no training image {kind}: add some, or another fold")
         refuse_size(*images.shape[1:3])
+    device = pick_device(cfg)
     print(
         f"fold {fold}: {len(diseased)} images with the lesion, {len(healthy)} without any class,"
         f" {device.type}"
