@@ -51,7 +51,7 @@ from weak.train_segmentation import has_masks, made_from_of, weak_network
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from medood.evaluation.rows import TestedRows
+    from weak.scoring import TestedRows
 
 
 def evaluate_masks(cfg: EvaluationConfig) -> None:
@@ -126,8 +126,8 @@ def evaluate_fold(cfg: EvaluationConfig, fold: int, rows: Rows) -> TestedRows:
     import torch
 
     from medood.data.dataset import load_patches
-    from medood.evaluation.rows import predicted_by, tally_rows
     from weak.baselines import otsu_masks
+    from weak.scoring import predicted_by, tally_rows
     from weak.truth import true_files
 
     labels, test = labels_there(cfg), indices_to_test(cfg, fold)
@@ -228,7 +228,7 @@ def from_networks(rows: Rows, fold: int, images: Tensor) -> dict[str, Tensor]:
     """Return what the networks that learned from masks by maps say of test images, by row."""
     import torch
 
-    from medood.evaluation.rows import predicted_by
+    from weak.scoring import predicted_by
 
     networks = {
         "positives_only": weak_network(rows.maps, fold, negatives=False),
@@ -248,7 +248,7 @@ def from_transfer(
     """Return what a training of a generator says of test images, and its network, by row."""
     import torch
 
-    from medood.evaluation.rows import predicted_by
+    from weak.scoring import predicted_by
 
     own, refined = (of_training(row, number) for row in TRAINED)
     found = {own: read_masks(cfg, fold, paths)}

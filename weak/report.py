@@ -10,20 +10,6 @@ import torch
 from medood.data.dataset import load_patches
 from medood.data.files import read_json, reading, write_json
 from medood.data.images import read_image, read_mask
-from medood.evaluation.rows import (
-    OVER_PATIENTS,
-    Grid,
-    Scores,
-    TestedRows,
-    gain_table,
-    gains_of,
-    mean_over_folds,
-    scores_by_fold,
-    share_table,
-    spread_by_score,
-    verdict,
-    write_rows,
-)
 from medood.evaluation.tables import spread
 from weak.generate_maps import read_seeds
 from weak.generate_masks import BOUNDARIES
@@ -40,6 +26,20 @@ from weak.products import (
     masks_folder,
 )
 from weak.rows import ROWS, TRAINED, Rows, of_training
+from weak.scoring import (
+    OVER_PATIENTS,
+    Grid,
+    Scores,
+    TestedRows,
+    gain_table,
+    gains_of,
+    mean_over_folds,
+    scores_by_fold,
+    share_table,
+    spread_by_score,
+    verdict,
+    write_rows,
+)
 from weak.settings import EvaluationConfig, MasksConfig
 
 PAIRS = {
