@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,10 @@ import torch
 from medood.data.dataset import load_patches
 from medood.data.files import read_json, reading, write_json
 from medood.data.images import read_image, read_mask
-from medood.evaluation.tables import spread
+from medood.data.workspace import data_name
+from medood.evaluation.figures import draw_bars
+from medood.evaluation.page import Picture, Table, Text, as_markdown, write_page
+from medood.evaluation.tables import INTERVAL, spread
 from weak.generate_maps import read_seeds
 from weak.generate_masks import BOUNDARIES
 from weak.healthy import HEAT, read_levels
@@ -27,18 +31,18 @@ from weak.products import (
 )
 from weak.rows import ROWS, TRAINED, Rows, of_training
 from weak.scoring import (
-    OVER_PATIENTS,
     Grid,
     Scores,
     TestedRows,
+    describe,
     gain_table,
     gains_of,
     mean_over_folds,
+    score_table,
     scores_by_fold,
     share_table,
     spread_by_score,
     verdict,
-    write_rows,
 )
 from weak.settings import EvaluationConfig, MasksConfig
 
@@ -91,24 +95,50 @@ def write_report(cfg: EvaluationConfig, rows: Rows, tests: dict[int, TestedRows]
     found = next(iter(scores.values()))
     pairs = {name: pair for name, pair in PAIRS.items() if pair[0] in found}
     gains = gains_of(tests, floor, classes, pairs)
-    differences = f"Each row less {ROWS[floor]}, and what one step adds to another, in points"
-    own = "refined" if cfg.method == "transfer" else "segmentation"
-    write_rows(
-        cfg,
-        out,
-        tests,
-        gains,
-        ROWS,
-        title="Masks from image labels",
-        verdict=verdict(scores, gains, ROWS, own, floor),
-        method=METHOD,
-        tables={
-            f"{differences}, {OVER_PATIENTS}": gain_table(gains, ROWS, classes),
-            "IoU as a share of full supervision's, percent": share_table(scores, ROWS, classes),
-            **tables,
-        },
-        pictures=draw_pictures(cfg, rows, out, tests, own, median),
+    less = (
+        f"Each row less {ROWS[floor]}, and what one step adds to another, in points,"
+        f" {INTERVAL.format('patient')}"
     )
+    tables = {
+        less: gain_table(gains, classes),
+        "IoU as a share of full supervision's, percent": share_table(scores, classes),
+        **tables,
+    }
+    own = "refined" if cfg.method == "transfer" else "segmentation"
+    result = verdict(scores, gains, own, floor)
+    subtitle = f"{data_name(cfg.workspace)}. {cfg.model_name}, percent, {describe(tests)}"
+    lead = [Text(subtitle, "note"), Table("scores", *score_table(scores, classes))]
+    more = [
+        part for said, of in tables.items() for part in (Text(f"{said}.", "note"), Table(said, *of))
+    ]
+    write_json(out / "scores.json", scores)
+    plain = {name: {k: v.plain() for k, v in of_row.items()} for name, of_row in gains.items()}
+    write_json(out / "differences.json", plain)
+    draw_classes(out / "classes.svg", scores, classes)
+    bars = Picture(out / "classes.svg", "IoU of each class, by row of the table.")
+    settings = [[field.name, getattr(cfg, field.name)] for field in fields(cfg)]
+    sections = {
+        "": [Text(result, "verdict"), Text(METHOD)],
+        "Scores": [lead[0], bars, lead[1], *more],
+        "Images": draw_pictures(cfg, rows, out, tests, own, median),
+        "Settings": [Table("settings", ["setting", "value"], settings)],
+    }
+    text = as_markdown([lead[0], Text(result), lead[1], *more])
+    write_page(cfg.workspace, out, "Masks from image labels", sections, text)
+
+
+def draw_classes(path: Path, scores: Scores, classes: tuple[str, ...]) -> None:
+    """Draw the IoU of each class by row. classes: with background."""
+    bars = {
+        ROWS[name]: {
+            kind: [of_fold[name]["iou"][value] for of_fold in scores.values()]
+            for value, kind in enumerate(classes)
+            if value
+        }
+        for name in next(iter(scores.values()))
+        if name != "all_background"
+    }
+    draw_bars(path, "", "IoU, percent", bars)
 
 
 def classifier_table(cfg: MasksConfig) -> Grid:
@@ -193,27 +223,31 @@ def draw_pictures(
     tests: dict[int, TestedRows],
     row: str,
     number: int,
-) -> dict[Path, str]:
-    """Draw test images, from the worst of a row to the best, and pseudo-masks; say what each shows.
+) -> list[Picture]:
+    """Draw test images, from the worst of a row to the best, and pseudo-masks.
 
-    number: of the training that is shown.
+    number: of the training that is shown. Pictures of an earlier test are removed.
     """
-    pictures = {}
+    for old in out.glob("*.png"):
+        old.unlink()
+    pictures = []
     for fold, test in tests.items():
         path = out / f"{fold}_tested.png"
         draw_tested(path, cfg, rows, fold, test, row, number)
-        pictures[path] = (
+        caption = (
             f"Fold {fold}: test images, from the worst to the best. Map and boundary are the"
             " classifier's and IRNet's; the mask head, and the heat of its classifier, are the"
             " generator's, which made the image healthy."
         )
+        pictures.append(Picture(path, caption))
     for fold in tests if rows.maps else ():
         path = out / f"{fold}_pseudo_masks.png"
         draw_teaching(path, rows.maps, fold)
-        pictures[path] = (
+        caption = (
             f"Fold {fold}: training images with their pseudo-masks; grey is unsure, and left out of"
             " the training."
         )
+        pictures.append(Picture(path, caption))
     return pictures
 
 

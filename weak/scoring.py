@@ -1,12 +1,8 @@
-"""Several ways to make masks, each a row of a table, tested on the same images.
-
-A sibling system says what its rows are (`row -> what it is called`), and which of them is the floor
-that the others are held against.
-"""
+"""Several ways to make masks, each a row of a table, tested on the same images."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,20 +12,17 @@ from torch import Tensor
 
 from config import Config
 from medood.data.dataset import Patches
-from medood.data.files import write_json, write_text
-from medood.data.workspace import SAMPLE_NAME, data_name
-from medood.evaluation import figures
-from medood.evaluation.page import Picture, Table, Text, as_markdown, page
+from medood.evaluation.figures import share_right
 from medood.evaluation.scores import Tally
 from medood.evaluation.statistics import Difference, paired_differences
-from medood.evaluation.tables import INTERVAL, spread
+from medood.evaluation.tables import spread
 from medood.models.checkpoints import load_model
 from medood.models.inference import predict
 from medood.models.network import pick_device
+from weak.rows import ROWS
 
 SHOWN_SCORES = ("miou", "dsc", "fg_to_bg", "bg_to_fg")
 TAUGHT = 0.01  # IoU of full supervision below which a class was not learned
-OVER_PATIENTS = INTERVAL.format("patient")
 
 Grid = tuple[list[str], list[list[str]]]  # header and rows
 Scores = dict[int, dict[str, dict]]  # by fold and row
@@ -122,7 +115,7 @@ def describe(tests: dict[int, TestedRows]) -> str:
     return ", ".join(folds) + (": mean ± standard deviation" if len(tests) > 1 else "")
 
 
-def verdict(scores: Scores, gains: Gains, rows: dict[str, str], row: str, floor: str) -> str:
+def verdict(scores: Scores, gains: Gains, row: str, floor: str) -> str:
     """Return in a sentence how good a row is, beside full supervision and the floor."""
     own, full = mean_over_folds(scores, row), mean_over_folds(scores, "supervised")
     gain = gains[row]["miou"]
@@ -130,31 +123,31 @@ def verdict(scores: Scores, gains: Gains, rows: dict[str, str], row: str, floor:
     open_ = ", which leaves open whether it is better" if gain.holds_zero else ""
     return (
         f"From image labels alone: mean IoU {100 * own:.1f} %, {share} ({100 * full:.1f} %);"
-        f" {gain.points()} points more than {rows[floor]}{open_}."
+        f" {gain.points()} points more than {ROWS[floor]}{open_}."
     )
 
 
-def score_table(scores: Scores, rows: dict[str, str], classes: tuple[str, ...]) -> Grid:
+def score_table(scores: Scores, classes: tuple[str, ...]) -> Grid:
     """Return the scores of every row over folds, in percent. classes: with background."""
     lines = []
     for name in next(iter(scores.values())):
         found = [of_fold[name] for of_fold in scores.values()]
         cells = [spread([of_fold["iou"][i] for of_fold in found]) for i in range(1, len(classes))]
         cells += [spread([of_fold[score] for of_fold in found]) for score in SHOWN_SCORES]
-        lines.append([rows[name], *cells])
+        lines.append([ROWS[name], *cells])
     return ["", *(f"IoU {name}" for name in classes[1:]), *SHOWN_SCORES], lines
 
 
-def gain_table(gains: Gains, rows: dict[str, str], classes: tuple[str, ...]) -> Grid:
+def gain_table(gains: Gains, classes: tuple[str, ...]) -> Grid:
     """Return the differences with their intervals, in points. classes: with background."""
     names = [*(f"IoU {name}" for name in classes[1:]), "miou", "fg_to_bg", "bg_to_fg"]
     lines = [
-        [rows.get(row, row), *(gain[name].text() for name in names)] for row, gain in gains.items()
+        [ROWS.get(row, row), *(gain[name].text() for name in names)] for row, gain in gains.items()
     ]
     return ["", *names], lines
 
 
-def share_table(scores: Scores, rows: dict[str, str], classes: tuple[str, ...]) -> Grid:
+def share_table(scores: Scores, classes: tuple[str, ...]) -> Grid:
     """Return the IoU of every class and row as a share of full supervision's, in percent.
 
     It is left out where full supervision does not find the class either.
@@ -168,77 +161,13 @@ def share_table(scores: Scores, rows: dict[str, str], classes: tuple[str, ...]) 
             ]
             known = [one / full if full and full > TAUGHT else None for one, full in pairs]
             cells.append(spread(known))
-        lines.append([rows[name], *cells])
+        lines.append([ROWS[name], *cells])
     return ["", *classes[1:]], lines
-
-
-# ---------------------------------------------------------------- the report
-
-
-def write_rows(
-    cfg: Config,
-    out: Path,
-    tests: dict[int, TestedRows],
-    gains: Gains,
-    rows: dict[str, str],
-    *,
-    title: str,
-    verdict: str,
-    method: str,
-    tables: dict[str, Grid],
-    pictures: dict[Path, str],
-) -> None:
-    """Print the tables; write them, the scores and a page with its figures to `out`.
-
-    title, method: the page's, and how the masks came about, a paragraph. tables: by what is said
-    above each, after that of the scores. pictures: what each file shows; others, of an earlier
-    test, are removed.
-    """
-    for old in {*out.glob("*.png")} - pictures.keys():
-        old.unlink()
-    scores, data = scores_by_fold(tests), data_name(cfg.workspace)
-    subtitle = f"{data}. {cfg.model_name}, percent, {describe(tests)}"
-    lead = [Text(subtitle, "note"), Table("scores", *score_table(scores, rows, cfg.class_names))]
-    more = [
-        part for said, of in tables.items() for part in (Text(f"{said}.", "note"), Table(said, *of))
-    ]
-    text = as_markdown([lead[0], Text(verdict), lead[1], *more])
-    print(text)
-    write_text(out / "table.md", text)
-    write_json(out / "scores.json", scores)
-    plain = {name: {k: v.plain() for k, v in of_row.items()} for name, of_row in gains.items()}
-    write_json(out / "differences.json", plain)
-    draw_classes(out / "classes.svg", scores, rows, cfg.class_names)
-    sample = "tissue" if data == SAMPLE_NAME else ""
-    bars = Picture(out / "classes.svg", "IoU of each class, by row of the table.")
-    settings = [[field.name, getattr(cfg, field.name)] for field in fields(cfg)]
-    sections = {
-        "": [Text(verdict, "verdict"), Text(method)],
-        "Scores": [lead[0], bars, lead[1], *more],
-        "Images": [Picture(path, said) for path, said in pictures.items()],
-        "Settings": [Table("settings", ["setting", "value"], settings)],
-    }
-    write_text(out / "index.html", page(f"{title} on {data}", sections, sample))
-    print(f"{out / 'index.html'}: open it in a browser; scores.json and table.md lie beside it")
-
-
-def draw_classes(path: Path, scores: Scores, rows: dict[str, str], kinds: tuple[str, ...]) -> None:
-    """Draw the IoU of each class by row. kinds: the classes, with background."""
-    bars = {
-        rows[name]: {
-            kind: [of_fold[name]["iou"][value] for of_fold in scores.values()]
-            for value, kind in enumerate(kinds)
-            if value
-        }
-        for name in next(iter(scores.values()))
-        if name != "all_background"
-    }
-    figures.draw_bars(path, "", "IoU, percent", bars)
 
 
 def spread_by_score(test: TestedRows, row: str, count: int) -> list[int]:
     """Return the indices of test images that show a class, from the worst of a row to the best."""
-    right = figures.share_right(test.patches, {"": test.predicted[row]})[""]
+    right = share_right(test.patches, {"": test.predicted[row]})[""]
     shown = test.patches.masks.flatten(1).amax(1) > 0
     order = right.where(shown, torch.inf).argsort(stable=True)[: int(shown.sum())]
     return order[torch.linspace(0, len(order) - 1, min(count, len(order))).long()].tolist()

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
+from medood.data.files import write_text
+from medood.data.workspace import SAMPLE_NAME, data_name
 from medood.evaluation.figures import embed
 from medood.evaluation.model_card import TEMPLATES
 from medood.evaluation.tables import markdown
@@ -43,10 +45,21 @@ Part = Text | Table | Picture | Markup
 Sections = dict[str, list[Part]]  # by heading; "" is shown without
 
 
-def page(title: str, sections: Sections, sample: str = "") -> str:
-    """Return a page. sample: what of it a program has drawn, such as "tissue"."""
-    body = Markup("").join(section(heading, parts) for heading, parts in sections.items())
-    return TEMPLATES.get_template("page.html").render(title=title, sample=sample, body=body)
+def write_page(workspace: Path, out: Path, title: str, sections: Sections, text: str) -> None:
+    """Write a page on the data of a workspace to `out`; print the tables as text, and write them.
+
+    title: what stands before the name of the data.
+    """
+    print(text)
+    write_text(out / "table.md", text)
+    data = data_name(workspace)
+    page = TEMPLATES.get_template("page.html").render(
+        title=f"{title} on {data}",
+        sample="tissue" if data == SAMPLE_NAME else "",
+        body=Markup("").join(section(heading, parts) for heading, parts in sections.items()),
+    )
+    write_text(out / "index.html", page)
+    print(f"{out / 'index.html'}: open it in a browser; scores.json and table.md lie beside it")
 
 
 def section(heading: str, parts: list[Part]) -> Markup:

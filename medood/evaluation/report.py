@@ -34,7 +34,6 @@ from medood.data.labels import BACKGROUND_COLOUR
 from medood.data.ood_set import read_estimate
 from medood.data.records import record_of
 from medood.data.workspace import (
-    SAMPLE_NAME,
     data_name,
     id_files,
     model_folder,
@@ -43,7 +42,7 @@ from medood.data.workspace import (
 )
 from medood.evaluation import figures
 from medood.evaluation.model_card import TEMPLATES
-from medood.evaluation.page import page
+from medood.evaluation.page import write_page
 from medood.evaluation.ranking import curve
 from medood.evaluation.statistics import Difference, paired_differences, pool
 from medood.evaluation.tables import INTERVAL, LABELS, SCORES, describe_data, markdown, score_table
@@ -314,8 +313,6 @@ def write_report(found: Comparison) -> None:
     data = data_name(cfg.workspace)
     interval = INTERVAL.format(cfg.unit)
     title = TEMPLATES.get_template("title.txt").render(found=found, data=data, interval=interval)
-    text = f"{title}\n{markdown(header, coded)}"
-    print(text)
     body = TEMPLATES.get_template("report.html").render(
         found=found,
         cfg=cfg,
@@ -339,12 +336,10 @@ def write_report(found: Comparison) -> None:
         times=times,
         machine=machine(),
     )
-    names = " and ".join(found.labels.values())
-    heading = f"{names}{'' if found.named else f': {cfg.model_name}'} on {data}"
-    sample = "tissue" if data == SAMPLE_NAME else ""
-    write_text(out / "table.md", text)
     if found.gains:
         plain = {name: gain.plain() for name, gain in found.gains.items()}
         write_json(out / "differences.json", plain)
-    write_text(out / "index.html", page(heading, {"": [Markup(body)]}, sample))
-    print(f"{out / 'index.html'}: open it in a browser; scores.json and table.md lie beside it")
+    names = " and ".join(found.labels.values())
+    heading = names if found.named else f"{names}: {cfg.model_name}"
+    text = f"{title}\n{markdown(header, coded)}"
+    write_page(cfg.workspace, out, heading, {"": [Markup(body)]}, text)
