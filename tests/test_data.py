@@ -47,5 +47,5 @@ def test_patches_are_processed_a_few_at_a_time_with_the_same_results():
     patches = Patches(names, images, truth, torch.zeros(150, dtype=torch.bool))
     message = training.without_classes(TINY, patches)
     assert message == f"no training patch holds {TINY.class_names[5]}: the network will not know it"
-    right = share_right(patches, {"a": predicted})["a"]
+    right = share_right(patches, predicted)
     assert torch.equal(right, (predicted == truth).float().mean((1, 2)))

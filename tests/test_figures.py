@@ -47,7 +47,7 @@ def test_examples_are_the_best_the_median_and_the_worst_change():
 def test_share_right_by_hand(patches):
     predicted = torch.zeros(3, 16, 16, dtype=torch.uint8)
     predicted[1, :4] = 3
-    assert figures.share_right(patches, {"it": predicted})["it"].tolist() == [1, 0.75, 1]
+    assert figures.share_right(patches, predicted).tolist() == [1, 0.75, 1]
 
 
 def test_bars_leave_out_what_no_run_defines(tmp_path):

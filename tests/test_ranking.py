@@ -49,12 +49,12 @@ def test_a_tie_is_one_threshold_and_half_a_pair():
 
 
 def test_matched_rates_by_hand():
-    first, second = tally_of(LOGITS[None], TRUTH[None]), tally_of(LOGITS[None], OTHER[None])
-    missed, false = curve(counts_of(LOGITS[None], OTHER[None]).ranked[0])
+    first, second = counts_of(LOGITS[None], TRUTH[None]), counts_of(LOGITS[None], OTHER[None])
+    missed, false = curve(second.ranked[0])
     # the second network's, threshold by threshold from the lowest pixel up
     points = list(dict.fromkeys(zip((3 * missed).round(6), (3 * false).round(6), strict=True)))
     assert points == [(0, 3), (1, 3), (1, 2), (1, 1), (2, 1), (2, 0), (3, 0)]
-    own, other = first.scores(first), second.scores(first)
+    own, other = first.plain_scores(first), second.plain_scores(first)
     # by argmax, the first has 1/3 of each; on its curve both are reached, and bettered: see points
     assert (own["fg_to_bg"], own["bg_to_fg"]) == (1 / 3, 1 / 3)
     assert own["bg_to_fg_matched"] == own["fg_to_bg_matched"] == 0
@@ -127,15 +127,15 @@ def test_background_everywhere_ranks_nothing():
     truth = torch.tensor([[[0, 0, 0, 1]]])
     floor = ProbabilityTally((1, 1, 4), 3)
     floor.add(slice(None), all_background(truth, 3), truth)
-    scores = floor.scores(tally_of(LOGITS[None], TRUTH[None]))
+    scores = floor.by_region(["all"]).plain_scores(counts_of(LOGITS[None], TRUTH[None]))
     assert (scores["ap"], scores["auroc"]) == (1 / 4, 1 / 2)
     assert scores["bg_to_fg_matched"] == pytest.approx(1 - 1 / 3)  # chance
 
 
 @pytest.mark.parametrize("value", [0, 1])
 def test_without_foreground_or_background_there_is_nothing_to_rank(value):
-    tally = tally_of(LOGITS[None], torch.full((1, 6), value))
-    scores = tally.scores(tally)
+    counts = counts_of(LOGITS[None], torch.full((1, 6), value))
+    scores = counts.plain_scores(counts)
     assert scores["ap"] is scores["auroc"] is None
     assert scores["bg_to_fg_matched"] is scores["fg_to_bg_matched"] is None
 

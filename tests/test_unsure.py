@@ -196,7 +196,7 @@ def colours_in(path, colour):
 
 def test_the_share_of_right_pixels_is_of_those_that_are_sure():
     predicted = torch.zeros(3, 16, 16, dtype=torch.uint8)
-    right = figures.share_right(three_patches(), {"it": predicted})
+    right = {"it": figures.share_right(three_patches(), predicted)}
     assert right["it"][:2].tolist() == pytest.approx([1, 2 / 3])
     chosen = figures.choose_examples(right)
     assert chosen == {"most pixels right": 0, "median": 0, "fewest pixels right": 1}

@@ -167,7 +167,7 @@ def share_table(scores: Scores, classes: tuple[str, ...]) -> Grid:
 
 def spread_by_score(test: TestedRows, row: str, count: int) -> list[int]:
     """Return the indices of test images that show a class, from the worst of a row to the best."""
-    right = share_right(test.patches, {"": test.predicted[row]})[""]
+    right = share_right(test.patches, test.predicted[row])
     shown = test.patches.masks.flatten(1).amax(1) > 0
     order = right.where(shown, torch.inf).argsort(stable=True)[: int(shown.sum())]
     return order[torch.linspace(0, len(order) - 1, min(count, len(order))).long()].tolist()

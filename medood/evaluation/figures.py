@@ -50,20 +50,16 @@ def canvas(path: Path, title: str, size: tuple[float, float] = (6.4, 4.4)) -> It
             figure.savefig(partial, format=path.suffix[1:], metadata=dated)
 
 
-def share_right(patches: Patches, predictions: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the share of the sure pixels that each network calls right in each patch, (N,).
+def share_right(patches: Patches, predicted: Tensor) -> Tensor:
+    """Return the share of the sure pixels that a network calls right in each patch, (N,).
 
-    It is NaN for a patch without a sure pixel.
+    It is NaN for a patch without a sure pixel. predicted: the class of each pixel, (N, P, P).
     """
-
-    def of_chunk(predicted: Tensor, truth: Tensor) -> Tensor:
-        return (predicted == truth).float().sum((1, 2)) / (truth != UNSURE).float().sum((1, 2))
-
-    def share(predicted: Tensor) -> Tensor:
-        pairs = zip(predicted.split(CHUNK), patches.masks.split(CHUNK), strict=True)
-        return torch.cat([of_chunk(*pair) for pair in pairs])
-
-    return {name: share(predicted) for name, predicted in predictions.items()}
+    pairs = zip(predicted.split(CHUNK), patches.masks.split(CHUNK), strict=True)
+    shares = [
+        (called == truth).sum((1, 2)) / (truth != UNSURE).sum((1, 2)) for called, truth in pairs
+    ]
+    return torch.cat(shares)
 
 
 def choose_examples(right: dict[str, Tensor]) -> dict[str, int]:
@@ -91,7 +87,7 @@ def draw_examples(
     predictions: for each network, the class of each pixel, (N, P, P), in the order of `patches`.
     Of two networks, a last column shows where only one of them is right.
     """
-    right = share_right(patches, predictions)
+    right = {name: share_right(patches, called) for name, called in predictions.items()}
     rows = choose_examples(right)
     columns, outcomes = ["image", "truth", *predictions], {}
     class_colours = [BACKGROUND_COLOUR, *(colour for _, colour in classes)]

@@ -305,7 +305,7 @@ def write_report(found: Comparison) -> None:
     subject = subject_of(cfg, {f: test.folders for f, test in tests.items()}, found.folds)
     for old in ("differences.svg", "differences.json", "curves.svg", "rates.svg"):
         (out / old).unlink(missing_ok=True)  # of an earlier test: this one may have none
-    drawn = {path.stem: figures.embed(path) for path in draw_report(found, logs, out)}
+    drawn = {path.stem: path for path in draw_report(found, logs, out)}
     scores = {fold: test.scores for fold, test in tests.items()}
     header, rows = score_table(cfg.class_names, scores, found.sizes, found.gains)
     described = describe_data(cfg, found.folds)
@@ -332,7 +332,7 @@ def write_report(found: Comparison) -> None:
         figures=drawn,
         subject=subject,
         robustness=read_section(cfg, out, subject),
-        pictures={k: {f: figures.embed(p) for f, p in of.items()} for k, of in pictures.items()},
+        pictures=pictures,
         times=times,
         machine=machine(),
     )

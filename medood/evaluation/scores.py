@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -88,20 +87,6 @@ def _ratio(part: np.ndarray, whole: np.ndarray, where: np.ndarray | None = None)
     return np.divide(part, whole, out=np.full(np.shape(part), np.nan), where=where)
 
 
-def _matched(
-    ranked: np.ndarray, fg_to_bg: np.ndarray, bg_to_fg: np.ndarray
-) -> dict[str, np.ndarray]:
-    """Return each of the two error rates where the other is as given, (B,).
-
-    ranked: (B, 2, K).
-    """
-    missed, false = curve(ranked)
-    return {
-        "bg_to_fg_matched": rate_at(missed, false, fg_to_bg),
-        "fg_to_bg_matched": rate_at(false[:, ::-1], missed[:, ::-1], bg_to_fg),
-    }
-
-
 def _weighted(weight: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Return counts (R, ...) summed over regions with weights (B, R), (B, ...)."""
     # as floats, which are exact up to 2^53: products of integers take far longer
@@ -165,7 +150,12 @@ class RegionCounts:
         if against is None:
             return scores
         at = scores_of(_weighted(weight, against.confusion))
-        return scores | _matched(ranked, at["fg_to_bg"], at["bg_to_fg"])
+        missed, false = curve(ranked)
+        return {
+            **scores,
+            "bg_to_fg_matched": rate_at(missed, false, at["fg_to_bg"]),
+            "fg_to_bg_matched": rate_at(false[:, ::-1], missed[:, ::-1], at["bg_to_fg"]),
+        }
 
     def plain_scores(self, against: RegionCounts | None = None) -> dict:
         """Return every score of the whole test, plain numbers, None where one is undefined.
@@ -180,9 +170,6 @@ class RegionCounts:
 class Tally:
     """What a network got right in each of N patches: the scores of a test fold come from it."""
 
-    counted: ClassVar[tuple[str, ...]] = ("confusion", "iou_paper", "dice_paper")  # by patch
-    filled: ClassVar[tuple[str, ...]] = counted  # what `add` fills in, patch by patch
-
     def __init__(self, patches: int, classes: int) -> None:
         self.confusion = torch.zeros(patches, classes, classes, dtype=torch.int64)  # rows the truth
         self.iou_paper = torch.zeros(patches, dtype=torch.float64)
@@ -194,24 +181,23 @@ class Tally:
         iou, dice = paper_iou_dice(probability, truth)
         self.iou_paper[part], self.dice_paper[part] = iou.cpu(), dice.cpu()
 
+    def filled(self) -> list[Tensor]:
+        """Return what `add` fills in, patch by patch."""
+        return [values for values in vars(self).values() if isinstance(values, Tensor)]
+
     def are_sure(self) -> Tensor:
         """Say which of the patches added have a pixel that is sure, bool (N,)."""
         return self.confusion.sum((1, 2)) > 0
 
     def by_region(self, regions: list[str]) -> RegionCounts:
         """Return the counts of each region, given the region of each patch in the order added."""
-        counts = {name: getattr(self, name).numpy() for name in self.counted}
+        names = ("confusion", "iou_paper", "dice_paper")
+        counts = {name: getattr(self, name).numpy() for name in names}
         return RegionCounts.summed(regions, {**counts, "patches": self.are_sure().long().numpy()})
 
-    def scores(self, against: Tally | None = None) -> dict:
-        """Return every score of the patches added, plain numbers, None where one is undefined.
-
-        against: of the network at whose error rates the matched ones are, if any.
-        """
-        whole, other = (
-            tally and tally.by_region(["all"] * len(self.confusion)) for tally in (self, against)
-        )
-        return whole.plain_scores(other)
+    def scores(self) -> dict:
+        """Return every score of the patches added, plain numbers, None where one is undefined."""
+        return self.by_region(["all"] * len(self.confusion)).plain_scores()
 
     def patchwise_iou(self) -> list[float]:
         """Return the IoU of each class as the paper's Fig. 4 and 6 take it: the mean over patches.
@@ -227,8 +213,6 @@ class Tally:
 
 class ProbabilityTally(Tally):
     """A Tally that also ranks the pixels by their probability of foreground."""
-
-    filled = (*Tally.counted, "log_odds", "foreground")
 
     def __init__(self, shape: tuple[int, ...], classes: int) -> None:
         """shape: (N, H, W), of the patches."""

@@ -36,19 +36,19 @@ class Difference(NamedTuple):
         """Return it as JSON holds it, None for NaN."""
         return {k: None if np.isnan(v) else v for k, v in self._asdict().items()}
 
-    def points(self, digits: int = 1) -> str:
+    def points(self) -> str:
         """Return it in percentage points, such as `-0.2 [-1.3, 0.9]`."""
         if np.isnan(self.mean):
             return "-"
-        mean, low, high = (f"{round(100 * value, digits) + 0.0:.{digits}f}" for value in self)
+        mean, low, high = (f"{round(100 * value, 1) + 0.0:.1f}" for value in self)
         if np.isnan(self.low):  # a single region: nothing to resample
             return f"{mean} (no interval)"
         return f"{mean} [{low}, {high}]"
 
-    def text(self, digits: int = 1) -> str:
+    def text(self) -> str:
         """Return it in percentage points, and whether it holds 0."""
         holds = not np.isnan(self.low) and self.holds_zero
-        return self.points(digits) + (" holds 0" if holds else "")
+        return self.points() + (" holds 0" if holds else "")
 
 
 def paired_differences(

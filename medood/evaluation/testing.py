@@ -51,7 +51,7 @@ def tally_patches(
         place = slice(own.start + part.start, min(own.start + part.stop, own.stop))
         tally.add(place, probability, patches.masks[place].to(device))
         predicted[place] = probability.argmax(1).to("cpu", torch.uint8)
-    for values in (*(getattr(tally, name) for name in tally.filled), predicted):
+    for values in (*tally.filled(), predicted):
         all_reduce(values)
     return tally, predicted
 
