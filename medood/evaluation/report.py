@@ -171,9 +171,11 @@ def read_logs(found: Comparison) -> dict[str, list[dict]]:
     return logs if all(logs.values()) else {}
 
 
-def draw_report(found: Comparison, logs: dict[str, list[dict]], out: Path) -> list[Path]:
-    """Draw the figures of the report into the folder `out`, and return their paths."""
-    cfg, labels = found.cfg, found.labels
+def draw_report(found: Comparison) -> list[Path]:
+    """Draw the figures of the report beside it, and return their paths."""
+    cfg, labels, out = found.cfg, found.labels, found.folder
+    for old in ("differences.svg", "curves.svg", "rates.svg"):
+        (out / old).unlink(missing_ok=True)  # of an earlier test: this one may have none
     bars, matrices = {}, {}
     for name, label in labels.items():
         scores = [test.scores[name] for test in found.tests.values()]
@@ -187,7 +189,7 @@ def draw_report(found: Comparison, logs: dict[str, list[dict]], out: Path) -> li
     figures.draw_bars(paths[0], "", "IoU, percent", bars)
     figures.draw_confusion(paths[1], matrices, cfg.class_names)
     figures.draw_examples(paths[2], title, test.patches, seen, cfg.classes)
-    if logs:
+    if logs := read_logs(found):
         paths.append(out / "curves.svg")
         figures.draw_curves(paths[-1], logs)
     rates, chosen = rates_of(found)
@@ -297,15 +299,8 @@ def read_section(cfg: Config, report: Path, subject: str) -> Markup:
 def write_report(found: Comparison) -> None:
     """Print the table of scores; write it, the differences and the page with its figures."""
     cfg, tests, out = found.cfg, found.tests, found.folder
-    logs, pictures = read_logs(found), pictures_of_oods(found)
     runs = [tuple(test.runs.values()) for test in tests.values()]
-    last = runs[0][-1]  # of Med-OoD, if it is there
-    more, below = more_steps(runs) if found.gains else None, below_floor(tests, found.labels)
-    times = read_times(cfg.workspace, cfg.model_name)
     subject = subject_of(cfg, {f: test.folders for f, test in tests.items()}, found.folds)
-    for old in ("differences.svg", "differences.json", "curves.svg", "rates.svg"):
-        (out / old).unlink(missing_ok=True)  # of an earlier test: this one may have none
-    drawn = {path.stem: path for path in draw_report(found, logs, out)}
     scores = {fold: test.scores for fold, test in tests.items()}
     header, rows = score_table(cfg.class_names, scores, found.sizes, found.gains)
     described = describe_data(cfg, found.folds)
@@ -318,24 +313,23 @@ def write_report(found: Comparison) -> None:
         cfg=cfg,
         data=data,
         title=title.strip(),
-        header=header,
-        rows=rows,
+        table=(header, rows),
         shown={row[0]: row[1:] for row in rows},
-        more_steps=more,
+        more_steps=more_steps(runs) if found.gains else None,
         trainings=len({folder for test in tests.values() for folder in test.folders.values()}),
-        below_floor=below,
+        below_floor=below_floor(tests, found.labels),
         classes=[("background", BACKGROUND_COLOUR), *cfg.classes],
         described=described,
         class_rows=zip(*described["by_class"].values(), strict=True),
-        settings=last.get("settings", {}),
-        versions=last.get("versions", {}),
-        figures=drawn,
+        run=runs[0][-1],  # of Med-OoD, if it is there
+        figures={path.stem: path for path in draw_report(found)},
         subject=subject,
         robustness=read_section(cfg, out, subject),
-        pictures=pictures,
-        times=times,
+        pictures=pictures_of_oods(found),
+        times=read_times(cfg.workspace, cfg.model_name),
         machine=machine(),
     )
+    (out / "differences.json").unlink(missing_ok=True)  # of an earlier test of two networks
     if found.gains:
         plain = {name: gain.plain() for name, gain in found.gains.items()}
         write_json(out / "differences.json", plain)
