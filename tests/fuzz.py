@@ -118,7 +118,7 @@ def targets(cfg: Config) -> dict[str, list[tuple[Path, Reader, int]]]:
         return lambda: (image_size(path), read_image(path))
 
     def slide(path: Path) -> Reader:
-        return lambda: open_image(path, 2**22).rows(0, 9, 9, 9)
+        return lambda: open_image(path).rows(0, 9, 9, 9)
 
     def own_mask(path: Path) -> Reader:
         return lambda: read_own_mask(path, (), classes)
