@@ -38,7 +38,7 @@ TINY = Config(
     ood_source_use="instead",
     dask_scheduler=None,
     architecture="unet",
-    encoder="mobilenet_v2",
+    encoder="tu-test_resnet",
     encoder_weights="none",
     batch_norm=True,
     sync_batch_norm=False,
@@ -177,7 +177,7 @@ def report(whole_run, tmp_path):
     """The settings of such a run, in a copy of its own, and the folder of its report."""
     cfg = dataclasses.replace(TINY, workspace=tmp_path / "run", folds=(1, 2))
     shutil.copytree(whole_run, cfg.workspace)
-    return cfg, cfg.workspace / "reports" / "unet_mobilenet_v2"
+    return cfg, cfg.workspace / "reports" / "unet_tu-test_resnet"
 
 
 @pytest.fixture(scope="session")

@@ -83,15 +83,19 @@ def content(path: Path) -> bytes:
 
 
 def found_by(name: str, kind: str, workspace: Path) -> dict:
-    """Return what a system's sample gives: {"data": {folder: hash}, "scores": {name: number}}."""
+    """Return what a system's sample gives: {"data": {folder: hash}, "scores": {name: number}}.
+
+    What the run prints is in <workspace>/printed.txt.
+    """
     system = SYSTEMS[name]
     script, *arguments = system.script.split()
     arguments += ["--sample", "--workspace", str(workspace), "--precision", "float32"]
     arguments += system.short.split() if kind == "short" else []
-    subprocess.run(
-        [sys.executable, ROOT / script, *arguments],
-        **{"cwd": ROOT, "env": os.environ | KERNELS, "check": True, "stdout": subprocess.DEVNULL},
-    )
+    with (workspace / "printed.txt").open("w") as printed:
+        subprocess.run(
+            [sys.executable, ROOT / script, *arguments],
+            **{"cwd": ROOT, "env": os.environ | KERNELS, "check": True, "stdout": printed},
+        )
     data = {}
     for folder in system.prepared:
         (place,) = workspace.glob(f"*/{folder}")

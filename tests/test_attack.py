@@ -50,8 +50,8 @@ def attacked(whole_run, tmp_path_factory):
     few = {"steps": 1, "queries": 3, "patches": 4, "eps": (8.0, 2.0), "folds": (1, 2)}
     cfg = settings_of(AttackConfig, workspace=workspace, **few)
     attack(cfg)
-    report = workspace / "reports" / "unet_mobilenet_v2"
-    return cfg, report, workspace / "reports" / "robust" / "unet_mobilenet_v2"
+    report = workspace / "reports" / "unet_tu-test_resnet"
+    return cfg, report, workspace / "reports" / "robust" / "unet_tu-test_resnet"
 
 
 def results(cfg, out, fold=1):
@@ -70,7 +70,7 @@ def test_scores_name_every_fold_network_eps_and_attack(attacked):
     names = ["noise", "apgd_ce", "apgd_dlr", "apgd_masked_ce", "fab", "square", "apgd_ce_tenth"]
     of_eps = {eps: list(of) for eps, of in scores["1"]["ood"].items()}
     assert of_eps == {"0": ["clean"], **dict.fromkeys("28", [*names, "worst_case"])}
-    test = json.loads((cfg.workspace / "reports/unet_mobilenet_v2/scores.json").read_text())
+    test = json.loads((cfg.workspace / "reports/unet_tu-test_resnet/scores.json").read_text())
     more = {"ap", "auroc", *MATCHED}  # take probabilities: not counted
     assert scores["1"]["ood"]["8"]["fab"].keys() == (
         test["1"]["ood"].keys() - more | {"fooled", "largest_change"}
@@ -153,7 +153,7 @@ def test_a_section_goes_into_no_report_of_other_networks(attacked, tmp_path):
     """The report of networks that were trained again since stays as it is."""
     cfg, report, _ = attacked
     cfg = dataclasses.replace(cfg, workspace=tmp_path)
-    page = tmp_path / "reports" / "unet_mobilenet_v2" / "index.html"
+    page = tmp_path / "reports" / "unet_tu-test_resnet" / "index.html"
     page.parent.mkdir(parents=True)
     shutil.copy(report / "index.html", page)
     before = page.read_text()
@@ -169,10 +169,10 @@ def test_checkpoints_are_attacked_beside_each_other(attacked, capsys):
     cfg, _, _ = attacked
     networks = tuple(model_folder(cfg, 1, ood) for ood in (False, True))
     attack(dataclasses.replace(cfg, checkpoint=networks, attacks=("noise",), eps=(8.0,)))
-    out = "checkpoints/1_unet_mobilenet_v2_vs_1_unet_mobilenet_v2_ood"
+    out = "checkpoints/1_unet_tu-test_resnet_vs_1_unet_tu-test_resnet_ood"
     scores = json.loads((cfg.workspace / "reports/robust" / out / "scores.json").read_text())
     assert list(scores) == ["1"]  # the other fold's test patches were trained on
-    assert "1_unet_mobilenet_v2_ood" in capsys.readouterr().out
+    assert "1_unet_tu-test_resnet_ood" in capsys.readouterr().out
 
 
 def test_patches_are_spread_over_regions_and_drawn_at_random_in_them():
@@ -311,7 +311,7 @@ def test_free_training_divides_the_epochs_and_its_networks_are_tested_and_attack
     change_record(free_folder(cfg, 2), "free", eps=4.0)
     with pytest.raises(UserError) as caught:
         attack(quickly)
-    assert "2_unet_mobilenet_v2_free was not trained like" in str(caught.value)
+    assert "2_unet_tu-test_resnet_free was not trained like" in str(caught.value)
     assert "(eps was 8.0, is 4.0)" in str(caught.value)
     (printed,) = re.findall("`(.*)`", str(caught.value))
     (made,) = [settings_of(FreeConfig, cfg_of(cfg), replays=2, folds=(2,))]
@@ -320,7 +320,7 @@ def test_free_training_divides_the_epochs_and_its_networks_are_tested_and_attack
     from test import evaluate
 
     evaluate(cfg_of(cfg), (free_folder(cfg, 1),))
-    assert (cfg.workspace / "reports/checkpoints/1_unet_mobilenet_v2_free/scores.json").exists()
+    assert (cfg.workspace / "reports/checkpoints/1_unet_tu-test_resnet_free/scores.json").exists()
 
 
 @pytest.mark.slow

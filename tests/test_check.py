@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def command(cfg):
-    settings = ["--encoder=mobilenet_v2", "--encoder_weights=none", "--device=cpu"]
+    settings = ["--encoder=tu-test_resnet", "--encoder_weights=none", "--device=cpu"]
     places = [f"--workspace={cfg.workspace}", f"--patch_size={cfg.patch_size}"]
     return [str(ROOT / "main.py"), "--check", *places, *settings]
 
@@ -254,7 +254,7 @@ def test_what_stands_behind_a_change_is_perhaps_made_again(report):
     cfg, _ = report
     assert set(survey(cfg).values()) == {"kept"}
     fate = survey(dataclasses.replace(cfg, epochs=3))
-    networks = [f"models/{fold}_unet_mobilenet_v2" for fold in cfg.folds]
+    networks = [f"models/{fold}_unet_tu-test_resnet" for fold in cfg.folds]
     for name in networks:
         assert fate[name] == "made again: epochs was 2, is 3"
         ranking = name.replace("models", "HardOoD") + ".csv"

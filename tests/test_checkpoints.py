@@ -183,7 +183,7 @@ def test_networks_of_different_settings_are_not_compared(report, scores_only):
     cfg, _ = report
     train(dataclasses.replace(cfg, epochs=1))
     with pytest.raises(
-        UserError, match=r"1_unet_mobilenet_v2 is out of date .epochs was 1, is 2.*train.py"
+        UserError, match=r"1_unet_tu-test_resnet is out of date .epochs was 1, is 2.*train.py"
     ):
         evaluate(cfg)
     train(cfg)
@@ -202,7 +202,9 @@ def test_a_network_is_not_tested_on_patches_that_it_was_trained_on(report):
     ):
         evaluate(cfg)
     generate_patches(cfg)
-    with pytest.raises(UserError, match="1_unet_mobilenet_v2 is out of date .what it is made from"):
+    with pytest.raises(
+        UserError, match="1_unet_tu-test_resnet is out of date .what it is made from"
+    ):
         evaluate(cfg)
     with pytest.raises(UserError, match="every fold tests patches that"):
         evaluate(cfg, (model_folder(cfg, 1, ood=False),))

@@ -23,3 +23,15 @@ def test_a_sample_gives_what_is_written_down(name, kind, tmp_path):
     assert found["data"] == expected["data"]
     assert found["scores"].keys() == expected["scores"].keys()
     assert found["scores"] == pytest.approx(expected["scores"], abs=1e-6)
+    if name == "trunk":
+        says_that_it_is_the_sample(tmp_path)
+
+
+def says_that_it_is_the_sample(workspace):
+    first, *_, table = (workspace / "printed.txt").read_text().split("SAMPLE: synthetic tissue")
+    assert first == ""
+    assert "not Lizard" in table
+    assert "miou" in table
+    assert "SAMPLE" in (workspace / "sample" / "SAMPLE.txt").read_text()
+    for layout in ("Lizard_Images2/sample_2.png", "Lizard_Labels/Labels/sample_1.mat"):
+        assert (workspace / "sample" / layout).exists()

@@ -83,7 +83,7 @@ def test_normalise_takes_0_to_255():
         ({"encoder_weights": "nowhere.pth"}, "there is no file nowhere.pth"),
         (
             {"encoder_weights": "imagnet"},
-            "mobilenet_v2 has imagenet: give one of them, or none, or the path",
+            "tu-test_resnet has imagenet: give one of them, or none, or the path",
         ),
         (
             {"architecture": "unetplusplus", "encoder": "mit_b0"},
@@ -120,13 +120,14 @@ def test_local_encoder_weights_are_loaded(tmp_path, ending):
 
 
 def test_a_torchvision_file_with_its_classifier_is_loaded(tmp_path):
-    state = dict(build_model(TINY).encoder.state_dict())
+    cfg = dataclasses.replace(TINY, encoder="mobilenet_v2")
+    state = dict(build_model(cfg).encoder.state_dict())
     state |= {
         "classifier.1.weight": torch.zeros(1000, 1280),
         "classifier.1.bias": torch.zeros(1000),
     }
     torch.save(state, tmp_path / "mobilenet_v2.pth")
-    build_model(dataclasses.replace(TINY, encoder_weights=str(tmp_path / "mobilenet_v2.pth")))
+    build_model(dataclasses.replace(cfg, encoder_weights=str(tmp_path / "mobilenet_v2.pth")))
 
 
 def test_a_timm_file_is_loaded_into_a_tu_encoder(no_network, tmp_path):

@@ -101,7 +101,7 @@ def test_patches_without_their_regions_have_no_count_of_nuclei(patched):
 
 
 def test_the_page_holds_all_it_shows(whole_run):
-    page = (whole_run / "reports/unet_mobilenet_v2/index.html").read_text()
+    page = (whole_run / "reports/unet_tu-test_resnet/index.html").read_text()
     sources = re.findall(r'<img src="([^"]{0,40})', page)
     # rates, differences, classes, confusion, examples, curves; three pictures of a fold's OoDs
     assert len(sources) == 6 + 3 * 2
@@ -116,7 +116,7 @@ def test_the_page_holds_all_it_shows(whole_run):
 
 
 def test_pictures_take_little_space_in_the_page_and_keep_their_pixels(whole_run):
-    path = whole_run / "reports/unet_mobilenet_v2/index.html"
+    path = whole_run / "reports/unet_tu-test_resnet/index.html"
     assert path.stat().st_size < 1_000_000
     pictures = re.findall(r"data:image/webp;base64,([^\"]*)", path.read_text())
     files = [path.with_name("examples.png"), *whole_run.glob("HardOoD/*.png")]
@@ -139,10 +139,11 @@ def test_the_sample_says_that_it_is_no_tissue(whole_run, tmp_path):
     shutil.copytree(whole_run, copy)
     (copy / SAMPLE_MARK).touch()
     evaluate(dataclasses.replace(TINY, workspace=copy, folds=(1,)))
-    page = (copy / "reports/unet_mobilenet_v2/index.html").read_text()
+    page = (copy / "reports/unet_tu-test_resnet/index.html").read_text()
     assert "drawn by a program" in page
     assert (
-        "drawn by a program" not in (whole_run / "reports/unet_mobilenet_v2/index.html").read_text()
+        "drawn by a program"
+        not in (whole_run / "reports/unet_tu-test_resnet/index.html").read_text()
     )
 
 
@@ -152,7 +153,7 @@ def test_a_browser_shows_every_figure_on_a_phone_and_on_paper_and_asks_nobody(wh
     sync_api = pytest.importorskip("playwright.sync_api")
     if chromium is None:
         pytest.skip("there is no chromium")
-    page_file = whole_run / "reports/unet_mobilenet_v2/index.html"
+    page_file = whole_run / "reports/unet_tu-test_resnet/index.html"
     messages, requests = [], []
     flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
     with sync_api.sync_playwright() as playwright:

@@ -37,7 +37,7 @@ def test_a_changed_source_is_seen_by_the_steps_behind_it_and_the_reason_is_said(
     assert "Image_Patchs: made again: what it is made from changed" in capsys.readouterr().out
     train(cfg)
     assert (
-        "1_unet_mobilenet_v2: made again: what it is made from changed" in capsys.readouterr().out
+        "1_unet_tu-test_resnet: made again: what it is made from changed" in capsys.readouterr().out
     )
     label = cfg.workspace / "Labels" / "region_0.mat"
     change_label(label, **{"class": loadmat(label)["class"] * 0 + 2})
@@ -88,7 +88,7 @@ def test_patches_whose_sources_are_gone_are_used_as_they_are(patched, lost):
         shutil.rmtree(patched.workspace / folder)
     cfg = dataclasses.replace(patched, folds=(1,), epochs=1)
     main(cfg)
-    assert (cfg.workspace / "reports/unet_mobilenet_v2/index.html").exists()
+    assert (cfg.workspace / "reports/unet_tu-test_resnet/index.html").exists()
 
 
 def test_bad_files_of_patches_that_were_the_users_are_forgotten_with_them(patched):
