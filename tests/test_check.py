@@ -219,7 +219,7 @@ def test_bad_prepared_patches_are_found(patched):
 def test_too_small_a_disk_is_said_before_it_is_full(tiny, monkeypatch):
     usage = namedtuple("usage", "total used free")(1, 1, 1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(UserError, match="0.0 GB free, 0.2 may be written: free some space"):
+    with pytest.raises(UserError, match="0.0 GB free, 0.1 may be written: free some space"):
         look(tiny)
 
 

@@ -151,7 +151,11 @@ def test_a_file_of_something_else_is_refused(tmp_path, content):
     else:
         path.write_bytes(b"html says 404")
     reason = (
-        "not a whole file" if content == "not weights" else "not hold weights of encoder mobilenet_"
+        "not a whole file"
+        if content == "not weights"
+        else "not hold weights of encoder tu-test_"
+        if content == "not weights"
+        else "not hold weights of encoder tu-test_resnet"
     )
     with pytest.raises(UserError, match=rf"weights\.pth (is|does) {reason}"):
         build_model(dataclasses.replace(TINY, encoder_weights=str(path)))
