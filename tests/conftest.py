@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import pickle
 import re
 import shlex
 import shutil
@@ -76,6 +75,11 @@ def as_settings_of(kind: type[Config], cfg: Config, **own: object) -> Config:
 def in_a_copy(cfg: Config, workspace: Path) -> Config:
     """Return the settings of a run of weak/ on drawn images, in a copy of its own."""
     shutil.copytree(cfg.workspace, workspace)
+    return moved(cfg, workspace)
+
+
+def moved(cfg: Config, workspace: Path) -> Config:
+    """Return the settings of a run of weak/ on drawn images, which lies in another folder."""
     drawn = workspace / "drawn"
     own = {"images": drawn / "images", "masks": drawn / "masks"}
     own["image_labels"] = drawn / "image_labels.csv"
@@ -137,8 +141,8 @@ def patched(tiny) -> Config:
 
 
 @pytest.fixture(scope="session")
-def made_once(tmp_path_factory) -> Callable[[str, Callable], object]:
-    """A function that makes something in a folder, once for all of pytest-xdist's processes.
+def made_once(tmp_path_factory) -> Callable[[str, Callable], Path]:
+    """A function that fills a folder, once for all of pytest-xdist's processes, and returns it.
 
     Tests read it or copy it: another process may be reading it at the same time.
     """
@@ -146,14 +150,15 @@ def made_once(tmp_path_factory) -> Callable[[str, Callable], object]:
     if "PYTEST_XDIST_WORKER" in os.environ:
         base = base.parent
 
-    def once(name: str, make: Callable[[Path], object]) -> object:
-        found = base / f"{name}.pickle"
+    def once(name: str, make: Callable[[Path], object]) -> Path:
+        folder, done = base / name, base / f"{name}.done"
         with FileLock(base / f"{name}.lock", timeout=600):
-            if not found.exists():
-                shutil.rmtree(base / name, ignore_errors=True)  # of a process that failed
-                (base / name).mkdir()
-                found.write_bytes(pickle.dumps(make(base / name)))
-        return pickle.loads(found.read_bytes())
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of a process that failed
+                folder.mkdir()
+                make(folder)
+                done.touch()
+        return folder
 
     return once
 
@@ -167,9 +172,8 @@ def whole_run(made_once):
         from main import main
 
         main(dataclasses.replace(TINY, workspace=folder / "run", folds=(1, 2)))
-        return folder / "run"
 
-    return made_once("whole", make)
+    return made_once("whole", make) / "run"
 
 
 @pytest.fixture
@@ -184,15 +188,10 @@ def report(whole_run, tmp_path):
 def weak_run(made_once):
     """The settings of a workspace after a whole run of weak/ by maps."""
 
-    def make(folder):
-        from tests.small_weak import small
-        from weak.main import main
+    from tests.small_weak import settings_of, small
+    from weak.main import main
 
-        cfg = small(folder / "run")
-        main(cfg)
-        return cfg
-
-    return made_once("weak", make)
+    return settings_of(made_once("weak", lambda folder: main(small(folder / "run"))) / "run")
 
 
 @pytest.fixture

@@ -9,9 +9,16 @@ from weak.main import MainConfig
 
 def small(workspace: Path, images: int = 18, **own: object) -> MainConfig:
     """Settings for the first images of the sample, in a workspace of their own."""
-    drawn = sample.draw_sample(workspace)
-    lines = drawn["image_labels"].read_text().splitlines()
-    drawn["image_labels"].write_text("\n".join(lines[: images + 1]) + "\n")
+    labels = sample.draw_sample(workspace)["image_labels"]
+    lines = labels.read_text().splitlines()
+    labels.write_text("\n".join(lines[: images + 1]) + "\n")
+    return settings_of(workspace, **own)
+
+
+def settings_of(workspace: Path, **own: object) -> MainConfig:
+    """The settings alone, of images that are drawn."""
+    drawn = {"images": workspace / "drawn" / "images", "masks": workspace / "drawn" / "masks"}
+    drawn["image_labels"] = workspace / "drawn" / "image_labels.csv"
     given = {"workspace": workspace, "image_size": 64, "epochs": 1, "folds": (79,), **drawn}
     given |= {"encoder": "tu-resnet10t", "classifier_epochs": 8, "classifier_lr": 3e-3}
     given |= {"method": "contrast", "contrast_epochs": 16}

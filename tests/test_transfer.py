@@ -14,7 +14,7 @@ import torch
 
 from config import UserError
 from medood.data.images import read_image, read_mask
-from tests.conftest import in_a_copy, printed_in
+from tests.conftest import in_a_copy, moved, printed_in
 from tests.leaks import files_by_masks
 from tests.small_weak import small
 from weak import sample
@@ -72,13 +72,9 @@ def small_transfer(workspace, images=18):
 def made(made_once, stand_in, weak_run):
     """A workspace after a whole run by transfer, in which one by maps had come before."""
 
-    def make(folder):
-        by_maps = in_a_copy(weak_run, folder / "run")
-        cfg = dataclasses.replace(by_maps, method="transfer", lesion="tinted", trainings=3)
-        main(cfg)
-        return cfg
-
-    return made_once("transfer", make)
+    cfg = dataclasses.replace(weak_run, method="transfer", lesion="tinted", trainings=3)
+    folder = made_once("transfer", lambda folder: main(in_a_copy(cfg, folder / "run")))
+    return moved(cfg, folder / "run")
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """What the one training loop trains: its parts, and what an epoch and a step of it are."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 
 import torch
@@ -10,7 +11,7 @@ from config import Config
 Losses = dict[str, Tensor]
 
 
-class Training:
+class Training(ABC):
     """What the loop trains. A network with its losses says what an epoch and a step are."""
 
     rate = "lr"  # the setting that lowers its learning rate
@@ -29,16 +30,16 @@ class Training:
         """Say whether the last epoch of the log is the last of all."""
         return len(self.log) >= self.epochs
 
+    @abstractmethod
     def begin_epoch(self, epoch: int) -> Iterable[tuple]:
         """Return the batches of an epoch, counted from 0: what `step` takes."""
-        raise NotImplementedError
 
+    @abstractmethod
     def step(self, *batch: object) -> Losses:
         """Take a step on a batch; return its losses, scalars on the device, or other measures.
 
         The host waits for nothing. What is returned holds until the next step.
         """
-        raise NotImplementedError
 
     def end_epoch(self, losses: dict[str, float]) -> dict:
         """Return the row of the log, given the means of the losses over the epoch."""
