@@ -138,7 +138,7 @@ def tell(
         draw(path, title)
     else:
         bars = {pair: tuple(gain[score]) for pair, gain in differences.items()}
-        draw_intervals(path, title, f"`{score}`, points; grey where the interval holds 0", bars)
+        draw_intervals(path, title, f"`{score}`, points; grey where the interval includes 0", bars)
     print(f"{out}.csv, .json, .md, .png")
 
 

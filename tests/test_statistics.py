@@ -35,7 +35,7 @@ def test_two_regions_by_hand():
     # of two regions a resample draws the first twice, both, or the second twice: 1/4, 1/2, 1/4
     assert gain == pytest.approx((0.05, -0.1, 0.2))
     assert gain.holds_zero
-    assert gain.text() == "5.0 [-10.0, 20.0] holds 0"
+    assert gain.text() == "5.0 [-10.0, 20.0] includes 0"
 
 
 def test_an_interval_that_leaves_out_zero_does_not_say_it_holds_zero():

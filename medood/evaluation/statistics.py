@@ -46,9 +46,9 @@ class Difference(NamedTuple):
         return f"{mean} [{low}, {high}]"
 
     def text(self) -> str:
-        """Return it in percentage points, and whether it holds 0."""
+        """Return it in percentage points, and whether it includes 0."""
         holds = not np.isnan(self.low) and self.holds_zero
-        return self.points() + (" holds 0" if holds else "")
+        return self.points() + (" includes 0" if holds else "")
 
 
 def paired_differences(
