@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from config import Config, UserError, settings
+from config import Data, Network, UserError, settings
 from medood.data.files import whole
 from medood.data.workspace import require_network
 from medood.processes import on_main
@@ -26,14 +26,14 @@ TOLERANCE = 1e-3  # of a probability, between the two versions of the network
 
 
 @settings
-class ExportConfig(Config):
+class ExportConfig(Network, Data):
     """What export.py alone takes."""
 
     folder: Positional[Path | None] = None
     """Folder of the trained network."""
 
 
-def export(cfg: Config, folder: Path) -> Path:
+def export(cfg: ExportConfig, folder: Path) -> Path:
     """Write the network in `folder` as ONNX beside it and return the file.
 
     Raises UserError, and leaves no file, if the outputs differ by more than TOLERANCE.

@@ -29,7 +29,7 @@ import numpy as np
 from pydantic import Field
 from tyro.conf import Positional
 
-from config import Config, Microns, UserError, settings
+from config import Data, Machine, Microns, Network, UserError, settings
 from medood.data.files import fingerprint, read_json
 from medood.data.names import stem_of
 from medood.data.records import is_kept, write_own_record
@@ -46,7 +46,7 @@ OF_ALL = (errno.ENOSPC, errno.EROFS, errno.EPIPE)  # errors that every image wou
 
 
 @settings
-class PredictConfig(Config):
+class PredictConfig(Machine, Network, Data):
     """What predict.py alone takes."""
 
     image: Positional[tuple[Path, ...]] = ()

@@ -30,7 +30,7 @@ from medood.predicting.slides import open_image
 from medood.predicting.tiles import OVERLAP, fade, positions, strips
 from medood.sample import draw_region
 from predict import PredictConfig, find_images, predict_images
-from tests.conftest import TINY, write_slide
+from tests.conftest import TINY, as_settings_of, write_slide
 
 ROOT = Path(__file__).parents[1]
 COLOURS = palette(TINY.classes)
@@ -136,9 +136,8 @@ def network(tmp_path_factory):
 
 
 def settings(tmp_path, network, *images, **changes):
-    same = {field.name: getattr(TINY, field.name) for field in dataclasses.fields(TINY)}
     given = {"checkpoint": network, "out": tmp_path / "out", "image": images, **changes}
-    return PredictConfig(**{**same, **given})
+    return as_settings_of(PredictConfig, TINY, **given)
 
 
 @pytest.fixture
