@@ -183,7 +183,7 @@ def test_a_class_that_differs_and_a_network_below_the_floor_are_said():
         "IoU connective": Difference(0.05, -0.01, 0.09),
     }
     assert say("clear_classes", gains) == (
-        "Classes whose interval leaves zero out, in points: IoU epithelial -5.0 [-9.0, -1.0];"
+        "Classes whose interval excludes zero, in points: IoU epithelial -5.0 [-9.0, -1.0];"
         " IoU plasma 5.0 [1.0, 9.0]."
     )
     assert say("clear_classes", {"IoU connective": gains["IoU connective"]}) == ""
