@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from estimate_pct import choose_pct, count_samples, pnr
-from generate_patches import patch_of, tile
 from generate_semantic_labels import semantic_mask
+from medood.data.grid import patch_of, tile
 from medood.evaluation.scores import Tally, all_background
 from tests import oracles
 from tests.fuzz import fuzz

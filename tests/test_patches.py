@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from config import UserError
-from generate_patches import generate_patches, padding, tile
+from generate_patches import generate_patches
 from generate_semantic_labels import generate_semantic_labels
 from generate_unfiltered_oods import generate_unfiltered_oods
 from medood.check import check
 from medood.data.dataset import load_patches
 from medood.data.files import pngs
 from medood.data.folds import read_fold
+from medood.data.grid import padding, tile
 from medood.data.images import read_image, read_mask, write_png
 from medood.data.records import RECORD
 from medood.data.workspace import id_files, require_data

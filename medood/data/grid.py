@@ -1,0 +1,26 @@
+"""How a region is cut into patches: padded with zeros on all sides, then row by row."""
+
+import numpy as np
+
+
+def padding(side: int, patch_size: int) -> tuple[int, int]:
+    """Return the pixels to add before and after `side` to reach a multiple of `patch_size`."""
+    missing = -side % patch_size
+    return missing // 2, missing - missing // 2
+
+
+def tile(image: np.ndarray, patch_size: int) -> np.ndarray:
+    """Cut (H, W, ...) into (N, P, P, ...), row by row, zero-padded on all sides where needed."""
+    rows, columns = (padding(side, patch_size) for side in image.shape[:2])
+    padded = np.pad(image, [rows, columns] + [(0, 0)] * (image.ndim - 2))
+    height, width = (side // patch_size for side in padded.shape[:2])
+    grid = padded.reshape(height, patch_size, width, patch_size, *image.shape[2:])
+    return grid.swapaxes(1, 2).reshape(-1, patch_size, patch_size, *image.shape[2:])
+
+
+def patch_of(x: float, y: float, height: int, width: int, patch_size: int) -> int:
+    """Return the number of the patch that holds a point of a region of height x width pixels."""
+    top, left = padding(height, patch_size)[0], padding(width, patch_size)[0]
+    columns = -(-width // patch_size)
+    row, column = (round(y) + top) // patch_size, (round(x) + left) // patch_size
+    return row * columns + column
