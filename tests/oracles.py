@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from generate_patches import padding
+from medood.data.grid import padding
 
 
 def semantic_mask(inst_map, ids, classes):
