@@ -3,6 +3,8 @@
 Reads   Lizard_Images/*.png, Semantic_Labels/*.png   (generate_semantic_labels.py)
 Writes  Image_Patchs/<region>_<k>.png                RGB (P, P, 3); k counts row by row from 0
         Mask_Patchs/<region>_<k>.png                 uint8 (P, P)
+        Instance_Patchs/<region>_<k>.png             uint16 (P, P), 0 or the nucleus in its region;
+                                                     of Lizard's labels, which have instances
         Mask_Patchs/nuclei.csv                       patch and class of every nucleus, by its centre
         k_folds/<fold>Image_Patchs.csv               which patches train, which test
 
@@ -12,6 +14,8 @@ With prepared patches and no regions it only draws the folds that are not there.
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from config import CONFIG, Data, UserError
 from medood.data import records, workspace
@@ -33,13 +37,14 @@ from medood.data.images import (
     require_match,
     write_png,
 )
+from medood.data.labels import read_label
 from medood.data.names import by_name, name_of, stem_of
 from medood.data.patients import region_of
 from medood.processes import on_main
 from medood.runs.command_line import run
 from medood.runs.jobs import for_each
 from medood.runs.locks import locked
-from medood.runs.products import CLASS_MASKS, FOLD, PATCH_MASKS, PATCHES
+from medood.runs.products import CLASS_MASKS, FOLD, INSTANCE_PATCHES, PATCH_MASKS, PATCHES
 from medood.runs.provenance import making, product_is_kept, require, write_product
 
 
@@ -107,6 +112,25 @@ def cut_regions(cfg: Data) -> None:
             write_table(out / workspace.NUCLEI_LIST, ["img_name", "class"], kept)
 
 
+def cut_nuclei(label_path: Path, classes: int, patch_size: int, out: Path) -> None:
+    """Write the patches of the nuclei of one region: uint16, their ids where those fit."""
+    inst_map, ids, _ = read_label(label_path, classes)
+    if ids.max(initial=0) > np.iinfo(np.uint16).max:
+        inst_map = np.unique(inst_map, return_inverse=True)[1].reshape(inst_map.shape)
+    for k, patch in enumerate(tile(inst_map.astype(np.uint16), patch_size)):
+        write_png(out / f"{stem_of(label_path)}_{k}.png", patch)
+
+
+def cut_instances(cfg: Data) -> None:
+    """Write Instance_Patchs, of the regions that have a class mask."""
+    with making(cfg, INSTANCE_PATCHES) as folders:
+        for out in folders:
+            masks = by_name(pngs(cfg.workspace / "Semantic_Labels"), stem_of)
+            size = len(cfg.class_names), cfg.patch_size
+            labels = [path for path in workspace.region_labels(cfg) if stem_of(path) in masks]
+            for_each(cut_nuclei, [(path, *size, out) for path in labels], cfg, "nuclei", {})
+
+
 def sift_prepared(cfg: Data) -> None:
     """Look at every patch that the user prepared; list those that cannot be used in k_folds/."""
     folders = cfg.workspace / "Image_Patchs", cfg.workspace / "Mask_Patchs"
@@ -150,6 +174,8 @@ def generate_patches(cfg: Data = CONFIG) -> None:
     labelled = workspace.region_labels(cfg) or (cfg.workspace / "Semantic_Labels").exists()
     if workspace.region_images(cfg) and labelled:
         cut_regions(cfg)
+        if workspace.has_instances(cfg):
+            cut_instances(cfg)
     if records.record_of(patches).is_yours:
         sift_prepared(cfg)
     else:

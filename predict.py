@@ -34,6 +34,7 @@ from medood.data.files import fingerprint, read_json
 from medood.data.names import stem_of
 from medood.data.records import is_kept, write_own_record
 from medood.data.workspace import require_network
+from medood.predicting.nuclei import MIN_AREA
 from medood.predicting.slides import ENDINGS, open_image
 from medood.processes import on_main
 from medood.runs.command_line import run
@@ -61,7 +62,7 @@ class PredictConfig(Machine, Network, Data):
     """Side in pixels of the tiles that go through the network, a multiple of 32."""
     watershed: bool = True
     """Separate nuclei that touch; else they count as one."""
-    min_area: Annotated[float, Field(ge=0)] = 4.0
+    min_area: Annotated[float, Field(ge=0)] = MIN_AREA
     """Square microns; what is smaller is in the mask, but not in the lists of nuclei."""
 
 

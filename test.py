@@ -111,6 +111,7 @@ def evaluate(cfg: Config = CONFIG, checkpoints: tuple[Path, ...] = ()) -> None:
     of_name = named(checkpoints)
     # here, so that --help needs no torch
     from medood.evaluation.model_card import record_scores
+    from medood.evaluation.nuclei import no_nuclei
     from medood.evaluation.report import Comparison, write_report
     from medood.evaluation.testing import Tested, score_networks
 
@@ -119,6 +120,8 @@ def evaluate(cfg: Config = CONFIG, checkpoints: tuple[Path, ...] = ()) -> None:
 
     folders = networks(cfg, of_name)
     folds = folds_to_test(cfg, folders, of_name)
+    if (why := no_nuclei(cfg)) and is_main():
+        print(why)
     tests = {fold: score(fold, patches) for fold, patches in folds.items()}
     if not is_main():
         return

@@ -24,3 +24,12 @@ def patch_of(x: float, y: float, height: int, width: int, patch_size: int) -> in
     columns = -(-width // patch_size)
     row, column = (round(y) + top) // patch_size, (round(x) + left) // patch_size
     return row * columns + column
+
+
+def join(patches: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Return the region (height, width) of its patches (N, P, P), as `tile` cut it."""
+    side = patches.shape[1]
+    top, left = padding(height, side)[0], padding(width, side)[0]
+    columns = -(-width // side)
+    grid = patches.reshape(-1, columns, side, side).swapaxes(1, 2)
+    return grid.reshape(-1, columns * side)[top : top + height, left : left + width]

@@ -36,6 +36,11 @@ def region_labels(cfg: Config) -> list[Path]:
     return _find(cfg.workspace, ("labels", "lizard_labels"), ".mat", depth=2)
 
 
+def has_instances(cfg: Config) -> bool:
+    """Say whether the labels tell one nucleus from the next, as Lizard's do."""
+    return cfg.masks is None and bool(region_labels(cfg))
+
+
 def official_table(workspace: Path) -> Path | None:
     """Return Lizard's info.csv, or None."""
     found = _find(workspace, ("labels", "lizard_labels"), "info.csv", depth=1)
@@ -157,6 +162,11 @@ def ood_files(cfg: Config, names: Sequence[str]) -> list[Pair]:
         folder = cfg.workspace / "OoD_Source_Patchs"
         own |= {name: folder / name for name in names if name.startswith(SOURCE_PREFIX)}
     return [(own[name], None) for name in names]
+
+
+def instance_files(cfg: Config, names: Sequence[str]) -> list[Path]:
+    """Return the path of the nuclei of each ID patch, by its plain name."""
+    return _files_of(cfg.workspace / "Instance_Patchs", names)
 
 
 def _files_of(folder: Path, names: Sequence[str]) -> list[Path]:

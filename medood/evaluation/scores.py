@@ -27,6 +27,15 @@ from medood.evaluation.ranking import (
 )
 
 AT_A_TIME = 100  # tests whose ranks are resampled together
+# of nuclei; nuclei.py counts them
+COUNTS = (
+    *("true", "predicted"),
+    *("matched", "iou"),  # pairs, and the sum of their IoU
+    "found",  # pairs whose centres lie within a radius, one to one
+    "invented",  # predicted nuclei that share no pixel with a true one
+    "missed",  # true nuclei of which no pixel is called foreground
+    "misnamed",  # pairs of two classes
+)
 
 
 def confusion(truth: Tensor, predicted: Tensor, classes: int) -> Tensor:
@@ -81,6 +90,33 @@ def scores_of(matrix: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
+def nucleus_scores(counts: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the scores of COUNTS (..., C, K), NaN where one is undefined.
+
+    `pq`, `dq` and `sq` are (..., C), NaN for background and for a class without a true nucleus;
+    the others are (...): `mpq`, the mean of `pq`; `bpq` and `f1`, of nuclei of any class, by IoU
+    and by centre; and shares: of predicted nuclei that are invented, of true ones that are missed,
+    of matched ones that are misnamed.
+    """
+    of = dict(zip(COUNTS, np.moveaxis(counts, -1, 0), strict=True))
+    nuclei = (of["true"] + of["predicted"]) / 2
+    there = (of["true"] > 0) & (np.arange(counts.shape[-2]) > 0)
+    pq = _ratio(of["iou"], nuclei, there)
+    every = {name: values[..., 0] for name, values in of.items()}
+    known = every["true"] > 0
+    return {
+        "pq": pq,
+        "dq": _ratio(of["matched"], nuclei, there),
+        "sq": _ratio(of["iou"], of["matched"], there & (of["matched"] > 0)),
+        "mpq": _ratio(np.nansum(pq, -1), there.sum(-1)),
+        "bpq": _ratio(every["iou"], nuclei[..., 0], known),
+        "f1": _ratio(every["found"], nuclei[..., 0], known),
+        "nuclei_invented": _ratio(every["invented"], every["predicted"]),
+        "nuclei_missed": _ratio(every["missed"], every["true"]),
+        "nuclei_misnamed": _ratio(every["misnamed"], every["matched"]),
+    }
+
+
 def _ratio(part: np.ndarray, whole: np.ndarray, where: np.ndarray | None = None) -> np.ndarray:
     """Return part / whole, NaN where `where` (by default: whole above 0) does not hold."""
     where = whole > 0 if where is None else where
@@ -104,6 +140,7 @@ class RegionCounts:
     patches: np.ndarray  # (R,), the number of those with a pixel that is sure
     ranked: np.ndarray | None = None  # (R, 2, 1 + K), see rank_pixels
     starts: np.ndarray | None = None  # (K,), where the bins of `ranked` begin
+    nuclei: np.ndarray | None = None  # (R, C, K), COUNTS of nuclei
 
     @classmethod
     def summed(cls, names: list[str], counts: dict[str, np.ndarray]) -> RegionCounts:
@@ -136,6 +173,8 @@ class RegionCounts:
             "miou_paper": _ratio(weight @ self.iou_paper, patches),
             "dsc_paper": _ratio(weight @ self.dice_paper, patches),
         }
+        if self.nuclei is not None:
+            scores |= nucleus_scores(_weighted(weight, self.nuclei))
         if self.ranked is not None:
             # a few tests at a time: the bins of all would take half a gigabyte
             starts = range(0, len(weight), AT_A_TIME)

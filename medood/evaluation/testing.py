@@ -10,6 +10,7 @@ from config import Config, UserError
 from medood.data.dataset import CHUNK, Patches, load_patches
 from medood.data.patients import patients_of
 from medood.data.workspace import id_files
+from medood.evaluation.nuclei import count_canvases, read_canvases
 from medood.evaluation.scores import ProbabilityTally, RegionCounts, Tally, all_background
 from medood.models.checkpoints import load_model, read_run
 from medood.models.inference import batch_size, predict
@@ -85,6 +86,11 @@ def score_networks(cfg: Config, folders: dict[str, Path], names: list[str], task
         tally, predictions[name] = tally_patches(cfg, model, patches, device, doing, ranks=True)
         counts[name] = tally.by_region(patients)
         patchwise[name] = tally.patchwise_iou()
+    if canvases := read_canvases(cfg, names, patches.masks.numpy()):
+        called = {"all_background": torch.zeros_like(patches.masks)} | predictions
+        for name, classes in called.items():
+            nuclei = count_canvases(cfg, canvases, classes.numpy())
+            counts[name] = replace(counts[name], nuclei=nuclei)
     first = counts[next(iter(models))] if len(models) > 1 else None
     scores = {name: found.plain_scores(first) for name, found in counts.items()}
     return Tested(folders, runs, predictions, patches, scores, counts, patchwise)

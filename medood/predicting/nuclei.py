@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import cv2
 import numpy as np
@@ -11,8 +12,11 @@ from skimage.measure import find_contours
 from skimage.segmentation import watershed
 
 MIN_DISTANCE = 1.0  # microns between the centres of touching nuclei, see docs/new_images.md
+MIN_AREA = 4.0  # square microns; what is smaller is no nucleus
 LARGEST = 1024  # pixels: a sheet of touching nuclei that is wider, or that waits longer, is cut
 TOLERANCE = 0.4  # pixels by which an outline with fewer corners may differ
+
+Nuclei = tuple[np.ndarray, np.ndarray]  # integers (H, W), 0 outside, 1..; the class of each number
 
 
 @dataclass(frozen=True)
@@ -24,8 +28,19 @@ class Nucleus:
     x: float
     y: float
     probability: float  # of the predicted class, mean over the pixels
-    outline: np.ndarray  # float (K, 2), x and y, the first point again at the end
-    border: np.ndarray  # int (K, 2), column and row of each of its outermost pixels
+    pixels: np.ndarray  # bool (h, w), those of it in the smallest box around it
+    top: int  # row and column of that box
+    left: int
+
+    @cached_property
+    def outline(self) -> np.ndarray:
+        """Its closed outline, float (K, 2), x and y, the first point again at the end."""
+        return outline(self.pixels) + (self.left, self.top)
+
+    @cached_property
+    def border(self) -> np.ndarray:
+        """Column and row of each of its outermost pixels, int (K, 2)."""
+        return border(self.pixels) + (self.left, self.top)
 
 
 def separate(component: np.ndarray, min_distance: float) -> np.ndarray:
@@ -129,6 +144,19 @@ class NucleusFinder:
                 x=left + float(columns.mean()) + 0.5,
                 y=top + float(rows.mean()) + 0.5,
                 probability=float(certainty[inner][mask].mean()) / 255,
-                outline=outline(mask) + (left, top),
-                border=border(mask) + (left, top),
+                pixels=mask,
+                top=top,
+                left=left,
             )
+
+
+def nuclei_of(classes: np.ndarray, min_distance: float, min_area: float) -> Nuclei:
+    """Return the nuclei of a whole class map, uint8 (H, W), as NucleusFinder finds them."""
+    labels, values = np.zeros(classes.shape, np.int32), [0]
+    finder = NucleusFinder(classes.shape, min_distance, min_area)
+    for nucleus in finder.add(classes, np.zeros_like(classes)):
+        height, width = nucleus.pixels.shape
+        box = labels[nucleus.top : nucleus.top + height, nucleus.left : nucleus.left + width]
+        box[nucleus.pixels] = len(values)
+        values.append(nucleus.value)
+    return labels, np.array(values)

@@ -223,6 +223,10 @@ PATCH_MASKS = Product(
     *("patch masks", _in("Mask_Patchs"), ("patch_size",), _of_regions, _CUTTING),
     behind=(CLASS_MASKS,),
 )
+INSTANCE_PATCHES = Product(
+    *("instance patches", _in("Instance_Patchs"), ("patch_size",), _of_labels, _CUTTING),
+    behind=(CLASS_MASKS,),
+)
 FOLD = Product(
     *("fold", workspace.fold_path, ("split", "seed"), _of_patch_names, _CUTTING),
     behind=(PATCHES, PATCH_MASKS),
@@ -256,4 +260,4 @@ MED_OOD = Product(
     *("train_ood.py", Config),
     behind=(ESTIMATE,),
 )
-PRODUCTS = with_all_behind([MED_OOD])
+PRODUCTS = with_all_behind([INSTANCE_PATCHES, MED_OOD])
