@@ -45,7 +45,7 @@ SYSTEMS = {
         "--epochs 1 --folds 79",
         (
             *("Lizard_Images1", "Lizard_Images2", "Lizard_Labels", "Semantic_Labels"),
-            *("Image_Patchs", "Mask_Patchs", "OoD_Patchs", "k_folds"),
+            *("Image_Patchs", "Mask_Patchs", "Instance_Patchs", "OoD_Patchs", "k_folds"),
         ),
         "reports/*/scores.json",
     ),

@@ -1,10 +1,19 @@
 """Scores by nucleus, on nuclei that can be counted by hand, and against MONAI."""
 
+import dataclasses
+import shutil
+
 import numpy as np
 import pytest
 import torch
+from scipy.io import loadmat, savemat
 
-from medood.evaluation.nuclei import count_nuclei
+from config import UserError
+from generate_patches import cut_nuclei, generate_patches
+from medood.data.files import pngs
+from medood.data.images import read_mask, read_values
+from medood.data.workspace import id_files
+from medood.evaluation.nuclei import count_canvases, count_nuclei, no_nuclei, read_canvases
 from medood.evaluation.scores import COUNTS, nucleus_scores
 from medood.predicting.nuclei import nuclei_of
 
@@ -99,3 +108,73 @@ def test_panoptic_quality_is_that_of_monai(seed):
         assert (every["matched"], every["iou"]) == (tp, pytest.approx(iou, rel=1e-6))
         assert (every["predicted"] - tp, every["true"] - tp) == (fp, fn)
     assert scores["bpq"] == pytest.approx(counts[0, 3] / (counts[0, :2].sum() / 2))
+
+
+def canvases(cfg, names=None):
+    """The images of the patches of a workspace, and the patches' masks."""
+    names = names or [path.name for path in pngs(cfg.workspace / "Image_Patchs")]
+    masks = np.array([read_mask(mask, 7) for _, mask in id_files(cfg, names)])
+    return read_canvases(cfg, names, masks), masks
+
+
+def test_nothing_is_lost_at_the_borders_of_patches(patched):
+    found, masks = canvases(patched)
+    assert [canvas.patient for canvas in found] == ["region_0", "region_1", "region_2"]
+    for canvas in found:
+        label = loadmat(patched.workspace / f"Labels/{canvas.patient}.mat")
+        numbers, kinds = canvas.truth
+        assert numbers.shape == label["inst_map"].shape
+        assert len(kinds) - 1 == len(np.unique(label["inst_map"])) - 1 == len(label["id"])
+        assert (kinds[numbers] == canvas.join(masks)).all()
+    counts = count_canvases(patched, found, masks)
+    assert counts[:, 0, COUNTS.index("true")].tolist() == [len(c.truth[1]) - 1 for c in found]
+    scores = nucleus_scores(counts.sum(0))
+    assert scores["nuclei_invented"] == scores["nuclei_missed"] == scores["nuclei_misnamed"] == 0
+
+
+def test_patches_whose_region_is_not_whole_are_counted_alone(patched):
+    names = [path.name for path in pngs(patched.workspace / "Image_Patchs")][:-1]
+    found, masks = canvases(patched, names)
+    assert [canvas.shape for canvas in found] == [(90, 128), (97, 100), *[(32, 32)] * 8]
+    whole = np.concatenate([canvas.truth[0].ravel() > 0 for canvas in found])
+    assert whole.sum() == (masks > 0).sum()
+    assert len(count_canvases(patched, found, masks)) == 3
+
+
+def test_every_predicted_nucleus_is_matched_invented_or_neither():
+    (truth, kinds), (called, guesses) = random_nuclei(np.random.default_rng(9))
+    every = count_nuclei((truth, kinds), (called, guesses), called > 0, 4, 6.0)[0]
+    every = dict(zip(COUNTS, every, strict=True))
+    touching = {int(n) for n in np.unique(called[truth > 0])} - {0}
+    assert every["invented"] == every["predicted"] - len(touching)
+    assert every["matched"] <= len(touching)
+
+
+def test_a_workspace_without_instances_is_told_what_makes_them(patched, capsys):
+    folder = patched.workspace / "Instance_Patchs"
+    assert read_values(folder / "region_0_1.png").dtype == np.uint16
+    shutil.rmtree(folder)
+    assert canvases(patched)[0] == []
+    why = no_nuclei(patched)
+    assert why.startswith(f"no scores by nucleus, as there is no {folder}: run `python generate")
+    own = dataclasses.replace(patched, images=patched.workspace, masks=patched.workspace)
+    assert no_nuclei(own).endswith("the labels hold no instances")
+    generate_patches(patched)
+    assert no_nuclei(patched) == ""
+    label = patched.workspace / "Labels" / "region_0.mat"
+    content = loadmat(label)
+    own = {key: content[key] for key in ("inst_map", "id")}
+    savemat(label, own | {"class": content["class"][::-1]})
+    with pytest.raises(UserError, match=r"Instance_Patchs is out of date.*run `python generate_p"):
+        no_nuclei(patched)
+
+
+def test_ids_that_16_bits_do_not_hold_are_numbered_again(tmp_path):
+    inst_map = np.zeros((32, 32), np.int32)
+    inst_map[2:4, 2:4], inst_map[8:12, 8:12] = 70_000, 5
+    content = {"inst_map": inst_map, "id": [[70_000], [5]], "class": [[1], [2]]}
+    savemat(tmp_path / "a.mat", content)
+    cut_nuclei(tmp_path / "a.mat", 7, 32, tmp_path)
+    numbers = read_values(tmp_path / "a_0.png")
+    assert len(np.unique(numbers)) == 3
+    assert ((numbers > 0) == (inst_map > 0)).all()

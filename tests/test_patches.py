@@ -16,7 +16,7 @@ from medood.check import check
 from medood.data.dataset import load_patches
 from medood.data.files import pngs
 from medood.data.folds import read_fold
-from medood.data.grid import padding, tile
+from medood.data.grid import join, padding, tile
 from medood.data.images import read_image, read_mask, write_png
 from medood.data.records import RECORD
 from medood.data.workspace import id_files, require_data
@@ -32,6 +32,7 @@ def test_tiling_equals_slicing_and_comes_back(height, width):
     tiles = tile(image, 128)
     np.testing.assert_array_equal(tiles, oracles.tile(image, 128))
     np.testing.assert_array_equal(oracles.untile(tiles, height, width), image)
+    np.testing.assert_array_equal(join(tiles[..., 0], height, width), image[..., 0])
     np.testing.assert_array_equal(
         oracles.untile(tile(image[..., 0], 128), height, width), image[..., 0]
     )

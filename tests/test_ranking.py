@@ -9,7 +9,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from medood.data.images import UNSURE, read_image
 from medood.evaluation import figures
-from medood.evaluation.ranking import FOREGROUND_BINS, curve, log_odds, rate_at
+from medood.evaluation.ranking import FOREGROUND_BINS, calibration, curve, log_odds, rate_at
 from medood.evaluation.scores import ProbabilityTally, all_background
 from medood.evaluation.statistics import paired_differences, pool
 
@@ -40,6 +40,18 @@ def test_six_pixels_by_hand():
     assert scores["ap"] == pytest.approx((1 + 1 + 3 / 4) / 3)
     assert scores["auroc"] == pytest.approx(8 / 9)  # one of 9 pairs is in the wrong order
     assert (scores["fg_to_bg"], scores["bg_to_fg"]) == (1 / 3, 1 / 3)
+
+
+def test_the_calibration_error_by_hand():
+    said = torch.tensor([0.1, 0.1, 0.1, 0.1, 0.8, 0.8])
+    truth = torch.tensor([1, 0, 0, 0, 1, 1])  # of a bin 25 % where 10 are said, and 100 where 80
+    scores = tally_of(said.logit()[None], truth[None]).scores()
+    assert scores["ece"] == pytest.approx((4 * 0.15 + 2 * 0.2) / 6, abs=1e-6)
+    counts = counts_of(LOGITS[None], TRUTH[None])
+    pixels, probability, foreground = calibration(counts.ranked[0], counts.starts)
+    assert pixels.sum() == 6
+    assert foreground.sum() == 3
+    assert probability.sum() == pytest.approx(float(LOGITS.sigmoid().sum()))
 
 
 def test_a_tie_is_one_threshold_and_half_a_pair():

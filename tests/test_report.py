@@ -104,9 +104,9 @@ def test_the_page_holds_all_it_shows(whole_run):
     page = (whole_run / "reports/unet_tu-test_resnet/index.html").read_text()
     sources = re.findall(r'<img src="([^"]{0,40})', page)
     # rates, differences, classes, confusion, examples, curves; three pictures of a fold's OoDs
-    assert len(sources) == 6 + 3 * 2
+    assert len(sources) == 7 + 3 * 2
     kinds = Counter(re.match("data:image/([^;]*);base64,", source)[1] for source in sources)
-    assert kinds == {"svg+xml": 5, "webp": 1 + 3 * 2}
+    assert kinds == {"svg+xml": 6, "webp": 1 + 3 * 2}
     assert not re.findall(r'(?:src|href)="(?!data:)', page)
     assert "<script" not in page
     assert page.count('alt="') == len(sources)

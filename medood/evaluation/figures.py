@@ -195,6 +195,26 @@ def draw_rates(
         ax.legend()
 
 
+def draw_calibration(path: Path, said: dict[str, np.ndarray]) -> None:
+    """Draw how often pixels are foreground that a network calls so with some probability.
+
+    said: for each network, (3, bins), as `calibration` of ranking.py gives it. A dot is a bin that
+    holds pixels, the larger the more.
+    """
+    with canvas(path, "", (5.2, 4.8)) as figure:
+        ax = figure.subplots()
+        ax.plot([0, 100], [0, 100], c="grey", lw=0.8, ls="--")
+        for colour, (network, bins) in zip(COLOURS, said.items(), strict=False):
+            pixels, probability, foreground = bins[:, bins[0] > 0]
+            x, y = 100 * probability / pixels, 100 * foreground / pixels
+            ax.plot(x, y, c=colour, lw=1.5, label=network)
+            ax.scatter(x, y, 8 + 120 * pixels / pixels.sum(), color=colour, alpha=0.7)
+        ax.set(xlabel="probability of foreground, percent", aspect="equal")
+        ax.set(ylabel="pixels that are foreground, percent", xlim=(0, 100), ylim=(0, 100))
+        ax.grid(lw=0.4, alpha=0.5)
+        ax.legend()
+
+
 def draw_contact_sheet(
     path: Path, title: str, patches: Patches, predicted: Tensor, classes: Classes
 ) -> None:

@@ -17,6 +17,7 @@ from medood.data.labels import BACKGROUND
 FOREGROUND_BINS, BACKGROUND_BINS = 4096, 1024
 SAMPLED = 2**20  # background pixels, at least, that quantiles are taken of
 CHUNK = 256  # patches that are counted at a time
+CALIBRATION_BINS = 15  # of equal width
 
 
 def log_odds(probability: Tensor) -> Tensor:
@@ -87,6 +88,32 @@ def _share(part: np.ndarray, ranked: np.ndarray) -> np.ndarray:
     """Return part (...) per foreground pixel, NaN without foreground or background."""
     background, foreground = np.moveaxis(ranked.sum(-1), -1, 0)
     return np.where(background > 0, part, np.nan) / np.where(foreground > 0, foreground, np.nan)
+
+
+def calibration(ranked: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """Return what a network says, and what is so, in CALIBRATION_BINS, (..., 3, bins).
+
+    They divide the probability of foreground. Rows: the pixels of each, the sum of their
+    probabilities, and how many are foreground. ranked: counts (..., 2, B). A pixel is taken to
+    have the lowest score of its bin in `ranked`.
+    """
+    with np.errstate(over="ignore"):
+        probability = 1 / (1 + np.exp(-np.append(-np.inf, starts.astype(float))))
+    place = np.minimum(probability * CALIBRATION_BINS, CALIBRATION_BINS - 1).astype(int)
+    member = np.eye(CALIBRATION_BINS)[place]  # (B, bins)
+    pixels = ranked.sum(-2)
+    return np.stack(
+        [part @ member for part in (pixels, pixels * probability, ranked[..., 1, :])], -2
+    )
+
+
+def calibration_error(ranked: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """Return the expected calibration error of foreground (...), from counts (..., 2, B).
+
+    The mean over pixels of |probability - share of foreground| of their bin (Naeini et al., 2015).
+    """
+    pixels, said, so = np.moveaxis(calibration(ranked, starts), -2, 0)
+    return np.abs(said - so).sum(-1) / np.maximum(pixels.sum(-1), 1)
 
 
 def curve(ranked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -20,6 +20,7 @@ from medood.evaluation.ranking import (
     auroc,
     average_precision,
     bin_starts,
+    calibration_error,
     curve,
     log_odds,
     rank_pixels,
@@ -163,8 +164,9 @@ class RegionCounts:
     ) -> dict[str, np.ndarray]:
         """Return the scores of B tests, as `scores_of` does, with `miou_paper` and `dsc_paper`.
 
-        Where probabilities were counted, `ap` and `auroc` come along; `against` a network tested on
-        the same patches, itself or another, the matched rates too.
+        Where nuclei were counted, theirs come along; where probabilities were, `ap`, `auroc` and
+        `ece`, and `against` a network tested on the same patches, itself or another, the matched
+        rates too.
         weight: floats (B, R), how often each region counts in each test.
         """
         patches = weight @ self.patches
@@ -186,6 +188,7 @@ class RegionCounts:
         """Return the scores of B tests that no threshold moves, (B,) each: see `scores`."""
         ranked = _weighted(weight, self.ranked)
         scores = {"ap": average_precision(ranked), "auroc": auroc(ranked)}
+        scores["ece"] = calibration_error(ranked, self.starts)
         if against is None:
             return scores
         at = scores_of(_weighted(weight, against.confusion))

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from medood.evaluation.scores import RegionCounts
+from medood.evaluation.tables import BY_CLASS
 
 RESAMPLES = 2000
 LEVEL = 95  # percent
@@ -57,8 +58,8 @@ def paired_differences(
     """Return the difference of each score, ours less theirs, with its 95 % interval.
 
     ours[i] and theirs[i] are two networks on the same test patches: one fold, one seed. classes:
-    the name of each value of a mask, for the scores `IoU <class>`. The difference is the mean over
-    all i. The resampling has a fixed seed: same counts, same result.
+    the name of each value of a mask, for scores such as `IoU <class>`. The difference is the mean
+    over all i. The resampling has a fixed seed: same counts, same result.
     Raises ValueError if a pair was tested on different patches.
     """
     regions = sorted({region for counts in ours for region in counts.regions})
@@ -85,8 +86,13 @@ def paired_differences(
 
 
 def _by_name(scores: dict[str, np.ndarray], classes: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """Return the scores of B tests, (B,) each: those of one number, and `IoU <class>`."""
-    of_class = {f"IoU {name}": iou for name, iou in zip(classes, scores["iou"].T, strict=True)}
+    """Return the scores of B tests, (B,) each: those of one number, and such as `IoU <class>`."""
+    of_class = {
+        f"{head} {name}": values
+        for key, head in BY_CLASS.items()
+        if key in scores
+        for name, values in zip(classes, scores[key].T, strict=True)
+    }
     return {name: values for name, values in scores.items() if values.ndim == 1} | of_class
 
 

@@ -19,11 +19,14 @@ if TYPE_CHECKING:
     from medood.evaluation.statistics import Difference
 
 # the order of every table; docs/method.md explains the scores
-NO_THRESHOLD = ("ap", "auroc")
+NO_THRESHOLD = ("ap", "auroc", "ece")
 MATCHED = ("bg_to_fg_matched", "fg_to_bg_matched")  # of two networks: at the first one's rates
+SHARES = ("nuclei_invented", "nuclei_missed", "nuclei_misnamed")
+BY_NUCLEUS = ("mpq", "bpq", "f1", *SHARES)  # where labels have instances
 AT_ARGMAX = ("miou", "dsc", "miou_paper", "dsc_paper", "fg_to_bg", "bg_to_fg", "fg_to_fg")
-OWN_SCORES = (*NO_THRESHOLD, *AT_ARGMAX)  # of one network
-SCORES = (*NO_THRESHOLD, *MATCHED, *AT_ARGMAX)
+OWN_SCORES = (*NO_THRESHOLD, *BY_NUCLEUS, *AT_ARGMAX)  # of one network
+SCORES = (*NO_THRESHOLD, *MATCHED, *BY_NUCLEUS, *AT_ARGMAX)
+BY_CLASS = {"iou": "IoU", "pq": "PQ"}  # the head of the rows of such scores
 LABELS = {"all_background": "all background", "baseline": "baseline", "ood": "Med-OoD"}
 SIZES = {  # of a training set, by the label of their row: name and digits
     "ID training patches": ("id_patches", 0),
@@ -74,8 +77,10 @@ def score_table(
         columns[LABELS.get(network, network)] = {
             **{name: spread([of_fold.get(name) for of_fold in tested]) for name in SCORES},
             **{
-                f"IoU {kind}": spread([of_fold["iou"][value] for of_fold in tested])
+                f"{head} {kind}": spread([of_fold[key][value] for of_fold in tested])
+                for key, head in BY_CLASS.items()
                 for value, kind in enumerate(class_names)
+                if all(key in of_fold for of_fold in tested)
             },
             **{
                 label: spread([of_fold.get(key) for of_fold in trained], 1, digits)
@@ -90,7 +95,8 @@ def score_table(
         cells = [column.get(label, "") for column in columns.values()]
         if label.startswith("IoU "):
             cells = ["absent" if cell == "-" else cell for cell in cells]
-        if label not in (*SIZES, *MATCHED) or set(cells) - {"-", ""}:
+        optional = label in (*SIZES, *MATCHED, *BY_NUCLEUS) or label.startswith("PQ ")
+        if not optional or set(cells) - {"-", ""}:
             rows.append([label, *cells])
     return ["", *columns], rows
 
