@@ -175,7 +175,9 @@ class Data:
     @property
     def unit(self) -> str:
         """What stands on one side if `split` is region, and what a bootstrap draws."""
-        return "region" if self.patients is None else "patient"
+        if self.patients is not None:
+            return "patient"
+        return "slide" if self.split == "official" else "region"
 
 
 @settings

@@ -162,6 +162,6 @@ def draw_sample(cfg: Config) -> None:
             image, inst_map, ids, classes = draw_region(rng, height, width)
             write_png((first, second)[number % 2] / f"{name}.png", image)
             (labels / "Labels" / f"{name}.mat").write_bytes(mat_bytes(inst_map, ids, classes))
-        rows = [(name, "sample", number % 3 + 1) for number, name in enumerate(names)]
+        rows = [(name, f"slide_{number % 6}", number % 3 + 1) for number, name in enumerate(names)]
         write_text(labels / "info.csv", csv_text(["FileName", "Source", "Split"], rows))
     print(f"{cfg.workspace}: {REGIONS} regions drawn")

@@ -11,13 +11,14 @@ from medood.data.files import csv_text, write_json, write_text
 from medood.data.workspace import data_name
 from medood.evaluation.figures import draw_bars, draw_intervals
 from medood.evaluation.statistics import Difference, paired_differences
-from medood.evaluation.tables import INTERVAL, OWN_SCORES, markdown, spread
+from medood.evaluation.tables import OWN_SCORES, SHARES, interval_over, markdown, spread
 from medood.models.checkpoints import versions
 from medood.runs.products import plain_settings
 from studies.common import Result, Results, StudyConfig, seeds_of
 
 # what tables of networks show, and those of differences, which a rate at equal rates heads
-SHOWN = ("ap", "miou_paper", "miou", "fg_to_bg", "bg_to_fg")
+BY_NUCLEUS = ("mpq", "bpq", *SHARES)
+SHOWN = ("ap", "miou_paper", "miou", "fg_to_bg", "bg_to_fg", *BY_NUCLEUS)
 COMPARED = ("ap", "bg_to_fg_matched", *SHOWN[1:])
 FORMATS = {"steps": (1, 0), "patches": (1, 0), "hard": (1, 0), "moved": (100, 0), "pnr": (1, 3)}
 
@@ -155,11 +156,12 @@ def write_study(
     # the name keeps apart the runs of one study on single networks
     name = f"{study}_{networks[0]}" if len(networks) == 1 else study
     out = cfg.workspace / "reports" / "studies" / name
+    units = {name for result in every for name in result.counts.regions}
     seeds = ", ".join(map(str, seeds_of(cfg)))
     title = (
         f"{data_name(cfg.workspace)}. {study}: {', '.join(networks)}, {cfg.epochs} epochs,"
         f" folds {', '.join(map(str, cfg.folds))}, seeds {seeds}, split {cfg.split};"
-        f" percent, mean ± standard deviation; differences {INTERVAL.format(cfg.unit)}"
+        f" percent, mean ± standard deviation; differences {interval_over(len(units), cfg.unit)}"
     )
     text = "\n".join([f"{title}\n", *(f"{part}\n\n{table}" for part, table in tables.items())])
     print(f"\n{text}")
@@ -170,7 +172,7 @@ def write_study(
             "id_patches": len(result.recipe.files) - result.recipe.ood_patches,
             **{"ood_patches": result.recipe.ood_patches, "steps": result.recipe.steps},
             **{note: result.recipe.notes.get(note, "") for note in notes},
-            **{name: result.scores[name] for name in OWN_SCORES},
+            **{name: result.scores.get(name) for name in OWN_SCORES},
             **{f"IoU {kind}": result.scores["iou"][c] for c, kind in enumerate(cfg.class_names)},
             "floor_miou_paper": result.floor["miou_paper"],
         }

@@ -76,6 +76,18 @@ def test_without_patients_each_image_is_its_own():
     assert patients_of(TINY, ["a_1_07.png", "a_2_0.png"]) == ["a_1", "a_2"]
 
 
+def test_under_the_official_split_a_region_is_of_its_slide(tmp_path):
+    cfg = dataclasses.replace(TINY, workspace=tmp_path, split="official")
+    patches = ["glas_1_0.png", "glas_1_1.png", "glas_2_0.png", "dpath_3_0.png", "own_0.png"]
+    rows = "Filename,Source,Split\nglas_1.png,a,1\nglas_2.png,a,1\ndpath_3.png,a,2\nown.png,,3\n"
+    (tmp_path / "info.csv").write_text(rows)
+    # `a` is another slide in each of the sets
+    assert patients_of(cfg, patches) == ["glas/a", "glas/a", "glas/a", "dpath/a", "own"]
+    assert cfg.unit == "slide"
+    (tmp_path / "info.csv").unlink()  # its lists are there, and are used
+    assert patients_of(cfg, patches) == [name.rsplit("_", 1)[0] for name in patches]
+
+
 def test_a_point_in_a_name_is_no_ending(prepared):
     cfg = with_table(prepared, "img_name,patient\ncase.1,x\ncase.2.PNG,y\n0001.png,z\n")
     assert patients_of(cfg, ["case.2_0.png", "case.1_0.png", "0001.png"]) == ["y", "x", "z"]
@@ -317,8 +329,8 @@ def test_the_report_speaks_of_patients(report):
     assert "37 patches of 3 regions of 2 patients." in words
     assert "Patches of one patient stand on both sides. This flatters every score" in words
     assert "<code>split = region</code> keeps patients apart" in words
-    assert "bootstrap over patients and, if several, trainings" in words
-    assert "bootstrap over patients and, if several, trainings" in table
+    assert "bootstrap over 2 patients and, if several, trainings; they are too narrow" in words
+    assert "bootstrap over 2 patients and, if several, trainings; they are too narrow" in table
     assert "over regions" not in words
 
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 
 from medood.evaluation.scores import RegionCounts, Tally
 from medood.evaluation.statistics import Difference, paired_differences, pool
+from medood.evaluation.tables import INTERVAL, interval_over
 from tests.conftest import TINY
 
 NAMES = TINY.class_names
@@ -137,3 +138,8 @@ def test_trainings_that_differ_by_chance_seldom_look_like_a_gain():
 
 def test_what_is_undefined_for_zero_is_not_a_gain():
     assert Difference(0.1, np.nan, np.nan).holds_zero
+
+
+def test_an_interval_says_over_how_many_units_and_that_few_are_too_few():
+    assert interval_over(30, "slide") == INTERVAL.format("30 slide")
+    assert interval_over(12, "slide").endswith("too narrow, as there are fewer than 30 slides")

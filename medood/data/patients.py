@@ -1,4 +1,8 @@
-"""Whose a patch is: the region (an image) that it was cut from, and that region's patient."""
+"""Whose a patch is: the region (an image) that it was cut from, and that region's patient.
+
+Where the setting `patients` names none, that is the region itself or, under Lizard's official
+split, its slide: several of Lizard's regions come from one.
+"""
 
 import re
 from collections.abc import Iterable
@@ -8,6 +12,7 @@ from config import Config, UserError
 from medood.data.files import read_rows
 from medood.data.images import IMAGE_ENDINGS
 from medood.data.names import plain
+from medood.data.workspace import official_table
 
 
 def region_of(patch: str) -> str:
@@ -16,13 +21,14 @@ def region_of(patch: str) -> str:
 
 
 def patients_of(cfg: Config, patches: Iterable[str]) -> list[str]:
-    """Return the patient of each patch, as the setting `patients` says; its region if that is None.
+    """Return the patient of each patch, as the setting `patients` says; if None, slide or region.
 
     Raises UserError for a table that is none, and if it or the pattern leaves a region out.
     """
     regions = [region_of(name) for name in patches]
     if cfg.patients is None:
-        return regions
+        slides = _read_slides(cfg.workspace) if cfg.split == "official" else {}
+        return [slides.get(region, region) for region in regions]
     images = {region: without_ending(region) for region in regions}
     if cfg.patients.lower().endswith(".csv"):
         patient_of = _read_patients(Path(cfg.patients))
@@ -53,6 +59,18 @@ def _read_patients(path: Path) -> dict[str, str]:
                 f"{path} says that {image} is of patient {before} and of {patient}: remove one row"
             )
     return patient_of
+
+
+def _read_slides(workspace: Path) -> dict[str, str]:
+    """Return the slide of each region as Lizard's info.csv has it; {} where there is none.
+
+    A Source, such as train_22, names a slide only within the set that the region came from: glas,
+    crag, consep ...
+    """
+    table = official_table(workspace)
+    rows = [row for _, row in read_rows(table, ("filename", "source"))] if table else []
+    sources = {without_ending(row["filename"]): row["source"] for row in rows if row.get("source")}
+    return {region: f"{region_of(region)}/{source}" for region, source in sources.items()}
 
 
 def _match_patients(pattern: str, images: Iterable[str]) -> dict[str, str]:

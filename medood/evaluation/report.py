@@ -45,7 +45,14 @@ from medood.evaluation.model_card import TEMPLATES
 from medood.evaluation.page import write_page
 from medood.evaluation.ranking import calibration, curve
 from medood.evaluation.statistics import Difference, paired_differences, pool
-from medood.evaluation.tables import INTERVAL, LABELS, SCORES, describe_data, markdown, score_table
+from medood.evaluation.tables import (
+    LABELS,
+    SCORES,
+    describe_data,
+    interval_over,
+    markdown,
+    score_table,
+)
 from medood.evaluation.testing import Tested
 
 
@@ -321,7 +328,8 @@ def write_report(found: Comparison) -> None:
     described = describe_data(cfg, found.folds)
     coded = [[f"`{row[0]}`" if row[0] in SCORES else row[0], *row[1:]] for row in rows]
     data = data_name(cfg.workspace)
-    interval = INTERVAL.format(cfg.unit)
+    regions = {name for test in tests.values() for name in test.counts["all_background"].regions}
+    interval = interval_over(len(regions), cfg.unit)
     title = TEMPLATES.get_template("title.txt").render(found=found, data=data, interval=interval)
     body = TEMPLATES.get_template("report.html").render(
         found=found,

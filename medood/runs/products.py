@@ -181,7 +181,8 @@ def network_made_from(
 
 def of_patients(cfg: Config, names: list[str]) -> dict:
     """Return whose patches these are."""
-    owners = cfg.patients and digest("\n".join(patients_of(cfg, names)))
+    known = cfg.patients is not None or cfg.split == "official"
+    owners = digest("\n".join(patients_of(cfg, names))) if known else None
     return _without_later({"patients": owners})
 
 
