@@ -33,7 +33,6 @@ from medood.data.workspace import (
     region_labels,
     require_data,
 )
-from medood.evaluation.scores import RegionCounts
 from medood.evaluation.tables import markdown
 from medood.evaluation.testing import score_networks
 from medood.models.network import build_model, pick_device
@@ -42,6 +41,7 @@ from medood.runs.products import network_made_from
 from medood.training.batches import batches
 from medood.training.segmentation import TIMED_STEPS, step_seconds, train_fold
 from rank_prune_ood import rank_files
+from studies.results import Result, path_of, read_result, write_result
 
 
 @settings
@@ -60,6 +60,8 @@ class ArmsConfig(StudyConfig):
 
     arms: tuple[str, ...] = ()
     """Train these arms alone, and those that they are compared with; none named: all."""
+    results: Path | None = None
+    """Folder of finished trainings: what lies there is not trained again; others are added."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,12 @@ class Recipe:
         return sum(mask is None for _, mask in self.files)
 
     @property
+    def sizes(self) -> dict:
+        """What a table tells of the training: patches, steps and notes."""
+        patches = {"id_patches": len(self.files) - self.ood_patches}
+        return patches | {"ood_patches": self.ood_patches, "steps": self.steps} | self.notes
+
+    @property
     def steps(self) -> int:
         """The number of optimiser steps of the whole training."""
         return self.cfg.epochs * len(batches(self.cfg, 0, 0, len(self.files)))
@@ -85,18 +93,6 @@ class Recipe:
 
 # takes the settings, with the seed set, and a fold; returns None if the fold has no such patches
 Arm = Callable[[StudyConfig, int], Recipe | None]
-
-
-@dataclass(frozen=True)
-class Result:
-    """A trained and tested recipe."""
-
-    recipe: Recipe
-    folder: Path
-    scores: dict
-    floor: dict
-    counts: RegionCounts
-    patchwise: dict[str, list[float]]  # IoU by class, of this network and of `all_background`
 
 
 Results = dict[str, dict[tuple[int, int], Result]]  # by arm, then by fold and seed
@@ -205,14 +201,23 @@ def chosen(cfg: ArmsConfig, arms: dict[str, Any], references: tuple[str, ...]) -
     return {name: arm for name, arm in arms.items() if name in wanted}
 
 
-def run_arms(cfg: StudyConfig, arms: dict[str, Arm]) -> Results:
-    """Return the results of every arm, fold and seed; with --plan, print the plan and return {}."""
-    results: Results = {}
+def run_arms(cfg: StudyConfig, arms: dict[str, Arm], results: Path | None = None) -> Results:
+    """Return the results of every arm, fold and seed; with --plan, print the plan and return {}.
+
+    results: the folder of finished trainings, if any.
+    """
+    found: Results = {}
     planned: dict[tuple, tuple[str, int, Recipe]] = {}
     for seed in seeds_of(cfg):
         for fold in cfg.folds:
             for name, arm in arms.items():
-                recipe = arm(replace(cfg, seed=seed), fold)
+                seeded = replace(cfg, seed=seed)
+                kept = None if results is None else path_of(seeded, results, name, fold)
+                if kept and not cfg.plan and (done := read_result(kept)):
+                    print(f"--- {name}, fold {fold}, seed {seed}: {kept}")
+                    found.setdefault(name, {})[fold, seed] = done
+                    continue
+                recipe = arm(seeded, fold)
                 if recipe is None:
                     print(f"--- {name}, fold {fold}, seed {seed}: left out: there is no such patch")
                     continue
@@ -223,9 +228,10 @@ def run_arms(cfg: StudyConfig, arms: dict[str, Arm]) -> Results:
                 print(f"--- {name}, fold {fold}, seed {seed}")
                 folder = train_recipe(recipe, fold)
                 tested = score_networks(recipe.cfg, {name: folder}, recipe.test, f"fold {fold}")
-                results.setdefault(name, {})[fold, seed] = Result(
-                    recipe,
+                result = Result(
+                    recipe.cfg.model_name,
                     folder,
+                    recipe.sizes,
                     tested.scores[name],
                     tested.scores["all_background"],
                     tested.counts[name],
@@ -234,9 +240,12 @@ def run_arms(cfg: StudyConfig, arms: dict[str, Arm]) -> Results:
                         "floor": tested.patchwise["all_background"],
                     },
                 )
+                found.setdefault(name, {})[fold, seed] = result
+                if kept:
+                    write_result(kept, cfg, result)
     if cfg.plan:
         print_plan(planned.values())
-    return results
+    return found
 
 
 def print_plan(planned: Iterable[tuple[str, int, Recipe]]) -> None:
@@ -248,8 +257,15 @@ def print_plan(planned: Iterable[tuple[str, int, Recipe]]) -> None:
         of_network = replace(cfg, seed=0, epochs=1, ood_source=None)  # a step's time is the same
         hours = recipe.steps * step_seconds(of_network) / 3600
         total += hours
-        sizes = len(recipe.files) - recipe.ood_patches, recipe.ood_patches
-        numbers = (fold, cfg.seed, *sizes, cfg.epochs, recipe.steps)
+        sizes = recipe.sizes
+        numbers = [
+            fold,
+            cfg.seed,
+            sizes["id_patches"],
+            sizes["ood_patches"],
+            cfg.epochs,
+            recipe.steps,
+        ]
         rows.append([name, cfg.model_name, *map(str, numbers), f"{hours:.2f}"])
     print(markdown(header, rows))
     print(

@@ -297,7 +297,9 @@ def controls(cfg: ControlsConfig) -> None:
         del arms["+ external"]
         print("+ external is left out: name a folder of nucleus-free images with --ood_source")
     results = common.run_arms(
-        cfg, {name: arm if name == "+ external" else own(arm) for name, arm in arms.items()}
+        cfg,
+        {name: arm if name == "+ external" else own(arm) for name, arm in arms.items()},
+        cfg.results,
     )
     if results:
         others = [arm for arm in results if arm != EQUAL]

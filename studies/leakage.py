@@ -132,12 +132,9 @@ def leakage(cfg: LeakageConfig) -> None:
         + [fall[name].text()]
         for name in SCORES
     ]
-    sizes = [[result.recipe for result in of_arm.values()] for of_arm in results.values()]
-    for label, size in (
-        ("ID training patches", lambda recipe: len(recipe.files)),
-        ("steps", lambda recipe: recipe.steps),
-    ):
-        rows.append([label, *(spread(list(map(size, of)), 1, 0) for of in sizes), ""])
+    for label, size in (("ID training patches", "id_patches"), ("steps", "steps")):
+        of_arms = (spread(values(of_arm, size), 1, 0) for of_arm in results.values())
+        rows.append([label, *of_arms, ""])
     chance = "" if cfg.seeds > 1 else "; one training each, so without the chance between trainings"
     scores = markdown(["", *results, f"difference, all folds as one test{chance}"], rows)
     tables = {"Both sides of the lists": table, "Scores of the baseline": scores}

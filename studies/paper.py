@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from config import UserError, settings
 from medood.data.dataset import Patches
+from medood.data.folds import read_fold
 from medood.evaluation.figures import COLOURS, canvas, draw_examples
 from medood.evaluation.testing import score_networks
 from medood.models.network import batch_norms, build_model
@@ -145,7 +146,7 @@ def table2(cfg: PaperConfig) -> None:
 
     if results:
         more = {"pct 0": [arm for arm in arms if arm != "pct 0"]}
-        columns = ("patches", "pnr")
+        columns = ("id_patches", "ood_patches", "pnr")
         tell(cfg, "table2", results, more, columns=columns, printed=TABLE2, draw=draw)
 
 
@@ -193,10 +194,9 @@ def figure3(cfg: PaperConfig) -> None:
 
     def draw(path: Path, title: str) -> None:
         tests = []
-        for (fold, seed), result in results["baseline"].items():
+        for fold, seed in results["baseline"]:
             folders = {arm: of_arm[fold, seed].folder for arm, of_arm in results.items()}
-            recipe = result.recipe
-            tests.append(score_networks(cfg, folders, recipe.test, f"fold {fold}"))
+            tests.append(score_networks(cfg, folders, read_fold(cfg, fold).test, f"fold {fold}"))
         parts = (
             torch.cat([getattr(test.patches, part) for test in tests])
             for part in ("images", "masks", "is_ood")

@@ -20,21 +20,24 @@ from studies.common import Result, Results, StudyConfig, seeds_of
 BY_NUCLEUS = ("mpq", "bpq", *SHARES)
 SHOWN = ("ap", "miou_paper", "miou", "fg_to_bg", "bg_to_fg", *BY_NUCLEUS)
 COMPARED = ("ap", "bg_to_fg_matched", *SHOWN[1:])
-FORMATS = {"steps": (1, 0), "patches": (1, 0), "hard": (1, 0), "moved": (100, 0), "pnr": (1, 3)}
+FORMATS = {"steps": (1, 0), "hard": (1, 0), "moved": (100, 0), "pnr": (1, 3)}
+FORMATS |= {"id_patches": (1, 0), "ood_patches": (1, 0)}
 
 Differences = dict[str, dict[str, Difference]]  # by pair, `<arm> - <reference>`, and by score
 OfArm = dict[tuple[int, int], Result]  # by fold and seed
 
 
-def compare(results: Results, arm: str, against: str) -> dict[str, Difference]:
+def compare(
+    results: Results, arm: str, against: str, classes: tuple[str, ...]
+) -> dict[str, Difference]:
     """Return the paired differences of two arms over the folds and seeds that both have.
 
+    classes: the name of each value of a mask.
     Raises UserError if there is none.
     """
     both = [key for key in results[arm] if key in results[against]]
     if not both:
         raise UserError(f"{arm} and {against}: no fold has patches for both: set folds to others")
-    classes = results[arm][both[0]].recipe.cfg.class_names
     return paired_differences(
         *([results[name][key].counts for key in both] for name in (arm, against)), classes
     )
@@ -42,17 +45,12 @@ def compare(results: Results, arm: str, against: str) -> dict[str, Difference]:
 
 def values(results: OfArm, name: str) -> list[float | None]:
     """Return a score, a size or a note of the recipe, for each fold and seed of an arm."""
-    if name.startswith("IoU "):
-        return [
-            result.scores["iou"][result.recipe.cfg.class_names.index(name[4:])]
-            for result in results.values()
-        ]
-    return [
-        ({"steps": r.recipe.steps, "patches": len(r.recipe.files)} | r.recipe.notes | r.scores).get(
-            name
-        )
-        for r in results.values()
-    ]
+    return [(result.sizes | result.scores).get(name) for result in results.values()]
+
+
+def ious(results: OfArm, value: int) -> list[float | None]:
+    """Return the IoU of a class, by its value in a mask, for each fold and seed of an arm."""
+    return [result.scores["iou"][value] for result in results.values()]
 
 
 def heads(names: Iterable[str]) -> list[str]:
@@ -76,7 +74,7 @@ def class_table(cfg: Config, results: Results, printed: dict[str, dict[str, obje
     header = ["class", *(f"IoU {arm}" for arm in results), "patch by patch: floor", *results]
     rows = []
     for value, kind in enumerate(cfg.class_names):
-        rows.append([kind, *(cells(of_arm, [f"IoU {kind}"])[0] for of_arm in results.values())])
+        rows.append([kind, *(spread(ious(of_arm, value)) for of_arm in results.values())])
         rows[-1].append(spread([r.patchwise["floor"][value] for r in floor.values()]))
         for of_arm in results.values():
             rows[-1].append(spread([r.patchwise["network"][value] for r in of_arm.values()]))
@@ -87,7 +85,7 @@ def class_table(cfg: Config, results: Results, printed: dict[str, dict[str, obje
 def draw_classes(path: Path, title: str, cfg: Config, results: Results) -> None:
     """Draw the IoU of every class."""
     bars = {
-        arm: {name: values(of_arm, f"IoU {name}") for name in cfg.class_names}
+        arm: {name: ious(of_arm, value) for value, name in enumerate(cfg.class_names)}
         for arm, of_arm in results.items()
     }
     draw_bars(path, title, "IoU, percent; dots are folds and seeds", bars)
@@ -112,27 +110,27 @@ def tell(
     score: whose differences the figure shows, if `draw` draws no other.
     """
     printed = printed or {}
-    header = ["", "trainings", "steps", *heads([*columns, *SHOWN]), *printed]
+    floor = [result.floor for result in next(iter(results.values())).values()]
+    columns = (*columns, *(name for name in SHOWN if name in floor[0]))
+    header = ["", "trainings", "steps", *heads(columns), *printed]
     rows = [
-        [arm, str(len(of_arm)), *cells(of_arm, ["steps", *columns, *SHOWN])]
+        [arm, str(len(of_arm)), *cells(of_arm, ["steps", *columns])]
         + [str(column.get(arm, "-")) for column in printed.values()]
         for arm, of_arm in results.items()
     ]
-    floor = [result.floor for result in next(iter(results.values())).values()]
-    known = [spread([of.get(name) for of in floor]) for name in [*columns, *SHOWN]]
+    known = [spread([of.get(name) for of in floor]) for name in columns]
     rows.append(["all background", "-", "-", *known, *["-"] * len(printed)])
     differences = {
-        f"{arm} - {other}": compare(results, arm, other)
+        f"{arm} - {other}": compare(results, arm, other, cfg.class_names)
         for other, arms in against.items()
         for arm in arms
     }
     every = {"Scores": markdown(header, rows)} | (tables or {})
     for other, arms in against.items():
-        less = [
-            [arm, *(differences[f"{arm} - {other}"][name].text() for name in COMPARED)]
-            for arm in arms
-        ]
-        every[f"Less {other}"] = markdown(["", *heads(COMPARED)], less)
+        gains = {arm: differences[f"{arm} - {other}"] for arm in arms}
+        names = [name for name in COMPARED if all(name in gain for gain in gains.values())]
+        less = [[arm, *(gain[name].text() for name in names)] for arm, gain in gains.items()]
+        every[f"Less {other}"] = markdown(["", *heads(names)], less)
     out = write_study(cfg, study, results, every, differences)
     path, title = Path(f"{out}.png"), f"{data_name(cfg.workspace)}, {cfg.epochs} epochs\n{out.name}"
     if draw:
@@ -152,7 +150,7 @@ def write_study(
     one.
     """
     every = [result for of_arm in results.values() for result in of_arm.values()]
-    networks = sorted({result.recipe.cfg.model_name for result in every})
+    networks = sorted({result.network for result in every})
     # the name keeps apart the runs of one study on single networks
     name = f"{study}_{networks[0]}" if len(networks) == 1 else study
     out = cfg.workspace / "reports" / "studies" / name
@@ -165,13 +163,11 @@ def write_study(
     )
     text = "\n".join([f"{title}\n", *(f"{part}\n\n{table}" for part, table in tables.items())])
     print(f"\n{text}")
-    notes = sorted({note for result in every for note in result.recipe.notes})
+    sizes = list(dict.fromkeys(name for result in every for name in result.sizes))
     rows = [
         {
             **{"arm": arm, "network": result.folder.name, "fold": fold, "seed": seed},
-            "id_patches": len(result.recipe.files) - result.recipe.ood_patches,
-            **{"ood_patches": result.recipe.ood_patches, "steps": result.recipe.steps},
-            **{note: result.recipe.notes.get(note, "") for note in notes},
+            **{name: result.sizes.get(name, "") for name in sizes},
             **{name: result.scores.get(name) for name in OWN_SCORES},
             **{f"IoU {kind}": result.scores["iou"][c] for c, kind in enumerate(cfg.class_names)},
             "floor_miou_paper": result.floor["miou_paper"],

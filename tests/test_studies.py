@@ -148,7 +148,6 @@ def test_two_seeds_are_two_trainings_on_one_list(workspace):
     results = common.run_arms(cfg, {"baseline": common.baseline})
     first, second = results["baseline"].values()
     assert first.folder != second.folder
-    assert first.recipe.files == second.recipe.files
     assert first.counts.patches.tolist() == second.counts.patches.tolist()
 
 
@@ -300,6 +299,42 @@ def test_controls_run_to_their_tables_and_figure(workspace):
         if "silhouettes" in row["arm"] and row["seed"] == 0
     ]
     assert share == pytest.approx(changed.sum() / nuclei.sum())
+
+
+def test_finished_trainings_are_files_that_need_no_network(workspace, tmp_path, capsys):
+    cfg = settings(
+        controls.ControlsConfig,
+        **{"workspace": workspace, "results": tmp_path, "seeds": 1, "folds": (1,)},
+        arms=("Med-OoD", "+ duplicated ID"),
+    )
+    controls.controls(cfg)
+    first = written(workspace, "controls")
+    files = sorted(tmp_path.iterdir())
+    assert [path.name[:-14] for path in files] == [
+        "1_0_baseline-equal-steps",
+        "1_0_duplicated-id",
+        "1_0_med-ood",
+    ]
+    content = json.loads(files[2].read_text())
+    assert content["command"].startswith("python studies/")
+    assert content["seconds"] > 0
+    assert content["sizes"]["ood_patches"] > 0
+    assert content["scores"]["mpq"] is not None
+    capsys.readouterr()
+    shutil.copytree(workspace, tmp_path / "copy")
+    shutil.rmtree(tmp_path / "copy" / "studies")
+    controls.controls(dataclasses.replace(cfg, workspace=tmp_path / "copy"))
+    said = capsys.readouterr().out
+    assert str(files[2]) in said
+    assert "seconds" not in said  # the heading of a training's log
+    again = written(tmp_path / "copy", "controls")
+    assert again["rows"] == first["rows"]
+    for pair, of_pair in first["differences"].items():
+        for name, found in of_pair.items():
+            assert again["differences"][pair][name] == pytest.approx(found, abs=0.02, nan_ok=True)
+    other = dataclasses.replace(cfg, lr=2e-3, plan=True)  # other settings: other files
+    assert controls.common.run_arms(other, {"Med-OoD": common.med_ood}, tmp_path) == {}
+    assert "Med-OoD" in capsys.readouterr().out
 
 
 def test_holes_are_unsure_and_tissue_is_background(patched, monkeypatch):

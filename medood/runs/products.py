@@ -58,7 +58,7 @@ class Product:
 
     def made_from(self, cfg: Data, fold: int = 0) -> dict:
         """Return what decides it now, as its record holds it."""
-        return {"settings": _settings(cfg, self.settings), **self.inputs(cfg, fold)}
+        return {"settings": settings_of(cfg, self.settings), **self.inputs(cfg, fold)}
 
     def cure(self, cfg: Data, fold: int) -> str:
         """Return the command that makes it, with the settings of this run."""
@@ -84,7 +84,8 @@ def plain_settings(cfg: Config) -> dict:
     return json.loads(json.dumps(values, default=str))
 
 
-def _settings(cfg: Config, names: tuple[str, ...]) -> dict:
+def settings_of(cfg: Config, names: tuple[str, ...]) -> dict:
+    """Return some settings as records hold them."""
     found = {n: VALUES[n](cfg) if n in VALUES else getattr(cfg, n) for n in names}
     return json.loads(json.dumps(_without_later(found), default=str))
 
@@ -171,9 +172,9 @@ def network_made_from(
     names of further settings that decide it.
     """
     if all(mask for _, mask in files):
-        settings = _settings(cfg, (*_ON_ID_PATCHES, *beside)) | {"ood_weight": WITHOUT_OODS}
+        settings = settings_of(cfg, (*_ON_ID_PATCHES, *beside)) | {"ood_weight": WITHOUT_OODS}
     else:
-        settings = _settings(cfg, (*TRAINING, *beside))
+        settings = settings_of(cfg, (*TRAINING, *beside))
     names = sorted(name_of(image) for image, mask in files if mask)
     held_out = of_patients(cfg, names) if cfg.select == "val" else {}
     return {"settings": settings, "fold": fold, "inputs": _of_pairs(files)} | held_out

@@ -1,0 +1,115 @@
+"""Finished trainings of a study as files: those of several days and machines add up to one table.
+
+<results>/<fold>_<seed>_<arm>_<hash>.json   what one training gave, with its command, commit,
+                                            machine and seconds
+
+A study with --results neither trains nor tests what lies there. The hash is of the settings that
+decide a training and of the patches of its fold: the network itself need not be there.
+"""
+
+import base64
+import json
+import re
+import subprocess
+import sys
+import zlib
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import numpy as np
+
+from config import Config
+from medood.commands import ROOT, command
+from medood.data.files import TIMES, digest, read_json, read_table, write_json
+from medood.data.folds import read_fold
+from medood.evaluation.report import machine
+from medood.evaluation.scores import RegionCounts
+from medood.models.checkpoints import versions
+from medood.runs.products import TRAINING, settings_of
+
+DECIDE = (*TRAINING, "split", "ood_fill", "pnr_opt", "pct_grid", "mirrors", "mpp", "patch_size")
+THINNED = 4  # bins of ranks that become one in a file, which moves `ap` by less than .05 points
+
+
+@dataclass(frozen=True)
+class Result:
+    """A trained and tested network."""
+
+    network: str  # such as unet_vgg11_bn
+    folder: Path
+    sizes: dict  # id_patches, ood_patches, steps, and what its recipe notes
+    scores: dict
+    floor: dict
+    counts: RegionCounts
+    patchwise: dict[str, list[float]]  # IoU by class, of `network` and of the `floor`
+
+
+def path_of(cfg: Config, results: Path, arm: str, fold: int) -> Path:
+    """Return the file of a training; cfg: with its seed."""
+    decides = settings_of(cfg, DECIDE) | {"arm": arm, "fold": read_fold(cfg, fold)}
+    key = digest(json.dumps(decides, sort_keys=True))[:8]
+    plain = re.sub("[^a-z0-9]+", "-", arm.lower()).strip("-")
+    return results / f"{fold}_{cfg.seed}_{plain}_{key}.json"
+
+
+def read_result(path: Path) -> Result | None:
+    """Return what a file holds; None if there is none."""
+    content = read_json(path)
+    if content is None:
+        return None
+    counts = content.pop("counts")
+    arrays = {name: _unpacked(packed) for name, packed in counts["arrays"].items()}
+    own = {field.name: content[field.name] for field in fields(Result) if field.name in content}
+    own["folder"] = Path(own["folder"])
+    return Result(**own, counts=RegionCounts(counts["regions"], **arrays))
+
+
+def write_result(path: Path, cfg: Config, result: Result) -> None:
+    """Write a file with what one training gave; cfg: the settings of the study."""
+    counts = result.counts
+    first = np.append(0, np.arange(1, len(counts.starts) + 1, THINNED))  # of the bins made one
+    ranked = np.add.reduceat(counts.ranked, first, axis=-1)
+    thin = replace(counts, ranked=ranked, starts=counts.starts[::THINNED])
+    arrays = {name: _packed(of) for name, of in vars(thin).items() if isinstance(of, np.ndarray)}
+    content = {
+        "command": command(cfg, f"studies/{Path(sys.argv[0]).name}", type(cfg)),
+        "commit": commit(),
+        "machine": machine(),
+        "versions": versions(),
+        "seconds": _seconds(cfg.workspace, result.folder.name),
+        **vars(result),
+        "folder": result.folder.name,
+        "counts": {"regions": counts.regions, "arrays": arrays},
+    }
+    write_json(path, content)
+
+
+def commit() -> str | None:
+    """Return the commit of this repository, with `-dirty` if files were changed; None if none."""
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _seconds(workspace: Path, name: str) -> float | None:
+    """Return how long a network of the studies was trained; None where nothing says it."""
+    path = workspace / TIMES
+    rows = read_table(path) if path.exists() else []
+    took = [row["seconds"] for row in rows if row["step"] == f"training {name}"]
+    return float(took[-1]) if took else None
+
+
+def _packed(values: np.ndarray) -> dict:
+    """Return an array as JSON holds it; counts below 2^31 as int32."""
+    whole = values.dtype.kind == "i" and values.max(initial=0) < 2**31
+    values = values.astype("<i4" if whole else values.dtype.newbyteorder("<"))
+    data = base64.b64encode(zlib.compress(np.ascontiguousarray(values).tobytes(), 9)).decode()
+    return {"type": values.dtype.str, "shape": list(values.shape), "zlib": data}
+
+
+def _unpacked(packed: dict) -> np.ndarray:
+    data = zlib.decompress(base64.b64decode(packed["zlib"]))
+    values = np.frombuffer(data, packed["type"]).reshape(packed["shape"])
+    return values.astype(np.int64) if values.dtype.kind == "i" else values
