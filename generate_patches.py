@@ -12,7 +12,6 @@ With prepared patches and no regions it only draws the folds that are not there.
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -93,7 +92,7 @@ def cut_regions(cfg: Data) -> None:
     records.record_of(cfg.workspace / "Semantic_Labels").refuse_changed()  # its images too
     regions, masks, bad = workspace.pair_regions(cfg)
     if not regions:
-        records.refuse_bad(replace(cfg, skip_bad_files=False), bad)
+        records.refuse_bad(bad)
     with making(cfg, PATCHES, PATCH_MASKS, bad=bad) as folders:
         if not folders:
             return
@@ -155,7 +154,7 @@ def write_folds(cfg: Data, names: list[str]) -> None:
     for fold in cfg.folds:
         path = workspace.fold_path(cfg, fold)
         if product_is_kept(cfg, FOLD, fold):
-            read_list(cfg, path, *patches_there(cfg.workspace))  # is it one?
+            read_list(path, *patches_there(cfg.workspace))  # is it one?
             continue
         tested = held_out(cfg, names, fold)
         rows = [(i, name, "test" if name in tested else "train") for i, name in enumerate(names)]
@@ -181,12 +180,12 @@ def generate_patches(cfg: Data = CONFIG) -> None:
     else:
         (lists / records.RECORD).unlink(missing_ok=True)  # of patches that were the user's
     bad = records.record_of(patches).bad_files | records.record_of(lists).bad_files
-    images, _ = workspace.list_patch_pairs(cfg)
+    images, _ = workspace.list_patch_pairs(cfg.workspace)
     write_folds(cfg, [*map(name_of, images)])
     folds = ", ".join(map(str, cfg.folds))
     without = f" (bad files left out: {len(bad)})" if bad else ""
     print(f"{patches}: {len(images)} patches{without}, dealt for fold {folds}")
-    records.refuse_bad(cfg, bad)
+    records.refuse_bad(bad, cfg.skip_bad_files)
 
 
 if __name__ == "__main__":

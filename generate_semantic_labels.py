@@ -90,7 +90,7 @@ def generate_semantic_labels(cfg: Data = CONFIG) -> None:
             raise UserError(f"{labels[0].parent}: {no_nucleus(cfg)}")
     made = len(labels) - len(bad)
     print(f"{cfg.workspace / 'Semantic_Labels'}: {made} class masks, {nuclei} nuclei")
-    refuse_bad(cfg, bad)
+    refuse_bad(bad, cfg.skip_bad_files)
 
 
 if __name__ == "__main__":

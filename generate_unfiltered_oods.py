@@ -8,7 +8,6 @@ Writes  OoD_Patchs/<patch>.png        RGB (P, P, 3), the patch without its foreg
 Which of them the baseline is fooled by is found later, by rank_prune_ood.py.
 """
 
-from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -58,11 +57,11 @@ def convert(image_path: Path, mask_path: Path, cfg: Data, out: Path) -> None:
 
 def fill_folder(cfg: Data, out: Path) -> int:
     """Write the OoD patch of every patch into a folder, and return how many there are."""
-    images, masks = list_patch_pairs(cfg)
+    images, masks = list_patch_pairs(cfg.workspace)
     bad: BadFiles = {}
     jobs = [(*pair, cfg, out) for pair in zip(images, masks, strict=True)]
     for_each(convert, jobs, cfg, "OoD patches", bad)
-    refuse_bad(replace(cfg, skip_bad_files=False), bad)
+    refuse_bad(bad)
     return len(images)
 
 
@@ -99,7 +98,7 @@ def write_source_patches(cfg: Data) -> None:
         count = sum(for_each(cut_source, jobs, cfg, "external OoD patches", bad))
     used = len(images) - len(bad)
     print(f"OoD_Source_Patchs: {count} patches of {used} images from {cfg.ood_source}")
-    refuse_bad(cfg, bad)
+    refuse_bad(bad, cfg.skip_bad_files)
 
 
 @on_main

@@ -221,7 +221,7 @@ def _check_folds(cfg: Config, patches: list[str], findings: Findings) -> None:
         with findings.noted():
             if own:
                 made = "yours"
-                train, test = read_list(cfg, path, set(patches), set(findings.bad))
+                train, test = read_list(path, set(patches), set(findings.bad))
             else:
                 made = f"drawn by {cfg.split}"
                 test = held_out(cfg, patches, fold)

@@ -103,7 +103,7 @@ def refuse_stale(cfg: Config, fold: int, network: Path, patches: Fold) -> None:
     if free:  # else it is the user's own
         files = id_files(cfg, patches.train + patches.val)
         now = network_made_from(replayed(cfg, free["replays"]), fold, files) | {"free": free}
-        refuse_unusable(record_of(network), lambda: now, again)
+        refuse_unusable(record_of(network), lambda: now, lambda: again)
 
 
 def way_of(network: Path) -> dict:

@@ -23,6 +23,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -121,8 +122,9 @@ def refuse_stale(cfg: VolumeConfig, fold: int, network: str, cases: list[Case]) 
     """
     trained = trained_with(cfg, fold, network)
     if trained:
-        record, again = record_of(model_folder(cfg, fold, network)), again_of(trained, fold)
-        refuse_unusable(record, lambda: network_made_from(trained, fold, cases), again)
+        record = record_of(model_folder(cfg, fold, network))
+        made_from = partial(network_made_from, trained, fold, cases)
+        refuse_unusable(record, made_from, partial(again_of, trained, fold))
 
 
 def network_made_from(cfg: TrainVolumesConfig, fold: int, cases: list[Case]) -> dict:

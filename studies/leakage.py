@@ -73,7 +73,7 @@ def read_lists(cfg: LeakageConfig) -> dict[str, tuple[list[str], list[str]]]:
     if not paths:
         raise UserError(f"k_folds: no <fold>{LIST_ENDING} in {folder}: name a folder of lists")
     there = patches_there(cfg.workspace)
-    return {path.name.removesuffix(LIST_ENDING): read_list(cfg, path, *there) for path in paths}
+    return {path.name.removesuffix(LIST_ENDING): read_list(path, *there) for path in paths}
 
 
 def leakage(cfg: LeakageConfig) -> None:

@@ -56,7 +56,7 @@ def test_patients_are_read_from_any_spreadsheet(save):
 def test_a_fold_list_is_read_from_any_spreadsheet(save):
     rows = [["", "Img_Name", "OBJ_TAG"], ["0", f"{NFC}_0.png", "train"], ["1", "b_0.png", " test"]]
     there = {f"{NFC}_0.png", "b_0.png"}
-    assert read_list(TINY, save(rows), there, set()) == ([f"{NFC}_0.png"], ["b_0.png"])
+    assert read_list(save(rows), there, set()) == ([f"{NFC}_0.png"], ["b_0.png"])
 
 
 def test_image_labels_are_read_from_any_spreadsheet(save):

@@ -110,7 +110,8 @@ def require_all(cfg: EvaluationConfig) -> None:
     is_transfer = cfg.method == "transfer"
     require(cfg, masks_product(cfg), *([] if is_transfer else [MAPS]))
     for fold in cfg.folds:
-        again = command(cfg, "weak/train_segmentation.py", SegmentationConfig, folds=(fold,))
+        script = "weak/train_segmentation.py"
+        again = partial(command, cfg, script, SegmentationConfig, folds=(fold,))
         if has_masks(cfg, fold) or not (cfg.shuffled or is_transfer):
             for negatives in (True,) if is_transfer else (False, True):
                 network = weak_network(cfg, fold, negatives)

@@ -78,7 +78,7 @@ def generate_images(cfg: ImagesConfig) -> None:
         write_json(out / SIZES, dict(zip(good, sizes, strict=True)))
     without = f" (bad files left out: {len(bad)})" if bad else ""
     print(f"{images_folder(cfg)}: {len(good)} images{without}")
-    records.refuse_bad(cfg, bad)
+    records.refuse_bad(bad, cfg.skip_bad_files)
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def read_classes(path: Path, cfg: Config) -> np.ndarray:
 def label_patches(cfg: Config = CONFIG) -> None:
     """Write image_labels.csv of the patches, unless it is there and current, or the user's."""
     require(cfg, PATCHES, PATCH_MASKS)
-    images, masks = list_patch_pairs(cfg)
+    images, masks = list_patch_pairs(cfg.workspace)
     names = [name for name, _ in cfg.classes]
     path = cfg.workspace / "image_labels.csv"
     record = {"settings": {"classes": names}, "inputs": fingerprint(masks)}
@@ -74,7 +74,7 @@ def label_patches(cfg: Config = CONFIG) -> None:
         return
     bad: records.BadFiles = {}
     labels = np.array(for_each(read_classes, [(mask, cfg) for mask in masks], cfg, "labels", bad))
-    records.refuse_bad(cfg, bad)
+    records.refuse_bad(bad, cfg.skip_bad_files)
     patches = [name for name in map(name_of, images) if name not in bad]
     kept = told_apart(labels, names)
     header = ["img_name", "patient", *(names[index] for index in kept)]

@@ -9,8 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from config import Config, UserError
-from medood.commands import command
-from medood.data.files import pngs, read_rows, read_table
+from medood.data.files import missing, pngs, read_rows, read_table
 from medood.data.names import by_name
 from medood.data.patients import patients_of, region_of, without_ending
 from medood.data.records import record_of
@@ -92,9 +91,8 @@ def read_fold(cfg: Config, fold: int) -> Fold:
     """
     path = fold_path(cfg, fold)
     if not path.exists():
-        again = command(cfg, "generate_patches.py", folds=(fold,))
-        raise UserError(f"{path} is missing: run `{again}` first")
-    train, test = read_list(cfg, path, *patches_there(cfg.workspace))
+        raise missing(path)
+    train, test = read_list(path, *patches_there(cfg.workspace))
     if cfg.select == "last":
         return Fold(train, [], test)
     val = hold_out_patients(cfg, train, fold)
@@ -131,9 +129,7 @@ def patches_there(workspace: Path) -> tuple[set[str], set[str]]:
     return there, {name for folder in folders for name in record_of(folder).bad_files}
 
 
-def read_list(
-    cfg: Config, path: Path, there: set[str], bad: set[str]
-) -> tuple[list[str], list[str]]:
+def read_list(path: Path, there: set[str], bad: set[str]) -> tuple[list[str], list[str]]:
     """Return the names that a fold list tags train, and those it tags test.
 
     there: the patches; UserError if others are named. bad: the names of patches, and of images or
@@ -156,11 +152,9 @@ def read_list(
     }
     gone = sorted(tags.keys() - there)
     if gone:
-        again = command(cfg, "generate_patches.py")
         raise UserError(
-            f"{path} names {len(gone)} patches that are not in Image_Patchs,"
-            f" {gone[0]} for one: run `{again}` to regenerate patches and lists"
-            " (remove a list of your own first)"
+            f"{path} names {len(gone)} patches that are not in Image_Patchs, {gone[0]} for one:"
+            " remove it to have it drawn anew, or put them back"
         )
     train = [name for name, tag in tags.items() if tag == "train"]
     test = [name for name, tag in tags.items() if tag == "test"]

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from config import Config, UserError
+from config import UserError
 from medood.data import files
 from medood.data.names import name_of, plain
 
@@ -241,20 +241,21 @@ def is_kept(product: Path, made_from: dict) -> bool:
 
 
 def refuse_unusable(
-    record: Record, made_from: Callable[[], dict], again: str, images: bool = True
+    record: Record, made_from: Callable[[], dict], again: Callable[[], str], images: bool = True
 ) -> None:
     """Raise UserError if a product is missing, was changed, or is not what `made_from` gives.
 
-    One of the user's is used as it is. again: the command that makes it. images: look into them.
+    One of the user's is used as it is. again: gives the command that makes it. images: look into
+    them.
     """
     if not record.is_there:
-        raise UserError(f"{record.product} is missing: run `{again}` first")
+        raise UserError(f"{record.product} is missing: run `{again()}` first")
     if record.is_yours:
         return
     record.refuse_changed(images)
     if why := record.out_of_date(made_from()):
         raise UserError(
-            f"{record.product} is out of date ({why}): set back what changed, or run `{again}`"
+            f"{record.product} is out of date ({why}): set back what changed, or run `{again()}`"
             " first"
         )
 
@@ -296,9 +297,9 @@ def write_own_record(path: Path, content: dict, made_from: dict) -> None:
 # ---------------------------------------------------------------- bad files
 
 
-def refuse_bad(cfg: Config, bad: BadFiles) -> None:
+def refuse_bad(bad: BadFiles, skip: bool = False) -> None:
     """Raise UserError that lists the bad files, unless they are to be skipped."""
-    if bad and not cfg.skip_bad_files:
+    if bad and not skip:
         raise listed(bad, "mend or remove them, or go on without with --skip_bad_files")
 
 

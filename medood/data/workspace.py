@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from config import Config, UserError
-from medood.commands import command
 from medood.data.files import pngs
 from medood.data.images import IMAGE_ENDINGS
 from medood.data.names import by_name, name_of, plain, stem_of
@@ -119,22 +118,21 @@ def data_name(workspace: Path) -> str:
 # ---------------------------------------------------------------- what the steps make
 
 
-def list_patch_pairs(cfg: Config) -> tuple[list[Path], list[Path]]:
+def list_patch_pairs(workspace: Path) -> tuple[list[Path], list[Path]]:
     """Return image and mask of every patch that can be used; UserError where one lacks its pair."""
-    left_out = record_of(cfg.workspace / "k_folds").bad_files
+    left_out = record_of(workspace / "k_folds").bad_files
     images, masks = (
         {
             name: path
-            for name, path in by_name(pngs(cfg.workspace / folder)).items()
+            for name, path in by_name(pngs(workspace / folder)).items()
             if name not in left_out
         }
         for folder in ("Image_Patchs", "Mask_Patchs")
     )
     if lone := images.keys() ^ masks.keys():
-        again = command(cfg, "generate_patches.py")
         raise UserError(
             f"{min(lone)} is only in one of Image_Patchs and Mask_Patchs ({len(lone)} such in all):"
-            f" put one of just this name there, or run `{again}` to regenerate both"
+            " put one of just this name there, or remove it"
         )
     return [*images.values()], [masks[name] for name in images]
 

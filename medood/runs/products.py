@@ -124,7 +124,7 @@ def _of_patch_names(cfg: Config, _: int) -> dict:
 
 
 def _of_patches(cfg: Config, _: int) -> dict:
-    images, masks = workspace.list_patch_pairs(cfg)
+    images, masks = workspace.list_patch_pairs(cfg.workspace)
     return {"inputs": fingerprint(images), "masks": fingerprint(masks)}
 
 

@@ -7,6 +7,7 @@ are used as they are, and so are those whose sources are gone: see medood/data/r
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 from config import Data, UserError
@@ -36,7 +37,7 @@ def require(cfg: Data, *products: Product) -> None:
                 seen.add(record.product)
                 _refuse_unusable(cfg, product, fold, record)
                 bad |= record.bad_files
-    records.refuse_bad(cfg, bad)
+    records.refuse_bad(bad, cfg.skip_bad_files)
 
 
 def _to_check(products: Iterable[Product], found: dict[Product, Record]) -> Iterator[Product]:
@@ -56,13 +57,13 @@ def _refuse_unusable(cfg: Data, product: Product, fold: int, record: Record) -> 
 
     Images are left to the step that makes them: a training must not open those of its test side.
     """
-    again = product.cure(cfg, fold)
     if not record.is_there and not any(path.name[0] != "." for path in cfg.workspace.glob("*")):
         raise UserError(
             f"{record.product} is missing ({cfg.workspace} is empty, or its name is misspelt): run"
-            f" `{again}` first"
+            f" `{product.cure(cfg, fold)}` first"
         )
-    records.refuse_unusable(record, lambda: product.made_from(cfg, fold), again, images=False)
+    made_from, again = (partial(found, cfg, fold) for found in (product.made_from, product.cure))
+    records.refuse_unusable(record, made_from, again, images=False)
 
 
 def survey(cfg: Data) -> dict[str, str]:
