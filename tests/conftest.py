@@ -1,10 +1,13 @@
 """A tiny Lizard, drawn in the test's own folder, and settings that name all they rely on."""
 
 import dataclasses
+import importlib
 import os
 import re
+import runpy
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,6 +25,7 @@ from config import LIZARD, Config, Data, TrainingConfig
 from medood.data.images import write_png
 from medood.sample import draw_region, mat_bytes
 
+ROOT = Path(__file__).parents[1]
 TINY = Config(
     classes=LIZARD,
     images=None,
@@ -58,6 +62,12 @@ TINY = Config(
 )
 
 
+STEPS = (
+    *("generate_semantic_labels", "generate_patches", "generate_unfiltered_oods", "train"),
+    *("rank_prune_ood", "estimate_pct", "train_ood", "test"),
+)
+
+
 def kind_of(script: str) -> type[Data]:
     """Return the class of settings that a script of the trunk takes, if it has none of its own."""
     if script.startswith("generate"):
@@ -89,9 +99,26 @@ def moved(cfg: Config, workspace: Path) -> Config:
 def run_printed(printed: str) -> subprocess.CompletedProcess:
     """Run a command in the repository root, in a shell in which `python` is this one."""
     shell = f'python() {{ {shlex.quote(sys.executable)} "$@"; }}\n{printed}'
-    return subprocess.run(
-        ["bash", "-c", shell], cwd=Path(__file__).parents[1], capture_output=True, text=True
-    )
+    return subprocess.run(["bash", "-c", shell], cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.fixture
+def run_script(monkeypatch, capfd) -> Callable[..., subprocess.CompletedProcess]:
+    """A function that runs a script as a command does, but in this process: torch is imported."""
+
+    def start(script: str, *arguments: object) -> subprocess.CompletedProcess:
+        monkeypatch.setattr(sys, "argv", [str(ROOT / script), *map(str, arguments)])
+        monkeypatch.setattr(signal, "signal", lambda *_: None)  # pytest keeps its own handlers
+        capfd.readouterr()
+        code, said = 0, ""
+        try:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        except SystemExit as stop:
+            code, said = (1, f"{stop.code}\n") if isinstance(stop.code, str) else (stop.code, "")
+        out, err = capfd.readouterr()
+        return subprocess.CompletedProcess(sys.argv, code or 0, out, err + said)
+
+    return start
 
 
 def printed_in(text: str) -> str:
@@ -121,23 +148,24 @@ def draw_regions(workspace: Path) -> None:
 
 
 @pytest.fixture
-def tiny(tmp_path) -> Config:
+def tiny(made_once, tmp_path) -> Config:
     """Settings of a workspace with three regions."""
-    draw_regions(tmp_path)
+    shutil.copytree(made_once("drawn", draw_regions), tmp_path, dirs_exist_ok=True)
     return dataclasses.replace(TINY, workspace=tmp_path)
 
 
 @pytest.fixture
-def patched(tiny) -> Config:
+def patched(made_once, tmp_path) -> Config:
     """The same with patches, folds and OoD patches made."""
-    from generate_patches import generate_patches
-    from generate_semantic_labels import generate_semantic_labels
-    from generate_unfiltered_oods import generate_unfiltered_oods
 
-    generate_semantic_labels(tiny)
-    generate_patches(tiny)
-    generate_unfiltered_oods(tiny)
-    return tiny
+    def make(folder):
+        draw_regions(folder)
+        cfg = dataclasses.replace(TINY, workspace=folder)
+        for step in ("generate_semantic_labels", "generate_patches", "generate_unfiltered_oods"):
+            getattr(importlib.import_module(step), step)(cfg)
+
+    shutil.copytree(made_once("patched", make), tmp_path, dirs_exist_ok=True)
+    return dataclasses.replace(TINY, workspace=tmp_path)
 
 
 @pytest.fixture(scope="session")
@@ -165,13 +193,14 @@ def made_once(tmp_path_factory) -> Callable[[str, Callable], Path]:
 
 @pytest.fixture(scope="session")
 def whole_run(made_once):
-    """A workspace after a whole run over two folds."""
+    """A workspace after a whole run over two folds; each step reads the settings of its script."""
 
     def make(folder):
         draw_regions(folder / "run")
-        from main import main
-
-        main(dataclasses.replace(TINY, workspace=folder / "run", folds=(1, 2)))
+        cfg = dataclasses.replace(TINY, workspace=folder / "run", folds=(1, 2))
+        for script in STEPS:
+            step = getattr(importlib.import_module(script), script.replace("test", "evaluate"))
+            step(as_settings_of(kind_of(f"{script}.py"), cfg))
 
     return made_once("whole", make) / "run"
 

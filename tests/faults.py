@@ -34,12 +34,8 @@ import medood.evaluation.figures  # noqa: E402
 import medood.evaluation.report  # noqa: E402
 import medood.models.checkpoints  # noqa: E402
 import medood.training.segmentation  # noqa: E402, F401
-from tests.conftest import TINY, kind_of, write_region  # noqa: E402
+from tests.conftest import STEPS, TINY, kind_of, write_region  # noqa: E402
 
-STEPS = (
-    *("generate_semantic_labels", "generate_patches", "generate_unfiltered_oods", "train"),
-    *("rank_prune_ood", "estimate_pct", "train_ood", "test"),
-)
 SETTINGS = {
     name: getattr(TINY, name)
     for name in ("patch_size", "encoder_weights", "epochs", "lr", "precision", "device")
