@@ -7,7 +7,6 @@ prints. Without torchrun there is one process, and nothing here has an effect.
 """
 
 import functools
-import math
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 # torchrun sets these variables
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 TIMEOUT = timedelta(days=30)  # rank 0 may prepare the data, or draw, while the others wait
-MEETING, SAID_AFTER = 300.0, 5.0  # seconds for all to come, and until this process says so
+MEETING = 300.0  # seconds for all to come
 CURE = f"start the script with torchrun; or without, after `unset {' '.join(VARIABLES)}`"
 
 _joined = False  # this process is one of several
@@ -109,23 +108,14 @@ def _are_several() -> bool:
     lacking = [name for name in VARIABLES if not os.environ.get(name)]
     if lacking:
         raise UserError(f"WORLD_SIZE is set, but {', '.join(lacking)} is not: {CURE}")
-    limits = {  # of the numbers: the first that is allowed, and the first that is not
-        "WORLD_SIZE": (1, math.inf),
-        "LOCAL_WORLD_SIZE": (1, math.inf),
-        "MASTER_PORT": (1, 2**16),
-        "RANK": (0, _number("WORLD_SIZE")),
-        "LOCAL_RANK": (0, _number("LOCAL_WORLD_SIZE")),
-    }
-    for name, (first, end) in limits.items():
-        if not first <= _number(name) < end:
-            raise UserError(f"{name} = {os.environ[name]} does not fit the other variables: {CURE}")
+    found = {name: os.environ[name] for name in VARIABLES if name != "MASTER_ADDR"}
+    values = {name: int(text) if text.isdecimal() else -1 for name, text in found.items()}
+    is_one_of = 0 <= values["RANK"] < values["WORLD_SIZE"]
+    is_one_here = 0 <= values["LOCAL_RANK"] < values["LOCAL_WORLD_SIZE"]
+    if not (is_one_of and is_one_here and 0 < values["MASTER_PORT"] < 2**16):
+        listed = ", ".join(f"{name} = {text}" for name, text in found.items())
+        raise UserError(f"{listed} do not fit each other: {CURE}")
     return True
-
-
-def _number(name: str) -> int:
-    """Return the number in a variable, -1 if it is none."""
-    text = os.environ[name]
-    return int(text) if text.isdecimal() else -1
 
 
 def _meet(number: int, count: int) -> "Store":
@@ -136,11 +126,12 @@ def _meet(number: int, count: int) -> "Store":
     place = f"{address[0]}:{address[1]} (MASTER_ADDR, MASTER_PORT)"
     waits = f"process {number} (RANK) of {count} (WORLD_SIZE) waits for the others at {place}"
     found: Queue[Store | Exception] = Queue()
+    # torchrun itself holds the store; without it, rank 0 does
+    is_by_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
     def meet() -> None:
-        # torchrun itself holds the store; without it, rank 0 does
-        holds = number == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT")
+        holds = number == 0 and not is_by_torchrun
         try:
             server = dist.TCPStore(*address, None, holds, TIMEOUT, wait_for_workers=False)
             store = dist.PrefixStore(f"attempt_{attempt}", server)
@@ -150,16 +141,14 @@ def _meet(number: int, count: int) -> "Store":
         except Exception as error:
             found.put(error)
 
+    if not is_by_torchrun:
+        print(f"{waits}; {CURE}", file=sys.stderr, flush=True)
     # torch heeds neither Ctrl-C nor, with a stranger at the port, a timeout
     Thread(target=meet, daemon=True).start()
     try:
-        store = found.get(timeout=SAID_AFTER)
+        store = found.get(timeout=MEETING)
     except Empty:
-        print(f"{waits}; {CURE}", file=sys.stderr, flush=True)
-        try:
-            store = found.get(timeout=MEETING - SAID_AFTER)
-        except Empty:
-            raise UserError(f"{waits}, for {MEETING:g} seconds in vain: {CURE}") from None
+        raise UserError(f"{waits}, for {MEETING:g} seconds in vain: {CURE}") from None
     if isinstance(store, Exception):
         reason = str(store).partition("\n")[0]
         if "EADDRINUSE" in reason:

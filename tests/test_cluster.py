@@ -63,13 +63,7 @@ def test_data_and_messages_are_those_of_threads_to_the_byte(tmp_path, over_dask,
     assert prepare(tmp_path / "dask", over_dask.dask_scheduler, monkeypatch) == (made, said)
 
 
-@pytest.mark.slow
-def test_data_prepared_by_threads_are_kept(patched, over_dask, capsys):
-    generate_patches(dataclasses.replace(patched, dask_scheduler=over_dask.dask_scheduler))
-    assert "kept, made from the same inputs and settings" in capsys.readouterr().out
-
-
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_script_sends_what_it_defines_itself(tiny, over_dask):
     """The workers cannot import it: there, `__main__` is another one."""
     command = [sys.executable, "generate_semantic_labels.py", "--workspace", tiny.workspace]
@@ -100,7 +94,7 @@ def test_results_come_in_order_from_both_processes_with_a_bar(
     assert "a task: 100%" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_another_error_on_a_worker_arrives_as_it_is(over_dask, tmp_path):
     def write(path):
         raise OSError(28, "No space left on device", str(path))
@@ -111,14 +105,14 @@ def test_another_error_on_a_worker_arrives_as_it_is(over_dask, tmp_path):
     assert stopped.value.errno == 28
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_workspace_that_workers_do_not_see_is_named(over_dask, tmp_path):
     cfg = dataclasses.replace(over_dask, workspace=tmp_path / "not_there")
     with pytest.raises(UserError, match=r"does not see .*not_there: put the workspace on a disk"):
         for_each(print, [(tmp_path,)], cfg, "a task", {})
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_workers_without_this_repository_are_named(over_dask, tmp_path, monkeypatch):
     monkeypatch.setattr("medood.runs.jobs.NEEDED", "no_such_module")
     cfg = dataclasses.replace(over_dask, workspace=tmp_path)

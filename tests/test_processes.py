@@ -76,7 +76,7 @@ def both(tmp_path_factory):
         # one name for both folders, as files hold it
         workspace = tmp_path_factory.mktemp(f"of_{count}") / "run"
         draw_regions(workspace)
-        cfg = dataclasses.replace(TINY, workspace=workspace, folds=(1,), select="val", epochs=3)
+        cfg = dataclasses.replace(TINY, workspace=workspace, folds=(1,), select="val")
         # Adam turns rounding into whole steps where a gradient is next to nothing: small ones
         cfg = dataclasses.replace(
             cfg, encoder="tu-test_resnet", batch_norm=False, batch_size=6, lr=1e-5
@@ -94,7 +94,7 @@ def both(tmp_path_factory):
 
 @pytest.mark.slow
 def test_two_processes_lose_what_one_loses(both):
-    """The losses of all epochs agree to rounding: those of the last follow from all before."""
+    """The losses of both epochs agree to rounding: those of the second follow from the first."""
     for ood in (False, True):
         logs = [read_rows(model_folder(cfg, 1, ood) / "log.csv") for cfg in both]
         losses, scores = (
@@ -102,7 +102,7 @@ def test_two_processes_lose_what_one_loses(both):
         )
         np.testing.assert_allclose(*losses, atol=2e-6)
         np.testing.assert_allclose(*scores, atol=1e-3)
-        assert len(losses[0]) == 3
+        assert len(losses[0]) == 2
 
 
 @pytest.mark.slow
@@ -114,7 +114,7 @@ def test_two_processes_write_the_same_files_once(both):
     assert steps[0] == steps[1]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_mine_and_test_one_network_to_the_same_bytes(both, tmp_path):
     cfg = dataclasses.replace(both[0], workspace=tmp_path / "run")
     shutil.copytree(both[0].workspace, cfg.workspace)
@@ -310,7 +310,6 @@ def left(monkeypatch):
 
     def leave(**variables):
         monkeypatch.setattr(processes, "MEETING", 1.0)
-        monkeypatch.setattr(processes, "SAID_AFTER", 0.5)
         for name in (*processes.VARIABLES, "TORCHELASTIC_USE_AGENT_STORE"):
             monkeypatch.delenv(name, raising=False)
         for name, value in variables.items():
@@ -347,12 +346,10 @@ def test_a_port_of_another_program_is_an_error(left, rank, says):
     [
         ({"MASTER_PORT": None}, "WORLD_SIZE is set, but MASTER_PORT is not"),
         ({"LOCAL_RANK": None, "MASTER_ADDR": ""}, "but LOCAL_RANK, MASTER_ADDR is not"),
-        ({"WORLD_SIZE": "two"}, "WORLD_SIZE = two does not fit"),
-        ({"WORLD_SIZE": "0"}, "WORLD_SIZE = 0 does not fit"),
-        ({"RANK": "2"}, "RANK = 2 does not fit"),
-        ({"RANK": "-1"}, "RANK = -1 does not fit"),
-        ({"LOCAL_RANK": "2"}, "LOCAL_RANK = 2 does not fit"),
-        ({"MASTER_PORT": "65536"}, "MASTER_PORT = 65536 does not fit"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE = two, .* do not fit each other"),
+        ({"RANK": "2"}, "RANK = 2, .* do not fit each other"),
+        ({"RANK": "-1"}, "RANK = -1, .* do not fit each other"),
+        ({"MASTER_PORT": "65536"}, "MASTER_PORT = 65536 do not fit each other"),
     ],
 )
 def test_variables_that_do_not_fit_are_named_with_how_to_unset_them(left, changes, says):

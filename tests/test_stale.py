@@ -11,14 +11,16 @@ from scipy.io import loadmat
 
 from config import UserError
 from generate_patches import generate_patches
-from main import look, main
+from generate_unfiltered_oods import generate_unfiltered_oods
+from main import look
 from medood.check import check
 from medood.data.files import csv_text, write_text
 from medood.data.folds import read_fold
 from medood.data.images import read_image, write_png
 from medood.data.records import RECORD
 from medood.data.workspace import fold_path, model_folder, ranking_path
-from medood.runs.products import FOLD, PATCH_MASKS, PATCHES
+from medood.runs.products import FOLD, OOD_PATCHES, PATCH_MASKS, PATCHES
+from medood.runs.provenance import require
 from medood.training import segmentation
 from tests.test_check import change_label, truncate
 
@@ -75,20 +77,15 @@ def test_an_estimate_for_another_aim_is_not_used(report):
         train_ood(dataclasses.replace(cfg, pnr_opt=0.8))
 
 
-def test_a_list_of_the_user_is_used_as_it_is(patched):
-    fold_path(patched, 1).with_suffix(".json").unlink()
-    expected = read_fold(patched, 1)
-    generate_patches(dataclasses.replace(patched, seed=9))
-    assert read_fold(patched, 1) == expected
-
-
 @pytest.mark.parametrize("lost", [("Lizard_Images",), ("Lizard_Images", "Labels")])
-def test_patches_whose_sources_are_gone_are_used_as_they_are(patched, lost):
+def test_patches_whose_sources_are_gone_are_used_as_they_are(patched, lost, capsys):
     for folder in lost:
         shutil.rmtree(patched.workspace / folder)
-    cfg = dataclasses.replace(patched, folds=(1,), epochs=1)
-    main(cfg)
-    assert (cfg.workspace / "reports/unet_tu-test_resnet/index.html").exists()
+    generate_patches(patched)
+    generate_unfiltered_oods(patched)
+    assert "made again" not in capsys.readouterr().out
+    require(patched, PATCHES, PATCH_MASKS, FOLD, OOD_PATCHES)
+    assert check(patched).stops == []
 
 
 def test_bad_files_of_patches_that_were_the_users_are_forgotten_with_them(patched):
@@ -117,33 +114,26 @@ def test_a_limit_that_was_raised_lets_a_file_in(tiny, monkeypatch):
     generate_patches(tiny)
 
 
-@pytest.mark.parametrize("skip", [False, True])
-def test_an_image_without_a_label_is_seen_when_it_comes_and_forgotten_when_it_goes(patched, skip):
-    from train import train
-
-    cfg = dataclasses.replace(patched, folds=(1,), epochs=1, skip_bad_files=skip)
+def test_an_image_without_a_label_is_seen_when_it_comes_and_forgotten_when_it_goes(patched):
+    cfg = dataclasses.replace(patched, folds=(1,))
     lone = cfg.workspace / "Lizard_Images" / "lone.png"
     write_png(lone, np.zeros((40, 40, 3), np.uint8))
     with pytest.raises(UserError, match="Image_Patchs is out of date .left out"):
-        train(cfg)
-    if skip:
+        require(cfg, PATCHES)
+    with pytest.raises(UserError, match="lone.png has no label of its name"):
         generate_patches(cfg)
-    else:
-        with pytest.raises(UserError, match="lone.png has no label of its name"):
-            generate_patches(cfg)
+    generate_patches(dataclasses.replace(cfg, skip_bad_files=True))
     lone.unlink()
     generate_patches(cfg)
-    train(cfg)
+    require(cfg, PATCHES)
 
 
 def test_hidden_files_of_macos_are_no_patches(patched):
-    from train import train
-
     for folder in ("Image_Patchs", "Mask_Patchs", "Lizard_Images"):
         name = next((patched.workspace / folder).glob("*.png")).name
         (patched.workspace / folder / f"._{name}").write_bytes(b"macOS")
     generate_patches(patched)
-    train(dataclasses.replace(patched, folds=(1,), epochs=1))
+    require(patched, PATCHES, PATCH_MASKS, FOLD)
 
 
 def test_an_estimate_of_time_without_memory_is_said_with_the_batch_size_to_try(tiny, monkeypatch):
@@ -198,7 +188,6 @@ def test_a_network_and_a_ranking_of_the_user_are_not_overwritten(report, capsys)
 
 def test_a_table_that_is_gone_does_not_undo_its_lists(tiny):
     from generate_semantic_labels import generate_semantic_labels
-    from medood.runs.provenance import require
 
     rows = "".join(f"region_{n},drawn,{n + 1}\n" for n in range(3))
     (tiny.workspace / "info.csv").write_text("FileName,Source,Split\n" + rows)
@@ -235,8 +224,6 @@ def test_names_in_tables_do_not_reach_outside_the_workspace(patched):
 
 @pytest.mark.parametrize("folder", ["Image_Patchs", "Mask_Patchs", "OoD_Patchs"])
 def test_a_folder_of_ours_that_was_damaged_is_neither_kept_nor_overwritten(patched, folder):
-    from generate_unfiltered_oods import generate_unfiltered_oods
-
     path = patched.workspace / folder / "region_0_1.png"
     truncate(path)
     damaged = path.read_bytes()
