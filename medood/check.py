@@ -3,7 +3,6 @@
 `python main.py --check` prints what this finds and does nothing else; main.py begins with it.
 """
 
-import itertools
 import math
 import shutil
 from collections import Counter
@@ -20,7 +19,6 @@ from medood.data.files import pngs
 from medood.data.folds import PARTS, held_out, read_list
 from medood.data.images import (
     look_at_pair,
-    orientation_of,
     read_image,
     require_match,
     whole_patches,
@@ -140,8 +138,6 @@ def _check_regions(
     if unsure := sum(found.unsure for found in regions):
         share = unsure / sum(found.pixels for found in regions)
         findings.table["unsure"] = f"{share:.1%} of the pixels"
-    if turned := sum(found.is_turned for found in regions):
-        findings.table["turned upright"] = f"{turned} images, as the orientation they carry says"
     return [f"{found.name}_{k}.png" for found in regions for k in range(found.patches)]
 
 
@@ -153,7 +149,6 @@ class _Region(NamedTuple):
     nuclei: Counter  # by class
     pixels: int
     unsure: int  # of them
-    is_turned: bool  # by the orientation that the image carries
 
 
 def _look_at_region(label: Path, image: Path, cfg: Config) -> _Region:
@@ -162,8 +157,7 @@ def _look_at_region(label: Path, image: Path, cfg: Config) -> _Region:
     require_match(image, read_image(image), label, inst_map)
     patches = math.prod(math.ceil(side / cfg.patch_size) for side in inst_map.shape)
     unsure = int(np.count_nonzero(inst_map == UNSURE_ID))
-    nuclei, is_turned = Counter(classes.tolist()), orientation_of(image) != 1
-    return _Region(stem_of(image), patches, nuclei, inst_map.size, unsure, is_turned)
+    return _Region(stem_of(image), patches, Counter(classes.tolist()), inst_map.size, unsure)
 
 
 def _check_patches(cfg: Config, findings: Findings) -> list[str]:
@@ -212,7 +206,6 @@ def _check_patients(cfg: Config, patches: list[str], findings: Findings) -> None
 
 def _check_folds(cfg: Config, patches: list[str], findings: Findings) -> None:
     """Look at both sides of each fold: of the user's own list, or as it will be drawn."""
-    tested: dict[int, set[str]] = {}
     for fold in cfg.folds:
         path = fold_path(cfg, fold)
         own = record_of(path).is_yours
@@ -226,19 +219,10 @@ def _check_folds(cfg: Config, patches: list[str], findings: Findings) -> None:
                 made = f"drawn by {cfg.split}"
                 test = held_out(cfg, patches, fold)
                 train = set(patches) - test
-            tested[fold] = set(test)
             shared = set(patients_of(cfg, train)) & set(patients_of(cfg, test))
             sides = f"{len(train)} train, {len(test)} test patches"
             found = f"{made}: {sides}, {len(shared)} {cfg.unit}s on both sides"
             findings.table[f"fold {fold}"] = found
-            if shared and cfg.patients is not None:
-                findings.table["note"] = (
-                    "patients on both sides of a fold flatter every score: lists drawn with"
-                    " split = region keep them apart"
-                )
-    for (one, first), (other, second) in itertools.combinations(tested.items(), 2):
-        if both := first & second:
-            findings.table[f"folds {one}, {other}"] = f"test {len(both)} patches both"
 
 
 def _check_disk(cfg: Config, patches: int, findings: Findings) -> None:

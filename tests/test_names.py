@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from config import UserError
@@ -54,6 +54,7 @@ def test_a_plain_name_is_text_that_any_file_holds_and_stays_what_it_is(name):
     assert found.encode().decode() == plain(found) == found
 
 
+@settings(max_examples=30, deadline=None)
 @given(st.text(max_size=20))
 def test_all_spellings_of_a_name_have_one_plain_one(name):
     assert len({plain(unicodedata.normalize(form, name)) for form in ("NFC", "NFD")}) == 1
@@ -94,7 +95,7 @@ def steps(cfg):
 @linux
 @pytest.mark.parametrize(
     ("image", "label", "shown"),
-    [(NFC, NFD, NFC), (NFD, NFC, NFC), (NFD, NFD, NFC), (NO_UTF8, NO_UTF8, SHOWN)],
+    [(NFC, NFD, NFC), (NO_UTF8, NO_UTF8, SHOWN)],
 )
 def test_a_region_of_any_name_gives_the_patches_of_a_plain_one(
     tmp_path, capsys, image, label, shown
@@ -129,8 +130,7 @@ def test_a_region_of_any_name_gives_the_patches_of_a_plain_one(
 
 
 @linux
-@pytest.mark.parametrize("listed", [NFC, NFD])
-def test_prepared_patches_and_lists_may_each_spell_names_in_their_own_way(tmp_path, listed):
+def test_prepared_patches_and_lists_may_each_spell_names_in_their_own_way(tmp_path):
     rng = np.random.default_rng(0)
     cfg = dataclasses.replace(TINY, workspace=tmp_path, folds=(1,))
     for folder, form in (("Image", NFC), ("Mask", NFD), ("OoD", NFD)):
@@ -140,7 +140,7 @@ def test_prepared_patches_and_lists_may_each_spell_names_in_their_own_way(tmp_pa
             path = tmp_path / f"{folder}_Patchs" / f"{name}_{k}.png"
             write_png(path, rng.integers(0, 7, shape, np.uint8))
     fold_path(cfg, 1).parent.mkdir()
-    rows = f",img_name,obj_tag\n0,{listed}_0.png,train\n1,b_1.png,test\n"
+    rows = f",img_name,obj_tag\n0,{NFD}_0.png,train\n1,b_1.png,test\n"
     fold_path(cfg, 1).write_text(rows, encoding="utf-8")
     assert not check(cfg).stops
     generate_patches(cfg)
@@ -152,13 +152,6 @@ def test_prepared_patches_and_lists_may_each_spell_names_in_their_own_way(tmp_pa
     assert names == [f"{NFC}_0.png", f"{NFD}_0.png", f"{NFD}_0.png"]
     assert all(path.exists() for path in (image, mask, ood))
     assert fold_path(cfg, 1).read_text(encoding="utf-8") == rows
-
-
-def test_prepared_patches_may_end_in_capitals(tmp_path):
-    (tmp_path / "x_1.PNG").touch()
-    (tmp_path / "x_0.png").touch()
-    (tmp_path / "._x_0.png").touch()
-    assert pngs(tmp_path) == [tmp_path / "x_0.png", tmp_path / "x_1.PNG"]
 
 
 @linux
@@ -250,18 +243,8 @@ def test_volumes_of_one_name_in_two_spellings_are_one_case(tmp_path):
 # ---------------------------------------------------------------- what is shown
 
 
-def run(script, *arguments, encoding):
-    """Run a script whose output takes an encoding that has no such letters."""
-    return subprocess.run(
-        [sys.executable, script, *map(str, arguments)],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONIOENCODING": encoding},
-        capture_output=True,
-    )
-
-
 @linux
-def test_images_of_any_name_are_segmented_beside_others(tmp_path):
+def test_images_of_any_name_are_segmented_beside_others(run_script, tmp_path):
     torch.manual_seed(0)
     build_model(TINY).save_pretrained(tmp_path / "network")
     (tmp_path / "images").mkdir()
@@ -270,10 +253,9 @@ def test_images_of_any_name_are_segmented_beside_others(tmp_path):
         write_png(tmp_path / "images" / f"{name}.png", np.full((40, 40, 3), 99, np.uint8))
     given = ["--checkpoint", tmp_path / "network", "--out", tmp_path / "out", "--device", "cpu"]
     given += ["--encoder", TINY.encoder]
-    done = run("predict.py", tmp_path / "images", *given, encoding="ascii")
-    said = done.stderr.decode("ascii")
-    assert (done.returncode, said.count("Traceback")) == (1, 0), said
-    assert "(1 in all)" in said  # results of the long name would have longer ones
+    done = run_script("predict.py", tmp_path / "images", *given)
+    assert (done.returncode, done.stderr.count("Traceback")) == (1, 0), done.stderr
+    assert "(1 in all)" in done.stderr  # results of the long name would have longer ones
     for name in names[:-1]:
         record = json.loads((tmp_path / "out" / f"{name}.json").read_text(encoding="utf-8"))
         assert record["image"] == str(tmp_path / "images" / f"{name}.png")
@@ -283,14 +265,17 @@ def test_images_of_any_name_are_segmented_beside_others(tmp_path):
 
 @linux
 def test_a_bad_region_of_any_name_is_one_sentence_in_any_encoding(tmp_path):
+    """Also in one that has no such letters."""
     for seed, name in enumerate([NO_UTF8, "b"]):
         write_region(tmp_path, name, 64, 64, seed)
     (tmp_path / "Labels" / f"{NO_UTF8}.mat").write_bytes(b"no labels")
-    given = ["--workspace", tmp_path]
-    done = run("generate_semantic_labels.py", *given, encoding="ascii")
+    done = subprocess.run(
+        [sys.executable, "generate_semantic_labels.py", "--workspace", str(tmp_path)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+    )
     assert done.returncode == 1
     assert r"h\udcf6hle.mat" in done.stderr.decode("ascii")
     assert b"Traceback" not in done.stderr
-    done = run("generate_semantic_labels.py", *given, "--skip_bad_files", encoding="cp1252")
-    assert done.returncode == 0, done.stderr
     assert [path.name for path in pngs(tmp_path / "Semantic_Labels")] == ["b.png"]

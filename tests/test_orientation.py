@@ -131,15 +131,6 @@ def test_image_and_mask_of_one_orientation_lie_on_each_other(own, orientation):
         np.testing.assert_array_equal(image_patch, 200 * mask_patch)
 
 
-def test_a_check_says_how_many_images_were_turned(own):
-    image, mask = square()
-    write(own.images, image, 3, "png")
-    write(own.masks, mask, 3, "png")
-    found = check(own)
-    assert not found.bad
-    assert found.table["turned upright"].startswith("1 images")
-
-
 @pytest.mark.parametrize("orientation", TURNED)
 def test_the_sizes_tell_whether_a_mask_was_drawn_on_the_displayed_image(own, orientation):
     image, mask = (part[:32] for part in square())
