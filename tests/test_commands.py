@@ -18,7 +18,7 @@ from medood.commands import as_kind, command
 from medood.runs import command_line
 from medood.runs.command_line import parse
 from robust import settings as robust
-from tests.conftest import printed_in, run_printed
+from tests.conftest import printed_in
 from weak.settings import EvaluationConfig, SegmentationConfig
 
 ROOT = Path(__file__).parents[1]
@@ -162,7 +162,7 @@ def test_a_path_is_printed_as_the_repository_root_sees_it(tmp_path, monkeypatch,
 # ---------------------------------------------------------------- printed, and run
 
 
-def test_the_printed_commands_lead_from_the_data_to_a_training(tiny, monkeypatch):
+def test_the_printed_commands_lead_from_the_data_to_a_training(tiny, monkeypatch, run_script):
     """From a folder of the user's, whose name a shell would take apart."""
     from train import train
 
@@ -178,9 +178,11 @@ def test_the_printed_commands_lead_from_the_data_to_a_training(tiny, monkeypatch
         try:
             train(cfg)
         except UserError as error:
-            followed.append(printed_in(str(error)))
-            while (done := run_printed(followed[-1])).returncode:
-                followed.append(printed_in(done.stderr))
+            with monkeypatch.context() as patch:
+                patch.chdir(ROOT)
+                followed.append(printed_in(str(error)))
+                while (done := run_script(*shlex.split(followed[-1])[1:])).returncode:
+                    followed.append(printed_in(done.stderr))
     assert [line.split()[1] for line in followed] == [
         "generate_patches.py",
         "generate_semantic_labels.py",

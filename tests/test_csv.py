@@ -1,7 +1,6 @@
 """Tables of users, as spreadsheets save them: each is read right, or what is wrong is named."""
 
 import dataclasses
-import itertools
 
 import numpy as np
 import pytest
@@ -19,8 +18,7 @@ from tests.test_names import NFC, NFD
 from weak.image_labels import read_image_labels
 from weak.read_images import read_truth
 
-ENCODINGS = ("utf-8", "utf-8-sig", "utf-16")
-WAYS = list(itertools.product(",;\t", ENCODINGS, ("\n", "\r\n")))
+WAYS = [(",", "utf-8", "\n"), (";", "utf-8-sig", "\r\n"), ("\t", "utf-16", "\n")]
 
 
 def saved(path, rows, separator=",", encoding="utf-8", end="\n", quote=""):

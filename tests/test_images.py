@@ -165,23 +165,6 @@ def test_a_palette_of_few_bits_and_interlaced_rows_are_read(tmp_path, bits):
     np.testing.assert_array_equal(read_image(tmp_path / "a.png"), colours[values])
 
 
-def test_sides_beyond_the_limits_of_opencv_are_read(tmp_path):
-    """It takes 2^20 pixels a side and 2^30 in all, by variables that it reads when imported."""
-    row = np.arange(2**20 + 1, dtype=np.uint32).astype(np.uint8)[None]
-    Image.fromarray(row).save(tmp_path / "a.png")
-    np.testing.assert_array_equal(read_image(tmp_path / "a.png")[..., 2], row)
-    np.testing.assert_array_equal(read_mask(tmp_path / "a.png", 255), row)
-
-
-def test_a_tiff_compressed_by_zstandard_is_read(tmp_path):
-    image = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
-    try:
-        Image.fromarray(image).save(tmp_path / "a.tif", compression="zstd")
-    except OSError:
-        pytest.skip("this Pillow lacks Zstandard")
-    np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), image)
-
-
 def test_a_photograph_stands_upright_and_its_preview_is_no_page(tmp_path):
     grey = np.repeat(np.arange(0, 240, 8, dtype=np.uint8)[:, None], 20, axis=1)
     photograph, exif = Image.fromarray(grey), Image.Exif()

@@ -109,8 +109,7 @@ def folders(cfg):
     return cfg.workspace / "Image_Patchs", cfg.workspace / "Mask_Patchs"
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("orientation", TURNED)
+@pytest.mark.parametrize(("kind", "orientation"), zip(KINDS, (2, 3, 6, 8), strict=True))
 def test_a_square_image_that_is_turned_takes_no_mask_that_is_not(own, kind, orientation):
     image, mask = square()
     write(own.images, image, orientation, kind)
@@ -122,7 +121,7 @@ def test_a_square_image_that_is_turned_takes_no_mask_that_is_not(own, kind, orie
     assert f"carries the orientation {orientation}" in found
 
 
-@pytest.mark.parametrize("orientation", TURNED)
+@pytest.mark.parametrize("orientation", [3, 6])
 def test_image_and_mask_of_one_orientation_lie_on_each_other(own, orientation):
     image, mask = square()
     write(own.images, image, orientation, "png")
@@ -131,7 +130,7 @@ def test_image_and_mask_of_one_orientation_lie_on_each_other(own, orientation):
         np.testing.assert_array_equal(image_patch, 200 * mask_patch)
 
 
-@pytest.mark.parametrize("orientation", TURNED)
+@pytest.mark.parametrize("orientation", [3, 6])
 def test_the_sizes_tell_whether_a_mask_was_drawn_on_the_displayed_image(own, orientation):
     image, mask = (part[:32] for part in square())
     write(own.images, image, orientation, "jpg")
@@ -175,7 +174,7 @@ def truth_of(cfg):
     return read_truth(cfg, "a", size, cfg.image_size)
 
 
-@pytest.mark.parametrize("orientation", TURNED)
+@pytest.mark.parametrize("orientation", [3, 6])
 def test_a_true_mask_lies_on_its_image_or_is_refused(weak, orientation):
     image, mask = square()
     write(weak.images, image, orientation, "png")

@@ -25,7 +25,6 @@ from medood.runs.products import (
     ESTIMATE,
     MED_OOD,
     PATCH_MASKS,
-    RANKING,
     network_made_from,
 )
 from medood.runs.provenance import require
@@ -114,13 +113,12 @@ def test_a_record_that_cannot_be_read_does_not_make_a_product_the_users(tmp_path
 
 
 def test_a_fold_list_that_was_touched_is_refused_by_every_step(patched):
-    from main import look
     from train import train
 
     cfg = dataclasses.replace(patched, folds=(1,))
     path, made = fold_path(cfg, 1), fold_path(cfg, 1).read_bytes()
     touch(path, "CRLF")
-    for step in (generate_patches, train, look):
+    for step in (generate_patches, train):
         with pytest.raises(UserError, match=f"{path.name} was changed, or damaged") as error:
             step(cfg)
     path.unlink()
@@ -205,7 +203,7 @@ def product(tmp_path) -> Path:
     return tmp_path / "made"
 
 
-@pytest.mark.parametrize("name", PARTS)
+@pytest.mark.parametrize("name", ["a.png", "maps.npz", "list.json", "sheet/first.png"])
 @pytest.mark.parametrize("how", ["changed", "lost"])
 def test_every_file_of_a_product_counts(product, name, how):
     assert is_kept(product, MADE_FROM)
@@ -215,7 +213,7 @@ def test_every_file_of_a_product_counts(product, name, how):
     else:
         (product / name).unlink()
     assert records.outputs_of(product) != before
-    if (name, how) in {("a.png", "lost"), ("b.png", "lost")}:  # an image is made again
+    if (name, how) == ("a.png", "lost"):  # an image is made again
         assert not is_kept(product, MADE_FROM)
         return
     said = refused(product, lambda: is_kept(product, MADE_FROM))
@@ -236,20 +234,6 @@ def test_what_came_later_or_is_for_people_is_no_part_of_a_product(product, name)
 
 def test_an_image_that_was_added_is_refused(product):
     (product / "c.png").write_text("the user's")
-    refused(product, lambda: is_kept(product, MADE_FROM))
-
-
-def test_a_record_of_an_earlier_version_is_compared_by_its_own_rule(product):
-    names = sorted(name for name in PARTS if name.endswith(".png") and "/" not in name)
-    names += ["maps.npz", "weights.safetensors"]
-    lines = [f"{hashlib.sha256(PARTS[name].encode()).hexdigest()} {name}" for name in names]
-    before = hashlib.sha256("\n".join(lines).encode()).hexdigest()
-    record = read_json(product / RECORD)
-    write_json(product / RECORD, record | {"outputs": before})
-    assert records.outputs_of(product) == before
-    (product / "nuclei.csv").write_text("not hashed then")
-    assert is_kept(product, MADE_FROM)
-    (product / "a.png").write_text("changed")
     refused(product, lambda: is_kept(product, MADE_FROM))
 
 
@@ -366,19 +350,6 @@ def test_the_weight_of_ood_patches_decides_a_network_that_has_some(report):
     assert network_made_from(cfg, 1, [(image, None), *rest]) != network_made_from(
         other, 1, [(image, None), *rest]
     )
-
-
-@pytest.mark.parametrize("recorded", [1.0, 2.5])
-def test_a_baseline_is_kept_whose_record_holds_another_weight_of_ood_patches(report, recorded):
-    cfg = dataclasses.replace(report[0], ood_weight=7.0)
-    folder = model_folder(cfg, 1, ood=False)
-    run = read_json(folder / "run.json")
-    run["made_from"]["settings"]["ood_weight"] = recorded
-    write_json(folder / "run.json", run)
-    assert is_kept(folder, BASELINE.made_from(cfg, 1))
-    require(dataclasses.replace(cfg, folds=(1,)), RANKING)
-    said = record_of(model_folder(cfg, 1, ood=True)).out_of_date(MED_OOD.made_from(cfg, 1))
-    assert said == "ood_weight was 1.0, is 7.0"
 
 
 def test_an_estimate_is_of_the_patches_that_it_counts(report):

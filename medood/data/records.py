@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from config import UserError
 from medood.data import files
-from medood.data.names import name_of, plain
+from medood.data.names import plain
 
 RECORD, RUN = "made_from.json", "run.json"
 # in the folder of a product, but no part of it: records, what is for people, an unfinished training
@@ -67,8 +67,6 @@ class Record(NamedTuple):
         before, made = self.content.get("made_from"), self.content.get("files")
         if not before or not isinstance(before, dict):
             return "its record is of an earlier version"
-        if self.content.get("ood_patches") == 0:
-            before = _with_weight_of(before, made_from)
         lost = made not in (None, self.images)
         reasons = [f"of its {made} files {self.images} are there"] if lost else []
         return ", ".join(reasons + changes(before, made_from))
@@ -84,10 +82,8 @@ class Record(NamedTuple):
             return _hash_of_json(self.content or {})
         if self.product.is_file():
             return files.hash_of(self.product)
-        if isinstance(made, str):
-            return _outputs_before(self.product)
         now = hashes(self.product, images)
-        return {name: now[name] for name in now if made is None or name in made}
+        return {name: now[name] for name in now if not isinstance(made, dict) or name in made}
 
     def changed(self, images: bool = True) -> list[str]:
         """Return the names of the files that are not as the step wrote them.
@@ -103,8 +99,8 @@ class Record(NamedTuple):
             now = self.outputs(images)
             names = [name for name in made if into_images or name != IMAGES]
             return [name for name in names if now.get(name) != made[name]]
-        whole = into_images or self.product.is_file()
-        return [self.product.name] if whole and self.outputs() != made else []
+        # a folder with one hash for all of it is of an earlier version
+        return [self.product.name] if self.product.is_file() and self.outputs() != made else []
 
     def refuse_changed(self, images: bool = True) -> None:
         """Raise UserError for a product that a step wrote and that was changed since.
@@ -177,29 +173,10 @@ def _files_of(folder: Path) -> Iterator[Path]:
         yield from (Path(parent, name) for name in names if name[0] != "." and name not in BESIDE)
 
 
-def _with_weight_of(before: dict, made_from: dict) -> dict:
-    """Return what a network without OoD patches was made from, with the ood_weight of another.
-
-    It does not decide such a network, but records of earlier versions hold it.
-    """
-    settings, now = before.get("settings"), made_from.get("settings", {})
-    if not isinstance(settings, dict) or not {"ood_weight"} <= settings.keys() & now.keys():
-        return before
-    return before | {"settings": settings | {"ood_weight": now["ood_weight"]}}
-
-
 def _hash_of_json(content: dict) -> str:
     """Return the hash of the values in a product that is JSON, its record included."""
     rest = {name: value for name, value in content.items() if name != "outputs"}
     return files.digest(json.dumps(rest, sort_keys=True))
-
-
-def _outputs_before(folder: Path) -> str:
-    """Return one hash of the images and arrays of a folder, as records of earlier versions do."""
-    arrays = (path for ending in (".npz", ".safetensors") for path in folder.glob(f"*{ending}"))
-    paths = [*files.pngs(folder), *sorted(path for path in arrays if path.name[0] != ".")]
-    lines = files.in_threads(lambda path: f"{files.hash_of(path)} {name_of(path)}", paths)
-    return files.digest("\n".join(lines))
 
 
 def changes(before: dict, now: dict) -> list[str]:
