@@ -8,12 +8,11 @@ prints. Without torchrun there is one process, and nothing here has an effect.
 
 import functools
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from queue import Empty, Queue
-from threading import Thread
 from typing import TYPE_CHECKING
 
 from config import UserError
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 # torchrun sets these variables
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 TIMEOUT = timedelta(days=30)  # rank 0 may prepare the data, or draw, while the others wait
-MEETING = 300.0  # seconds for all to come
+MEETING = timedelta(minutes=5)  # for all to come
 CURE = f"start the script with torchrun; or without, after `unset {' '.join(VARIABLES)}`"
 
 _joined = False  # this process is one of several
@@ -76,7 +75,7 @@ def joined() -> Iterator[None]:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     number, count = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
-    store = _meet(number, count)
+    store = _meet()
     dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=TIMEOUT)
     _joined = True
     if not is_main():
@@ -118,49 +117,33 @@ def _are_several() -> bool:
     return True
 
 
-def _meet(number: int, count: int) -> "Store":
+def _meet() -> "Store":
     """Return the store of all processes when all have come; UserError if they do not, in time."""
-    import torch.distributed as dist
+    from torch.distributed import rendezvous
 
-    address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    place = f"{address[0]}:{address[1]} (MASTER_ADDR, MASTER_PORT)"
-    waits = f"process {number} (RANK) of {count} (WORLD_SIZE) waits for the others at {place}"
-    found: Queue[Store | Exception] = Queue()
-    # torchrun itself holds the store; without it, rank 0 does
-    is_by_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-
-    def meet() -> None:
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT")
-        holds = number == 0 and not is_by_torchrun
-        try:
-            server = dist.TCPStore(*address, None, holds, TIMEOUT, wait_for_workers=False)
-            store = dist.PrefixStore(f"attempt_{attempt}", server)
-            store.set(f"here_{number}", "")
-            store.wait([f"here_{other}" for other in range(count)])
-            found.put(store)
-        except Exception as error:
-            found.put(error)
-
-    if not is_by_torchrun:
-        print(f"{waits}; {CURE}", file=sys.stderr, flush=True)
-    # torch heeds neither Ctrl-C nor, with a stranger at the port, a timeout
-    Thread(target=meet, daemon=True).start()
+    found = os.environ
+    place = f"{found['MASTER_ADDR']}:{found['MASTER_PORT']} (MASTER_ADDR, MASTER_PORT)"
+    who = f"process {found['RANK']} (RANK) of {found['WORLD_SIZE']} (WORLD_SIZE)"
+    if found.get("TORCHELASTIC_USE_AGENT_STORE") != "True":  # else torchrun waits
+        print(f"{who} waits for the others at {place}; {CURE}", file=sys.stderr, flush=True)
+    heeded = signal.signal(signal.SIGINT, signal.SIG_DFL)  # torch heeds no Ctrl-C while it waits
     try:
-        store = found.get(timeout=MEETING)
-    except Empty:
-        raise UserError(f"{waits}, for {MEETING:g} seconds in vain: {CURE}") from None
-    if isinstance(store, Exception):
-        reason = str(store).partition("\n")[0]
+        store, *_ = next(rendezvous("env://", timeout=MEETING))
+    except Exception as error:  # torch has several kinds
+        reason = str(error).partition("\n")[0]
         if "EADDRINUSE" in reason:
             reason = "another program uses this port: choose a free one"
-        raise UserError(f"the processes cannot meet at {place} ({reason}): {CURE}") from None
+        raise UserError(f"{who} cannot meet the others at {place} ({reason}): {CURE}") from None
+    finally:
+        signal.signal(signal.SIGINT, heeded)
+    store.set_timeout(TIMEOUT)
     return store
 
 
 def _is_first_to_fail(store: "Store") -> bool:
     """Say whether no other process has failed before, in this attempt of torchrun."""
     try:
-        return store.add(f"failed/{os.environ.get('TORCHELASTIC_RESTART_COUNT')}", 1) == 1
+        return store.add("failed", 1) == 1
     except RuntimeError:  # the process that holds the store is gone
         return False
 

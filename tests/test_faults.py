@@ -15,7 +15,7 @@ from joblib import Parallel
 
 from config import UserError
 from generate_patches import generate_patches
-from medood.data.files import HOST, tidy, whole
+from medood.data.files import whole
 from medood.data.records import fresh_folder
 from medood.runs import jobs
 from medood.runs.command_line import run
@@ -55,33 +55,11 @@ def test_a_file_takes_its_name_when_it_is_complete(tmp_path):
     with pytest.raises(KeyError):
         stop()
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("text", "before")]
+    (tmp_path / ".text.partial").write_text("half, by a killed run")
     with whole(path) as partial:
         partial.write_text("after")
         assert path.read_text() == "before"
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("text", "after")]
-
-
-def test_what_a_kill_left_is_removed_and_what_it_was_replacing_put_back(tmp_path):
-    for name in (".Image_Patchs.x1.partial", "models/.1_unet.replaced", "models/2_unet"):
-        (tmp_path / name).mkdir(parents=True)
-        (tmp_path / name / "file").write_text(name)
-    (tmp_path / "models/.2_unet.replaced").mkdir()  # its successor stands
-    (tmp_path / "models/2_unet/.resume.pt.99999999.partial").write_text("half")
-    at_work = {f"models/2_unet/.model.onnx.{os.getpid()}@{HOST}.partial"}
-    at_work.add(f"models/.3_unet.{os.getpid()}@{HOST}.replaced")
-    for name in at_work:
-        (tmp_path / name).write_text("half")
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "elsewhere" / "data").write_text("the user's")
-    (tmp_path / ".Mask_Patchs.replaced").symlink_to(tmp_path / "elsewhere")
-    (tmp_path / "Mask_Patchs").mkdir()
-    (tmp_path / "notes.partial").write_text("the user's")
-    (tmp_path / ".hidden").write_text("the user's")
-    tidy(tmp_path)
-    left = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
-    kept = {"models/1_unet/file", "models/2_unet/file", "notes.partial", ".hidden"}
-    assert left == {*kept, *at_work, "elsewhere/data"}
-    assert not (tmp_path / ".Mask_Patchs.replaced").is_symlink()
 
 
 def test_a_replaced_folder_is_put_back_if_its_successor_cannot_take_its_name(tmp_path, monkeypatch):
@@ -94,6 +72,8 @@ def test_a_replaced_folder_is_put_back_if_its_successor_cannot_take_its_name(tmp
             raise OSError
         return rename(path, target)
 
+    (tmp_path / ".made.partial").mkdir()  # as a killed run leaves it
+    (tmp_path / ".made.partial" / "half").touch()
     monkeypatch.setattr(Path, "rename", fail_for_new)
     with pytest.raises(OSError), fresh_folder(tmp_path / "made", {}) as out:  # noqa: PT011
         (out / "a.png").write_text("after")
@@ -239,17 +219,3 @@ def test_a_drive_that_knows_no_locks_is_said_once_and_used(tmp_path, monkeypatch
     with locked(tmp_path, ["79_unet", "158_unet"]), locked(tmp_path, ["79_unet"]):
         said = capsys.readouterr().out
     assert said.count("no lock is to be had here ([Errno") == said.count("\n") == 1
-
-
-def test_what_another_machine_is_writing_is_left_for_a_day(tmp_path, monkeypatch):
-    monkeypatch.setattr("medood.data.files.HOST", "node-1.cluster")  # a process of this number
-    with whole(tmp_path / "scores.json") as partial:
-        partial.write_text("half")
-        monkeypatch.setattr("medood.data.files.HOST", "node-2.cluster")  # does not run there
-        monkeypatch.setattr(os, "kill", lambda *_: 1 / 0)
-        now = time.time()
-        for hours, stays in ((23, True), (25, False)):
-            monkeypatch.setattr(time, "time", lambda hours=hours: now + 3600 * hours)
-            tidy(tmp_path)
-            assert partial.exists() == stays
-        partial.write_text("{}")

@@ -9,11 +9,10 @@ import json
 import os
 import re
 import shutil
-import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from itertools import chain, repeat
 from pathlib import Path
@@ -26,13 +25,7 @@ from config import UserError
 from medood.data.names import name_of, plain
 from medood.processes import is_main
 
-PARTIAL, REPLACED = ".partial", ".replaced"  # endings of hidden names, while something is written
-HIDDEN = re.compile(r"\.(?P<name>.+?)(\.(?P<process>\d+)@(?P<host>.+))?\.(partial|replaced)")
-# beside the folders of patches
-WRITTEN_TO = ("HardOoD", "k_folds", "models", "reports", "studies", "weak")
 TIMES = "times.csv"  # in the workspace: equal runs differ in it, and in the report that shows it
-HOST = socket.gethostname()
-DAY = 24 * 3600  # seconds
 TICK = 0.05  # seconds; the clock of a disk may stand still for a few hundredths
 
 UTF8 = {"encoding": "utf-8", "errors": "backslashreplace"}  # of text that may hold names
@@ -70,9 +63,12 @@ def pngs(folder: Path) -> list[Path]:
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Yield a name to write a file to; the file takes the name `path` when it is on the disk."""
+    """Yield a name to write a file to; the file takes the name `path` when it is on the disk.
+
+    What a killed run left under that name, the next one writes over.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = _hidden(path, PARTIAL)
+    partial = path.with_name(f".{path.name}.partial")
     try:
         yield partial
         with partial.open("rb+") as file:
@@ -229,10 +225,10 @@ def write_table(path: Path, header: list[str], rows: Iterable[Iterable]) -> int:
 def whole_folder(folder: Path) -> Iterator[Path]:
     """Yield an empty folder to fill; it takes the place of `folder` when the block ends.
 
-    An error or a kill before that leaves the folder that stood there as it was.
+    An error or a kill before that leaves the folder that stood there as it was. What a killed run
+    left beside it is removed.
     """
-    partial = _hidden(folder, PARTIAL)
-    old = _hidden(folder, REPLACED)
+    partial, old = (folder.with_name(f".{folder.name}.{end}") for end in ("partial", "replaced"))
     _remove(partial)
     partial.mkdir(parents=True)
     try:
@@ -250,49 +246,12 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     _remove(old)
 
 
-def _hidden(path: Path, ending: str) -> Path:
-    """Return the name of a file or folder while this process, of this machine, writes it."""
-    return path.with_name(f".{path.name}.{os.getpid()}@{HOST}{ending}")
-
-
 def _remove(path: Path) -> None:
     """Remove a file, a folder with all in it, or a link, but not what the link leads to."""
     if path.is_symlink() or path.is_file():
         path.unlink()
     else:
         shutil.rmtree(path, ignore_errors=True)
-
-
-def tidy(folder: Path) -> None:
-    """Remove what a killed run left half-written, and put back what it was about to replace."""
-    left = list(folder.glob(".*"))
-    for name in WRITTEN_TO:
-        left += (folder / name).rglob(".*")
-    for path in left:
-        found = HIDDEN.fullmatch(path.name)
-        with suppress(FileNotFoundError):  # another run tidies up too
-            if found and not _at_work(path, found["process"], found["host"]):
-                stands = path.with_name(found["name"])
-                if path.name.endswith(REPLACED) and path.exists() and not stands.exists():
-                    path.rename(stands)
-                else:
-                    _remove(path)
-
-
-def _at_work(path: Path, process: str | None, host: str | None) -> bool:
-    """Return whether the process that writes a file, named in the file's name, may still run.
-
-    Of another machine's process nothing is known: it is taken to run for a day after it last wrote.
-    """
-    if process is None:
-        return False
-    if host != HOST or os.name != "posix":
-        return time.time() - path.lstat().st_ctime < DAY
-    try:
-        os.kill(int(process), 0)
-    except (OSError, OverflowError):
-        return False
-    return True
 
 
 # ---------------------------------------------------------------- hashes

@@ -18,7 +18,6 @@ import tyro
 
 from config import CONFIG, Data, Network, UserError
 from medood.commands import script_name
-from medood.data.files import tidy
 from medood.processes import is_main, joined
 from medood.runs.locks import locked
 
@@ -81,18 +80,13 @@ def run(
 
 @contextmanager
 def _held(folder: Path | None, parts: list[str]) -> Iterator[None]:
-    """Hold parts of the folder that a step writes to, and let SIGTERM stop it as Ctrl-C does.
-
-    What a killed run left in the folder is put right first.
-    """
+    """Hold parts of the folder that a step writes to, and let SIGTERM stop it as Ctrl-C does."""
 
     def terminate(*_: object) -> None:
         raise Terminated
 
     signal.signal(signal.SIGTERM, terminate)
     with locked(folder, parts) if folder else nullcontext():
-        if folder:
-            tidy(folder)
         yield
 
 
