@@ -1,8 +1,7 @@
-"""The commands that messages print: each runs as it is, in the repository root."""
+"""The commands that messages print: each runs as it is, where this run was started."""
 
 import os
 import shlex
-import sys
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import get_type_hints
@@ -12,26 +11,19 @@ from tyro.conf import Positional, UseAppendAction
 from config import Data
 
 ROOT = Path(__file__).resolve().parents[1]
-FILES = ("encoder_weights", "patients")  # settings in words that may name a file
-
-
-def script_name() -> str:
-    """Return the script that runs, with its folder if not at the top."""
-    path = Path(sys.argv[0]).resolve()
-    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
 
 
 def command(cfg: Data, script: str, kind: type[Data] = Data, **changed: object) -> str:
     """Return the command that runs a script with the settings of this run.
 
-    script: with its folder. kind: of the settings that it takes. changed: its settings that are to
-    differ from those of this run. Settings at their defaults are left out.
+    script: as seen from the repository root. kind: of the settings that it takes. changed: its
+    settings that are to differ from those of this run. Settings at their defaults are left out.
     """
     wanted = replace(as_kind(cfg, kind), **changed)
     hints = get_type_hints(kind, include_extras=True)
     named, flagged = [], []  # a list of values would take the names behind it for its own
     for field in fields(kind):
-        value = _from_root(field.name, getattr(wanted, field.name))
+        value = getattr(wanted, field.name)
         if value == field.default:
             continue
         marks = getattr(hints[field.name], "__metadata__", ())
@@ -39,7 +31,7 @@ def command(cfg: Data, script: str, kind: type[Data] = Data, **changed: object) 
             named += map(_text, _flat(value))
         else:
             flagged += _words(field.name, value, marks)
-    return shlex.join(["python", script, *named, *flagged])
+    return shlex.join(["python", os.path.relpath(ROOT / script), *named, *flagged])
 
 
 def as_kind(cfg: Data, kind: type[Data]) -> Data:
@@ -49,17 +41,6 @@ def as_kind(cfg: Data, kind: type[Data]) -> Data:
     """
     shared = [field.name for field in fields(kind) if field in fields(cfg)]
     return kind(**{name: getattr(cfg, name) for name in shared})
-
-
-def _from_root(name: str, value: object) -> object:
-    """Return the value of a setting as it is named from ROOT: a path as it is seen from there."""
-    here = Path.cwd()
-    if here == ROOT:
-        return value
-    if isinstance(value, tuple):
-        return tuple(_from_root(name, each) for each in value)
-    is_path = isinstance(value, Path) or (name in FILES and value and os.path.isfile(value))
-    return type(value)(here / value) if is_path else value
 
 
 def _words(name: str, value: object, marks: tuple) -> list[str]:

@@ -17,7 +17,6 @@ from typing import Annotated, get_type_hints
 import tyro
 
 from config import CONFIG, Data, Network, UserError
-from medood.commands import script_name
 from medood.processes import is_main, joined
 from medood.runs.locks import locked
 
@@ -140,7 +139,7 @@ def _values(defaults: Data, arguments: list[str]) -> dict[str, object]:
             )
     except SystemExit as stop:
         if stop.code:
-            cure = shlex.join(["python", script_name(), "--help"])
+            cure = shlex.join(["python", sys.argv[0], "--help"])
             raise UserError(f"{_sentence(complaint.getvalue())}: see `{cure}`") from None
         sys.stdout.flush()  # a pipe that is closed shows here
         raise
