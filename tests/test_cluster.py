@@ -95,17 +95,6 @@ def test_results_come_in_order_from_both_processes_with_a_bar(
 
 
 @pytest.mark.long
-def test_another_error_on_a_worker_arrives_as_it_is(over_dask, tmp_path):
-    def write(path):
-        raise OSError(28, "No space left on device", str(path))
-
-    cfg = dataclasses.replace(over_dask, workspace=tmp_path)
-    with pytest.raises(OSError, match="No space left on device") as stopped:
-        for_each(write, [(tmp_path / str(i),) for i in range(5)], cfg, "a task", {})
-    assert stopped.value.errno == 28
-
-
-@pytest.mark.long
 def test_a_workspace_that_workers_do_not_see_is_named(over_dask, tmp_path):
     cfg = dataclasses.replace(over_dask, workspace=tmp_path / "not_there")
     with pytest.raises(UserError, match=r"does not see .*not_there: put the workspace on a disk"):

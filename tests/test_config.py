@@ -15,7 +15,6 @@ import pytest
 from config import Config, UserError, settings
 from export import ExportConfig
 from medood.runs.command_line import parse
-from medood.runs.products import plain_settings
 from predict import PredictConfig
 from tests.conftest import TINY, kind_of
 
@@ -76,16 +75,6 @@ def test_images_need_masks_but_where_masks_only_test(tmp_path):
         assert not ImagesAlone(**given).has_pixel_masks
     # nor are their values checked: the classes are not known yet
     assert ImagesAlone(images=tmp_path, mask_values=(255,)).mask_values == (255,)
-
-
-def test_whether_there_are_masks_is_no_setting(monkeypatch):
-    for kind in (Config, ImagesAlone):
-        assert "has_pixel_masks" not in {field.name for field in dataclasses.fields(kind)}
-        assert "has_pixel_masks" not in plain_settings(kind())
-    monkeypatch.setattr(sys, "argv", ["main.py"])
-    with pytest.raises(UserError, match="has_pixel_masks.*see `python main.py --help`"):
-        parse(ImagesAlone(), ["--has_pixel_masks", "True"])
-    assert not parse(ImagesAlone(), ["--epochs", "7"]).has_pixel_masks
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

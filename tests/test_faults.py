@@ -11,13 +11,11 @@ from pathlib import Path
 
 import filelock
 import pytest
-from joblib import Parallel
 
 from config import UserError
 from generate_patches import generate_patches
 from medood.data.files import whole
 from medood.data.records import fresh_folder
-from medood.runs import jobs
 from medood.runs.command_line import run
 from medood.runs.locks import locked
 
@@ -191,24 +189,6 @@ def test_sigterm_ends_a_step_like_ctrl_c(patched):
     process.terminate()
     _, said = process.communicate(timeout=60)
     assert (process.returncode, said) == (143, "stopped: the same command goes on from here\n")
-
-
-# ---------------------------------------------------------------- the same bytes
-
-
-def test_another_number_of_threads_gives_the_same_bytes(patched, monkeypatch):
-    from tests.faults import tree
-
-    once = tree(patched.workspace)
-    monkeypatch.setattr(jobs, "Parallel", lambda n_jobs, **other: Parallel(n_jobs=3, **other))
-    for path in patched.workspace.glob("*_Patchs/made_from.json"):
-        path.write_text("{}")  # made from nothing: it is made again
-    os.utime(patched.workspace)
-    generate_patches(patched)
-    from generate_unfiltered_oods import generate_unfiltered_oods
-
-    generate_unfiltered_oods(patched)
-    assert tree(patched.workspace) == once
 
 
 def test_a_drive_that_knows_no_locks_is_said_once_and_used(tmp_path, monkeypatch, capsys):

@@ -65,14 +65,6 @@ def test_a_list_of_the_user_is_used_as_it_is(patched, capsys):
     assert read_fold(patched, 1) == (["region_0_1.png"], [], ["region_0_0.png"])
 
 
-def test_a_list_that_was_drawn_follows_the_settings(patched):
-    before = read_fold(patched, 1)
-    generate_patches(dataclasses.replace(patched, split="region"))
-    after = read_fold(patched, 1)
-    assert before != after
-    assert len({region_of(name) for name in after.test}) == 1
-
-
 @pytest.mark.parametrize(
     ("text", "said"),
     [

@@ -8,10 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from estimate_pct import choose_pct, count_samples, pnr
-from generate_semantic_labels import semantic_mask
 from medood.data.grid import patch_of, tile
 from medood.evaluation.scores import Tally, all_background
-from tests import oracles
 from tests.fuzz import fuzz
 
 SIDES = st.integers(1, 200)
@@ -37,18 +35,6 @@ def test_damaged_files_end_in_a_sentence(tmp_path, count):
 
 
 @UNTIMED
-@given(SIDES, SIDES, PATCH, st.booleans())
-def test_patches_put_together_are_the_image(height, width, patch_size, colour):
-    shape = (height, width, 3) if colour else (height, width)
-    image = np.random.default_rng(height * width).integers(1, 256, shape, np.uint8)
-    tiles = tile(image, patch_size)
-    assert tiles.shape[1:3] == (patch_size, patch_size)
-    assert len(tiles) == -(-height // patch_size) * -(-width // patch_size)
-    np.testing.assert_array_equal(oracles.untile(tiles, height, width), image)
-    assert tiles.astype(int).sum() == image.astype(int).sum()  # the rest is black
-
-
-@UNTIMED
 @given(SIDES, SIDES, PATCH, st.data())
 def test_the_patch_of_a_pixel_is_the_one_that_shows_it(height, width, patch_size, data):
     row, column = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
@@ -56,19 +42,6 @@ def test_the_patch_of_a_pixel_is_the_one_that_shows_it(height, width, patch_size
     image[row, column] = 1
     tiles = tile(image, patch_size)
     assert tiles[patch_of(column, row, height, width, patch_size)].any()
-
-
-@UNTIMED
-@given(
-    arrays(np.int32, st.tuples(st.integers(1, 12), st.integers(1, 12)), elements=st.integers(0, 9)),
-    st.permutations(range(1, 40)),
-    st.lists(st.integers(1, 6), min_size=39, max_size=39),
-)
-def test_a_label_map_is_that_of_the_loop_over_nuclei(inst_map, ids, classes):
-    listed = np.array(ids, np.int32), np.array(classes, np.int32)
-    np.testing.assert_array_equal(
-        semantic_mask(inst_map, *listed), oracles.semantic_mask(inst_map, *listed)
-    )
 
 
 @UNTIMED

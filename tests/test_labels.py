@@ -127,10 +127,3 @@ def test_the_step_writes_a_mask_per_region_and_keeps_it(tiny, capsys):
     np.testing.assert_array_equal(read_mask(folder / "region_2.png", 7), expected)
     generate_semantic_labels(tiny)
     assert "kept" in capsys.readouterr().out
-
-
-def test_a_changed_label_is_converted_again(tiny):
-    generate_semantic_labels(tiny)
-    savemat(tiny.workspace / "Labels" / "region_2.mat", GOOD)
-    generate_semantic_labels(tiny)
-    assert read_mask(tiny.workspace / "Semantic_Labels" / "region_2.png", 7).shape == (4, 5)

@@ -1,18 +1,13 @@
 """Masks: the values that a file stores, of any type, or a sentence that is true of the file."""
 
-import dataclasses
-
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 from PIL import Image
 from tifffile import TiffFile, TiffWriter, imwrite
 
 from config import UserError
-from generate_semantic_labels import generate_semantic_labels, semantic_mask
-from medood.data.images import look_at_pair, read_mask, read_values, write_png
+from generate_semantic_labels import semantic_mask
+from medood.data.images import look_at_pair, read_mask, write_png
 from medood.data.labels import read_own_mask
 from tests.conftest import TINY
 
@@ -36,16 +31,6 @@ def test_whole_numbers_of_every_type_are_read(tmp_path, number, order, more):
     np.testing.assert_array_equal(classes_in(path, (value // 2, value)), MASK)
     imwrite(path, MASK.astype(number), byteorder=order, **more)
     np.testing.assert_array_equal(read_mask(path, 3), MASK)
-
-
-@pytest.mark.parametrize("number", WHOLE)
-@settings(deadline=None, max_examples=20)
-@given(data=st.data())
-def test_the_values_of_a_tiff_are_those_that_were_written(tmp_path_factory, number, data):
-    values = data.draw(arrays(number, (3, 5)))
-    path = tmp_path_factory.mktemp("mask") / "mask.tif"
-    imwrite(path, values, photometric="minisblack")
-    np.testing.assert_array_equal(read_values(path), values)
 
 
 @pytest.mark.parametrize("number", ["int8", "int16", "int32", "int64", "float32", "float64"])
@@ -224,21 +209,3 @@ def test_a_mask_whose_white_is_0_is_read_as_its_numbers_are_stored(tmp_path, kin
     values = (1,) if kind is bool else (1, 2)
     inst_map, _, classes = read_own_mask(tmp_path / "a.tif", values, 1 + len(values))
     assert (np.array([0, *classes])[inst_map] == pixels).all()
-
-
-def test_masks_of_several_types_go_through_the_step(tmp_path):
-    folders = {"workspace": tmp_path, "images": tmp_path / "i", "masks": tmp_path / "m"}
-    for name in ("images", "masks"):
-        folders[name].mkdir()
-    for stem in "abc":
-        write_png(folders["images"] / f"{stem}.png", np.zeros((20, 30, 3), np.uint8))
-    imwrite(folders["masks"] / "a.tif", MASK.astype(np.int64) * 100)
-    imwrite(folders["masks"] / "b.tif", MASK.astype(np.float32) * 100)
-    Image.fromarray(MASK * 100).save(folders["masks"] / "c.PNG")
-    classes = (("one", "#d55e00"), ("two", "#0072b2"))
-    cfg = dataclasses.replace(TINY, classes=classes, mask_values=(100, 200), **folders)
-    generate_semantic_labels(cfg)
-    for stem in "abc":
-        np.testing.assert_array_equal(
-            read_mask(tmp_path / "Semantic_Labels" / f"{stem}.png", 3), MASK
-        )

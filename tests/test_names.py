@@ -29,13 +29,11 @@ from medood.data.workspace import fold_path, id_files, list_images, ood_files, r
 from medood.evaluation.tables import count_classes
 from medood.models.network import build_model
 from predict import find_images
-from robust.volumes import read_task
 from tests.conftest import TINY, as_settings_of, write_region
 from weak.generate_images import generate_images
-from weak.image_labels import read_image_labels, with_lesion
 from weak.products import image_paths, labels_there
 from weak.read_images import read_truth
-from weak.settings import ImagesConfig, TransferConfig
+from weak.settings import ImagesConfig
 
 ROOT = Path(__file__).parents[1]
 NFC = "h\u00f6hle_\u00e4"
@@ -217,27 +215,6 @@ def test_image_labels_find_images_and_masks_of_any_name(tmp_path, file, row, sho
     one = dataclasses.replace(cfg, classes=(("cat", "#000000"),))
     found = [int(read_truth(one, name, (32, 32), 32).max()) for name in labels.names]
     assert found == [0, 1]
-
-
-def test_a_lesion_is_found_in_either_spelling(tmp_path):
-    (tmp_path / "labels.csv").write_text(f"img_name,{NFD},b\na,0,1\nb,1,0\n", encoding="utf-8")
-    assert read_image_labels(tmp_path / "labels.csv").classes == (NFC, "b")
-    for lesion in (NFC, NFD):
-        cfg = TransferConfig(image_labels=tmp_path / "labels.csv", lesion=lesion)
-        assert with_lesion(cfg).lesion == NFC
-
-
-@linux
-def test_volumes_of_one_name_in_two_spellings_are_one_case(tmp_path):
-    for side, name in (("imagesTr", NFC), ("labelsTr", NFD)):
-        (tmp_path / side).mkdir()
-        (tmp_path / side / f"{name}.nii.gz").touch()
-    pair = {side: f"./{side}sTr/{NFD}.nii.gz" for side in ("image", "label")}
-    task = {"labels": {"0": "background", "1": "a"}, "modality": {"0": "MR"}, "training": [pair]}
-    (tmp_path / "dataset.json").write_text(json.dumps(task))
-    (case,) = read_task(tmp_path).cases
-    assert case.name == NFC
-    assert (case.image.name, case.label.name) == (f"{NFC}.nii.gz", f"{NFD}.nii.gz")
 
 
 # ---------------------------------------------------------------- what is shown

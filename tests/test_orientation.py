@@ -1,7 +1,6 @@
 """Images that carry an orientation: upright everywhere, and never with a mask that is not."""
 
 import dataclasses
-import json
 
 import cv2
 import numpy as np
@@ -189,10 +188,3 @@ def test_a_true_mask_lies_on_its_image_or_is_refused(weak, orientation):
     (weak.workspace / "rle.csv").write_text("ImageId,EncodedPixels\na,0 1\n")
     with pytest.raises(UserError, match=f"carries the orientation {orientation} and its label"):
         truth_of(dataclasses.replace(weak, masks=weak.workspace / "rle.csv"))
-
-
-def test_sizes_name_no_orientation_where_there_is_none(weak):
-    write_png(weak.images / "a.png", IMAGE)
-    generate_images(weak)
-    path = weak.workspace / "weak" / "Images" / "sizes.json"
-    assert json.loads(path.read_text()) == {"a.png": [64, 80], "b.png": [64, 64]}

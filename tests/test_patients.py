@@ -117,12 +117,6 @@ def test_a_wrong_table_is_one_sentence(prepared, text, said):
     assert not fold_path(prepared, 1).exists()
 
 
-def test_a_missing_table_is_named(prepared):
-    cfg = dataclasses.replace(prepared, patients="gone.csv")
-    with pytest.raises(UserError, match="there is no file gone.csv: correct its name"):
-        generate_patches(cfg)
-
-
 @pytest.mark.parametrize("pattern", [r"(p[0-4])_.*", r"(p\d)_[ab]", r"(p[0-4])?.*", r"(p\d)"])
 def test_an_image_that_a_pattern_does_not_fit_is_named(prepared, pattern):
     with pytest.raises(UserError, match="does not fit the image p[05]_[ac]: write a pattern"):
@@ -231,17 +225,6 @@ def test_attacks_draw_patients_too(prepared):
 # ---------------------------------------------------------------- records
 
 
-def test_records_without_patients_are_those_of_earlier_versions(prepared):
-    cfg = dataclasses.replace(prepared, patients=None, select="val")
-    generate_patches(cfg)
-    record = FOLD.made_from(cfg, 1)
-    assert record.keys() == {"settings", "list of patches", "info.csv"}
-    assert record["settings"].keys() == {"split", "seed"}
-    record = BASELINE.made_from(cfg, 1)
-    assert record.keys() == {"settings", "fold", "inputs"}
-    assert "patients" not in record["settings"]
-
-
 def test_a_change_of_patients_makes_the_lists_anew(prepared, capsys):
     cfg = with_table(prepared, TABLE)
     generate_patches(cfg)
@@ -260,12 +243,6 @@ def test_a_change_of_patients_makes_the_lists_anew(prepared, capsys):
     for other in (PATTERN, None):  # the lists would differ
         with pytest.raises(UserError, match="out of date .patients changed"):
             require(dataclasses.replace(cfg, patients=other), FOLD)
-
-
-def test_lists_of_patches_do_not_depend_on_patients(prepared):
-    cfg = dataclasses.replace(prepared, split="patch", patients=None)
-    generate_patches(cfg)
-    require(dataclasses.replace(cfg, patients=PATTERN), FOLD)
 
 
 def test_networks_depend_on_patients_where_these_choose_the_epoch(prepared):

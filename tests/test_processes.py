@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shlex
 import shutil
 import socket
 import subprocess
@@ -16,8 +17,8 @@ import torch
 from config import UserError
 from main import main
 from medood import processes
+from medood.commands import command
 from medood.data.files import TIMES
-from medood.data.folds import read_fold
 from medood.data.workspace import model_folder
 from medood.models import network
 from medood.models.network import synchronise
@@ -30,26 +31,13 @@ from tests.oracles import read_rows
 ROOT = Path(__file__).parents[1]
 
 
-def arguments(script, cfg):
-    """The command line of the settings that the script takes and that differ from config.py's."""
-    parts = []
-    for field in dataclasses.fields(kind_of(script)):
-        value = getattr(cfg, field.name)
-        if value == field.default:
-            continue
-        if isinstance(value, bool):
-            parts.append(f"--{'' if value else 'no_'}{field.name}")
-        else:
-            parts += [f"--{field.name}", *map(str, value if isinstance(value, tuple) else [value])]
-    return parts
-
-
 def launched(script, cfg, processes=2):
     """How to start a script in some processes of one thread each."""
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
-    command += ["--standalone", str(ROOT / script), *arguments(script, cfg)]
+    _, *script_and_settings = shlex.split(command(cfg, script, kind_of(script)))
+    launch = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    return {"args": command, "cwd": ROOT, "env": variables, "text": True}
+    arguments = [*launch, "--standalone", *script_and_settings]
+    return {"args": arguments, "cwd": ROOT, "env": variables, "text": True}
 
 
 def run(script, cfg, processes=2):
@@ -144,18 +132,6 @@ def test_a_mistake_is_said_once_and_no_process_waits_for_ever(both):
     assert done.returncode == 1
     assert done.stderr.count("error: ") == 1
     assert not absent.workspace.exists()
-
-
-@pytest.mark.long
-def test_a_bad_patch_in_the_share_of_the_other_process_is_named_once(both, tmp_path):
-    cfg = dataclasses.replace(both[0], workspace=tmp_path / "run")
-    shutil.copytree(both[0].workspace, cfg.workspace)
-    last = read_fold(cfg, 1).train[-1]
-    (cfg.workspace / "OoD_Patchs" / last).write_bytes(b"no PNG")
-    done = run("rank_prune_ood.py", cfg)
-    assert done.returncode == 1
-    assert done.stderr.count(last) == 1
-    assert "RuntimeError" not in done.stderr
 
 
 @pytest.mark.long

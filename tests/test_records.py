@@ -232,11 +232,6 @@ def test_what_came_later_or_is_for_people_is_no_part_of_a_product(product, name)
     assert records.outputs_of(product) == before
 
 
-def test_an_image_that_was_added_is_refused(product):
-    (product / "c.png").write_text("the user's")
-    refused(product, lambda: is_kept(product, MADE_FROM))
-
-
 @pytest.mark.parametrize(
     ("name", "is_there"),
     [

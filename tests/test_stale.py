@@ -109,17 +109,6 @@ def test_bad_files_of_patches_that_were_the_users_are_forgotten_with_them(patche
 # ---------------------------------------------------------------- what was mended
 
 
-def test_a_limit_that_was_raised_lets_a_file_in(tiny, monkeypatch):
-    from generate_semantic_labels import generate_semantic_labels
-
-    with monkeypatch.context() as patch:
-        patch.setattr("medood.data.headers.MAX_PIXELS", 97 * 100 - 1)
-        with pytest.raises(UserError, match="9,700 pixels, more than 9,699"):
-            generate_semantic_labels(tiny)
-    generate_semantic_labels(tiny)
-    generate_patches(tiny)
-
-
 def test_an_image_without_a_label_is_seen_when_it_comes_and_forgotten_when_it_goes(patched):
     cfg = dataclasses.replace(patched, folds=(1,))
     lone = cfg.workspace / "Lizard_Images" / "lone.png"
