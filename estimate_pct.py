@@ -40,7 +40,7 @@ def count_samples(foreground: Iterable[int], pixels: int | list[int]) -> tuple[i
 def pixels_of(cfg: Config, names: Iterable[str]) -> tuple[list[int], list[int]]:
     """Return how many pixels of each ID patch are foreground, and how many are sure."""
     count = partial(count_pixels, classes=len(cfg.class_names))
-    pairs = in_threads(count, [mask for _, mask in id_files(cfg, names)], "masks")
+    pairs = in_threads(count, [mask for _, mask in id_files(cfg.workspace, names)], "masks")
     return [foreground for foreground, _ in pairs], [sure for _, sure in pairs]
 
 

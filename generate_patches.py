@@ -142,7 +142,7 @@ def sift_prepared(cfg: Data) -> None:
         return
     bad: records.BadFiles = {}
     names = sorted({name for folder in folders for name in by_name(pngs(folder))})
-    jobs = [(*pair, cfg) for pair in workspace.id_files(cfg, names)]
+    jobs = [(*pair, cfg) for pair in workspace.id_files(cfg.workspace, names)]
     for_each(look_at_pair, jobs, cfg, "looking at the patches", bad)
     write_json(lists.product / records.RECORD, {"made_from": made_from, "bad_files": bad})
 
@@ -152,7 +152,7 @@ def write_folds(cfg: Data, names: list[str]) -> None:
     if len({fold % PARTS for fold in cfg.folds}) < min(len(cfg.folds), PARTS):
         print(f"folds {cfg.folds}: some test the same part, so not every patch is tested once")
     for fold in cfg.folds:
-        path = workspace.fold_path(cfg, fold)
+        path = workspace.fold_path(cfg.workspace, fold)
         if product_is_kept(cfg, FOLD, fold):
             read_list(path, *patches_there(cfg.workspace))  # is it one?
             continue

@@ -71,7 +71,7 @@ def networks(cfg: Config, checkpoints: dict[str, Path]) -> dict[int, dict[str, P
             print(f"{path} does not say what it was trained on: make sure that it was not on these")
     own = [read_run(path).get("fold") for path in checkpoints.values()]
     # its own fold comes first: a network of ours is tested there
-    folds = [fold for fold in own if fold is not None and fold_path(cfg, fold).exists()]
+    folds = [fold for fold in own if fold is not None and fold_path(cfg.workspace, fold).exists()]
     return dict.fromkeys([*folds, *cfg.folds], checkpoints)
 
 

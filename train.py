@@ -20,7 +20,7 @@ def train(cfg: TrainingConfig = CONFIG) -> None:
     for fold in cfg.folds:
         train, val, _ = read_fold(cfg, fold)
         folder = model_folder(cfg, fold, ood=False)
-        train_fold(cfg, fold, id_files(cfg, train), id_files(cfg, val), folder)
+        train_fold(cfg, fold, id_files(cfg.workspace, train), id_files(cfg.workspace, val), folder)
 
 
 if __name__ == "__main__":

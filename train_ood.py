@@ -27,8 +27,9 @@ def train_ood(cfg: Config = CONFIG) -> None:
                 f"fold {fold}: no OoD patch is added (the baseline sees nuclei in none, or pct is"
                 " 0): this training is the baseline's again"
             )
-        files = id_files(cfg, train) + ood_files(cfg, hardest)
-        train_fold(cfg, fold, files, id_files(cfg, val), model_folder(cfg, fold, ood=True))
+        files = id_files(cfg.workspace, train) + ood_files(cfg, hardest)
+        val_files = id_files(cfg.workspace, val)
+        train_fold(cfg, fold, files, val_files, model_folder(cfg, fold, ood=True))
 
 
 if __name__ == "__main__":

@@ -107,7 +107,7 @@ def prepare(cfg: BenchConfig) -> None:
 
 def training_files(cfg: Config) -> list[Pair]:
     """Return image and mask of each training patch."""
-    return id_files(cfg, read_fold(cfg, FOLD).train)
+    return id_files(cfg.workspace, read_fold(cfg, FOLD).train)
 
 
 def python(*words: str) -> None:

@@ -74,7 +74,7 @@ def bench(cfg: BenchConfig) -> None:
             step(cfg)
         names = [path.name for path in pngs(cfg.workspace / "OoD_Patchs")]
         chosen = names[:: len(names) // cfg.patches][: cfg.patches]
-        learned = Plain(cfg, id_files(cfg, chosen[::3]), device)
+        learned = Plain(cfg, id_files(cfg.workspace, chosen[::3]), device)
         for _ in range(cfg.trained):
             learned.train()
         plain = Plain(cfg, ood_files(cfg, chosen), device)

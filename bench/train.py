@@ -71,7 +71,7 @@ def bench(cfg: BenchConfig) -> None:
         generate_semantic_labels(cfg)
         generate_patches(cfg)
         names = [path.name for path in pngs(cfg.workspace / "Image_Patchs")]
-        files = id_files(cfg, names[: cfg.patches])
+        files = id_files(cfg.workspace, names[: cfg.patches])
         plain, ours = Plain(cfg, files, device), Ours(cfg, files, device)
         times = interleave(cfg.rounds, reference=plain.train, ours=ours.train)
         figures.compare("training", len(files), "patch", **times)

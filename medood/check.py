@@ -164,7 +164,7 @@ def _check_patches(cfg: Config, findings: Findings) -> list[str]:
     """Look at every patch that is there; return the names of those that can be used."""
     folders = cfg.workspace / "Image_Patchs", cfg.workspace / "Mask_Patchs"
     names = sorted({name for folder in folders for name in by_name(pngs(folder))})
-    jobs = [(*pair, cfg) for pair in id_files(cfg, names)]
+    jobs = [(*pair, cfg) for pair in id_files(cfg.workspace, names)]
     used = for_each(look_at_pair, jobs, cfg, "looking at the patches", findings.bad)
     findings.table["patches"] = f"{len(names)}, of which {len(used)} can be used"
     return [name for name in names if name not in findings.bad]
@@ -207,7 +207,7 @@ def _check_patients(cfg: Config, patches: list[str], findings: Findings) -> None
 def _check_folds(cfg: Config, patches: list[str], findings: Findings) -> None:
     """Look at both sides of each fold: of the user's own list, or as it will be drawn."""
     for fold in cfg.folds:
-        path = fold_path(cfg, fold)
+        path = fold_path(cfg.workspace, fold)
         own = record_of(path).is_yours
         if cfg.split == "official" and path.exists() and not own:
             continue  # the table that it was drawn from may be gone

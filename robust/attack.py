@@ -101,7 +101,7 @@ def refuse_stale(cfg: Config, fold: int, network: Path, patches: Fold) -> None:
     if has_seen(cfg, network, patches.test):
         raise UserError(f"{network} saw patches that fold {fold} tests now: run `{again}` again")
     if free:  # else it is the user's own
-        files = id_files(cfg, patches.train + patches.val)
+        files = id_files(cfg.workspace, patches.train + patches.val)
         now = network_made_from(replayed(cfg, free["replays"]), fold, files) | {"free": free}
         refuse_unusable(record_of(network), lambda: now, lambda: again)
 

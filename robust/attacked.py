@@ -106,7 +106,7 @@ def attack_fold(
     """
     foreground = dict(zip(names, foreground_of(cfg, names), strict=True))
     names = sorted(names, key=lambda name: -foreground[name])
-    patches = load_patches(cfg, id_files(cfg, names))
+    patches = load_patches(cfg, id_files(cfg.workspace, names))
     size = batch_size(pick_device(cfg))
     starts = range(0, len(names), size)
     work = [(network, start) for network in folders for start in starts]
@@ -144,7 +144,7 @@ def attack_fold(
 
 def _made_from(cfg: AttackConfig, network: Path, names: list[str]) -> str:
     """Return what decides the attacks on a batch, as JSON."""
-    files = [path for pair in id_files(cfg, names) for path in pair]
+    files = [path for pair in id_files(cfg.workspace, names) for path in pair]
     hashes = [fingerprint([weights_of(network)]), fingerprint(files)]
     deciding = ("eps", "attacks", "steps", "queries", "seed", "classes")
     return json.dumps([*hashes, *(getattr(cfg, name) for name in deciding)])

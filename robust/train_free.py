@@ -30,7 +30,7 @@ def train_free(cfg: FreeConfig) -> None:
     require(cfg, PATCHES, PATCH_MASKS, FOLD)
     for fold in cfg.folds:
         train, val, _ = read_fold(cfg, fold)
-        files, val_files = id_files(cfg, train), id_files(cfg, val)
+        files, val_files = id_files(cfg.workspace, train), id_files(cfg.workspace, val)
         of_replays = replayed(cfg, cfg.replays)
         train_fold(of_replays, fold, files, val_files, free_folder(cfg, fold), FreeTrainer)
 

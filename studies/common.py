@@ -106,7 +106,7 @@ def baseline(cfg: StudyConfig, fold: int) -> Recipe:
     train, val, test = read_fold(cfg, fold)
     positives, negatives = count_id(cfg, tuple(train))
     notes = {"pct": 0.0, "pnr": pnr(positives, negatives, 0)}
-    return Recipe(cfg, id_files(cfg, train), id_files(cfg, val), test, notes)
+    return Recipe(cfg, id_files(cfg.workspace, train), id_files(cfg.workspace, val), test, notes)
 
 
 def med_ood(cfg: StudyConfig, fold: int, pct: float | None = None) -> Recipe:

@@ -177,7 +177,7 @@ def made(
 def silhouettes_moved(cfg: common.StudyConfig, fold: int) -> common.Recipe:
     """Return the training that adds patches with holes in the background, not in the nuclei."""
     names, classes = [name_of(image) for image, _ in extra(cfg, fold)], len(cfg.class_names)
-    images, masks = zip(*id_files(cfg, names), strict=True)
+    images, masks = zip(*id_files(cfg.workspace, names), strict=True)
 
     def move(number: int, out: Path) -> None:
         rng = np.random.default_rng([cfg.seed, fold, number])
@@ -222,7 +222,7 @@ def lighter(ood_weight: float, cfg: common.StudyConfig, fold: int) -> common.Rec
 def holes_unsure(cfg: common.StudyConfig, fold: int) -> common.Recipe:
     """Return Med-OoD's training with the places of the nuclei left out of the loss."""
     files = extra(cfg, fold)
-    masks = [mask for _, mask in id_files(cfg, [name_of(image) for image, _ in files])]
+    masks = [mask for _, mask in id_files(cfg.workspace, [name_of(image) for image, _ in files])]
     classes = len(cfg.class_names)
 
     def hide(number: int, out: Path) -> None:

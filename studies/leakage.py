@@ -107,13 +107,13 @@ def leakage(cfg: LeakageConfig) -> None:
 
     def listed(cfg: StudyConfig, fold: int) -> Recipe:
         train, test = lists[str(fold)]
-        return Recipe(cfg, id_files(cfg, train), [], test)
+        return Recipe(cfg, id_files(cfg.workspace, train), [], test)
 
     def apart(cfg: StudyConfig, part: int) -> Recipe | None:
         out = {name for name in names if part_of[name] == part}
         test = sorted(out & set(tests))
         train = [name for name in names if name not in out]
-        return Recipe(cfg, id_files(cfg, train), [], test) if test else None
+        return Recipe(cfg, id_files(cfg.workspace, train), [], test) if test else None
 
     results = run_arms(replace(cfg, folds=folds), {LISTED: listed})
     results |= run_arms(replace(cfg, folds=tuple(range(parts))), {apart_arm: apart})

@@ -76,7 +76,7 @@ def within(train: list[str], change: dict, cfg: StudyConfig, part: int) -> Recip
     part_of = deal_patients(cfg, train, PARTS)
     test = [name for name in train if part_of[name] == part]
     kept = [name for name in train if part_of[name] != part]
-    return changed(Recipe(cfg, id_files(cfg, kept), [], test), change)
+    return changed(Recipe(cfg, id_files(cfg.workspace, kept), [], test), change)
 
 
 def whole(change: dict, cfg: StudyConfig, fold: int) -> Recipe:

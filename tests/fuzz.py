@@ -127,7 +127,7 @@ def targets(cfg: Config) -> dict[str, list[tuple[Path, Reader, int]]]:
         return lambda: read_region_label(path, cfg)
 
     nuclei = work / "Semantic_Labels/nuclei.csv", work / "Mask_Patchs/nuclei.csv"
-    fold = fold_path(cfg, 1)
+    fold = fold_path(cfg.workspace, 1)
     return {
         ".mat": [(path, label(path), 10) for path in labels],
         ".png": [

@@ -139,7 +139,7 @@ def test_the_report_has_a_section_until_a_network_changes(attacked):
 def test_a_section_is_of_the_folds_and_test_patches_of_its_report(attacked):
     cfg, report, _ = attacked
     assert not read_section(cfg, report, subject(dataclasses.replace(cfg, folds=(1,))))
-    mask = id_files(cfg, read_fold(cfg, 1).test)[0][1]
+    mask = id_files(cfg.workspace, read_fold(cfg, 1).test)[0][1]
     before, plain = subject(cfg), mask.read_bytes()
     mask.write_bytes(plain + b" ")
     folders = networks(cfg, {})
@@ -270,7 +270,7 @@ def test_the_noise_steps_eps_up_the_loss_and_stays_within_it():
 
 def trained(cfg):
     """Return a free trainer after an epoch on the training patches of fold 1, and its losses."""
-    patches = load_patches(cfg, id_files(cfg, read_fold(cfg, 1).train))
+    patches = load_patches(cfg, id_files(cfg.workspace, read_fold(cfg, 1).train))
     trainer = FreeTrainer(cfg, 1, patches, CPU)
     return trainer, train_epoch(trainer, 0)["loss"]
 

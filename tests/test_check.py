@@ -104,12 +104,12 @@ def test_files_are_listed_once_if_none_can_be_used(tiny):
 
 
 def test_fold_lists_of_the_user_are_looked_at_before_there_are_patches(tiny, capsys):
-    fold_path(tiny, 1).parent.mkdir()
+    fold_path(tiny.workspace, 1).parent.mkdir()
     rows = "0,region_0_1.png,test\n1,region_0_3.png,test\n2,region_1_0.png,train\n"
-    fold_path(tiny, 1).write_text(",img_name,obj_tag\n" + rows)
-    fold_path(tiny, 2).write_text(",img_name,obj_tag\n0,gone_1.png,train\n")
+    fold_path(tiny.workspace, 1).write_text(",img_name,obj_tag\n" + rows)
+    fold_path(tiny.workspace, 2).write_text(",img_name,obj_tag\n0,gone_1.png,train\n")
     (problem,) = check(tiny).stops
-    assert problem.startswith(f"{fold_path(tiny, 2)} names 1 patches that")
+    assert problem.startswith(f"{fold_path(tiny.workspace, 2)} names 1 patches that")
     assert "yours: 1 train, 2 test patches, 0 regions on both sides" in capsys.readouterr().out
 
 

@@ -16,7 +16,7 @@ from tests.conftest import TINY
 
 
 def test_patches_that_do_not_fit_into_memory_are_refused_before_they_are_read(patched, monkeypatch):
-    files = id_files(patched, read_fold(patched, 1).train)
+    files = id_files(patched.workspace, read_fold(patched, 1).train)
     size = 4 * len(files) * patched.patch_size**2
     monkeypatch.setattr(dataset, "available_memory", lambda: size)
     assert len(load_patches(patched, files)) == len(files)

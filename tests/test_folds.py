@@ -49,7 +49,7 @@ def test_the_official_split_follows_info_csv(tiny):
 
 
 def test_lists_have_the_columns_of_the_authors_release(patched):
-    lines = fold_path(patched, 1).read_text().splitlines()
+    lines = fold_path(patched.workspace, 1).read_text().splitlines()
     assert lines[0] == ",img_name,obj_tag"
     assert lines[1] in ("0,region_0_0.png,train", "0,region_0_0.png,test")
     assert len(lines) == 1 + 37
@@ -57,11 +57,11 @@ def test_lists_have_the_columns_of_the_authors_release(patched):
 
 def test_a_list_of_the_user_is_used_as_it_is(patched, capsys):
     own = ",img_name,obj_tag\n0,region_0_0.png,test\n1,region_0_1.png,train\n"
-    fold_path(patched, 1).write_text(own)
-    fold_path(patched, 1).with_suffix(".json").unlink()  # else a drawn list was changed
+    fold_path(patched.workspace, 1).write_text(own)
+    fold_path(patched.workspace, 1).with_suffix(".json").unlink()  # else a drawn list was changed
     generate_patches(patched)
     assert "put there by you" in capsys.readouterr().out
-    assert fold_path(patched, 1).read_text() == own
+    assert fold_path(patched.workspace, 1).read_text() == own
     assert read_fold(patched, 1) == (["region_0_1.png"], [], ["region_0_0.png"])
 
 
@@ -76,7 +76,7 @@ def test_a_list_of_the_user_is_used_as_it_is(patched, capsys):
     ],
 )
 def test_a_wrong_list_is_named_with_what_is_wrong(patched, text, said):
-    fold_path(patched, 1).write_text(text)
+    fold_path(patched.workspace, 1).write_text(text)
     with pytest.raises(UserError, match=said) as caught:
         read_fold(patched, 1)
     assert "1Image_Patchs.csv" in str(caught.value)

@@ -137,19 +137,19 @@ def test_prepared_patches_and_lists_may_each_spell_names_in_their_own_way(tmp_pa
             shape = (32, 32) if folder == "Mask" else (32, 32, 3)
             path = tmp_path / f"{folder}_Patchs" / f"{name}_{k}.png"
             write_png(path, rng.integers(0, 7, shape, np.uint8))
-    fold_path(cfg, 1).parent.mkdir()
+    fold_path(cfg.workspace, 1).parent.mkdir()
     rows = f",img_name,obj_tag\n0,{NFD}_0.png,train\n1,b_1.png,test\n"
-    fold_path(cfg, 1).write_text(rows, encoding="utf-8")
+    fold_path(cfg.workspace, 1).write_text(rows, encoding="utf-8")
     assert not check(cfg).stops
     generate_patches(cfg)
     generate_unfiltered_oods(cfg)
     assert read_fold(cfg, 1) == ([f"{NFC}_0.png"], [], ["b_1.png"])
-    ((image, mask),) = id_files(cfg, read_fold(cfg, 1).train)
+    ((image, mask),) = id_files(cfg.workspace, read_fold(cfg, 1).train)
     ((ood, _),) = ood_files(cfg, read_fold(cfg, 1).train)
     names = [image.name, mask.name, ood.name]
     assert names == [f"{NFC}_0.png", f"{NFD}_0.png", f"{NFD}_0.png"]
     assert all(path.exists() for path in (image, mask, ood))
-    assert fold_path(cfg, 1).read_text(encoding="utf-8") == rows
+    assert fold_path(cfg.workspace, 1).read_text(encoding="utf-8") == rows
 
 
 @linux

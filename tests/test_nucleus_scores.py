@@ -113,7 +113,7 @@ def test_panoptic_quality_is_that_of_monai(seed):
 def canvases(cfg, names=None):
     """The images of the patches of a workspace, and the patches' masks."""
     names = names or [path.name for path in pngs(cfg.workspace / "Image_Patchs")]
-    masks = np.array([read_mask(mask, 7) for _, mask in id_files(cfg, names)])
+    masks = np.array([read_mask(mask, 7) for _, mask in id_files(cfg.workspace, names)])
     return read_canvases(cfg, names, masks), masks
 
 

@@ -114,7 +114,7 @@ def test_a_wrong_table_is_one_sentence(prepared, text, said):
     with pytest.raises(UserError, match=said) as caught:
         generate_patches(with_table(prepared, text))
     assert "\n" not in str(caught.value)
-    assert not fold_path(prepared, 1).exists()
+    assert not fold_path(prepared.workspace, 1).exists()
 
 
 @pytest.mark.parametrize("pattern", [r"(p[0-4])_.*", r"(p\d)_[ab]", r"(p[0-4])?.*", r"(p\d)"])
@@ -167,7 +167,7 @@ def test_too_few_patients_for_a_fold_are_said_before_a_list_is_written(prepared,
     said = f"fold {fold}: split = region leaves a side of it empty, .* few patients: add some, or"
     with pytest.raises(UserError, match=said):
         generate_patches(cfg)
-    assert not fold_path(cfg, fold).exists()
+    assert not fold_path(cfg.workspace, fold).exists()
     assert re.search(said, check(cfg).stops[0])
 
 
@@ -257,7 +257,7 @@ def test_networks_depend_on_patients_where_these_choose_the_epoch(prepared):
         differs = BASELINE.made_from(one, 1) != BASELINE.made_from(by_image, 1)
         assert differs == (select == "val")
         train, val, _ = read_fold(one, 1)
-        files = [*id_files(one, train), (source, None), *id_files(one, val)]
+        files = [*id_files(one.workspace, train), (source, None), *id_files(one.workspace, val)]
         trained = network_made_from(one, 1, files)
         assert trained.get("patients") == BASELINE.made_from(one, 1).get("patients")
 

@@ -195,8 +195,8 @@ def test_prepared_patches_are_enough_and_bad_ones_are_left_out_of_lists_of_the_u
         shutil.rmtree(cfg.workspace / folder)
     for folder in ("Image_Patchs", "Mask_Patchs"):
         (cfg.workspace / folder / RECORD).unlink()
-    fold_path(cfg, 1).with_suffix(".json").unlink()
-    lists = fold_path(cfg, 1).read_bytes()
+    fold_path(cfg.workspace, 1).with_suffix(".json").unlink()
+    lists = fold_path(cfg.workspace, 1).read_bytes()
     bad = read_fold(cfg, 1).train[:2] + read_fold(cfg, 1).test[:1]
     (cfg.workspace / "Image_Patchs" / bad[0]).write_bytes(b"")
     write_png(cfg.workspace / "Mask_Patchs" / bad[1], np.full((32, 32), 7, np.uint8))
@@ -205,7 +205,7 @@ def test_prepared_patches_are_enough_and_bad_ones_are_left_out_of_lists_of_the_u
         main(cfg)
     assert all(name in str(caught.value) for name in bad)
     main(dataclasses.replace(cfg, skip_bad_files=True))
-    assert fold_path(cfg, 1).read_bytes() == lists
+    assert fold_path(cfg.workspace, 1).read_bytes() == lists
     fold = read_fold(cfg, 1)
     assert len(fold.train) + len(fold.test) == 34
     assert not set(bad) & {*fold.train, *fold.test}

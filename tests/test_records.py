@@ -116,7 +116,7 @@ def test_a_fold_list_that_was_touched_is_refused_by_every_step(patched):
     from train import train
 
     cfg = dataclasses.replace(patched, folds=(1,))
-    path, made = fold_path(cfg, 1), fold_path(cfg, 1).read_bytes()
+    path, made = fold_path(cfg.workspace, 1), fold_path(cfg.workspace, 1).read_bytes()
     touch(path, "CRLF")
     for step in (generate_patches, train):
         with pytest.raises(UserError, match=f"{path.name} was changed, or damaged") as error:
@@ -339,7 +339,7 @@ def test_the_weight_of_ood_patches_decides_a_network_that_has_some(report):
     assert BASELINE.made_from(cfg, 1) == BASELINE.made_from(other, 1)
     now, then = (MED_OOD.made_from(one, 1)["settings"] for one in (other, cfg))
     assert now == then | {"ood_weight": 2.5}
-    files = id_files(cfg, read_fold(cfg, 1).train)
+    files = id_files(cfg.workspace, read_fold(cfg, 1).train)
     assert network_made_from(cfg, 1, files) == network_made_from(other, 1, files)
     (image, _), *rest = files
     assert network_made_from(cfg, 1, [(image, None), *rest]) != network_made_from(

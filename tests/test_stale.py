@@ -200,7 +200,7 @@ def test_names_in_tables_do_not_reach_outside_the_workspace(patched):
     write_text(folder / "nuclei.csv", "region,class,x,y\n../../secret,1,3.0,4.0\n")
     with pytest.raises(UserError, match="nuclei.csv is damaged"):
         list(nuclei_of_patches(folder, 32))
-    fold_path(cfg, 1).write_text(
+    fold_path(cfg.workspace, 1).write_text(
         ",img_name,obj_tag\n0,../../secret.png,train\n1,region_0_0.png,test\n"
     )
     with pytest.raises(UserError, match="names 1 patches that are not in Image_Patchs"):

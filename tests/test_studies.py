@@ -412,7 +412,9 @@ def test_leakage_judges_lists_from_elsewhere(patched, tmp_path_factory, capsys):
 
     generate_patches(apart)
     for fold in (1, 2, 3):
-        (folder / fold_path(patched, fold).name).write_bytes(fold_path(patched, fold).read_bytes())
+        (folder / fold_path(patched.workspace, fold).name).write_bytes(
+            fold_path(patched.workspace, fold).read_bytes()
+        )
     changed = {"workspace": patched.workspace, "k_folds": folder, "plan": True}
     leakage.leakage(leakage.LeakageConfig(**(SETTINGS | changed)))
     said = capsys.readouterr().out

@@ -82,7 +82,8 @@ def one_trained(trained, tmp_path):
 
 def test_two_equal_runs_give_equal_bytes_and_another_seed_does_not(one_fold):
     results = []
-    fold_path(one_fold, 1).with_suffix(".json").unlink()  # the list is the user's: no seed's
+    # the list is the user's: no seed's
+    fold_path(one_fold.workspace, 1).with_suffix(".json").unlink()
     for seed in (0, 0, 1):
         cfg = dataclasses.replace(one_fold, seed=seed)
         shutil.rmtree(model_folder(cfg, 1, ood=False), ignore_errors=True)
@@ -304,7 +305,7 @@ def test_validation_does_not_change_the_training(with_val):
     losses = [row["loss"] for row in read_rows(model_folder(with_val, 1, False) / "log.csv")]
     cfg = dataclasses.replace(with_val, select="last", workspace=with_val.workspace)
     folder = with_val.workspace / "alone"
-    training.train_fold(cfg, 1, id_files(cfg, fold.train), [], folder)
+    training.train_fold(cfg, 1, id_files(cfg.workspace, fold.train), [], folder)
     assert [row["loss"] for row in read_rows(folder / "log.csv")] == losses
 
 

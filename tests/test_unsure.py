@@ -229,10 +229,10 @@ def test_unsure_pixels_belong_to_no_class_in_tables_and_warnings(own):
     generate_patches(own)
     counts = count_classes(own, ["a_0.png", "a_2.png", "a_3.png"])
     assert counts.tolist() == [[940, 36, 0], [0, 0, 0], [972, 0, 36]]
-    patches = load_patches(own, id_files(own, ["a_0.png", "a_2.png"]))
+    patches = load_patches(own, id_files(own.workspace, ["a_0.png", "a_2.png"]))
     assert without_classes(own, patches).startswith("no training patch holds stroma:")
     with pytest.raises(UserError, match="no training mask holds a nucleus"):
-        without_classes(own, load_patches(own, id_files(own, ["a_2.png"])))
+        without_classes(own, load_patches(own, id_files(own.workspace, ["a_2.png"])))
 
 
 def test_unsure_masks_go_all_the_way_to_the_report(own):

@@ -89,7 +89,7 @@ def read_fold(cfg: Config, fold: int) -> Fold:
 
     Raises UserError where the list is missing, is no such list, or names a patch that is not there.
     """
-    path = fold_path(cfg, fold)
+    path = fold_path(cfg.workspace, fold)
     if not path.exists():
         raise missing(path)
     train, test = read_list(path, *patches_there(cfg.workspace))

@@ -137,15 +137,15 @@ def list_patch_pairs(workspace: Path) -> tuple[list[Path], list[Path]]:
     return [*images.values()], [masks[name] for name in images]
 
 
-def fold_path(cfg: Config, fold: int) -> Path:
+def fold_path(workspace: Path, fold: int) -> Path:
     """Return where the list of a fold is."""
-    return cfg.workspace / "k_folds" / f"{fold}{LIST_ENDING}"
+    return workspace / "k_folds" / f"{fold}{LIST_ENDING}"
 
 
-def id_files(cfg: Config, names: Sequence[str]) -> list[Pair]:
+def id_files(workspace: Path, names: Sequence[str]) -> list[Pair]:
     """Return image and mask path of each ID patch, by its plain name."""
     images, masks = (
-        _files_of(cfg.workspace / folder, names) for folder in ("Image_Patchs", "Mask_Patchs")
+        _files_of(workspace / folder, names) for folder in ("Image_Patchs", "Mask_Patchs")
     )
     return list(zip(images, masks, strict=True))
 

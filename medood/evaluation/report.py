@@ -277,7 +277,7 @@ def subject_of(cfg: Config, folders: dict[int, dict[str, Path]], folds: dict[int
     tests = {
         fold: [
             fingerprint(weights_of(path) for path in folders[fold].values()),
-            fingerprint(path for pair in id_files(cfg, patches.test) for path in pair),
+            fingerprint(path for pair in id_files(cfg.workspace, patches.test) for path in pair),
         ]
         for fold, patches in folds.items()
     }

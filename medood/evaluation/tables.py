@@ -154,7 +154,7 @@ def count_classes(cfg: Config, names: list[str]) -> np.ndarray:
         mask = read_mask(pair[1], classes)
         return np.bincount(mask.ravel(), minlength=classes)[:classes]
 
-    return np.array(in_threads(count, id_files(cfg, names), "counting"))
+    return np.array(in_threads(count, id_files(cfg.workspace, names), "counting"))
 
 
 def _nuclei_of_patches(cfg: Config, names: list[str]) -> np.ndarray | None:

@@ -68,7 +68,7 @@ def score_networks(cfg: Config, folders: dict[str, Path], names: list[str], task
     models = {name: load_model(folder, cfg) for name, folder in folders.items()}
     runs = {name: read_run(folder) for name, folder in folders.items()}
     device = pick_device(cfg)
-    patches = load_patches(cfg, id_files(cfg, names))
+    patches = load_patches(cfg, id_files(cfg.workspace, names))
     classes = len(cfg.class_names)
     floor = ProbabilityTally(tuple(patches.masks.shape), classes)
     for start in range(0, len(patches), CHUNK):

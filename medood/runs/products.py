@@ -151,7 +151,7 @@ def _of_ranking(cfg: Config, fold: int) -> dict:
     return {
         "ranking": hash_of(workspace.ranking_path(cfg, fold)),
         # those held out are not counted: they change with seed and patients
-        "masks": fingerprint(mask for _, mask in workspace.id_files(cfg, train)),
+        "masks": fingerprint(mask for _, mask in workspace.id_files(cfg.workspace, train)),
     }
 
 
@@ -189,7 +189,7 @@ def of_patients(cfg: Config, names: list[str]) -> dict:
 
 def _id_set(cfg: Config, fold: int) -> list[Pair]:
     train, val, _ = read_fold(cfg, fold)
-    return workspace.id_files(cfg, train + val)
+    return workspace.id_files(cfg.workspace, train + val)
 
 
 def _of_pairs(files: Iterable[Pair]) -> str:
@@ -230,7 +230,13 @@ INSTANCE_PATCHES = Product(
     behind=(CLASS_MASKS,),
 )
 FOLD = Product(
-    *("fold", workspace.fold_path, ("split", "seed"), _of_patch_names, _CUTTING),
+    *(
+        "fold",
+        lambda cfg, fold: workspace.fold_path(cfg.workspace, fold),
+        ("split", "seed"),
+        _of_patch_names,
+        _CUTTING,
+    ),
     behind=(PATCHES, PATCH_MASKS),
 )
 OOD_PATCHES = Product(
