@@ -8,7 +8,6 @@ from config import Config
 from medood.attacks import WORST
 from medood.commands import command
 from medood.data.files import write_json, write_text
-from medood.data.labels import BACKGROUND_COLOUR
 from medood.data.patients import patients_of
 from medood.data.workspace import data_name, weights_of
 from medood.evaluation import figures
@@ -203,23 +202,11 @@ def _mean(scores: dict, network: str, eps: float, attack: str) -> float:
 
 def draw_examples(path: Path, title: str, attacked: Attacked, cfg: Config) -> None:
     """Draw patches in rows: image, change, truth, and what the network sees before and after."""
-    columns = ["image", f"change x {MAGNIFIED}", "truth", "before", "after"]
-    colours = [BACKGROUND_COLOUR, *(colour for _, colour in cfg.classes)]
-    clean, worst = attacked.images.permute(0, 1, 3, 4, 2).numpy()
-    changes = (0.5 + MAGNIFIED * (worst - clean)).clip(0, 1)  # grey: no change
-    with figures.canvas(path, title, (2.1 * len(columns), 2.2 * len(clean) + 1)) as figure:
-        axes = figure.subplots(len(clean), len(columns), squeeze=False)
-        for index, line in enumerate(axes):
-            line[0].imshow(clean[index])
-            line[1].imshow(changes[index])
-            for ax, classes in zip(line[2:], attacked.called[:, index].numpy(), strict=True):
-                figures.show_classes(ax, classes, colours)
-            line[0].set_ylabel(attacked.names[index])
-        for ax, name in zip(axes[0], columns, strict=True):
-            ax.set_title(name)
-        for ax in axes.flat:
-            ax.set(xticks=[], yticks=[])
-        figures.name_colours(figure, cfg.classes, attacked.called[0])
+    clean, worst = attacked.images.permute(0, 1, 3, 4, 2)
+    change = (0.5 + MAGNIFIED * (worst - clean)).clip(0, 1)  # grey: no change
+    masks = dict(zip(("truth", "before", "after"), attacked.called, strict=True))
+    columns = {"image": clean, f"change x {MAGNIFIED}": change} | masks
+    figures.draw_rows(path, title, attacked.names[: len(clean)], columns, cfg.classes)
 
 
 # ---------------------------------------------------------------- all of it

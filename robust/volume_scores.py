@@ -16,8 +16,7 @@ from tqdm import tqdm
 
 from config import LIZARD
 from medood.attacks import WORST, by_name, image_dice, under_attacks
-from medood.data.labels import BACKGROUND_COLOUR
-from medood.evaluation.figures import canvas, name_colours, show_classes
+from medood.evaluation.figures import draw_rows
 from medood.models.network import exact
 from medood.training.batches import ATTACK, stream_seed
 from robust.settings import TestVolumesConfig
@@ -174,22 +173,16 @@ def draw_slices(
     order = np.argsort(losses, kind="stable")
     chosen = {order[0]: "least lost", order[len(order) // 2]: "median", order[-1]: "most lost"}
     columns = ["volume", "truth", "called", "attacked volume", "called under attack"]
-    with canvas(path, title, (12, 2.5 * len(chosen) + 1)) as figure:
-        axes = figure.subplots(len(chosen), len(columns), squeeze=False)
-        for line, (index, rule) in zip(axes, chosen.items(), strict=True):
-            volume, clean, worst = volumes[index], found[index]["clean"], found[index][WORST]
-            level = int((volume.label > 0).sum((0, 1)).argmax())
-            seen = level * clean.image.shape[-1] // volume.label.shape[-1]  # may be resampled
-            for ax, image in zip((line[0], line[3]), (clean.image, worst.image), strict=True):
-                ax.imshow(image[0, ..., seen].cpu().numpy().T, cmap="gray", origin="lower")
-            masks = volume.label, clean.predicted, worst.predicted
-            for ax, mask in zip((line[1], line[2], line[4]), masks, strict=True):
-                shown = mask[..., level].cpu().numpy()
-                show_classes(ax, shown.T, [BACKGROUND_COLOUR, *COLOURS[: classes - 1]])
-                ax.invert_yaxis()
-            line[0].set_ylabel(f"{rule}: {100 * losses[index]:.1f} points of Dice\n{volume.name}")
-        for ax, name in zip(axes[0], columns, strict=True):
-            ax.set_title(name)
-        for ax in axes.flat:
-            ax.set(xticks=[], yticks=[])
-        name_colours(figure, list(zip(names[1:], COLOURS, strict=False)))
+    rows, lines = [], []
+    for index, rule in chosen.items():
+        volume, clean, worst = volumes[index], found[index]["clean"], found[index][WORST]
+        level = int((volume.label > 0).sum((0, 1)).argmax())
+        seen = level * clean.image.shape[-1] // volume.label.shape[-1]  # may be resampled
+        greys = (outcome.image[0, ..., seen, None].expand(-1, -1, 3) for outcome in (clean, worst))
+        masks = (mask[..., level] for mask in (volume.label, clean.predicted, worst.predicted))
+        before, after = (grey.cpu().numpy().swapaxes(0, 1)[::-1] for grey in greys)
+        truth, called, under = (mask.cpu().numpy().T[::-1].copy() for mask in masks)
+        lines.append([before, truth, called, after, under])
+        rows.append(f"{rule}: {100 * losses[index]:.1f} points of Dice\n{volume.name}")
+    by_column = dict(zip(columns, zip(*lines, strict=True), strict=True))
+    draw_rows(path, title, rows, by_column, tuple(zip(names[1:], COLOURS, strict=False)))

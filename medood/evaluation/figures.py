@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -125,6 +125,32 @@ def _outcome(truth: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.nda
     of_first, of_second = first == truth, second == truth
     outcome = np.where(of_first == of_second, 2 + of_first, of_second)
     return np.where(truth == UNSURE, UNSURE, outcome)
+
+
+def draw_rows(
+    path: Path, title: str, names: Sequence[str], columns: dict[str, Sequence], classes: Classes
+) -> None:
+    """Draw pictures in columns, by the title of each, and in rows with names.
+
+    columns: RGB (h, w, 3), or shades, floats (h, w) in 0..1, or the class of each pixel, integers.
+    """
+    colours = [BACKGROUND_COLOUR, *(colour for _, colour in classes)]
+    masks = []
+    with canvas(path, title, (2.1 * len(columns), 2.2 * len(names) + 1)) as figure:
+        axes = figure.subplots(len(names), len(columns), squeeze=False)
+        for line, of_column, pictures in zip(axes.T, columns, columns.values(), strict=True):
+            line[0].set_title(of_column)
+            for ax, picture in zip(line, map(np.asarray, pictures), strict=True):
+                ax.set(xticks=[], yticks=[])
+                if picture.ndim == 3 or picture.dtype.kind == "f":
+                    ax.imshow(picture, cmap="magma", vmin=0, vmax=1)
+                else:
+                    show_classes(ax, picture, colours)
+                    masks.append(torch.from_numpy(picture.ravel()))
+        for ax, name in zip(axes[:, 0], names, strict=True):
+            ax.set_ylabel(name)
+        if masks:
+            name_colours(figure, classes, torch.cat(masks))
 
 
 def draw_confusion(path: Path, matrices: dict[str, np.ndarray], names: tuple[str, ...]) -> None:
