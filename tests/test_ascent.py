@@ -120,7 +120,7 @@ def test_the_highest_loss_of_apgd_never_falls_and_its_step_shrinks():
             sizes.append(self.size)
             return moved
 
-    mover, best = Watched.at_start(task, 40), clean(model, task, ascent.cross_entropy)
+    mover, best = Watched(task, 40), clean(model, task, ascent.cross_entropy)
     ascent.walk(model, task, images, best, ascent.cross_entropy, mover, 40)
     assert len(tops) == 40
     assert all((later >= earlier).all() for earlier, later in pairwise(tops))
@@ -133,7 +133,7 @@ def test_apgd_halves_its_step_where_it_did_not_serve_and_goes_back_to_the_top():
     """The marks of ten steps are 0, 3, 5, 6, ...: three of three steps serve, then one of two."""
     images = torch.full((1, 1, 1, 1), 0.5)
     task = bounded(images, torch.zeros(1, 1, 1, dtype=torch.long), 0.1, 0.0, 1.0)
-    mover, sizes = AdaptiveStep.at_start(task, 10), []
+    mover, sizes = AdaptiveStep(task, 10), []
     places = [torch.full_like(images, 0.5 + 0.01 * step) for step in range(7)]
     for step, loss in enumerate([0.0, 1, 2, 3, 4, 3.5, 3.8]):
         moved = mover.move(step, places[step], torch.tensor([loss]), torch.ones_like(images))

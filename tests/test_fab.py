@@ -23,7 +23,7 @@ def test_fab_finds_the_nearest_boundary_and_comes_nearer(space):
     exact = (logits[:, 0] - logits[:, 1]).flatten(1).mean(1) / 3.5
     distances = []
     for steps in (1, 2, 3, 6, 12):
-        found = Nearest.beside(clean(model, task, goal_margin), task)
+        found = Nearest(clean(model, task, goal_margin), task)
         step = BoundaryStep(task)
         walk(model, task, images, found, goal_margin, step, steps)
         distances.append(0.001 * found.distance)

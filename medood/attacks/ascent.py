@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,7 +16,6 @@ from medood.attacks.iterates import (
     Loss,
     Model,
     Mover,
-    Rows,
     Task,
     bounded,
     clean,
@@ -100,63 +98,33 @@ LOSSES: dict[str, Loss] = {
 }
 
 
-def _loss_named(name: str) -> Loss:
-    if name not in LOSSES:
-        raise UserError(f"loss = {name!r} is unknown: give {', '.join(LOSSES)}")
-    return LOSSES[name]
-
-
 # ---------------------------------------------------------------- steps
 
 
-@dataclass
-class SignStep(Rows):
+class SignStep(Mover):
     """PGD's step: a share of eps along the sign of the gradient."""
 
-    task: Task
-
-    def move(self, _: int, images: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
-        """Return the next iterates."""
+    def move(self, step: int, images: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
         return self.task.project(images + STEP * self.task.eps * gradient.sign())
 
 
-@dataclass
-class AdaptiveStep(Rows):
+class AdaptiveStep(Mover):
     """APGD's step and its state (Croce and Hein 2020, Algorithm 1)."""
 
-    task: Task
-    marks: list[int]  # the steps at which the size is judged
-    size: Tensor  # (N,), as a share of eps
-    last: Tensor  # the iterates of the step before
-    loss: Tensor  # theirs
-    raised: Tensor  # (N,), how many steps since the last mark raised the loss
-    halved: Tensor  # (N,), whether the size was halved there
-    marked: Tensor  # (N,), the highest loss there
-    top: Tensor  # the iterates of highest loss, with loss and gradient
-    top_loss: Tensor
-    top_gradient: Tensor
-
-    @classmethod
-    def at_start(cls, task: Task, steps: int) -> AdaptiveStep:
-        """Return the state before the first step."""
+    def __init__(self, task: Task, steps: int) -> None:
+        super().__init__(task)
         images, zero = task.images, torch.zeros(len(task.images), device=task.images.device)
-        lowest = zero - math.inf
-        return cls(
-            task,
-            checkpoints(steps),
-            size=zero + 2,
-            last=images,
-            loss=lowest,
-            raised=zero,
-            halved=zero.bool(),
-            marked=lowest,
-            top=images,
-            top_loss=lowest,
-            top_gradient=torch.zeros_like(images),
-        )
+        self.marks = checkpoints(steps)  # the steps at which the size is judged
+        self.size = zero + 2  # (N,), as a share of eps
+        self.last = images  # the iterates of the step before, and their loss
+        self.loss = zero - math.inf
+        self.raised = zero  # (N,), how many steps since the last mark raised the loss
+        self.halved = zero.bool()  # (N,), whether the size was halved there
+        self.marked = zero - math.inf  # (N,), the highest loss there
+        self.top, self.top_loss = images, zero - math.inf  # the iterates of highest loss
+        self.top_gradient = torch.zeros_like(images)
 
     def move(self, step: int, images: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
-        """Return the next iterates."""
         self.raised = self.raised + (loss > self.loss)
         self.loss = loss
         higher = loss > self.top_loss
@@ -207,16 +175,18 @@ def sea_stages(steps: int) -> list[tuple[float, int]]:
 def _climb(
     model: Model,
     stages: list[tuple[Task, int]],
-    loss: Loss,
+    loss: str,
     generator: torch.Generator | None,
     mover: Callable[[Task, int], Mover],
 ) -> Tensor:
-    """Return the best iterates of an ascent from a random start.
+    """Return the best iterates of an ascent from a random start; UserError for an unknown loss.
 
     stages: tasks with their steps, each from the projection of the last one's best; the last task
     is the attack's. mover: from a task and its steps to what moves the iterates.
     """
-    task, _ = stages[-1]
+    if loss not in LOSSES:
+        raise UserError(f"loss = {loss!r} is unknown: give {', '.join(LOSSES)}")
+    (task, _), loss = stages[-1], LOSSES[loss]
     best, generators = clean(model, task, loss), own_generators(len(task.images), generator)
     rows = open_rows(task, best)
     if not len(rows):
@@ -226,7 +196,7 @@ def _climb(
         within, found = stage[rows], best[rows]
         walk(model, within, within.project(start), found, loss, mover(within, steps), steps)
         start = found.images
-    best.take(rows, found)
+    best.update(rows, found.images, found.score, found.loss)
     return best.images
 
 
@@ -245,14 +215,14 @@ def apgd(
 ) -> Tensor:
     """Attack by ascent with momentum and a step size that halves itself (Croce and Hein 2020).
 
-    loss: of LOSSES; UserError for another. sea: take the first 60 % of the steps within 2 eps and
+    loss: of LOSSES. sea: take the first 60 % of the steps within 2 eps and
     1.5 eps (Croce et al. 2024).
     """
     stages = [
         (bounded(images, target, eps, low, high, factor), part)
         for factor, part in (sea_stages(steps) if sea else [(1.0, steps)])
     ]
-    return _climb(model, stages, _loss_named(loss), generator, AdaptiveStep.at_start)
+    return _climb(model, stages, loss, generator, AdaptiveStep)
 
 
 def pgd(
@@ -269,7 +239,7 @@ def pgd(
 ) -> Tensor:
     """Attack by steps of eps / 3 along the gradient's sign (Madry et al. 2018); see `apgd`."""
     stages = [(bounded(images, target, eps, low, high), steps)]
-    return _climb(model, stages, _loss_named(loss), generator, lambda task, _: SignStep(task))
+    return _climb(model, stages, loss, generator, lambda task, _: SignStep(task))
 
 
 def segpgd(model: Model, images: Tensor, target: Tensor, eps: Bound, **options: Any) -> Tensor:

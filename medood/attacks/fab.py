@@ -13,7 +13,7 @@ from medood.attacks.iterates import (
     Best,
     Bound,
     Model,
-    Rows,
+    Mover,
     Task,
     bounded,
     image_dice,
@@ -60,11 +60,11 @@ def fab(
         if not len(rows):
             break
         goal_task = GoalTask(**vars(task[rows]), goal=goal[rows])
-        found = Nearest.beside(best[rows], goal_task)
+        found = Nearest(best[rows], goal_task)
         walk(model, goal_task, images[rows], found, goal_margin, BoundaryStep(goal_task), steps)
         nearest = goal_task.project(found.nearest)
         score, loss, _ = measure(model, goal_task, nearest, goal_margin, 1.0, backward=False)
-        best.take(rows, found)
+        best.update(rows, found.images, found.score, found.loss)
         best.update(rows, nearest, score, loss)
     return best.images
 
@@ -82,7 +82,6 @@ class GoalTask(Task):
     goal: Tensor
 
 
-@dataclass
 class Nearest(Best):
     """The best iterates within eps, and of any distance the nearest ones past the boundary.
 
@@ -90,16 +89,12 @@ class Nearest(Best):
     image is background, no change within the range turns the mean margin of all its pixels.
     """
 
-    task: Task
-    nearest: Tensor
-    distance: Tensor  # of the nearest past the boundary, (N,)
-    highest: Tensor  # loss before the boundary, (N,)
-
-    @classmethod
-    def beside(cls, best: Best, task: Task) -> Nearest:
-        """Return the best so far, and the images themselves as the nearest."""
-        far = torch.full_like(best.loss, math.inf)
-        return cls(**vars(best), task=task, nearest=task.images.clone(), distance=far, highest=-far)
+    def __init__(self, best: Best, task: Task) -> None:
+        """Begin with the best so far, and the images themselves as the nearest."""
+        super().__init__(**vars(best))
+        self.task, self.nearest = task, task.images.clone()
+        self.distance = torch.full_like(best.loss, math.inf)  # of the nearest past the boundary
+        self.highest = -self.distance  # loss before the boundary, (N,)
 
     def update(self, rows: Tensor, images: Tensor, score: Tensor, loss: Tensor) -> None:
         """Take the new iterates of some rows where they are better, or nearer."""
@@ -115,17 +110,13 @@ class Nearest(Best):
         super().update(rows, images, score.where(inside, math.inf), loss)
 
 
-@dataclass
-class BoundaryStep(Rows):
-    """FAB's step (Croce and Hein 2020, Algorithm 1), with one gradient a step.
+class BoundaryStep(Mover):
+    """FAB's step (Croce and Hein 2020, Algorithm 1), near where the linearised loss is 0.
 
     The step back after a crossing uses the plane found at the crossing, not one of its own.
     """
 
-    task: Task
-
-    def move(self, _: int, images: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
-        """Return the next iterates: near the plane on which the linearised loss is 0."""
+    def move(self, step: int, images: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
         task, original = self.task, self.task.images
         back = torch.lerp(original, images, BACK)
         point = torch.where(like(loss >= 0, images), back, images)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol, Self
+from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -39,13 +41,15 @@ def image_dice(predicted: Tensor, target: Tensor, classes: int) -> Tensor:
 # ---------------------------------------------------------------- bounds
 
 
-@dataclass
 class Rows:
     """Tensors with a row for each image: indexing takes rows of all of them."""
 
     def __getitem__(self, index: Tensor) -> Self:
-        taken = {k: v[index] for k, v in vars(self).items() if isinstance(v, Tensor | Rows)}
-        return replace(self, **taken)
+        taken = copy.copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor | Rows):
+                setattr(taken, name, value[index])
+        return taken
 
 
 @dataclass
@@ -144,10 +148,6 @@ class Best(Rows):
         self.score[rows] = torch.where(better, score, old.score)
         self.loss[rows] = torch.where(better, loss, old.loss)
 
-    def take(self, rows: Tensor, found: Best) -> None:
-        """Take what was found for some rows where it is better."""
-        self.update(rows, found.images, found.score, found.loss)
-
 
 def like(values: Tensor, images: Tensor) -> Tensor:
     """Return values (N,) as (N, 1, 1, ...), to be broadcast to the images."""
@@ -191,13 +191,15 @@ def clean(model: Model, task: Task, loss: Loss) -> Best:
     return Best(task.images.clone(), score, value)
 
 
-class Mover(Protocol):
+class Mover(Rows, ABC):
     """What moves the iterates of a walk, with a state of its own for each image."""
 
+    def __init__(self, task: Task) -> None:
+        self.task = task
+
+    @abstractmethod
     def move(self, step: int, images: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
         """Return the next iterates; loss (N,) and gradient are those of `images`."""
-
-    def __getitem__(self, index: Tensor) -> Self: ...
 
 
 def walk(
