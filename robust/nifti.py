@@ -44,10 +44,7 @@ def read_nifti(path: Path) -> Stored:
             file = type(nibabel.load(path)).from_stream(content)
             dtype = file.get_data_dtype()
             if dtype.fields or dtype.kind == "c":
-                raise UserError(
-                    f"{path} holds {'colours' if dtype.fields else 'complex numbers'}, of which a"
-                    " voxel has several numbers: save it as grey, or each of them as a channel"
-                )
+                raise ValueError("it holds colours or complex numbers, not one in a voxel")
             # float32 holds what is stored in 16 bits, but not what becomes of it by any slope
             is_wide = np.promote_types(dtype, np.float32).itemsize > np.float32().itemsize
             is_scaled = (file.dataobj.slope, file.dataobj.inter) != (1, 0)
@@ -56,11 +53,9 @@ def read_nifti(path: Path) -> Stored:
                 pass
         unit = MILLIMETRES.get(int(file.header["xyzt_units"]) & SPATIAL, 1.0)
         affine = np.diag([unit, unit, unit, 1]) @ file.affine
-    except UserError:
-        raise
     except Exception as error:  # nibabel raises a dozen kinds for a damaged file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path} cannot be read ({reason}): copy it again") from None
+        raise UserError(f"{path} cannot be read ({reason}): copy or save it again") from None
     if values.ndim < 3 or not values.size:
         raise UserError(f"{path}: shape {values.shape}, expected three axes of voxels: replace it")
     with np.errstate(over="ignore", invalid="ignore"):

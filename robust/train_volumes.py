@@ -62,7 +62,7 @@ def train_fold(
 ) -> None:
     """Train the network of a fold on its cases, unless it is there from the same ones."""
     from robust.volume_oods import add_oods
-    from robust.volume_training import Sample, train_segmenter
+    from robust.volume_training import train_segmenter
     from robust.volumes import make_plan, median_spacing, read_volume, resample
 
     clean = clean_of(cfg, fold)
@@ -70,7 +70,7 @@ def train_fold(
         again = again_of(replace(cfg, free=False, ood=False), fold)
         raise UserError(f"{clean} is missing: run `{again}` first")
     if clean:
-        refuse_stale(cfg, fold, cfg.network, cases)
+        refuse_stale(trained_with(cfg, fold, cfg.network), fold, cfg.network, cases)
     folder = model_folder(cfg, fold, cfg.model_name)
     made_from = network_made_from(cfg, fold, cases)
     if is_kept(folder, made_from):
@@ -79,11 +79,10 @@ def train_fold(
         spacing = median_spacing(spacings)
         volumes = [resample(read_volume(task, case), spacing) for case in cases]
         plan = make_plan(volumes, len(task.class_names))
-        samples = [Sample(volume) for volume in volumes]
         if cfg.ood:
-            samples += add_oods(cfg, fold, clean, volumes, task.class_names)
+            volumes += add_oods(cfg, fold, clean, volumes, task.class_names)
         start = clean if cfg.free else None
-        train_segmenter(cfg, fold, task, samples, plan, folder, made_from, start)
+        train_segmenter(cfg, fold, task, volumes, plan, folder, made_from, start)
 
 
 def model_folder(cfg: VolumeConfig, fold: int, network: str) -> Path:
@@ -109,20 +108,21 @@ def trained_with(cfg: VolumeConfig, fold: int, network: str) -> TrainVolumesConf
     made_from = (record_of(model_folder(cfg, fold, network)).content or {}).get("made_from")
     if not made_from:
         return None
-    names = {*DECIDING, *OF_FREE, *OF_OOD} & made_from["settings"].keys()
+    names = {*DECIDING, *OF_FREE, *OF_OOD} & made_from["settings"].keys() - {"seed"}
     known = {name: made_from["settings"][name] for name in names}
     known |= {"pct_grid": tuple(known["pct_grid"])} if "pct_grid" in known else {}
-    return replace(as_kind(cfg, TrainVolumesConfig), **known | {"seed": cfg.seed})
+    return replace(as_kind(cfg, TrainVolumesConfig), **known)
 
 
-def refuse_stale(cfg: VolumeConfig, fold: int, network: str, cases: list[Case]) -> None:
-    """Raise UserError if training a network again, as it was, would give another one.
+def refuse_stale(
+    trained: TrainVolumesConfig | None, fold: int, network: str, cases: list[Case]
+) -> None:
+    """Raise UserError unless training with these settings would give the network that is there.
 
     cases: the volumes on the training side of the fold.
     """
-    trained = trained_with(cfg, fold, network)
     if trained:
-        record = record_of(model_folder(cfg, fold, network))
+        record = record_of(model_folder(trained, fold, network))
         made_from = partial(network_made_from, trained, fold, cases)
         refuse_unusable(record, made_from, partial(again_of, trained, fold))
 

@@ -15,12 +15,12 @@ from medood.data.files import csv_text, write_text
 from medood.models.network import pick_device
 from rank_prune_ood import rank_and_prune
 from robust.settings import TrainVolumesConfig
-from robust.volume_training import Sample, load_network
+from robust.volume_training import load_network
 from robust.volumes import Segmenter, Volume
 
 
 def remove_foreground(volume: Volume, fill: str) -> Volume:
-    """Return a volume without its foreground, and with its label, which says where that was.
+    """Return a volume as an OoD volume: without its foreground; the label says where that was.
 
     fill: `zero` leaves the minimum of the volume, `mean` the mean of its background, by channel.
     """
@@ -30,7 +30,7 @@ def remove_foreground(volume: Volume, fill: str) -> Volume:
         level = volume.image[:, ~foreground].mean(1, keepdim=True)
     image = volume.image.clone()
     image[:, foreground] = level.expand(-1, int(foreground.sum()))
-    return volume._replace(image=image)
+    return volume._replace(image=image, is_ood=True)
 
 
 def count_seen(segmenter: Segmenter, volumes: list[Volume], classes: int, fill: str) -> np.ndarray:
@@ -49,7 +49,7 @@ def count_seen(segmenter: Segmenter, volumes: list[Volume], classes: int, fill: 
 
 def add_oods(
     cfg: TrainVolumesConfig, fold: int, clean: Path, volumes: list[Volume], names: tuple[str, ...]
-) -> list[Sample]:
+) -> list[Volume]:
     """Return the OoD volumes to train on, and write the ranking that they come from.
 
     clean: the folder of the network that is to be fooled. names: of the classes.
@@ -70,5 +70,5 @@ def add_oods(
         f" ({path}); {best['ood_patches']} of them bring the pnr from"
         f" {pnr(positives, negatives, 0):.3f} to {best['pnr']:.3f}"
     )
-    chosen = [by_name[name] for name in hard[: best["ood_patches"]]]
-    return [Sample(remove_foreground(volume, cfg.ood_fill), is_ood=True) for volume in chosen]
+    chosen = hard[: best["ood_patches"]]
+    return [remove_foreground(by_name[name], cfg.ood_fill) for name in chosen]

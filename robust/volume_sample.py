@@ -11,7 +11,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 
 from medood.data.files import digest, write_json
-from medood.data.records import fresh_folder, record_of
+from medood.data.records import fresh_folder, is_kept
 
 TASK, CASES = "Task00_SAMPLE", 12
 # what the sample runs with, unless the command line says otherwise
@@ -45,9 +45,7 @@ def draw_sample(workspace: Path) -> Path:
     """Write the sample in MSD's layout, unless it is there, and return its folder."""
     folder = workspace / "sample" / TASK
     record = {"drawn_by": digest(Path(__file__).read_bytes())}
-    found = record_of(folder)
-    if found.is_there and not found.out_of_date(record):
-        print(f"{folder}: kept, drawn before")
+    if is_kept(folder, record):
         return folder
     with fresh_folder(folder, record) as out:
         for side in ("imagesTr", "labelsTr"):

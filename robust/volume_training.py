@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -46,13 +45,6 @@ SCALE, CONTRAST, BRIGHTNESS, GAMMA = 0.15, 0.25, 0.25, (0.7, 1.5)
 MOVED, MIRRORED, RECOLOURED = 0.75, 0.5, 0.2  # shares of the patches
 
 
-class Sample(NamedTuple):
-    """A volume to train on; the truth of an OoD volume is background everywhere."""
-
-    volume: Volume
-    is_ood: bool = False
-
-
 # ---------------------------------------------------------------- patches
 
 
@@ -63,7 +55,7 @@ class VolumeLoader:
         self,
         cfg: NetworkConfig,
         fold: int,
-        samples: list[Sample],
+        volumes: list[Volume],
         patch: tuple[int, int, int],
         device: torch.device,
     ) -> None:
@@ -71,11 +63,11 @@ class VolumeLoader:
         set_track_meta(False)  # patches that know where they come from take twice as long
         self.cut, pad = cut_and_change(patch), SpatialPad(patch)  # by zeros, as Segmenter pads
         self.volumes = []
-        for sample in samples:
-            image, label = pad(sample.volume.image), pad(sample.volume.label[None])
-            volume = {"image": image.to(device), "label": label.to(device)}
-            self.volumes.append(volume | _centres(label))
-        self.is_ood = torch.tensor([sample.is_ood for sample in samples])
+        for volume in volumes:
+            image, label = pad(volume.image), pad(volume.label[None])
+            both = {"image": image.to(device), "label": label.to(device)}
+            self.volumes.append(both | _centres(label))
+        self.is_ood = torch.tensor([volume.is_ood for volume in volumes])
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
@@ -140,16 +132,16 @@ class VolumeTrainer(Training):
     """A segmenter in training on volumes and, for free training, the noise that lives on."""
 
     def __init__(
-        self, cfg: TrainVolumesConfig, fold: int, samples: list[Sample], segmenter: Segmenter
+        self, cfg: TrainVolumesConfig, fold: int, volumes: list[Volume], segmenter: Segmenter
     ) -> None:
         self.replays = cfg.replays if cfg.free else 1
         epochs, device = math.ceil(cfg.epochs / self.replays), segmenter.mean.device
         super().__init__(cfg, f"fold {fold}", segmenter.train(), epochs, device)
-        self.loader = VolumeLoader(cfg, fold, samples, segmenter.patch, device)
+        self.loader = VolumeLoader(cfg, fold, volumes, segmenter.patch, device)
         weights = segmenter.network.parameters()
         self.optimiser = torch.optim.AdamW(weights, cfg.lr, weight_decay=WEIGHT_DECAY)
         self.parts["optimiser"] = self.optimiser
-        shape = cfg.batch_size, *samples[0].volume.image.shape[:1], *segmenter.patch
+        shape = cfg.batch_size, *volumes[0].image.shape[:1], *segmenter.patch
         self.noise = Noise(shape, cfg.eps / 255, 0, 1).to(device)
 
     def begin_epoch(self, epoch: int) -> VolumeLoader:
@@ -193,7 +185,7 @@ def train_segmenter(
     cfg: TrainVolumesConfig,
     fold: int,
     task: Task,
-    samples: list[Sample],
+    volumes: list[Volume],
     plan: Plan,
     folder: Path,
     made_from: dict,
@@ -209,14 +201,14 @@ def train_segmenter(
     segmenter = Segmenter(cfg, network, plan, device)
     if start:
         network.load_state_dict(load_file(start / WEIGHTS))
-    oods = sum(sample.is_ood for sample in samples)
+    oods = sum(volume.is_ood for volume in volumes)
     print(
-        f"fold {fold}: {cfg.model_name}, {len(samples) - oods} ID + {oods} OoD volumes, patches"
+        f"fold {fold}: {cfg.model_name}, {len(volumes) - oods} ID + {oods} OoD volumes, patches"
         f" {' x '.join(map(str, plan.patch))}, {device.type}"
     )
-    trainer = VolumeTrainer(cfg, fold, samples, segmenter)
+    trainer = VolumeTrainer(cfg, fold, volumes, segmenter)
     run = {"fold": fold, "epoch": fit(trainer, folder, made_from)}
-    run |= {"id_patches": len(samples) - oods, "ood_patches": oods}
+    run |= {"id_patches": len(volumes) - oods, "ood_patches": oods}
     run |= {"versions": versions(), "made_from": made_from}
 
     def save_network(finished: Path) -> None:
@@ -224,8 +216,7 @@ def train_segmenter(
         (finished / WEIGHTS).write_bytes(save(weights))  # save_file would hide it from others
         write_json(finished / DESCRIPTION, describe(cfg, task, plan))
 
-    names = {sample.volume.name for sample in samples}
-    write_trained(folder, trainer, run, names, save_network)
+    write_trained(folder, trainer, run, {volume.name for volume in volumes}, save_network)
 
 
 # ---------------------------------------------------------------- on the disk

@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from monai.inferers import sliding_window_inference
+from monai.networks.nets import UNet
 from nibabel.affines import voxel_sizes
 from scipy import ndimage
 from torch import Tensor, nn
@@ -29,7 +30,7 @@ from robust.nifti import AXES, apart, is_placed, read_nifti, turn
 
 Spacing = tuple[float, float, float]
 
-ENDINGS = (".nii.gz", ".nii")
+ENDINGS, FOLDERS = (".nii.gz", ".nii"), ("imagesTr", "labelsTr")
 PERCENTILES = (0.5, 99.5)  # of the foreground, where intensities are clipped
 PER_CASE = 10**5  # foreground voxels of a case that the statistics take at most
 ANISOTROPIC = 3  # slices so many times as far apart as their voxels are resampled one by one
@@ -70,15 +71,16 @@ class Volume(NamedTuple):
     image: Tensor  # float32 (C, X, Y, Z), axes as AXES, each channel scaled to 0..1
     label: Tensor  # uint8 (X, Y, Z)
     spacing: Spacing  # mm from voxel to voxel
+    is_ood: bool = False  # trained on as background everywhere; its label says what was cut out
 
 
 # ---------------------------------------------------------------- reading
 
 
 def read_task(folder: Path) -> Task:
-    """Return the labelled cases of a task; UserError for a folder that holds none or half of one.
+    """Return the labelled cases that a task's dataset.json names; UserError where one is missing.
 
-    folder: holds dataset.json, imagesTr and labelsTr. UserError also in one of several processes.
+    Their files lie in imagesTr and labelsTr. UserError also in one of several processes.
     """
     if world_size() > 1:
         raise UserError(
@@ -91,7 +93,8 @@ def read_task(folder: Path) -> Task:
     try:
         described = json.loads(path.read_text(encoding="utf-8-sig"))
         labels = {int(value): str(name) for value, name in described["labels"].items()}
-        listed = [(str(pair["image"]), str(pair["label"])) for pair in described["training"]]
+        pairs = described["training"]
+        listed = [(name_of(pair["image"]), name_of(pair["label"])) for pair in pairs]
         modalities = len(described["modality"].keys())
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
@@ -104,15 +107,20 @@ def read_task(folder: Path) -> Task:
             " ... without a gap, and modality must name one at least"
         )
     for image, label in listed:
-        if name_of(image) != name_of(label):
-            raise UserError(f"{path} pairs {image} with {label}, of another name: correct it")
-    cases = [
-        Case(name_of(image), _as_stored(folder / image), _as_stored(folder / label))
-        for image, label in listed
-    ]
-    _refuse_lone_files(folder, cases)
-    names = tuple(name for _, name in sorted(labels.items()))
-    return Task(sorted(cases), modalities, names)
+        if image != label or listed.count((image, label)) > 1:
+            raise UserError(f"{path} pairs {image} with {label}, or names it twice: correct it")
+    files = [_volumes_in(folder / side) for side in FOLDERS]
+    for name, _ in listed:
+        for side, there in zip(FOLDERS, files, strict=True):
+            if name not in there:
+                raise UserError(
+                    f"{folder / side} holds no {name} as .nii.gz or .nii, which dataset.json names:"
+                    " put it there"
+                )
+    if ignored := files[0].keys() - {name for name, _ in listed}:
+        print(f"{folder}: volumes that dataset.json does not name, and are ignored: {len(ignored)}")
+    cases = sorted(Case(name, *(there[name] for there in files)) for name, _ in listed)
+    return Task(cases, modalities, tuple(name for _, name in sorted(labels.items())))
 
 
 def name_of(file: str | Path) -> str:
@@ -121,42 +129,10 @@ def name_of(file: str | Path) -> str:
     return next((name[: -len(end)] for end in ENDINGS if name.lower().endswith(end)), name)
 
 
-def _as_stored(path: Path) -> Path:
-    """Return where a file is that dataset.json names: the disk may spell its name otherwise."""
-    if path.exists():
-        return path
-    spelt = (other for other in path.parent.glob("*") if plain(other.name) == plain(path.name))
-    return next(spelt, path)
-
-
-def _refuse_lone_files(folder: Path, cases: list[Case]) -> None:
-    """Raise UserError for an image or label without the other, and where there is none at all."""
-    images, labels = (
-        by_name(
-            (path for path in (folder / side).glob("[!.]*") if path.name.lower().endswith(ENDINGS)),
-            name_of,
-        )
-        for side in ("imagesTr", "labelsTr")
-    )
-    if not cases or not images:
-        raise UserError(f"{folder / 'imagesTr'} holds no labelled volume (.nii.gz): put some there")
-    lone = [(images | labels)[name] for name in sorted(images.keys() ^ labels.keys())]
-    if lone:
-        other = "label" if lone[0].parent.name == "imagesTr" else "image"
-        raise UserError(f"{lone[0]} has no {other} of its name: add it, or remove the file")
-    for case in cases:
-        for path in (case.image, case.label):
-            if not path.name.lower().endswith(ENDINGS):
-                raise UserError(
-                    f"{folder / 'dataset.json'} names {path.name}, which is no .nii.gz or .nii"
-                    " file: convert it to NIfTI"
-                )
-            if not path.is_file():
-                raise UserError(f"{path} is missing, which dataset.json names: put it there")
-    if len({case.name for case in cases}) < len(cases):
-        raise UserError(f"{folder / 'dataset.json'} names a volume twice: remove one")
-    if ignored := images.keys() - {case.name for case in cases}:
-        print(f"{folder}: volumes that dataset.json does not name, and are ignored: {len(ignored)}")
+def _volumes_in(folder: Path) -> dict[str, Path]:
+    """Return the NIfTI files of a folder by the names of their cases."""
+    paths = (path for path in folder.glob("[!.]*") if path.name.lower().endswith(ENDINGS))
+    return by_name(paths, name_of)
 
 
 def check_cases(task: Task) -> dict[str, Spacing]:
@@ -187,41 +163,26 @@ def read_volume(task: Task, case: Case) -> Volume:
             f" modalities, {task.modalities} as a fourth: mend it, or modality in dataset.json"
         )
     label = turn(read_nifti(case.label), onto=image.affine)
-    if label.values.ndim > 3:
+    distance = apart(image, label)
+    if label.values.shape != channels.shape[:3] or distance > APART:
         raise UserError(
-            f"{case.label}: shape {label.values.shape}, expected 3 axes and in each voxel the"
-            " number of its class: merge its channels into one"
-        )
-    if label.values.shape != channels.shape[:3]:
-        raise UserError(
-            f"{case.label}: shape {label.values.shape} along the axes {AXES}, but its image has"
-            f" {channels.shape[:3]}: replace one, or the affine of one{_unplaced(case.label)}"
-        )
-    if (distance := apart(image, label)) > APART:
-        raise UserError(
-            f"{case.label}: its affine is not that of its image: they lie up to {distance:.3g}"
-            f" voxels apart, resample one to the other{_unplaced(case.label)}"
+            f"{case.label}: shape {label.values.shape} along the axes {AXES} and a corner"
+            f" {distance:.3g} voxels off: it does not lie on its image, of shape"
+            f" {channels.shape[:3]}: replace one of both, or its affine"
         )
     numbers = _class_numbers(case.label, label.values, len(task.class_names))
     spacing = tuple(map(float, voxel_sizes(image.affine)))
-    scaled = _to_range(channels)
-    return Volume(case.name, torch.from_numpy(scaled), torch.from_numpy(numbers), spacing)
-
-
-def _unplaced(label: Path) -> str:
-    """Return, for an error, that a label names no affine, if that is so."""
-    return "" if is_placed(label) else ", or give the label an affine, for it names none"
+    scaled = torch.from_numpy(_to_range(channels))
+    return Volume(case.name, scaled, torch.from_numpy(numbers), spacing)
 
 
 def _to_range(channels: np.ndarray) -> np.ndarray:
     """Return channels (X, Y, Z, C) as float32 (C, X, Y, Z), each scaled to 0..1 by its range."""
-    scaled = np.empty((channels.shape[-1], *channels.shape[:3]), np.float32)
-    for number, of_channel in enumerate(scaled):
-        values = channels[..., number]
-        low, high = np.float64(values.min()), np.float64(values.max())
-        for plane, out in zip(values, of_channel, strict=True):  # float64 of a plane, not of all
-            out[:] = (plane - low) / max(high - low, np.finfo(np.float32).tiny)
-    return scaled
+    low, high = (end(channels, axis=(0, 1, 2)).astype(np.float64) for end in (np.min, np.max))
+    scaled = np.empty(channels.shape, np.float32)
+    width = np.maximum(high - low, np.finfo(np.float32).tiny)
+    np.divide(channels - low, width, out=scaled, casting="same_kind")
+    return np.ascontiguousarray(np.moveaxis(scaled, -1, 0))
 
 
 def _class_numbers(path: Path, label: np.ndarray, classes: int) -> np.ndarray:
@@ -229,10 +190,9 @@ def _class_numbers(path: Path, label: np.ndarray, classes: int) -> np.ndarray:
     whole = np.rint(label)
     wrong = label[(np.abs(label - whole) > ROUNDED) | (whole < 0) | (whole >= classes)]
     if len(wrong):
-        value = wrong[0].item()
         raise UserError(
-            f"{path}: value {int(value) if value.is_integer() else value!r}, expected whole numbers"
-            f" from 0 to {classes - 1}: mend it, or labels in dataset.json"
+            f"{path}: value {wrong[0].item()!r}, expected whole numbers from 0 to {classes - 1}:"
+            " mend it, or labels in dataset.json"
         )
     return np.ascontiguousarray(whole, np.uint8)
 
@@ -360,21 +320,14 @@ class Segmenter(nn.Module):
         self.to(device, memory_format=torch.channels_last_3d)
 
     def forward(self, images: Tensor) -> Tensor:
-        size = images.shape[2:]
+        small = [side <= WHOLE * of for side, of in zip(images.shape[2:], self.patch, strict=True)]
         window = [
-            -(-side // MULTIPLE) * MULTIPLE if side <= WHOLE * of_patch else of_patch
-            for side, of_patch in zip(size, self.patch, strict=True)
+            -(-side // MULTIPLE) * MULTIPLE if is_small else of_patch
+            for side, of_patch, is_small in zip(images.shape[2:], self.patch, small, strict=True)
         ]
-        missing = [of_window - side for side, of_window in zip(size, window, strict=True)]
-        if min(missing) < 0:  # windows overlap by half, with Gaussian weights
-            from monai.inferers import sliding_window_inference  # takes seconds to import
-
-            options = {"overlap": 0.5, "mode": "gaussian"}
-            return sliding_window_inference(images, window, 1, self._of_window, **options)
-        padding = [part for gap in reversed(missing) for part in (gap // 2, gap - gap // 2)]
-        logits = self._of_window(F.pad(images, padding))
-        inside = [slice(gap // 2, gap // 2 + side) for gap, side in zip(missing, size, strict=True)]
-        return logits[:, :, *inside]
+        # where there are several windows, they overlap by half
+        options = {"overlap": 0.5, "mode": "constant" if all(small) else "gaussian"}
+        return sliding_window_inference(images, window, len(images), self._of_window, **options)
 
     def _of_window(self, images: Tensor) -> Tensor:
         clipped = torch.minimum(torch.maximum(images, self.low), self.high)
@@ -388,6 +341,4 @@ def build_network(name: str, modalities: int, classes: int, plan: Plan) -> nn.Mo
     """Return a network with random weights: `unet` (MONAI's, residual) or `lattice`."""
     if name == "lattice":
         return Lattice(modalities, classes, plan.strides)
-    from monai.networks.nets import UNet  # takes seconds to import
-
     return UNet(3, modalities, classes, WIDTHS, (2, 2, 2), num_res_units=2)

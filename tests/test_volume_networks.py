@@ -22,7 +22,7 @@ from robust.test_volumes import evaluate_volumes, score_table
 from robust.train_volumes import train_volumes
 from robust.volume_oods import remove_foreground
 from robust.volume_scores import Outcome, summarise, volume_scores
-from robust.volume_training import Sample, VolumeLoader, VolumeTrainer, learning_rate
+from robust.volume_training import VolumeLoader, VolumeTrainer, learning_rate
 from robust.volumes import (
     Segmenter,
     build_network,
@@ -48,7 +48,7 @@ def trainer_of(cfg, epochs=1):
     task, volumes = training_volumes(cfg)
     torch.manual_seed(0)
     segmenter = Segmenter(cfg, build_network("unet", 1, 3, PLAN), PLAN, CPU)
-    trainer = VolumeTrainer(cfg, 79, [Sample(volume) for volume in volumes], segmenter)
+    trainer = VolumeTrainer(cfg, 79, volumes, segmenter)
     largest = 0.0
     for epoch in range(epochs):
         for batch in trainer.begin_epoch(epoch):
@@ -120,9 +120,7 @@ def test_a_network_is_kept_until_what_decides_it_changes(cfg, capsys):
 def test_half_of_the_patches_are_centred_on_foreground(cfg):
     label = np.zeros((60, 60, 60), np.uint8)
     label[28:32, 28:32, 28:32] = 1
-    loader = VolumeLoader(
-        replace(cfg, batch_size=1), 79, [Sample(volume_of(label))], (24, 24, 24), CPU
-    )
+    loader = VolumeLoader(replace(cfg, batch_size=1), 79, [volume_of(label)], (24, 24, 24), CPU)
     centred = 0
     for epoch in range(60):
         loader.set_epoch(epoch)
@@ -134,7 +132,7 @@ def test_half_of_the_patches_are_centred_on_foreground(cfg):
 def test_a_patch_without_changes_is_cut_from_its_volume(cfg):
     places = torch.arange(27**3).view(27, 27, 27)
     volume = volume_of(places % 3, places[None] / 27**3)
-    loader = VolumeLoader(cfg, 79, [Sample(volume)], (24, 24, 24), CPU)
+    loader = VolumeLoader(cfg, 79, [volume], (24, 24, 24), CPU)
     loader.cut = loader.cut.transforms[0]
     ((images, target, weight),) = loader
     first = np.unravel_index(round(images.min().item() * 27**3), (27, 27, 27))
@@ -169,7 +167,7 @@ def test_the_foreground_is_cut_out_and_filled(cfg):
 
 def test_an_ood_volume_is_trained_on_as_background_with_its_weight(cfg):
     volume = volume_of(np.ones((24, 24, 24), np.uint8))
-    samples = [Sample(volume), Sample(volume, is_ood=True)]
+    samples = [volume, volume._replace(is_ood=True)]
     loader = VolumeLoader(replace(cfg, ood_weight=0.25), 79, samples, (24, 24, 24), CPU)
     ((_, target, weight),) = loader
     ood = loader.batches[0].tolist().index(1)
@@ -293,7 +291,7 @@ def test_a_table_mixes_no_settings_of_its_folds(cfg):
     with pytest.raises(UserError) as caught:
         evaluate_volumes(both)
     said = str(caught.value)
-    assert re.search(r"80_unet was not trained like .*79_unet \(epochs was 1, is 2\): run", said)
+    assert re.search(r"80_unet is out of date \(epochs was 2, is 1\): set back", said)
     (printed,) = re.findall("`(.*)`", said)
     assert printed == command(replace(cfg, folds=(80,), device="auto"), TRAIN_VOLUMES, type(cfg))
     evaluate_volumes(small_test_of(replace(cfg, folds=(80,))))

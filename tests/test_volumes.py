@@ -132,10 +132,9 @@ BAD = {
     ),
     "no volume": (
         lambda data: [path.unlink() for path in (data / "imagesTr").iterdir()],
-        "imagesTr holds no labelled volume",
+        "imagesTr holds no sample_01 as .nii.gz or .nii, which dataset.json names",
     ),
-    "no label": (lambda data: (data / LABEL).unlink(), "sample_01.nii.gz has no label of its name"),
-    "no image": (lambda data: (data / IMAGE).unlink(), "sample_01.nii.gz has no image of its name"),
+    "no label": (lambda data: (data / LABEL).unlink(), "labelsTr holds no sample_01 as"),
     "text": (lambda data: (data / IMAGE).write_text("no image"), "cannot be read"),
 }
 
@@ -177,19 +176,14 @@ def test_files_are_told_by_their_names_without_ending(volume_cfg, capsys):
         read_task(data)
 
 
-def test_a_file_of_another_format_is_named(volume_cfg):
-    text = (volume_cfg.data / "dataset.json").read_text()
-    (volume_cfg.data / "dataset.json").write_text(text.replace("sample_01.nii.gz", "a.mgz"))
-    with pytest.raises(UserError, match="names a.mgz, which is no .nii.gz or .nii file"):
-        read_task(volume_cfg.data)
-
-
 def test_a_file_cut_off_anywhere_is_refused(volume_cfg):
     task = read_task(volume_cfg.data)
     whole = (volume_cfg.data / IMAGE).read_bytes()
     for share in (0, 0.001, 0.01, 0.5, 0.9, 0.99):
         (volume_cfg.data / IMAGE).write_bytes(whole[: int(share * len(whole))])
-        with pytest.raises(UserError, match="sample_01.nii.gz cannot be read .*copy it again"):
+        with pytest.raises(
+            UserError, match="sample_01.nii.gz cannot be read .*copy or save it again"
+        ):
             read_volume(task, task.cases[0])
 
 
@@ -199,5 +193,5 @@ def test_a_compressed_file_with_a_wrong_bit_is_refused(volume_cfg, place):
     content = bytearray((volume_cfg.data / IMAGE).read_bytes())
     content[int(place * len(content))] ^= 16  # decompressed, it is another voxel
     (volume_cfg.data / IMAGE).write_bytes(content)
-    with pytest.raises(UserError, match="sample_01.nii.gz cannot be read .*copy it again"):
+    with pytest.raises(UserError, match="sample_01.nii.gz cannot be read .*copy or save it again"):
         read_volume(task, task.cases[0])
