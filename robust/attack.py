@@ -23,7 +23,7 @@ from config import Config, UserError
 from estimate_pct import pixels_of
 from medood.commands import command
 from medood.data.folds import Fold
-from medood.data.records import changes, record_of, refuse_unusable
+from medood.data.records import record_of, refuse_unusable
 from medood.data.workspace import free_folder, id_files, weights_of
 from medood.processes import is_main
 from medood.runs.command_line import run
@@ -68,54 +68,30 @@ def with_free(
 ) -> dict[int, dict[str, Path]]:
     """Return the networks of each fold, and that of robust/train_free.py if every fold has one.
 
-    Raises UserError for one that other settings or patches than now's would give, and where folds
-    were trained in different ways.
+    Raises UserError for one that saw test patches, or that was not trained with the settings and
+    patches of now, and with eps and replays of the first.
     """
-    free = {fold: free_folder(cfg, fold) for fold in folders}
-    missing = [fold for fold, path in free.items() if not weights_of(path).is_file()]
-    if missing:
-        if len(missing) < len(free):
-            path, again = free[missing[0]], train_free_of(cfg, missing[0], {})
-            print(f"{path} is missing: the free networks are left out: for them, run `{again}`")
-        return folders
-    for fold, path in free.items():
-        refuse_stale(cfg, fold, path, folds[fold])
-    first, *others = free
-    for fold in others:
-        if why := changes(way_of(free[first]), way_of(free[fold])):
-            again = train_free_of(cfg, fold, way_of(free[first]))
-            raise UserError(
-                f"{free[fold]} was not trained like {free[first]} ({', '.join(why)}): run `{again}`"
-                " again"
-            )
-    return {fold: {**of_fold, "free": free[fold]} for fold, of_fold in folders.items()}
-
-
-def refuse_stale(cfg: Config, fold: int, network: Path, patches: Fold) -> None:
-    """Raise UserError if train_free.py would make another network of a fold now."""
-    from medood.models.checkpoints import has_seen
+    from medood.models.checkpoints import has_seen, read_run
     from robust.free import replayed
 
-    free = way_of(network)
-    again = train_free_of(cfg, fold, free)
-    if has_seen(cfg, network, patches.test):
-        raise UserError(f"{network} saw patches that fold {fold} tests now: run `{again}` again")
-    if free:  # else it is the user's own
-        files = id_files(cfg.workspace, patches.train + patches.val)
-        now = network_made_from(replayed(cfg, free["replays"]), fold, files) | {"free": free}
-        refuse_unusable(record_of(network), lambda: now, lambda: again)
-
-
-def way_of(network: Path) -> dict:
-    """Return eps and replays of a network of train_free.py; {} for one of the user's."""
-    from medood.models.checkpoints import read_run
-
-    return read_run(network).get("made_from", {}).get("free", {})
-
-
-def train_free_of(cfg: Config, fold: int, way: dict) -> str:
-    """Return the command that trains the free network of a fold. way: its eps and replays."""
-    return command(cfg, "robust/train_free.py", FreeConfig, folds=(fold,), **way)
+    free = {fold: free_folder(cfg, fold) for fold in folders}
+    ways = [read_run(path).get("made_from", {}).get("free") for path in free.values()]
+    way = next(filter(None, ways), {})  # eps and replays; {} where all are the user's
+    missing = [fold for fold, path in free.items() if not weights_of(path).is_file()]
+    if len(missing) == len(free):
+        return folders
+    for fold, path in free.items():
+        again = command(cfg, "robust/train_free.py", FreeConfig, folds=(fold,), **way)
+        if missing and fold == missing[0]:
+            print(f"{path} is missing: the free networks are left out: for them, run `{again}`")
+            return folders
+        if has_seen(cfg, path, folds[fold].test):
+            raise UserError(f"{path} saw patches that fold {fold} tests now: run `{again}` again")
+        if way:
+            files = id_files(cfg.workspace, folds[fold].train + folds[fold].val)
+            now = network_made_from(replayed(cfg, way["replays"]), fold, files) | {"free": way}
+            refuse_unusable(record_of(path), lambda now=now: now, lambda again=again: again)
+    return {fold: {**of_fold, "free": free[fold]} for fold, of_fold in folders.items()}
 
 
 def with_sure_pixels(cfg: Config, names: list[str]) -> list[str]:
