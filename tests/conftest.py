@@ -233,17 +233,28 @@ def gpu():
 
 
 @pytest.fixture
-def volume_cfg(tmp_path, monkeypatch):
+def volume_cfg(tmp_path, monkeypatch, made_once):
     """Settings for a task of six small synthetic volumes, of which a fold tests two."""
     from robust import settings, volume_sample, volumes
 
     monkeypatch.setattr(volumes, "WIDTHS", (4, 8, 8, 8))
     monkeypatch.setattr(volume_sample, "CASES", 6)
+    data = tmp_path / "sample" / volume_sample.TASK
+    drawn = made_once("volumes", volume_sample.draw_sample) / "sample" / volume_sample.TASK
+    shutil.copytree(drawn, data)
     return settings.TrainVolumesConfig(
-        workspace=tmp_path,
-        data=volume_sample.draw_sample(tmp_path),
-        folds=(79,),
-        epochs=1,
-        precision="float32",
-        device="cpu",
+        workspace=tmp_path, data=data, folds=(79,), epochs=1, precision="float32", device="cpu"
     )
+
+
+@pytest.fixture
+def trained_volumes(volume_cfg, made_once):
+    """The same with the network of fold 79."""
+    from robust.train_volumes import train_volumes
+
+    def train(folder):
+        train_volumes(dataclasses.replace(volume_cfg, workspace=folder))
+
+    trained = made_once("volume_network", train)
+    shutil.copytree(trained / volume_cfg.task, volume_cfg.home)
+    return volume_cfg

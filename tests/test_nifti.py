@@ -73,7 +73,7 @@ def task_of(*cases, modalities=1):
 # ---------------------------------------------------------------- orientations
 
 
-@hypothesis_settings(deadline=None, max_examples=60)
+@hypothesis_settings(deadline=None, max_examples=20)
 @given(
     of_image=st.sampled_from(ORIENTATIONS),
     of_label=st.sampled_from(ORIENTATIONS),
@@ -225,8 +225,8 @@ def test_volumes_that_do_not_say_how_they_lie_are_counted(tmp_path, capsys):
     assert (written.header["qform_code"], written.header["sform_code"]) == (0, 0)
 
 
-def test_a_network_of_before_the_turning_is_refused(volume_cfg):
-    train_volumes(volume_cfg)
+def test_a_network_of_before_the_turning_is_refused(trained_volumes):
+    volume_cfg = trained_volumes
     folder = volume_cfg.home / "models" / "79_unet"
     load_network(volume_cfg, folder, CPU)
     text = (folder / "config.json").read_text()
