@@ -92,14 +92,12 @@ class Cell(nn.Module):
             *(nn.SiLU(), separable(channels, channels)),
             *(nn.SiLU(), separable(channels, channels)),
         )
-        self.ways = nn.ModuleDict()
-        for direction in directions.split():
-            if direction == "up":
-                self.ways[direction] = projection(channels, channels // 2)
-            elif direction == "down":
-                self.ways[direction] = projection(channels, 2 * channels, down)
-            else:
-                self.ways[direction] = nn.Identity()
+        ways = {
+            "up": lambda: projection(channels, channels // 2),
+            "down": lambda: projection(channels, 2 * channels, down),
+            "same": nn.Identity,
+        }
+        self.ways = nn.ModuleDict({name: ways[name]() for name in directions.split()})
 
     def forward(self, features: Tensor) -> dict[str, Tensor]:
         result = features + self.body(features)

@@ -129,7 +129,7 @@ def write_predictions(folder: Path, cases: list[Case], found: list[dict[str, Out
 
     with whole_folder(folder) as out:
         for case, outcomes in zip(cases, found, strict=True):
-            called = outcomes["clean"].predicted.cpu().numpy().astype(np.uint8)
+            called = outcomes["clean"].predicted.numpy().astype(np.uint8)
             nibabel.save(as_stored(case.image, called), out / f"{case.name}.nii.gz")
 
 

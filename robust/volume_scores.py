@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from config import LIZARD
@@ -32,6 +32,7 @@ class Outcome(NamedTuple):
     image: Tensor  # (C, X, Y, Z), as the network saw it
     predicted: Tensor  # int64, of the label's own shape
     change: float  # the largest of a voxel
+    dice: float  # by which the attacks too judge: image_dice
 
 
 def volume_scores(
@@ -63,13 +64,16 @@ def volume_scores(
     return {name: list(column) for name, *column in zip(SCORES, *rows, strict=True)}
 
 
-def answer(segmenter: Segmenter, image: Tensor, clean: Tensor, shape: torch.Size) -> Outcome:
+def answer(segmenter: nn.Module, image: Tensor, clean: Tensor, volume: Volume) -> Outcome:
     """Return the outcome of a volume (1, C, ...); logits are resampled to the label's shape."""
+    truth = volume.label[None].long()
     with torch.no_grad():
         logits = segmenter(image)
-        if logits.shape[2:] != shape:
-            logits = F.interpolate(logits, shape, mode="trilinear", align_corners=False)
-    return Outcome(image[0], logits[0].argmax(0), (image - clean).abs().max().item())
+        if logits.shape[2:] != truth.shape[1:]:
+            logits = F.interpolate(logits, truth.shape[1:], mode="trilinear", align_corners=False)
+    predicted, change = logits.argmax(1).cpu(), (image - clean).abs().max().item()
+    dice = image_dice(predicted, truth, logits.shape[1]).item()
+    return Outcome(image[0].cpu(), predicted[0], change, dice)
 
 
 def outcomes_of(
@@ -81,10 +85,10 @@ def outcomes_of(
     classes: int,
 ) -> dict[str, Outcome]:
     """Return the outcome of a volume, clean and, for the first `attacked`, under every attack."""
-    device, shape = segmenter.mean.device, volume.label.shape
+    device = segmenter.mean.device
     seen = resample(volume, segmenter.spacing)
     image, target = seen.image[None].to(device), seen.label[None].long().to(device)
-    found = {"clean": answer(segmenter, image, image, shape)}
+    found = {"clean": answer(segmenter, image, image, volume)}
     if number >= cfg.attacked:
         return found
     attacks = by_name(cfg.attacks, classes, cfg.steps, cfg.queries)
@@ -92,7 +96,7 @@ def outcomes_of(
     with exact(cfg):
         attacked = list(under_attacks(attacks, segmenter, image, target, [cfg.eps / 255], seed))
     for name, adversarial in zip([*attacks, WORST], attacked, strict=True):
-        found[name] = answer(segmenter, adversarial, image, shape)
+        found[name] = answer(segmenter, adversarial, image, volume)
     return found
 
 
@@ -103,24 +107,18 @@ def summarise(
 
     threshold: a volume whose mean Dice falls below it is fooled.
     """
-    rows, means = [], []
-    for outcome, volume in zip(outcomes, volumes, strict=True):
-        predicted = outcome.predicted.cpu()
-        rows.append(volume_scores(predicted, volume.label, classes, volume.spacing))
-        means.append(mean_dice(outcome, volume, classes))
+    rows = [
+        volume_scores(outcome.predicted, volume.label, classes, volume.spacing)
+        for outcome, volume in zip(outcomes, volumes, strict=True)
+    ]
+    dice = np.array([outcome.dice for outcome in outcomes])
     return {
         "volumes": len(rows),
-        "mean_dice": float(np.mean(means)),
+        "mean_dice": float(dice.mean()),
         **{name: _means([row[name] for row in rows]) for name in SCORES},
-        "fooled": float(np.mean([mean < threshold for mean in means])),
+        "fooled": float((dice < threshold).mean()),
         "largest_change": max(outcome.change for outcome in outcomes),
     }
-
-
-def mean_dice(outcome: Outcome, volume: Volume, classes: int) -> float:
-    """Return the score of a volume, by which the attacks too judge (image_dice)."""
-    predicted, truth = outcome.predicted[None].cpu(), volume.label[None].long()
-    return image_dice(predicted, truth, classes).item()
 
 
 def _means(rows: list[list[float | None]]) -> list[float | None]:
@@ -143,8 +141,7 @@ def score_network(
         for number, volume in enumerate(tqdm(volumes, f"fold {fold}", leave=False, disable=None))
     ]
     clean = [of_volume["clean"] for of_volume in found]
-    pairs = zip(clean, volumes, strict=True)
-    threshold = np.mean([mean_dice(outcome, volume, classes) for outcome, volume in pairs]) / 2
+    threshold = np.mean([outcome.dice for outcome in clean]) / 2
     scores = {"0": {"clean": summarise(clean, volumes, classes, threshold)}}
     attacked = found[: cfg.attacked]
     if cfg.eps:
@@ -164,12 +161,7 @@ def draw_slices(
     names: of the classes. The volumes are those that lose least, median and most under the worst
     case.
     """
-    classes = len(names)
-    losses = [
-        mean_dice(of["clean"], volume, classes) - mean_dice(of[WORST], volume, classes)
-        for of, volume in zip(found, volumes, strict=False)
-        if WORST in of
-    ]
+    losses = [of["clean"].dice - of[WORST].dice for of in found if WORST in of]
     order = np.argsort(losses, kind="stable")
     chosen = {order[0]: "least lost", order[len(order) // 2]: "median", order[-1]: "most lost"}
     columns = ["volume", "truth", "called", "attacked volume", "called under attack"]
@@ -180,8 +172,8 @@ def draw_slices(
         seen = level * clean.image.shape[-1] // volume.label.shape[-1]  # may be resampled
         greys = (outcome.image[0, ..., seen, None].expand(-1, -1, 3) for outcome in (clean, worst))
         masks = (mask[..., level] for mask in (volume.label, clean.predicted, worst.predicted))
-        before, after = (grey.cpu().numpy().swapaxes(0, 1)[::-1] for grey in greys)
-        truth, called, under = (mask.cpu().numpy().T[::-1].copy() for mask in masks)
+        before, after = (grey.numpy().swapaxes(0, 1)[::-1] for grey in greys)
+        truth, called, under = (mask.numpy().T[::-1].copy() for mask in masks)
         lines.append([before, truth, called, after, under])
         rows.append(f"{rule}: {100 * losses[index]:.1f} points of Dice\n{volume.name}")
     by_column = dict(zip(columns, zip(*lines, strict=True), strict=True))

@@ -21,7 +21,7 @@ from robust import settings, volume_sample, volumes
 from robust.test_volumes import evaluate_volumes, score_table
 from robust.train_volumes import train_volumes
 from robust.volume_oods import remove_foreground
-from robust.volume_scores import Outcome, summarise, volume_scores
+from robust.volume_scores import answer, summarise, volume_scores
 from robust.volume_training import VolumeLoader, VolumeTrainer, learning_rate
 from robust.volumes import (
     Segmenter,
@@ -206,7 +206,8 @@ def test_a_class_that_is_absent_and_not_called_counts_in_neither_criterion_nor_r
     truth = torch.zeros(1, 1, 4, dtype=torch.uint8)
     truth[..., 0] = 1
     volume = volume_of(truth)
-    outcome = Outcome(volume.image, truth.long(), 0.0)
+    logits = torch.nn.functional.one_hot(truth.long(), 3).movedim(-1, 0)[None].float()
+    outcome = answer(lambda _: logits, volume.image[None], volume.image[None], volume)
     found = summarise([outcome], [volume], 3, threshold=0.99)
     assert found["mean_dice"] == 1
     assert found["fooled"] == 0
