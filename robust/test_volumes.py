@@ -86,7 +86,8 @@ def refuse_unlike(
     if set(seen_in_training(folder) or ()) & {case.name for case in test}:
         cure = f": run `{again_of(trained, fold)}` again" if trained else ""
         raise UserError(f"{folder} was trained on volumes that fold {fold} tests{cure}")
-    refuse_stale(trained, fold, network, train)
+    if trained:
+        refuse_stale(trained, fold, network, train)
 
 
 def test_fold(

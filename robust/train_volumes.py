@@ -13,9 +13,6 @@ training.
 With --ood, training volumes are mined without their foreground, as Med-OoD mines patches: those in
 which the clean network sees foreground, the hardest first, are added with background as their
 truth, until the ratio of positive to negative volumes comes nearest to pnr_opt.
-
-The learning rate is ours, not ROG's: ROG waits for plateaus over up to 1000 epochs; one rise and
-one fall reach useful scores in minutes.
 """
 
 from __future__ import annotations
@@ -29,7 +26,6 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from config import UserError
 from medood.commands import as_kind, command
 from medood.data.files import fingerprint, timed
 from medood.data.records import is_kept, record_of, refuse_unusable
@@ -66,11 +62,9 @@ def train_fold(
     from robust.volumes import make_plan, median_spacing, read_volume, resample
 
     clean = clean_of(cfg, fold)
-    if clean and not weights_of(clean).exists():
-        again = again_of(replace(cfg, free=False, ood=False), fold)
-        raise UserError(f"{clean} is missing: run `{again}` first")
     if clean:
-        refuse_stale(trained_with(cfg, fold, cfg.network), fold, cfg.network, cases)
+        plain = trained_with(cfg, fold, cfg.network) or replace(cfg, free=False, ood=False)
+        refuse_stale(plain, fold, cfg.network, cases)
     folder = model_folder(cfg, fold, cfg.model_name)
     made_from = network_made_from(cfg, fold, cases)
     if is_kept(folder, made_from):
@@ -114,17 +108,14 @@ def trained_with(cfg: VolumeConfig, fold: int, network: str) -> TrainVolumesConf
     return replace(as_kind(cfg, TrainVolumesConfig), **known)
 
 
-def refuse_stale(
-    trained: TrainVolumesConfig | None, fold: int, network: str, cases: list[Case]
-) -> None:
-    """Raise UserError unless training with these settings would give the network that is there.
+def refuse_stale(cfg: TrainVolumesConfig, fold: int, network: str, cases: list[Case]) -> None:
+    """Raise UserError unless a network is there that training with these settings would give.
 
     cases: the volumes on the training side of the fold.
     """
-    if trained:
-        record = record_of(model_folder(trained, fold, network))
-        made_from = partial(network_made_from, trained, fold, cases)
-        refuse_unusable(record, made_from, partial(again_of, trained, fold))
+    record = record_of(model_folder(cfg, fold, network))
+    made_from = partial(network_made_from, cfg, fold, cases)
+    refuse_unusable(record, made_from, partial(again_of, cfg, fold))
 
 
 def network_made_from(cfg: TrainVolumesConfig, fold: int, cases: list[Case]) -> dict:

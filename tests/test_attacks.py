@@ -235,14 +235,6 @@ def test_an_image_that_breaks_on_the_way_leaves_the_batch():
     assert sizes[3:] == [1] * 9
 
 
-@pytest.mark.parametrize("attack", [apgd, fab, square, pgd])
-def test_an_attack_ends_when_every_image_is_broken(attack):
-    model = linear([[0.0], [1.0]], [0.0, -0.5])
-    images, target = torch.full((2, 1, 4, 4), 0.501), torch.ones(2, 4, 4, dtype=torch.long)
-    found = attack(model, images, target, 0.02)
-    assert scores(model, found, target).tolist() == [0, 0]
-
-
 def test_halves_of_a_batch_meet_what_the_whole_meets():
     images, target = some_images((9, 7), count=5)
     model = some_network((9, 7))
@@ -301,7 +293,7 @@ def test_apgd_is_at_least_as_strong_as_pgd_and_noise_does_nothing():
 # ---------------------------------------------------------------- another implementation
 
 
-def pgd_of_foolbox(steps, random_start):
+def pgd_of_foolbox(steps):
     """What foolbox's PGD makes of the test images, with the mean over pixels as its loss."""
     import eagerpy
     import foolbox
@@ -311,24 +303,14 @@ def pgd_of_foolbox(steps, random_start):
             return lambda x: eagerpy.astensor(F.cross_entropy(model(x).raw, labels.raw))
 
     model, images, target = trained()
-    attack = OfPixels(rel_stepsize=STEP, steps=steps, random_start=random_start)
+    attack = OfPixels(rel_stepsize=STEP, steps=steps, random_start=False)
     wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
     return attack.run(wrapped, images, foolbox.criteria.Misclassification(target), epsilon=8 / 255)
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3, 8])
+@pytest.mark.parametrize("steps", [1, 3])
 def test_pgd_takes_the_steps_of_foolbox(steps, monkeypatch):
     """From the image itself: no random start, which each draws in its own way."""
     monkeypatch.setattr(Task, "random_start", lambda task, _: task.images)
     ours = pgd(*trained(), 8 / 255, steps=steps)
-    torch.testing.assert_close(ours, pgd_of_foolbox(steps, False), atol=1e-6, rtol=0)
-
-
-def test_apgd_is_at_least_as_strong_as_the_pgd_of_foolbox():
-    model, images, target = trained()
-    torch.manual_seed(0)
-    theirs = pgd_of_foolbox(20, True)
-    ours = apgd(model, images, target, 8 / 255, steps=20, generator=seeded())
-    theirs, ours = (scores(model, found, target).mean() for found in (theirs, ours))
-    assert 0.1 < theirs < 0.7  # of .93: it is an attack
-    assert ours < theirs + 0.01
+    torch.testing.assert_close(ours, pgd_of_foolbox(steps), atol=1e-6, rtol=0)
