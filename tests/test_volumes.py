@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from config import UserError
-from robust import settings
 from robust.lattice import Lattice
 from robust.train_volumes import train_volumes
 from robust.volumes import (
@@ -36,13 +35,8 @@ def cfg(volume_cfg):
 def test_the_lattice_has_the_parameters_of_rogs_for_one_modality_and_three_classes():
     network = Lattice(1, 3, ((2, 2, 1), (2, 2, 1), (2, 2, 2)))
     assert sum(weight.numel() for weight in network.parameters()) == 2_596_347
-    assert network(torch.rand(1, 1, 33, 34, 9)).shape == (
-        1,
-        3,
-        33,
-        34,
-        9,
-    )  # no multiple of a stride
+    size = (33, 34, 9)  # no multiple of a stride
+    assert network(torch.rand(1, 1, *size)).shape == (1, 3, *size)
 
 
 def test_patch_and_strides_follow_from_the_median_size_and_the_smallest_structure():
@@ -126,10 +120,6 @@ BAD = {
         lambda data: (data / "dataset.json").write_text("{"),
         "is no description of an MSD task",
     ),
-    "no labels named": (
-        lambda data: (data / "dataset.json").write_text('{"training": []}'),
-        "is no description of an MSD task .KeyError: 'labels'",
-    ),
     "no volume": (
         lambda data: [path.unlink() for path in (data / "imagesTr").iterdir()],
         "imagesTr holds no sample_01 as .nii.gz or .nii, which dataset.json names",
@@ -147,12 +137,6 @@ def test_bad_input_is_refused_in_one_sentence_and_nothing_is_written(name, cfg):
         train_volumes(cfg)
     assert "\n" not in str(found.value)
     assert not cfg.home.exists()
-
-
-@pytest.mark.parametrize("eps", [-1.0, 256.0])
-def test_eps_beyond_the_range_is_refused(eps):
-    with pytest.raises(UserError, match=r"^eps = "):
-        settings.VolumeConfig(eps=eps)
 
 
 def test_files_are_told_by_their_names_without_ending(volume_cfg, capsys):
@@ -176,22 +160,16 @@ def test_files_are_told_by_their_names_without_ending(volume_cfg, capsys):
         read_task(data)
 
 
-def test_a_file_cut_off_anywhere_is_refused(volume_cfg):
-    task = read_task(volume_cfg.data)
-    whole = (volume_cfg.data / IMAGE).read_bytes()
-    for share in (0, 0.001, 0.01, 0.5, 0.9, 0.99):
-        (volume_cfg.data / IMAGE).write_bytes(whole[: int(share * len(whole))])
-        with pytest.raises(
-            UserError, match="sample_01.nii.gz cannot be read .*copy or save it again"
-        ):
-            read_volume(task, task.cases[0])
-
-
-@pytest.mark.parametrize("place", [0.3, 0.5, 0.7, 0.9])
-def test_a_compressed_file_with_a_wrong_bit_is_refused(volume_cfg, place):
+@pytest.mark.parametrize("place", [0, 0.001, 0.5, 0.99])
+@pytest.mark.parametrize("cut_off", [True, False])
+def test_a_file_cut_off_anywhere_or_with_a_wrong_bit_is_refused(volume_cfg, place, cut_off):
     task = read_task(volume_cfg.data)
     content = bytearray((volume_cfg.data / IMAGE).read_bytes())
-    content[int(place * len(content))] ^= 16  # decompressed, it is another voxel
+    place = int(place * len(content))
+    if cut_off:
+        del content[place:]
+    else:
+        content[place] ^= 16  # if it is decompressed, it is another voxel
     (volume_cfg.data / IMAGE).write_bytes(content)
     with pytest.raises(UserError, match="sample_01.nii.gz cannot be read .*copy or save it again"):
         read_volume(task, task.cases[0])
