@@ -21,7 +21,7 @@ from weak.products import png_of, sizes_of
 from weak.read_images import read_any, read_truth
 from weak.settings import ImagesConfig
 
-TURNED = range(2, 9)
+TURNED = (2, 3, 6, 8)
 KINDS = ("png", "jpg", "tif", "tiled")
 GREY = cv2.resize(np.random.default_rng(0).integers(0, 256, (4, 5), np.uint8), (80, 64))
 IMAGE = np.dstack([GREY, GREY // 2, 255 - GREY])  # 64 x 80
@@ -54,7 +54,7 @@ def write(folder, upright, orientation, kind, stem="a"):
     return path
 
 
-@pytest.mark.parametrize("orientation", [1, *TURNED])
+@pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_picture_has_the_same_pixels_however_it_is_stored(tmp_path, kind, orientation):
     path = write(tmp_path, IMAGE, orientation, kind)

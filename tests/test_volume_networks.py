@@ -49,39 +49,26 @@ def trained(trained_volumes):
 # ---------------------------------------------------------------- training
 
 
-def trainer_of(cfg, epochs=1):
-    """A trainer and its noise after some epochs, and the largest noise that it ever had."""
-    task, volumes = training_volumes(cfg)
-    torch.manual_seed(0)
-    segmenter = Segmenter(cfg, build_network("unet", 1, 3, PLAN), PLAN, CPU)
-    trainer = VolumeTrainer(cfg, 79, volumes, segmenter)
-    largest = 0.0
-    for epoch in range(epochs):
-        for batch in trainer.begin_epoch(epoch):
-            trainer.step(*batch)
-            largest = max(largest, trainer.noise.noise.abs().max().item())
-    return trainer, largest
-
-
-def test_free_training_moves_its_noise_to_the_ends_of_eps_and_never_beyond(cfg):
+@pytest.mark.parametrize("free", [True, False])
+def test_free_training_replays_each_batch_on_noise_that_climbs_to_eps(cfg, free, monkeypatch):
     """The published code steps by eps // 2, which is 0: its noise never moves."""
-    trainer, largest = trainer_of(replace(cfg, free=True, eps=8.0))
-    assert 0.9 * 8 / 255 < largest <= np.float32(8 / 255)
-    assert (trainer.noise.noise.abs() > 0.9 * 8 / 255).float().mean() > 0.3
-    _, largest = trainer_of(cfg)
-    assert largest == 0
-
-
-def test_free_training_replays_each_batch_with_the_noise_of_the_last_replay(cfg, monkeypatch):
-    seen = []
-    forward = Segmenter.forward
+    seen, forward = [], Segmenter.forward
     monkeypatch.setattr(
         Segmenter, "forward", lambda self, images: seen.append(images) or forward(self, images)
     )
-    trainer_of(replace(cfg, free=True, batch_size=4))
-    assert len(seen) == 5  # one batch
+    cfg = replace(cfg, free=free, batch_size=4)
+    _, volumes = training_volumes(cfg)
+    torch.manual_seed(0)
+    segmenter = Segmenter(cfg, build_network("unet", 1, 3, PLAN), PLAN, CPU)
+    trainer = VolumeTrainer(cfg, 79, volumes, segmenter)
+    for batch in trainer.begin_epoch(0):
+        trainer.step(*batch)
+    eps, noise = 8 / 255, trainer.noise.noise.abs()
+    assert len(seen) == (5 if free else 1)  # one batch
+    assert 0.9 * eps * free <= noise.max() <= np.float32(eps) * free
+    assert (noise > 0.9 * eps).float().mean() >= 0.3 * free
     assert all(not torch.equal(seen[0], images) for images in seen[1:])
-    assert all((images - seen[0]).abs().max() <= 1.0001 * 8 / 255 for images in seen)
+    assert all((images - seen[0]).abs().max() <= 1.0001 * eps for images in seen)
     assert all(images.min() >= 0 and images.max() <= 1 for images in seen)
 
 
