@@ -84,7 +84,7 @@ def scores(model, images, target):
     return image_dice(logits.argmax(1), target, logits.shape[1])
 
 
-def network(architecture="unet", encoder="mobilenet_v2", classes=7, **widths):
+def network(architecture="unet", encoder="tu-test_resnet", classes=7, **widths):
     """A network of smp in eval mode whose normalisations do something: a copy for each caller."""
     return copy.deepcopy(built(architecture, encoder, classes=classes, **widths))
 

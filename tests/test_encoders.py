@@ -9,7 +9,6 @@ import pytest
 import segmentation_models_pytorch as smp
 import timm
 import torch
-from safetensors.torch import save_file
 
 from config import UserError
 from medood.data.images import write_png
@@ -60,22 +59,29 @@ def assert_from_file(model, expected):
         assert torch.equal(found[name], expected[name].float()), name
 
 
-@pytest.mark.parametrize("name", SMALL)
-@pytest.mark.parametrize("prefix", ["", "module.", "backbone.", "module._orig_mod."])
-def test_every_weight_of_a_timm_file_reaches_its_encoder(tmp_path, name, prefix):
+@pytest.mark.parametrize(
+    ("name", "prefix"), [*zip(SMALL, ("", "module._orig_mod.", "backbone."), strict=True)]
+)
+@pytest.mark.parametrize("classifier", [True, False])
+def test_every_weight_of_a_timm_file_reaches_its_encoder(tmp_path, name, prefix, classifier):
     weights = timm_weights(name)
-    found = built(tmp_path, f"tu-{name}", {prefix + n: v for n, v in weights.items()})
-    assert_from_file(found, without_classifier(name, weights))
+    heads = () if classifier else ("fc.", "classifier.", "head.fc.")
+    given = {prefix + n: v for n, v in weights.items() if not n.startswith(heads)}
+    assert_from_file(built(tmp_path, f"tu-{name}", given), without_classifier(name, weights))
 
 
-@pytest.mark.parametrize("encoder", ["tu-test_resnet", "tu-test_convnext", "resnet18"])
-@pytest.mark.parametrize("prefix", ["", "module._orig_mod."])
-@pytest.mark.parametrize("whole", [True, False])
-def test_an_encoder_of_smp_and_that_of_a_whole_network_are_taken(tmp_path, encoder, prefix, whole):
+@pytest.mark.parametrize(
+    ("encoder", "prefix"), [("tu-test_resnet", "module._orig_mod."), ("mobilenet_v2", "")]
+)
+@pytest.mark.parametrize("kind", ["whole", "its weights", "the encoder's", "with a classifier"])
+def test_an_encoder_of_smp_and_that_of_a_whole_network_are_taken(tmp_path, encoder, prefix, kind):
     torch.manual_seed(3)
     source = build_model(dataclasses.replace(TINY, encoder=encoder))
-    weights = (source if whole else source.encoder).state_dict()
-    found = built(tmp_path, encoder, {prefix + n: v for n, v in weights.items()})
+    weights = (source if kind == "its weights" else source.encoder).state_dict()
+    weights = {prefix + n: v for n, v in weights.items()}
+    if kind == "with a classifier" and encoder == "mobilenet_v2":  # of torchvision
+        weights |= {"classifier.1.weight": torch.zeros(9, 1280), "classifier.1.bias": torch.ones(9)}
+    found = built(tmp_path, encoder, source if kind == "whole" else weights)
     assert_from_file(found, source.encoder.state_dict())
 
 
@@ -83,16 +89,17 @@ def test_an_encoder_of_smp_and_that_of_a_whole_network_are_taken(tmp_path, encod
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda w: {f"strange.{n}": v for n, v in w.items()}, r"(\d+) of \1 weights are missing"),
-        (lambda w: {n: v for n, v in w.items() if "layer2" not in n}, r"missing \(.*layer2\.0"),
+        (lambda w: {f"x.{n}": v for n, v in w.items()}, r"(\d+) of \1 weights are mis|Missing key"),
+        (
+            lambda w: {n: v for n, v in w.items() if "layer2" not in n},
+            r"(missing|Missing key).* \(?.*layer2\.0",
+        ),
         (lambda w: {n: v for n, v in w.items() if "running_var" not in n}, "running_var"),
-        (lambda _: {f"a{n}": torch.zeros(2) for n in range(9)}, r"(\d+) of \1 weights are missing"),
-        (lambda w: {n: (9 * v).to(torch.int8) for n, v in w.items()}, "are integers|are missing"),
+        (lambda w: {n: (9 * v).to(torch.int8) for n, v in w.items()}, "as torch.int8"),
         (
             lambda w: {n: v / 0 if "layer2" in n else v for n, v in w.items()},
             r"weight\(s\) are not finite",
         ),
-        (lambda w: {n: v * 1j for n, v in w.items()}, "holds conv1.* as torch.complex64"),
     ],
 )
 def test_weights_that_an_encoder_would_not_get_are_named(tmp_path, encoder, change, message):
@@ -141,15 +148,17 @@ def test_a_network_with_an_old_name_of_its_encoder_is_opened(tmp_path, encoder, 
 @pytest.mark.parametrize(
     ("encoder", "mean"),
     [
-        ("timm-efficientnet-b0", (0.485, 0.456, 0.406)),
-        ("timm-skresnet18", (0.485, 0.456, 0.406)),
-        ("timm-tf_efficientnet_lite0", (0.5, 0.5, 0.5)),
-        ("timm-resnest14d", (0.485, 0.456, 0.406)),
-        ("tu-tf_efficientnet_b0.ap_in1k", (0.5, 0.5, 0.5)),
+        ("vgg11_bn", 0.485),
+        ("inceptionv4", 0.5),
+        ("xception", 0.5),
+        ("tu-resnet50d", 0.485),
+        ("timm-skresnet18", 0.485),
+        ("timm-tf_efficientnet_lite0", 0.5),
+        ("tu-tf_efficientnet_b0.ap_in1k", 0.5),
     ],
 )
 def test_the_constants_are_those_of_the_weights(encoder, mean):
-    assert normalisation(encoder)[0] == mean
+    assert normalisation(encoder)[0][0] == mean
 
 
 def test_a_misspelt_old_name_is_answered_with_the_nearest():
@@ -164,9 +173,9 @@ def test_a_misspelt_old_name_is_answered_with_the_nearest():
     ("architecture", "encoder", "side"),
     [
         ("unet", FIXED, 224),
-        ("unet", "tu-swin_tiny_patch4_window7_224", 224),
-        ("dpt", "tu-vit_tiny_patch16_224", 224),
-        ("pan", "mobilenet_v2", 128),
+        pytest.param("unet", "tu-swin_tiny_patch4_window7_224", 224, marks=pytest.mark.long),
+        pytest.param("dpt", "tu-vit_tiny_patch16_224", 224, marks=pytest.mark.long),
+        ("pan", "tu-test_resnet", 160),
     ],
 )
 def test_a_network_that_takes_no_patches_of_this_size_is_said_with_one_that_it_takes(
@@ -179,9 +188,7 @@ def test_a_network_that_takes_no_patches_of_this_size_is_said_with_one_that_it_t
     build_model(dataclasses.replace(cfg, patch_size=side))
 
 
-@pytest.mark.parametrize(
-    "encoder", ["tu-vit_tiny_patch16_224", "tu-levit_128s", "tu-nest_tiny", "tu-resnet18.nonsense"]
-)
+@pytest.mark.parametrize("encoder", ["tu-test_vit", "tu-levit_128s", "tu-resnet18.nonsense"])
 def test_an_encoder_that_smp_cannot_use_is_said(encoder):
     with pytest.raises(UserError, match=f"unet cannot be built on encoder {encoder} .*choose"):
         build_model(dataclasses.replace(TINY, encoder=encoder, patch_size=224))
@@ -211,14 +218,6 @@ def test_tiles_follow_the_side_that_a_network_takes(tmp_path, capsys):
 
 def test_an_output_of_another_size_is_no_answer(tmp_path):
     torch.manual_seed(0)
-    smp.FPN("resnet18", encoder_weights=None, classes=7, upsampling=1).save_pretrained(tmp_path)
+    smp.FPN(TINY.encoder, encoder_weights=None, classes=7, upsampling=1).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="its output has 8 x 8 pixels"):
         load_model(tmp_path, TINY)
-
-
-def test_safetensors_of_a_timm_encoder_are_checked_too(tmp_path):
-    weights = {f"x.{n}": v.contiguous() for n, v in timm_weights("test_resnet").items()}
-    save_file(weights, tmp_path / "weights.safetensors")
-    cfg = dataclasses.replace(TINY, encoder="tu-test_resnet")
-    with pytest.raises(UserError, match="weights are missing"):
-        build_model(dataclasses.replace(cfg, encoder_weights=str(tmp_path / "weights.safetensors")))

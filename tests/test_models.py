@@ -4,18 +4,15 @@ import dataclasses
 import socket
 
 import pytest
-import safetensors.torch
 import torch
 
 from config import UserError
 from medood.models.network import (
-    IMAGENET,
     Normalise,
     batch_norms,
     build_model,
     folded,
     for_training,
-    normalisation,
     pick_device,
 )
 from medood.training.losses import segmentation_loss
@@ -32,7 +29,7 @@ def no_network(monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", refuse)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("architecture", "encoder"), paper.TABLE1)
 def test_every_pair_of_table_1_trains_a_step(no_network, architecture, encoder):
     cfg = dataclasses.replace(TINY, architecture=architecture, encoder=encoder)
@@ -48,21 +45,6 @@ def test_every_pair_of_table_1_trains_a_step(no_network, architecture, encoder):
     assert loss.isfinite()
     # not all: timm starts each residual block's last scale at 0, which shields what is before it
     assert sum(moved) > len(moved) / 2
-
-
-@pytest.mark.parametrize(
-    ("encoder", "mean"),
-    [
-        ("vgg11_bn", IMAGENET[0]),
-        ("tu-resnet50d", IMAGENET[0]),
-        ("tu-tinynet_d", IMAGENET[0]),
-        ("inceptionv4", (0.5, 0.5, 0.5)),
-        ("xception", (0.5, 0.5, 0.5)),
-        ("tu-tf_efficientnet_b0.ap_in1k", (0.5, 0.5, 0.5)),
-    ],
-)
-def test_normalisation_constants_come_without_the_network(no_network, encoder, mean):
-    assert normalisation(encoder)[0] == mean
 
 
 def test_normalise_takes_0_to_255():
@@ -96,7 +78,7 @@ def test_what_cannot_be_built_is_said_with_the_cure(no_network, change, message)
         build_model(dataclasses.replace(TINY, **change))
 
 
-@pytest.mark.parametrize("encoder", ["mobilenet_v2", "tu-tinynet_d"])
+@pytest.mark.parametrize("encoder", ["mobilenet_v2", "tu-test_resnet"])
 def test_a_download_that_is_impossible_names_the_two_ways_out(
     no_network, monkeypatch, tmp_path, encoder
 ):
@@ -107,77 +89,14 @@ def test_a_download_that_is_impossible_names_the_two_ways_out(
         build_model(cfg)
 
 
-@pytest.mark.parametrize("ending", [".pth", ".safetensors"])
-def test_local_encoder_weights_are_loaded(tmp_path, ending):
-    torch.manual_seed(1)
-    state = build_model(TINY).encoder.state_dict()
-    path = tmp_path / f"weights{ending}"
-    torch.save(state, path) if ending == ".pth" else safetensors.torch.save_file(state, path)
-    torch.manual_seed(2)
-    model = build_model(dataclasses.replace(TINY, encoder_weights=str(path)))
-    for name, value in model.encoder.state_dict().items():
-        assert torch.equal(value, state[name]), name
-
-
-def test_a_torchvision_file_with_its_classifier_is_loaded(tmp_path):
-    cfg = dataclasses.replace(TINY, encoder="mobilenet_v2")
-    state = dict(build_model(cfg).encoder.state_dict())
-    state |= {
-        "classifier.1.weight": torch.zeros(1000, 1280),
-        "classifier.1.bias": torch.zeros(1000),
-    }
-    torch.save(state, tmp_path / "mobilenet_v2.pth")
-    build_model(dataclasses.replace(cfg, encoder_weights=str(tmp_path / "mobilenet_v2.pth")))
-
-
-def test_a_timm_file_is_loaded_into_a_tu_encoder(no_network, tmp_path):
-    import timm
-
-    torch.manual_seed(1)
-    source = timm.create_model("tinynet_d")
-    path = tmp_path / "tinynet_d.safetensors"
-    safetensors.torch.save_file(source.state_dict(), path)
-    cfg = dataclasses.replace(TINY, encoder="tu-tinynet_d", encoder_weights=str(path))
-    stem = build_model(cfg).encoder.model.conv_stem.weight
-    assert torch.equal(stem, source.conv_stem.weight)
-
-
-@pytest.mark.parametrize("content", ["another encoder", "not weights"])
-def test_a_file_of_something_else_is_refused(tmp_path, content):
-    path = tmp_path / "weights.pth"
-    if content == "another encoder":
-        other = dataclasses.replace(TINY, encoder="resnet18")
-        torch.save(build_model(other).encoder.state_dict(), path)
-    else:
-        path.write_bytes(b"html says 404")
-    reason = (
-        "not a whole file"
-        if content == "not weights"
-        else "not hold weights of encoder tu-test_"
-        if content == "not weights"
-        else "not hold weights of encoder tu-test_resnet"
-    )
-    with pytest.raises(UserError, match=rf"weights\.pth (is|does) {reason}"):
-        build_model(dataclasses.replace(TINY, encoder_weights=str(path)))
-
-
-def test_the_encoder_of_a_network_that_was_saved_whole_is_taken(tmp_path):
-    torch.manual_seed(1)
-    whole = build_model(TINY)
-    torch.save(whole, tmp_path / "whole.pth")
-    found = build_model(dataclasses.replace(TINY, encoder_weights=str(tmp_path / "whole.pth")))
-    for name, value in found.encoder.state_dict().items():
-        assert torch.equal(value, whole.encoder.state_dict()[name]), name
-
-
 def test_a_device_that_is_not_there_is_named():
     with pytest.raises(UserError, match="device = 'cuda:99' is not there"):
-        pick_device(dataclasses.replace(TINY, device="cuda:99"))
+        pick_device("cuda:99")
     with pytest.raises(UserError, match="device = 'gpu' is not there"):
-        pick_device(dataclasses.replace(TINY, device="gpu"))
+        pick_device("gpu")
 
 
-@pytest.mark.parametrize("encoder", ["mobilenet_v2", "tu-tinynet_d", "resnet18"])
+@pytest.mark.parametrize("encoder", ["resnet18", "tu-test_efficientnet"])
 def test_without_batch_norm_all_else_stays(encoder):
     cfg = dataclasses.replace(TINY, encoder=encoder)
     whole, bare = build_model(cfg), build_model(dataclasses.replace(cfg, batch_norm=False))
@@ -238,7 +157,7 @@ def test_a_strided_depthwise_convolution_trains_in_float32_and_keeps_the_precisi
     assert torch.equal(output, layer(images.bfloat16().float()).bfloat16())  # rounded once, at last
 
 
-@pytest.mark.parametrize("encoder", ["vgg11_bn", "mobilenet_v2", "resnet18", "mobileone_s0"])
+@pytest.mark.parametrize("encoder", ["tu-test_resnet", "mobilenet_v2", "mobileone_s0"])
 def test_folding_leaves_the_outputs_and_the_network_as_they_were(encoder):
     torch.manual_seed(0)
     model = for_training(
