@@ -54,7 +54,7 @@ def look(cfg: Config) -> None:
 
     findings = check(cfg)
     with findings.noted():
-        pick_device(cfg)
+        pick_device(cfg.device)
     with findings.noted():
         build_model(cfg)  # with its weights: they may be out of reach
     refuse_findings(cfg, findings)

@@ -33,7 +33,6 @@ from config import Data, Machine, Microns, Network, UserError, settings
 from medood.data.files import fingerprint, read_json
 from medood.data.names import stem_of
 from medood.data.records import is_kept, write_own_record
-from medood.data.workspace import require_network
 from medood.predicting.nuclei import MIN_AREA
 from medood.predicting.slides import ENDINGS, open_image
 from medood.processes import on_main
@@ -159,11 +158,10 @@ def predict_images(cfg: PredictConfig) -> None:
         raise UserError(f"out = {cfg.out} is where the images are: give the results another folder")
     if cfg.checkpoint is None:
         raise UserError("no network: name its folder with --checkpoint")
-    require_network(cfg.checkpoint)
     # here, so that --help does not wait for torch
     from medood.models.checkpoints import open_model, with_settings_of
     from medood.models.inference import Predictor
-    from medood.models.network import pick_device, side_of
+    from medood.models.network import side_of
 
     cfg = with_settings_of(cfg, cfg.checkpoint)
     model = open_model(cfg.checkpoint, cfg)
@@ -171,7 +169,7 @@ def predict_images(cfg: PredictConfig) -> None:
     if (tile := side_of(model, cfg.tile, cfg.patch_size)) != cfg.tile:
         print(f"tile = {tile}: the network takes no images of {cfg.tile} x {cfg.tile} pixels")
         cfg = replace(cfg, tile=tile)
-    predictor = Predictor(cfg, model, pick_device(cfg))
+    predictor = Predictor(cfg, model)
     weights = cfg.checkpoint / "model.safetensors", cfg.checkpoint  # of a folder, or a file itself
     made_with = {
         "settings": {name: getattr(cfg, name) for name in MADE_WITH},

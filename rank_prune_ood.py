@@ -62,14 +62,13 @@ def count_seen(cfg: TrainingConfig, model: nn.Module, files: list[Pair], task: s
     import torch  # here, so that --help needs no torch
 
     from medood.data.dataset import load_patches
-    from medood.models.inference import batch_size, count_pixels, predict
-    from medood.models.network import pick_device
+    from medood.models.inference import Predictor, count_pixels, predict
 
-    device = pick_device(cfg)
+    predictor = Predictor(cfg, model)
     counts = torch.zeros(len(files), len(cfg.class_names), dtype=torch.int64)
-    own = shard(len(files), batch_size(device))
+    own = shard(len(files), predictor.at_once)
     images = load_patches(cfg, files[own]).images
-    for part, probability in predict(cfg, model, images, device, task):
+    for part, probability in predict(predictor, images, task):
         counts[own][part] = count_pixels(probability).cpu()
     return all_reduce(counts).numpy()
 
@@ -88,7 +87,7 @@ def draw_ranking(cfg: TrainingConfig, fold: int, network: Path, rows: list[list]
     from medood.evaluation.figures import draw_contact_sheet, draw_false_pixels
     from medood.evaluation.testing import tally_patches
     from medood.models.checkpoints import load_model
-    from medood.models.network import pick_device
+    from medood.models.inference import Predictor
 
     path = ranking_path(cfg, fold)
     title = f"{data_name(cfg.workspace)}, fold {fold}, {cfg.model_name}"
@@ -97,8 +96,8 @@ def draw_ranking(cfg: TrainingConfig, fold: int, network: Path, rows: list[list]
     sheet.unlink(missing_ok=True)
     if hardest:
         patches = load_patches(cfg, ood_files(cfg, [row[1] for row in hardest]))
-        model, device = load_model(network, cfg), pick_device(cfg)
-        _, predicted = tally_patches(cfg, model, patches, device, "drawing")
+        predictor = Predictor(cfg, load_model(network, cfg))
+        _, predicted = tally_patches(predictor, patches, "drawing")
         draw_contact_sheet(sheet, title, patches, predicted, cfg.classes)
     false = np.array([row[4:-1] for row in rows])
     draw_false_pixels(path.with_name(f"{path.stem}_false_pixels.png"), title, false, cfg.classes)

@@ -45,7 +45,7 @@ def forward_and_backward(model: nn.Module, patches: Tensor, target: Tensor) -> T
 def bench(cfg: BenchConfig) -> None:
     """Compare a step of each attack with a pass of the network."""
     torch.manual_seed(0)
-    cfg, device = replace(cfg, encoder_weights="none"), pick_device(cfg)
+    cfg, device = replace(cfg, encoder_weights="none"), pick_device(cfg.device)
     figures = Figures("attack", f"attacks on {cfg.architecture} on {cfg.encoder}")
     model = Victim(build_model(cfg).eval(), device)
     patches = torch.rand(cfg.batch_size, 3, cfg.patch_size, cfg.patch_size).to(

@@ -51,7 +51,7 @@ from medood.data.workspace import (
 )
 from medood.evaluation.tables import OWN_SCORES
 from medood.evaluation.testing import score_networks, tally_patches
-from medood.models.inference import count_pixels, predict
+from medood.models.inference import Predictor, count_pixels, predict
 from medood.models.network import autocast, pick_device
 from medood.runs.command_line import run
 from medood.training.loop import train_epoch
@@ -161,8 +161,8 @@ def deterministic(cfg: BenchConfig) -> str:
 def step(cfg: BenchConfig, encoder: str) -> str:
     """Time a step, also with --compile, and a plain loop on the same GPU, in turn."""
     cfg = cfg if cfg.dry_run else replace(cfg, encoder=encoder, encoder_weights="none")
-    device, steps = pick_device(cfg), 2 if cfg.dry_run else 100
-    precision = torch.bfloat16 if autocast(cfg, device)._enabled else torch.float32
+    device, steps = pick_device(cfg.device), 2 if cfg.dry_run else 100
+    precision = torch.bfloat16 if autocast(cfg.precision, device)._enabled else torch.float32
     files = training_files(cfg)[: 6 * cfg.batch_size]
     patches, plain = load_patches(cfg, files), Plain(cfg, files, device)
     work: dict[str, Callable] = {"plain loop": plain.train}
@@ -185,7 +185,7 @@ def step(cfg: BenchConfig, encoder: str) -> str:
 def data(cfg: BenchConfig, encoder: str) -> str:
     """Time reading, an epoch, mining and the test, and work out the main experiment's minutes."""
     cfg = cfg if cfg.dry_run else replace(cfg, encoder=encoder, encoder_weights="none")
-    device, count = pick_device(cfg), 24 if cfg.dry_run else TRAINED
+    device, count = pick_device(cfg.device), 24 if cfg.dry_run else TRAINED
     files = training_files(cfg)
     read = seconds_of(lambda: load_patches(cfg, files)) / len(files)
     shape = (count, cfg.patch_size, cfg.patch_size)
@@ -197,11 +197,11 @@ def data(cfg: BenchConfig, encoder: str) -> str:
     model = trainer.model.eval()
 
     def mine() -> None:
-        for _, probability in predict(cfg, model, images, device, "mining"):
+        for _, probability in predict(Predictor(cfg, model), images, "mining"):
             count_pixels(probability).cpu()
 
-    mining, exact = seconds_of(mine) / count, replace(cfg, precision="float32")
-    test = seconds_of(lambda: tally_patches(exact, model, patches, device, "testing")) / count
+    mining, exact = seconds_of(mine) / count, Predictor(replace(cfg, precision="float32"), model)
+    test = seconds_of(lambda: tally_patches(exact, patches, "testing")) / count
     # the test reads the patches of a fold once, for both networks
     beside = (2 * TRAINED + WITH_OOD + TESTED) * read + TRAINED * mining + 2 * TESTED * test
     minutes = FOLDS * (EPOCHS * (TRAINED + WITH_OOD) * epoch + beside) / 60

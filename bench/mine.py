@@ -39,7 +39,7 @@ from generate_unfiltered_oods import generate_unfiltered_oods
 from medood.data.dataset import load_patches
 from medood.data.files import pngs
 from medood.data.workspace import id_files, ood_files
-from medood.models.inference import batch_size, count_pixels, predict
+from medood.models.inference import Predictor, count_pixels, predict
 from medood.models.network import autocast, pick_device
 from medood.runs.command_line import run
 from tests import oracles
@@ -65,7 +65,7 @@ class BenchConfig(MeasureConfig):
 def bench(cfg: BenchConfig) -> None:
     """Compare mining and the search for pct with plain loops."""
     torch.manual_seed(0)
-    cfg, device = replace(cfg, encoder_weights="none", lr=LR), pick_device(cfg)
+    cfg, device = replace(cfg, encoder_weights="none", lr=LR), pick_device(cfg.device)
     figures = Figures("mine", f"mining with {cfg.architecture} on {cfg.encoder}")
     with tempfile.TemporaryDirectory() as name:
         cfg = replace(cfg, workspace=Path(name) / "lizard")
@@ -94,12 +94,13 @@ def compare_mining(cfg: BenchConfig, figures: Figures, plain: Plain, device: tor
 
     def mine() -> np.ndarray:
         images = load_patches(cfg, files).images  # as the plain loop reads them
-        found = predict(cfg, model, images, device, "")
+        found = predict(Predictor(cfg, model), images, "")
         return torch.cat([count_pixels(probability).cpu() for _, probability in found]).numpy()
 
     kept, ours = (counts[:, 1:].sum(1) > 0 for counts in (plain.mine(), mine()))
     margins = np.array(plain.margins())
-    logits = (probability.log() for _, probability in predict(cfg, model, images, device, ""))
+    predictor = Predictor(cfg, model)
+    logits = (probability.log() for _, probability in predict(predictor, images, ""))
     rounded = [(each[:, 1:].amax(1) - each[:, 0]).amax((1, 2)).cpu() for each in logits]
     moved = np.abs(margins - torch.cat(rounded).numpy())  # by rounding, of each patch
     unlike = np.abs(margins[kept != ours])
@@ -117,9 +118,9 @@ def compare_mining(cfg: BenchConfig, figures: Figures, plain: Plain, device: tor
     figures.compare("mining", len(files), "patch", **times)
 
     with FlopCounterMode(display=False) as counter:
-        next(predict(cfg, model, images, device, ""))
-    flop = counter.get_total_flops() / min(batch_size(device), len(images))
-    precision = torch.bfloat16 if autocast(cfg, device)._enabled else torch.float32
+        next(predict(predictor, images, ""))
+    flop = counter.get_total_flops() / min(predictor.at_once, len(images))
+    precision = torch.bfloat16 if autocast(cfg.precision, device)._enabled else torch.float32
     reached = rate_reached(flop * len(images), np.median(times["ours"]), device, precision)
     figures.note("limit", reached, f"all patches: {reached}")
 

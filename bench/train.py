@@ -26,6 +26,7 @@ from medood.data.dataset import load_patches
 from medood.data.files import pngs
 from medood.data.workspace import id_files
 from medood.evaluation.testing import tally_patches
+from medood.models.inference import Predictor
 from medood.models.network import autocast, pick_device
 from medood.runs.command_line import run
 from medood.training.loop import train_epoch
@@ -55,14 +56,14 @@ class Ours:
     def test(self) -> np.ndarray:
         """Return the confusion matrix of all patches, which are read as in the plain loop."""
         patches = load_patches(self.cfg, self.files)
-        tally, _ = tally_patches(self.cfg, self.trainer.model.eval(), patches, self.device, "")
+        tally, _ = tally_patches(Predictor(self.cfg, self.trainer.model.eval()), patches, "")
         return np.array(tally.scores()["confusion"])
 
 
 def bench(cfg: BenchConfig) -> None:
     """Compare an epoch and a test with the plain loop's."""
     torch.manual_seed(0)
-    cfg, device = replace(cfg, encoder_weights="none"), pick_device(cfg)
+    cfg, device = replace(cfg, encoder_weights="none"), pick_device(cfg.device)
     about = f"training {cfg.architecture} on {cfg.encoder}, batches of {cfg.batch_size}"
     figures = Figures("train", about)
     with tempfile.TemporaryDirectory() as name:
@@ -86,7 +87,7 @@ def bench(cfg: BenchConfig) -> None:
         with FlopCounterMode(display=False) as counter:
             bare.trainer.step(*next(iter(bare.trainer.loader)))
     seconds = statistics.median(times["ours"]) / len(files) * cfg.batch_size
-    precision = torch.bfloat16 if autocast(cfg, device)._enabled else torch.float32
+    precision = torch.bfloat16 if autocast(cfg.precision, device)._enabled else torch.float32
     reached = rate_reached(counter.get_total_flops(), seconds, device, precision)
     figures.note("limit", reached, f"a step: {reached}")
     figures.write(cfg.json)

@@ -107,7 +107,7 @@ def attack_fold(
     foreground = dict(zip(names, foreground_of(cfg, names), strict=True))
     names = sorted(names, key=lambda name: -foreground[name])
     patches = load_patches(cfg, id_files(cfg.workspace, names))
-    size = batch_size(pick_device(cfg))
+    size = batch_size(pick_device(cfg.device))
     starts = range(0, len(names), size)
     work = [(network, start) for network in folders for start in starts]
     print(
@@ -117,7 +117,7 @@ def attack_fold(
 
     @cache
     def victim(network: str) -> Victim:
-        return Victim(load_model(folders[network], cfg), pick_device(cfg))
+        return Victim(load_model(folders[network], cfg), pick_device(cfg.device))
 
     def part(network: str, start: int) -> dict[str, Tensor]:
         """Return what attacks made of a batch: of an earlier run, or of this one."""

@@ -110,7 +110,7 @@ def test_fold(
     if is_kept(path, made_from):
         return read_json(path)["scores"]
     with timed(cfg.home, f"testing {folder.name}"):
-        segmenter = load_network(cfg, folder, pick_device(cfg))
+        segmenter = load_network(cfg, folder, pick_device(cfg.device))
         volumes = [read_volume(task, case) for case in cases]
         classes = len(task.class_names)
         scores, found = score_network(cfg, fold, segmenter, volumes, classes)

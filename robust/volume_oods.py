@@ -55,7 +55,7 @@ def add_oods(
     clean: the folder of the network that is to be fooled. names: of the classes.
     """
     by_name = {volume.name: volume for volume in volumes}
-    segmenter = load_network(cfg, clean, pick_device(cfg))
+    segmenter = load_network(cfg, clean, pick_device(cfg.device))
     counts = count_seen(segmenter, volumes, len(names), cfg.ood_fill)
     rows = rank_and_prune(list(by_name), counts)
     header = ["rank", "volume", "miou", "false_voxels", *names[1:], "kept"]

@@ -93,7 +93,7 @@ def outcomes_of(
         return found
     attacks = by_name(cfg.attacks, classes, cfg.steps, cfg.queries)
     seed = stream_seed(cfg, fold, ATTACK, number)
-    with exact(cfg):
+    with exact(cfg.precision):
         attacked = list(under_attacks(attacks, segmenter, image, target, [cfg.eps / 255], seed))
     for name, adversarial in zip([*attacks, WORST], attacked, strict=True):
         found[name] = answer(segmenter, adversarial, image, volume)

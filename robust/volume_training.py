@@ -158,7 +158,7 @@ class VolumeTrainer(Training):
             group["lr"] = learning_rate(self.cfg, share)
         self.taken += 1
         for _ in range(self.replays):
-            with exact(self.cfg):
+            with exact(self.cfg.precision):
                 logits = self.model(self.noise(images) if self.cfg.free else images)
                 # the sums of the loss do not mind which axes they run over
                 loss = segmentation_loss(logits.flatten(3), target.flatten(2), weight, "dice_ce")
@@ -195,7 +195,7 @@ def train_segmenter(
 
     start: the folder of a network to go on from; None begins with random weights.
     """
-    device = pick_device(cfg)
+    device = pick_device(cfg.device)
     torch.manual_seed(stream_seed(cfg, fold, INITIALISATION))
     network = build_network(cfg.network, task.modalities, len(task.class_names), plan)
     segmenter = Segmenter(cfg, network, plan, device)

@@ -316,7 +316,7 @@ class Segmenter(nn.Module):
         numbers[3].clamp_(min=1e-6)
         for name, values in zip(("low", "high", "mean", "std"), numbers, strict=True):
             self.register_buffer(name, values, persistent=False)
-        self.precision, self.exact = autocast(cfg, device), partial(exact, cfg)
+        self.precision, self.exact = autocast(cfg.precision, device), partial(exact, cfg.precision)
         self.to(device, memory_format=torch.channels_last_3d)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -164,7 +164,7 @@ def prepare(cfg: StudyConfig, networks: Iterable[Config] = ()) -> None:
             f"torchrun: a study runs in one process, not in {world_size()}: start it with python"
         )
     require_data(cfg)
-    pick_device(cfg)
+    pick_device(cfg.device)
     for network in networks or [cfg]:
         build_model(replace(network, encoder_weights="none") if cfg.plan else network)
     if region_labels(cfg):

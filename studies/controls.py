@@ -52,7 +52,7 @@ from medood.data.records import fresh_folder, is_kept
 from medood.data.workspace import Pair, id_files
 from medood.evaluation.testing import tally_patches
 from medood.models.checkpoints import load_model
-from medood.models.network import pick_device
+from medood.models.inference import Predictor
 from medood.runs.command_line import run
 from medood.runs.products import OOD_PATCHES
 from studies import common
@@ -251,9 +251,8 @@ def false_nuclei(cfg: common.StudyConfig, fold: int) -> common.Recipe | None:
             false |= {name_of(image): 1 for image, _ in ours}
             continue
         network = common.train_recipe(replace(plain, files=theirs), fold)
-        model, device = load_model(network, cfg), pick_device(cfg)
-        task = f"fold {fold}: looking for false nuclei"
-        tally, _ = tally_patches(cfg, model, load_patches(cfg, ours), device, task)
+        predictor, task = Predictor(cfg, load_model(network, cfg)), f"fold {fold}: false nuclei"
+        tally, _ = tally_patches(predictor, load_patches(cfg, ours), task)
         counts = tally.confusion[:, BACKGROUND, BACKGROUND + 1 :].sum(1).tolist()
         false |= dict(zip((name_of(image) for image, _ in ours), counts, strict=True))
     ranked = sorted(plain.files, key=lambda pair: (-false[name_of(pair[0])], name_of(pair[0])))

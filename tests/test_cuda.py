@@ -88,7 +88,7 @@ def test_only_float32_is_not_tf32_and_only_while_it_is_computed(
     first.register_forward_hook(note)
     first.weight.register_hook(note)
     train_epoch(trainer, 0)
-    predictor = inference.Predictor(cfg, trainer.model.eval(), CPU)
+    predictor = inference.Predictor(cfg, trainer.model.eval())
     predictor(some_patches(1).images)
     assert seen == [inside] * 3
     assert torch.backends.cudnn.allow_tf32 is outside
@@ -243,7 +243,7 @@ def test_scores_are_those_of_the_cpu(cuda_run):
     model = network.build_model(on_cpu).eval()
     patches = some_patches(20)
     (found, _), (expected, _) = (
-        tally_patches(cfg, model, patches, network.pick_device(cfg), "testing")
+        tally_patches(inference.Predictor(cfg, model), patches, "testing")
         for cfg in (on_gpu, on_cpu)
     )
     torch.testing.assert_close(
@@ -279,7 +279,8 @@ def test_an_interrupted_training_goes_on_and_may_change_its_device(cuda_run, mon
 
 def test_a_batch_that_does_not_fit_is_halved(gpu):
     model = network.build_model(SMALL).eval()
-    predictor = inference.Predictor(SMALL, model, gpu.device)
+    cfg = dataclasses.replace(SMALL, device=str(gpu.device))
+    predictor = inference.Predictor(cfg, model)
     sizes, whole = [], predictor._probabilities
 
     def small(images):

@@ -50,7 +50,7 @@ def test_onnx_gives_the_same_probabilities_for_any_number_of_patches(trained):
 
     cfg, folder = trained
     session = onnxruntime.InferenceSession(export(cfg, folder))
-    predictor = Predictor(cfg, load_model(folder, cfg), torch.device("cpu"))
+    predictor = Predictor(cfg, load_model(folder, cfg))
     for count in (1, 5):
         images = np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), np.uint8)
         given = images.transpose(0, 3, 1, 2).astype(np.float32)
@@ -67,7 +67,7 @@ def test_onnx_of_a_network_with_an_activation_and_two_heads_is_that_of_its_logit
 
     cfg, folder = trained
     images = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8)
-    expected = Predictor(cfg, load_model(folder, cfg), torch.device("cpu"))(images)
+    expected = Predictor(cfg, load_model(folder, cfg))(images)
     head = {"classes": 3, "pooling": "avg"}
     other = smp.Unet(
         cfg.encoder, encoder_weights=None, classes=7, activation="softmax2d", aux_params=head

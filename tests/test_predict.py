@@ -51,7 +51,7 @@ class ByColour(nn.Module):
 
 @pytest.fixture
 def by_colour():
-    return Predictor(TINY, ByColour(), torch.device("cpu"))
+    return Predictor(TINY, ByColour())
 
 
 def coloured(height, width, seed=0):
@@ -103,7 +103,7 @@ class ByPlace(ByColour):
 
 
 def test_tiles_fade_into_each_other(tmp_path):
-    predictor = Predictor(TINY, ByPlace(), torch.device("cpu"))
+    predictor = Predictor(TINY, ByPlace())
     image = np.random.default_rng(0).integers(0, 256, (128, 320, 3), np.uint8)
     write_png(tmp_path / "image.png", image)
     source = open_image(tmp_path / "image.png")

@@ -70,7 +70,7 @@ def test_a_step_asks_for_no_value_that_the_host_would_wait_for(loss):
 def test_every_gradient_lies_in_memory_as_its_weight_does(encoder):
     """Else torch's fused Adam would mix up their elements on a CPU."""
     ours = trainer(dataclasses.replace(TINY, encoder=encoder))
-    Predictor(ours.cfg, ours.model.eval(), CPU)(batch(ours.cfg)[0])
+    Predictor(ours.cfg, ours.model.eval())(batch(ours.cfg)[0])
     ours.model.load_state_dict(ours.model.train().state_dict())
     ours.loss(*batch(ours.cfg)).backward()
     found = [weight for weight in ours.model.parameters() if weight.grad is not None]

@@ -100,8 +100,8 @@ def test_a_mirrored_prediction_turns_with_the_image_and_is_the_mean_by_hand():
     torch.manual_seed(0)
     model = build_model(SMALL).eval()
     images = batch(SMALL, 2)[0]
-    plain = Predictor(SMALL, model, CPU)
-    ours = Predictor(dataclasses.replace(SMALL, mirrors=True), model, CPU)
+    plain = Predictor(SMALL, model)
+    ours = Predictor(dataclasses.replace(SMALL, mirrors=True), model)
     expected = torch.stack(
         [
             back(plain(there(images)))

@@ -255,7 +255,7 @@ def stop_in_epoch(patch, epoch, scores):
     """Let validation return `scores`, one per epoch, and stop in an epoch (counted from 1)."""
     seen = []
 
-    def validate(cfg, model, val, device):
+    def validate(cfg, model, val):
         seen.append({name: value.clone() for name, value in model.state_dict().items()})
         if len(seen) == epoch:
             raise KeyboardInterrupt
@@ -336,9 +336,9 @@ def test_training_never_opens_a_test_patch(patched, monkeypatch):
 def test_mirrors_do_not_choose_the_epoch(with_val, monkeypatch):
     looked, tally = [], training.tally_patches
 
-    def spy(cfg, *others):
-        looked.append(cfg.mirrors)
-        return tally(cfg, *others)
+    def spy(predictor, *others):
+        looked.append(predictor.mirrors)
+        return tally(predictor, *others)
 
     monkeypatch.setattr(training, "tally_patches", spy)
     train(dataclasses.replace(with_val, epochs=1, mirrors=True))

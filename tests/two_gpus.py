@@ -26,7 +26,7 @@ def started():
     """The device of this process, and what joins it to the others."""
     if torch.cuda.device_count() >= int(os.environ["LOCAL_WORLD_SIZE"]):
         with processes.joined():
-            yield pick_device(SMALL)
+            yield pick_device(SMALL.device)
         return
     with standin.started(standin.Standin()) as device:
         dist.init_process_group(f"cpu:gloo,{standin.NAME}:gloo")

@@ -164,7 +164,8 @@ class ClassifierTraining(Training):
         super().__init__(cfg, f"fold {fold}, classifier {self.called}", classifier, epochs, device)
         self.fold, self.images, self.labels = fold, images, labels
         self.first = stream * max(cfg.classifier_epochs, cfg.contrast_epochs)  # of its epochs
-        self.normalise, self.precision = Normalise(cfg.encoder).to(device), autocast(cfg, device)
+        self.normalise = Normalise(cfg.encoder).to(device)
+        self.precision = autocast(cfg.precision, device)
         rates = [cfg.classifier_lr, HEAD_LR * cfg.classifier_lr]
         parts = classifier.encoder, classifier.head
         groups = [
@@ -187,7 +188,7 @@ class ClassifierTraining(Training):
         unused = torch.zeros(batch.shape[:3], dtype=torch.uint8, device=self.device)
         augmented, _ = augment(batch, unused, augmentation.to(self.device))
         self.optimiser.zero_grad()
-        with exact(self.cfg):
+        with exact(self.cfg.precision):
             with self.precision:
                 maps = self.model.maps(self.normalise(augmented))
             loss = self.loss_of(maps.float(), self.labels[index].to(self.device))

@@ -59,7 +59,8 @@ def write_maps(cfg: MapsConfig, fold: int, folder: Path) -> None:
     from weak.thresholds import areas
 
     labels, train, test = fold_labels(cfg, fold)
-    paths, device, numbers = image_paths(cfg, labels), pick_device(cfg), range(cfg.classifiers)
+    paths, numbers = image_paths(cfg, labels), range(cfg.classifiers)
+    device = pick_device(cfg.device)
     images = load_patches(cfg, [(path, None) for path in paths]).images
     classifiers = {
         kind: [load_classifier(cfg, classifier_folder(cfg, fold), kind, n, device) for n in numbers]

@@ -101,7 +101,7 @@ def boundaries_of(cfg: MasksConfig, fold: int, paths: list[Path]) -> Tensor:
     from weak.classifier import load_classifier
     from weak.irnet import WEIGHTS, IRNet, boundaries
 
-    device = pick_device(cfg)
+    device = pick_device(cfg.device)
     classifier = load_classifier(cfg, classifier_folder(cfg, fold), "plain", 0, device)
     irnet = IRNet(classifier.levels)
     weights = irnet_folder(cfg, fold) / WEIGHTS

@@ -47,7 +47,7 @@ SHOWN = 8  # images in the contact sheet
 def write_healthy(cfg: MasksConfig, fold: int, folder: Path) -> None:
     """Write what the generator of a fold makes of all images into a folder."""
     diseased, healthy = domains(cfg, fold)
-    paths, device = [*diseased, *healthy, *paths_to_test(cfg, fold)], pick_device(cfg)
+    paths, device = [*diseased, *healthy, *paths_to_test(cfg, fold)], pick_device(cfg.device)
     images = load_patches(cfg, [(path, None) for path in paths]).images
     generator = transfer.load_generator(cfg, generator_folder(cfg, fold), device)
     composites, masks, heat = transfer.transfer(generator, images, device)

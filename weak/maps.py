@@ -110,23 +110,23 @@ def maps_of(
     classifiers of that kind, if there are any; all else is of the plain ones.
     images: RGB uint8 (N, P, P, 3). A map is float32 (N, C, P / MAP_STRIDE, P / MAP_STRIDE).
     """
-    normalise, precision = Normalise(cfg.encoder).to(device), autocast(cfg, device)
+    normalise, precision = Normalise(cfg.encoder).to(device), autocast(cfg.precision, device)
     found: dict[str, list[Tensor]] = defaultdict(list)
     for part in tqdm(images.split(batch_size(device)), "maps", leave=False, disable=None):
         batch = normalise(part.to(device).permute(0, 3, 1, 2).float())
         size = [side // MAP_STRIDE for side in batch.shape[2:]]
         of_batch: dict[str, list[Tensor]] = defaultdict(list)
         for classifier in classifiers["plain"]:
-            with precision, exact(cfg):
+            with precision, exact(cfg.precision):
                 features = classifier.features(batch)[-1].float()
             weight = classifier.head.weight[:, :, 0, 0]
             of_batch["logits"].append(classifier.head(features).mean((2, 3)))
-            with precision, exact(cfg):
+            with precision, exact(cfg.precision):
                 of_batch["cam"].append(cam(classifier, batch, cfg.scales))
             for name, method in (("grad_cam", grad_cam), ("grad_cam_pp", grad_cam_pp)):
                 of_batch[name].append(placed(method(features, weight), size, classifier.grid_shift))
         for classifier in classifiers.get("contrast", []):
-            with precision, exact(cfg):
+            with precision, exact(cfg.precision):
                 of_batch["contrast"].append(cam(classifier, batch, cfg.scales))
         for name, values in of_batch.items():
             found[name].append(torch.stack(values).mean(0).cpu())

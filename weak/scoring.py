@@ -17,8 +17,7 @@ from medood.evaluation.scores import Tally
 from medood.evaluation.statistics import Difference, paired_differences
 from medood.evaluation.tables import spread
 from medood.models.checkpoints import load_model
-from medood.models.inference import predict
-from medood.models.network import pick_device
+from medood.models.inference import Predictor, predict
 from weak.rows import ROWS
 
 SHOWN_SCORES = ("miou", "dsc", "fg_to_bg", "bg_to_fg")
@@ -56,10 +55,10 @@ def predicted_by(cfg: Config, networks: dict[str, Path], images: Tensor) -> dict
 
     networks: the folder of each. images: RGB uint8 (N, P, P, 3). They compute in float32.
     """
-    cfg, device = replace(cfg, precision="float32"), pick_device(cfg)
+    cfg = replace(cfg, precision="float32")
     found = {}
     for name, folder in networks.items():
-        batches = predict(cfg, load_model(folder, cfg), images, device, f"testing {name}")
+        batches = predict(Predictor(cfg, load_model(folder, cfg)), images, f"testing {name}")
         said = [probability.argmax(1).to("cpu", torch.uint8) for _, probability in batches]
         found[name] = torch.cat(said)
     return found

@@ -48,7 +48,7 @@ def train_fold(cfg: ClassifierConfig, fold: int, folder: Path) -> None:
     )
 
     labels, train, test = fold_labels(cfg, fold)
-    paths, device = image_paths(cfg, labels), pick_device(cfg)
+    paths, device = image_paths(cfg, labels), pick_device(cfg.device)
     images = load_patches(cfg, [(path, None) for path in paths]).images
     kinds = kinds_of(cfg)
     if "contrast" in kinds and labels.labels[train].any(1).all():

@@ -54,7 +54,7 @@ def train_fold(cfg: IRNetConfig, fold: int, folder: Path) -> None:
     from weak.irnet import WEIGHTS, IRNet, IRNetTraining
 
     labels, train, _ = fold_labels(cfg, fold)
-    paths, device = [image_paths(cfg, labels)[index] for index in train], pick_device(cfg)
+    paths, device = [image_paths(cfg, labels)[index] for index in train], pick_device(cfg.device)
     maps, held, areas = read_seeds(cfg, fold, paths)
     holding = held.any(1)
     sure = confident_labels(cfg, maps, held, areas)[holding]

@@ -64,7 +64,7 @@ class Trainer(Training):
         judges = {name: Judges(cfg.channels) for name in ("healthy", "diseased")}
         model = for_training(nn.ModuleDict(generators | judges), device)
         super().__init__(cfg, f"fold {fold}", model, 0, device)  # is_over counts the steps
-        self.fold, self.folder, self.precision = fold, folder, autocast(cfg, device)
+        self.fold, self.folder, self.precision = fold, folder, autocast(cfg.precision, device)
         self.images = diseased, healthy
         self.generators, self.judges = (
             nn.ModuleList(parts.values()) for parts in (generators, judges)
@@ -114,7 +114,7 @@ class Trainer(Training):
         if not area_share:
             return self.judge(diseased, healthy, healthy, diseased)
         self.judges.requires_grad_(False)
-        with self.precision, exact(self.cfg):
+        with self.precision, exact(self.cfg.precision):
             healing, healed = self._one_way("heal", "harm", "healthy", diseased, healthy)
             harming, harmed = self._one_way("harm", "heal", "diseased", healthy, diseased)
         losses = {name: healing[name] + harming[name] for name in healing}
@@ -128,7 +128,7 @@ class Trainer(Training):
     def judge(self, diseased: Tensor, harmed: Tensor, healthy: Tensor, healed: Tensor) -> Losses:
         """Teach the discriminators real images from made ones, (N, 3, P, P), any N each."""
         self.judges.requires_grad_(True)
-        with self.precision, exact(self.cfg):
+        with self.precision, exact(self.cfg.precision):
             loss = self._told_apart("diseased", diseased, harmed)
             loss = loss + self._told_apart("healthy", healthy, healed)
         self._descend(loss)
@@ -172,7 +172,7 @@ class Trainer(Training):
         return least_squares(of_real, 1) + least_squares(of_made, 0)
 
     def _descend(self, loss: Tensor) -> None:
-        with exact(self.cfg):
+        with exact(self.cfg.precision):
             loss.backward()
         self.optimiser.step()  # passes over what has no gradient: the other side
         self.optimiser.zero_grad()
@@ -197,7 +197,7 @@ def train_transfer(
         if not len(images):
             raise UserError(f"fold {fold} has no training image {kind}: add some, or another fold")
         refuse_size(*images.shape[1:3])
-    device = pick_device(cfg)
+    device = pick_device(cfg.device)
     print(
         f"fold {fold}: {len(diseased)} images with the lesion, {len(healthy)} without any class,"
         f" {device.type}"

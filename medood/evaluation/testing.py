@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from config import Config, UserError
 from medood.data.dataset import CHUNK, Patches, load_patches
@@ -13,8 +13,7 @@ from medood.data.workspace import id_files
 from medood.evaluation.nuclei import count_canvases, read_canvases
 from medood.evaluation.scores import ProbabilityTally, RegionCounts, Tally, all_background
 from medood.models.checkpoints import load_model, read_run
-from medood.models.inference import batch_size, predict
-from medood.models.network import pick_device
+from medood.models.inference import Predictor, predict
 from medood.processes import all_reduce, shard
 
 
@@ -32,25 +31,20 @@ class Tested:
 
 
 def tally_patches(
-    cfg: Config,
-    model: nn.Module,
-    patches: Patches,
-    device: torch.device,
-    task: str,
-    ranks: bool = False,
+    predictor: Predictor, patches: Patches, task: str, ranks: bool = False
 ) -> tuple[Tally, Tensor]:
     """Return the tally of a network on patches, and the class it gives each pixel, (N, P, P).
 
     Each process looks at its shard of the patches. task: what the progress bar says. ranks: whether
     the tally is to be a ProbabilityTally.
     """
-    shape, classes = tuple(patches.masks.shape), model.config["classes"]
+    shape, classes = tuple(patches.masks.shape), predictor.classes
     predicted = torch.zeros(shape, dtype=torch.uint8)
     tally = ProbabilityTally(shape, classes) if ranks else Tally(shape[0], classes)
-    own = shard(len(patches), batch_size(device))
-    for part, probability in predict(cfg, model, patches.images[own], device, task):
+    own = shard(len(patches), predictor.at_once)
+    for part, probability in predict(predictor, patches.images[own], task):
         place = slice(own.start + part.start, min(own.start + part.stop, own.stop))
-        tally.add(place, probability, patches.masks[place].to(device))
+        tally.add(place, probability, patches.masks[place].to(predictor.device))
         predicted[place] = probability.argmax(1).to("cpu", torch.uint8)
     for values in (*tally.filled(), predicted):
         all_reduce(values)
@@ -67,7 +61,6 @@ def score_networks(cfg: Config, folders: dict[str, Path], names: list[str], task
     cfg = replace(cfg, precision="float32")
     models = {name: load_model(folder, cfg) for name, folder in folders.items()}
     runs = {name: read_run(folder) for name, folder in folders.items()}
-    device = pick_device(cfg)
     patches = load_patches(cfg, id_files(cfg.workspace, names))
     classes = len(cfg.class_names)
     floor = ProbabilityTally(tuple(patches.masks.shape), classes)
@@ -83,7 +76,7 @@ def score_networks(cfg: Config, folders: dict[str, Path], names: list[str], task
     patchwise = {"all_background": floor.patchwise_iou()}
     for name, model in models.items():
         doing = f"{task}: testing {name}"
-        tally, predictions[name] = tally_patches(cfg, model, patches, device, doing, ranks=True)
+        tally, predictions[name] = tally_patches(Predictor(cfg, model), patches, doing, ranks=True)
         counts[name] = tally.by_region(patients)
         patchwise[name] = tally.patchwise_iou()
     if canvases := read_canvases(cfg, names, patches.masks.numpy()):

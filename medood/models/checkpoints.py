@@ -88,15 +88,10 @@ def open_model(checkpoint: Path, cfg: Config) -> nn.Module:
             f"the network in {checkpoint} takes images with in_channels = {channels}, here they"
             " have three, RGB: give a network that was trained on those"
         )
-    if outputs == 1:
-        raise UserError(
-            f"the network in {checkpoint} has one output: it tells one class from background by a"
-            " sigmoid, networks here have an output for each: train one of two outputs"
-        )
     if outputs != 1 + len(expected) or known != expected:
         raise UserError(
-            f"the network in {checkpoint} knows other classes ({outputs} with background"
-            f"{': ' + ', '.join(known) if known != expected else ''}) than the settings"
+            f"the network in {checkpoint} knows other classes ({outputs} outputs, background's"
+            f" included{': ' + ', '.join(known) if known != expected else ''}) than the settings"
             f" ({', '.join(expected)}): set classes to the network's"
         )
     return model.eval()
@@ -104,24 +99,17 @@ def open_model(checkpoint: Path, cfg: Config) -> nn.Module:
 
 def _of_folder(folder: Path) -> nn.Module:
     """Return the network in a folder as smp writes them; UserError if it cannot be used."""
+    if not (weights := folder / "model.safetensors").is_file():
+        raise UserError(f"there is no {weights}: copy the folder again, with its weights")
+    given = read_weights(weights)[0]
     try:
-        model = network_of(read_json(folder / "config.json") or {})
+        return _load(network_of(read_json(folder / "config.json") or {}), given)
     except UserError:
         raise
     except Exception as error:  # smp and timm each have their own kinds
         raise UserError(
-            f"{folder / 'config.json'} describes no usable network ({reason_of(error)}): other"
+            f"{folder} holds no usable network ({reason_of(error)}): train or copy it again; other"
             " versions of segmentation-models-pytorch or timm may have written it"
-        ) from None
-    if not (weights := folder / "model.safetensors").is_file():
-        raise UserError(f"there is no {weights}: copy the folder again, with its weights")
-    try:
-        return _load(model, read_weights(weights)[0])
-    except UserError:
-        raise
-    except ValueError as error:
-        raise UserError(
-            f"{folder} holds no usable network ({error}): train or copy it again"
         ) from None
 
 
@@ -132,25 +120,21 @@ def _of_file(path: Path, cfg: Config) -> nn.Module:
     UserError if the weights fit none.
     """
     weights, own = read_weights(path)
-    reasons: dict[str, tuple[int, str]] = {}  # how much of each network fits, and what does not
+    reasons = []
     for known in _candidates(path, cfg, weights, own):
-        name = f"{known['_model_class']} on encoder {known['encoder_name']}".lower()
-        fitting = 0
         try:
             description = parameters_of(known, weights) | known
             empty = without_memory(functools.partial(network_of, description))
-            shapes = {(name, value.shape) for name, value in empty.state_dict().items()}
-            fitting = len(shapes & {(name, value.shape) for name, value in weights.items()})
             _load(empty, weights, assign=True)
         except Exception as error:  # names or shapes differ, or smp cannot build this network
-            reasons.setdefault(name, (fitting, reason_of(error)))
+            name = f"{known['_model_class']} on encoder {known['encoder_name']}".lower()
+            reasons.append(f"{name} ({reason_of(error)})")
             continue
         return _load(network_of(description), weights)
-    nearest = max(reasons, key=lambda name: reasons[name][0])
     raise UserError(
-        f"{path} holds weights that do not fit {nearest} ({reasons[nearest][1]}): if that is the"
-        " network, save its weights alone; else set architecture and encoder to those of the"
-        " weights, or give the folder that smp's save_pretrained writes"
+        f"{path} holds weights that do not fit {reasons[0]}, nor any other that was tried: save the"
+        " weights of the network alone, and set architecture and encoder to theirs, or give the"
+        " folder that smp's save_pretrained writes"
     )
 
 

@@ -4,8 +4,8 @@ import difflib
 import functools
 import inspect
 import logging
-import re
-from collections.abc import Callable, Iterable
+import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
 import segmentation_models_pytorch as smp
@@ -24,7 +24,6 @@ WEIGHT_FILES = (".pth", ".pt", ".safetensors")
 OLD_PARAMETERS = {"decoder_use_batchnorm", "psp_use_batchnorm", "upscale_mode"}
 # what is read of a description in another way: a network gives logits of pixels, and nothing else
 LEFT_OUT = ("activation", "aux_params")
-FIRST_MARK = 1000  # above what a weight is at the start: see _as_smp_names
 
 
 def timm_name(encoder: str) -> str:
@@ -54,8 +53,9 @@ def require_known(architecture: str, encoder: str) -> None:
 def reason_of(error: Exception) -> str:
     """Return what an error of a library says, in one line."""
     lines = [line.strip() for line in str(error).splitlines()]
-    # torch begins with "Error(s) in loading state_dict for Unet:"
-    return next((line for line in lines if line and not line.endswith(":")), type(error).__name__)
+    # torch begins with "Error(s) in loading state_dict for Unet:", and may list all weights
+    said = (line for line in lines if line and not line.endswith(":"))
+    return textwrap.shorten(next(said, type(error).__name__), 200, placeholder=" ...")
 
 
 def network_of(description: dict, pretrained: str | bool | None = None) -> nn.Module:
@@ -139,47 +139,20 @@ def load_encoder_file(model: nn.Module, names: dict[str, str], path: Path) -> No
 def _as_smp_names(encoder: nn.Module, names: dict[str, str], weights: Weights) -> Weights:
     """Return the weights of a file with the names that they have in smp's encoder.
 
-    Those of timm are renamed, and sometimes reshaped, by timm while it builds a network, and it
-    leaves random what the file does not hold. So it first gets weights of which each has a value of
-    its own: the network shows which it took, and where. Raises ValueError if it left any random.
+    timm renames, and sometimes reshapes, its own while it builds a network. Of a network of
+    features it leaves random what a file lacks: its classifier, which takes all or none, is first.
     """
-    if not timm_name(names["encoder_name"]):
-        return weights
-    expected = encoder.state_dict()
-    weights = {name.removeprefix("model."): value for name, value in weights.items()}
-    own = {f"model.{name}": value for name, value in weights.items()}
-    if not difference(expected, own):  # written by smp
-        return own
-
-    def renamed(given: Weights) -> Weights:
-        overlay = {"pretrained_cfg_overlay": {"state_dict": given}}
-        return network_of(names | overlay, pretrained=True).encoder.state_dict()
-
-    sizes = {name: value.shape for name, value in weights.items() if value.is_floating_point()}
-    marks = {FIRST_MARK + index: name for index, name in enumerate(sizes)}
-    marked = {name: torch.full(sizes[name], float(mark)) for mark, name in marks.items()}
-    found = {n: v for n, v in renamed(weights | marked).items() if v.is_floating_point()}
-    taken = {name: value for name, value in found.items() if value.max() >= FIRST_MARK}
-    if reason := difference(found, taken):
-        raise ValueError(reason)
-    used = {round(mark.item()) for value in taken.values() for mark in value.aminmax()}
-    if beyond := _blocks_beyond(names, [marks[mark] for mark in used & marks.keys()], set(sizes)):
-        raise ValueError(f"it has no {', '.join(beyond[:3])}: these are of a deeper encoder")
-    return renamed(weights)
-
-
-def _blocks_beyond(names: dict[str, str], used: list[str], given: set[str]) -> list[str]:
-    """Return the blocks, such as `layer1.2.`, that weights of timm have and the encoder has not.
-
-    They follow blocks that it has: the weights of a deeper encoder fit it otherwise. What its
-    classifier, and the stages that smp leaves out, are called is known from timm.
-    """
-
-    def blocks(of: Iterable[str]) -> set[str]:
-        return {name[: found.end()] for name in of for found in re.finditer(r"\.\d+\.", name)}
-
-    build = functools.partial(timm.create_model, timm_name(names["encoder_name"]))
-    whole = without_memory(build).state_dict()
-    stages = {block[: block.rindex(".", 0, -1) + 1] for block in blocks(used)}
-    beyond = blocks(given) - blocks(used) - blocks(whole)
-    return sorted(block[:-1] for block in beyond if block[: block.rindex(".", 0, -1) + 1] in stages)
+    name = timm_name(names["encoder_name"])
+    own = {f"model.{part.removeprefix('model.')}": value for part, value in weights.items()}
+    if not name or not difference(encoder.state_dict(), own):  # of smp
+        return own if name else weights
+    known = timm.get_pretrained_cfg(name)
+    heads = (known and known.classifier) or ()
+    heads = tuple(f"{h.split('.')[0]}." for h in ((heads,) if isinstance(heads, str) else heads))
+    bare = without_memory(functools.partial(timm.create_model, name, num_classes=0)).state_dict()
+    given = {part.removeprefix("model."): value for part, value in weights.items()}
+    given = {n: value for n, value in given.items() if n in bare or not n.startswith(heads)}
+    overlay = {"state_dict": given, "num_classes": 0, "classifier": None}
+    once = overlay | {"state_dict": dict(given)}  # timm may take parts out of it
+    timm.create_model(name, pretrained=True, num_classes=0, pretrained_cfg_overlay=once)
+    return network_of(names | {"pretrained_cfg_overlay": overlay}, True).encoder.state_dict()

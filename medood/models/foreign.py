@@ -28,7 +28,7 @@ WRAPPERS = (
     *("ema", "model_ema", "ema_state_dict", "state_dict_ema"),
 )
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.")
-MOST_PARTS, LONGEST_NAME = 100_000, 1000  # parts of a network, letters of the name of one
+NUMBERS = (torch.int64, torch.int32, torch.bool)  # beside floats: counts, and tables of places
 NOT_OPENED = "and was not opened: ask its author for the weights alone, as .safetensors"
 Weights = dict[str, Tensor]
 
@@ -53,7 +53,8 @@ def read_weights(path: Path) -> tuple[Weights, dict]:
     for one whose weights are not plain numbers.
     """
     try:
-        weights, description = _read(path)
+        is_plain = path.suffix == ".safetensors"
+        weights, description = (load_file(path), {}) if is_plain else _unpickled(path)
     except UserError:
         raise
     except SafetensorError as error:
@@ -65,15 +66,11 @@ def read_weights(path: Path) -> tuple[Weights, dict]:
     if not weights:
         raise UserError(f"{path} holds no weights: give a file with the state_dict of a network")
     for name, value in weights.items():
-        plain = value.layout == torch.strided and not (value.is_complex() or value.is_quantized)
-        if value.is_meta or not plain:
-            kind = "without values" if value.is_meta else f"as {value.dtype}, {value.layout}"
+        plain = value.layout == torch.strided and not value.is_meta
+        if not plain or not (value.is_floating_point() or value.dtype in NUMBERS):
+            kind = f"as {value.dtype}, {value.layout}, on {value.device}"
             raise UserError(f"{path} holds {name} {kind}: save the weights as dense float32")
     return without_prefixes(weights), description
-
-
-def _read(path: Path) -> tuple[Weights, dict]:
-    return (load_file(path), {}) if path.suffix == ".safetensors" else _unpickled(path)
 
 
 def without_prefixes(weights: Weights) -> Weights:
@@ -94,14 +91,16 @@ def difference(expected: Weights, given: Weights) -> str:
 
     Integers, such as counts of batches, are not missed: a network has them from the start.
     """
-    numbers = {name: value for name, value in expected.items() if value.is_floating_point()}
-    both = [(name, value, given[name]) for name, value in numbers.items() if name in given]
-    sizes = [(name, tuple(own.shape), tuple(other.shape)) for name, own, other in both]
+    numbers = {name: value.shape for name, value in expected.items() if value.is_floating_point()}
+    shapes = {name: given[name].shape for name in numbers if name in given}
     found = {
         "are missing": [name for name in numbers if name not in given],
         "are no part of it": [name for name in given if name not in expected],
-        "have another shape": [f"{n} {other} for {own}" for n, own, other in sizes if own != other],
-        "are integers": [name for name, _, other in both if not other.is_floating_point()],
+        "have another shape": [
+            f"{name} {tuple(shape)} for {tuple(numbers[name])}"
+            for name, shape in shapes.items()
+            if shape != numbers[name]
+        ],
     }
     return ", ".join(
         f"{len(names)} of {len(given if what == 'are no part of it' else numbers)} weights"
@@ -180,22 +179,20 @@ def _may_hold(content: dict, key: str) -> bool:
 def _tensors_of(network: Inert) -> Weights:
     """Return what state_dict would return for the network that `network` stands in for."""
     found: Weights = {}
-    waiting, parts = [("", network)], 0
+    waiting, seen = [("", network)], set()
     while waiting:
         prefix, module = waiting.pop()
+        if id(module) in seen:  # a part may hold itself
+            continue
+        seen.add(id(module))
         state = vars(module)
-        parts += 1
-        # a part may hold itself, or many parts may hold each other
-        if parts + len(waiting) + len(found) > MOST_PARTS or len(prefix) > LONGEST_NAME:
-            raise UserError("the network has more parts than any: it was not opened")
         left_out = state.get("_non_persistent_buffers_set") or ()
         for kind in ("_parameters", "_buffers"):
             for name, value in (state.get(kind) or {}).items():
                 if isinstance(value, Tensor) and name not in left_out:
                     found[prefix + name] = value.detach()
-        for name, child in (state.get("_modules") or {}).items():
-            if isinstance(child, Inert):
-                waiting.append((f"{prefix}{name}.", child))
+        children = (state.get("_modules") or {}).items()
+        waiting += [(f"{prefix}{n}.", child) for n, child in children if isinstance(child, Inert)]
     return found
 
 

@@ -8,19 +8,21 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from config import Config, UserError
-from medood.models.network import Normalise, autocast, exact, folded, refusal
+from medood.models.network import Normalise, autocast, exact, folded, pick_device, refusal
 
 # patches per forward pass: larger ones do not fit a CPU's cache, smaller ones do not fill a GPU
 BATCH_ON_CPU, BATCH_ON_GPU = 8, 256
 
 
 class Predictor:
-    """A network, in eval mode, as a function of images on a device."""
+    """A network, in eval mode, as a function of images on the device of the settings."""
 
-    def __init__(self, cfg: Config, model: nn.Module, device: torch.device) -> None:
-        self.cfg, self.device, self.classes = cfg, device, model.config["classes"]
-        self.model = folded(model).to(device, memory_format=torch.channels_last)
-        self.normalise = Normalise(model.config["encoder_name"]).to(device)
+    def __init__(self, cfg: Config, model: nn.Module) -> None:
+        self.device, self.classes = pick_device(cfg.device), model.config["classes"]
+        self.precision, self.mirrors = cfg.precision, cfg.mirrors
+        self.at_once = batch_size(self.device)
+        self.model = folded(model).to(self.device, memory_format=torch.channels_last)
+        self.normalise = Normalise(model.config["encoder_name"]).to(self.device)
 
     @cached_property
     def takes_any_side(self) -> bool:
@@ -46,12 +48,12 @@ class Predictor:
 
     def _probabilities(self, images: Tensor) -> Tensor:
         batch = self.normalise(images.to(self.device).permute(0, 3, 1, 2).float())
-        probability = self._mean_over_mirrors(batch) if self.cfg.mirrors else self._softmax(batch)
+        probability = self._mean_over_mirrors(batch) if self.mirrors else self._softmax(batch)
         # a CPU finds the most likely class 8 times as fast where a pixel's classes lie together
         return probability.contiguous(memory_format=torch.channels_last)
 
     def _softmax(self, batch: Tensor) -> Tensor:
-        with autocast(self.cfg, self.device), exact(self.cfg):
+        with autocast(self.precision, self.device), exact(self.precision):
             logits = self.model(batch)
         return logits.float().softmax(1)
 
@@ -76,14 +78,12 @@ def count_pixels(probability: Tensor) -> Tensor:
     return torch.stack([(classes == value).sum((1, 2)) for value in range(probability.shape[1])], 1)
 
 
-def predict(
-    cfg: Config, model: nn.Module, images: Tensor, device: torch.device, task: str
-) -> Iterator[tuple[slice, Tensor]]:
-    """Yield slices of the patches with their probabilities, float32 (n, C, P, P) on `device`.
+def predict(predictor: Predictor, images: Tensor, task: str) -> Iterator[tuple[slice, Tensor]]:
+    """Yield slices of the patches with their probabilities, float32 (n, C, P, P) on its device.
 
-    model: in eval mode. images: RGB uint8 (N, P, P, 3). task: what the progress bar says.
+    images: RGB uint8 (N, P, P, 3). task: what the progress bar says.
     """
-    predictor, size = Predictor(cfg, model, device), batch_size(device)
+    size = predictor.at_once
     for start in tqdm(range(0, len(images), size), desc=task, leave=False, disable=None):
         part = slice(start, start + size)
         yield part, predictor(images[part])

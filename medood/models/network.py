@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import chain, pairwise
+from itertools import pairwise
 from pathlib import Path
 from types import MethodType
 
@@ -11,7 +11,6 @@ import timm
 import torch
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from config import Config, UserError
@@ -85,21 +84,11 @@ def build_model(cfg: Config) -> nn.Module:
 
 
 def refusal(model: nn.Module, side: int) -> str:
-    """Return why a network takes no images of a side, "" if it gives logits of that size.
-
-    Only shapes are computed. Where torch cannot, or finds a fault, the network itself is asked.
-    """
-    values = dict(chain(model.named_parameters(), model.named_buffers()))
-    shapes = {n: torch.empty(v.shape, dtype=v.dtype, device="meta") for n, v in values.items()}
-    device, training = next(iter(values.values())).device, model.training
-    model.eval()
+    """Return why a network takes no images of a side, "" if it gives logits of that size."""
+    training, images = model.training, torch.zeros(1, 3, side, side)
     try:
         with torch.no_grad():
-            try:
-                images = torch.empty(2, 3, side, side, device="meta")
-                logits = functional_call(model, shapes, (images,))
-            except Exception:  # some operations need values
-                logits = model(torch.zeros(2, 3, side, side, device=device))
+            logits = model.eval()(images.to(next(model.parameters()).device))
     except Exception as error:  # each encoder has its own kind
         return reason_of(error)
     finally:
@@ -216,33 +205,33 @@ def folded(model: nn.Module) -> nn.Module:
     return model
 
 
-def pick_device(cfg: Config) -> torch.device:
-    """Return the device of cfg; `auto` is CUDA where there is one.
+def pick_device(name: str) -> torch.device:
+    """Return the device that the setting `device` names; `auto` is CUDA where there is one.
 
     Of several processes, each has a GPU of its own.
     """
     gpus, processes_here = torch.cuda.device_count(), processes.local_world_size()
-    is_cuda = cfg.device.startswith("cuda") or (cfg.device == "auto" and gpus > 0)
+    is_cuda = name.startswith("cuda") or (name == "auto" and gpus > 0)
     if is_cuda and processes.world_size() > 1:
-        if ":" in cfg.device or processes_here > gpus:
+        if ":" in name or processes_here > gpus:
             raise UserError(
-                f"device = {cfg.device!r} is not one GPU for each of {processes_here} processes"
+                f"device = {name!r} is not one GPU for each of {processes_here} processes"
                 f" ({gpus} are here): set it to auto and --nproc-per-node to {max(gpus, 1)} or less"
             )
         return torch.device("cuda", processes.local_rank())
-    if cfg.device == "auto":
+    if name == "auto":
         return torch.device("cuda" if is_cuda else "cpu")
     try:
-        return torch.empty(0, device=cfg.device).device
+        return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"device = {cfg.device!r} is not there ({reason}): try auto") from None
+        raise UserError(f"device = {name!r} is not there ({reason}): try auto") from None
 
 
-def autocast(cfg: Config, device: torch.device) -> torch.autocast:
-    """Return the context in which the network computes: bfloat16 or float32."""
-    if cfg.precision != "auto":
-        enabled = cfg.precision == "bfloat16"
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """Return the context in which a network computes: bfloat16 or float32, as the setting says."""
+    if precision != "auto":
+        enabled = precision == "bfloat16"
     elif device.type == "cuda":
         enabled = torch.cuda.is_bf16_supported(including_emulation=False)
     else:  # a CPU that lacks the instructions emulates bfloat16, slower than float32
@@ -251,14 +240,14 @@ def autocast(cfg: Config, device: torch.device) -> torch.autocast:
 
 
 @contextmanager
-def exact(cfg: Config) -> Iterator[None]:
+def exact(precision: str) -> Iterator[None]:
     """Let precision = float32 be meant so on a GPU, forward and backward, and nowhere else.
 
     By itself, torch computes convolutions of float32 in TF32, with 10 bits of a factor instead of
     23. The backward pass asks when it runs: it belongs into the context.
     """
     before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = cfg.precision != "float32"
+    torch.backends.cudnn.allow_tf32 = precision != "float32"
     try:
         yield
     finally:

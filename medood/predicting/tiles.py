@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from medood.data.labels import BACKGROUND
-from medood.models.inference import Predictor, batch_size
+from medood.models.inference import Predictor
 from medood.predicting.slides import Source
 
 OVERLAP = 64  # pixels that neighbouring tiles share
@@ -83,7 +83,7 @@ def _probabilities(
         else:
             busy.append(left)
     # as many pixels at a time as in mining and testing
-    size = max(1, batch_size(predictor.device) * 128**2 // tile**2)
+    size = max(1, predictor.at_once * 128**2 // tile**2)
     for start in range(0, len(busy), size):
         group = busy[start : start + size]
         images = np.stack([strip[:, left : left + tile] for left in group])

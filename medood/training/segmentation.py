@@ -22,6 +22,7 @@ from medood.evaluation.model_card import write_card
 from medood.evaluation.testing import tally_patches
 from medood.models import network
 from medood.models.checkpoints import read_run, versions
+from medood.models.inference import Predictor
 from medood.processes import all_reduce, is_main, rank, world_size
 from medood.runs.products import network_made_from, plain_settings
 from medood.training.augmentation import augment
@@ -82,7 +83,7 @@ class Trainer(Training):
         # does: autograd sees to it
         self.optimiser = torch.optim.Adam(self.model.parameters(), cfg.lr, fused=True)
         self.parts["optimiser"] = self.optimiser
-        self.precision = network.autocast(cfg, device)
+        self.precision = network.autocast(cfg.precision, device)
         self.full = 0  # patches of a whole batch; 0 before the first step
         self.compiled_loss = None
         if cfg.compile:
@@ -116,7 +117,7 @@ class Trainer(Training):
         # a shorter last batch would be compiled anew, for a single step of an epoch
         compiled = self.compiled_loss is not None and len(images) == self.full
         compute = self.compiled_loss if compiled else self.loss
-        with network.exact(self.cfg):
+        with network.exact(self.cfg.precision):
             loss = compute(images, masks, weight, augmentation)
             loss.backward()
         gradients = [w.grad for w in self.model.parameters() if w.grad is not None]
@@ -144,7 +145,7 @@ class Trainer(Training):
         row = {"epoch": len(self.log) + 1, "loss": losses["loss"], "lr": group["lr"]}
         if self.val is None:
             return row
-        return row | {"val_miou": validate(self.cfg, self.model, self.val, self.device)}
+        return row | {"val_miou": validate(self.cfg, self.model, self.val)}
 
     def seen_in(self, step: int) -> str:
         """Name the patches of a step."""
@@ -212,7 +213,7 @@ def begin(
     patches = load_patches(cfg, files)
     val = load_patches(cfg, val_files) if val_files else None
     warning = without_classes(cfg, patches)
-    device = network.pick_device(cfg)
+    device = network.pick_device(cfg.device)
     if cfg.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(cfg.deterministic)
@@ -245,13 +246,13 @@ def without_classes(cfg: Config, patches: Patches) -> str:
     return f"no training patch holds {' or '.join(absent)}: the network will not know it"
 
 
-def validate(cfg: Config, model: nn.Module, val: Patches, device: torch.device) -> float:
+def validate(cfg: Config, model: nn.Module, val: Patches) -> float:
     """Return `miou` of a network in training on held-out patches.
 
     Without mirrors: how a network is used later does not decide which epoch's weights are kept.
     """
-    cfg = replace(cfg, mirrors=False)
-    tally, _ = tally_patches(cfg, model.eval(), val, device, "  validation")
+    predictor = Predictor(replace(cfg, mirrors=False), model.eval())
+    tally, _ = tally_patches(predictor, val, "  validation")
     model.train()
     miou = tally.scores()["miou"]
     if miou is None:
@@ -307,7 +308,7 @@ def write_network(trainer: Trainer, epoch: int, folder: Path, made_from: dict) -
 @cache
 def step_seconds(cfg: Config) -> float:
     """Return the time of an optimiser step of a network on this machine, in seconds."""
-    cfg, device = replace(cfg, encoder_weights="none"), network.pick_device(cfg)
+    cfg, device = replace(cfg, encoder_weights="none"), network.pick_device(cfg.device)
     shape = (cfg.batch_size, cfg.patch_size, cfg.patch_size)
     images = torch.randint(0, 256, (*shape, 3), dtype=torch.uint8)
     masks = torch.randint(0, len(cfg.class_names), shape, dtype=torch.uint8)
