@@ -4,10 +4,12 @@ A training (protocol.py) draws the batches of an epoch and takes a step on each.
 rest: it counts the epochs, stops where a loss is not finite, tells how it goes and keeps resume.pt.
 """
 
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from tqdm import tqdm
@@ -16,9 +18,12 @@ from config import Config, UserError
 from medood.data.files import csv_text, whole_folder, write_json, write_text
 from medood.data.records import RUN, hashes
 from medood.models.checkpoints import TRAINED_ON
+from medood.processes import is_main
 from medood.training.protocol import Losses, Training
 from medood.training.state import TrainingState
-from medood.training.tensorboard import add_row, writer_of
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 SHOWN = {"lr": ".1e", "seconds": ".1f"}  # how a column of the log is printed; others: ".4f"
 
@@ -36,20 +41,41 @@ def fit(training: Training, folder: Path | None = None, made_from: dict | None =
     if training.log:
         print(f"  it goes on after epoch {len(training.log)}")
     writer = writer_of(training, folder)
-    header = True
+    first = len(training.log)
     while not training.is_over():
         started = time.perf_counter()
         losses = train_epoch(training, len(training.log))
         refuse_not_finite(training, losses)
         row = training.end_epoch({name: round(v.mean().item(), 6) for name, v in losses.items()})
         state.add(row)
-        if writer is not None:
-            add_row(writer, row)
-        tell(row | {"seconds": time.perf_counter() - started}, header)
-        header = False
+        tell(row | {"seconds": time.perf_counter() - started}, len(training.log) == first + 1)
+        for name, value in [*row.items()][1:] if writer else []:
+            if value is not None:
+                writer.add_scalar(name, value, next(iter(row.values())))
     if writer is not None:
         writer.close()
     return state.load_best()
+
+
+def writer_of(training: Training, folder: Path | None) -> "SummaryWriter | None":
+    """Open TensorBoard's <workspace>/tensorboard/<name of the folder> if the settings ask for it.
+
+    The curves of an earlier training there go: they would pass for those of the network made now.
+    Raises UserError if TensorBoard is not installed.
+    """
+    if folder is None or not is_main():
+        return None
+    path = training.cfg.workspace / "tensorboard" / folder.name
+    if not training.log:
+        shutil.rmtree(path, ignore_errors=True)
+    if not training.cfg.tensorboard:
+        return None
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UserError("tensorboard = True needs TensorBoard: `pip install tensorboard`") from None
+    done = next(iter(training.log[-1].values())) if training.log else 0
+    return SummaryWriter(path, purge_step=done + 1)
 
 
 def train_epoch(training: Training, epoch: int) -> Losses:
@@ -67,14 +93,12 @@ def tell(row: dict, header: bool) -> None:
     """Print a row of the log, with the names of its columns before the first one."""
     if header:
         print("  " + "  ".join(f"{name[:9]:>9}" for name in row))
-    cells = [_shown(name, value) for name, value in row.items()]
+    cells = [
+        f"{value:{SHOWN.get(name, '.4f')}}" if isinstance(value, float) else value
+        for name, value in row.items()
+    ]
+    cells = ["-" if cell is None else cell for cell in cells]
     print("  " + "  ".join(f"{cell:>9}" for cell in cells), flush=True)
-
-
-def _shown(name: str, value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:{SHOWN.get(name, '.4f')}}"
-    return "-" if value is None else str(value)
 
 
 def refuse_not_finite(training: Training, losses: Losses) -> None:

@@ -189,8 +189,6 @@ def is_there(cfg: Config, folder: Path, made_from: dict) -> bool:
     Raises UserError for a network of the user's.
     """
     run = read_run(folder)
-    if (folder / RUN).exists() and not run:
-        raise UserError(f"{folder / RUN} cannot be read: remove {folder} to have it trained")
     if record_of(folder).is_yours:
         raise UserError(
             f"{folder} is user-supplied: remove it to have it trained, or test it as it is with the"

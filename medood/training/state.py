@@ -1,20 +1,15 @@
 """The state of a training after its last whole epoch, which an interrupted one goes on from."""
 
-from __future__ import annotations
-
 import copy
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
 from config import UserError
 from medood.data.files import whole
 from medood.processes import is_main, world_size
-
-if TYPE_CHECKING:
-    from medood.training.protocol import Training
+from medood.training.protocol import Training
 
 FORMAT = 2  # of the file; 1 held the weights of the optimiser in another order
 
@@ -40,12 +35,10 @@ class TrainingState:
             return
         try:
             saved = torch.load(path, map_location="cpu", weights_only=True)
-            same = isinstance(saved, dict) and saved.get("record") == self.record
-            reason = "" if same else "it was begun with other settings, patches or version"
-        except Exception as error:  # many kinds; a damaged file costs the epochs, not the training
-            reason = f"it cannot be read ({type(error).__name__})"
-        if reason:
-            print(f"{path}: not continued, {reason}")
+        except Exception:  # many kinds; a damaged file costs the epochs, not the training
+            saved = None
+        if not isinstance(saved, dict) or saved.get("record") != self.record:
+            print(f"{path}: not continued, it is damaged or of other settings, patches or version")
             return
         try:
             for name, part in training.parts.items():
