@@ -28,55 +28,6 @@ IN_BFLOAT16 = ("conv2d", "conv_transpose2d.input", "linear", "matmul", "bmm", "m
 NO_LAUNCH = {"empty", "empty_strided", "empty_like", "detach", "alias", "_reshape_alias"}
 
 
-# ---------------------------------------------------------------- what a CPU has not
-#
-# Batch normalisation over the batches of several processes: torch has it for GPUs alone.
-# Maps are (N, C, H, W), the rest (C,); those gathered from W processes are (W, C) and (W,).
-
-
-def _per_channel(values: torch.Tensor) -> torch.Tensor:
-    return values.view(1, -1, 1, 1)
-
-
-def _stats(maps, eps):
-    variance, mean = torch.var_mean(maps, (0, 2, 3), correction=0)
-    return mean, (variance + eps).rsqrt()
-
-
-def _gathered_stats(maps, means, invstds, running_mean, running_var, momentum, eps, counts):
-    share, total = (counts / counts.sum()).view(-1, 1), counts.sum()
-    mean = (share * means).sum(0)
-    variance = (share * (invstds**-2 - eps + (means - mean) ** 2)).sum(0)
-    running_mean.lerp_(mean, momentum)
-    running_var.lerp_(variance * total / (total - 1), momentum)
-    return mean, (variance + eps).rsqrt()
-
-
-def _normalised(maps, weight, bias, mean, invstd, eps):
-    mean, scale = _per_channel(mean), _per_channel(invstd * weight)
-    return (maps - mean) * scale + _per_channel(bias)
-
-
-def _backward_sums(gradient, maps, mean, invstd, weight, *wanted):
-    total = gradient.sum((0, 2, 3))
-    by_distance = (gradient * (maps - _per_channel(mean))).sum((0, 2, 3))
-    return total, by_distance, by_distance * invstd, total.clone()
-
-
-def _backward(gradient, maps, mean, invstd, weight, total, by_distance, counts):
-    mean, invstd, weight = (_per_channel(values) for values in (mean, invstd, weight))
-    total, by_distance = (_per_channel(values / counts.sum()) for values in (total, by_distance))
-    return (gradient - total - (maps - mean) * invstd**2 * by_distance) * invstd * weight
-
-
-SYNCHRONISED = {
-    "batch_norm_stats": _stats,
-    "batch_norm_gather_stats_with_counts": _gathered_stats,
-    "batch_norm_elemt": _normalised,
-    "batch_norm_backward_reduce": _backward_sums,
-    "batch_norm_backward_elemt": _backward,
-}
-
 # ---------------------------------------------------------------- the device
 
 
@@ -197,7 +148,7 @@ class Standin(TorchDispatchMode):
         if self._host_waits(name, args, kwargs, is_ours, target):
             self.waits.append(name)
         args_there, kwargs_there = _on_cpu(args, kwargs, target)
-        found = SYNCHRONISED.get(name, function)(*args_there, **kwargs_there)
+        found = function(*args_there, **kwargs_there)
         if target != NAME and (not is_ours or target is not None):
             return found  # on the CPU
         if not function.is_view and name not in NO_LAUNCH:

@@ -6,10 +6,6 @@ GPU refuses, and says what would make the host wait. It knows nothing of a GPU's
 
 import contextlib
 import dataclasses
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -51,10 +47,9 @@ def test_nobody_finds_the_stand_in_once_it_is_over():
 # ---------------------------------------------------------------- the step
 
 
-@pytest.mark.parametrize("loss", ["dice", "dice_ce", "paper_code"])
-def test_training_gives_what_it_gives_on_the_cpu(gpu, loss):
+def test_training_gives_what_it_gives_on_the_cpu(gpu):
     """The rest of a batch, of ID and OoD patches, lambda and unsure pixels included."""
-    cfg = dataclasses.replace(SMALL, loss=loss, ood_weight=0.5)
+    cfg = dataclasses.replace(SMALL, loss="dice_ce", ood_weight=0.5)
     (_, expected), (_, found) = trained(cfg, CPU), trained(cfg, gpu.device)
     torch.testing.assert_close(found, expected, rtol=5e-3, atol=5e-4)
 
@@ -68,10 +63,11 @@ def test_bfloat16_computes_near_float32_and_keeps_the_weights_in_it(gpu):
     assert {weight.dtype for weight in trainer.model.parameters()} == {torch.float32}
 
 
-@pytest.mark.parametrize("outside", [True, False])
-@pytest.mark.parametrize(("precision", "inside"), [("float32", False), ("auto", True)])
+@pytest.mark.parametrize(
+    ("precision", "inside", "outside"), [("float32", False, True), ("auto", True, False)]
+)
 def test_only_float32_is_not_tf32_and_only_while_it_is_computed(
-    monkeypatch, outside, precision, inside
+    monkeypatch, precision, inside, outside
 ):
     """Forward and backward: convolutions ask for it when they run."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", outside)
@@ -99,7 +95,6 @@ def test_only_float32_is_not_tf32_and_only_while_it_is_computed(
     [
         ("dice", "float32", "there"),
         ("dice_ce", "bfloat16", "on the CPU"),
-        ("paper_code", "float32", "on the CPU"),
     ],
 )
 def test_the_host_never_waits_in_an_epoch(gpu, loss, precision, stored, monkeypatch):
@@ -122,22 +117,6 @@ def test_patches_that_take_more_than_half_of_a_gpu_stay_in_memory(monkeypatch):
     for free, expected in ((2 * size, "cuda"), (2 * size - 1, "cpu")):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, free=free: (free, 8 * free))
         assert storage_device(patches, cuda).type == expected
-
-
-@pytest.mark.long
-def test_two_gpus_with_synchronised_batch_normalisation_learn_as_one(gpu):
-    _, expected = trained(SMALL, gpu.device)
-    script = Path(__file__).with_name("two_gpus.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    ended = subprocess.run(
-        [*command, str(script)], env=environment, capture_output=True, text=True, timeout=120
-    )
-    assert ended.returncode == 0, ended.stderr
-    found = torch.tensor(json.loads(ended.stdout.splitlines()[-1]))
-    # the losses of two epochs of three steps; without synchronisation they are 5 to 20 times as far
-    of_losses = [0, 1, 2, 6, 7, 8]
-    torch.testing.assert_close(found[of_losses], expected[of_losses], rtol=0, atol=3e-4)
 
 
 def test_generators_learn_the_same_and_the_host_waits_for_nothing(gpu):
@@ -175,22 +154,14 @@ def ask_for_the_loss(monkeypatch):
     monkeypatch.setattr(segmentation, "segmentation_loss", asking)
 
 
-def make_a_constant_on_the_cpu(monkeypatch):
-    def shifted(*given):
-        return losses.segmentation_loss(*given) + torch.tensor([1.0], device=given[0].device)[0]
-
-    monkeypatch.setattr(segmentation, "segmentation_loss", shifted)
-
-
 def test_a_mask_left_on_the_cpu_is_found(gpu, monkeypatch):
     leave_a_mask_on_the_cpu(monkeypatch)
     with pytest.raises(RuntimeError, match="same device"):
-        test_training_gives_what_it_gives_on_the_cpu(gpu, "dice")
+        test_training_gives_what_it_gives_on_the_cpu(gpu)
 
 
-@pytest.mark.parametrize("fault", [ask_for_the_loss, make_a_constant_on_the_cpu])
-def test_a_host_that_waits_is_found(gpu, monkeypatch, fault):
-    fault(monkeypatch)
+def test_a_host_that_waits_is_found(gpu, monkeypatch):
+    ask_for_the_loss(monkeypatch)
     with pytest.raises(RuntimeError, match="wait|synchroniz"):
         test_the_host_never_waits_in_an_epoch(gpu, "dice", "float32", "there", monkeypatch)
 
@@ -201,12 +172,12 @@ def test_a_host_that_waits_is_found(gpu, monkeypatch, fault):
 @pytest.fixture
 def cuda_run(gpu, patched):
     """The settings of a workspace on the device, and those of the CPU."""
-    cfg = dataclasses.replace(patched, encoder="tu-test_resnet", folds=(1,), select="val")
+    cfg = dataclasses.replace(patched, folds=(1,), select="val")
     return dataclasses.replace(cfg, device=str(gpu.device)), cfg
 
 
 def test_every_step_runs_and_gives_what_the_cpu_gives(cuda_run, tmp_path):
-    on_gpu, on_cpu = cuda_run
+    on_gpu, on_cpu = (dataclasses.replace(cfg, epochs=1) for cfg in cuda_run)
     for step_ in (train, rank_prune_ood, estimate_pct, train_ood, evaluate):
         step_(on_gpu)
     folder = model_folder(on_gpu, 1, ood=False)
@@ -255,7 +226,7 @@ def test_scores_are_those_of_the_cpu(cuda_run):
 def test_an_interrupted_training_goes_on_and_may_change_its_device(cuda_run, monkeypatch):
     on_gpu, on_cpu = cuda_run
     whole, logs = Trainer.begin_epoch, []
-    for first, then in ((on_gpu, on_gpu), (on_gpu, on_cpu), (on_cpu, on_gpu)):
+    for first, then in ((on_gpu, on_cpu), (on_cpu, on_gpu)):
         folder = model_folder(first, 1, ood=False)
 
         def stop_in_the_second(trainer, epoch):
@@ -274,21 +245,3 @@ def test_an_interrupted_training_goes_on_and_may_change_its_device(cuda_run, mon
             path.unlink()
         folder.rmdir()
     np.testing.assert_allclose(logs[1], logs[0], rtol=1e-3)
-    np.testing.assert_allclose(logs[2], logs[0], rtol=1e-3)
-
-
-def test_a_batch_that_does_not_fit_is_halved(gpu):
-    model = network.build_model(SMALL).eval()
-    cfg = dataclasses.replace(SMALL, device=str(gpu.device))
-    predictor = inference.Predictor(cfg, model)
-    sizes, whole = [], predictor._probabilities
-
-    def small(images):
-        sizes.append(len(images))
-        if len(images) > 3:
-            raise torch.OutOfMemoryError
-        return whole(images)
-
-    predictor._probabilities = small
-    assert len(predictor(some_patches(6).images)) == 6
-    assert sizes == [6, 3, 3]
