@@ -89,7 +89,8 @@ def folds_to_test(
     require(cfg, PATCHES, PATCH_MASKS, FOLD, *trained)
     folds = {fold: read_fold(cfg, fold) for fold in folders}
     for fold, of_fold in folders.items():
-        seen = [path for path in of_fold.values() if has_seen(cfg, path, folds[fold].test)]
+        tested = folds[fold].test
+        seen = [path for path in of_fold.values() if has_seen(path, tested, cfg.patch_size)]
         if seen and not checkpoints:
             raise UserError(
                 f"{seen[0]} was trained on patches that fold {fold} tests now: remove it to have it"

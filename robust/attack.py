@@ -48,7 +48,7 @@ def attack(cfg: AttackConfig) -> None:
     if not of_name:
         folders = with_free(cfg, folders, folds)
     report = report_folder(cfg, of_name)
-    parts = robust_folder(cfg, report) / "parts"
+    parts = robust_folder(report) / "parts"
     found = {}
     for fold, patches in folds.items():
         names = spread_out(with_sure_pixels(cfg, patches.test), cfg.patches, cfg.seed)
@@ -85,7 +85,7 @@ def with_free(
         if missing and fold == missing[0]:
             print(f"{path} is missing: the free networks are left out: for them, run `{again}`")
             return folders
-        if has_seen(cfg, path, folds[fold].test):
+        if has_seen(path, folds[fold].test, cfg.patch_size):
             raise UserError(f"{path} saw patches that fold {fold} tests now: run `{again}` again")
         if way:
             files = id_files(cfg.workspace, folds[fold].train + folds[fold].val)

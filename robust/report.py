@@ -225,7 +225,7 @@ def write_report(
     folders: the networks, by fold and name. report: the folder of test.py's report on them.
     subject: what that report has to be of. one_training: see differences.
     """
-    out = robust_folder(cfg, report)
+    out = robust_folder(report)
     scores, gains = scores_by_attack(cfg, found), differences(cfg, found, one_training)
     networks = list(next(iter(found.values())))
     title = describe(cfg, found)
@@ -260,7 +260,7 @@ def write_report(
         caption = "image, change, truth, and what the network sees before and after"
         parts.append(Picture(path, f"{label(network)}: {caption}."))
     weights = [weights_of(path) for of_fold in folders.values() for path in of_fold.values()]
-    there = write_section(cfg, report, subject, weights, section("Under attack", parts))
+    there = write_section(report, subject, weights, section("Under attack", parts))
     again = command(cfg, "test.py", TestConfig, checkpoint=cfg.checkpoint)
     page = report / "index.html"
     place = f"{page} has a section of them" if there else f"`{again}` takes them into its report"

@@ -111,10 +111,10 @@ def test_the_report_has_a_section_until_a_network_its_folds_or_test_patches_chan
     cfg, report, _ = attacked
     page, before = (report / "index.html").read_text(), subject(cfg)
     assert page.count("<h2>Under attack</h2>") == 1
-    section = read_section(cfg, report, before)
+    section = read_section(report, before)
     assert section
     assert section in page
-    assert not read_section(cfg, report, subject(dataclasses.replace(cfg, folds=(1,))))
+    assert not read_section(report, subject(dataclasses.replace(cfg, folds=(1,))))
     folders = networks(cfg, {})
     folds = {fold: read_fold(cfg, fold) for fold in folders}
     mask = id_files(cfg.workspace, folds[1].test)[0][1]
@@ -122,7 +122,7 @@ def test_the_report_has_a_section_until_a_network_its_folds_or_test_patches_chan
         plain = path.read_bytes()
         path.write_bytes(plain + b" ")
         assert subject_of(cfg, folders, folds) != before
-        assert bool(read_section(cfg, report, before)) == (path == mask)
+        assert bool(read_section(report, before)) == (path == mask)
         path.write_bytes(plain)
     assert subject_of(cfg, folders, folds) == before
 
@@ -136,9 +136,9 @@ def test_a_section_goes_into_no_report_of_other_networks(attacked, tmp_path):
     shutil.copy(report / "index.html", page)
     before = page.read_text()
     of_page = re.search("<!-- robustness of (.*) -->", before)[1]
-    assert not write_section(cfg, page.parent, "of other networks", [], "<p>new</p>")
+    assert not write_section(page.parent, "of other networks", [], "<p>new</p>")
     assert page.read_text() == before
-    assert write_section(cfg, page.parent, of_page, [], r"<p>new \1</p>")
+    assert write_section(page.parent, of_page, [], r"<p>new \1</p>")
     assert r"<p>new \1</p>" in page.read_text()
     assert "<h2>Under attack</h2>" not in page.read_text()
 

@@ -263,9 +263,9 @@ def pictures_of_oods(found: Comparison) -> dict[str, dict[int, Path]]:
 # ---------------------------------------------------------------- what robust/attack.py adds
 
 
-def robust_folder(cfg: Config, report: Path) -> Path:
+def robust_folder(report: Path) -> Path:
     """Return where the results of attacks on the networks of a report go."""
-    reports = cfg.workspace / "reports"
+    reports = next(folder for folder in report.parents if folder.name == "reports")
     return reports / "robust" / report.relative_to(reports)
 
 
@@ -284,7 +284,7 @@ def subject_of(cfg: Config, folders: dict[int, dict[str, Path]], folds: dict[int
     return digest(json.dumps(tests).encode())
 
 
-def write_section(cfg: Config, report: Path, subject: str, networks: list[Path], text: str) -> bool:
+def write_section(report: Path, subject: str, networks: list[Path], text: str) -> bool:
     """Write a section on attacks, HTML; say whether the report in a folder has it now.
 
     It has not if test.py has not written it yet, or not of the same subject. networks: the weights
@@ -292,7 +292,7 @@ def write_section(cfg: Config, report: Path, subject: str, networks: list[Path],
     """
     hashes = {str(path.resolve()): hash_of(path) for path in networks}
     section = {"subject": subject, "networks": hashes, "text": text}
-    write_json(robust_folder(cfg, report) / "section.json", section)
+    write_json(robust_folder(report) / "section.json", section)
     page = report / "index.html"
     before = page.read_text(encoding="utf-8") if page.exists() else ""
     start, end = f"<!-- robustness of {subject} -->", "<!-- robustness ends -->"
@@ -304,12 +304,12 @@ def write_section(cfg: Config, report: Path, subject: str, networks: list[Path],
     return bool(places)
 
 
-def read_section(cfg: Config, report: Path, subject: str) -> Markup:
+def read_section(report: Path, subject: str) -> Markup:
     """Return the section on attacks of a report; empty if it is of another subject.
 
     Or if one of the networks that were attacked, which may be more, is no longer there.
     """
-    section = read_json(robust_folder(cfg, report) / "section.json") or {}
+    section = read_json(robust_folder(report) / "section.json") or {}
     networks = {Path(name): of_weights for name, of_weights in section.get("networks", {}).items()}
     current = all(path.is_file() and hash_of(path) == known for path, known in networks.items())
     return Markup(section["text"] if current and section.get("subject") == subject else "")
@@ -347,7 +347,7 @@ def write_report(found: Comparison) -> None:
         run=runs[0][-1],  # of Med-OoD, if it is there
         figures={path.stem: path for path in draw_report(found)},
         subject=subject,
-        robustness=read_section(cfg, out, subject),
+        robustness=read_section(out, subject),
         pictures=pictures_of_oods(found),
         times=read_times(cfg.workspace, cfg.model_name),
         machine=machine(),

@@ -239,14 +239,14 @@ def seen_in_training(checkpoint: Path) -> list[str] | None:
     return None if text is None else [plain(line) for line in text.split("\n") if line]
 
 
-def has_seen(cfg: Config, checkpoint: Path, names: Iterable[str]) -> bool:
+def has_seen(checkpoint: Path, names: Iterable[str], side: int) -> bool:
     """Return whether a network was trained on any of the named patches, as far as its folder says.
 
-    Patches of another size than cfg's are compared by their region: a network that was trained on
-    any patch of a region has seen the whole region.
+    Where it was trained on patches of another side, they are compared by their region: a network
+    that was trained on any patch of a region has seen the whole region.
     """
     seen = seen_in_training(checkpoint) or []
-    if with_settings_of(cfg, checkpoint).patch_size != cfg.patch_size:
+    if read_run(checkpoint).get("settings", {}).get("patch_size", side) != side:
         seen, names = map(region_of, seen), map(region_of, names)
     return not set(seen).isdisjoint(names)
 
