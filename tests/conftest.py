@@ -213,6 +213,15 @@ def report(whole_run, tmp_path):
     return cfg, cfg.workspace / "reports" / "unet_tu-test_resnet"
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Figures are made, and written as one grey pixel: for tests of what else a report holds."""
+    pixel = np.full((1, 1, 3), 128, np.uint8)
+    monkeypatch.setattr(
+        "matplotlib.figure.Figure.savefig", lambda _, path, **__: write_png(path, pixel)
+    )
+
+
 @pytest.fixture(scope="session")
 def weak_run(made_once):
     """The settings of a workspace after a whole run of weak/ by maps."""

@@ -61,7 +61,7 @@ def test_every_loss_can_be_deterministic(gpu, loss):
         assert not refused_in_a_step(gpu, dataclasses.replace(SMALL, loss=loss))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(HERE, reason="a GPU says so itself, one operation at a time")
 @pytest.mark.parametrize("architecture", sorted(smp.MODEL_ARCHITECTURES_MAPPING))
 def test_which_architectures_cannot_be_deterministic_is_what_the_settings_say(gpu, architecture):
