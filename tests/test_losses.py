@@ -1,4 +1,4 @@
-"""The loss: values worked by hand, and the traps that delete the method."""
+"""The loss: lambda by hand (the rest: test_unsure_scores.py), and traps that delete the method."""
 
 import math
 
@@ -15,21 +15,6 @@ LOSSES = ["dice", "dice_ce", "paper_code"]
 def logits_for(probabilities):
     """Logits whose softmax is the given (N, C, H, W)."""
     return torch.tensor(probabilities).clamp_min(1e-30).log()
-
-
-def test_dice_by_hand():
-    # two pixels, three classes; the truth is 0 and 1
-    p = [[[[0.5, 0.25]], [[0.5, 0.5]], [[0.0, 0.25]]]]
-    target = torch.tensor([[[0, 1]]])
-    s = 2 * SMOOTH + EPS
-    expected = 1 - ((1.0 + s) / (0.75 + 1 + s) + (1.0 + s) / (1.0 + 1 + s) + s / (0.25 + s)) / 3
-    loss = segmentation_loss(logits_for(p), target, torch.ones(1), "dice")
-    assert loss.item() == pytest.approx(expected, rel=1e-5)
-    # flattened: hits 0.5 + 0.5 of 2 predicted and 2 true
-    loss = segmentation_loss(logits_for(p), target, torch.ones(1), "paper_code")
-    assert loss.item() == pytest.approx(1 - (2.0 + s) / (4 + s), rel=1e-5)
-    loss = segmentation_loss(logits_for(p), target, torch.ones(1), "dice_ce")
-    assert loss.item() == pytest.approx(expected + math.log(2), rel=1e-5)
 
 
 def test_lambda_weighs_the_pixels_of_ood_patches_by_hand():
@@ -104,15 +89,15 @@ def test_those_bounds_catch_the_traps():
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_steps_on_an_all_ood_batch_remove_the_false_nucleus(loss):
-    target = torch.zeros(8, 128, 128, dtype=torch.long)
-    logits = trained_network_on(target).detach().requires_grad_()
+    target = torch.zeros(2, 128, 128, dtype=torch.long)
+    logits = trained_network_on(target).detach()[:2].requires_grad_()
     optimiser = torch.optim.Adam([logits], lr=0.1)
     before = (logits.argmax(1) == 2).sum()
-    for _ in range(60):
+    for _ in range(50):
         optimiser.zero_grad()
-        segmentation_loss(logits, target, torch.ones(8), loss).backward()
+        segmentation_loss(logits, target, torch.ones(2), loss).backward()
         optimiser.step()
-    assert before > 500
+    assert before > 100
     assert (logits.argmax(1) == 2).sum() < 0.05 * before
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from medood.data.folds import read_fold
-from medood.evaluation.scores import Tally, all_background, confusion, paper_iou_dice, scores_of
+from medood.evaluation.scores import Tally, all_background, paper_iou_dice, scores_of
 from medood.evaluation.testing import score_networks
 from medood.models.network import build_model
 from tests import oracles
@@ -79,16 +79,6 @@ def test_the_papers_measure_is_pixel_accuracy_in_other_clothes():
     torch.testing.assert_close(iou, accuracy / (2 - accuracy))
 
 
-def test_a_pixel_below_one_half_is_nobodys_in_the_papers_measure():
-    # 4 pixels of class 0: probabilities 0.5, 0.4, 0.9 of it, and 0.6 of another class
-    probability = torch.zeros(1, 7, 1, 4)
-    probability[0, 0, 0] = torch.tensor([0.5, 0.4, 0.9, 0.1])
-    probability[0, 1, 0] = torch.tensor([0.2, 0.3, 0.1, 0.6])
-    iou, dice = paper_iou_dice(probability, torch.zeros(1, 1, 4, dtype=torch.long))
-    assert iou.tolist() == [2 / (3 + 4 - 2)]
-    assert dice.tolist() == [2 * 2 / (3 + 4)]
-
-
 def test_the_paper_measure_equals_smp(recwarn):
     from segmentation_models_pytorch.metrics import f1_score, get_stats, iou_score
 
@@ -147,11 +137,3 @@ def test_networks_are_scored_in_float32_whatever_the_precision_of_training(patch
     ]
     assert tested[0].scores == tested[1].scores
     assert torch.equal(tested[0].predictions["it"], tested[1].predictions["it"])
-
-
-def test_confusion_counts_rows_as_truth():
-    truth, predicted = torch.tensor([[[0, 0, 2]], [[3, 3, 3]]]), torch.tensor([[[0, 1, 6]]] * 2)
-    first, second = confusion(truth, predicted, 7)
-    assert first[0, 0] == first[0, 1] == first[2, 6] == 1
-    assert second[3, 0] == second[3, 1] == second[3, 6] == 1
-    assert first.sum() == second.sum() == 3

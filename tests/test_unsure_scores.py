@@ -141,13 +141,6 @@ def test_every_score_is_that_of_the_sure_pixels_and_patches():
     assert floor["fg_to_bg"] == 1
 
 
-def test_a_class_is_counted_patch_by_patch_where_a_patch_is_sure():
-    truth = torch.tensor([[[1, 1, U, U]], [[0, 0, 0, U]], [[U] * 4]])
-    predicted = torch.tensor([[[1, 0, 1, 1]], [[0, 0, 0, 1]], [[1] * 4]])
-    # class 1: one of two pixels in the first patch, none there nor seen in the second
-    assert tally_of(truth, one_hot(predicted)).patchwise_iou()[1] == (1 / 2 + 1) / 2
-
-
 def test_a_test_without_a_sure_pixel_is_refused(patched):
     folder = patched.workspace / "untrained"
     build_model(patched).save_pretrained(folder)

@@ -27,8 +27,8 @@ from medood.data.names import plain
 from medood.data.patients import region_of
 from medood.data.records import RUN
 from medood.data.workspace import require_network
-from medood.models.encoders import network_of, reason_of, without_memory
-from medood.models.foreign import Weights, fill, read_weights, refuse_not_finite
+from medood.models.encoders import network_of, without_memory
+from medood.models.foreign import Weights, fill, read_weights, reason_of, refuse_not_finite
 from medood.models.network import remove_batch_norm, require_side
 
 TRAINED_ON = "trained_on.txt"

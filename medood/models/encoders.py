@@ -4,7 +4,6 @@ import difflib
 import functools
 import inspect
 import logging
-import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from segmentation_models_pytorch.encoders import get_encoder_names
 from torch import nn
 
 from config import UserError
-from medood.models.foreign import Weights, difference, fill, read_weights, refuse_not_finite
+from medood.models.foreign import Weights, fill, read_weights, reason_of, refuse_not_finite
 
 logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a try that failed is no news
 logging.getLogger("timm.models._builder").setLevel(logging.ERROR)  # names that are checked here
@@ -48,14 +47,6 @@ def require_known(architecture: str, encoder: str) -> None:
         if name not in known:
             close = ", ".join(difflib.get_close_matches(name, known, n=4, cutoff=0.5) or known)
             raise UserError(f"{kind} = {given!r} is unknown: the nearest names are {close}")
-
-
-def reason_of(error: Exception) -> str:
-    """Return what an error of a library says, in one line."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    # torch begins with "Error(s) in loading state_dict for Unet:", and may list all weights
-    said = (line for line in lines if line and not line.endswith(":"))
-    return textwrap.shorten(next(said, type(error).__name__), 200, placeholder=" ...")
 
 
 def network_of(description: dict, pretrained: str | bool | None = None) -> nn.Module:
@@ -144,7 +135,7 @@ def _as_smp_names(encoder: nn.Module, names: dict[str, str], weights: Weights) -
     """
     name = timm_name(names["encoder_name"])
     own = {f"model.{part.removeprefix('model.')}": value for part, value in weights.items()}
-    if not name or not difference(encoder.state_dict(), own):  # of smp
+    if not name or encoder.state_dict().keys() <= own.keys():  # of smp
         return own if name else weights
     known = timm.get_pretrained_cfg(name)
     heads = (known and known.classifier) or ()

@@ -6,6 +6,7 @@ that names anything but parts of networks is refused, with that name.
 """
 
 import re
+import textwrap
 import zipfile
 from pathlib import Path
 
@@ -86,28 +87,12 @@ def without_prefixes(weights: Weights) -> Weights:
     return weights
 
 
-def difference(expected: Weights, given: Weights) -> str:
-    """Return in words how weights differ from those that a network has, "" where they fit.
-
-    Integers, such as counts of batches, are not missed: a network has them from the start.
-    """
-    numbers = {name: value.shape for name, value in expected.items() if value.is_floating_point()}
-    shapes = {name: given[name].shape for name in numbers if name in given}
-    found = {
-        "are missing": [name for name in numbers if name not in given],
-        "are no part of it": [name for name in given if name not in expected],
-        "have another shape": [
-            f"{name} {tuple(shape)} for {tuple(numbers[name])}"
-            for name, shape in shapes.items()
-            if shape != numbers[name]
-        ],
-    }
-    return ", ".join(
-        f"{len(names)} of {len(given if what == 'are no part of it' else numbers)} weights"
-        f" {what} ({'; '.join(names[:3])}{'; ...' if len(names) > 3 else ''})"
-        for what, names in found.items()
-        if names
-    )
+def reason_of(error: Exception) -> str:
+    """Return what an error of a library says, in one line."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    # torch begins with "Error(s) in loading state_dict for Unet:", and may list all weights
+    said = (line for line in lines if line and not line.endswith(":"))
+    return textwrap.shorten(next(said, type(error).__name__), 200, placeholder=" ...")
 
 
 def fill(module: nn.Module, weights: Weights, assign: bool = False) -> None:
@@ -115,15 +100,10 @@ def fill(module: nn.Module, weights: Weights, assign: bool = False) -> None:
 
     assign: take the tensors themselves, for a network without memory.
     """
-    weights = dict(weights)  # smp renames in it what its earlier versions called otherwise
-    expected = module.state_dict()
-    failure = ""
-    try:
-        module.load_state_dict(weights, **({"assign": True} if assign else {}))
+    try:  # of a copy: smp renames in it what its earlier versions called otherwise
+        module.load_state_dict(dict(weights), assign=assign)
     except RuntimeError as error:
-        failure = str(error)
-    if reason := difference(expected, weights) or failure:
-        raise ValueError(reason)
+        raise ValueError(reason_of(error)) from None
 
 
 def refuse_not_finite(path: Path, module: nn.Module) -> None:

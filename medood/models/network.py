@@ -20,9 +20,9 @@ from medood.models.encoders import (
     downloaded,
     load_encoder_file,
     network_of,
-    reason_of,
     timm_name,
 )
+from medood.models.foreign import reason_of
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
