@@ -24,7 +24,6 @@ NAME = "standin"
 WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "bincount", "equal"}
 COPIES = {"_to_copy", "copy_"}
 INDEXING = {"index", "index_put_", "_index_put_impl_"}
-IN_BFLOAT16 = ("conv2d", "conv_transpose2d.input", "linear", "matmul", "bmm", "mm", "addmm")
 NO_LAUNCH = {"empty", "empty_strided", "empty_like", "detach", "alias", "_reshape_alias"}
 
 
@@ -219,8 +218,6 @@ def started(device: Standin) -> Iterator[Standin]:
         everything, of_aten = (torch.library.Library(part, "IMPL") for part in ("_", "aten"))
         _libraries.extend((everything, of_aten))  # what they register lives as long as they
         everything.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
-        for name in IN_BFLOAT16:
-            of_aten.impl(name, partial(_in_bfloat16, name), "AutocastPrivateUse1")
         # torch.tensor(value, device=...) comes here past every context
         of_aten.impl("empty_strided", partial(_run, aten.empty_strided.default), "PrivateUse1")
         of_aten.impl("_copy_from", _copy_from, "PrivateUse1")
@@ -238,17 +235,3 @@ def _run(function: torch._ops.OpOverload, *args: object, **kwargs: object) -> ob
 
 def _copy_from(source: torch.Tensor, target: torch.Tensor, *args: object) -> torch.Tensor:
     return current.run(aten.copy_.default, (target, source, *args), {})
-
-
-def _in_bfloat16(name: str, *args: object, **kwargs: object) -> torch.Tensor:
-    """Compute in bfloat16, as autocast has it on a GPU."""
-    packet, _, overload = name.partition(".")
-    function = getattr(getattr(aten, packet), overload or "default")
-    cast = tree_map_only(
-        torch.Tensor,
-        lambda tensor: tensor.bfloat16() if tensor.dtype == torch.float32 else tensor,
-        (args, kwargs),
-    )
-    without = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1)
-    with torch._C._ExcludeDispatchKeyGuard(without):
-        return function(*cast[0], **cast[1])

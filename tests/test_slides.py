@@ -119,33 +119,21 @@ RGB = np.random.default_rng(0).integers(0, 256, (140, 150, 3), np.uint8)
 GREY = RGB[..., 0]
 OPAQUE = np.full_like(GREY, 255)
 PALETTE = np.random.default_rng(1).integers(0, 256, (3, 256), np.uint8)
-WIDE = GREY.astype(np.uint16)
 OF_GREY, OF_RGB = {"photometric": "minisblack"}, {"photometric": "rgb"}
 TWO = OF_GREY | {"planarconfig": "contig"}
 CMYK = {"photometric": "separated", "planarconfig": "contig"}
 REFUSED = {
-    "16 bits": (WIDE * 257, OF_GREY, "has 16 bits per channel: save it with 8"),
-    "12 bits stored in 16": (WIDE * 16, OF_GREY, "has 16 bits per channel: save it with 8"),
-    "16 bits of colour": (RGB.astype(np.uint16), OF_RGB, "has 16 bits per channel: save it with 8"),
-    "16 bits, signed": (GREY.astype(np.int16), OF_GREY, "has 16 bits per channel, signed"),
+    "16 bits": (GREY.astype(np.uint16) * 257, OF_GREY, "has 16 bits per channel: save it with 8"),
     "8 bits, signed": ((GREY // 2).astype(np.int8), OF_GREY, "has 8 bits per channel, signed"),
-    "32 bits": (GREY.astype(np.uint32), OF_GREY, "has 32 bits per channel: save it with 8"),
-    "64 bits": (GREY.astype(np.int64), OF_GREY, "has 64 bits per channel, signed"),
     "floats": (GREY / np.float32(255), OF_GREY, "has 32 bits per channel, floating-point"),
-    "doubles": (GREY / 255, OF_GREY, "has 64 bits per channel, floating-point"),
     "a stack": (np.stack([GREY] * 3), OF_GREY, "holds 3 pages: save the page"),
-    "a stack in colour": (np.stack([RGB, RGB[::-1]]), OF_RGB, "holds 2 pages: save the page"),
-    "ImageJ's stack": (np.stack([GREY] * 3), {"imagej": True}, "holds 3 pages: save the page"),
     "OME's stack": (np.stack([GREY] * 3), {"ome": True} | OF_GREY, "holds 3 pages: save the page"),
-    "a stack with one header": (np.stack([GREY] * 3), OF_GREY | {"truncate": True}, "3 pages"),
     "transparency": (
         np.dstack([RGB, GREY]),
         OF_RGB | {"extrasamples": ["unassalpha"]},
         "has transparent pixels",
     ),
     "CMYK": (np.dstack([RGB, GREY]), CMYK, "is stored as CMYK: save it as RGB"),
-    "Lab": (RGB, {"photometric": "cielab"}, "is stored as CIELAB: save it as RGB"),
-    "three stains": (RGB, TWO, "has 3 channels: save it as RGB"),
     "two stains": (RGB[..., :2], TWO, "has 2 channels: save it as RGB"),
     "colours and a stain": (
         np.dstack([RGB, GREY]),
@@ -155,8 +143,6 @@ REFUSED = {
 }
 READ = {
     "RGB": (RGB, OF_RGB, RGB),
-    "BigTIFF": (RGB, OF_RGB | {"bigtiff": True}, RGB),
-    "Deflate": (RGB, OF_RGB | {"compression": "zlib"}, RGB),
     "OME": (RGB, OF_RGB | {"ome": True}, RGB),
     "channels apart": (np.moveaxis(RGB, 2, 0), OF_RGB | {"planarconfig": "separate"}, RGB),
     "grey": (GREY, OF_GREY, GREY),
@@ -182,11 +168,9 @@ READ = {
 
 def write_kind(path, pixels, options, tile):
     """Write pixels as a TIFF of some kind."""
-    of_file = {name: options[name] for name in ("bigtiff", "imagej", "ome") if name in options}
-    of_page = {name: value for name, value in options.items() if name not in of_file}
-    is_never_tiled = "imagej" in options or "truncate" in options
-    with TiffWriter(path, **of_file) as tiff:
-        tiff.write(pixels, tile=None if is_never_tiled else tile, **of_page)
+    of_page = {name: value for name, value in options.items() if name != "ome"}
+    with TiffWriter(path, ome=options.get("ome")) as tiff:
+        tiff.write(pixels, tile=tile, **of_page)
 
 
 @pytest.mark.parametrize("tile", [(64, 64), None], ids=["tiled", "strips"])
