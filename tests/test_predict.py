@@ -43,7 +43,8 @@ class ByColour(nn.Module):
         super().__init__()
         self.config = {"classes": len(COLOURS), "encoder_name": TINY.encoder}
         shown = torch.tensor(COLOURS).float().T.view(1, 3, -1, 1)
-        self.register_buffer("colours", Normalise(TINY.encoder)(shown).permute(2, 1, 0, 3))
+        shown = Normalise(TINY.encoder)(shown).permute(2, 1, 0, 3)
+        self.colours = nn.Parameter(shown, requires_grad=False)
 
     def forward(self, images):  # (N, 3, H, W) -> (N, C, H, W)
         return -20 * (images[:, None] - self.colours[None]).square().sum(2)

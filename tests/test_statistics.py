@@ -129,11 +129,11 @@ def test_trainings_that_differ_by_chance_seldom_look_like_a_gain():
     """Both networks are equally good; each of 9 trainings moves all regions by chance."""
     rng = np.random.default_rng(0)
     claims = 0
-    for _ in range(60):
+    for _ in range(30):
         missed = 0.4 + rng.normal(0, 0.03, (2, 9, 1)) + rng.normal(0, 0.02, (2, 9, 20))
         ours, theirs = ([region_counts(run) for run in of] for of in missed)
         claims += not paired_differences(ours, theirs, NAMES)["fg_to_bg"].holds_zero
-    assert claims <= 9  # 5 % would be 3; drawing regions alone claims a gain in most
+    assert claims <= 5  # 5 % would be 1.5; drawing regions alone claims a gain in most
 
 
 def test_what_is_undefined_for_zero_is_not_a_gain():
