@@ -235,7 +235,7 @@ sys.addaudithook(
 )
 
 
-def test_training_never_opens_a_test_patch(patched, monkeypatch):
+def test_training_never_opens_a_test_patch(patched, undrawn, monkeypatch):
     for step in ("train", "rank_prune_ood", "estimate_pct", "train_ood"):  # looks for changed files
         monkeypatch.setattr(f"{step}.require", lambda *_, **__: None)
     cfg = dataclasses.replace(patched, select="val", folds=(1,), lr=3e-3, epochs=1)
@@ -337,7 +337,7 @@ def test_masks_without_any_nucleus_do_not_train(one_fold):
 
 
 def test_a_baseline_that_makes_no_mistake_ends_in_the_baseline_again(
-    one_trained, monkeypatch, capsys
+    one_trained, undrawn, monkeypatch, capsys
 ):
     rank = rank_prune_ood.__globals__["rank_and_prune"]
 
