@@ -135,7 +135,7 @@ def _as_smp_names(encoder: nn.Module, names: dict[str, str], weights: Weights) -
     """
     name = timm_name(names["encoder_name"])
     own = {f"model.{part.removeprefix('model.')}": value for part, value in weights.items()}
-    if not name or encoder.state_dict().keys() <= own.keys():  # of smp
+    if not name or encoder.state_dict().keys() == own.keys():  # of smp
         return own if name else weights
     known = timm.get_pretrained_cfg(name)
     heads = (known and known.classifier) or ()
