@@ -44,7 +44,7 @@ def attack(cfg: AttackConfig) -> None:
 
     folders = networks(cfg, of_name)
     folds = folds_to_test(cfg, folders, of_name)
-    subject = subject_of(cfg, folders, folds)
+    subject = subject_of(cfg.workspace, folders, folds)
     if not of_name:
         folders = with_free(cfg, folders, folds)
     report = report_folder(cfg, of_name)

@@ -104,7 +104,7 @@ def test_an_attack_that_was_stopped_goes_on_after_its_last_batch(attacked, monke
 
 def subject(cfg):
     folders = networks(cfg, {})
-    return subject_of(cfg, folders, folds_to_test(cfg, folders, {}))
+    return subject_of(cfg.workspace, folders, folds_to_test(cfg, folders, {}))
 
 
 def test_the_report_has_a_section_until_a_network_its_folds_or_test_patches_change(attacked):
@@ -121,10 +121,10 @@ def test_the_report_has_a_section_until_a_network_its_folds_or_test_patches_chan
     for path in (model_folder(cfg, 1, True) / "model.safetensors", mask):
         plain = path.read_bytes()
         path.write_bytes(plain + b" ")
-        assert subject_of(cfg, folders, folds) != before
+        assert subject_of(cfg.workspace, folders, folds) != before
         assert bool(read_section(report, before)) == (path == mask)
         path.write_bytes(plain)
-    assert subject_of(cfg, folders, folds) == before
+    assert subject_of(cfg.workspace, folders, folds) == before
 
 
 def test_a_section_goes_into_no_report_of_other_networks(attacked, tmp_path):

@@ -269,7 +269,7 @@ def robust_folder(report: Path) -> Path:
     return reports / "robust" / report.relative_to(reports)
 
 
-def subject_of(cfg: Config, folders: dict[int, dict[str, Path]], folds: dict[int, Fold]) -> str:
+def subject_of(workspace: Path, folders: dict[int, dict[str, Path]], folds: dict[int, Fold]) -> str:
     """Return a hash of what a report is of: its networks, and the test patches of each fold.
 
     folders: the networks of each of these folds, by name.
@@ -277,7 +277,7 @@ def subject_of(cfg: Config, folders: dict[int, dict[str, Path]], folds: dict[int
     tests = {
         fold: [
             fingerprint(weights_of(path) for path in folders[fold].values()),
-            fingerprint(path for pair in id_files(cfg.workspace, patches.test) for path in pair),
+            fingerprint(path for pair in id_files(workspace, patches.test) for path in pair),
         ]
         for fold, patches in folds.items()
     }
@@ -322,7 +322,7 @@ def write_report(found: Comparison) -> None:
     """Print the table of scores; write it, the differences and the page with its figures."""
     cfg, tests, out = found.cfg, found.tests, found.folder
     runs = [tuple(test.runs.values()) for test in tests.values()]
-    subject = subject_of(cfg, {f: test.folders for f, test in tests.items()}, found.folds)
+    subject = subject_of(cfg.workspace, {f: test.folders for f, test in tests.items()}, found.folds)
     scores = {fold: test.scores for fold, test in tests.items()}
     header, rows = score_table(cfg.class_names, scores, found.sizes, found.gains)
     described = describe_data(cfg, found.folds)
