@@ -50,13 +50,17 @@ def test_two_checkpoints_of_a_fold_are_compared_as_main_compares_them(report, un
     assert (compared / "index.html").exists()
 
 
-def test_networks_of_two_folds_have_no_common_test_patches(report):
+def test_checkpoints_that_cannot_be_tested_together_are_said(report):
     cfg, _ = report
-    folders = tuple(model_folder(cfg, fold, ood=False) for fold in (1, 2))
-    with pytest.raises(UserError, match="every fold tests patches that"):
-        evaluate(cfg, folders)
-    with pytest.raises(UserError, match="3 checkpoints: give one, or two"):
-        evaluate(cfg, (*folders, folders[0]))
+    one, two = (model_folder(cfg, fold, ood=False) for fold in (1, 2))
+    for given, message in (
+        ((one, two), "every fold tests patches that"),
+        ((one, two, one), "3 checkpoints: give one, or two"),
+        ((one, one.parent / ".." / "models" / one.name), "is named twice: give two networks"),
+        ((one, one / "gone"), "gone is not there"),
+    ):
+        with pytest.raises(UserError, match=message):
+            evaluate(cfg, given)
 
 
 def test_a_network_from_elsewhere_is_tested_on_every_fold_and_stays_as_it_was(
@@ -71,13 +75,6 @@ def test_a_network_from_elsewhere_is_tested_on_every_fold_and_stays_as_it_was(
     scores = json.loads((cfg.workspace / "reports/checkpoints/elsewhere/scores.json").read_text())
     assert list(scores) == ["1", "2"]
     assert {path: path.read_bytes() for path in elsewhere.iterdir()} == before
-
-
-def test_the_file_of_weights_in_a_folder_of_ours_has_seen_what_the_folder_has(report, scores_only):
-    cfg, _ = report
-    evaluate(cfg, (model_folder(cfg, 2, ood=False) / "model.safetensors",))
-    out = cfg.workspace / "reports/checkpoints/model.safetensors"
-    assert list(json.loads((out / "scores.json").read_text())) == ["2"]
 
 
 def test_a_network_of_other_patches_has_seen_every_patch_of_its_regions(report, scores_only):
@@ -201,15 +198,3 @@ def test_a_network_is_not_tested_on_patches_that_it_was_trained_on(report):
         evaluate(cfg)
     with pytest.raises(UserError, match="every fold tests patches that"):
         evaluate(cfg, (model_folder(cfg, 1, ood=False),))
-
-
-def test_a_checkpoint_that_is_none_is_said(tmp_path):
-    with pytest.raises(UserError, match="gone is not there"):
-        evaluate(checkpoints=(tmp_path / "gone",))
-
-
-def test_one_checkpoint_named_twice_is_refused(report):
-    cfg, _ = report
-    folder = model_folder(cfg, 1, ood=False)
-    with pytest.raises(UserError, match="is named twice: give two networks"):
-        evaluate(cfg, (folder, cfg.workspace / "models" / ".." / "models" / folder.name))

@@ -96,25 +96,6 @@ def test_strips_give_what_the_network_gives_on_the_whole_image(tmp_path, by_colo
     np.testing.assert_allclose(certainty / 255, whole, atol=0.01)
 
 
-class ByPlace(ByColour):
-    """Its output changes from left to right within a tile, as at the borders of a real one."""
-
-    def forward(self, images):
-        tilt = torch.linspace(-4, 4, images.shape[-1]).expand(images.shape[0], 1, *images.shape[2:])
-        return torch.cat([tilt, -tilt, -99 * torch.ones(len(images), 5, *images.shape[2:])], 1)
-
-
-def test_tiles_fade_into_each_other(tmp_path):
-    predictor = Predictor(TINY, ByPlace())
-    image = np.random.default_rng(0).integers(0, 256, (128, 320, 3), np.uint8)
-    write_png(tmp_path / "image.png", image)
-    source = open_image(tmp_path / "image.png")
-    ((_, _, certainty),) = strips(predictor, source, 128, 320, 128, "test")
-    # a tile ends sure of one class and the next begins sure of the other: no step is left
-    steps = np.abs(np.diff(certainty[64].astype(int)))
-    assert steps.max() < 25
-
-
 def test_a_tile_of_glass_is_background_without_the_network(tmp_path, by_colour, monkeypatch):
     image = np.full((200, 200, 3), 240, np.uint8)
     image += np.random.default_rng(0).integers(0, 10, image.shape, np.uint8)
@@ -207,34 +188,29 @@ def test_mask_table_and_outlines_say_the_same(tmp_path, network, ending):
 
 
 @pytest.mark.usefixtures("colour_network")
-def test_an_image_of_another_scale_is_brought_to_the_networks_and_back(tmp_path, network):
-    small, image = coloured(200, 260)
-    write_png(tmp_path / "image.png", np.kron(image, np.ones((2, 2, 1), np.uint8)))
-    path = tmp_path / "image.png"
-    predict_images(settings(tmp_path, network, path, image_mpp=0.25, min_area=0.0))
-    np.testing.assert_array_equal(imread(tmp_path / "out" / "image_mask.tif"), small)
-    with open(tmp_path / "out" / "image_nuclei.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert sum(float(row["area_um2"]) for row in rows) == pytest.approx(0.25 * (small > 0).sum())
-    assert sum(float(row["area_px"]) for row in rows) == 4 * (small > 0).sum()
-    assert max(float(row["x"]) for row in rows) > 260  # in pixels of the image as it is
-
-
-@pytest.mark.usefixtures("colour_network")
-def test_a_slide_whose_pixels_are_no_squares_is_brought_to_squares(tmp_path, network, capsys):
-    across, down = 2, 3
+@pytest.mark.parametrize(
+    ("name", "across", "down", "mpp"), [("image.png", 2, 2, 0.25), ("slide.tif", 2, 3, None)]
+)
+def test_an_image_of_another_scale_is_brought_to_the_networks_and_back(
+    tmp_path, network, capsys, name, across, down, mpp
+):
     small, image = coloured(200, 260)
     image = np.kron(image, np.ones((down, across, 1), np.uint8))
-    resolution = 20_000 * across, 20_000 * down  # pixels per cm; the network's is 0.5 microns
-    write_slide(tmp_path / "slide.tif", image, resolution=resolution, resolutionunit="CENTIMETER")
-    predict_images(settings(tmp_path, network, tmp_path / "slide.tif", min_area=0.0))
-    stem = tmp_path / "out" / "slide"
+    path = tmp_path / name
+    if mpp is None:  # a slide's own: pixels per cm; the network's is 0.5 microns
+        scale = {"resolution": (20_000 * across, 20_000 * down), "resolutionunit": "CENTIMETER"}
+        write_slide(path, image, **scale)
+    else:
+        write_png(path, image)
+    predict_images(settings(tmp_path, network, path, image_mpp=mpp, min_area=0.0))
+    stem = tmp_path / "out" / path.stem
     np.testing.assert_array_equal(imread(f"{stem}_mask.tif"), small)
     with open(f"{stem}_nuclei.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert sum(float(row["area_um2"]) for row in rows) == pytest.approx(0.25 * (small > 0).sum())
     assert sum(float(row["area_px"]) for row in rows) == across * down * (small > 0).sum()
-    said = f"pixels of {0.5 / across:g} x {0.5 / down:g} microns\n"
+    assert max(float(row["x"]) for row in rows) > 260  # in pixels of the image as it is
+    said = "0.25 microns\n" if mpp else f"pixels of {0.5 / across:g} x {0.5 / down:g} microns\n"
     assert said in capsys.readouterr().out
 
 
@@ -259,18 +235,6 @@ def test_one_bad_image_does_not_stop_the_others(tmp_path, network):
     assert done == {"good.json", *(f"good{ending}" for ending in ENDINGS)}
 
 
-def test_an_error_in_the_middle_leaves_no_file(tmp_path):
-    def stop() -> None:
-        with ExitStack() as files:
-            outputs = Outputs(files, tmp_path / "image", TINY, (10, 10), np.ones(2))
-            outputs.add_rows(np.zeros((5, 10, 3), np.uint8), np.zeros((5, 10), np.uint8))
-            raise KeyError
-
-    with pytest.raises(KeyError):
-        stop()
-    assert list(tmp_path.iterdir()) == []
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -285,6 +249,8 @@ def test_what_is_missing_is_named(tmp_path, network, change, message):
     cfg = settings(tmp_path, network, tmp_path / "image.png")
     with pytest.raises(UserError, match=message):
         predict_images(dataclasses.replace(cfg, **change))
+    with pytest.raises(UserError, match="is where the images are"):
+        predict_images(dataclasses.replace(cfg, out=tmp_path))
 
 
 def test_a_misspelt_folder_is_told_from_one_without_a_network(tmp_path):
@@ -294,13 +260,6 @@ def test_a_misspelt_folder_is_told_from_one_without_a_network(tmp_path):
         UserError, match=r"no network .* in .*: name the folder of one, or train it"
     ):
         require_network(tmp_path)
-
-
-def test_results_do_not_go_among_the_images(tmp_path, network):
-    write_png(tmp_path / "image.png", coloured(64, 64)[1])
-    cfg = settings(tmp_path, network, tmp_path, out=tmp_path)
-    with pytest.raises(UserError, match="is where the images are"):
-        predict_images(cfg)
 
 
 def test_a_batch_that_does_not_fit_is_given_in_halves(by_colour, monkeypatch):

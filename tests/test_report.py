@@ -147,7 +147,7 @@ def test_the_sample_says_that_it_is_no_tissue(whole_run, undrawn, tmp_path):
     )
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_browser_shows_every_figure_on_a_phone_and_on_paper_and_asks_nobody(whole_run, tmp_path):
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     sync_api = pytest.importorskip("playwright.sync_api")
