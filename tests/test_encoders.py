@@ -71,7 +71,8 @@ def test_every_weight_of_a_timm_file_reaches_its_encoder(tmp_path, name, prefix,
 
 
 @pytest.mark.parametrize(
-    ("encoder", "prefix"), [("tu-test_resnet", "module._orig_mod."), ("mobilenet_v2", "")]
+    ("encoder", "prefix"),
+    [("tu-test_resnet", "module._orig_mod."), ("mobilenet_v2", ""), ("mit_b0", "")],
 )
 @pytest.mark.parametrize("kind", ["whole", "its weights", "the encoder's", "with a classifier"])
 def test_an_encoder_of_smp_and_that_of_a_whole_network_are_taken(tmp_path, encoder, prefix, kind):

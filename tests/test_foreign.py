@@ -29,7 +29,7 @@ OTHER = dataclasses.replace(TINY, architecture="manet", encoder="resnet18")
 def few_encoders(request, monkeypatch):
     """Weights that fit nothing are tried on three encoders: on all of them, it takes 10 s."""
     if request.node.get_closest_marker("long") is None:
-        few = ["vgg11", "resnet18", "mobilenet_v2"]
+        few = ["vgg11", "resnet18", "mobilenet_v2", "mit_b0"]
         monkeypatch.setattr("medood.models.checkpoints.get_encoder_names", lambda: few)
 
 
@@ -56,6 +56,7 @@ def test_a_whole_network_says_itself_what_it_is_also_one_of_several_gpus(tmp_pat
     ("architecture", "encoder"),
     [
         ("linknet", "mobilenet_v2"),
+        ("unet", "mit_b0"),  # smp cannot build it without memory
         pytest.param("unet", "resnet34", marks=pytest.mark.long),
         pytest.param("unetplusplus", "efficientnet-b0", marks=pytest.mark.long),
     ],

@@ -100,8 +100,9 @@ def fill(module: nn.Module, weights: Weights, assign: bool = False) -> None:
 
     assign: take the tensors themselves, for a network without memory.
     """
+    options = {"assign": True} if assign else {}  # some encoders of smp take none
     try:  # of a copy: smp renames in it what its earlier versions called otherwise
-        module.load_state_dict(dict(weights), assign=assign)
+        module.load_state_dict(dict(weights), **options)
     except RuntimeError as error:
         raise ValueError(reason_of(error)) from None
 
