@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from config import CONFIG, Data, UserError
+from medood.check import look_at_patches
 from medood.data import records, workspace
 from medood.data.files import (
     csv_text,
@@ -30,7 +31,6 @@ from medood.data.folds import PARTS, held_out, patches_there, read_list
 from medood.data.grid import patch_of, tile
 from medood.data.images import (
     image_size,
-    look_at_pair,
     read_image,
     read_mask,
     require_match,
@@ -141,9 +141,7 @@ def sift_prepared(cfg: Data) -> None:
     if lists.content and not lists.out_of_date(made_from) and not lists.bad_files:
         return
     bad: records.BadFiles = {}
-    names = sorted({name for folder in folders for name in by_name(pngs(folder))})
-    jobs = [(*pair, cfg) for pair in workspace.id_files(cfg.workspace, names)]
-    for_each(look_at_pair, jobs, cfg, "looking at the patches", bad)
+    look_at_patches(cfg, bad)
     write_json(lists.product / records.RECORD, {"made_from": made_from, "bad_files": bad})
 
 

@@ -31,7 +31,7 @@ from tyro.conf import Positional
 
 from config import Data, Machine, Microns, Network, UserError, settings
 from medood.data.files import fingerprint, read_json
-from medood.data.names import stem_of
+from medood.data.names import by_name, stem_of
 from medood.data.records import is_kept, write_own_record
 from medood.predicting.nuclei import MIN_AREA
 from medood.predicting.slides import ENDINGS, open_image
@@ -68,7 +68,7 @@ class PredictConfig(Machine, Network, Data):
 def find_images(named: tuple[Path, ...]) -> list[Path]:
     """Return the images named, and those in the folders named, in order.
 
-    Raises UserError where there is none, and for two whose results would have the same names.
+    Raises UserError where there is none, and for two of one name.
     """
     if not named:
         raise UserError("no image: name images or folders, `python predict.py IMAGE ...`")
@@ -80,9 +80,7 @@ def find_images(named: tuple[Path, ...]) -> list[Path]:
         if path.is_dir() and not inside:
             raise UserError(f"no image ({', '.join(ENDINGS)}) in {path}: put some there")
         found += inside if path.is_dir() else [path]
-    twice = [stem for stem, count in Counter(map(stem_of, found)).items() if count > 1]
-    if twice:
-        raise UserError(f"two images are called {twice[0]}: rename one, or give each its own out")
+    by_name(found, stem_of)  # no two of one name: their results would have it too
     return found
 
 

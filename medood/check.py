@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from config import Config, UserError
+from config import Config, Data, UserError
 from medood.data.files import pngs
 from medood.data.folds import PARTS, held_out, read_list
 from medood.data.images import (
@@ -162,12 +162,19 @@ def _look_at_region(label: Path, image: Path, cfg: Config) -> _Region:
 
 def _check_patches(cfg: Config, findings: Findings) -> list[str]:
     """Look at every patch that is there; return the names of those that can be used."""
+    names = look_at_patches(cfg, findings.bad)
+    used = [name for name in names if name not in findings.bad]
+    findings.table["patches"] = f"{len(names)}, of which {len(used)} can be used"
+    return used
+
+
+def look_at_patches(cfg: Data, bad: BadFiles) -> list[str]:
+    """Look at every patch and mask that is there; return their names. bad: may be filled."""
     folders = cfg.workspace / "Image_Patchs", cfg.workspace / "Mask_Patchs"
     names = sorted({name for folder in folders for name in by_name(pngs(folder))})
     jobs = [(*pair, cfg) for pair in id_files(cfg.workspace, names)]
-    used = for_each(look_at_pair, jobs, cfg, "looking at the patches", findings.bad)
-    findings.table["patches"] = f"{len(names)}, of which {len(used)} can be used"
-    return [name for name in names if name not in findings.bad]
+    for_each(look_at_pair, jobs, cfg, "looking at the patches", bad)
+    return names
 
 
 def _check_oods(cfg: Config, patches: list[str]) -> None:

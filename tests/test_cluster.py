@@ -103,7 +103,7 @@ def test_a_workspace_that_workers_do_not_see_is_named(over_dask, tmp_path):
 
 @pytest.mark.long
 def test_workers_without_this_repository_are_named(over_dask, tmp_path, monkeypatch):
-    monkeypatch.setattr("medood.runs.jobs.NEEDED", "no_such_module")
+    monkeypatch.setattr("medood.runs.jobs.sees", lambda _: __import__("no_such_module"))
     cfg = dataclasses.replace(over_dask, workspace=tmp_path)
     with pytest.raises(UserError, match="cannot import this repository") as refused:
         for_each(print, [(tmp_path,)], cfg, "a task", {})

@@ -1,6 +1,5 @@
 """One function on many files: in threads of this machine, or on the workers of a dask cluster."""
 
-import os
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     from distributed import Client
 
 PATIENCE = 5  # seconds for the scheduler to answer, then for a first worker to be there
-NEEDED = "medood.check"  # a run begins with its functions; no other step imports more
 
 T = TypeVar("T")
 
@@ -114,21 +112,24 @@ def _require_workers(client: "Client", cfg: Config) -> None:
             f"the dask scheduler at {address} has no worker: start some with"
             f" `python -m dask worker {shlex.quote(address)}`"
         ) from None
-    import_it = f"import {NEEDED}"
-    failed = client.run(exec, import_it, on_error="return")
+    found = client.run(sees, workspace, on_error="return")
     try:
-        client.run_on_scheduler(exec, import_it)  # it unpacks what is sent
+        client.run_on_scheduler(sees, workspace)  # it unpacks what is sent
     except Exception as error:
-        failed["scheduler"] = error
-    for place, error in failed.items():
-        if error is not None:
+        found["scheduler"] = error
+    for place, answer in found.items():
+        if isinstance(answer, Exception):
             raise UserError(
-                f"{place} of the cluster of {address} cannot import this repository ({error}):"
+                f"{place} of the cluster of {address} cannot import this repository ({answer}):"
                 " start scheduler and workers in its folder and with its environment"
             )
-    for worker, sees in client.run(os.path.isdir, str(workspace)).items():
-        if not sees:
+        if not answer:
             raise UserError(
-                f"{worker} of the cluster of {address} does not see {workspace}: put the workspace"
+                f"{place} of the cluster of {address} does not see {workspace}: put the workspace"
                 " on a disk that all workers share, under the same name"
             )
+
+
+def sees(folder: Path) -> bool:
+    """Say whether this process sees a folder; a worker imports this repository to say so."""
+    return folder.is_dir()

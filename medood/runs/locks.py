@@ -33,30 +33,22 @@ def locked(folder: Path, names: Iterable[str]) -> Iterator[None]:
     try:
         with ExitStack() as stack:
             for name in names:
-                stack.enter_context(_lock(folder, name))
+                path = folder / LOCKS / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    stack.enter_context(FileLock(path, timeout=0))
+                except Timeout:
+                    raise _taken(path) from None
+                except (NotImplementedError, OSError) as error:
+                    if getattr(error, "errno", errno.ENOSYS) not in NO_LOCKS:
+                        raise
+                    _say_no_locks(folder, str(error))
+                with suppress(OSError):  # Windows lets no one write to a locked file
+                    path.write_text(_this_run(), "utf-8")
             yield
     finally:
         if is_new and [path.name for path in folder.glob("*")] == [LOCKS]:
             shutil.rmtree(folder)  # the run wrote nothing
-
-
-@contextmanager
-def _lock(folder: Path, name: str) -> Iterator[None]:
-    """Hold the lock of a name; see `locked`."""
-    path = folder / LOCKS / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(FileLock(path, timeout=0))
-        except Timeout:
-            raise _taken(path) from None
-        except (NotImplementedError, OSError) as error:
-            if getattr(error, "errno", errno.ENOSYS) not in NO_LOCKS:
-                raise
-            _say_no_locks(folder, str(error))
-        with suppress(OSError):  # Windows lets no one write to a locked file
-            path.write_text(_this_run(), "utf-8")
-        yield
 
 
 @functools.cache
