@@ -4,11 +4,10 @@
 """
 
 import math
-import shutil
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,7 +30,6 @@ from medood.data.workspace import (
     fold_path,
     id_files,
     list_images,
-    model_folder,
     region_images,
     region_labels,
 )
@@ -39,9 +37,6 @@ from medood.runs.jobs import for_each
 from medood.runs.products import PRODUCTS
 from medood.runs.provenance import survey
 
-# bytes for a pixel of the patches, at most
-BYTES = {"Semantic_Labels": 1, "Image_Patchs": 3, "Mask_Patchs": 1, "OoD_Patchs": 3}
-ADAM = 3  # resume.pt holds the weights and two moments of each
 TRAIN_SHARE = 1 - 1 / PARTS  # of the patches of a fold
 
 
@@ -88,7 +83,6 @@ def check(cfg: Config) -> Findings:
             _check_patients(cfg, patches, findings)
         _check_folds(cfg, patches, findings)
         with findings.noted():
-            _check_disk(cfg, len(patches), findings)
             _check_time(cfg, len(patches), findings)
     with findings.noted():
         for fold in cfg.folds:
@@ -230,30 +224,6 @@ def _check_folds(cfg: Config, patches: list[str], findings: Findings) -> None:
             sides = f"{len(train)} train, {len(test)} test patches"
             found = f"{made}: {sides}, {len(shared)} {cfg.unit}s on both sides"
             findings.table[f"fold {fold}"] = found
-
-
-def _check_disk(cfg: Config, patches: int, findings: Findings) -> None:
-    """Compare the free disk with the bytes that the steps will write."""
-    # here: the workers of a cluster import this module too, and need no torch
-    from medood.models.network import build_model
-
-    model = build_model(replace(cfg, encoder_weights="none"))
-    weights = 4 * sum(value.numel() for value in model.parameters())
-    folders = [model_folder(cfg, fold, ood) for fold in cfg.folds for ood in (False, True)]
-    to_train = [folder for folder in folders if not (folder / "run.json").exists()]
-    needed = (len(to_train) + ADAM) * weights if to_train else 0
-    pixels = patches * cfg.patch_size**2
-    needed += sum(pixels * size for name, size in BYTES.items() if not pngs(cfg.workspace / name))
-    place = next(path for path in (cfg.workspace, *cfg.workspace.parents) if path.exists())
-    free = shutil.disk_usage(place).free
-    findings.table["disk"] = (
-        f"{needed / 1e9:.1f} GB at most to be written, {free / 1e9:.1f} GB free"
-    )
-    if free < needed:
-        findings.stops.append(
-            f"{place} has {free / 1e9:.1f} GB free, {needed / 1e9:.1f} may be written: free some"
-            " space, or name another folder with --workspace"
-        )
 
 
 def _check_time(cfg: Config, patches: int, findings: Findings) -> None:
