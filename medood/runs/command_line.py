@@ -8,8 +8,8 @@ import re
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, redirect_stderr
+from collections.abc import Callable
+from contextlib import nullcontext, redirect_stderr
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, get_type_hints
@@ -29,6 +29,10 @@ CURES = {
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM: a scheduler, or `kill`, ends the run; it stops as by Ctrl-C."""
+
+
+def _terminate(*_: object) -> None:
+    raise Terminated
 
 
 def networks_of(cfg: Data) -> list[str]:
@@ -58,7 +62,11 @@ def run(
     try:
         with joined():
             cfg = parse(defaults, sys.argv[1:], sample)
-            with nullcontext() if not is_main() else _held(folder(cfg), parts(cfg)):
+            place = None
+            if is_main():
+                place = folder(cfg)
+                signal.signal(signal.SIGTERM, _terminate)
+            with locked(place, parts(cfg)) if place else nullcontext():
                 step(cfg)
     except UserError as error:
         sys.exit(f"error: {error}")
@@ -75,18 +83,6 @@ def run(
         print("stopped: the same command goes on from here", file=sys.stderr)
         number = signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT
         sys.exit(128 + number)  # as shells and schedulers expect
-
-
-@contextmanager
-def _held(folder: Path | None, parts: list[str]) -> Iterator[None]:
-    """Hold parts of the folder that a step writes to, and let SIGTERM stop it as Ctrl-C does."""
-
-    def terminate(*_: object) -> None:
-        raise Terminated
-
-    signal.signal(signal.SIGTERM, terminate)
-    with locked(folder, parts) if folder else nullcontext():
-        yield
 
 
 # ---------------------------------------------------------------- arguments
