@@ -25,7 +25,7 @@ from medood.data.files import (
     pngs,
     read_rows,
     write_json,
-    write_table,
+    write_text,
 )
 from medood.data.folds import PARTS, held_out, patches_there, read_list
 from medood.data.grid import patch_of, tile
@@ -108,7 +108,7 @@ def cut_regions(cfg: Data) -> None:
             cut_of = {Path(name).stem for name in bad}
             rows = nuclei_of_patches(nuclei.parent, cfg.patch_size)
             kept = (row for row in rows if region_of(row[0]) not in cut_of)
-            write_table(out / workspace.NUCLEI_LIST, ["img_name", "class"], kept)
+            write_text(out / workspace.NUCLEI_LIST, csv_text(["img_name", "class"], kept))
 
 
 def cut_nuclei(label_path: Path, classes: int, patch_size: int, out: Path) -> None:

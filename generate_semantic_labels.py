@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from config import CONFIG, Data, UserError
-from medood.data.files import write_table
+from medood.data.files import csv_text, write_text
 from medood.data.images import write_png
 from medood.data.labels import BACKGROUND, UNSURE, UNSURE_ID, no_nucleus, read_region_label
 from medood.data.names import stem_of
@@ -84,12 +84,12 @@ def generate_semantic_labels(cfg: Data = CONFIG) -> None:
             return
         (out,) = folders
         jobs = [(path, cfg, out) for path in labels]
-        found = chain.from_iterable(each_result(convert, jobs, cfg, "class masks", bad))
-        nuclei = write_table(out / NUCLEI_LIST, NUCLEI_COLUMNS, found)
+        nuclei = list(chain.from_iterable(each_result(convert, jobs, cfg, "class masks", bad)))
+        write_text(out / NUCLEI_LIST, csv_text(NUCLEI_COLUMNS, nuclei))
         if not nuclei:
             raise UserError(f"{labels[0].parent}: {no_nucleus(cfg)}")
     made = len(labels) - len(bad)
-    print(f"{cfg.workspace / 'Semantic_Labels'}: {made} class masks, {nuclei} nuclei")
+    print(f"{cfg.workspace / 'Semantic_Labels'}: {made} class masks, {len(nuclei)} nuclei")
     refuse_bad(bad, cfg.skip_bad_files)
 
 

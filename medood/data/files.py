@@ -209,18 +209,6 @@ def csv_text(header: list[str], rows: Iterable[Iterable]) -> str:
     return lines.getvalue()
 
 
-def write_table(path: Path, header: list[str], rows: Iterable[Iterable]) -> int:
-    """Write a table as CSV, whole or not at all, row by row; return the number of rows."""
-    count = 0
-    with whole(path) as partial, partial.open("w", newline="", **UTF8) as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        for row in rows:
-            writer.writerow(row)
-            count += 1
-    return count
-
-
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
     """Yield an empty folder to fill; it takes the place of `folder` when the block ends.
