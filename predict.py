@@ -33,6 +33,7 @@ from config import Data, Machine, Microns, Network, UserError, settings
 from medood.data.files import fingerprint, read_json
 from medood.data.names import by_name, stem_of
 from medood.data.records import is_kept, write_own_record
+from medood.data.workspace import list_images
 from medood.predicting.nuclei import MIN_AREA
 from medood.predicting.slides import ENDINGS, open_image
 from medood.processes import on_main
@@ -76,10 +77,7 @@ def find_images(named: tuple[Path, ...]) -> list[Path]:
     for path in named:
         if not path.exists():
             raise UserError(f"there is no image {path}: correct its name")
-        inside = sorted(p for p in path.glob("[!.]*") if p.suffix.lower() in ENDINGS)
-        if path.is_dir() and not inside:
-            raise UserError(f"no image ({', '.join(ENDINGS)}) in {path}: put some there")
-        found += inside if path.is_dir() else [path]
+        found += list_images(path, ENDINGS) if path.is_dir() else [path]
     by_name(found, stem_of)  # no two of one name: their results would have it too
     return found
 

@@ -79,20 +79,17 @@ def _find(workspace: Path, folders: tuple[str, ...], ending: str, depth: int) ->
     return sorted(found, key=name_of)
 
 
-def list_images(folder: Path) -> list[Path]:
+def list_images(folder: Path, endings: tuple[str, ...] = IMAGE_ENDINGS) -> list[Path]:
     """Return the images in a folder of the user's, by name; UserError if there is none.
 
     Two that differ in their ending only would give patches of one name: refused.
     """
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}: correct its name")
-    found = folder.iterdir()
-    kept = [path for path in found if path.suffix.lower() in IMAGE_ENDINGS]
-    paths = sorted((path for path in kept if path.name[0] != "."), key=stem_of)
-    if not paths:
-        raise UserError(f"no image ({', '.join(IMAGE_ENDINGS)}) in {folder}: put some there")
-    by_name(paths, stem_of)  # no two of one name
-    return paths
+    found = [path for path in folder.glob("[!.]*") if path.suffix.lower() in endings]
+    if not found:
+        raise UserError(f"no image ({', '.join(endings)}) in {folder}: put some there")
+    return [*by_name(sorted(found, key=stem_of), stem_of).values()]
 
 
 def pair_regions(cfg: Config) -> tuple[list[Path], list[Path], BadFiles]:
