@@ -95,7 +95,7 @@ def draw_ranking(cfg: TrainingConfig, fold: int, network: Path, rows: list[list]
     sheet = path.with_name(f"{path.stem}_hardest.png")
     sheet.unlink(missing_ok=True)
     if hardest:
-        patches = load_patches(cfg, ood_files(cfg, [row[1] for row in hardest]))
+        patches = load_patches(cfg, ood_files(cfg.workspace, [row[1] for row in hardest]))
         predictor = Predictor(cfg, load_model(network, cfg))
         _, predicted = tally_patches(predictor, patches, "drawing")
         draw_contact_sheet(sheet, title, patches, predicted, cfg.classes)
@@ -121,7 +121,7 @@ def rank_prune_ood(cfg: TrainingConfig = CONFIG) -> None:
         if product_is_kept(cfg, RANKING, fold):
             continue
         network = model_folder(cfg, fold, ood=False)
-        files = ood_files(cfg, ood_candidates(cfg, read_fold(cfg, fold).train))
+        files = ood_files(cfg.workspace, ood_candidates(cfg, read_fold(cfg, fold).train))
         with timed(cfg.workspace, f"mining {network.name}"):
             rows = rank_files(cfg, network, files, f"fold {fold}: mining")
             write_ranking(cfg, fold, network, rows)

@@ -27,7 +27,7 @@ def train_ood(cfg: Config = CONFIG) -> None:
                 f"fold {fold}: no OoD patch is added (the baseline sees nuclei in none, or pct is"
                 " 0): this training is the baseline's again"
             )
-        files = id_files(cfg.workspace, train) + ood_files(cfg, hardest)
+        files = id_files(cfg.workspace, train) + ood_files(cfg.workspace, hardest)
         val_files = id_files(cfg.workspace, val)
         train_fold(cfg, fold, files, val_files, model_folder(cfg, fold, ood=True))
 

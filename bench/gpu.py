@@ -131,7 +131,7 @@ def devices(cfg: BenchConfig) -> str:
     cfg = replace(cfg, precision="float32", lr=LR, epochs=1 if cfg.dry_run else 8)
     fold, network = read_fold(cfg, FOLD), model_folder(cfg, FOLD, ood=False)
     train_fold(cfg, FOLD, training_files(cfg), [], network)
-    files, orders, scores = ood_files(cfg, ood_candidates(cfg, fold.train)), [], []
+    files, orders, scores = ood_files(cfg.workspace, ood_candidates(cfg, fold.train)), [], []
     for device in ("cpu", cfg.device):
         of = replace(cfg, device=device)
         orders.append([row[1] for row in rank_files(of, network, files, "mining")])

@@ -77,7 +77,7 @@ def bench(cfg: BenchConfig) -> None:
         learned = Plain(cfg, id_files(cfg.workspace, chosen[::3]), device)
         for _ in range(cfg.trained):
             learned.train()
-        plain = Plain(cfg, ood_files(cfg, chosen), device)
+        plain = Plain(cfg, ood_files(cfg.workspace, chosen), device)
         plain.model.load_state_dict(learned.model.state_dict())
         # background gains until half of the patches are kept: no other network decides so closely
         with torch.no_grad():

@@ -123,7 +123,7 @@ def med_ood(cfg: StudyConfig, fold: int, pct: float | None = None) -> Recipe:
 
 def candidates(cfg: Config, fold: int) -> list[Pair]:
     """Return the OoD patches of a fold that are to be mined."""
-    return ood_files(cfg, ood_candidates(cfg, read_fold(cfg, fold).train))
+    return ood_files(cfg.workspace, ood_candidates(cfg, read_fold(cfg, fold).train))
 
 
 def mine(cfg: StudyConfig, fold: int, files: list[Pair]) -> tuple[list[Pair], list[Pair]]:

@@ -177,7 +177,7 @@ def test_every_step_runs_and_gives_what_the_cpu_gives(cuda_run, undrawn, tmp_pat
     model = load_model(folder, on_cpu)
     assert {weight.device for weight in model.parameters()} == {CPU}
 
-    files = ood_files(on_cpu, read_fold(on_cpu, 1).train)
+    files = ood_files(on_cpu.workspace, read_fold(on_cpu, 1).train)
     seen, expected = (count_seen(cfg, model, files, "mining") for cfg in (on_gpu, on_cpu))
     assert np.abs(seen - expected).sum() <= 0.01 * expected.sum()
 

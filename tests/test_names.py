@@ -144,7 +144,7 @@ def test_prepared_patches_and_lists_may_each_spell_names_in_their_own_way(tmp_pa
     generate_unfiltered_oods(cfg)
     assert read_fold(cfg, 1) == ([f"{NFC}_0.png"], [], ["b_1.png"])
     ((image, mask),) = id_files(cfg.workspace, read_fold(cfg, 1).train)
-    ((ood, _),) = ood_files(cfg, read_fold(cfg, 1).train)
+    ((ood, _),) = ood_files(cfg.workspace, read_fold(cfg, 1).train)
     names = [image.name, mask.name, ood.name]
     assert names == [f"{NFC}_0.png", f"{NFD}_0.png", f"{NFD}_0.png"]
     assert all(path.exists() for path in (image, mask, ood))

@@ -243,6 +243,6 @@ def test_unsure_masks_go_all_the_way_to_the_report(own, undrawn):
         assert np.sum(network["confusion"]) % 1024  # not of whole patches
         assert 0 <= network["miou_paper"] <= 1
     assert "27.73 % of their pixels are unsure" in (report / "index.html").read_text()
-    ood = load_patches(own, ood_files(own, ["a_2.png"]))
+    ood = load_patches(own, ood_files(own.workspace, ["a_2.png"]))
     assert not ood.images.any()  # cut, as it may hold nuclei; its truth is background
     assert not ood.masks.any()

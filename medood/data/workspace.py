@@ -147,21 +147,20 @@ def id_files(workspace: Path, names: Sequence[str]) -> list[Pair]:
     return list(zip(images, masks, strict=True))
 
 
-def ood_files(cfg: Config, names: Sequence[str]) -> list[Pair]:
+def ood_files(workspace: Path, names: Sequence[str]) -> list[Pair]:
     """Return image path and no mask of each OoD patch: its truth is background everywhere.
 
-    It was cut from the ID set, or is one of ood_source.
+    It was cut from the ID set or, as its name says, is one of ood_source.
     """
-    own = dict(zip(names, _files_of(cfg.workspace / "OoD_Patchs", names), strict=True))
-    if cfg.ood_source is not None:
-        folder = cfg.workspace / "OoD_Source_Patchs"
-        own |= {name: folder / name for name in names if name.startswith(SOURCE_PREFIX)}
+    own = dict(zip(names, _files_of(workspace / "OoD_Patchs", names), strict=True))
+    folder = workspace / "OoD_Source_Patchs"
+    own |= {name: folder / name for name in names if name.startswith(SOURCE_PREFIX)}
     return [(own[name], None) for name in names]
 
 
-def instance_files(cfg: Config, names: Sequence[str]) -> list[Path]:
+def instance_files(workspace: Path, names: Sequence[str]) -> list[Path]:
     """Return the path of the nuclei of each ID patch, by its plain name."""
-    return _files_of(cfg.workspace / "Instance_Patchs", names)
+    return _files_of(workspace / "Instance_Patchs", names)
 
 
 def _files_of(folder: Path, names: Sequence[str]) -> list[Path]:

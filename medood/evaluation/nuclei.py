@@ -135,7 +135,8 @@ def read_canvases(cfg: Config, names: list[str], masks: np.ndarray) -> list[Canv
     """
     if no_nuclei(cfg):
         return []
-    instances = np.array(in_threads(read_values, instance_files(cfg, names), "reading nuclei"))
+    files = instance_files(cfg.workspace, names)
+    instances = np.array(in_threads(read_values, files, "reading nuclei"))
     wrong = ((instances > 0) != is_foreground(masks)).any((1, 2))
     if wrong.any():
         raise UserError(

@@ -142,7 +142,7 @@ def _of_candidates(cfg: Config, fold: int) -> dict:
     names = ood_set.ood_candidates(cfg, read_fold(cfg, fold).train)
     return {
         "network": fingerprint([weights]) if weights.exists() else None,
-        "candidates": _of_pairs(workspace.ood_files(cfg, names)),
+        "candidates": _of_pairs(workspace.ood_files(cfg.workspace, names)),
     }
 
 
@@ -159,7 +159,7 @@ def _of_ood_training_set(cfg: Config, fold: int) -> dict:
     sources = workspace.ranking_path(cfg, fold), workspace.pct_path(cfg, fold)
     if not all(path.is_file() for path in sources):
         return {"fold": fold, "inputs": None}
-    chosen = workspace.ood_files(cfg, ood_set.chosen_oods(cfg, fold))
+    chosen = workspace.ood_files(cfg.workspace, ood_set.chosen_oods(cfg, fold))
     return network_made_from(cfg, fold, _id_set(cfg, fold) + chosen)
 
 
