@@ -198,9 +198,11 @@ def whole_run(made_once):
     def make(folder):
         draw_regions(folder / "run")
         cfg = dataclasses.replace(TINY, workspace=folder / "run", folds=(1, 2))
-        for script in STEPS:
-            step = getattr(importlib.import_module(script), script.replace("test", "evaluate"))
-            step(as_settings_of(kind_of(f"{script}.py"), cfg))
+        with pytest.MonkeyPatch.context() as patch:  # 2000 resamples take longer than the rest
+            patch.setattr("medood.evaluation.statistics.RESAMPLES", 200)
+            for script in STEPS:
+                step = getattr(importlib.import_module(script), script.replace("test", "evaluate"))
+                step(as_settings_of(kind_of(f"{script}.py"), cfg))
 
     return made_once("whole", make) / "run"
 
@@ -214,12 +216,13 @@ def report(whole_run, tmp_path):
 
 
 @pytest.fixture
-def undrawn(monkeypatch):
-    """Figures are made, and written as one grey pixel: for tests of what else a report holds."""
+def quick_report(monkeypatch):
+    """Figures are one grey pixel, intervals of few resamples: for tests of what else is there."""
     pixel = np.full((1, 1, 3), 128, np.uint8)
     monkeypatch.setattr(
         "matplotlib.figure.Figure.savefig", lambda _, path, **__: write_png(path, pixel)
     )
+    monkeypatch.setattr("medood.evaluation.statistics.RESAMPLES", 50)
 
 
 @pytest.fixture(scope="session")

@@ -38,7 +38,7 @@ def test_one_checkpoint_is_tested_on_its_own_fold_only(report, scores_only):
     assert alone["2"][folder.name] == unmatched(both["2"]["baseline"])
 
 
-def test_two_checkpoints_of_a_fold_are_compared_as_main_compares_them(report, undrawn):
+def test_two_checkpoints_of_a_fold_are_compared_as_main_compares_them(report, quick_report):
     cfg, out = report
     cfg = dataclasses.replace(cfg, folds=(2,))
     evaluate(cfg)
@@ -100,7 +100,7 @@ def test_a_network_that_does_not_say_what_it_has_seen_is_tested_and_it_is_said(
 
 
 def test_two_networks_from_elsewhere_are_one_training_each_on_however_many_folds(
-    report, undrawn, tmp_path
+    report, quick_report, tmp_path
 ):
     cfg, _ = report
     folders = []
@@ -138,7 +138,9 @@ def test_a_broken_run_json_is_named(report, content):
         with_settings_of(cfg, folder)
 
 
-def test_networks_trained_in_other_ways_are_compared_without_a_traceback(report, undrawn, tmp_path):
+def test_networks_trained_in_other_ways_are_compared_without_a_traceback(
+    report, quick_report, tmp_path
+):
     cfg, _ = report
     cfg = dataclasses.replace(cfg, folds=(1,))
     other = tmp_path / "ood"  # the name of an arm of ours

@@ -169,7 +169,7 @@ def cuda_run(gpu, patched):
     return dataclasses.replace(cfg, device=str(gpu.device)), cfg
 
 
-def test_every_step_runs_and_gives_what_the_cpu_gives(cuda_run, undrawn, tmp_path):
+def test_every_step_runs_and_gives_what_the_cpu_gives(cuda_run, quick_report, tmp_path):
     on_gpu, on_cpu = (dataclasses.replace(cfg, epochs=1) for cfg in cuda_run)
     for step_ in (train, rank_prune_ood, estimate_pct, train_ood, evaluate):
         step_(on_gpu)

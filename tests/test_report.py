@@ -131,7 +131,7 @@ def test_pictures_take_little_space_in_the_page_and_keep_their_pixels(whole_run)
         assert min(np.abs(pixels - file).mean() for file in same_size) < 6  # of 255
 
 
-def test_the_sample_says_that_it_is_no_tissue(whole_run, undrawn, tmp_path):
+def test_the_sample_says_that_it_is_no_tissue(whole_run, quick_report, tmp_path):
     from medood.data.workspace import SAMPLE_MARK
     from test import evaluate
 
@@ -209,7 +209,7 @@ def test_a_ranking_of_the_users_has_no_pictures_of_an_earlier_one(report):
     assert pictures_of_oods(found) == {"hardest": {}, "false_pixels": {}, "pct": drawn["pct"]}
 
 
-def test_a_figure_that_cannot_be_drawn_any_more_is_removed(report, undrawn):
+def test_a_figure_that_cannot_be_drawn_any_more_is_removed(report, quick_report):
     from test import evaluate
 
     cfg, out = report

@@ -229,7 +229,7 @@ sys.addaudithook(
 )
 
 
-def test_training_never_opens_a_test_patch(patched, undrawn, monkeypatch):
+def test_training_never_opens_a_test_patch(patched, quick_report, monkeypatch):
     for step in ("train", "rank_prune_ood", "estimate_pct", "train_ood"):  # looks for changed files
         monkeypatch.setattr(f"{step}.require", lambda *_, **__: None)
     cfg = dataclasses.replace(patched, select="val", folds=(1,), lr=3e-3, epochs=1)
@@ -331,7 +331,7 @@ def test_masks_without_any_nucleus_do_not_train(one_fold):
 
 
 def test_a_baseline_that_makes_no_mistake_ends_in_the_baseline_again(
-    one_trained, undrawn, monkeypatch, capsys
+    one_trained, quick_report, monkeypatch, capsys
 ):
     rank = rank_prune_ood.__globals__["rank_and_prune"]
 

@@ -235,7 +235,7 @@ def test_unsure_pixels_belong_to_no_class_in_tables_and_warnings(own):
         without_classes(own, load_patches(own, id_files(own.workspace, ["a_2.png"])))
 
 
-def test_unsure_masks_go_all_the_way_to_the_report(own, undrawn):
+def test_unsure_masks_go_all_the_way_to_the_report(own, quick_report):
     main(dataclasses.replace(own, epochs=1, loss="dice_ce"))
     report = own.workspace / "reports" / own.model_name
     scores = json.loads((report / "scores.json").read_text())["1"]
