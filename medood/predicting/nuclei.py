@@ -6,7 +6,7 @@ from functools import cached_property
 
 import cv2
 import numpy as np
-from scipy.ndimage import find_objects
+from scipy.ndimage import distance_transform_edt, find_objects
 from skimage.feature import peak_local_max
 from skimage.measure import find_contours
 from skimage.segmentation import watershed
@@ -49,7 +49,8 @@ def separate(component: np.ndarray, min_distance: float) -> np.ndarray:
     A watershed on the distance to the border, from its peaks at least `min_distance` pixels apart.
     """
     framed = np.pad(component, 1).astype(np.uint8)  # what lies outside is no nucleus
-    distance = cv2.distanceTransform(framed, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    # not OpenCV's, whose last bits differ from call to call: of two equal peaks it decides
+    distance = distance_transform_edt(framed).astype(np.float32)
     # smoothed: a ragged border would have a peak for each of its teeth
     smooth = cv2.GaussianBlur(distance, (0, 0), 1) * framed
     peaks = peak_local_max(smooth, min_distance=max(1, round(min_distance)), exclude_border=False)
