@@ -121,21 +121,19 @@ def med_ood(cfg: StudyConfig, fold: int, pct: float | None = None) -> Recipe:
     return replace(plain, files=plain.files + hard[: best["ood_patches"]], notes=notes)
 
 
-def candidates(cfg: Config, fold: int) -> list[Pair]:
+def candidates(cfg: Config, fold: int) -> tuple[Pair, ...]:
     """Return the OoD patches of a fold that are to be mined."""
-    return ood_files(cfg.workspace, ood_candidates(cfg, read_fold(cfg, fold).train))
+    return tuple(ood_files(cfg.workspace, ood_candidates(cfg, read_fold(cfg, fold).train)))
 
 
-def mine(cfg: StudyConfig, fold: int, files: list[Pair]) -> tuple[list[Pair], list[Pair]]:
+@functools.cache
+def mine(cfg: StudyConfig, fold: int, files: tuple[Pair, ...]) -> tuple[list[Pair], list[Pair]]:
     """Return the OoD patches in which the fold's baseline sees nuclei, hardest first, and the rest.
 
     A plan counts all patches as hard: only a trained baseline can tell them apart.
     """
-    return (files, []) if cfg.plan else _mine(cfg, fold, tuple(files))
-
-
-@functools.cache
-def _mine(cfg: StudyConfig, fold: int, files: tuple[Pair, ...]) -> tuple[list[Pair], list[Pair]]:
+    if cfg.plan:
+        return list(files), []
     network = train_recipe(baseline(cfg, fold), fold)
     of_name = {name_of(image): (image, mask) for image, mask in files}
     rows = rank_files(cfg, network, list(files), f"fold {fold}: mining")
@@ -228,17 +226,11 @@ def run_arms(cfg: StudyConfig, arms: dict[str, Arm], results: Path | None = None
                 print(f"--- {name}, fold {fold}, seed {seed}")
                 folder = train_recipe(recipe, fold)
                 tested = score_networks(recipe.cfg, {name: folder}, recipe.test, f"fold {fold}")
+                floor = "all_background"
                 result = Result(
-                    recipe.cfg.model_name,
-                    folder,
-                    recipe.sizes,
-                    tested.scores[name],
-                    tested.scores["all_background"],
-                    tested.counts[name],
-                    {
-                        "network": tested.patchwise[name],
-                        "floor": tested.patchwise["all_background"],
-                    },
+                    *(recipe.cfg.model_name, folder, recipe.sizes),
+                    *(tested.scores[name], tested.scores[floor], tested.counts[name]),
+                    {"network": tested.patchwise[name], "floor": tested.patchwise[floor]},
                 )
                 found.setdefault(name, {})[fold, seed] = result
                 if kept:
@@ -257,15 +249,8 @@ def print_plan(planned: Iterable[tuple[str, int, Recipe]]) -> None:
         of_network = replace(cfg, seed=0, epochs=1, ood_source=None)  # a step's time is the same
         hours = recipe.steps * step_seconds(of_network) / 3600
         total += hours
-        sizes = recipe.sizes
-        numbers = [
-            fold,
-            cfg.seed,
-            sizes["id_patches"],
-            sizes["ood_patches"],
-            cfg.epochs,
-            recipe.steps,
-        ]
+        sizes = recipe.sizes["id_patches"], recipe.sizes["ood_patches"]
+        numbers = (fold, cfg.seed, *sizes, cfg.epochs, recipe.steps)
         rows.append([name, cfg.model_name, *map(str, numbers), f"{hours:.2f}"])
     print(markdown(header, rows))
     print(

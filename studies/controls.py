@@ -31,7 +31,6 @@ and, only where --arms names them,
 import functools
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -120,20 +119,12 @@ def filled(fill: str, cfg: common.StudyConfig, fold: int) -> common.Recipe:
 
     Where fewer patches are hard, easy ones follow; the note `hard` gives their number.
     """
-    folder = cut_anew(replace(cfg, ood_fill=fill))
-    files = [(folder / name, None) for name in read_fold(cfg, fold).train]
-    hard, easy = common.mine(cfg, fold, files)
+    cut = replace(cfg, ood_fill=fill)
+    name, made_from = f"OoD_Patchs_{fill}", OOD_PATCHES.made_from(cut)
+    folder = made(cfg, name, made_from, functools.partial(fill_folder, cut))
+    files = ((folder / name, None) for name in read_fold(cfg, fold).train)
+    hard, easy = common.mine(cfg, fold, tuple(files))
     return adding(cfg, fold, hard + easy, hard=len(hard))
-
-
-def cut_anew(cfg: common.StudyConfig) -> Path:
-    """Return the folder of the patches that are cut with the fill of cfg; a plan does not cut."""
-    folder = cfg.workspace / "studies" / f"OoD_Patchs_{cfg.ood_fill}"
-    record = OOD_PATCHES.made_from(cfg)
-    if not cfg.plan and not is_kept(folder, record):
-        with fresh_folder(folder, record) as out:
-            fill_folder(cfg, out)
-    return folder
 
 
 def move_silhouettes(image: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -160,17 +151,13 @@ def move_silhouettes(image: np.ndarray, mask: np.ndarray, rng: np.random.Generat
 
 
 def made(
-    cfg: common.StudyConfig, name: str, sources: list[Path], count: int, write: Callable
+    cfg: common.StudyConfig, name: str, made_from: dict, fill: Callable[[Path], object]
 ) -> Path:
-    """Return a folder that `write` fills, called with each number below `count` and the folder.
-
-    It is kept if it was made from the same files. A plan makes nothing.
-    """
-    folder = cfg.workspace / "studies" / f"{name}_{cfg.model_name}_{cfg.seed}"
-    record = {} if cfg.plan else {"inputs": fingerprint(sources)}
-    if not cfg.plan and not is_kept(folder, record):
-        with fresh_folder(folder, record) as out, ThreadPoolExecutor() as pool:
-            list(pool.map(functools.partial(write, out=out), range(count)))
+    """Return a folder that `fill` fills, or that is kept. A plan makes nothing."""
+    folder = cfg.workspace / "studies" / name
+    if not cfg.plan and not is_kept(folder, made_from):
+        with fresh_folder(folder, made_from) as out:
+            fill(out)
     return folder
 
 
@@ -179,12 +166,14 @@ def silhouettes_moved(cfg: common.StudyConfig, fold: int) -> common.Recipe:
     names, classes = [name_of(image) for image, _ in extra(cfg, fold)], len(cfg.class_names)
     images, masks = zip(*id_files(cfg.workspace, names), strict=True)
 
-    def move(number: int, out: Path) -> None:
-        rng = np.random.default_rng([cfg.seed, fold, number])
-        image, mask = read_image(images[number]), read_mask(masks[number], classes)
-        write_png(out / images[number].name, move_silhouettes(image, mask, rng))
+    def move(out: Path) -> None:
+        for number, (path, of) in enumerate(zip(images, masks, strict=True)):
+            rng = np.random.default_rng([cfg.seed, fold, number])
+            moved = move_silhouettes(read_image(path), read_mask(of, classes), rng)
+            write_png(out / path.name, moved)
 
-    folder = made(cfg, f"Silhouettes_{fold}", [*images, *masks], len(images), move)
+    name = f"Silhouettes_{fold}_{cfg.model_name}_{cfg.seed}"
+    folder = made(cfg, name, {"inputs": fingerprint([*images, *masks])}, move)
     files = [(folder / image.name, mask) for image, mask in zip(images, masks, strict=True)]
     if cfg.plan:
         return adding(cfg, fold, files)
@@ -225,12 +214,13 @@ def holes_unsure(cfg: common.StudyConfig, fold: int) -> common.Recipe:
     masks = [mask for _, mask in id_files(cfg.workspace, [name_of(image) for image, _ in files])]
     classes = len(cfg.class_names)
 
-    def hide(number: int, out: Path) -> None:
-        mask = read_mask(masks[number], classes)
-        hidden = np.where(mask == BACKGROUND, BACKGROUND, UNSURE).astype(np.uint8)
-        write_png(out / masks[number].name, hidden)
+    def hide(out: Path) -> None:
+        for path in masks:
+            sure = read_mask(path, classes) == BACKGROUND
+            write_png(out / path.name, np.where(sure, BACKGROUND, UNSURE).astype(np.uint8))
 
-    folder = made(cfg, f"Holes_{fold}", masks, len(masks), hide)
+    name = f"Holes_{fold}_{cfg.model_name}_{cfg.seed}"
+    folder = made(cfg, name, {"inputs": fingerprint(masks)}, hide)
     return adding(cfg, fold, [(image, folder / image.name) for image, _ in files])
 
 

@@ -100,14 +100,13 @@ def tell(
     columns: tuple[str, ...] = (),
     printed: dict[str, dict[str, object]] | None = None,
     tables: dict[str, str] | None = None,
-    score: str = "ap",
     draw: Callable[[Path, str], None] | None = None,
 ) -> None:
     """Print the scores and differences of a study, and write them with a figure.
 
     against: the arms to compare, by the arm that is their reference. columns: what the table of
     scores shows beside. printed: the paper's columns, by arm. tables: more of them, by caption.
-    score: whose differences the figure shows, if `draw` draws no other.
+    draw: draws another figure than the differences of `ap`.
     """
     printed = printed or {}
     floor = [result.floor for result in next(iter(results.values())).values()]
@@ -136,8 +135,8 @@ def tell(
     if draw:
         draw(path, title)
     else:
-        bars = {pair: tuple(gain[score]) for pair, gain in differences.items()}
-        draw_intervals(path, title, f"`{score}`, points; grey where the interval includes 0", bars)
+        bars = {pair: tuple(gain["ap"]) for pair, gain in differences.items()}
+        draw_intervals(path, title, "`ap`, points; grey where the interval includes 0", bars)
     print(f"{out}.csv, .json, .md, .png")
 
 
