@@ -86,20 +86,21 @@ def test_the_worst_case_is_the_lowest_of_all_attacks_and_falls_with_eps(attacked
 
 
 def test_an_attack_that_was_stopped_goes_on_after_its_last_batch(attacked, monkeypatch, tmp_path):
-    cfg, _, of_fixture = attacked
-    out = shutil.copytree(of_fixture, tmp_path / "out")
-    before, done, plain = results(cfg, out), [], robust.attacked._attack_part
+    cfg, done, plain = attacked[0], [], robust.attacked._attack_part
+    cfg = dataclasses.replace(cfg, attacks=("noise",))
     monkeypatch.setattr(
         robust.attacked, "_attack_part", lambda *args: done.append(1) or plain(*args)
     )
-    results(cfg, out)
-    assert not done
-    next(iter((out / "parts").glob("1_ood_*"))).unlink()
-    again = results(cfg, out)
-    assert len(done) == 1
+    before = results(cfg, tmp_path)
+    assert len(done) == 2  # both networks
+    results(cfg, tmp_path)
+    assert len(done) == 2
+    next(iter((tmp_path / "parts").glob("1_ood_*"))).unlink()
+    again = results(cfg, tmp_path)
+    assert len(done) == 3
     assert torch.equal(again["ood"].dice, before["ood"].dice)
-    results(dataclasses.replace(cfg, attacks=("noise",)), out)
-    assert len(done) == 3  # both networks: other settings
+    results(dataclasses.replace(cfg, eps=(8.0,)), tmp_path)
+    assert len(done) == 5  # other settings
 
 
 def subject(cfg):
