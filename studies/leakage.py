@@ -127,10 +127,10 @@ def leakage(cfg: LeakageConfig) -> None:
         for arm, of_arm in results.items()
     }
     fall = paired_differences(by_seed[apart_arm], by_seed[LISTED], cfg.class_names)
+    gains = {name: fall[name] for name in SCORES if name in fall}  # labels may have no nuclei
     rows = [
-        [f"`{name}`", *(spread(values(of_arm, name)) for of_arm in results.values())]
-        + [fall[name].text()]
-        for name in SCORES
+        [f"`{name}`", *(spread(values(of_arm, name)) for of_arm in results.values()), gain.text()]
+        for name, gain in gains.items()
     ]
     for label, size in (("ID training patches", "id_patches"), ("steps", "steps")):
         of_arms = (spread(values(of_arm, size), 1, 0) for of_arm in results.values())
@@ -139,9 +139,8 @@ def leakage(cfg: LeakageConfig) -> None:
     scores = markdown(["", *results, f"difference, all folds as one test{chance}"], rows)
     tables = {"Both sides of the lists": table, "Scores of the baseline": scores}
     out = write_study(cfg, "leakage", results, tables, {f"{apart_arm} - {LISTED}": fall})
-    bars = {name: tuple(fall[name]) for name in SCORES}
     title = f"{data_name(cfg.workspace)}, {cfg.model_name}: {apart_arm} less {LISTED}"
-    draw_intervals(Path(f"{out}.png"), title, "points", bars)
+    draw_intervals(Path(f"{out}.png"), title, "points", gains)
     print(f"{out}.csv, .json, .md, .png")
 
 
