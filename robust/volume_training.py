@@ -214,23 +214,14 @@ def train_segmenter(
     def save_network(finished: Path) -> None:
         weights = {name: value.contiguous() for name, value in network.state_dict().items()}
         (finished / WEIGHTS).write_bytes(save(weights))  # save_file would hide it from others
-        write_json(finished / DESCRIPTION, describe(cfg, task, plan))
+        described = {"network": cfg.network, "axes": AXES, "modalities": task.modalities}
+        described |= {"class_names": list(task.class_names), "plan": plan._asdict()}
+        write_json(finished / DESCRIPTION, described)
 
     write_trained(folder, trainer, run, {volume.name for volume in volumes}, save_network)
 
 
 # ---------------------------------------------------------------- on the disk
-
-
-def describe(cfg: NetworkConfig, task: Task, plan: Plan) -> dict:
-    """Return the content of config.json: all that the weights need to become a segmenter."""
-    return {
-        "network": cfg.network,
-        "axes": AXES,
-        "modalities": task.modalities,
-        "class_names": list(task.class_names),
-        "plan": plan._asdict(),
-    }
 
 
 def load_network(cfg: VolumeConfig, folder: Path, device: torch.device) -> Segmenter:
