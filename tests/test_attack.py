@@ -26,14 +26,7 @@ from robust.report import check, scores_by_attack
 from robust.settings import AttackConfig, FreeConfig
 from robust.train_free import train_free
 from test import folds_to_test, networks
-from tests.conftest import TINY, printed_in, write_region
-
-
-def settings_of(kind, cfg=TINY, **changes):
-    """Return the settings of cfg as a script with more of them takes them."""
-    values = {field.name: getattr(cfg, field.name) for field in dataclasses.fields(cfg)}
-    return kind(**values | changes)
-
+from tests.conftest import TINY, as_settings_of, printed_in, write_region
 
 # ---------------------------------------------------------------- attack.py
 
@@ -44,7 +37,7 @@ def attacked(whole_run, tmp_path_factory):
     workspace = tmp_path_factory.mktemp("attacked") / "run"
     shutil.copytree(whole_run, workspace)
     few = {"steps": 1, "queries": 3, "patches": 2, "eps": (8.0, 2.0), "folds": (1, 2)}
-    cfg = settings_of(AttackConfig, workspace=workspace, **few)
+    cfg = as_settings_of(AttackConfig, TINY, workspace=workspace, **few)
     attack(cfg)
     report = workspace / "reports" / "unet_tu-test_resnet"
     return cfg, report, workspace / "reports" / "robust" / "unet_tu-test_resnet"
@@ -165,7 +158,7 @@ def test_patches_are_spread_over_regions_and_drawn_at_random_in_them():
 
 
 def test_a_first_look_takes_the_largest_eps_and_never_more_than_was_asked_for():
-    cfg = settings_of(AttackConfig, steps=3)
+    cfg = as_settings_of(AttackConfig, TINY, steps=3)
     assert dataclasses.astuple(quick(cfg)) == dataclasses.astuple(
         dataclasses.replace(cfg, eps=(8.0,), queries=100, patches=16)
     )
@@ -173,14 +166,16 @@ def test_a_first_look_takes_the_largest_eps_and_never_more_than_was_asked_for():
 
 def test_an_unknown_attack_is_refused_with_those_that_are_known():
     with pytest.raises(UserError, match="attacks = .*'noise'.* or 'square'"):
-        settings_of(AttackConfig, attacks=("deepfool",))
+        as_settings_of(AttackConfig, TINY, attacks=("deepfool",))
 
 
 def test_a_network_of_two_classes_is_attacked_without_dlr_unless_it_is_asked_for():
     two = (("nucleus", "#d55e00"),)
-    assert "apgd_dlr" in attacks_of(settings_of(AttackConfig))
-    assert "apgd_dlr" not in attacks_of(settings_of(AttackConfig, classes=two))
-    assert "apgd_dlr" in attacks_of(settings_of(AttackConfig, classes=two, attacks=("apgd_dlr",)))
+    assert "apgd_dlr" in attacks_of(as_settings_of(AttackConfig, TINY))
+    assert "apgd_dlr" not in attacks_of(as_settings_of(AttackConfig, TINY, classes=two))
+    assert "apgd_dlr" in attacks_of(
+        as_settings_of(AttackConfig, TINY, classes=two, attacks=("apgd_dlr",))
+    )
 
 
 # ---------------------------------------------------------------- the check
@@ -188,7 +183,7 @@ def test_a_network_of_two_classes_is_attacked_without_dlr_unless_it_is_asked_for
 
 def checked(**dice):
     """Return what is said of a network with these Dice by attack at eps 8, 0.8 on clean images."""
-    cfg = settings_of(AttackConfig, eps=(8.0,), attacks=("noise", "apgd_ce", "square"))
+    cfg = as_settings_of(AttackConfig, TINY, eps=(8.0,), attacks=("noise", "apgd_ce", "square"))
     rows = [0.8, *(dice.get(name, 0.3) for _, name in pairs_of(cfg)[1:])]
     empty = torch.empty(0)
     found = Attacked(["a_0.png"], torch.tensor(rows)[:, None], *[empty] * 6)
@@ -214,7 +209,7 @@ def test_what_speaks_against_the_attacks_is_said(dice, sentence):
 
 
 def test_an_image_is_fooled_below_half_of_the_mean_clean_dice():
-    cfg = settings_of(AttackConfig, eps=(8.0,), attacks=("noise",))
+    cfg = as_settings_of(AttackConfig, TINY, eps=(8.0,), attacks=("noise",))
     dice = torch.tensor([[0.9, 0.5], [0.36, 0.34], [0.3, 0.1]])  # clean, noise, worst case
     counts = torch.ones(3, 2, 7, 7, dtype=torch.int64)
     shares = torch.ones(3, 2, dtype=torch.float64)
@@ -241,7 +236,7 @@ def test_the_noise_steps_eps_up_the_loss_and_stays_within_it():
 
 def test_an_epoch_drives_the_noise_to_eps(patched):
     """Every batch is replayed three times; the noise climbs, and no weight of it descends."""
-    cfg = settings_of(FreeConfig, patched, replays=3)
+    cfg = as_settings_of(FreeConfig, patched, replays=3)
     patches = load_patches(cfg, id_files(cfg.workspace, read_fold(cfg, 1).train))
     trainer = FreeTrainer(cfg, 1, patches, torch.device("cpu"))
     losses = train_epoch(trainer, 0)["loss"]
@@ -260,7 +255,7 @@ def test_an_epoch_drives_the_noise_to_eps(patched):
 def test_free_training_divides_the_epochs_and_its_networks_are_attacked(attacked, tmp_path):
     cfg = dataclasses.replace(attacked[0], workspace=tmp_path / "run")
     shutil.copytree(attacked[0].workspace, cfg.workspace)  # others read what it changes
-    free = settings_of(FreeConfig, cfg_of(cfg), replays=2)
+    free = as_settings_of(FreeConfig, cfg, replays=2)
     train_free(free)
     quickly = dataclasses.replace(cfg, attacks=("apgd_ce",), eps=(8.0,), steps=1)
     run = json.loads((free_folder(cfg, 1) / "run.json").read_text())
@@ -292,10 +287,10 @@ def test_free_training_withstands_what_as_many_replays_without_noise_do_not(tmp_
     generate_patches(cfg)
     networks = []
     for eps in (0.0, 8.0):
-        train_free(settings_of(FreeConfig, cfg, eps=eps))
+        train_free(as_settings_of(FreeConfig, cfg, eps=eps))
         networks.append(free_folder(cfg, 1).rename(tmp_path / "models" / f"eps_{eps:g}"))
     attacks = {"attacks": ("apgd_ce",), "eps": (8.0,), "steps": 20}
-    attack(settings_of(AttackConfig, cfg, checkpoint=tuple(networks), **attacks))
+    attack(as_settings_of(AttackConfig, cfg, checkpoint=tuple(networks), **attacks))
     path = tmp_path / "reports/robust/checkpoints/eps_0_vs_eps_8/differences.json"
     gain = json.loads(path.read_text())["eps_8"]["8"]["miou"]
     assert gain["mean"] > 0.05
@@ -305,8 +300,3 @@ def change_record(network, part, **values):
     run = json.loads((network / "run.json").read_text())
     run["made_from"][part] |= values
     (network / "run.json").write_text(json.dumps(run))
-
-
-def cfg_of(cfg):
-    """Return the settings of config.py alone."""
-    return dataclasses.replace(TINY, workspace=cfg.workspace, folds=cfg.folds)
