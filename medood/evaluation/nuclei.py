@@ -13,6 +13,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from scipy.ndimage import center_of_mass
@@ -160,9 +161,9 @@ def no_nuclei(cfg: Config) -> str:
 
     Raises UserError where Instance_Patchs is out of date.
     """
-    record, again = record_of(INSTANCE_PATCHES.path(cfg, 0)), INSTANCE_PATCHES.cure(cfg, 0)
+    record, again = record_of(INSTANCE_PATCHES.path(cfg, 0)), partial(INSTANCE_PATCHES.cure, cfg, 0)
     if not record.is_there:
-        cure = f"run `{again}`" if has_instances(cfg) else "the labels hold no instances"
+        cure = f"run `{again()}`" if has_instances(cfg) else "the labels hold no instances"
         return f"no scores by nucleus, as there is no {record.product}: {cure}"
     refuse_unusable(record, lambda: INSTANCE_PATCHES.made_from(cfg), again, images=False)
     return ""
