@@ -5,15 +5,9 @@ import re
 
 import cv2
 import numpy as np
-import pydicom
 import pytest
 from conftest import TINY, as_settings_of
 from PIL import Image
-from pydicom.uid import (
-    JPEG2000Lossless,
-    JPEGBaseline8Bit,
-    JPEGLSLossless,
-)
 from tifffile import imwrite
 
 from config import UserError
@@ -78,95 +72,6 @@ def test_signed_grey_is_scaled_too_and_other_kinds_are_refused(tmp_path, order, 
 
 def test_values_are_clipped_at_the_ends_and_rounded():
     assert to_bytes(np.array([-1, 0, 1, 2, 3, 9]), 0, 4).tolist() == [0, 0, 64, 128, 191, 255]
-
-
-# ---------------------------------------------------------------- DICOM
-
-
-def test_a_dicom_without_a_window_is_scaled_by_its_own_range(tmp_path):
-    write_dicom(tmp_path / "a.dcm", GREY)
-    found = read_any(tmp_path / "a.dcm")
-    assert (found.shape, found.dtype) == ((2, 2, 3), np.uint8)
-    assert found[..., 0].tolist() == [[0, 64], [128, 255]]
-    assert (found == found[..., :1]).all()
-
-
-def test_dark_bones_are_turned_bright(tmp_path):
-    write_dicom(tmp_path / "a.dcm", GREY, PhotometricInterpretation="MONOCHROME1")
-    assert read_any(tmp_path / "a.dcm")[..., 0].tolist() == [[255, 191], [127, 0]]
-
-
-def test_a_window_counts_in_units_after_rescaling(tmp_path):
-    # stored 0, 100, 200, 400 are -1000, -800, -600, -200 Hounsfield units
-    entries = {"RescaleSlope": 2, "RescaleIntercept": -1000}
-    window = {"WindowCenter": -700, "WindowWidth": 400, "VOILUTFunction": "LINEAR_EXACT"}
-    write_dicom(tmp_path / "a.dcm", GREY, **entries, **window)
-    found = read_any(tmp_path / "a.dcm")[..., 0]  # from -900 to -500
-    assert found.tolist() == [[0, 64], [191, 255]]
-    window |= {"WindowCenter": [-700, 40], "WindowWidth": [400, 80]}  # the first of several
-    write_dicom(tmp_path / "b.dcm", GREY, **entries, **window)
-    assert read_any(tmp_path / "b.dcm")[..., 0].tolist() == found.tolist()
-
-
-def test_a_window_wider_than_the_values_is_kept(tmp_path):
-    window = {"WindowCenter": 400, "WindowWidth": 800, "VOILUTFunction": "LINEAR_EXACT"}
-    write_dicom(tmp_path / "a.dcm", GREY, **window)
-    assert read_any(tmp_path / "a.dcm")[..., 0].tolist() == [[0, 32], [64, 128]]
-
-
-def test_a_table_of_values_is_followed(tmp_path):
-    table = pydicom.Dataset()
-    table.LUTDescriptor, table.LUTData = [4, 0, 8], [0, 10, 30, 40]
-    table["LUTDescriptor"].VR = table["LUTData"].VR = "US"
-    entries = {"VOILUTSequence": pydicom.Sequence([table])}
-    write_dicom(tmp_path / "a.dcm", np.array([[0, 1], [2, 3]], np.uint8), **entries)
-    assert read_any(tmp_path / "a.dcm")[..., 0].tolist() == [[0, 64], [191, 255]]
-
-
-def test_a_jpeg_within_a_dicom_is_decoded(tmp_path):
-    grey = np.repeat(np.arange(0, 256, 8, dtype=np.uint8)[None], 32, axis=0)  # as SIIM-ACR's
-    jpeg = cv2.imencode(".jpg", grey, [cv2.IMWRITE_JPEG_QUALITY, 100])[1].tobytes()
-    write_dicom(tmp_path / "a.dcm", grey, syntax=JPEGBaseline8Bit, content=jpeg)
-    assert (
-        np.abs(read_any(tmp_path / "a.dcm")[..., 0] - to_bytes(grey, 0, 248).astype(int)).max() < 4
-    )
-
-
-def test_a_dicom_in_colour_is_read(tmp_path):
-    rgb = np.random.default_rng(0).integers(0, 256, (3, 5, 3), np.uint8)
-    colour = {"SamplesPerPixel": 3, "PlanarConfiguration": 0, "PhotometricInterpretation": "RGB"}
-    write_dicom(tmp_path / "a.dcm", rgb, **colour)
-    np.testing.assert_array_equal(read_any(tmp_path / "a.dcm"), rgb)
-    write_dicom(tmp_path / "a.dcm", rgb.astype(np.uint16), **colour)
-    with pytest.raises(UserError, match="has 16 bits of RGB: save it as grey"):
-        read_any(tmp_path / "a.dcm")
-
-
-def test_a_dicom_that_claims_to_be_huge_is_refused_before_it_is_decoded(tmp_path):
-    write_dicom(tmp_path / "a.dcm", GREY, Rows=60_000, Columns=60_000)
-    with pytest.raises(UserError, match="3,600,000,000 pixels, more than 536,870,912"):
-        read_any(tmp_path / "a.dcm")
-
-
-def test_a_dicom_that_cannot_be_used_is_named_with_a_cure(tmp_path):
-    path = tmp_path / "a.dcm"
-    write_dicom(path, GREY, NumberOfFrames=2)
-    with pytest.raises(UserError, match="a.dcm holds 2 frames: save the frame"):
-        read_any(path)
-    write_dicom(path, GREY, syntax=JPEG2000Lossless, content=b"garbage")
-    with pytest.raises(UserError, match=r"JPEG 2000 .*\): run `pip install .* or save it uncom"):
-        read_any(path)
-    write_dicom(path, GREY, syntax=JPEGLSLossless, content=b"garbage")
-    with pytest.raises(UserError, match=r"JPEG-LS .*\): run `pip install"):
-        read_any(path)
-    write_dicom(path, GREY)
-    whole = path.read_bytes()
-    for damaged in (b"", whole[:100], whole[:300], whole[:-4], b"no DICOM at all" * 20):
-        path.write_bytes(damaged)
-        with pytest.raises(UserError, match="a.dcm is not a whole DICOM image .*copy or export"):
-            read_any(path)
-    with pytest.raises(UserError, match="is missing"):
-        read_any(tmp_path / "b.dcm")
 
 
 # ---------------------------------------------------------------- files of the labels

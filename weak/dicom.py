@@ -1,8 +1,6 @@
-"""DICOM images, told from other files and read as a viewer first shows them."""
+"""DICOM images, read as a viewer first shows them."""
 
-import math
-import struct
-from collections.abc import Sequence
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,30 +15,8 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 DICOM_ENDINGS = (".dcm", ".dicom", ".dic", ".ima")  # many files have none
-MAGIC, MAGIC_AT = b"DICM", 128
-HEAD = MAGIC_AT + len(MAGIC)  # bytes that tell a DICOM file
-FIRST_GROUPS = (2, 8)  # of the first tag of a file without a preamble ...
-LONGEST_FIRST = 256  # ... and bytes of its value, at most
 PLUGINS = '`pip install "pylibjpeg[all]"`'  # pydicom's decoders of what it cannot decode itself
 COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")  # what pydicom makes RGB
-LEAST_WIDTH = math.ulp(0.0)  # of a window; that of LINEAR, which ends on whole numbers, is 1
-
-
-def is_dicom(head: bytes) -> bool:
-    """Say whether a file begins as DICOM does. head: its first HEAD bytes.
-
-    That is a preamble and the magic word or, as many scanners write it, the first tag at once.
-    """
-    if head[MAGIC_AT:] == MAGIC:
-        return True
-    if len(head) < HEAD:
-        return False
-    for order in "<>":
-        group, length = struct.unpack_from(f"{order}H2xI", head)
-        if group in FIRST_GROUPS:
-            # a length, or the two letters of an explicit type before it
-            return length < LONGEST_FIRST or head[4:6].isalpha() and head[4:6].isupper()
-    return False
 
 
 def read_dicom(path: Path) -> np.ndarray:
@@ -75,8 +51,6 @@ def _parse(path: Path, data: bytes) -> "Dataset":
     """Return what a DICOM file holds, its pixels as they are stored."""
     from pydicom import dcmread, uid  # takes a while to import
 
-    if not is_dicom(data[:HEAD]):
-        raise _damaged(path, "it does not begin as one")
     try:
         file = dcmread(BytesIO(data), force=True)  # without a preamble, too
         if "TransferSyntaxUID" not in file.file_meta:
@@ -123,7 +97,7 @@ def _displayed(values: np.ndarray, file: "Dataset") -> np.ndarray:
     That is the first window of the file that can be applied, or its table, or else the range of
     its own values. Padding, which lies around the image, is black.
     """
-    from pydicom.pixels import apply_modality_lut, apply_voi, apply_windowing
+    from pydicom.pixels import apply_modality_lut, apply_voi
 
     is_padding = _is_padding(values, file)
     if not file.get("RescaleSlope") or file.get("RescaleIntercept") in (None, ""):
@@ -131,18 +105,12 @@ def _displayed(values: np.ndarray, file: "Dataset") -> np.ndarray:
     values = apply_modality_lut(values, file)
     if not np.isfinite(values).all():
         raise ValueError("it holds values that are not finite")
-    if (window := _window(file)) is not None:
-        index, centre, width = window
-        # pydicom spreads a window over all that the bits can hold: ask it where the ends come to
-        beyond = np.array([centre - 10 * width, centre + 10 * width])
-        low, high = apply_windowing(beyond, file, index=index)
-        values = apply_windowing(values, file, index=index)
-    else:
+    shown = _windowed(values, file)
+    if shown is None:
         if file.get("VOILUTSequence"):
             values = apply_voi(np.rint(values).astype(np.int32), file)
         inside = values if is_padding.all() else values[~is_padding]
-        low, high = inside.min(), inside.max()
-    shown = to_bytes(values, low, high)
+        shown = to_bytes(values, inside.min(), inside.max())
     shown = 255 - shown if file.PhotometricInterpretation == "MONOCHROME1" else shown
     return np.where(is_padding, np.uint8(0), shown)
 
@@ -158,25 +126,14 @@ def _is_padding(values: np.ndarray, file: "Dataset") -> np.ndarray:
     return (low <= values) & (values <= high)
 
 
-def _window(file: "Dataset") -> tuple[int, float, float] | None:
-    """Return number, centre and width of the first window that can be applied, or None.
+def _windowed(values: np.ndarray, file: "Dataset") -> np.ndarray | None:
+    """Return values by the first window that can be applied, uint8; None if there is none."""
+    from pydicom.pixels import apply_windowing
 
-    Sets the function of the windows, if the file leaves it empty.
-    """
-    function = file.VOILUTFunction = str(file.get("VOILUTFunction") or "LINEAR").upper()
-    least = {"LINEAR": 1.0, "LINEAR_EXACT": LEAST_WIDTH, "SIGMOID": LEAST_WIDTH}.get(function)
-    windows = zip(_numbers(file, "WindowCenter"), _numbers(file, "WindowWidth"), strict=False)
-    for number, (centre, width) in enumerate(windows):
-        if least and math.isfinite(centre) and least <= width < math.inf:
-            return number, centre, width
+    file.VOILUTFunction = file.get("VOILUTFunction") or "LINEAR"
+    for index in range(file["WindowWidth"].VM if "WindowWidth" in file else 0):
+        with suppress(Exception):  # pydicom raises several kinds where a window is none
+            # it spreads a window over all that the bits can hold: ask it where the ends come to
+            low, high = apply_windowing(np.array([-np.inf, np.inf]), file, index=index)
+            return to_bytes(apply_windowing(values, file, index=index), low, high)
     return None
-
-
-def _numbers(file: "Dataset", name: str) -> list[float]:
-    """Return the numbers of a DICOM entry that may hold one, several, none or something else."""
-    try:
-        value = file.get(name)
-        is_list = isinstance(value, Sequence) and not isinstance(value, str)
-        return [float(number) for number in (value if is_list else [value])]
-    except (TypeError, ValueError):
-        return []

@@ -25,7 +25,7 @@ from medood.data.labels import BACKGROUND, read_own_mask
 from medood.data.names import name_of
 from medood.data.workspace import list_images
 from medood.processes import say_once
-from weak.dicom import DICOM_ENDINGS, HEAD, is_dicom, read_dicom
+from weak.dicom import DICOM_ENDINGS, read_dicom
 from weak.image_labels import ImageLabels
 
 RLE_COLUMNS = ("imageid", "encodedpixels")  # in lower case
@@ -57,20 +57,12 @@ def list_inputs(folder: Path, labels: ImageLabels) -> list[Path]:
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}: correct its name")
     images = _images_in(folder)
-    by_name: dict[str, list[Path]] = defaultdict(list)
-    by_stem: dict[str, list[Path]] = defaultdict(list)
-    by_parts: dict[tuple[str, str], list[Path]] = defaultdict(list)
+    by_name: dict[str | tuple, list[Path]] = defaultdict(list)
     for path in images:
-        name = name_of(path)
-        by_name[name].append(path)
-        by_stem[stem_of(name)].append(path)
-        by_parts[_parts(name)].append(path)
-    found = [
-        by_name.get(name) or by_stem.get(name) or by_parts.get(_parts(name)) or []
-        for name in labels.names
-    ]
-    missing = [name for name, paths in zip(labels.names, found, strict=True) if not paths]
-    if missing:
+        for key in (stem_of(name_of(path)), _parts(name_of(path))):
+            by_name[key].append(path)
+    found = [by_name.get(name) or by_name.get(_parts(name), []) for name in labels.names]
+    if missing := [name for name, paths in zip(labels.names, found, strict=True) if not paths]:
         raise UserError(
             f"{folder} lacks {len(missing)} images that the image labels name, {missing[0]} for"
             " one: put them there, or remove their rows"
@@ -104,8 +96,9 @@ def _is_image(path: Path) -> bool:
         return False
     if path.suffix.lower() in (*IMAGE_ENDINGS, *DICOM_ENDINGS):
         return True
-    with path.open("rb") as file:
-        return is_dicom(file.read(HEAD))
+    from pydicom.misc import is_dicom  # takes a while to import
+
+    return is_dicom(path)
 
 
 # ---------------------------------------------------------------- images
@@ -237,16 +230,12 @@ def decode_rle(text: str, height: int, width: int) -> np.ndarray:
     mask = np.zeros(height * width, np.uint8)
     words = text.split()
     if words != ["-1"]:
-        try:
-            numbers = [int(word) for word in words]
-        except ValueError:
+        numbers = [int(word) for word in words if word.isdecimal()]
+        if not words or len(words) % 2 or len(numbers) < len(words):
+            short = text if len(text) <= 40 else f"{text[:40]}..."
             raise UserError(
-                f"the run lengths {_short(text)} are not whole numbers: correct them"
-            ) from None
-        if not numbers or len(numbers) % 2 or min(numbers) < 0:
-            raise UserError(
-                f"the run lengths {_short(text)} are not pairs of a gap and a length: correct them,"
-                " or write -1 for none"
+                f"the run lengths {short!r} are not pairs of a gap and a length, whole numbers from"
+                " 0: correct them, or write -1 for none"
             )
         ends = list(accumulate(numbers))
         if ends[-1] > mask.size:
@@ -257,7 +246,3 @@ def decode_rle(text: str, height: int, width: int) -> np.ndarray:
         for start, end in zip(ends[::2], ends[1::2], strict=True):
             mask[start:end] = 1
     return np.ascontiguousarray(mask.reshape(width, height).T)
-
-
-def _short(text: str) -> str:
-    return repr(text if len(text) <= 40 else f"{text[:40]}...")
