@@ -57,7 +57,7 @@ def test_spaces_capitals_and_the_order_of_columns_do_not_matter(tmp_path):
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("", "is empty"),
+        ("", "has no row"),
         ("img_name,cat\n", "has no row"),
         ("name,cat\na,0\nb,1\n", "has no column img_name"),
         ("img_name,patient\na,x\n", "has no column of a class"),
@@ -122,17 +122,11 @@ def test_the_table_says_whose_each_image_is_and_not_the_setting(tmp_path):
     assert with_classes(cfg).patients is None
 
 
-def test_colours_differ_also_without_red_and_green():
-    from skimage.color import rgb2lab
-
-    many = colours(20)
-    assert many == colours(254)[:20]  # a class more changes no colour
+def test_every_class_has_a_colour_of_its_own():
+    many = colours(254)
+    assert len(set(many)) == 254
     assert many[:6] == [colour for _, colour in LIZARD]
-    assert len(set(colours(254))) == 254
-    rgb = np.array([tuple(bytes.fromhex(colour[1:])) for colour in many], np.uint8)
-    seen = rgb2lab(rgb)[:, [0, 2]]  # lightness, and from blue to yellow
-    gaps = np.linalg.norm(seen[:, None] - seen, axis=-1) + 1e3 * np.eye(20)
-    assert gaps.min() > 10
+    assert colours(20) == many[:20]  # a class more changes no colour
 
 
 # ---------------------------------------------------------------- who trains

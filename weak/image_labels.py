@@ -4,7 +4,8 @@ A CSV with a header: img_name, a column of 0 and 1 for each class, and perhaps p
 (train | test). This is all that is known of a training image; no pixel is marked.
 """
 
-from collections.abc import Iterable
+from collections import Counter
+from colorsys import hls_to_rgb
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -12,15 +13,16 @@ from typing import NamedTuple
 import numpy as np
 
 from config import LIZARD, UserError
-from medood.data.files import read_columns, read_rows
+from medood.data.files import read_rows
 from medood.data.folds import PARTS, deal
-from medood.data.labels import BACKGROUND_COLOUR
 from medood.data.names import plain
 from medood.processes import world_size
 from weak.settings import ClassifierConfig, ImagesConfig, TransferConfig
 
 OWN = NAME, PATIENT, SPLIT = "img_name", "patient", "split"  # every other column is a class
 MOST_CLASSES = 254  # a mask has one byte: 0 is background, 255 unsure
+GOLDEN = 0.618  # of the circle of hues, from one colour to the next: no two come close for long
+LIGHTNESS = (0.35, 0.6, 0.8)
 
 
 class ImageLabels(NamedTuple):
@@ -45,36 +47,32 @@ def labels_of(cfg: ImagesConfig) -> ImageLabels:
 
 def read_image_labels(path: Path) -> ImageLabels:
     """Return the image labels in a CSV; UserError, naming the place, for any mistake in it."""
-    columns, rows = _read(path)
-    classes = tuple(name for name in columns if name not in (NAME, PATIENT, SPLIT))
-    _refuse_columns(path, columns, classes)
+    if not path.is_file():
+        raise UserError(f"there is no file {path}: correct the name of the CSV of image labels")
+    rows = list(read_rows(path, OWN))
     if not rows:
-        raise UserError(f"{path} has no row below its header: add one for each image")
-    for column in {NAME, PATIENT}.intersection(columns):
-        if gaps := [number for number, row in rows if not row[column]]:
-            raise UserError(f"{path}: row {gaps[0]} has no {column}: write it there")
+        raise UserError(f"{path} has no row: write a header ({NAME}, classes) and a row per image")
+    # a spreadsheet may save columns behind the last one, without a name and a value
+    columns = [name for name in rows[0][1] if name or any(row[name] for _, row in rows)]
+    classes = tuple(name for name in columns if name not in OWN)
+    _refuse_columns(path, columns, classes)
+    for number, row in rows:
+        _refuse_row(path, number, row, classes)
     names = [row[NAME] for _, row in rows]
-    if twice := _repeated(names):
+    twice, count = Counter(names).most_common(1)[0]
+    if count > 1:
         raise UserError(f"{path} names the image {twice} twice: keep one of the rows")
     patients = [row.get(PATIENT, row[NAME]) for _, row in rows]
-    labels = _labels(path, rows, classes)
+    labels = np.array([[row[name] == "1" for name in classes] for _, row in rows], np.uint8)
+    if unlearnable := _without_contrast(labels, classes):
+        raise UserError(
+            f"{path}: {unlearnable}, so that nothing tells how it looks: remove its column, or add"
+            " other images"
+        )
     given = [row[SPLIT] for _, row in rows] if SPLIT in columns else None
     if given is not None:
         _refuse_split(path, names, patients, given)
     return ImageLabels(names, patients, labels, classes, given)
-
-
-def _read(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
-    """Return the columns and the numbered rows of a table."""
-    if not path.is_file():
-        raise UserError(f"there is no file {path}: correct the name of the CSV of image labels")
-    columns = read_columns(path, OWN)
-    if not columns:
-        raise UserError(f"{path} is empty: write a header ({NAME}, classes) and a row per image")
-    rows = list(read_rows(path, OWN))
-    # a spreadsheet may save columns behind the last one, without a name and a value
-    kept = [name for name in columns if name or any(row[name] for _, row in rows)]
-    return kept, rows
 
 
 def _refuse_columns(path: Path, columns: list[str], classes: tuple[str, ...]) -> None:
@@ -95,30 +93,17 @@ def _refuse_columns(path: Path, columns: list[str], classes: tuple[str, ...]) ->
             )
 
 
-def _repeated(names: Iterable[str]) -> str | None:
-    """Return the first name that comes a second time, or None."""
-    seen: set[str] = set()
-    return next((name for name in names if name in seen or seen.add(name)), None)
-
-
-def _labels(
-    path: Path, rows: list[tuple[int, dict[str, str]]], classes: tuple[str, ...]
-) -> np.ndarray:
-    """Return the labels, uint8 (N, C); UserError for one that is not 0 or 1, or never differs."""
-    for number, row in rows:
-        for name in classes:
-            if row[name] not in ("0", "1"):
-                raise UserError(
-                    f"{path}: row {number} ({row[NAME]}) has {row[name]!r} in column {name},"
-                    " expected 0 or 1: correct it, or remove the column if it is no class"
-                )
-    labels = np.array([[row[name] == "1" for name in classes] for _, row in rows], np.uint8)
-    if unlearnable := _without_contrast(labels, classes):
-        raise UserError(
-            f"{path}: {unlearnable}, so that nothing tells how it looks: remove its column, or add"
-            " other images"
-        )
-    return labels
+def _refuse_row(path: Path, number: int, row: dict[str, str], classes: tuple[str, ...]) -> None:
+    """Raise UserError for a row without a name or patient, or with a label that is not 0 or 1."""
+    for column in (NAME, PATIENT):
+        if column in row and not row[column]:
+            raise UserError(f"{path}: row {number} has no {column}: write it there")
+    for name in classes:
+        if row[name] not in ("0", "1"):
+            raise UserError(
+                f"{path}: row {number} ({row[NAME]}) has {row[name]!r} in column {name}, expected 0"
+                " or 1: correct it, or remove the column if it is no class"
+            )
 
 
 def _without_contrast(labels: np.ndarray, classes: tuple[str, ...]) -> str:
@@ -190,28 +175,12 @@ def with_lesion(cfg: TransferConfig) -> TransferConfig:
 
 
 def colours(count: int) -> list[str]:
-    """Return colours as #rrggbb: Lizard's, then each as far from those before it as there is.
-
-    How far is measured in lightness and from blue to yellow alone, since from red to green the
-    colour-blind see little.
-    """
-    chosen = [colour for _, colour in LIZARD][:count]
-    if count <= len(chosen):
-        return chosen
-    from skimage.color import rgb2lab  # takes a while to import
-
-    levels = np.arange(0, 256, 15, np.uint8)
-    grid = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), -1).reshape(-1, 3)
-    taken = [tuple(bytes.fromhex(colour[1:])) for colour in (BACKGROUND_COLOUR, *chosen)]
-    seen = rgb2lab(grid)[:, [0, 2]]
-    distance = np.full(len(grid), np.inf)
-    for colour in rgb2lab(np.array(taken, np.uint8))[:, [0, 2]]:
-        distance = np.minimum(distance, np.linalg.norm(seen - colour, axis=1))
-    while len(chosen) < count:
-        farthest = int(distance.argmax())
-        chosen.append(f"#{bytes(grid[farthest]).hex()}")
-        distance = np.minimum(distance, np.linalg.norm(seen - seen[farthest], axis=1))
-    return chosen
+    """Return colours as #rrggbb: Lizard's, then others in turns of hue and of lightness."""
+    chosen = [colour for _, colour in LIZARD]
+    for number in range(count - len(chosen)):
+        rgb = hls_to_rgb(number * GOLDEN % 1, LIGHTNESS[number % len(LIGHTNESS)], 0.8)
+        chosen.append(f"#{bytes(round(255 * part) for part in rgb).hex()}")
+    return chosen[:count]
 
 
 # ---------------------------------------------------------------- who trains

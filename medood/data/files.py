@@ -143,12 +143,6 @@ def read_rows(path: Path, known: Collection[str] = ()) -> Iterator[tuple[int, di
             yield number, dict(zip(columns, padded, strict=False))
 
 
-def read_columns(path: Path, known: Collection[str] = ()) -> list[str]:
-    """Return the columns of a CSV: see `read_rows`; none for an empty file."""
-    with _opened_csv(path) as lines:
-        return _columns(path, lines, known)
-
-
 @contextmanager
 def _opened_csv(path: Path) -> Iterator[Iterator[tuple[int, list[str]]]]:
     """Give the numbers and plain values of the rows that have any, the header first."""
