@@ -19,8 +19,8 @@ def settings_of(workspace: Path, **own: object) -> MainConfig:
     """The settings alone, of images that are drawn."""
     drawn = {"images": workspace / "drawn" / "images", "masks": workspace / "drawn" / "masks"}
     drawn["image_labels"] = workspace / "drawn" / "image_labels.csv"
-    given = {"workspace": workspace, "image_size": 64, "epochs": 1, "folds": (79,), **drawn}
-    given |= {"encoder": "tu-resnet10t", "classifier_epochs": 8, "classifier_lr": 3e-3}
+    given = {"workspace": workspace, "image_size": 32, "epochs": 1, "folds": (79,), **drawn}
+    given |= {"classifier_epochs": 8, "classifier_lr": 3e-3}
     given |= {"method": "contrast", "contrast_epochs": 16}
     given |= {"stages": 3, "scales": (1.0,), "irnet_epochs": 1}
     return as_settings_of(MainConfig, TINY, **given | own)

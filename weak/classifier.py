@@ -16,6 +16,7 @@ import segmentation_models_pytorch as smp
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
+from scipy.stats import mannwhitneyu
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -258,17 +259,13 @@ def image_scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, list[float
     right order (a tie is half a pair); None where all are of one kind. F1 calls a class held where
     the logit is above 0; None where no image holds the class and none is said to.
     """
-    from scipy.stats import rankdata
-
     auc, f1 = [], []
-    for logit, label in zip(logits.T, labels.T, strict=True):
-        positives, count = int(label.sum()), len(label)
-        ranks = rankdata(logit)[label == 1].sum()
-        pairs = positives * (count - positives)
-        auc.append(float((ranks - positives * (positives + 1) / 2) / pairs) if pairs else None)
-        called = logit > 0
-        both = positives + int(called.sum())
-        f1.append(float(2 * (called & (label == 1)).sum() / both) if both else None)
+    for logit, held in zip(logits.T, labels.T == 1, strict=True):
+        pairs, called = held.sum() * (~held).sum(), logit > 0
+        ordered = mannwhitneyu(logit[held], logit[~held]).statistic if pairs else 0
+        auc.append(float(ordered / pairs) if pairs else None)
+        both = held.sum() + called.sum()
+        f1.append(float(2 * (called & held).sum() / both) if both else None)
     return {"auc": auc, "f1": f1}
 
 

@@ -3,7 +3,7 @@
 Reads   all that the steps before made, and, for the first time, masks: a folder of true masks (or a
         CSV of run lengths)
 Writes  models/<fold>_<model>_supervised/   the same network, trained on the true masks
-        reports/weak/scores.json            by fold and row, see weak/rows.py
+        reports/weak/scores.json            by fold and row, see weak/scoring.py
         reports/weak/table.md               and differences.json, each row less the floor
         reports/weak/trainings.json         by fold, the scores of every training of a generator
         reports/weak/index.html             the report, with its figures in one file
@@ -15,23 +15,29 @@ is trained several times, and the tables show one training, declared beforehand:
 `miou` of the row `transfer`, the mean over folds; of an even number, the worse of the middle two.
 """
 
-from __future__ import annotations
-
 import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import numpy as np
+import torch
+from skimage.filters import threshold_otsu
+from torch import Tensor
+
 from config import UserError
 from medood.commands import command
+from medood.data.dataset import load_patches
 from medood.data.records import record_of, refuse_unusable
 from medood.runs.command_line import run
 from medood.runs.provenance import require
+from medood.training.segmentation import train_fold
+from weak.arrays import load_images, read_masks
 from weak.generate_maps import read_maps, read_seeds
 from weak.image_labels import labels_of, with_classes, with_lesion
+from weak.maps import resized
 from weak.products import (
     MAPS,
     domains,
@@ -44,14 +50,12 @@ from weak.products import (
     masks_product,
 )
 from weak.read_images import require_masks
-from weak.rows import TRAINED, Rows, of_training
+from weak.report import write_report
+from weak.scoring import TRAINED, Rows, TestedRows, of_training, predicted_by, tally_rows
 from weak.settings import EvaluationConfig, SegmentationConfig
+from weak.thresholds import detection_threshold, masks_of, thresholds_of
 from weak.train_segmentation import has_masks, made_from_of, weak_network
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from weak.scoring import TestedRows
+from weak.truth import true_files
 
 
 def evaluate_masks(cfg: EvaluationConfig) -> None:
@@ -70,8 +74,6 @@ def evaluate_masks(cfg: EvaluationConfig) -> None:
         rows = Rows(maps, control if with_control else None, [])
     if is_shown("the rows of transfer", trainings, must=is_transfer):
         rows = rows._replace(trainings=trainings)
-    from weak.report import write_report  # here, so that --help works without torch
-
     write_report(cfg, rows, {fold: evaluate_fold(cfg, fold, rows) for fold in cfg.folds})
 
 
@@ -124,13 +126,6 @@ def require_all(cfg: EvaluationConfig) -> None:
 
 def evaluate_fold(cfg: EvaluationConfig, fold: int, rows: Rows) -> TestedRows:
     """Return what every row says of the test images of a fold, and how right it is."""
-    import torch
-
-    from medood.data.dataset import load_patches
-    from weak.baselines import otsu_masks
-    from weak.scoring import predicted_by, tally_rows
-    from weak.truth import true_files
-
     labels, test = labels_there(cfg), indices_to_test(cfg, fold)
     paths = [image_paths(cfg, labels)[index] for index in test]
     patches = load_patches(cfg, true_files(cfg, paths))
@@ -150,6 +145,21 @@ def evaluate_fold(cfg: EvaluationConfig, fold: int, rows: Rows) -> TestedRows:
     return tally_rows(patches, patients, found, len(cfg.class_names))
 
 
+def otsu_masks(images: Tensor, classes: Tensor) -> Tensor:
+    """Return the smaller side of Otsu's grey threshold as the class of each image.
+
+    images: RGB uint8 (N, H, W, 3). classes: integers (N,), 0 for an image that holds none. Returns
+    uint8 (N, H, W).
+    """
+    masks = np.zeros(images.shape[:3], np.uint8)
+    for mask, image, value in zip(masks, images.numpy(), classes.tolist(), strict=True):
+        grey = image.mean(2)
+        if value and np.ptp(grey) > 0:
+            above = grey > threshold_otsu(grey)
+            mask[above if above.mean() <= 0.5 else ~above] = value
+    return torch.from_numpy(masks)
+
+
 def masks_in(cfg: EvaluationConfig, maps: EvaluationConfig, masks: Tensor) -> Tensor:
     """Return masks by the route of maps, uint8 (N, P, P), in the classes of cfg."""
     if cfg.lesion is None:
@@ -159,78 +169,39 @@ def masks_in(cfg: EvaluationConfig, maps: EvaluationConfig, masks: Tensor) -> Te
 
 def from_maps(cfg: EvaluationConfig, fold: int, test: list[int]) -> dict[str, Tensor]:
     """Return what maps say without a network, by row, uint8 (N, P, P). test: indices of images."""
-    from medood.data.dataset import load_patches
-    from weak.baselines import likeliest, otsu_masks
-
     labels, train, _ = fold_labels(cfg, fold)
-    paths = image_paths(cfg, labels)
+    paths, size = image_paths(cfg, labels), [cfg.image_size] * 2
     tested = [paths[index] for index in test]
-    images = load_patches(cfg, [(path, None) for path in tested]).images
-    logits, _ = read_maps(cfg, fold, tested, "logits")
-    contrast = {"contrast": by_seeds(cfg, fold, train, test)} if cfg.method == "contrast" else {}
+    logits, held = read_maps(cfg, fold, paths, "logits")
+    seeds, _, areas = read_seeds(cfg, fold, paths)
+
+    def cut(maps: Tensor, limits: list[float]) -> Tensor:
+        return masks_of(resized(maps, size), held[test], limits)
+
+    def detected(kind: str) -> Tensor:
+        raw, _ = read_maps(cfg, fold, paths, kind)
+        by_class = zip(raw[train].unbind(1), held[train].unbind(1), strict=True)
+        return cut(raw[test], [detection_threshold(one.amax((1, 2)), has) for one, has in by_class])
+
+    def by_area(maps: Tensor) -> Tensor:
+        return cut(maps[test], thresholds_of(maps[train], held[train], areas))
+
+    top, best = logits[test].max(1)
+    likeliest = torch.where(top > 0, best + 1, 0)
+    count = held[train].sum(0).clamp_min(1)[:, None, None]
+    prior = seeds[train].sum(0) / count  # a map is 0 where its class is not held
     return {
-        "threshold": otsu_masks(images, likeliest(logits)),
-        "centre_prior": by_place(cfg, fold, train, test),
-        "cam": detected(cfg, fold, train, test, "cam"),
-        "grad_cam_pp": detected(cfg, fold, train, test, "grad_cam_pp"),
-        **contrast,
-        "irnet": read_masks(cfg, fold, tested),
+        "threshold": otsu_masks(load_images(cfg, tested), likeliest),
+        "centre_prior": by_area(prior.expand(len(paths), -1, -1, -1)),
+        "cam": detected("cam"),
+        "grad_cam_pp": detected("grad_cam_pp"),
+        **({"contrast": by_area(seeds)} if cfg.method == "contrast" else {}),
+        "irnet": read_masks(cfg, masks_folder(cfg, fold), tested),
     }
-
-
-def detected(
-    cfg: EvaluationConfig, fold: int, train: list[int], test: list[int], kind: str
-) -> Tensor:
-    """Return where the maps of the test images exceed their threshold, uint8 (N, P, P)."""
-    from weak.maps import resized
-    from weak.thresholds import detection_threshold, masks_of
-
-    raw, present = read_maps(cfg, fold, image_paths(cfg, labels_there(cfg)), kind)
-    by_class = zip(raw[train].unbind(1), present[train].unbind(1), strict=True)
-    limits = [detection_threshold(one.amax((1, 2)), has) for one, has in by_class]
-    return masks_of(resized(raw[test], [cfg.image_size] * 2), present[test], limits)
-
-
-def by_seeds(cfg: EvaluationConfig, fold: int, train: list[int], test: list[int]) -> Tensor:
-    """Return the maps of cfg.method of the test images, cut to the area: uint8 (N, P, P)."""
-    from weak.maps import resized
-    from weak.thresholds import masks_of, thresholds_of
-
-    seeds, present, areas = read_seeds(cfg, fold, image_paths(cfg, labels_there(cfg)))
-    limits = thresholds_of(seeds[train], present[train], areas)
-    return masks_of(resized(seeds[test], [cfg.image_size] * 2), present[test], limits)
-
-
-def by_place(cfg: EvaluationConfig, fold: int, train: list[int], test: list[int]) -> Tensor:
-    """Return what the mean map of the training images says of the test images, uint8 (N, P, P)."""
-    from weak.baselines import centre_prior
-    from weak.maps import resized
-    from weak.thresholds import masks_of, thresholds_of
-
-    seeds, present, areas = read_seeds(cfg, fold, image_paths(cfg, labels_there(cfg)))
-    prior = centre_prior(seeds[train], present[train])
-    everywhere = prior.expand(len(train), -1, -1, -1)
-    limits = thresholds_of(everywhere, present[train], areas)
-    same = resized(prior[None], [cfg.image_size] * 2).expand(len(test), -1, -1, -1)
-    return masks_of(same, present[test], limits)
-
-
-def read_masks(cfg: EvaluationConfig, fold: int, paths: list[Path]) -> Tensor:
-    """Return the pseudo-masks of images, uint8 (N, P, P)."""
-    import torch
-
-    from medood.data.images import read_mask
-
-    read = [read_mask(masks_folder(cfg, fold) / path.name, len(cfg.class_names)) for path in paths]
-    return torch.stack([torch.from_numpy(mask) for mask in read])
 
 
 def from_networks(rows: Rows, fold: int, images: Tensor) -> dict[str, Tensor]:
     """Return what the networks that learned from masks by maps say of test images, by row."""
-    import torch
-
-    from weak.scoring import predicted_by
-
     networks = {
         "positives_only": weak_network(rows.maps, fold, negatives=False),
         "segmentation": weak_network(rows.maps, fold),
@@ -247,12 +218,8 @@ def from_transfer(
     cfg: EvaluationConfig, fold: int, paths: list[Path], images: Tensor, number: int
 ) -> dict[str, Tensor]:
     """Return what a training of a generator says of test images, and its network, by row."""
-    import torch
-
-    from weak.scoring import predicted_by
-
     own, refined = (of_training(row, number) for row in TRAINED)
-    found = {own: read_masks(cfg, fold, paths)}
+    found = {own: read_masks(cfg, masks_folder(cfg, fold), paths)}
     if has_masks(cfg, fold):
         return found | predicted_by(cfg, {refined: weak_network(cfg, fold)}, images)
     return found | {refined: torch.zeros(images.shape[:3], dtype=torch.uint8)}
@@ -260,9 +227,6 @@ def from_transfer(
 
 def train_supervised(cfg: EvaluationConfig, fold: int) -> Path:
     """Return the folder of the network trained on the true masks of a fold's training images."""
-    from medood.training.segmentation import train_fold
-    from weak.truth import true_files
-
     if cfg.lesion is None:
         labels, train, _ = fold_labels(cfg, fold)
         paths, of_lesion = [image_paths(cfg, labels)[index] for index in train], ""

@@ -11,22 +11,25 @@ A training image holds what its label says, a test image what the plain classifi
 logits are the mean of theirs. With method = "contrast", `contrast` is CAM too, of the others.
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from config import UserError
 from medood.data.files import csv_text, read_json, read_table, reading, write_json, write_text
+from medood.models.network import pick_device
 from medood.runs.command_line import run
+from weak.arrays import load_images
+from weak.classifier import kinds_of, load_classifier
 from weak.image_labels import for_maps
+from weak.maps import maps_of, normalised
+from weak.pictures import caption, draw_rows, some_of
 from weak.products import (
-    CLASSIFIER,
     MAPS,
     classifier_folder,
     fold_labels,
@@ -35,9 +38,7 @@ from weak.products import (
     maps_folder,
 )
 from weak.settings import IRNetConfig, MapsConfig
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from weak.thresholds import areas
 
 HELD, AREAS = "held.csv", "areas.json"
 SHOWN = 8  # images in the contact sheet
@@ -45,72 +46,41 @@ SHOWN = 8  # images in the contact sheet
 
 def generate_maps(cfg: MapsConfig) -> None:
     """Write the maps of every fold, of training and of test images."""
-    make_folds(for_maps(cfg), MAPS, [CLASSIFIER], write_maps)
+    make_folds(for_maps(cfg), MAPS, write_maps)
 
 
 def write_maps(cfg: MapsConfig, fold: int, folder: Path) -> None:
     """Write the maps of all images by the classifiers of a fold into a folder."""
-    import torch  # here, so that --help works without torch
-
-    from medood.data.dataset import load_patches
-    from medood.models.network import pick_device
-    from weak.classifier import kinds_of, load_classifier
-    from weak.maps import maps_of
-    from weak.thresholds import areas
-
     labels, train, test = fold_labels(cfg, fold)
-    paths, numbers = image_paths(cfg, labels), range(cfg.classifiers)
-    device = pick_device(cfg.device)
-    images = load_patches(cfg, [(path, None) for path in paths]).images
+    paths, device = image_paths(cfg, labels), pick_device(cfg.device)
+    numbers = range(cfg.classifiers)
+    images = load_images(cfg, paths)
     classifiers = {
         kind: [load_classifier(cfg, classifier_folder(cfg, fold), kind, n, device) for n in numbers]
         for kind in kinds_of(cfg)
     }
     maps, logits = maps_of(cfg, classifiers, images, device)
-    held = (logits > 0).numpy()
-    held[train] = labels.labels[train] == 1
-    found = areas(maps["cam"][train], torch.from_numpy(held[train]))
+    held = logits > 0
+    held[train] = torch.from_numpy(labels.labels[train] == 1)
+    found = areas(maps["cam"][train], held[train])
     write_json(folder / AREAS, dict(zip(labels.classes, found, strict=True)))
     for index, path in enumerate(paths):
         arrays = {kind: of_kind[index].numpy().astype(np.float16) for kind, of_kind in maps.items()}
         np.savez_compressed(folder / f"{path.stem}.npz", logits=logits[index].numpy(), **arrays)
-    training = set(train)
-    side = ["train" if index in training else "test" for index in range(len(paths))]
+    sides = np.where(np.isin(range(len(paths)), train), "train", "test")
     rows = [
-        [path.stem, part, *map(int, classes)]
-        for path, part, classes in zip(paths, side, held, strict=True)
+        [path.stem, side, *map(int, classes)]
+        for path, side, classes in zip(paths, sides, held.tolist(), strict=True)
     ]
     write_text(folder / HELD, csv_text(["img_name", "split", *labels.classes], rows))
-    draw_sheet(folder / "maps.png", cfg, paths, images, maps, held, train)
+    shown = some_of([index for index in train if held[index].any()], SHOWN)
+    columns = {
+        kind: normalised(of_kind[shown], held[shown]).amax(1) for kind, of_kind in maps.items()
+    }
+    names = [caption(paths[index], labels.classes, held[index]) for index in shown]
+    title = "the highest map of the classes held"
+    draw_rows(folder / "maps.png", cfg, title, names, images[shown], columns)
     print(f"{maps_folder(cfg, fold)}: maps of {len(paths)} images, {len(test)} of them to test")
-
-
-def draw_sheet(
-    path: Path,
-    cfg: MapsConfig,
-    paths: list[Path],
-    images: Tensor,
-    maps: dict[str, Tensor],
-    held: np.ndarray,
-    train: list[int],
-) -> None:
-    """Draw maps of some training images that hold a class, spread over all of them."""
-    import torch
-
-    from weak.maps import normalised
-    from weak.pictures import draw_rows
-
-    holding = [index for index in train if held[index].any()]
-    chosen = [
-        holding[i] for i in np.linspace(0, len(holding) - 1, min(SHOWN, len(holding))).astype(int)
-    ]
-    has = torch.from_numpy(held[chosen])
-    columns = {kind: normalised(of_kind[chosen], has).amax(1) for kind, of_kind in maps.items()}
-    names = [
-        f"{paths[index].stem}\n{', '.join(np.array(cfg.class_names[1:])[held[index]])}"
-        for index in chosen
-    ]
-    draw_rows(path, cfg, "the highest map of the classes held", names, images[chosen], columns)
 
 
 def read_maps(cfg: MapsConfig, fold: int, paths: list[Path], kind: str) -> tuple[Tensor, Tensor]:
@@ -118,8 +88,6 @@ def read_maps(cfg: MapsConfig, fold: int, paths: list[Path], kind: str) -> tuple
 
     kind: one of the arrays of an image's file; of `logits`, (N, C).
     """
-    import torch
-
     folder = maps_folder(cfg, fold)
     rows = {row["img_name"]: row for row in read_table(folder / HELD)}
     held = [[rows[path.stem][name] == "1" for name in cfg.class_names[1:]] for path in paths]
@@ -139,8 +107,6 @@ def read_seeds(
     And which classes each image holds, and the share of an image that each class covers. Maps and
     classes: as read_maps returns them.
     """
-    from weak.maps import normalised
-
     maps, held = read_maps(cfg, fold, paths, cfg.method)
     return normalised(maps, held), held, read_areas(cfg, fold)
 

@@ -15,27 +15,30 @@ Within its borders a map is nearly flat after the walk, so it ends at half of it
 threshold need be chosen. A training image is unsure around that; a test image is not.
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
 
-from medood.data.files import reading
+from medood.data.files import in_threads, reading
 from medood.data.images import write_png
+from medood.models.network import pick_device
 from medood.runs.command_line import run
+from weak.affinity import walk
+from weak.arrays import load_images, write_arrays
+from weak.classifier import load_classifier
 from weak.generate_maps import read_seeds
+from weak.healthy import write_healthy, write_lesions
 from weak.image_labels import with_classes, with_lesion
+from weak.irnet import WEIGHTS, IRNet, boundaries, encoder_of
+from weak.maps import normalised, resized
 from weak.products import (
-    CLASSIFIER,
-    GENERATOR,
     HEALTHY,
-    IRNET,
-    MAPS,
     PSEUDO_MASKS,
     TRANSFER_MASKS,
     classifier_folder,
@@ -46,9 +49,7 @@ from weak.products import (
     masks_folder,
 )
 from weak.settings import MasksConfig
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from weak.thresholds import masks_of, masks_with_unsure
 
 BOUNDARIES = "boundaries.npz"
 BORDER = 0.5  # of a map's maximum
@@ -57,27 +58,20 @@ BORDER = 0.5  # of a map's maximum
 def generate_masks(cfg: MasksConfig) -> None:
     """Write the masks of every fold, of training and of test images."""
     if cfg.method == "transfer":
-        from weak.healthy import write_healthy, write_lesions  # here: --help works without torch
-
         cfg = with_lesion(cfg)
-        make_folds(cfg, HEALTHY, [GENERATOR], write_healthy)
-        make_folds(cfg, TRANSFER_MASKS, [HEALTHY], write_lesions)
+        make_folds(cfg, HEALTHY, write_healthy)
+        make_folds(cfg, TRANSFER_MASKS, write_lesions)
     else:
-        make_folds(with_classes(cfg), PSEUDO_MASKS, [CLASSIFIER, MAPS, IRNET], write_masks)
+        make_folds(with_classes(cfg), PSEUDO_MASKS, write_masks)
 
 
 def write_masks(cfg: MasksConfig, fold: int, folder: Path) -> None:
     """Write the masks of all images by the maps and boundaries of a fold into a folder."""
-    # here, so that --help works without torch
-    from weak.maps import normalised, resized
-    from weak.thresholds import masks_of, masks_with_unsure
-
     labels, train, _ = fold_labels(cfg, fold)
     paths = image_paths(cfg, labels)
     maps, held, _ = read_seeds(cfg, fold, paths)
     found = boundaries_of(cfg, fold, paths)
-    arrays = {path.stem: found[i].numpy().astype(np.float16) for i, path in enumerate(paths)}
-    np.savez_compressed(folder / BOUNDARIES, **arrays)
+    write_arrays(folder / BOUNDARIES, paths, found, np.float16)
     walked = normalised(walked_maps(cfg, maps, found), held)
     count, training = len(labels.classes), set(train)
     limits = [BORDER + cfg.unsure] * count, [BORDER - cfg.unsure] * count
@@ -94,30 +88,17 @@ def write_masks(cfg: MasksConfig, fold: int, folder: Path) -> None:
 
 def boundaries_of(cfg: MasksConfig, fold: int, paths: list[Path]) -> Tensor:
     """Return the boundaries that the IRNet of a fold sees in images, float32 (N, h, w)."""
-    from safetensors.torch import load_file
-
-    from medood.data.dataset import load_patches
-    from medood.models.network import Normalise, pick_device
-    from weak.classifier import load_classifier
-    from weak.irnet import WEIGHTS, IRNet, boundaries
-
     device = pick_device(cfg.device)
     classifier = load_classifier(cfg, classifier_folder(cfg, fold), "plain", 0, device)
     irnet = IRNet(classifier.levels)
     weights = irnet_folder(cfg, fold) / WEIGHTS
     with reading(weights):
         irnet.load_state_dict(load_file(weights))
-    images = load_patches(cfg, [(path, None) for path in paths]).images
-    normalise = Normalise(cfg.encoder).to(device)
-    return boundaries(classifier.features, irnet, images, normalise=normalise, device=device)
+    return boundaries(encoder_of(cfg, classifier, device), irnet, load_images(cfg, paths), device)
 
 
 def walked_maps(cfg: MasksConfig, maps: Tensor, boundaries: Tensor) -> Tensor:
     """Return maps (N, C, h, w) after the random walk of each image up to boundaries (N, h, w)."""
-    import torch
-
-    from medood.data.files import in_threads
-    from weak.affinity import walk
 
     def walked(index: int) -> Tensor:
         of_image = maps[index]

@@ -1,6 +1,6 @@
 """A generator that may change an image only inside a mask that it finds itself, and its judges.
 
-Images are float (N, 3, H, W) in -1..1, their sides divisible by 4.
+Images are float (N, 3, H, W) in -1..1, their sides divisible by 4, of 16 pixels or more.
 """
 
 from typing import NamedTuple
@@ -10,11 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from config import UserError
-
 BLOCKS = 4  # residual blocks, of the encoder and of the decoder each
 DEEP, SHALLOW = 4, 2  # how often the global and the local discriminator halve an image
-LEAST_SIDE = 2**DEEP  # of an image that the global one can halve so often
 SLOPE = 0.2  # of the discriminators' leaky ReLU
 EPS = 1e-5  # added to a variance
 
@@ -33,15 +30,6 @@ class Transferred(NamedTuple):
 def compose(fake: Tensor, mask: Tensor, images: Tensor) -> Tensor:
     """Return fake inside a mask and images outside: to the bit where the mask is 1, and 0."""
     return fake * mask + images * (1 - mask)
-
-
-def refuse_size(height: int, width: int) -> None:
-    """Raise UserError for images that the networks cannot take."""
-    if height % 4 or width % 4 or min(height, width) < LEAST_SIDE:
-        raise UserError(
-            f"images of {height} x {width} pixels: a generator takes sides that are divisible by 4,"
-            f" of {LEAST_SIDE} pixels or more: choose another image_size"
-        )
 
 
 # ---------------------------------------------------------------- what both are made of
@@ -188,7 +176,6 @@ class Generator(nn.Module):
 
     def forward(self, images: Tensor) -> Transferred:
         """images: float (N, 3, H, W) in -1..1."""
-        refuse_size(*images.shape[2:])
         whole = self.encoder[0](images)
         half = self.encoder[1](whole)
         quarter = self.encoder[2](half)

@@ -1,8 +1,7 @@
 """IRNet's two branches (Ahn, Cho and Kwak, CVPR 2019) on a frozen encoder: training and inference.
 
-Where an encoder is asked for, it is any function of a normalised batch, float (N, 3, P, P), that
-returns a list of feature maps, shallow to deep; a module is put into eval mode. `normalise` takes
-RGB, float (N, 3, P, P) in 0..255, to such a batch.
+Where an encoder is asked for, it is any function of images on the device, RGB uint8 (N, P, P, 3),
+that returns a list of feature maps, shallow to deep.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,16 +10,17 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from config import Config
 from medood.models.inference import batch_size as inference_batch
+from medood.models.network import Normalise
 from medood.training.batches import ORDER, stream_seed
 from medood.training.protocol import Losses, Training
 from weak.affinity import TRAINING_RADIUS, affinity_loss, displacement_loss, pairs
-from weak.classifier import Level
+from weak.classifier import Classifier, Level
 from weak.maps import placed
 from weak.settings import IRNetConfig
 
 Encoder = Callable[[Tensor], Sequence[Tensor]]
-Normalisation = Callable[[Tensor], Tensor]
 
 WEIGHTS = "model.safetensors"  # the name of its file
 STRIDE = 4  # pixels of an image to a pixel of the boundary, each way
@@ -28,6 +28,12 @@ BOUNDARY, DISPLACEMENT, JOINED = 32, 64, 256  # channels
 GROUP = 8  # channels that are normalised together; 16 of JOINED
 MOMENTUM, WEIGHT_DECAY, POWER = 0.9, 1e-4, 0.9  # of SGD; of the learning rate's decline
 MEAN_RATE = 0.1  # share of the last batch in the running mean of the displacement
+
+
+def encoder_of(cfg: Config, classifier: Classifier, device: torch.device) -> Encoder:
+    """Return the encoder of a classifier in eval mode, which takes images as they are."""
+    normalise = Normalise(cfg.encoder).to(device)
+    return lambda images: classifier.features(normalise(images.permute(0, 3, 1, 2).float()))
 
 
 def projection(ins: int, outs: int, groups: int) -> nn.Sequential:
@@ -97,16 +103,13 @@ class IRNetTraining(Training):
         irnet: IRNet,
         images: Tensor,
         labels: Tensor,
-        *,
-        normalise: Normalisation,
         device: torch.device,
     ) -> None:
         """images: RGB uint8 (N, P, P, 3). labels: uint8 (N, P / STRIDE, P / STRIDE)."""
         super().__init__(
             cfg, f"fold {fold}, IRNet", irnet.to(device).train(), cfg.irnet_epochs, device
         )
-        _evaluate(encoder)
-        self.encoder, self.normalise, self.images, self.labels = encoder, normalise, images, labels
+        self.encoder, self.images, self.labels = encoder, images, labels
         self.optimiser = torch.optim.SGD(
             irnet.parameters(), cfg.irnet_lr, MOMENTUM, weight_decay=WEIGHT_DECAY
         )
@@ -123,7 +126,8 @@ class IRNetTraining(Training):
     def step(self, batch: Tensor, flips: Tensor) -> Losses:
         """Take a step on some of the images."""
         inputs = _mirrored(self.images[batch], flips, 2).to(self.device)
-        features = _features(self.encoder, self.normalise, inputs)
+        with torch.no_grad():
+            features = self.encoder(inputs)
         labels = _mirrored(self.labels[batch], flips, 2).to(self.device)
         loss = irnet_loss(*self.model(features, labels.shape[1:]), labels)
         self.optimiser.zero_grad()
@@ -142,45 +146,25 @@ def irnet_loss(logits: Tensor, displacement: Tensor, labels: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def boundaries(
-    encoder: Encoder,
-    irnet: IRNet,
-    images: Tensor,
-    *,
-    normalise: Normalisation,
-    device: torch.device,
-) -> Tensor:
+def boundaries(encoder: Encoder, irnet: IRNet, images: Tensor, device: torch.device) -> Tensor:
     """Return the class boundaries of images in 0..1, float32 (N, P / STRIDE, P / STRIDE).
 
     It is the mean of what the network sees in an image and in its mirror image. images: RGB uint8
     (N, P, P, 3).
     """
-    _evaluate(encoder)
     irnet.to(device).eval()
     size = images.shape[1] // STRIDE, images.shape[2] // STRIDE
-    found = torch.empty(len(images), *size)
-    parts = torch.arange(len(images)).split(inference_batch(device))
+    found = []
+    parts = images.split(inference_batch(device))
     for part in tqdm(parts, "  boundaries", leave=False, disable=None):
-        inputs = images[part].to(device)
-        both = torch.cat([inputs, inputs.flip(2)])
-        logits, _ = irnet(_features(encoder, normalise, both), size)
+        inputs = part.to(device)
+        logits, _ = irnet(encoder(torch.cat([inputs, inputs.flip(2)])), size)
         straight, mirrored = logits.sigmoid().chunk(2)
-        found[part] = ((straight + mirrored.flip(2)) / 2).cpu()
-    return found
-
-
-def _evaluate(encoder: Encoder) -> None:
-    if isinstance(encoder, nn.Module):
-        encoder.eval()
+        found.append(((straight + mirrored.flip(2)) / 2).cpu())
+    return torch.cat(found)
 
 
 def _mirrored(values: Tensor, flips: Tensor, axis: int) -> Tensor:
     """Return values (N, ...) with those that `flips`, bool (N,), names mirrored along an axis."""
     flips = flips.view(-1, *[1] * (values.dim() - 1)).to(values.device)
     return torch.where(flips, values.flip(axis), values)
-
-
-@torch.no_grad()
-def _features(encoder: Encoder, normalise: Normalisation, images: Tensor) -> Sequence[Tensor]:
-    """Return the encoder's feature maps of images, RGB uint8 (N, P, P, 3)."""
-    return encoder(normalise(images.permute(0, 3, 1, 2).float()))

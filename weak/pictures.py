@@ -1,12 +1,29 @@
 """Images in rows, with what the steps of weak/ say of each."""
 
+from collections.abc import Iterable, Sequence
+from itertools import compress
 from pathlib import Path
+from typing import TypeVar
 
+import numpy as np
 from torch import Tensor
 
 from config import Config
 from medood.data.workspace import data_name
 from medood.evaluation import figures
+
+T = TypeVar("T")
+
+
+def some_of(items: Sequence[T], count: int) -> list[T]:
+    """Return so many of some items, or all of them, spread evenly from the first to the last."""
+    places = np.linspace(0, len(items) - 1, min(count, len(items))).astype(int)
+    return [items[place] for place in places]
+
+
+def caption(path: Path, classes: Sequence[str], held: Iterable[bool]) -> str:
+    """Return what an image is called in a picture: by its name, and the classes that it holds."""
+    return f"{path.stem}\n{', '.join(compress(classes, held))}"
 
 
 def draw_rows(

@@ -12,9 +12,7 @@
 generators, with the number of the training from the second one on.
 """
 
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,10 +20,10 @@ import numpy as np
 
 from config import UserError
 from medood.data import records
-from medood.data.files import digest, fingerprint, pngs, read_json, timed
+from medood.data.files import digest, fingerprint, pngs, read_json
 from medood.data.names import name_of
 from medood.runs.products import Product
-from medood.runs.provenance import require
+from medood.runs.provenance import making, require
 from weak.image_labels import ImageLabels, labels_of, shuffled, split
 from weak.read_images import list_inputs, stem_of
 from weak.settings import (
@@ -163,6 +161,12 @@ def indices_to_test(cfg: TransferConfig, fold: int) -> list[int]:
     return [index for index in test if is_of[index]]
 
 
+def paths_to_test(cfg: TransferConfig, fold: int) -> list[Path]:
+    """Return the images that indices_to_test names."""
+    paths = image_paths(cfg, labels_there(cfg))
+    return [paths[index] for index in indices_to_test(cfg, fold)]
+
+
 def _domains_of(cfg: TransferConfig, labels: ImageLabels) -> tuple[np.ndarray, np.ndarray]:
     """Return which images hold the lesion, and which hold no class: bool (N,) each."""
     has_lesion = labels.labels[:, labels.classes.index(cfg.lesion)] == 1
@@ -197,10 +201,6 @@ def _of_classifier(cfg: MapsConfig, fold: int) -> dict:
     return {"classifier": _found(classifier_folder(cfg, fold)), "inputs": images}
 
 
-def _of_maps(cfg: IRNetConfig, fold: int) -> dict:
-    return {"inputs": _found(maps_folder(cfg, fold))}
-
-
 def _of_irnet(cfg: MasksConfig, fold: int) -> dict:
     return {"maps": _found(maps_folder(cfg, fold)), "inputs": _found(irnet_folder(cfg, fold))}
 
@@ -211,11 +211,9 @@ def _of_domains(cfg: TransferConfig, fold: int) -> dict:
 
 
 def _of_generator(cfg: TransferConfig, fold: int) -> dict:
-    paths = image_paths(cfg, labels_there(cfg))
-    tested = [paths[index] for index in indices_to_test(cfg, fold)]
     return {
         "generator": _found(generator_folder(cfg, fold)),
-        "inputs": fingerprint([*sum(domains(cfg, fold), []), *tested]),
+        "inputs": fingerprint([*sum(domains(cfg, fold), []), *paths_to_test(cfg, fold)]),
     }
 
 
@@ -236,8 +234,7 @@ _CLASSIFIER = (
     *("classifier_epochs", "classifier_lr", "batch_size", "precision", "seed", "shuffled"),
 )
 _IRNET = ("method", "sure_area", "possible_area", "irnet_epochs", "irnet_lr", "batch_size")
-# the settings that decide a generator, beside its images
-DECIDING = (
+_GENERATOR = (
     *("channels", "iterations", "transfer_lr", "cycle_weight", "identity_weight", "area_weight"),
     *("batch_size", "precision", "seed", "training"),
 )
@@ -256,17 +253,18 @@ MAPS = Product(
     behind=(CLASSIFIER,),
 )
 IRNET = Product(
-    *("IRNet", irnet_folder, _IRNET, _of_maps),
+    *("IRNet", irnet_folder, _IRNET),
+    lambda cfg, fold: {"inputs": _found(maps_folder(cfg, fold))},
     *("weak/train_irnet.py", IRNetConfig),
-    behind=(MAPS,),
+    behind=(CLASSIFIER, MAPS),
 )
 _MASKS = ("weak/generate_masks.py", MasksConfig)
 PSEUDO_MASKS = Product(
     *("pseudo-masks", folder_of("Pseudo_Masks", maps_name), ("method", "walk_steps", "unsure")),
-    *(_of_irnet, *_MASKS, (IRNET,)),
+    *(_of_irnet, *_MASKS, (CLASSIFIER, MAPS, IRNET)),
 )
 GENERATOR = Product(
-    *("generator", generator_folder, DECIDING, _of_domains),
+    *("generator", generator_folder, _GENERATOR, _of_domains),
     *("weak/train_transfer.py", TransferConfig),
     behind=(IMAGES,),
 )
@@ -278,56 +276,14 @@ TRANSFER_MASKS = Product(
 
 
 def make_folds(
-    cfg: ImagesConfig,
-    product: Product,
-    needs: list[Product],
-    make: Callable[[ImagesConfig, int, Path], None],
-    *,
-    resumable: bool = False,
+    cfg: ImagesConfig, product: Product, make: Callable[[ImagesConfig, int, Path], None]
 ) -> None:
-    """Make a product of every fold that is not there yet, from others that must be.
+    """Make a product of every fold that is not there yet, from those behind it, which must be.
 
-    make: fills a folder, given the settings and the fold. resumable: it can go on from what it
-    left there when it was interrupted.
+    make: fills a folder, given the settings and the fold.
     """
-    require(cfg, *needs)
-    giving = resumable_folder if resumable else making_folder
+    require(cfg, *product.behind)
     for fold in cfg.folds:
-        with giving(cfg, product, fold) as folder:
-            if folder:
+        with making(cfg, product, fold=fold) as folders:
+            for folder in folders:
                 make(cfg, fold, folder)
-
-
-@contextmanager
-def making_folder(cfg: ImagesConfig, product: Product, fold: int = 0) -> Iterator[Path | None]:
-    """Give a folder to fill with a product, or None if it is kept: see records.fresh_folder."""
-    path, made = product.path(cfg, fold), product.made_from(cfg, fold)
-    if records.is_kept(path, made):
-        yield None
-        return
-    with (
-        timed(cfg.workspace, f"{product.name} {path.name}"),
-        records.fresh_folder(path, made) as folder,
-    ):
-        yield folder
-
-
-@contextmanager
-def resumable_folder(cfg: TransferConfig, product: Product, fold: int) -> Iterator[Path | None]:
-    """Give a folder to train a product in, or None if the product is kept.
-
-    What it holds when the block ends becomes the product. Until then it lies in `unfinished` beside
-    the product, so that a training that was interrupted can go on.
-    """
-    path, made = product.path(cfg, fold), product.made_from(cfg, fold)
-    if records.is_kept(path, made):
-        yield None
-        return
-    unfinished = path.parent / "unfinished" / path.name
-    with timed(cfg.workspace, f"{product.name} {path.name}"):
-        yield unfinished
-    with records.fresh_folder(path, made) as folder:
-        shutil.copytree(unfinished, folder, dirs_exist_ok=True)
-    shutil.rmtree(unfinished)
-    with suppress(OSError):  # another fold may be unfinished
-        unfinished.parent.rmdir()

@@ -7,20 +7,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from medood.data.dataset import load_patches
-from medood.data.files import read_json, reading, write_json
-from medood.data.images import read_image, read_mask
+from medood.data.files import read_json, write_json
+from medood.data.images import read_image
 from medood.data.workspace import data_name
 from medood.evaluation.figures import draw_bars
 from medood.evaluation.page import Picture, Table, Text, as_markdown, write_page
 from medood.evaluation.tables import INTERVAL, spread
+from weak.arrays import load_images, read_arrays, read_masks
 from weak.generate_maps import read_seeds
 from weak.generate_masks import BOUNDARIES
 from weak.healthy import HEAT, read_levels
 from weak.image_labels import labels_of
 from weak.maps import resized
-from weak.pictures import draw_rows
+from weak.pictures import caption, draw_rows, some_of
 from weak.products import (
     classifier_folder,
     fold_labels,
@@ -29,15 +30,18 @@ from weak.products import (
     images_folder,
     masks_folder,
 )
-from weak.rows import ROWS, TRAINED, Rows, of_training
 from weak.scoring import (
+    ROWS,
+    TRAINED,
     Grid,
+    Rows,
     Scores,
     TestedRows,
     describe,
     gain_table,
     gains_of,
     mean_over_folds,
+    of_training,
     score_table,
     scores_by_fold,
     share_table,
@@ -265,14 +269,13 @@ def draw_tested(
     paths = [images_folder(cfg) / test.patches.names[index] for index in chosen]
     columns = {}
     if rows.maps:
-        columns["map"] = highest_map(rows.maps, fold, paths)
-        columns["boundary"] = read_boundaries(rows.maps, fold, paths)
+        columns |= seen_by_maps(rows.maps, fold, paths)
     if rows.trainings:
         training = rows.trainings[number]
         healthy = [read_image(healthy_folder(training, fold) / path.name) for path in paths]
         columns["healthy"] = torch.from_numpy(np.stack(healthy))
-        columns["mask head"] = torch.from_numpy(read_levels(training, fold, paths)) / 255
-        columns["heat"] = torch.from_numpy(read_levels(training, fold, paths, HEAT)).float()
+        columns["mask head"] = read_levels(training, fold, paths) / 255
+        columns["heat"] = read_levels(training, fold, paths, HEAT).float()
     shown = ("irnet", "transfer", "segmentation", "refined")
     masks = {name: test.predicted[name][chosen] for name in shown if name in test.predicted}
     columns |= {ROWS[name]: of_row for name, of_row in masks.items()}
@@ -284,32 +287,21 @@ def draw_tested(
 def draw_teaching(path: Path, cfg: MasksConfig, fold: int) -> None:
     """Draw training images in rows, with their label: map, boundary and pseudo-mask."""
     labels, train, _ = fold_labels(cfg, fold)
-    holding = [index for index in train if labels.labels[index].any()]
-    places = np.linspace(0, len(holding) - 1, min(EXAMPLES, len(holding))).astype(int)
-    chosen = [holding[place] for place in places]
+    chosen = some_of([index for index in train if labels.labels[index].any()], EXAMPLES)
     paths = [image_paths(cfg, labels)[index] for index in chosen]
-    masks = [read_mask(masks_folder(cfg, fold) / p.name, len(cfg.class_names)) for p in paths]
     names = [
-        f"{p.stem}\n{', '.join(np.array(labels.classes)[labels.labels[i] == 1])}"
-        for i, p in zip(chosen, paths, strict=True)
+        caption(path, labels.classes, labels.labels[index])
+        for index, path in zip(chosen, paths, strict=True)
     ]
-    columns = {
-        "map": highest_map(cfg, fold, paths),
-        "boundary": read_boundaries(cfg, fold, paths),
-        "pseudo-mask": torch.from_numpy(np.stack(masks)),
-    }
-    images = load_patches(cfg, [(p, None) for p in paths]).images
-    draw_rows(path, cfg, f"fold {fold}, training images", names, images, columns)
+    masks = read_masks(cfg, masks_folder(cfg, fold), paths)
+    columns = {**seen_by_maps(cfg, fold, paths), "pseudo-mask": masks}
+    draw_rows(path, cfg, f"fold {fold}, training images", names, load_images(cfg, paths), columns)
 
 
-def highest_map(cfg: MasksConfig, fold: int, paths: list[Path]) -> torch.Tensor:
-    """Return the highest map of the classes that images hold, float (N, P, P) in 0..1."""
+def seen_by_maps(cfg: MasksConfig, fold: int, paths: list[Path]) -> dict[str, Tensor]:
+    """Return the highest map of the classes that images hold, and the boundaries, for draw_rows."""
     seeds, _, _ = read_seeds(cfg, fold, paths)
-    return resized(seeds, [cfg.image_size] * 2).amax(1)
-
-
-def read_boundaries(cfg: MasksConfig, fold: int, paths: list[Path]) -> torch.Tensor:
-    """Return the boundaries that IRNet sees in images, float32 (N, h, w)."""
-    path = masks_folder(cfg, fold) / BOUNDARIES
-    with reading(path), np.load(path) as arrays:
-        return torch.from_numpy(np.stack([arrays[path.stem] for path in paths])).float()
+    return {
+        "map": resized(seeds, [cfg.image_size] * 2).amax(1),
+        "boundary": read_arrays(masks_folder(cfg, fold) / BOUNDARIES, paths).float(),
+    }

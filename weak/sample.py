@@ -66,11 +66,17 @@ def _ellipses(rng: np.random.Generator, held: tuple[int, ...]) -> np.ndarray:
         long, short = rng.uniform(12, 15), rng.uniform(10, 12)
         low, high = (0, SIDE) if len(held) == 1 else (place * SIDE / 2, (place + 1) * SIDE / 2)
         x, y = rng.uniform(low + 15, high - 15), rng.uniform(15, SIDE - 15)
-        angle = rng.uniform(0, np.pi)
-        along = (columns - x) * np.cos(angle) + (rows - y) * np.sin(angle)
-        across = (rows - y) * np.cos(angle) - (columns - x) * np.sin(angle)
-        mask[(along / long) ** 2 + (across / short) ** 2 <= 1] = value
+        mask[_ellipse(rows - y, columns - x, rng.uniform(0, np.pi), long, short)] = value
     return mask.T.copy() if turned else mask
+
+
+def _ellipse(
+    rows: np.ndarray, columns: np.ndarray, angle: float, long: float, short: float
+) -> np.ndarray:
+    """Say which pixels, at so many rows and columns from its centre, lie in an ellipse."""
+    along = columns * np.cos(angle) + rows * np.sin(angle)
+    across = rows * np.cos(angle) - columns * np.sin(angle)
+    return (along / long) ** 2 + (across / short) ** 2 <= 1
 
 
 def scaled(values: np.ndarray) -> np.ndarray:
@@ -115,10 +121,8 @@ def _lesion(rng: np.random.Generator, side: int) -> np.ndarray:
     rows, columns = np.mgrid[:side, :side] / side
     long, short = rng.uniform(0.17, 0.27), rng.uniform(0.13, 0.21)
     x, y = rng.uniform(0.25, 0.75, 2)
-    angle = rng.uniform(0, np.pi)
-    along = (columns - x) * np.cos(angle) + (rows - y) * np.sin(angle)
-    across = (rows - y) * np.cos(angle) - (columns - x) * np.sin(angle)
-    return ((along / long) ** 2 + (across / short) ** 2 <= 1).astype(np.uint8)
+    inside = _ellipse(rows - y, columns - x, rng.uniform(0, np.pi), long, short)
+    return inside.astype(np.uint8)
 
 
 class Sample(NamedTuple):

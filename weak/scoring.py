@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,14 +19,45 @@ from medood.evaluation.statistics import Difference, paired_differences
 from medood.evaluation.tables import spread
 from medood.models.checkpoints import load_model
 from medood.models.inference import Predictor, predict
-from weak.rows import ROWS
+from weak.pictures import some_of
+from weak.settings import EvaluationConfig
 
+# what is tested, in the order of the table
+ROWS = {
+    "all_background": "all background",
+    "threshold": "grey threshold (Otsu)",
+    "centre_prior": "mean of the maps",
+    "cam": "CAM",
+    "grad_cam_pp": "Grad-CAM++",
+    "contrast": "CAM, contrast classifier",
+    "irnet": "IRNet",
+    "transfer": "transfer",
+    "positives_only": "segmentation, without negatives",
+    "segmentation": "segmentation",
+    "refined": "transfer, refined",
+    "shuffled_labels": "segmentation, labels shuffled",
+    "supervised": "full supervision",
+}
+TRAINED = ("transfer", "refined")  # the rows that differ between trainings
 SHOWN_SCORES = ("miou", "dsc", "fg_to_bg", "bg_to_fg")
 TAUGHT = 0.01  # IoU of full supervision below which a class was not learned
 
 Grid = tuple[list[str], list[list[str]]]  # header and rows
 Scores = dict[int, dict[str, dict]]  # by fold and row
 Gains = dict[str, dict[str, Difference]]  # by row and score
+
+
+class Rows(NamedTuple):
+    """Settings of what is tested beside full supervision and the floors."""
+
+    maps: EvaluationConfig | None  # of the route of maps
+    control: EvaluationConfig | None  # of the same, from shuffled labels
+    trainings: list[EvaluationConfig]  # of every training of a generator
+
+
+def of_training(row: str, number: int) -> str:
+    """Return what a row of TRAINED is called in one of the trainings of a fold, from 0."""
+    return f"{row} {number}"
 
 
 @dataclass(frozen=True)
@@ -169,4 +201,4 @@ def spread_by_score(test: TestedRows, row: str, count: int) -> list[int]:
     right = share_right(test.patches, test.predicted[row])
     shown = test.patches.masks.flatten(1).amax(1) > 0
     order = right.where(shown, torch.inf).argsort(stable=True)[: int(shown.sum())]
-    return order[torch.linspace(0, len(order) - 1, min(count, len(order))).long()].tolist()
+    return some_of(order.tolist(), count)

@@ -12,13 +12,24 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import torch
+
 from config import UserError
 from medood.data.files import write_json
+from medood.models.network import pick_device
 from medood.runs.command_line import run
+from medood.training.loop import fit, write_log
+from weak.arrays import load_images
+from weak.classifier import (
+    ClassifierTraining,
+    image_scores,
+    kinds_of,
+    logits_of,
+    save_classifier,
+)
 from weak.image_labels import for_maps
 from weak.products import (
     CLASSIFIER,
-    IMAGES,
     classifier_folder,
     fold_labels,
     image_paths,
@@ -29,27 +40,14 @@ from weak.settings import ClassifierConfig
 
 def train_classifiers(cfg: ClassifierConfig) -> None:
     """Train the classifiers of every fold on the patients of its training side."""
-    make_folds(for_maps(cfg), CLASSIFIER, [IMAGES], train_fold)
+    make_folds(for_maps(cfg), CLASSIFIER, train_fold)
 
 
 def train_fold(cfg: ClassifierConfig, fold: int, folder: Path) -> None:
     """Write the classifiers of a fold into a folder."""
-    import torch  # here, so that --help works without torch
-
-    from medood.data.dataset import load_patches
-    from medood.models.network import pick_device
-    from medood.training.loop import fit, write_log
-    from weak.classifier import (
-        ClassifierTraining,
-        image_scores,
-        kinds_of,
-        logits_of,
-        save_classifier,
-    )
-
     labels, train, test = fold_labels(cfg, fold)
     paths, device = image_paths(cfg, labels), pick_device(cfg.device)
-    images = load_patches(cfg, [(path, None) for path in paths]).images
+    images = load_images(cfg, paths)
     kinds = kinds_of(cfg)
     if "contrast" in kinds and labels.labels[train].any(1).all():
         raise UserError(

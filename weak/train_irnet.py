@@ -7,23 +7,28 @@ The encoder of the first classifier is frozen. Training images that hold no clas
 of their pixels are background.
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
 from config import UserError
 from medood.data.labels import BACKGROUND, is_foreground
+from medood.models.network import pick_device
 from medood.runs.command_line import run
+from medood.training.batches import INITIALISATION, stream_seed
+from medood.training.loop import fit, write_log
+from weak.arrays import load_images
+from weak.classifier import load_classifier
 from weak.generate_maps import read_seeds
 from weak.image_labels import for_maps
+from weak.irnet import WEIGHTS, IRNet, IRNetTraining, encoder_of
 from weak.products import (
-    CLASSIFIER,
     IRNET,
-    MAPS,
     classifier_folder,
     fold_labels,
     image_paths,
@@ -31,28 +36,16 @@ from weak.products import (
     make_folds,
 )
 from weak.settings import IRNetConfig
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from weak.thresholds import masks_with_unsure, thresholds_of
 
 
 def train_irnets(cfg: IRNetConfig) -> None:
     """Train the IRNet of every fold."""
-    make_folds(for_maps(cfg), IRNET, [CLASSIFIER, MAPS], train_fold)
+    make_folds(for_maps(cfg), IRNET, train_fold)
 
 
 def train_fold(cfg: IRNetConfig, fold: int, folder: Path) -> None:
     """Write the IRNet of a fold into a folder."""
-    import torch  # here, so that --help works without torch
-    from safetensors.torch import save_file
-
-    from medood.data.dataset import load_patches
-    from medood.models.network import Normalise, pick_device
-    from medood.training.batches import INITIALISATION, stream_seed
-    from medood.training.loop import fit, write_log
-    from weak.classifier import load_classifier
-    from weak.irnet import WEIGHTS, IRNet, IRNetTraining
-
     labels, train, _ = fold_labels(cfg, fold)
     paths, device = [image_paths(cfg, labels)[index] for index in train], pick_device(cfg.device)
     maps, held, areas = read_seeds(cfg, fold, paths)
@@ -65,14 +58,13 @@ def train_fold(cfg: IRNetConfig, fold: int, folder: Path) -> None:
             f" sure_area (now {cfg.sure_area:g}), or lower possible_area (now"
             f" {cfg.possible_area:g})"
         )
-    images = load_patches(cfg, [(path, None) for path in paths]).images[holding]
+    images = load_images(cfg, paths)[holding]
     classifier = load_classifier(cfg, classifier_folder(cfg, fold), "plain", 0, device)
     torch.manual_seed(stream_seed(cfg, fold, INITIALISATION))
     irnet = IRNet(classifier.levels)
     print(f"fold {fold}: IRNet on {len(images)} images, {device.type}")
-    normalise = Normalise(cfg.encoder).to(device)
-    given = classifier.features, irnet, images, sure
-    training = IRNetTraining(cfg, fold, *given, normalise=normalise, device=device)
+    encoder = encoder_of(cfg, classifier, device)
+    training = IRNetTraining(cfg, fold, encoder, irnet, images, sure, device)
     fit(training)
     save_file({k: v.contiguous() for k, v in irnet.state_dict().items()}, folder / WEIGHTS)
     write_log(folder, training.log)
@@ -85,8 +77,6 @@ def confident_labels(cfg: IRNetConfig, maps: Tensor, held: Tensor, areas: list[f
     maps: (N, C, h, w). held: bool (N, C), the classes of each image; no other counts. An image that
     holds none is background. areas: the share that each class covers of an image that holds it.
     """
-    from weak.thresholds import masks_with_unsure, thresholds_of
-
     limits = [
         thresholds_of(maps, held, [width * area for area in areas])
         for width in (cfg.sure_area, cfg.possible_area)

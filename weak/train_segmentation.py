@@ -14,23 +14,21 @@ With method = transfer one network learns from the masks of both kinds of images
 class included, and from its own moving average as a teacher: see weak/teacher.py.
 """
 
-from __future__ import annotations
-
-import shutil
 import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from config import Config, UserError
-from medood.data.files import fingerprint, in_threads, whole_folder, write_json
-from medood.data.records import RUN
+from estimate_pct import choose_pct, count_pixels, count_samples
+from medood.data.files import fingerprint, in_threads
 from medood.data.workspace import Pair, weights_of
 from medood.runs.command_line import run
 from medood.runs.products import network_made_from
 from medood.runs.provenance import require
+from medood.training.segmentation import Trainer, train_fold
+from rank_prune_ood import rank_files
 from weak.image_labels import with_classes, with_lesion
 from weak.products import (
     IMAGES,
@@ -43,9 +41,7 @@ from weak.products import (
     seeded,
 )
 from weak.settings import SegmentationConfig
-
-if TYPE_CHECKING:
-    from medood.training.segmentation import Trainer
+from weak.teacher import MeanTeacher
 
 SEARCH = ("mirrors", "pnr_opt", "pct_grid")  # beside those of its training: they choose negatives
 
@@ -76,10 +72,6 @@ def train_segmentation(cfg: SegmentationConfig) -> None:
 
 def train_networks(cfg: SegmentationConfig, fold: int) -> None:
     """Train the network of a fold on its positives, mine the negatives, and train the second."""
-    # here, so that --help works without torch
-    from medood.models.checkpoints import read_run
-    from medood.training.segmentation import train_fold
-
     positives, negatives = training_files(cfg, fold)
     second, kind = weak_network(cfg, fold), trainer_of(cfg)
     if cfg.method == "transfer":
@@ -88,19 +80,11 @@ def train_networks(cfg: SegmentationConfig, fold: int) -> None:
     first = weak_network(cfg, fold, negatives=False)
     train_fold(cfg, fold, positives, [], first, kind)
     chosen = mine(cfg, fold, first, positives, negatives)
-    made_from = made_from_of(cfg, fold)
-    if not chosen and not second.exists():  # trained again, it would be the same to the bit
-        with whole_folder(second) as copied:
-            shutil.copytree(first, copied, dirs_exist_ok=True)
-            write_json(copied / RUN, read_run(first) | {"made_from": made_from})
-    train_fold(cfg, fold, positives + chosen, [], second, kind, made_from)
+    train_fold(cfg, fold, positives + chosen, [], second, kind, made_from_of(cfg, fold))
 
 
 def trainer_of(cfg: SegmentationConfig) -> type[Trainer]:
     """Return what takes the steps of a network's training."""
-    from medood.training.segmentation import Trainer
-    from weak.teacher import MeanTeacher
-
     return MeanTeacher if cfg.teacher or cfg.method == "transfer" else Trainer
 
 
@@ -148,9 +132,6 @@ def mine(
     cfg: Config, fold: int, network: Path, positives: list[Pair], negatives: list[Pair]
 ) -> list[Pair]:
     """Return the negatives to train on: those that fool a network, as many as pnr_opt asks for."""
-    from estimate_pct import choose_pct, count_samples
-    from rank_prune_ood import rank_files
-
     if not negatives:
         print(f"fold {fold}: every training image holds a class: there is no negative to mine")
         return []
@@ -168,8 +149,6 @@ def mine(
 
 def count_files(cfg: Config, files: list[Pair]) -> list[tuple[int, int]]:
     """Return how many pixels of each image's mask are of a class, and how many are sure."""
-    from estimate_pct import count_pixels
-
     count = partial(count_pixels, classes=len(cfg.class_names))
     return in_threads(count, [mask for _, mask in files])
 

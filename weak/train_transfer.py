@@ -4,6 +4,7 @@ Reads   weak/Images                                 (generate_images.py), and th
 Writes  weak/generator/<fold>_transfer_<lesion>/    generator, log of the losses, pictures
 """
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -11,13 +12,22 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from medood.runs.command_line import run
 from weak.image_labels import with_lesion
-from weak.products import GENERATOR, IMAGES, domains, generator_folder, make_folds, seeded
+from weak.products import GENERATOR, domains, generator_folder, make_folds, seeded
 from weak.settings import TransferConfig
 
 
 def train_generators(cfg: TransferConfig) -> None:
     """Train the generator of every fold on the images of its training side."""
-    make_folds(with_lesion(cfg), GENERATOR, [IMAGES], train_fold, resumable=True)
+    cfg = with_lesion(cfg)
+    make_folds(cfg, GENERATOR, train_fold)
+    for fold in cfg.folds:
+        shutil.rmtree(unfinished_folder(cfg, fold), ignore_errors=True)
+
+
+def unfinished_folder(cfg: TransferConfig, fold: int) -> Path:
+    """Return where a training is until it ends; one that was interrupted goes on from there."""
+    folder = generator_folder(cfg, fold)
+    return folder.with_name(f"{folder.name}_unfinished")
 
 
 def train_fold(cfg: TransferConfig, fold: int, folder: Path) -> None:
@@ -28,7 +38,9 @@ def train_fold(cfg: TransferConfig, fold: int, folder: Path) -> None:
     diseased, healthy = (
         load_patches(cfg, [(path, None) for path in paths]).images for paths in domains(cfg, fold)
     )
-    train_transfer(seeded(cfg), fold, diseased, healthy, folder)
+    unfinished, made_from = unfinished_folder(cfg, fold), GENERATOR.made_from(cfg, fold)
+    train_transfer(seeded(cfg), fold, diseased, healthy, unfinished, made_from)
+    shutil.copytree(unfinished, folder, dirs_exist_ok=True)
     print(f"{generator_folder(cfg, fold)}: generator after {cfg.iterations} iterations")
 
 

@@ -1,6 +1,6 @@
 """Two generators and their discriminators in training, and a trained generator at work."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -10,18 +10,16 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from config import UserError
-from medood.data.files import digest, reading, whole
+from medood.data.files import reading, whole
 from medood.models.inference import batch_size
 from medood.models.network import autocast, exact, for_training, pick_device
 from medood.training.augmentation import augment, draw_augmentation
 from medood.training.batches import AUGMENTATION, INITIALISATION, ORDER, stream_seed, to_device
 from medood.training.loop import fit, write_log
 from medood.training.protocol import Losses, Training
-from weak.generator import Generator, InstanceLayerNorm, Judges, refuse_size
+from weak.generator import Generator, InstanceLayerNorm, Judges
 from weak.pictures import draw_rows
-from weak.products import DECIDING
 from weak.settings import TransferConfig
-from weak.transfer_losses import area, attention_loss, difference, least_squares
 
 WEIGHTS, RESUME = "generator.safetensors", "resume.pt"
 BETAS, DECAY = (0.5, 0.999), 2e-5  # of Adam
@@ -178,32 +176,64 @@ class Trainer(Training):
         self.optimiser.zero_grad()
 
 
+# ---------------------------------------------------------------- losses
+
+
+def least_squares(said: Iterable[Tensor], truth: float) -> Tensor:
+    """Return the sum over discriminators of the mean of (said - truth)^2 (Mao et al. 2017).
+
+    said: what each says of images. truth: 1 if they are, or should pass for, real, else 0.
+    """
+    return torch.stack([(part - truth).square().mean() for part in said]).sum()
+
+
+def attention_loss(leaving: Tensor, staying: Tensor) -> Tensor:
+    """Return the binary cross-entropy of the logits of images to change, and of those not to."""
+    return F.softplus(-leaving).mean() + F.softplus(staying).mean()
+
+
+def difference(images: Tensor, target: Tensor) -> Tensor:
+    """Return the mean absolute difference: of a cycle, an identity, a reconstruction."""
+    return (images - target).abs().mean()
+
+
+def area(masks: Tensor, aim: float = 0.0) -> Tensor:
+    """Return how far the mean of each mask, (N, 1, H, W), is from an aim, on average.
+
+    Without it, a mask of ones is as good as any other. An aim of 0 on images to change would let
+    masks vanish where a lesion is hard to see: but their label says that something is there.
+    """
+    return (masks.mean((1, 2, 3)) - aim).abs().mean()
+
+
+# ---------------------------------------------------------------- the training
+
+
 def train_transfer(
     cfg: TransferConfig,
     fold: int,
     diseased: Tensor,
     healthy: Tensor,
     folder: Path,
+    made_from: dict,
 ) -> None:
     """Train a generator to make images with the lesion look like images without any.
 
     `folder` comes to hold generator.safetensors, log.csv and pictures/; it keeps resume.pt on the
-    way, see `fit`. Raises UserError also if there is no image of a kind, and if the networks cannot
-    take their size.
+    way, see `fit`, for made_from too. Raises UserError also if there is no image of a kind.
 
     diseased, healthy: RGB uint8 (N, P, P, 3), any N each.
     """
     for images, kind in ((diseased, "with the lesion"), (healthy, "without any class")):
         if not len(images):
             raise UserError(f"fold {fold} has no training image {kind}: add some, or another fold")
-        refuse_size(*images.shape[1:3])
     device = pick_device(cfg.device)
     print(
         f"fold {fold}: {len(diseased)} images with the lesion, {len(healthy)} without any class,"
         f" {device.type}"
     )
     trainer = Trainer(cfg, fold, diseased, healthy, folder, device)
-    fit(trainer, folder, _made_from(cfg, fold, diseased, healthy))
+    fit(trainer, folder, made_from)
     weights = trainer.model["heal"].state_dict()
     with whole(folder / WEIGHTS) as partial:
         save_file({name: values.contiguous() for name, values in weights.items()}, partial)
@@ -252,12 +282,6 @@ def batches_of(
 def scaled(images: Tensor) -> Tensor:
     """Return images of 0..255 in -1..1."""
     return images / 127.5 - 1
-
-
-def _made_from(cfg: TransferConfig, fold: int, *images: Tensor) -> dict:
-    settings = {name: getattr(cfg, name) for name in DECIDING}
-    inputs = [digest(part.numpy().tobytes()) for part in images]
-    return {"settings": settings, "fold": fold, "inputs": inputs}
 
 
 # ---------------------------------------------------------------- a trained generator

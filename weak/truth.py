@@ -1,5 +1,6 @@
 """True masks, for the test and for the network of full supervision: nothing else opens them."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,13 @@ from medood.data.labels import UNSURE
 from medood.data.records import outputs_of
 from medood.data.workspace import Pair
 from medood.runs.products import Product
+from medood.runs.provenance import making
 from weak.image_labels import with_classes
 from weak.products import (
     IMAGES,
     SIZES,
     images_folder,
     labels_there,
-    making_folder,
     png_of,
     sizes_of,
 )
@@ -41,29 +42,31 @@ def true_files(cfg: TransferConfig, paths: list[Path]) -> list[Pair]:
     for an image without a mask, and for a mask of another size or content.
     """
     every = with_classes(cfg)  # a mask may hold others beside the lesion
-    names = labels_there(every).names
-    with making_folder(every, TRUE_MASKS) as folder:
-        if folder:
-            sizes = sizes_of(every)
+    sizes, classes = sizes_of(every), every.class_names
 
-            def write(name: str) -> None:
-                size = tuple(sizes[png_of(name)])
-                write_png(folder / png_of(name), read_truth(every, name, size, every.image_size))
+    def truth(name: str) -> np.ndarray:
+        return read_truth(every, name, tuple(sizes[png_of(name)]), every.image_size)
 
-            in_threads(write, names, "true masks")
+    def of_lesion(name: str) -> np.ndarray:
+        mask = read_mask(truth_folder(cfg) / png_of(name), len(classes))
+        return np.where(mask == UNSURE, UNSURE, mask == classes.index(cfg.lesion)).astype(np.uint8)
+
+    _write_masks(every, TRUE_MASKS, truth)
     if cfg.lesion is None:
         return [(path, truth_folder(cfg) / path.name) for path in paths]
-    value = every.class_names.index(cfg.lesion)
-    with making_folder(cfg, LESION_MASKS) as folder:
-        if folder:
-
-            def keep_lesion(name: str) -> None:
-                mask = read_mask(truth_folder(cfg) / png_of(name), len(every.class_names))
-                known = np.where(mask == UNSURE, UNSURE, mask == value)
-                write_png(folder / png_of(name), known.astype(np.uint8))
-
-            in_threads(keep_lesion, names, "lesion masks")
+    _write_masks(cfg, LESION_MASKS, of_lesion)
     return [(path, lesion_folder(cfg) / path.name) for path in paths]
+
+
+def _write_masks(cfg: ImagesConfig, product: Product, mask_of: Callable[[str], np.ndarray]) -> None:
+    """Write the masks of all images, given a function of their names, unless they are there."""
+    with making(cfg, product) as folders:
+        if folders:
+
+            def write(name: str) -> None:
+                write_png(folders[0] / png_of(name), mask_of(name))
+
+            in_threads(write, labels_there(cfg).names, product.name)
 
 
 def _of_truth(cfg: ImagesConfig, _: int) -> dict:

@@ -109,21 +109,24 @@ def product_is_kept(cfg: Data, product: Product, fold: int = 0) -> bool:
 
 
 @contextmanager
-def making(cfg: Data, *products: Product, bad: BadFiles | None = None) -> Iterator[list[Path]]:
+def making(
+    cfg: Data, *products: Product, fold: int | None = None, bad: BadFiles | None = None
+) -> Iterator[list[Path]]:
     """Give a folder to fill for each of some products, or none if all of them are kept.
 
     A full folder takes the product's name, with its record. No other run makes them meanwhile.
-    bad: the input files that are left out; may be filled on the way. After an error or a
-    kill, the products are what they were before.
+    fold: whose products they are, if each fold has its own. bad: the input files that are left out;
+    may be filled on the way. After an error or a kill, the products are what they were before.
     """
-    made = {product.path(cfg, 0): product.made_from(cfg) for product in products}
+    made = {each.path(cfg, fold or 0): each.made_from(cfg, fold or 0) for each in products}
     # all are asked: one that was changed is not overwritten because another one is missing
     if all([records.is_kept(path, made_from) for path, made_from in made.items()]):
         yield []
         return
     with ExitStack() as stack:
         stack.enter_context(locked(cfg.workspace, [path.name for path in made]))
-        stack.enter_context(timed(cfg.workspace, products[0].name))
+        of_fold = "" if fold is None else f" {next(iter(made)).name}"
+        stack.enter_context(timed(cfg.workspace, f"{products[0].name}{of_fold}"))
         folders = (records.fresh_folder(path, made[path], bad) for path in made)
         yield [stack.enter_context(folder) for folder in folders]
 
