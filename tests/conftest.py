@@ -229,10 +229,14 @@ def quick_report(monkeypatch):
 def weak_run(made_once):
     """The settings of a workspace after a whole run of weak/ by maps."""
 
-    from tests.small_weak import settings_of, small
+    from tests.small_weak import few_pictures, settings_of, small
     from weak.main import main
 
-    return settings_of(made_once("weak", lambda folder: main(small(folder / "run"))) / "run")
+    def make(folder):
+        with few_pictures():
+            main(small(folder / "run"))
+
+    return settings_of(made_once("weak", make) / "run")
 
 
 @pytest.fixture

@@ -1,10 +1,24 @@
 """Settings of weak/ for the first images of its sample."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import TINY, as_settings_of
-from weak import sample
+from weak import generate_maps, healthy, report, sample
 from weak.main import MainConfig
+
+
+@contextmanager
+def few_pictures() -> Iterator[None]:
+    """Draw one image in each picture: to draw takes longer than to compute what is drawn."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (generate_maps, healthy):
+            patch.setattr(module, "SHOWN", 2)
+        patch.setattr(report, "EXAMPLES", 1)
+        yield
 
 
 def small(workspace: Path, images: int = 18, **own: object) -> MainConfig:

@@ -53,8 +53,8 @@ def painted(count, side=32, seed=0):
     [
         ("mobilenet_v2", 4),
         ("tu-resnet10t", 4),
-        ("vgg11_bn", 8),
-        ("densenet121", 8),
+        pytest.param("vgg11_bn", 8, marks=pytest.mark.long),
+        pytest.param("densenet121", 8, marks=pytest.mark.long),
         ("tu-tf_mobilenetv3_small_100", 8),
     ],
 )

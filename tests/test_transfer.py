@@ -16,7 +16,7 @@ from config import UserError
 from medood.data.images import read_image, read_mask
 from tests.conftest import in_a_copy, moved, printed_in
 from tests.leaks import files_by_masks
-from tests.small_weak import small
+from tests.small_weak import few_pictures, small
 from weak import sample
 from weak import transfer as training
 from weak.evaluate_masks import by_maps, by_trainings, evaluate_masks, is_shown
@@ -63,7 +63,7 @@ def stand_in():
     def load(cfg, folder, device):
         return (folder / "generator.safetensors").read_bytes()[0]
 
-    with pytest.MonkeyPatch.context() as patch:
+    with few_pictures(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "train_transfer", train)
         patch.setattr(training, "load_generator", load)
         patch.setattr(training, "transfer", knowing_hues)

@@ -16,7 +16,7 @@ from medood.data.records import RECORD, hashes
 from medood.runs.command_line import parse
 from tests.conftest import as_settings_of, in_a_copy, printed_in
 from tests.leaks import files_by_masks
-from tests.small_weak import small
+from tests.small_weak import few_pictures, small
 from weak import train_irnet
 from weak.evaluate_masks import evaluate_masks, require_all
 from weak.generate_images import generate_images
@@ -38,6 +38,12 @@ from weak.train_segmentation import (
 )
 
 MAPS = [row for row in ROWS if row not in TRAINED]  # of a run without a generator
+
+
+@pytest.fixture(autouse=True)
+def quick():
+    with few_pictures():
+        yield
 
 
 @pytest.fixture

@@ -92,14 +92,14 @@ class Classifier(nn.Module):
 # ---------------------------------------------------------------- the network
 
 
-def build_classifier(cfg: ClassifierConfig) -> Classifier:
-    """Return the classifier of cfg, with the weights of its encoder.
+def build_classifier(cfg: ClassifierConfig, to_train: bool = True) -> Classifier:
+    """Return the classifier of cfg; to_train: with the weights that its encoder starts from.
 
     Raises UserError for an unknown encoder, one without such weights, and one that cannot keep the
     output stride.
     """
     # the trunk knows where weights come from; batch_norm is of the segmentation network
-    whole = build_model(replace(cfg, batch_norm=True)).encoder
+    weights = build_model(replace(cfg, batch_norm=True)).encoder.state_dict() if to_train else {}
     try:
         encoder = smp.encoders.get_encoder(cfg.encoder, depth=cfg.stages, weights=None)
     except Exception as error:  # of smp and of every model of timm: each has its own kind
@@ -107,8 +107,8 @@ def build_classifier(cfg: ClassifierConfig) -> Classifier:
             f"encoder = {cfg.encoder!r} cannot be built with {cfg.stages} stages ({error}): set"
             " stages to 5, or choose another encoder"
         ) from None
-    weights = whole.state_dict()
-    encoder.load_state_dict({name: weights[name] for name in encoder.state_dict()})
+    if to_train:
+        encoder.load_state_dict({name: weights[name] for name in encoder.state_dict()})
     try:
         shifts = grid_shifts(encoder, cfg.output_stride)
         set_output_stride(encoder, cfg.output_stride)
@@ -279,8 +279,7 @@ def load_classifier(
     cfg: ClassifierConfig, folder: Path, kind: Kind, number: int, device: torch.device
 ) -> Classifier:
     """Return a classifier of a folder, in eval mode. number: from 0."""
-    random = replace(cfg, encoder_weights="none")
-    classifier = build_classifier(random)
+    classifier = build_classifier(cfg, to_train=False)
     weights = _weights(folder, kind, number)
     with reading(weights):
         classifier.load_state_dict(load_file(weights))

@@ -69,12 +69,6 @@ def labels_there(cfg: ImagesConfig) -> ImageLabels:
     """Return the labels of the images that weak/Images holds: bad ones may have been left out."""
     labels, there = labels_of(cfg), set(map(name_of, pngs(images_folder(cfg))))
     kept = [index for index, name in enumerate(labels.names) if png_of(name) in there]
-    if not kept:
-        again = IMAGES.cure(cfg, 0)
-        raise UserError(
-            f"{images_folder(cfg)} holds no image that {cfg.image_labels} names: run `{again}`"
-            " first"
-        )
     return ImageLabels(
         [labels.names[index] for index in kept],
         [labels.patients[index] for index in kept],

@@ -14,7 +14,7 @@ from medood.data.images import read_image
 from medood.data.workspace import data_name
 from medood.evaluation.figures import draw_bars
 from medood.evaluation.page import Picture, Table, Text, as_markdown, write_page
-from medood.evaluation.tables import INTERVAL, spread
+from medood.evaluation.tables import INTERVAL
 from weak.arrays import load_images, read_arrays, read_masks
 from weak.generate_maps import read_seeds
 from weak.generate_masks import BOUNDARIES
@@ -40,8 +40,10 @@ from weak.scoring import (
     describe,
     gain_table,
     gains_of,
+    grid,
     mean_over_folds,
     of_training,
+    over_folds,
     score_table,
     scores_by_fold,
     share_table,
@@ -133,14 +135,11 @@ def write_report(cfg: EvaluationConfig, rows: Rows, tests: dict[int, TestedRows]
 
 def draw_classes(path: Path, scores: Scores, classes: tuple[str, ...]) -> None:
     """Draw the IoU of each class by row. classes: with background."""
+    ious = {kind: over_folds(scores, "iou", v) for v, kind in enumerate(classes) if v}
     bars = {
-        ROWS[name]: {
-            kind: [of_fold[name]["iou"][value] for of_fold in scores.values()]
-            for value, kind in enumerate(classes)
-            if value
-        }
-        for name in next(iter(scores.values()))
-        if name != "all_background"
+        ROWS[row]: {kind: values[row] for kind, values in ious.items()}
+        for row in next(iter(scores.values()))
+        if row != "all_background"
     }
     draw_bars(path, "", "IoU, percent", bars)
 
@@ -148,11 +147,14 @@ def draw_classes(path: Path, scores: Scores, classes: tuple[str, ...]) -> None:
 def classifier_table(cfg: MasksConfig) -> Grid:
     """Return AUC and F1 of each class over folds."""
     found = [read_json(classifier_folder(cfg, fold) / "scores.json") or {} for fold in cfg.folds]
-    rows = [
-        [name, *(spread([of_fold[k][value] for of_fold in found], 1, 3) for k in ("auc", "f1"))]
-        for value, name in enumerate(cfg.class_names[1:])
-    ]
-    return ["class", "AUC", "F1"], rows
+    columns = {
+        title: {
+            name: [of_fold[key][value] for of_fold in found]
+            for value, name in enumerate(cfg.class_names[1:])
+        }
+        for title, key in (("AUC", "auc"), ("F1", "f1"))
+    }
+    return grid(columns, "class", scale=1, digits=3)
 
 
 # ---------------------------------------------------------------- trainings
@@ -194,21 +196,21 @@ def training_table(
     scores: Scores, areas: dict[int, dict[str, float | None]], median: int, count: int
 ) -> Grid:
     """Return `miou`, `dsc` and the area on healthy images of every training, in percent."""
-    header, columns = ["training"], []
-    for row in TRAINED:
-        header += [f"{ROWS[row]}: {name}" for name in ("miou", "dsc", "area on healthy images")]
-        names = [of_training(row, number) for number in range(count)]
-        for score in ("miou", "dsc"):
-            columns.append([[of_fold[n][score] for of_fold in scores.values()] for n in names])
-        columns.append([[of_fold[name] for of_fold in areas.values()] for name in names])
+    of_row = {name: over_folds(scores, name) for name in ("miou", "dsc")}
+    tested = next(iter(areas.values()))
+    of_row["area on healthy images"] = {
+        row: [of_fold[row] for of_fold in areas.values()] for row in tested
+    }
     labels = [f"{number + 1}{' (shown)' * (number == median)}" for number in range(count)]
-    lines = [
-        [label, *(spread(column[number]) for column in columns)]
-        for number, label in enumerate(labels)
-    ]
-    if count > 1:
-        lines.append(["all", *(spread([mean_of(values) for values in col]) for col in columns)])
-    return header, lines
+    columns = {}
+    for row in TRAINED:
+        for name, values in of_row.items():
+            every = [values[of_training(row, number)] for number in range(count)]
+            column = dict(zip(labels, every, strict=True))
+            if count > 1:
+                column["all"] = [mean_of(of_one) for of_one in every]
+            columns[f"{ROWS[row]}: {name}"] = column
+    return grid(columns, "training")
 
 
 def mean_of(values: list[float | None]) -> float | None:

@@ -44,6 +44,7 @@ TAUGHT = 0.01  # IoU of full supervision below which a class was not learned
 
 Grid = tuple[list[str], list[list[str]]]  # header and rows
 Scores = dict[int, dict[str, dict]]  # by fold and row
+Column = dict[str, list[float | None]]  # of a table: by row, a value of each fold
 Gains = dict[str, dict[str, Difference]]  # by row and score
 
 
@@ -158,15 +159,29 @@ def verdict(scores: Scores, gains: Gains, row: str, floor: str) -> str:
     )
 
 
+def over_folds(scores: Scores, *place: str | int) -> Column:
+    """Return what stands at a place of the scores of each row, such as "iou", 1."""
+    rows = next(iter(scores.values()))
+    found = {row: [of_fold[row] for of_fold in scores.values()] for row in rows}
+    for key in place:
+        found = {row: [value[key] for value in values] for row, values in found.items()}
+    return found
+
+
+def grid(columns: dict[str, Column], corner: str = "", scale: float = 100, digits: int = 1) -> Grid:
+    """Return columns by their names as a table of means over folds, with their deviation."""
+    rows = next(iter(columns.values()))
+    lines = [
+        [ROWS.get(row, row), *(spread(column[row], scale, digits) for column in columns.values())]
+        for row in rows
+    ]
+    return [corner, *columns], lines
+
+
 def score_table(scores: Scores, classes: tuple[str, ...]) -> Grid:
     """Return the scores of every row over folds, in percent. classes: with background."""
-    lines = []
-    for name in next(iter(scores.values())):
-        found = [of_fold[name] for of_fold in scores.values()]
-        cells = [spread([of_fold["iou"][i] for of_fold in found]) for i in range(1, len(classes))]
-        cells += [spread([of_fold[score] for of_fold in found]) for score in SHOWN_SCORES]
-        lines.append([ROWS[name], *cells])
-    return ["", *(f"IoU {name}" for name in classes[1:]), *SHOWN_SCORES], lines
+    columns = {f"IoU {name}": over_folds(scores, "iou", v) for v, name in enumerate(classes) if v}
+    return grid(columns | {name: over_folds(scores, name) for name in SHOWN_SCORES})
 
 
 def gain_table(gains: Gains, classes: tuple[str, ...]) -> Grid:
@@ -183,17 +198,15 @@ def share_table(scores: Scores, classes: tuple[str, ...]) -> Grid:
 
     It is left out where full supervision does not find the class either.
     """
-    lines = []
-    for name in next(iter(scores.values())):
-        cells = []
-        for value in range(1, len(classes)):
-            pairs = [
-                (f[name]["iou"][value], f["supervised"]["iou"][value]) for f in scores.values()
-            ]
-            known = [one / full if full and full > TAUGHT else None for one, full in pairs]
-            cells.append(spread(known))
-        lines.append([ROWS[name], *cells])
-    return ["", *classes[1:]], lines
+    columns = {}
+    for value, name in enumerate(classes[1:], 1):
+        iou = over_folds(scores, "iou", value)
+        full = [whole if whole and whole > TAUGHT else None for whole in iou["supervised"]]
+        columns[name] = {
+            row: [whole and one / whole for one, whole in zip(values, full, strict=True)]
+            for row, values in iou.items()
+        }
+    return grid(columns)
 
 
 def spread_by_score(test: TestedRows, row: str, count: int) -> list[int]:

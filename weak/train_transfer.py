@@ -11,6 +11,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from medood.runs.command_line import run
+from weak import transfer
+from weak.arrays import load_images
 from weak.image_labels import with_lesion
 from weak.products import GENERATOR, domains, generator_folder, make_folds, seeded
 from weak.settings import TransferConfig
@@ -32,14 +34,9 @@ def unfinished_folder(cfg: TransferConfig, fold: int) -> Path:
 
 def train_fold(cfg: TransferConfig, fold: int, folder: Path) -> None:
     """Write the generator of a fold into a folder."""
-    from medood.data.dataset import load_patches  # here, so that --help works without torch
-    from weak.transfer import train_transfer
-
-    diseased, healthy = (
-        load_patches(cfg, [(path, None) for path in paths]).images for paths in domains(cfg, fold)
-    )
+    diseased, healthy = (load_images(cfg, paths) for paths in domains(cfg, fold))
     unfinished, made_from = unfinished_folder(cfg, fold), GENERATOR.made_from(cfg, fold)
-    train_transfer(seeded(cfg), fold, diseased, healthy, unfinished, made_from)
+    transfer.train_transfer(seeded(cfg), fold, diseased, healthy, unfinished, made_from)
     shutil.copytree(unfinished, folder, dirs_exist_ok=True)
     print(f"{generator_folder(cfg, fold)}: generator after {cfg.iterations} iterations")
 
