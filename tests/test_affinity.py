@@ -14,7 +14,6 @@ from weak.affinity import (
     affinity_loss,
     displacement_loss,
     half_plane,
-    line,
     pairs,
     transition,
     walk,
@@ -59,18 +58,6 @@ def test_a_half_plane_holds_one_of_each_opposite_two_offsets():
     inside = {(y, x) for y in range(-9, 10) for x in range(-9, 10) if 0 < y * y + x * x < 100}
     assert both == inside
     assert len(both) == 2 * len(offsets)
-
-
-def test_lines_by_hand():
-    assert line((0, 3)) == [(0, 0), (0, 1), (0, 2), (0, 3)]
-    assert set(line((1, 1))) == {(0, 0), (0, 1), (1, 0), (1, 1)}  # through a corner of four
-    assert set(line((1, -2))) == {(0, 0), (0, -1), (1, -1), (1, -2)}
-    assert set(line((2, 2))) == {(0, 0), (0, 1), (1, 0), (1, 1), (1, 2), (2, 1), (2, 2)}
-
-
-def test_a_line_is_the_same_from_both_ends():
-    for dy, dx in half_plane(10):
-        assert {(dy - y, dx - x) for y, x in line((dy, dx))} == set(line((dy, dx)))
 
 
 @pytest.mark.parametrize("height", [8, 5])
@@ -152,21 +139,6 @@ def test_a_kind_without_pairs_costs_nothing(label):
     assert displacement_loss(displacement, kinds, radius=2).isfinite()
 
 
-def test_losses_of_mirrored_images_are_the_same():
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.randint(0, 3, (2, 9, 8), generator=generator, dtype=torch.uint8)
-    logits = torch.randn(2, 9, 8, generator=generator)
-    displacement = torch.randn(2, 2, 9, 8, generator=generator)
-    mirrored = displacement.flip(3) * torch.tensor([1.0, -1.0])[:, None, None]
-    there, here = pairs(labels.flip(2), radius=5), pairs(labels, radius=5)
-    torch.testing.assert_close(
-        affinity_loss(logits.flip(2), there, 5), affinity_loss(logits, here, 5)
-    )
-    torch.testing.assert_close(
-        displacement_loss(mirrored, there, 5), displacement_loss(displacement, here, 5)
-    )
-
-
 @pytest.mark.parametrize("value", [-1e4, 1e4])
 def test_gradients_are_finite_where_the_boundary_is_0_or_1(value):
     logits = torch.full((1, 2, 3), value).requires_grad_()
@@ -177,14 +149,6 @@ def test_gradients_are_finite_where_the_boundary_is_0_or_1(value):
     assert logits.grad.isfinite().all()
     # a wrong one is still pulled back: up where classes differ, down where they are the same
     assert logits.grad.sum().item() == pytest.approx(-1 if value < 0 else 1)
-
-
-@pytest.mark.parametrize("value", [0.0, 1.0])
-def test_the_gradient_of_affinity_is_that_of_the_highest_pixels(value):
-    boundary = torch.full((1, 2, 3), value).requires_grad_()
-    inside = pairs(torch.zeros(1, 2, 3, dtype=torch.uint8), radius=2).background
-    affinity(boundary, radius=2)[inside].sum().backward()
-    assert boundary.grad.sum() == -11  # one pixel for each of 11 pairs
 
 
 def test_the_transition_matrix_by_hand():

@@ -14,7 +14,6 @@ from weak.classifier import (
     EMPTY,
     ClassifierTraining,
     balanced,
-    batches_of,
     build_classifier,
     contrast_loss,
     image_scores,
@@ -83,21 +82,6 @@ def test_a_spot_lies_on_every_map_where_it_lies_on_the_image(cfg, encoder, strid
     torch.testing.assert_close(maps.mean((2, 3)), logits)
 
 
-def test_what_comes_before_the_output_stride_stays_as_it_was(cfg):
-    """The stem and the first stages of ResNet-18 compute what they always do."""
-    cfg = dataclasses.replace(cfg, encoder="resnet18", output_stride=8, stages=5)
-    torch.manual_seed(0)
-    ours = build_classifier(cfg).eval()
-    import segmentation_models_pytorch as smp
-
-    theirs = smp.encoders.get_encoder("resnet18", weights=None).eval()
-    theirs.load_state_dict(ours.encoder.state_dict())
-    images = torch.randn(1, 3, 64, 64)
-    with torch.no_grad():
-        for own, other in zip(ours.features(images)[:3], theirs(images)[1:4], strict=True):
-            assert torch.equal(own, other)
-
-
 def test_fewer_stages_give_fewer_feature_maps_of_the_same_weights(cfg):
     torch.manual_seed(0)
     classifier = build_classifier(dataclasses.replace(cfg, stages=3, encoder="mobilenet_v2"))
@@ -126,13 +110,6 @@ def test_images_are_drawn_as_their_labels_are_rare():
     # 1 / held and 1 / not held, the mean over classes: a: 4, 4/3; b: 2, 2
     weight = np.array([(4 + 2) / 2, (4 / 3 + 2) / 2, (4 / 3 + 2) / 2, (4 / 3 + 2) / 2])
     np.testing.assert_allclose(balanced(labels), weight / weight.sum())
-
-
-def test_an_epoch_draws_as_many_images_as_there_are(cfg):
-    _, labels = painted(20)
-    indices = torch.cat([index for index, _ in batches_of(cfg, 1, 0, labels)])
-    assert len(indices) == 20
-    assert indices.max() < 20
 
 
 def test_the_plain_loss_is_the_cross_entropy_of_the_logits():

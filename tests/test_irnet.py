@@ -2,11 +2,9 @@
 
 import copy
 
-import pytest
 import torch
 from torch import nn
 
-from config import UserError
 from medood.training.loop import fit
 from tests.conftest import TINY, as_settings_of
 from weak.affinity import UNSURE
@@ -151,23 +149,3 @@ def test_the_encoder_sees_images_and_mirror_images_with_their_labels(monkeypatch
     assert [len(batch) for batch in seen] == [4, 2] * 4
     is_mirrored = torch.cat([batch[:, 0, 0, 0] > batch[:, 0, -1, 0] for batch in seen])
     assert 4 < is_mirrored.sum() < 20
-
-
-def test_the_learning_rate_falls_as_a_polynomial(monkeypatch):
-    rates = []
-
-    class Recorded(torch.optim.SGD):
-        def step(self):
-            rates.append(self.param_groups[0]["lr"])
-            super().step()
-
-    monkeypatch.setattr(torch.optim, "SGD", Recorded)
-    images, labels, _ = halves(5)
-    train(*networks(), images, labels, irnet_epochs=2, batch_size=2, irnet_lr=0.2)
-    assert rates == pytest.approx([0.2 * (1 - step / 6) ** 0.9 for step in range(6)])
-
-
-def test_a_loss_that_is_not_finite_is_refused():
-    images, labels, _ = halves(4)
-    with pytest.raises(UserError, match="epoch ., step .: the loss is (nan|inf): lower irnet_lr"):
-        train(*networks(), images, labels, irnet_lr=1e30, irnet_epochs=4, batch_size=2)

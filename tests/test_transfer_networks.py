@@ -13,7 +13,6 @@ from weak.generator import (
     Generator,
     InstanceLayerNorm,
     Judges,
-    compose,
 )
 from weak.transfer import area, attention_loss, difference, least_squares
 
@@ -45,11 +44,6 @@ def test_a_mask_of_0_gives_the_input_and_one_of_1_the_fake_to_the_bit(generator,
     assert torch.equal(unchanged.composite, images)
     assert torch.equal(changed.composite, changed.fake)
     assert not torch.equal(changed.fake, images)
-
-
-def test_a_mask_in_between_mixes():
-    fake, image, mask = torch.tensor([1.0, 1.0]), torch.tensor([-1.0, 0.5]), torch.tensor([0.75, 0])
-    assert compose(fake, mask, image).tolist() == [0.5, 0.5]
 
 
 def test_outside_the_mask_the_fake_is_the_reconstruction(generator):
@@ -116,17 +110,6 @@ def test_a_ratio_is_brought_back_to_0_to_1():
     norm.ratio.data += torch.tensor([-1.0, 0.0, 1.0])
     norm.clip()
     assert norm.ratio.tolist() == [0, 0.5, 1]
-
-
-def test_a_discriminator_stretches_no_direction():
-    torch.manual_seed(0)
-    judges = Judges(2)
-    for _ in range(50):  # each pass brings the estimate of the norm closer
-        judges(random_images())
-    for judge in judges.eval().judges:
-        for layer in [judge.last, *judge.encoder[::2]]:
-            norm = torch.linalg.matrix_norm(layer.weight.flatten(1), 2).item()
-            assert norm == pytest.approx(1, abs=0.02)
 
 
 # ---------------------------------------------------------------- losses, each by hand

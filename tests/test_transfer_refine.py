@@ -10,10 +10,8 @@ from medood.data.dataset import Patches
 from medood.data.labels import UNSURE
 from medood.training.augmentation import RANDOM, augment, draw_augmentation, parameters_of
 from medood.training.loop import train_epoch
-from medood.training.losses import segmentation_loss
 from medood.training.state import TrainingState
 from tests.conftest import TINY
-from weak import teacher
 from weak.teacher import DECAY, SURE, MeanTeacher, average
 
 CPU = torch.device("cpu")
@@ -130,27 +128,6 @@ def test_a_teacher_that_says_what_the_mask_says_doubles_the_loss_under_any_warp(
     assert torch.allclose(trainer.loss(*given), 2 * plain)
 
 
-def test_in_the_first_half_the_masks_teach_alone(trainer):
-    given = batch(LESION)
-    plain = super(MeanTeacher, trainer).loss(*given)
-    trainer.begin_epoch(0)
-    assert torch.equal(trainer.loss(*given), plain)
-    trainer.begin_epoch(1)
-    assert trainer.loss(*given) > plain
-
-
-def test_the_loss_is_that_of_the_mask_and_that_of_the_teachers_label(trainer):
-    images, masks, weight, _ = batch(LESION)
-    trainer.counts = True
-    trainer.model.eval()  # the same logits in every pass
-    unchanged = parameters_of(torch.zeros(4, RANDOM))
-    found = trainer.loss(images, masks, weight, unchanged)
-    label = trainer.label(images, masks)
-    logits = trainer.model(trainer.normalise(augment(images, masks, unchanged)[0]))
-    parts = [segmentation_loss(logits, t.long(), weight, "dice") for t in (masks, label)]
-    assert torch.allclose(found, sum(parts), atol=1e-6)
-
-
 def test_an_interrupted_training_has_its_teacher_again(trainer, tmp_path):
     state = TrainingState(trainer, tmp_path / "resume.pt", {})
     for epoch in range(2):
@@ -165,9 +142,3 @@ def test_an_interrupted_training_has_its_teacher_again(trainer, tmp_path):
     for part in ("model", "teacher"):
         ours, theirs = (getattr(t, part).state_dict() for t in (trainer, other))
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-
-
-def test_the_constants_decide_whether_a_student_is_kept(monkeypatch):
-    before = MeanTeacher.made_from(LESION)
-    monkeypatch.setattr(teacher, "SURE", 0.9)
-    assert MeanTeacher.made_from(LESION) != before

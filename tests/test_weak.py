@@ -300,16 +300,6 @@ def test_patches_cut_with_pixel_masks_are_refused(patched):
         generate_images(cfg)
 
 
-def test_mining_takes_the_negatives_that_fool_the_network(made):
-    run = json.loads((weak_network(made, 79) / "run.json").read_text())
-    first = json.loads((weak_network(made, 79, negatives=False) / "run.json").read_text())
-    labels, train, _ = fold_labels(made, 79)
-    holding = int(labels.labels[train].any(1).sum())
-    assert first["id_patches"] == run["id_patches"] == holding
-    assert first["ood_patches"] == 0
-    assert 0 <= run["ood_patches"] <= len(train) - holding
-
-
 def test_without_images_that_hold_no_class_there_is_nothing_to_contrast_with(cfg, capsys):
     cfg = dataclasses.replace(cfg, masks=None, classifier_epochs=1)
     rows = cfg.image_labels.read_text().splitlines()

@@ -13,7 +13,7 @@ from tifffile import imwrite
 from config import UserError
 from medood.commands import command
 from medood.data.files import pngs, read_json
-from medood.data.images import read_image, to_bytes, write_png
+from medood.data.images import read_image, write_png
 from tests.small_dicom import GREY, UID, write_dicom
 from weak.generate_images import generate_images
 from weak.image_labels import ImageLabels
@@ -70,10 +70,6 @@ def test_signed_grey_is_scaled_too_and_other_kinds_are_refused(tmp_path, order, 
         read_any(path)
 
 
-def test_values_are_clipped_at_the_ends_and_rounded():
-    assert to_bytes(np.array([-1, 0, 1, 2, 3, 9]), 0, 4).tolist() == [0, 0, 64, 128, 191, 255]
-
-
 # ---------------------------------------------------------------- files of the labels
 
 
@@ -118,11 +114,6 @@ def test_an_image_that_is_missing_or_found_twice_is_named(tmp_path):
 
 
 # ---------------------------------------------------------------- one side for all
-
-
-def test_an_image_of_the_right_side_stays_as_it_is():
-    image = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
-    np.testing.assert_array_equal(squared(image, 8), image)
 
 
 def test_an_image_is_scaled_to_its_longer_side_in_the_middle_of_black():
@@ -194,11 +185,6 @@ def test_images_are_made_again_only_when_what_they_are_made_from_changes(inputs,
     generate_images(dataclasses.replace(inputs, image_size=64))
     assert read_image(folder / "b.png").shape == (64, 64, 3)
     assert "image_size was 32, is 64" in capsys.readouterr().out
-
-
-def test_no_mask_is_opened(inputs):
-    inputs.masks.rmdir()
-    generate_images(inputs)
 
 
 def test_bad_images_are_refused_together_or_left_out(inputs, capsys):

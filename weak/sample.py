@@ -9,7 +9,6 @@ Scores on them say that the steps run, and nothing about any organ.
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
@@ -42,7 +41,10 @@ Scores made from this folder show that the steps run. They say nothing about any
 LUMA = np.array([0.299, 0.587, 0.114])  # how bright red, green and blue are
 
 
-def draw_image(rng: np.random.Generator, held: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+Held = tuple[int, ...]  # the classes of an image
+
+
+def draw_image(rng: np.random.Generator, held: Held) -> tuple[np.ndarray, np.ndarray]:
     """Return an image, RGB uint8 (64, 64, 3), and its mask, uint8, with the classes `held`."""
     mask = _ellipses(rng, held)
     grey = scaled(gaussian_filter(rng.standard_normal(mask.shape), 1.2))
@@ -57,7 +59,7 @@ def draw_image(rng: np.random.Generator, held: tuple[int, ...]) -> tuple[np.ndar
     return np.rint(image).clip(0, 255).astype(np.uint8), mask
 
 
-def _ellipses(rng: np.random.Generator, held: tuple[int, ...]) -> np.ndarray:
+def _ellipses(rng: np.random.Generator, held: Held) -> np.ndarray:
     """Return a mask with an ellipse of each class; two of them lie side by side."""
     rows, columns = np.mgrid[:SIDE, :SIDE]
     mask = np.zeros((SIDE, SIDE), np.uint8)
@@ -100,7 +102,7 @@ def _tint(rng: np.random.Generator) -> np.ndarray:
 
 
 def draw_lesion(
-    rng: np.random.Generator, held: tuple[int, ...], side: int = SIDE
+    rng: np.random.Generator, held: Held, side: int = SIDE
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return an image, RGB uint8 (side, side, 3), and its mask, uint8, with the classes `held`."""
     grey = scaled(gaussian_filter(rng.standard_normal((side, side)), CLOUD))
@@ -125,25 +127,16 @@ def _lesion(rng: np.random.Generator, side: int) -> np.ndarray:
     return inside.astype(np.uint8)
 
 
-class Sample(NamedTuple):
-    """What a sample is made of."""
-
-    image_and_mask: Callable[[np.random.Generator, tuple[int, ...]], tuple[np.ndarray, np.ndarray]]
-    classes: tuple[str, ...]
-    held: tuple[tuple[int, ...], ...]  # the classes of the images, over and over
-    images: int
-
-
 def draw_sample(workspace: Path, method: str = "cam") -> dict[str, Path]:
     """Write the sample to <workspace>/drawn, unless it is there; return the settings that name it.
 
     The workspace is marked, so that nothing made in it passes for the result of real images.
     """
     folder = workspace / "drawn"
-    sample = Sample(draw_image, CLASSES, HELD, IMAGES)
     if method == "transfer":
-        sample = Sample(draw_lesion, CLASSES[:1], ((1,), ()), LESION_IMAGES)
-    _write(workspace, folder, sample)
+        _write(workspace, folder, draw_lesion, CLASSES[:1], ((1,), ()), LESION_IMAGES)
+    else:
+        _write(workspace, folder, draw_image, CLASSES, HELD, IMAGES)
     return {
         "images": folder / "images",
         "masks": folder / "masks",
@@ -152,9 +145,17 @@ def draw_sample(workspace: Path, method: str = "cam") -> dict[str, Path]:
 
 
 @on_main
-def _write(workspace: Path, folder: Path, sample: Sample) -> None:
+def _write(
+    workspace: Path,
+    folder: Path,
+    draw: Callable[[np.random.Generator, Held], tuple[np.ndarray, np.ndarray]],
+    classes: tuple[str, ...],
+    held_by: tuple[Held, ...],
+    count: int,
+) -> None:
+    """Write so many images with their masks. held_by: the classes of each, over and over."""
     write_text(workspace / SAMPLE_MARK, NOTE)  # first: no kill leaves a sample unmarked
-    record = {"drawn_by": digest(Path(__file__).read_bytes()), "classes": list(sample.classes)}
+    record = {"drawn_by": digest(Path(__file__).read_bytes()), "classes": list(classes)}
     found = record_of(folder)
     if found.is_there and not found.out_of_date(record):
         print(f"{folder}: kept, drawn before")
@@ -163,14 +164,14 @@ def _write(workspace: Path, folder: Path, sample: Sample) -> None:
         for side in ("images", "masks"):
             (out / side).mkdir()
         rows = []
-        for number in range(sample.images):
-            name, held = f"sample_{number:02}.png", sample.held[number % len(sample.held)]
-            image, mask = sample.image_and_mask(np.random.default_rng(number), held)
+        for number in range(count):
+            name, held = f"sample_{number:02}.png", held_by[number % len(held_by)]
+            image, mask = draw(np.random.default_rng(number), held)
             write_png(out / "images" / name, image)
             write_png(out / "masks" / name, mask)
             patient = f"patient_{number // PER_PATIENT:02}"
-            labels = (int(value in held) for value, _ in enumerate(sample.classes, 1))
+            labels = (int(value in held) for value, _ in enumerate(classes, 1))
             rows.append((name, patient, *labels))
-        header = ["img_name", "patient", *sample.classes]
+        header = ["img_name", "patient", *classes]
         write_text(out / "image_labels.csv", csv_text(header, rows))
-    print(f"{folder}: SAMPLE, {sample.images} synthetic images drawn")
+    print(f"{folder}: SAMPLE, {count} synthetic images drawn")
