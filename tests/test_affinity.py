@@ -184,17 +184,6 @@ def test_the_walk_is_the_matrix_squared_eight_times():
     np.testing.assert_allclose(walk(maps, boundary).flatten(1), expected, rtol=1e-6)
 
 
-def test_without_walls_a_map_becomes_even():
-    # a pixel and its neighbours are 4 in a corner, 6 at an edge, 9 in the centre, 4*4 + 4*6 + 9 in
-    # all: each pixel takes the mean of them, and in the end of all pixels by these numbers
-    maps, boundary = torch.zeros(1, 3, 3), torch.zeros(3, 3)
-    maps[0, 1, 1] = 1
-    step = walk(maps, boundary, steps=1, radius=2)[0]
-    c, e = 1 / 4, 1 / 6
-    torch.testing.assert_close(step, torch.tensor([[c, e, c], [e, 1 / 9, e], [c, e, c]]))
-    torch.testing.assert_close(walk(maps, boundary, radius=2), torch.full((1, 3, 3), 9 / 49))
-
-
 @pytest.mark.parametrize(
     "wall",
     [

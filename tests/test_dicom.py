@@ -91,17 +91,6 @@ def test_a_dicom_without_preamble_is_read(tmp_path, implicit, little):
     assert shown(tmp_path / "a.dcm") == RANGE
 
 
-def test_a_dicom_that_names_no_transfer_syntax_is_read(tmp_path):
-    write_dicom(tmp_path / "a.dcm", GREY)
-    content = (tmp_path / "a.dcm").read_bytes()
-    entry = content.index(b"\x02\x00\x10\x00UI")
-    length = 8 + int.from_bytes(content[entry + 6 : entry + 8], "little")
-    group = int.from_bytes(content[140:144], "little") - length
-    shorter = content[:140] + group.to_bytes(4, "little") + content[144:entry]
-    (tmp_path / "a.dcm").write_bytes(shorter + content[entry + length :])
-    assert shown(tmp_path / "a.dcm") == RANGE
-
-
 @pytest.mark.parametrize(
     "content",
     [b"", b"\x08", b"no DICOM at all" * 20, bytes(200), b"\x89PNG" * 99, b"\x08\x00rubbish" * 30],

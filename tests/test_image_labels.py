@@ -212,24 +212,6 @@ def test_labels_of_patches_are_what_their_masks_hold(patched):
     read_image_labels(patched.workspace / "image_labels.csv")
 
 
-def test_labels_of_patches_are_made_again_only_when_masks_change(patched, capsys):
-    path = patched.workspace / "image_labels.csv"
-    label_patches(patched)
-    made = path.read_bytes()
-    label_patches(patched)
-    assert "kept, made from the same inputs" in capsys.readouterr().out
-    path.write_text(PLAIN)
-    with pytest.raises(UserError, match="was changed, or damaged, since it was made"):
-        label_patches(patched)
-    path.with_suffix(".json").unlink()  # as the sentence says
-    label_patches(patched)
-    assert "put there by you" in capsys.readouterr().out
-    assert path.read_text() == PLAIN
-    path.unlink()
-    label_patches(patched)
-    assert path.read_bytes() == made
-
-
 def test_labels_of_patches_name_the_patients_of_the_setting(patched):
     label_patches(patched)
     label_patches(dataclasses.replace(patched, patients="(region)_[0-9]"))

@@ -214,11 +214,10 @@ def test_maps_that_are_missing_are_no_rows(cfg, capsys):
     assert list(scores_in(cfg)) == list(own)
 
 
-def test_a_run_by_maps_shows_the_rows_of_transfer_of_a_lesion_that_is_named(cfg, capsys):
-    evaluate_masks(dataclasses.replace(cfg, method="contrast"))
-    assert list(scores_in(cfg)) == list(ROWS)
+def test_trainings_without_masks_are_not_shown_beside_maps(cfg, capsys):
     trainings = by_trainings(with_lesion(cfg))
     shutil.rmtree(masks_folder(trainings[1], 79))
+    assert is_shown("the rows", trainings[:1])
     assert not is_shown("the rows", trainings)
     assert "the rows: left out (" in capsys.readouterr().out
 
