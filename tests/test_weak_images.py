@@ -1,7 +1,6 @@
 """Images of any format come in as RGB of one side, and masks would lie on them."""
 
 import dataclasses
-import re
 
 import cv2
 import numpy as np
@@ -11,7 +10,6 @@ from PIL import Image
 from tifffile import imwrite
 
 from config import UserError
-from medood.commands import command
 from medood.data.files import pngs, read_json
 from medood.data.images import read_image, write_png
 from tests.small_dicom import GREY, UID, write_dicom
@@ -216,6 +214,3 @@ def test_settings_that_are_missing_are_named(inputs):
         generate_images(dataclasses.replace(inputs, image_labels=None))
     with pytest.raises(UserError, match="images = None: name the folder"):
         generate_images(dataclasses.replace(inputs, images=None))
-    again = command(inputs, "weak/generate_images.py", ImagesConfig)
-    with pytest.raises(UserError, match=re.escape(f"run `{again}` first")):
-        labels_there(inputs)

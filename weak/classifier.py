@@ -262,8 +262,8 @@ def image_scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, list[float
     auc, f1 = [], []
     for logit, held in zip(logits.T, labels.T == 1, strict=True):
         pairs, called = held.sum() * (~held).sum(), logit > 0
-        ordered = mannwhitneyu(logit[held], logit[~held]).statistic if pairs else 0
-        auc.append(float(ordered / pairs) if pairs else None)
+        ranks = mannwhitneyu(logit[held], logit[~held], method="asymptotic") if pairs else None
+        auc.append(float(ranks.statistic / pairs) if pairs else None)
         both = held.sum() + called.sum()
         f1.append(float(2 * (called & held).sum() / both) if both else None)
     return {"auc": auc, "f1": f1}
