@@ -102,9 +102,11 @@ def save_two(path, kind):
     ("values", "n_classes", "expected"),
     [
         ((), 2, 1),
+        ((1,), 2, 1),
         ((255,), 2, 1),
         ((7,), 2, 1),  # the one class there is
         ((), 7, 1),
+        ((128, 255), 3, 2),
         ((2, 1), 3, 2),
     ],
 )
@@ -115,6 +117,16 @@ def test_the_second_of_two_colours_is_what_the_user_says(
     found = classes_in(tmp_path / name, values, n_classes)
     np.testing.assert_array_equal(found, expected * (MASK == 1))
     np.testing.assert_array_equal(read_mask(tmp_path / name, 7), MASK == 1)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [((1, 255), "has two colours.* lists both"), ((2, 3), "holds the value 1 in 25 pixels")],
+)
+def test_two_colours_that_may_be_any_class_are_refused(tmp_path, values, message):
+    save_two(tmp_path / "a.png", "")
+    with pytest.raises(UserError, match=message):
+        read_own_mask(tmp_path / "a.png", values, 3)
 
 
 # ---------------------------------------------------------------- other kinds

@@ -116,6 +116,23 @@ def _load_mat(path: Path) -> dict[str, np.ndarray]:
     return content
 
 
+def _second_colour(path: Path, expected: tuple[int, ...]) -> int:
+    """Return the value that the second colour of a mask of two colours stands for.
+
+    That is the one class there is, or else 1 or 255, as programs show this colour as either.
+    expected: the values that a mask may hold, background first. Raises UserError if 1 and 255 both
+    are classes.
+    """
+    if len(expected) == 2:
+        return expected[1]
+    if {1, 255} <= set(expected):
+        raise UserError(
+            f"{path} has two colours, of which one may be 1 or 255, and mask_values lists both:"
+            " save it with 8 bits"
+        )
+    return 255 if 255 in expected else 1
+
+
 def read_own_mask(path: Path, mask_values: tuple[int, ...], n_classes: int) -> Label:
     """Return a class mask of the user's as a label: a nucleus is touching pixels of one class.
 
@@ -127,8 +144,7 @@ def read_own_mask(path: Path, mask_values: tuple[int, ...], n_classes: int) -> L
     mask = read_values(path)
     expected = (BACKGROUND, *(mask_values or range(1, n_classes)))
     if mask.dtype == bool:
-        # the one class there is, or what most programs make of a second colour
-        mask = np.where(mask, expected[1] if len(expected) == 2 else 1, BACKGROUND)
+        mask = np.where(mask, _second_colour(path, expected), BACKGROUND)
     class_mask = np.full(mask.shape, UNSURE, np.uint8)
     for value, stored in enumerate(expected):
         class_mask[mask == stored] = value
