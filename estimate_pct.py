@@ -1,5 +1,7 @@
 """Estimate which share of the OoD patches to train on, by a grid search on the pnr.
 
+The pnr is the positive-negative ratio of the training set (Eq. 1-3 of the paper).
+
 Reads   Mask_Patchs, k_folds, HardOoD/<fold>_<model>.csv    (rank_prune_ood.py)
 Writes  HardOoD/<fold>_<model>_pct.json                     the share, its pnr, the whole grid
         HardOoD/<fold>_<model>_pct.png                      pnr and distance over the grid

@@ -136,7 +136,7 @@ def devices(cfg: BenchConfig) -> str:
         of = replace(cfg, device=device)
         orders.append([row[1] for row in rank_files(of, network, files, "mining")])
         tested = score_networks(of, {"it": network}, fold.test, "")
-        scores.append([tested.scores["it"][name] for name in OWN_SCORES])
+        scores.append([tested.scores["it"].get(name) for name in OWN_SCORES])
     same = sum(a == b for a, b in zip(*orders, strict=True))
     apart = max(abs(a - b) for a, b in zip(*scores, strict=True) if None not in (a, b))
     return (

@@ -2,12 +2,13 @@
 
 processes     the processes that torchrun started, if it did
 data          what is in a workspace, and how it is read and written
+commands      the commands that messages print
 runs          what a step does beside its science: command line, locks, provenance, parallel jobs
 models        networks: built, loaded, applied to images
+predicting    new images of any size, whole slides included
 evaluation    scores of networks, their differences, the report
 attacks       changes of at most eps that make a network err
 training      how a network learns: augmentation, losses, the one training loop
-predicting    new images of any size, whole slides included
 sample        the small synthetic data set
 check         a look at the data before hours are spent on them
 """

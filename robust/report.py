@@ -15,7 +15,7 @@ from medood.evaluation.page import Part, Picture, Table, Text, as_markdown, sect
 from medood.evaluation.report import robust_folder, write_section
 from medood.evaluation.scores import RegionCounts
 from medood.evaluation.statistics import Difference, paired_differences, pool
-from medood.evaluation.tables import INTERVAL, LABELS, spread
+from medood.evaluation.tables import LABELS, interval_over, spread
 from robust.attacked import CLEAN, TENTH, Attacked, attacks_of, pairs_of
 from robust.settings import AttackConfig
 from test import TestConfig
@@ -233,7 +233,9 @@ def write_report(
     attacks = Table("attacks", *attack_table(cfg, scores))
     compared: list[Part] = []
     if gains:
-        interval = INTERVAL.format(cfg.unit)
+        names = [name for of_fold in found.values() for name in of_fold[networks[0]].names]
+        units = set(patients_of(cfg, names))
+        interval = interval_over(len(units), cfg.unit)
         words = f"In the worst case, each network less {label(networks[0])}, in points, {interval}."
         table = Table("differences under attack", *difference_table(gains))
         compared = [Text(words, "note"), table]

@@ -14,7 +14,7 @@ from medood.data.images import read_image
 from medood.data.workspace import data_name
 from medood.evaluation.figures import draw_bars
 from medood.evaluation.page import Picture, Table, Text, as_markdown, write_page
-from medood.evaluation.tables import INTERVAL
+from medood.evaluation.tables import interval_over
 from weak.arrays import load_images, read_arrays, read_masks
 from weak.generate_maps import read_seeds
 from weak.generate_masks import BOUNDARIES
@@ -101,9 +101,10 @@ def write_report(cfg: EvaluationConfig, rows: Rows, tests: dict[int, TestedRows]
     found = next(iter(scores.values()))
     pairs = {name: pair for name, pair in PAIRS.items() if pair[0] in found}
     gains = gains_of(tests, floor, classes, pairs)
+    patients = {patient for test in tests.values() for patient in test.patients}
     less = (
         f"Each row less {ROWS[floor]}, and what one step adds to another, in points,"
-        f" {INTERVAL.format('patient')}"
+        f" {interval_over(len(patients), 'patient')}"
     )
     tables = {
         less: gain_table(gains, classes),

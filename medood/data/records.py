@@ -1,11 +1,11 @@
-"""Records: what a product was made from, so that a step knows whether its work is done.
+"""Records: what a product was made from, so that a step knows whether it is out of date.
 
 A product is a folder or a file that a step wrote. Its record is a JSON file: made_from.json in a
 folder of images, run.json in a network's folder, <name>.json beside <name>.csv; a product that is
 JSON itself holds its own record. It holds
 
     made_from   the settings and the fingerprints of the inputs that decide the product
-    outputs     the hashes of the product itself: one that they do not fit was changed since
+    outputs     the hashes of the product itself; if they differ, it was changed after it was made
     files       how many images a folder has
     bad_files   which inputs could not be used and were left out, and why
 

@@ -1,8 +1,9 @@
 """What no threshold moves: how well a network ranks foreground pixels above background ones.
 
 A pixel's score is the logit of foreground against background, log(P(foreground) / P(background)):
-it orders pixels as 1 - P(background) does. The pixels of a test fold are counted in bins of it that
-the fold's own scores divide, so that a bootstrap resamples few numbers. Every bin is one threshold.
+it orders pixels as 1 - P(background) does. The pixels of a test fold are counted in bins that begin
+at quantiles of the fold's own scores, so that a bootstrap resamples few numbers. Every bin is one
+threshold.
 """
 
 import numpy as np

@@ -2,7 +2,7 @@
 
 C classes, 0 is background. Every mean over foreground classes runs over those that occur in the
 *truth*: the same set for every network compared on the fold, whatever it predicts. A pixel whose
-truth is unsure counts nowhere, and a patch without any other is no patch.
+truth is unsure counts nowhere; a patch that has no other pixels is left out.
 """
 
 from __future__ import annotations

@@ -34,14 +34,13 @@ SIZES = {  # of a training set, by the label of their row: name and digits
     "pnr": ("pnr", 3),
     "pct": ("pct", 2),
 }
-INTERVAL = "with the 95 % interval of a bootstrap over {}s and, if several, trainings"
 FEW = 30  # units: a bootstrap over fewer gives intervals that are too narrow
 
 
 def interval_over(units: int, unit: str) -> str:
     """Return what the intervals of a table are: a bootstrap over so many regions, slides ..."""
     few = f"; they are too narrow, as there are fewer than {FEW} {unit}s" if units < FEW else ""
-    return INTERVAL.format(f"{units} {unit}") + few
+    return f"with the 95 % interval of a bootstrap over {units} {unit}s and, if several, trainings{few}"
 
 
 def spread(values: list[float | None], scale: float = 100, digits: int = 1) -> str:

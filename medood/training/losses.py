@@ -4,10 +4,10 @@ Eq. 4 is a mean over classes of Dice(F_c(I_id), GT_c) + lambda * Dice(F_c(I_ood)
 class has one Dice over the mixed batch, in which lambda weighs the pixels of OoD patches, because
 the second term alone is nearly flat. Three forms would lose what the OoD patches teach:
 
-- a class with no true pixel in the batch must not be left out: an all-OoD batch would cost nothing;
-- foreground channels alone give an all-OoD batch a gradient near zero: the background channel's
+- leaving out a class that has no true pixel in the batch: an all-OoD batch would cost nothing;
+- foreground channels alone: they give an all-OoD batch a gradient near zero: the background channel's
   own Dice carries the signal;
-- one Dice over all channels flattened is pixel accuracy, which starves rare classes. It is kept
+- one Dice over all channels flattened: it is pixel accuracy, which starves rare classes. It is kept
   as `paper_code`, for comparison with the paper's public code.
 
 An unsure pixel counts in no sum, and its logits get a gradient of 0.
