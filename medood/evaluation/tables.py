@@ -39,8 +39,9 @@ FEW = 30  # units: a bootstrap over fewer gives intervals that are too narrow
 
 def interval_over(units: int, unit: str) -> str:
     """Return what the intervals of a table are: a bootstrap over so many regions, slides ..."""
-    few = f"; they are too narrow, as there are fewer than {FEW} {unit}s" if units < FEW else ""
-    return f"with the 95 % interval of a bootstrap over {units} {unit}s and, if several, trainings{few}"
+    over = f"with the 95 % interval of a bootstrap over {units} {unit}s and, if several, trainings"
+    few = f"; they are too narrow, as there are fewer than {FEW} {unit}s"
+    return over + few if units < FEW else over
 
 
 def spread(values: list[float | None], scale: float = 100, digits: int = 1) -> str:

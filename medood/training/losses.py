@@ -5,8 +5,8 @@ class has one Dice over the mixed batch, in which lambda weighs the pixels of Oo
 the second term alone is nearly flat. Three forms would lose what the OoD patches teach:
 
 - leaving out a class that has no true pixel in the batch: an all-OoD batch would cost nothing;
-- foreground channels alone: they give an all-OoD batch a gradient near zero: the background channel's
-  own Dice carries the signal;
+- foreground channels alone: an all-OoD batch gets a gradient near zero, as the background
+  channel's own Dice carries the signal;
 - one Dice over all channels flattened: it is pixel accuracy, which starves rare classes. It is kept
   as `paper_code`, for comparison with the paper's public code.
 
