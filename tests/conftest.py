@@ -191,6 +191,9 @@ def made_once(tmp_path_factory) -> Callable[[str, Callable], Path]:
     return once
 
 
+FEW_RESAMPLES = 200  # behind the intervals of whole_run
+
+
 @pytest.fixture(scope="session")
 def whole_run(made_once):
     """A workspace after a whole run over two folds; each step reads the settings of its script."""
@@ -199,7 +202,7 @@ def whole_run(made_once):
         draw_regions(folder / "run")
         cfg = dataclasses.replace(TINY, workspace=folder / "run", folds=(1, 2))
         with pytest.MonkeyPatch.context() as patch:  # 2000 resamples take longer than the rest
-            patch.setattr("medood.evaluation.statistics.RESAMPLES", 200)
+            patch.setattr("medood.evaluation.statistics.RESAMPLES", FEW_RESAMPLES)
             for script in STEPS:
                 step = getattr(importlib.import_module(script), script.replace("test", "evaluate"))
                 step(as_settings_of(kind_of(f"{script}.py"), cfg))

@@ -21,7 +21,7 @@ from medood.data.records import RECORD
 from medood.data.workspace import fold_path, model_folder, ranking_path
 from rank_prune_ood import rank_prune_ood
 from test import evaluate
-from tests.conftest import TINY, write_region
+from tests.conftest import FEW_RESAMPLES, TINY, write_region
 from tests.oracles import read_rows
 from tests.test_check import change_label
 from train import train
@@ -32,7 +32,9 @@ OWN += ["fg_to_bg", "bg_to_fg", "fg_to_fg"]
 NAMES = [*OWN, "bg_to_fg_matched", "fg_to_bg_matched"]
 
 
-def test_main_goes_from_raw_data_to_scores_of_both_and_again_keeps_everything(report, capsys):
+def test_main_goes_from_raw_data_to_scores_of_both_and_again_keeps_everything(
+    report, capsys, monkeypatch
+):
     cfg, out = report
     scores = json.loads((out / "scores.json").read_text())
     assert list(scores) == ["1", "2"]
@@ -58,6 +60,7 @@ def test_main_goes_from_raw_data_to_scores_of_both_and_again_keeps_everything(re
 
     before = {path: path.read_bytes() for path in cfg.workspace.rglob("*") if path.is_file()}
     capsys.readouterr()
+    monkeypatch.setattr("medood.evaluation.statistics.RESAMPLES", FEW_RESAMPLES)
     main(cfg)
     said = capsys.readouterr().out
     assert "epoch" not in said  # nothing is trained again
