@@ -10,10 +10,14 @@ its weights: studies share their baselines, and what main.py trained is not trai
 
 import functools
 import json
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import Field
 
 from config import Config, Count, UserError, settings
 from estimate_pct import choose_pct, count_samples, pixels_of, pnr
@@ -24,6 +28,7 @@ from medood.data.files import digest
 from medood.data.folds import read_fold
 from medood.data.names import name_of
 from medood.data.ood_set import ood_candidates
+from medood.data.patients import region_of
 from medood.data.records import record_of
 from medood.data.workspace import (
     Pair,
@@ -50,6 +55,8 @@ class StudyConfig(Config):
 
     seeds: Count = 1
     """Trainings of each arm, with the seeds `seed`, `seed` + 1 ...; `seed` also deals the folds."""
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Train on this share of the regions of the training side, for as many steps as on all."""
     plan: bool = False
     """List the trainings with their patches, steps and estimated hours, and train nothing."""
 
@@ -103,27 +110,47 @@ Results = dict[str, dict[tuple[int, int], Result]]  # by arm, then by fold and s
 
 def baseline(cfg: StudyConfig, fold: int) -> Recipe:
     """Return the training on the ID patches of a fold."""
-    train, val, test = read_fold(cfg, fold)
+    _, val, test = read_fold(cfg, fold)
+    train = training_side(cfg, fold)
     positives, negatives = count_id(cfg, tuple(train))
     notes = {"pct": 0.0, "pnr": pnr(positives, negatives, 0)}
+    cfg = replace(cfg, epochs=round(cfg.epochs / cfg.share))
     return Recipe(cfg, id_files(cfg.workspace, train), id_files(cfg.workspace, val), test, notes)
+
+
+def training_side(cfg: StudyConfig, fold: int) -> list[str]:
+    """Return the training patches of a fold, of a share of its regions, drawn by seed and fold."""
+    names = read_fold(cfg, fold).train
+    regions = sorted({region_of(name) for name in names})
+    order = np.random.default_rng([cfg.seed, fold]).permutation(len(regions))
+    kept = {regions[i] for i in order[: math.ceil(cfg.share * len(regions))]}
+    return [name for name in names if region_of(name) in kept]
+
+
+def changed(arm: Arm, **settings: object) -> Arm:
+    """Return the arm that trains the patches of another with other settings."""
+
+    def arm_of(cfg: StudyConfig, fold: int) -> Recipe:
+        recipe = arm(cfg, fold)
+        return replace(recipe, cfg=replace(recipe.cfg, **settings))
+
+    return arm_of
 
 
 def med_ood(cfg: StudyConfig, fold: int, pct: float | None = None) -> Recipe:
     """Return Med-OoD's training on a fold, with the estimated pct or the given one."""
     plain = baseline(cfg, fold)
     hard, _ = mine(cfg, fold, candidates(cfg, fold))
-    train = tuple(read_fold(cfg, fold).train)
-    positives, negatives = count_id(cfg, train)
+    positives, negatives = count_id(cfg, tuple(training_side(cfg, fold)))
     grid = cfg.pct_grid if pct is None else (pct,)
     best, _ = choose_pct(positives, negatives, len(hard), grid, cfg.pnr_opt)
     notes = {"pct": best["pct"], "pnr": best["pnr"], "hard": len(hard)}
     return replace(plain, files=plain.files + hard[: best["ood_patches"]], notes=notes)
 
 
-def candidates(cfg: Config, fold: int) -> tuple[Pair, ...]:
+def candidates(cfg: StudyConfig, fold: int) -> tuple[Pair, ...]:
     """Return the OoD patches of a fold that are to be mined."""
-    return tuple(ood_files(cfg.workspace, ood_candidates(cfg, read_fold(cfg, fold).train)))
+    return tuple(ood_files(cfg.workspace, ood_candidates(cfg, training_side(cfg, fold))))
 
 
 @functools.cache

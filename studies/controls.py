@@ -24,6 +24,10 @@ and, only where --arms names them,
 
     holes unsure           Med-OoD, but the holes count in no loss: only real tissue teaches
     lambda 0.1, 0.5        Med-OoD with OoD patches that weigh less
+    stain 0.05, 0.2        ID patches alone, with stains that vary
+    rare classes           ID patches alone, those of rare classes drawn oftener
+    3, 6, 24 epochs        ID patches alone, for so many epochs
+    paper's recipe         ID patches alone, `dice`, lr 1e-4, 24 epochs, no mirrors
     false nuclei           those training patches again in which a baseline that did not train on
                            their region (or patient) sees nuclei where there are none
 """
@@ -43,7 +47,7 @@ from config import Count, UserError, settings
 from generate_unfiltered_oods import fill_folder
 from medood.data.dataset import load_patches
 from medood.data.files import fingerprint
-from medood.data.folds import deal_patients, read_fold
+from medood.data.folds import deal_patients
 from medood.data.images import UNSURE, read_image, read_mask, write_png
 from medood.data.labels import BACKGROUND, is_foreground
 from medood.data.names import name_of
@@ -70,7 +74,7 @@ class ControlsConfig(common.ArmsConfig):
 
 def extra(cfg: common.StudyConfig, fold: int) -> list[Pair]:
     """Return the OoD patches that Med-OoD adds on a fold, hardest first."""
-    return common.med_ood(cfg, fold).files[len(read_fold(cfg, fold).train) :]
+    return common.med_ood(cfg, fold).files[len(common.training_side(cfg, fold)) :]
 
 
 def take(files: list[Pair], count: int) -> list[Pair]:
@@ -92,8 +96,8 @@ def shuffled(cfg: common.StudyConfig, fold: int, files: list[Pair]) -> list[Pair
 def equal_steps(cfg: common.StudyConfig, fold: int) -> common.Recipe:
     """Return the baseline's training, with the epochs that come nearest to Med-OoD's steps."""
     plain = common.baseline(cfg, fold)
-    epochs = round(cfg.epochs * common.med_ood(cfg, fold).steps / plain.steps)
-    return replace(plain, cfg=replace(cfg, epochs=epochs), notes={})
+    epochs = round(plain.cfg.epochs * common.med_ood(cfg, fold).steps / plain.steps)
+    return replace(plain, cfg=replace(plain.cfg, epochs=epochs), notes={})
 
 
 def duplicated(cfg: common.StudyConfig, fold: int) -> common.Recipe:
@@ -122,7 +126,7 @@ def filled(fill: str, cfg: common.StudyConfig, fold: int) -> common.Recipe:
     cut = replace(cfg, ood_fill=fill)
     name, made_from = f"OoD_Patchs_{fill}", OOD_PATCHES.made_from(cut)
     folder = made(cfg, name, made_from, functools.partial(fill_folder, cut))
-    files = ((folder / name, None) for name in read_fold(cfg, fold).train)
+    files = ((folder / name, None) for name in common.training_side(cfg, fold))
     hard, easy = common.mine(cfg, fold, tuple(files))
     return adding(cfg, fold, hard + easy, hard=len(hard))
 
@@ -250,6 +254,7 @@ def false_nuclei(cfg: common.StudyConfig, fold: int) -> common.Recipe | None:
     return adding(cfg, fold, found, hard=len(found)) if found else None
 
 
+PAPER = {"loss": "dice", "lr": 1e-4, "epochs": 24, "mirrors": False}
 ARMS: dict[str, common.Arm] = {
     "baseline": common.baseline,
     EQUAL: equal_steps,
@@ -265,9 +270,16 @@ ARMS: dict[str, common.Arm] = {
     "holes unsure": holes_unsure,
     "lambda 0.1": functools.partial(lighter, 0.1),
     "lambda 0.5": functools.partial(lighter, 0.5),
+    "stain 0.05": common.changed(common.baseline, stain=0.05),
+    "stain 0.2": common.changed(common.baseline, stain=0.2),
+    "rare classes": common.changed(common.baseline, sampling="rare"),
+    "3 epochs": common.changed(common.baseline, epochs=3),
+    "6 epochs": common.changed(common.baseline, epochs=6),
+    "24 epochs": common.changed(common.baseline, epochs=24),
+    "paper's recipe": common.changed(common.baseline, **PAPER),
     "false nuclei": false_nuclei,
 }
-IF_NAMED = ("holes unsure", "lambda 0.1", "lambda 0.5", "false nuclei")
+IF_NAMED = tuple(ARMS)[list(ARMS).index("holes unsure") :]
 
 
 def own(arm: common.Arm) -> common.Arm:

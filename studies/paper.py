@@ -83,11 +83,6 @@ class PaperConfig(common.StudyConfig):
     """Shares of the ranked OoD patches of table2, as fractions; the baseline, 0, comes beside."""
 
 
-def changed(recipe: common.Arm, **settings: object) -> common.Arm:
-    """Return the arm that trains a recipe's patches with other settings."""
-    return lambda cfg, fold: replace(recipe(cfg, fold), cfg=replace(cfg, **settings))
-
-
 def run_all(
     cfg: PaperConfig, arms: dict[str, common.Arm], *networks: PaperConfig
 ) -> common.Results:
@@ -161,7 +156,8 @@ def table3(cfg: PaperConfig) -> None:
             " name a network of which all can be removed"
         )
     without = {
-        f"{name}, no batch norm": changed(arm, batch_norm=False) for name, arm in PAIR.items()
+        f"{name}, no batch norm": common.changed(arm, batch_norm=False)
+        for name, arm in PAIR.items()
     }
     if results := run_all(cfg, PAIR | without):
         against = {"baseline": ["Med-OoD"], "baseline, no batch norm": ["Med-OoD, no batch norm"]}

@@ -28,6 +28,7 @@ from medood.models.checkpoints import versions
 from medood.runs.products import TRAINING, settings_of
 
 DECIDE = (*TRAINING, "split", "ood_fill", "pnr_opt", "pct_grid", "mirrors", "mpp", "patch_size")
+DECIDE += ("share",)
 THINNED = 4  # bins of ranks that become one in a file, which moves `ap` by less than .05 points
 
 

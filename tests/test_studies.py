@@ -190,6 +190,35 @@ def test_the_baseline_of_equal_steps_takes_them_on_id_patches_alone(plan):
     assert abs(longer.steps - med_ood.steps) <= plain.steps / cfg.epochs / 2  # half an epoch
 
 
+def test_a_share_of_the_regions_is_trained_on_for_as_many_steps(plan):
+    whole = dataclasses.replace(plan, epochs=3, ood_source=None)
+    cfg, fold = dataclasses.replace(whole, share=0.5), 1
+    few, every = (common.baseline(given, fold) for given in (cfg, whole))
+    assert set(few.files) < set(every.files)
+    regions, all_regions = (
+        {region_of(image.name) for image, _ in recipe.files} for recipe in (few, every)
+    )
+    assert len(regions) == -(-len(all_regions) // 2)
+    assert few.cfg.epochs == 6
+    assert few.test == every.test
+    med_ood = common.med_ood(cfg, fold)
+    assert {region_of(image.name) for image, _ in med_ood.files} == regions
+    assert med_ood.ood_patches > 0
+    equal = controls.equal_steps(cfg, fold)
+    assert equal.cfg.epochs == round(6 * len(med_ood.files) / len(few.files))
+
+
+def test_arms_of_other_settings_train_the_same_patches(plan):
+    plain = common.baseline(plan, 1)
+    found = {
+        name: controls.ARMS[name](plan, 1) for name in ("24 epochs", "stain 0.2", "paper's recipe")
+    }
+    assert all(recipe.files == plain.files for recipe in found.values())
+    assert found["24 epochs"].cfg == dataclasses.replace(plan, epochs=24)
+    assert found["stain 0.2"].cfg == dataclasses.replace(plan, stain=0.2)
+    assert (found["paper's recipe"].cfg.loss, found["paper's recipe"].cfg.lr) == ("dice", 1e-4)
+
+
 def test_nucleus_free_patches_hold_no_nucleus(plan, tmp_path):
     own = {"workspace": shutil.copytree(plan.workspace, tmp_path / "copy"), "ood_source": None}
     cfg = dataclasses.replace(plan, **own)
