@@ -192,8 +192,6 @@ class Network:
     """`imagenet` (downloaded once), `none`, or the path of a .pth or .safetensors file."""
     batch_norm: bool = True
     """False removes every batch normalisation of encoder and decoder (Table 3 of the paper)."""
-    sync_batch_norm: bool = False
-    """With torchrun on several GPUs, normalise over the whole batch instead of each GPU's part."""
 
     @property
     def model_name(self) -> str:

@@ -44,7 +44,6 @@ TINY = Config(
     encoder="tu-test_resnet",
     encoder_weights="none",
     batch_norm=True,
-    sync_batch_norm=False,
     epochs=2,
     batch_size=8,
     lr=1e-3,

@@ -21,7 +21,6 @@ from medood.commands import command
 from medood.data.files import TIMES
 from medood.data.workspace import model_folder
 from medood.models import network
-from medood.models.network import synchronise
 from medood.training import batches, losses, segmentation
 from medood.training.batches import shard_of
 from medood.training.losses import segmentation_loss
@@ -235,16 +234,6 @@ def test_the_gradient_of_a_sum_over_processes_is_summed_over_them_too(monkeypatc
     assert total.tolist() == [2, 4]
     (total * torch.tensor([3.0, 5.0])).sum().backward()
     assert values.grad.tolist() == [6, 10]
-
-
-def test_batch_normalisation_over_processes_is_refused_on_a_cpu(as_rank, tiny):
-    as_rank(0, 2)
-    wanted = dataclasses.replace(tiny, sync_batch_norm=True)
-    with pytest.raises(UserError, match="torch has none for CPUs"):
-        synchronise(wanted, torch.nn.Identity(), torch.device("cpu"))
-    layer = synchronise(wanted, torch.nn.BatchNorm2d(3), torch.device("meta"))
-    assert isinstance(layer, torch.nn.SyncBatchNorm)
-    assert list(layer.state_dict()) == list(torch.nn.BatchNorm2d(3).state_dict())
 
 
 def test_what_the_main_process_does_alone_is_done_as_without_others(monkeypatch):

@@ -9,7 +9,6 @@ from types import MethodType
 
 import timm
 import torch
-from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -144,18 +143,6 @@ def remove_batch_norm(module: nn.Module) -> nn.Module:
         if isinstance(part, nn.modules.batchnorm._BatchNorm):
             module.set_submodule(name, getattr(part, "act", nn.Identity()))
     return module
-
-
-def synchronise(cfg: Config, model: nn.Module, device: torch.device) -> nn.Module:
-    """Return `model` with batch normalisation over the batches of all processes, if cfg says so.
-
-    Raises UserError on a CPU, where torch cannot do this.
-    """
-    if not cfg.sync_batch_norm or not cfg.batch_norm or processes.world_size() == 1:
-        return model
-    if device.type == "cpu":
-        raise UserError("sync_batch_norm = True: torch has none for CPUs: set it to False")
-    return convert_sync_batchnorm(model)  # timm's keeps the activation in its own layers
 
 
 def for_training(model: nn.Module, device: torch.device) -> nn.Module:

@@ -33,6 +33,9 @@ LATER, OFF = ("stain", "sampling", "mirrors", "patients"), (0, "shuffle", False,
 
 
 VALUES = {  # of settings that mean more, or less, than they say
+    "sync_batch_norm": lambda cfg: (
+        False
+    ),  # no setting any more; records of earlier versions hold it
     "classes": lambda cfg: list(cfg.class_names),
     "colours": lambda cfg: [list(pair) for pair in cfg.classes],
     "mask_values": lambda cfg: list(cfg.mask_values or range(1, len(cfg.class_names))),

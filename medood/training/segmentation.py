@@ -66,7 +66,7 @@ class Trainer(Training):
                 f" patches each: set it to {2 * world_size()} or more, or start fewer processes"
             )
         torch.manual_seed(stream_seed(cfg, fold, INITIALISATION))
-        model = network.synchronise(cfg, network.build_model(cfg), device)
+        model = network.build_model(cfg)
         model = network.for_training(model, device)
         super().__init__(cfg, f"fold {fold}", model, cfg.epochs, device)
         self.fold, self.val = fold, val
