@@ -113,9 +113,9 @@ def test_what_main_trained_is_not_trained_again_nor_by_another_study(report, cap
 
 
 def test_two_seeds_are_two_trainings_on_one_list(workspace):
-    results = common.run_arms(
-        settings(StudyConfig, workspace, seeds=2), {"baseline": common.baseline}
-    )
+    cfg = settings(StudyConfig, workspace, seeds=2)
+    common.prepare(cfg)
+    results = common.run_arms(cfg, {"baseline": common.baseline})
     first, second = results["baseline"].values()
     assert first.folder != second.folder
     assert first.counts.patches.tolist() == second.counts.patches.tolist()

@@ -276,7 +276,7 @@ def _hash_once(path: Path, *state: int) -> str:
 
 def missing(path: Path) -> UserError:
     """Return the error to raise for a file that is not there."""
-    return UserError(f"{path} is missing: put it back, or make its folder anew")
+    return UserError(f"{path} is missing: put it back, or regenerate its folder")
 
 
 @contextmanager

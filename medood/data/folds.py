@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from config import Config, UserError
-from medood.data.files import missing, pngs, read_rows, read_table
+from medood.commands import command
+from medood.data.files import pngs, read_rows, read_table
 from medood.data.names import by_name
 from medood.data.patients import patients_of, region_of, without_ending
 from medood.data.records import record_of
@@ -91,7 +92,8 @@ def read_fold(cfg: Config, fold: int) -> Fold:
     """
     path = fold_path(cfg.workspace, fold)
     if not path.exists():
-        raise missing(path)
+        again = command(cfg, "generate_patches.py", folds=(fold,))
+        raise UserError(f"{path} is missing: run `{again}` first")
     train, test = read_list(path, *patches_there(cfg.workspace))
     if cfg.select == "last":
         return Fold(train, [], test)
