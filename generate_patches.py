@@ -146,7 +146,7 @@ def sift_prepared(cfg: Data) -> None:
 
 
 def write_folds(cfg: Data, names: list[str]) -> None:
-    """Draw the list of every fold; lists that the user put there are used as they are."""
+    """Draw the list of every fold; user-supplied lists are used as they are."""
     if len({fold % PARTS for fold in cfg.folds}) < min(len(cfg.folds), PARTS):
         print(f"folds {cfg.folds}: some test the same part, so not every patch is tested once")
     for fold in cfg.folds:

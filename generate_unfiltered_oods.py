@@ -51,7 +51,7 @@ def convert(image_path: Path, mask_path: Path, cfg: Data, out: Path) -> None:
     image = read_image(image_path)
     mask = read_mask(mask_path, len(cfg.class_names))
     if image.shape[:2] != mask.shape:
-        raise UserError(f"{image_path} and {mask_path} differ in size: make both anew")
+        raise UserError(f"{image_path} and {mask_path} differ in size: regenerate both")
     write_png(out / name_of(image_path), remove_foreground(image, mask, cfg.ood_fill))
 
 

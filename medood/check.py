@@ -69,7 +69,7 @@ def check(cfg: Config) -> Findings:
     with findings.noted():
         images, labels = region_images(cfg), region_labels(cfg)
     with findings.noted():
-        # no step makes the patches again that the user put there, or that have lost their sources
+        # no step makes user-supplied patches again, or those that have lost their sources
         if not images or not labels or record_of(cfg.workspace / "Image_Patchs").is_yours:
             patches = _check_patches(cfg, findings)
         else:
@@ -172,12 +172,12 @@ def look_at_patches(cfg: Data, bad: BadFiles) -> list[str]:
 
 
 def _check_oods(cfg: Config, patches: list[str]) -> None:
-    """Raise UserError if OoD patches that the user put there are not those of all patches."""
+    """Raise UserError if user-supplied OoD patches are not those of all patches."""
     folder = cfg.workspace / "OoD_Patchs"
     lost = sorted(set(patches) - set(by_name(pngs(folder))))
     if lost and record_of(folder).is_yours:
         raise UserError(
-            f"{folder}, which you put there, lacks {len(lost)} patches, {lost[0]} for one: add"
+            f"{folder}, which is user-supplied, lacks {len(lost)} patches, {lost[0]} for one: add"
             " them, or remove the folder to have it made"
         )
 

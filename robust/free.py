@@ -35,7 +35,7 @@ class Noise(nn.Module):
         return noisy.clamp(self.low, self.high).detach() + (noisy - noisy.detach())
 
     def start(self) -> None:
-        """Begin anew, as each epoch does: an interrupted training knows whole epochs only."""
+        """Start again, as each epoch does: an interrupted training knows whole epochs only."""
         nn.init.zeros_(self.noise)
 
     @torch.no_grad()

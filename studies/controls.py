@@ -119,7 +119,7 @@ def easy_ood(cfg: common.StudyConfig, fold: int) -> common.Recipe | None:
 
 
 def filled(fill: str, cfg: common.StudyConfig, fold: int) -> common.Recipe:
-    """Return Med-OoD's training with another fill, mined anew, with as many patches.
+    """Return Med-OoD's training with another fill, mined again, with as many patches.
 
     Where fewer patches are hard, easy ones follow; the note `hard` gives their number.
     """

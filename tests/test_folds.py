@@ -60,7 +60,7 @@ def test_a_list_of_the_user_is_used_as_it_is(patched, capsys):
     fold_path(patched.workspace, 1).write_text(own)
     fold_path(patched.workspace, 1).with_suffix(".json").unlink()  # else a drawn list was changed
     generate_patches(patched)
-    assert "put there by you" in capsys.readouterr().out
+    assert "user-supplied" in capsys.readouterr().out
     assert fold_path(patched.workspace, 1).read_text() == own
     assert read_fold(patched, 1) == (["region_0_1.png"], [], ["region_0_0.png"])
 

@@ -139,6 +139,6 @@ def test_patches_that_the_user_put_there_are_never_overwritten(tiny):
     folder = tiny.workspace / "Image_Patchs"
     folder.mkdir()
     write_png(folder / "mine_0.png", np.zeros((32, 32, 3), np.uint8))
-    with pytest.raises(UserError, match="was put there by you"):
+    with pytest.raises(UserError, match="is user-supplied"):
         generate_patches(tiny)
     assert [path.name for path in folder.iterdir()] == ["mine_0.png"]

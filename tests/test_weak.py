@@ -326,7 +326,7 @@ def test_a_damaged_file_is_named_with_the_cure(cfg, damaged, again, step):
     with pytest.raises(UserError, match=f"{folder} was changed, or damaged, since it was made"):
         step(cfg)
     (folder / RECORD).unlink()  # the user's own now
-    with pytest.raises(UserError, match=r" cannot be read \(.*\): remove .* made anew"):
+    with pytest.raises(UserError, match=r" cannot be read \(.*\): remove .* regenerated"):
         step(cfg)
 
 

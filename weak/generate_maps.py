@@ -116,7 +116,7 @@ def read_areas(cfg: MapsConfig, fold: int) -> list[float]:
     path = maps_folder(cfg, fold) / AREAS
     found = read_json(path)
     if found is None:
-        raise UserError(f"{path} cannot be read: remove {path.parent} to have it made anew")
+        raise UserError(f"{path} cannot be read: remove {path.parent} to have it regenerated")
     return [found[name] for name in cfg.class_names[1:]]
 
 

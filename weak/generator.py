@@ -48,7 +48,7 @@ class Attention(nn.Module):
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return attended features (N, C, h, w), logits (N, 2), and the map (N, 1, h, w)."""
-        # once each: a spectral norm computes its weight anew whenever it is asked for
+        # once each: a spectral norm computes its weight whenever it is asked for
         by_mean, by_maximum = self.mean.weight, self.maximum.weight
         weighted = features * by_mean[..., None, None]
         both = torch.cat([weighted, features * by_maximum[..., None, None]], 1)

@@ -61,7 +61,7 @@ def sizes_of(cfg: ImagesConfig) -> dict[str, list[int]]:
     path = images_folder(cfg) / SIZES
     sizes = read_json(path)
     if sizes is None:
-        raise UserError(f"{path} is missing: remove {path.parent} to have it made anew")
+        raise UserError(f"{path} is missing: remove {path.parent} to have it regenerated")
     return sizes
 
 

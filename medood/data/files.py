@@ -286,6 +286,6 @@ def reading(path: Path) -> Iterator[None]:
         yield
     except Exception as error:  # zip, numpy, safetensors, names and shapes each have their own kind
         raise UserError(
-            f"{path} cannot be read ({type(error).__name__}): remove {path.parent} to have it made"
-            " anew"
+            f"{path} cannot be read ({type(error).__name__}): remove {path.parent} to have it"
+            " regenerated"
         ) from None

@@ -156,11 +156,11 @@ def read_list(path: Path, there: set[str], bad: set[str]) -> tuple[list[str], li
     if gone:
         raise UserError(
             f"{path} names {len(gone)} patches that are not in Image_Patchs, {gone[0]} for one:"
-            " remove it to have it drawn anew, or put them back"
+            " remove it to have it drawn again, or put them back"
         )
     train = [name for name, tag in tags.items() if tag == "train"]
     test = [name for name, tag in tags.items() if tag == "test"]
     for tag, members in (("train", train), ("test", test)):
         if not members:
-            raise UserError(f"{path} has no patch tagged {tag}: remove it to have it drawn anew")
+            raise UserError(f"{path} has no patch tagged {tag}: remove it to have it drawn again")
     return train, test

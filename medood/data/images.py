@@ -280,7 +280,7 @@ def require_side(path: Path, pixels: np.ndarray, side: int) -> None:
     if (height, width) != (side, side):
         raise UserError(
             f"{path} is {width} x {height} pixels but patch_size is {side}: set patch_size to its"
-            " size, or make the patches anew"
+            " size, or regenerate the patches"
         )
 
 

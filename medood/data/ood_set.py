@@ -14,7 +14,7 @@ ESTIMATE = {  # what an estimate says, beside the grid
     **dict.fromkeys(("available", "ood_patches", "id_patches", "positives", "negatives"), int),
     **dict.fromkeys(("pct", "pnr", "pnr_id", "distance"), (int, float)),
 }
-REMOVE = "remove it to have it made anew"
+REMOVE = "remove it to have it regenerated"
 
 
 def columns(cfg: Config) -> list[str]:

@@ -9,7 +9,7 @@ JSON itself holds its own record. It holds
     files       how many images a folder has
     bad_files   which inputs could not be used and were left out, and why
 
-What has no record was put there by the user and is never overwritten. What was changed is neither
+What has no record is user-supplied and never overwritten. What was changed is neither
 used nor overwritten: that is an error.
 """
 
@@ -206,7 +206,7 @@ def is_kept(product: Path, made_from: dict) -> bool:
     if not record.is_there:
         return False
     if record.is_yours:
-        print(f"{product}: kept, it was put there by you (remove it to have it made)")
+        print(f"{product}: kept, it is user-supplied (remove it to have it made)")
         return True
     record.refuse_changed()  # even if it is out of date: the change may be the user's correction
     why = record.out_of_date(made_from)
@@ -245,7 +245,7 @@ def fresh_folder(folder: Path, made_from: dict, bad: BadFiles | None = None) -> 
     `folder` is what it was before.
     """
     if record_of(folder).is_yours:
-        raise UserError(f"{folder} was put there by you: remove it to have it made anew")
+        raise UserError(f"{folder} is user-supplied: remove it to have it regenerated")
     with files.whole_folder(folder) as partial:
         yield partial
         outputs = {"files": len(files.pngs(partial)), "outputs": hashes(partial)}

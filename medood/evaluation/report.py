@@ -93,7 +93,7 @@ class Comparison:
         estimates = {}
         for fold, test in self.tests.items():
             estimate = {} if self.named or len(self.labels) < 2 else read_estimate(self.cfg, fold)
-            # one made anew since is another one
+            # one that was made since is another one
             if estimate and estimate["ood_patches"] == test.runs["ood"].get("ood_patches"):
                 estimates[fold] = estimate
         return estimates

@@ -71,7 +71,7 @@ def paired_differences(
         if one.regions != other.regions or (one.patches != other.patches).any():
             raise ValueError("the two networks were tested on different patches")
         of_test = weight[:, np.searchsorted(regions, one.regions)]
-        # the rates are matched at those of the second network, in each resample anew
+        # the rates are matched at those of the second network, in each resample
         first, second = (
             _by_name(counts.scores(of_test, other), classes) for counts in (one, other)
         )

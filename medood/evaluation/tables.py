@@ -165,5 +165,5 @@ def _nuclei_of_patches(cfg: Config, names: list[str]) -> np.ndarray | None:
     try:
         found = Counter((row["img_name"], int(row["class"])) for row in read_table(path))
     except (KeyError, TypeError, ValueError):
-        raise UserError(f"{path} is damaged: remove Mask_Patchs to have it made anew") from None
+        raise UserError(f"{path} is damaged: remove Mask_Patchs to have it regenerated") from None
     return np.array([[found[name, 1 + c] for c in range(len(cfg.classes))] for name in names])

@@ -114,7 +114,7 @@ class Trainer(Training):
         augmentation: (N, PARAMETERS), as draw_augmentation returns it.
         """
         self.full = self.full or len(images)
-        # a shorter last batch would be compiled anew, for a single step of an epoch
+        # a shorter last batch would be compiled again, for a single step of an epoch
         compiled = self.compiled_loss is not None and len(images) == self.full
         compute = self.compiled_loss if compiled else self.loss
         with network.exact(self.cfg.precision):

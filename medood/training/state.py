@@ -46,7 +46,7 @@ class TrainingState:
             training.log, self.best = saved["log"], saved["best"]
         except Exception as error:  # half of it may be loaded by now
             raise UserError(
-                f"{path} is damaged ({type(error).__name__}): remove it to begin this training anew"
+                f"{path} is damaged ({type(error).__name__}): remove it to start again"
             ) from None
 
     def add(self, row: dict) -> None:
