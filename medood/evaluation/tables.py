@@ -40,7 +40,7 @@ FEW = 30  # units: a bootstrap over fewer gives intervals that are too narrow
 def interval_over(units: int, unit: str) -> str:
     """Return what the intervals of a table are: a bootstrap over so many regions, slides ..."""
     over = f"with the 95 % interval of a bootstrap over {units} {unit}s and, if several, trainings"
-    few = f"; they are too narrow, as there are fewer than {FEW} {unit}s"
+    few = f" (intervals over fewer than {FEW} {unit}s are too narrow)"
     return over + few if units < FEW else over
 
 
