@@ -295,8 +295,8 @@ def test_the_report_speaks_of_patients(report):
     assert "37 patches of 3 regions of 2 patients." in words
     assert "Patches of one patient stand on both sides. This flatters every score" in words
     assert "<code>split = region</code> keeps patients apart" in words
-    assert "bootstrap over 2 patients and, if several, trainings (intervals over fewer than 30" in words
-    assert "bootstrap over 2 patients and, if several, trainings (intervals over fewer than 30" in table
+    assert "over 2 patients and, if several, trainings (intervals over fewer than 30" in words
+    assert "over 2 patients and, if several, trainings (intervals over fewer than 30" in table
     assert "over regions" not in words
 
 

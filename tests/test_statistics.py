@@ -142,4 +142,4 @@ def test_what_is_undefined_for_zero_is_not_a_gain():
 
 def test_an_interval_says_over_how_many_units_and_that_few_are_too_few():
     assert interval_over(30, "slide").endswith("over 30 slides and, if several, trainings")
-    assert interval_over(12, "slide").endswith("(intervals over fewer than 30 slides are too narrow)")
+    assert interval_over(12, "slide").endswith("over fewer than 30 slides are too narrow)")
