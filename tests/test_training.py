@@ -357,7 +357,7 @@ def test_a_damaged_resume_is_refused_and_not_half_loaded(one_fold, monkeypatch):
     saved = torch.load(path, weights_only=True)
     del saved["model"]["segmentation_head.0.bias"]
     torch.save(saved, path)
-    with pytest.raises(UserError, match=r"resume.pt is damaged .* remove it to begin"):
+    with pytest.raises(UserError, match=r"resume.pt is damaged .* remove it to start"):
         train(one_fold)
 
 
