@@ -22,7 +22,7 @@ from config import UserError
 from medood.data import records
 from medood.data.files import digest, fingerprint, pngs, read_json
 from medood.data.names import name_of
-from medood.runs.products import Product
+from medood.runs.products import Product, settings_of
 from medood.runs.provenance import making, require
 from weak.image_labels import ImageLabels, labels_of, shuffled, split
 from weak.read_images import list_inputs, stem_of
@@ -181,12 +181,13 @@ def _of_labels(cfg: ClassifierConfig, fold: int) -> dict:
     rows = [f"{labels.names[i]} {labels.labels[i].tolist()}" for i in train]
     paths = image_paths(cfg, labels)
     table = [*labels.classes, *sorted(rows)]
+    # without a contrast classifier its settings do not matter
+    contrast = cfg.contrast_epochs if cfg.method == "contrast" else 0
     return {
+        "settings": settings_of(cfg, _CLASSIFIER) | {"contrast_epochs": contrast},
         "fold": fold,
         "inputs": fingerprint(paths[i] for i in train),
         "image labels": digest("\n".join(table)),
-        # without a contrast classifier its settings do not matter
-        "contrast_epochs": cfg.contrast_epochs if cfg.method == "contrast" else 0,
     }
 
 
