@@ -51,7 +51,7 @@ def write_card(folder: Path, run: dict) -> None:
 def record_scores(test: Tested) -> None:
     """Write the scores of networks beside their weights: into the model card and run.json.
 
-    Where no training of ours wrote run.json, all stays as it is.
+    A run.json that train.py did not write stays as it is.
     """
     for name, folder in test.folders.items():
         if "data" in test.runs[name]:

@@ -159,7 +159,7 @@ def machine() -> str:
 
 
 def _read_log(folder: Path) -> dict[str, list[float]] | None:
-    """Return the columns of the log of a training; None where there is none of ours."""
+    """Return the columns of the log of a training; None if train.py wrote none."""
     path = folder / "log.csv"
     try:
         rows = read_table(path) if path.is_file() else []
