@@ -4,7 +4,8 @@ HardOoD/<fold>_<model>.csv         every candidate, hardest first     rank_prune
 HardOoD/<fold>_<model>_pct.json    how many of them are trained on    estimate_pct.py writes it
 """
 
-from config import Config, UserError
+from config import Config, TrainingConfig, UserError
+from medood.commands import command
 from medood.data.files import pngs, read_json, read_table
 from medood.data.folds import read_fold
 from medood.data.names import name_of, plain
@@ -14,7 +15,6 @@ ESTIMATE = {  # what an estimate says, beside the grid
     **dict.fromkeys(("available", "ood_patches", "id_patches", "positives", "negatives"), int),
     **dict.fromkeys(("pct", "pnr", "pnr_id", "distance"), (int, float)),
 }
-REMOVE = "remove it to have it regenerated"
 
 
 def columns(cfg: Config) -> list[str]:
@@ -35,13 +35,14 @@ def read_hard_oods(cfg: Config, fold: int) -> list[str]:
     path = ranking_path(cfg, fold)
     rows, expected = read_table(path), [*map(plain, columns(cfg))]
     if not rows or any(set(row) != set(expected) for row in rows):
-        raise UserError(f"{path} lacks columns of {', '.join(expected)}: {REMOVE}")
+        again = _again(cfg, "rank_prune_ood.py", fold)
+        raise UserError(f"{path} lacks columns of {', '.join(expected)}: {again}")
     kept = [row["img_name"] for row in rows if row["kept"] == "1"]
     # a name from elsewhere must not reach a file outside the workspace
     if unknown := set(kept) - set(ood_candidates(cfg, read_fold(cfg, fold).train)):
         raise UserError(
             f"{path} ranks {min(unknown)}, which is no OoD patch of this fold's training side:"
-            f" {REMOVE}"
+            f" {_again(cfg, 'rank_prune_ood.py', fold)}"
         )
     return kept
 
@@ -50,8 +51,14 @@ def chosen_oods(cfg: Config, fold: int) -> list[str]:
     """Return the names of the OoD patches that Med-OoD trains on: the hardest share."""
     estimate = read_estimate(cfg, fold)
     if not estimate:
-        raise UserError(f"{pct_path(cfg, fold)} is no estimate: {REMOVE}")
+        path = pct_path(cfg, fold)
+        raise UserError(f"{path} is no estimate: {_again(cfg, 'estimate_pct.py', fold)}")
     return read_hard_oods(cfg, fold)[: estimate["ood_patches"]]
+
+
+def _again(cfg: Config, script: str, fold: int) -> str:
+    kind = TrainingConfig if script == "rank_prune_ood.py" else Config
+    return f"remove it and run `{command(cfg, script, kind, folds=(fold,))}`"
 
 
 def read_estimate(cfg: Config, fold: int) -> dict:

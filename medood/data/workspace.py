@@ -129,7 +129,8 @@ def list_patch_pairs(workspace: Path) -> tuple[list[Path], list[Path]]:
     if lone := images.keys() ^ masks.keys():
         raise UserError(
             f"{min(lone)} is only in one of Image_Patchs and Mask_Patchs ({len(lone)} such in all):"
-            " put one of just this name there, or remove it"
+            " put one of just this name there, or remove it; where they were cut from regions,"
+            " generate_patches.py regenerates both"
         )
     return [*images.values()], [masks[name] for name in images]
 
