@@ -13,12 +13,12 @@ import re
 import subprocess
 import sys
 import zlib
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from config import Config
+from config import Config, UserError
 from medood.commands import ROOT, command
 from medood.data.files import TIMES, digest, read_json, read_table, write_json
 from medood.data.folds import read_fold
@@ -29,7 +29,9 @@ from medood.runs.products import TRAINING, settings_of
 
 DECIDE = (*TRAINING, "split", "ood_fill", "pnr_opt", "pct_grid", "mirrors", "mpp", "patch_size")
 DECIDE += ("share",)
-THINNED = 4  # bins of ranks that become one in a file, which moves `ap` by less than .05 points
+# bins of ranks that become one in a file: it holds at most 1/1024 of the foreground, which costs
+# `ap` at most the precision's fall / 1024, .1 points: see ranking.py
+THINNED = 4
 
 
 @dataclass(frozen=True)
@@ -54,15 +56,25 @@ def path_of(cfg: Config, results: Path, arm: str, fold: int) -> Path:
 
 
 def read_result(path: Path) -> Result | None:
-    """Return what a file holds; None if there is none."""
-    content = read_json(path)
-    if content is None:
+    """Return what a file holds; None if there is none. Raises UserError for a damaged one."""
+    if not path.exists():
         return None
-    counts = content.pop("counts")
-    arrays = {name: _unpacked(packed) for name, packed in counts["arrays"].items()}
-    own = {field.name: content[field.name] for field in fields(Result) if field.name in content}
-    own["folder"] = Path(own["folder"])
-    return Result(**own, counts=RegionCounts(counts["regions"], **arrays))
+    try:
+        content = read_json(path) or {}
+        counts = content.pop("counts")
+        arrays = {name: _unpacked(packed) for name, packed in counts["arrays"].items()}
+        own = {name: content[name] for name in ("network", "sizes", "scores", "floor", "patchwise")}
+        found = Result(
+            **own,
+            folder=Path(content["folder"]),
+            counts=RegionCounts(counts["regions"], **arrays),
+        )
+    except Exception as error:  # of a file that was cut or edited: each part has its own kind
+        raise UserError(
+            f"{path} is damaged ({type(error).__name__}): put it back, or remove it to have it"
+            " trained again"
+        ) from None
+    return found
 
 
 def write_result(path: Path, cfg: Config, result: Result) -> None:

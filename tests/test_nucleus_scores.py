@@ -11,7 +11,7 @@ from scipy.io import loadmat, savemat
 from config import UserError
 from generate_patches import cut_nuclei, generate_patches
 from medood.data.files import pngs
-from medood.data.images import read_mask, read_values
+from medood.data.images import read_mask, read_values, write_png
 from medood.data.workspace import id_files
 from medood.evaluation.nuclei import count_canvases, count_nuclei, no_nuclei, read_canvases
 from medood.evaluation.scores import COUNTS, nucleus_scores
@@ -161,6 +161,13 @@ def test_a_workspace_without_instances_is_told_what_makes_them(patched, capsys):
     assert no_nuclei(own).endswith("the labels hold no instances")
     generate_patches(patched)
     assert no_nuclei(patched) == ""
+    patch = folder / "region_0_1.png"
+    write_png(patch, read_values(patch)[:16])
+    with pytest.raises(UserError, match=r"region_0_1.png is 32 x 16 pixels but patch_size is 32"):
+        canvases(patched)
+    write_png(patch, np.zeros((32, 32), np.uint16))
+    with pytest.raises(UserError, match=r"does not lie on its mask: remove Instance_Patchs and"):
+        canvases(patched)
     label = patched.workspace / "Labels" / "region_0.mat"
     content = loadmat(label)
     own = {key: content[key] for key in ("inst_map", "id")}

@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 from scipy.ndimage import center_of_mass
@@ -24,7 +25,7 @@ from scipy.spatial import KDTree
 from config import Config, UserError
 from medood.data.files import in_threads, pngs
 from medood.data.grid import join
-from medood.data.images import image_size, read_values
+from medood.data.images import image_size, read_values, require_side
 from medood.data.labels import is_foreground
 from medood.data.names import by_name, stem_of
 from medood.data.patients import patients_of, region_of
@@ -119,7 +120,7 @@ class Canvas:
     """Test patches that make an image: those of a whole region, or a single one."""
 
     patient: str
-    patches: list[int]  # their places in the test
+    patches: list[int]  # their places in the test, row by row
     shape: tuple[int, int]
     truth: Nuclei
 
@@ -136,23 +137,28 @@ def read_canvases(cfg: Config, names: list[str], masks: np.ndarray) -> list[Canv
     """
     if no_nuclei(cfg):
         return []
+
+    def read(path: Path) -> np.ndarray:
+        numbers = read_values(path)
+        require_side(path, numbers, cfg.patch_size)
+        return numbers
+
     files = instance_files(cfg.workspace, names)
-    instances = np.array(in_threads(read_values, files, "reading nuclei"))
+    instances = np.array(in_threads(read, files, "reading nuclei"))
     wrong = ((instances > 0) != is_foreground(masks)).any((1, 2))
     if wrong.any():
         raise UserError(
             f"{cfg.workspace / 'Instance_Patchs' / names[wrong.argmax()]} does not lie on its mask:"
             f" remove Instance_Patchs and run `{INSTANCE_PATCHES.cure(cfg, 0)}`"
         )
-    canvases = []
+    patients, canvases = patients_of(cfg, names), []
     for patches, shape in _images_of(cfg, names):
         numbers = join(instances[patches], *shape)
         _, numbers = np.unique(np.append(0, numbers), return_inverse=True)
         numbers = numbers[1:].reshape(shape)
         kinds = np.zeros(numbers.max() + 1, np.int64)
         kinds[numbers] = join(masks[patches], *shape)
-        patient = patients_of(cfg, [names[patches[0]]])[0]
-        canvases.append(Canvas(patient, patches, shape, (numbers, kinds)))
+        canvases.append(Canvas(patients[patches[0]], patches, shape, (numbers, kinds)))
     return canvases
 
 
