@@ -14,10 +14,9 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any, ClassVar
 
 import numpy as np
-from pydantic import Field
 
 from config import Config, Count, UserError, settings
 from estimate_pct import choose_pct, count_samples, pixels_of, pnr
@@ -53,10 +52,10 @@ from studies.results import Result, path_of, read_result, write_result
 class StudyConfig(Config):
     """What every study takes beside the settings."""
 
+    share: ClassVar[float] = 1.0  # of the regions of the training side; controls.py sets it
+
     seeds: Count = 1
     """Trainings of each arm, with the seeds `seed`, `seed` + 1 ...; `seed` also deals the folds."""
-    share: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Train on this share of the regions of the training side, for as many steps as on all."""
     plan: bool = False
     """List the trainings with their patches, steps and estimated hours, and train nothing."""
 
@@ -67,8 +66,6 @@ class ArmsConfig(StudyConfig):
 
     arms: tuple[str, ...] = ()
     """Train these arms alone, and those that they are compared with; none named: all."""
-    results: Path | None = None
-    """Folder of finished trainings: what lies there is not trained again; others are added."""
 
 
 @dataclass(frozen=True)

@@ -37,9 +37,11 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Annotated
 
 import cv2
 import numpy as np
+from pydantic import Field
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -70,6 +72,10 @@ class ControlsConfig(common.ArmsConfig):
 
     seeds: Count = 3
     """Trainings of each arm, with the seeds `seed`, `seed` + 1 ...; `seed` also deals the folds."""
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Train on this share of the regions of the training side, for as many steps as on all."""
+    results: Path | None = None
+    """Folder of finished trainings: what lies there is not trained again; others are added."""
 
 
 def extra(cfg: common.StudyConfig, fold: int) -> list[Pair]:
@@ -207,11 +213,6 @@ def external(cfg: common.StudyConfig, fold: int) -> common.Recipe:
     return adding(own, fold, hard + easy, hard=len(hard))
 
 
-def lighter(ood_weight: float, cfg: common.StudyConfig, fold: int) -> common.Recipe:
-    """Return Med-OoD's training with OoD patches that weigh less."""
-    return replace(common.med_ood(cfg, fold), cfg=replace(cfg, ood_weight=ood_weight))
-
-
 def holes_unsure(cfg: common.StudyConfig, fold: int) -> common.Recipe:
     """Return Med-OoD's training with the places of the nuclei left out of the loss."""
     files = extra(cfg, fold)
@@ -267,9 +268,11 @@ ARMS: dict[str, common.Arm] = {
     "+ silhouettes moved": silhouettes_moved,
     "+ nucleus-free": nucleus_free,
     "+ external": external,
+}
+IF_NAMED: dict[str, common.Arm] = {
     "holes unsure": holes_unsure,
-    "lambda 0.1": functools.partial(lighter, 0.1),
-    "lambda 0.5": functools.partial(lighter, 0.5),
+    "lambda 0.1": common.changed(common.med_ood, ood_weight=0.1),
+    "lambda 0.5": common.changed(common.med_ood, ood_weight=0.5),
     "stain 0.05": common.changed(common.baseline, stain=0.05),
     "stain 0.2": common.changed(common.baseline, stain=0.2),
     "rare classes": common.changed(common.baseline, sampling="rare"),
@@ -279,7 +282,7 @@ ARMS: dict[str, common.Arm] = {
     "paper's recipe": common.changed(common.baseline, **PAPER),
     "false nuclei": false_nuclei,
 }
-IF_NAMED = tuple(ARMS)[list(ARMS).index("holes unsure") :]
+ARMS |= IF_NAMED
 
 
 def own(arm: common.Arm) -> common.Arm:
