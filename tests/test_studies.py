@@ -14,11 +14,10 @@ import numpy as np
 import pytest
 
 from config import UserError
-from generate_patches import generate_patches
 from medood.data.folds import read_fold
 from medood.data.images import UNSURE, read_image, read_mask, write_png
 from medood.data.patients import region_of
-from studies import common, controls, leakage, paper
+from studies import common, controls, paper
 from studies.common import StudyConfig
 from studies.controls import EQUAL
 from tests.conftest import TINY, draw_regions, write_region
@@ -343,60 +342,6 @@ def test_networks_of_earlier_versions_are_found_by_their_names(tmp_path, monkeyp
     cfg = dataclasses.replace(TINY, workspace=tmp_path, encoder=ENCODER)
     found = common.train_recipe(common.Recipe(cfg, [], [], []), 1)
     assert found.name == f"1_{NETWORK}_b5cc1ccffe23"
-
-
-# ---------------------------------------------------------------- leakage
-
-
-def test_leaks_by_hand():
-    train = ["a_0.png", "a_01.png", "a_4.png", "b_1_0.png"]
-    test = ["a_2.png", "a_3.png", "a_9.png", "c_0.png"]
-    assert leakage.leaks(TINY, train, test) == {
-        "regions": 3,
-        "regions on both sides": 1,
-        "test patches": 4,
-        "with a training neighbour": 2,  # a_2 beside a_01, a_3 beside a_4
-    }
-
-
-@pytest.mark.parametrize("name", ["0001.png", "a_b.png"])
-def test_a_name_without_region_and_number_is_refused(name):
-    with pytest.raises(UserError, match="not named <region>_<number>"):
-        leakage.leaks(TINY, ["a_0.png"], [name])
-
-
-def test_no_region_of_a_test_patch_trains_once_regions_are_apart(workspace, monkeypatch):
-    trained = []
-    real = common.train_fold
-
-    def spy(cfg, fold, files, *rest):
-        trained.append({region_of(image.name) for image, _ in files})
-        real(cfg, fold, files, *rest)
-
-    monkeypatch.setattr(common, "train_fold", spy)
-    leakage.leakage(settings(leakage.LeakageConfig, workspace, seeds=1))
-    content = written(workspace, "leakage")
-    assert {row["arm"] for row in content["rows"]} == {"lists as they are", "regions apart"}
-    tables = (workspace / f"reports/studies/leakage_{NETWORK}.md").read_text()
-    assert "regions on both sides" in tables
-    # of four regions, two parts hold one and one holds two: that many are kept from training
-    assert sorted(len(regions) for regions in trained[-3:]) == [2, 3, 3]
-
-
-def test_leakage_judges_lists_from_elsewhere(patched, tmp_path, capsys):
-    generate_patches(dataclasses.replace(patched, split="region"))
-    folder = shutil.copytree(patched.workspace / "k_folds", tmp_path / "lists")
-    changed = {"workspace": patched.workspace, "k_folds": folder, "plan": True}
-    leakage.leakage(leakage.LeakageConfig(**(SETTINGS | changed)))
-    said = capsys.readouterr().out
-    rows = [line.split("|")[1:-1] for line in said.splitlines() if line.startswith("|    1 |")]
-    assert [int(cell) for cell in rows[0]][:3] == [1, 3, 0]  # list, regions, on both sides
-
-
-def test_a_folder_without_lists_is_refused(patched, tmp_path):
-    changed = {"workspace": patched.workspace, "k_folds": tmp_path / "nothing"}
-    with pytest.raises(UserError, match="no <fold>Image_Patchs.csv in"):
-        leakage.leakage(leakage.LeakageConfig(**(SETTINGS | changed)))
 
 
 def test_a_method_that_cannot_be_built_is_refused_before_anything_is_trained(tmp_path, tiny):
