@@ -162,12 +162,17 @@ def test_a_workspace_without_instances_is_told_what_makes_them(patched, capsys):
     generate_patches(patched)
     assert no_nuclei(patched) == ""
     patch = folder / "region_0_1.png"
-    write_png(patch, read_values(patch)[:16])
+    whole = read_values(patch)
+    write_png(patch, whole[:16])
     with pytest.raises(UserError, match=r"region_0_1.png is 32 x 16 pixels but patch_size is 32"):
         canvases(patched)
     write_png(patch, np.zeros((32, 32), np.uint16))
     with pytest.raises(UserError, match=r"does not lie on its mask: remove Instance_Patchs and"):
         canvases(patched)
+    write_png(patch, whole)
+    shutil.move(patched.workspace / "Labels", patched.workspace / "elsewhere")
+    assert no_nuclei(patched) == ""  # labels that are gone do not undo what was made of them
+    shutil.move(patched.workspace / "elsewhere", patched.workspace / "Labels")
     label = patched.workspace / "Labels" / "region_0.mat"
     content = loadmat(label)
     own = {key: content[key] for key in ("inst_map", "id")}

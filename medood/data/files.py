@@ -207,8 +207,8 @@ def csv_text(header: list[str], rows: Iterable[Iterable]) -> str:
 def whole_folder(folder: Path) -> Iterator[Path]:
     """Yield an empty folder to fill; it takes the place of `folder` when the block ends.
 
-    An error or a kill before that leaves the folder that stood there as it was. What a killed run
-    left beside it is removed.
+    An error or a kill before that leaves the folder that stood there as it was; a kill between the
+    two renames at the end leaves none. What a killed run left beside it is removed.
     """
     partial, old = (folder.with_name(f".{folder.name}.{end}") for end in ("partial", "replaced"))
     _remove(partial)

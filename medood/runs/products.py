@@ -33,9 +33,7 @@ LATER, OFF = ("stain", "sampling", "mirrors", "patients"), (0, "shuffle", False,
 
 
 VALUES = {  # of settings that mean more, or less, than they say
-    "sync_batch_norm": lambda cfg: (
-        False
-    ),  # no setting any more; records of earlier versions hold it
+    "sync_batch_norm": lambda cfg: False,  # once a setting: earlier records hold it
     "classes": lambda cfg: list(cfg.class_names),
     "colours": lambda cfg: [list(pair) for pair in cfg.classes],
     "mask_values": lambda cfg: list(cfg.mask_values or range(1, len(cfg.class_names))),
@@ -208,6 +206,10 @@ def _in(folder: str) -> Callable[[Config, int], Path]:
     return lambda cfg, _: cfg.workspace / folder
 
 
+def _list(cfg: Config, fold: int) -> Path:
+    return workspace.fold_path(cfg.workspace, fold)
+
+
 def _network(ood: bool) -> Callable[[Config, int], Path]:
     return lambda cfg, fold: workspace.model_folder(cfg, fold, ood)
 
@@ -233,13 +235,7 @@ INSTANCE_PATCHES = Product(
     behind=(CLASS_MASKS,),
 )
 FOLD = Product(
-    *(
-        "fold",
-        lambda cfg, fold: workspace.fold_path(cfg.workspace, fold),
-        ("split", "seed"),
-        _of_patch_names,
-        _CUTTING,
-    ),
+    *("fold", _list, ("split", "seed"), _of_patch_names, _CUTTING),
     behind=(PATCHES, PATCH_MASKS),
 )
 OOD_PATCHES = Product(
