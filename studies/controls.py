@@ -294,6 +294,8 @@ def controls(cfg: ControlsConfig) -> None:
     """Train every arm, and compare it with the baseline of equal steps and with Med-OoD."""
     if cfg.ood_fill != "zero":
         raise UserError(f"ood_fill: {cfg.ood_fill}, but the study compares fills: set it to zero")
+    if cfg.results is not None and cfg.results.is_file():
+        raise UserError(f"results: {cfg.results} is a file: name a folder")
     arms = common.chosen(cfg, ARMS, (EQUAL,))
     common.prepare(cfg)
     arms = {name: arm for name, arm in arms.items() if name in cfg.arms or name not in IF_NAMED}

@@ -334,6 +334,8 @@ def test_an_arm_that_only_names_call_is_run_beside_its_reference(plan, capsys):
     assert EQUAL in said
     with pytest.raises(UserError, match="arms: 'medood' is none of baseline, baseline, equal"):
         controls.controls(dataclasses.replace(plan, arms=("medood",)))
+    with pytest.raises(UserError, match="results: .* is a file: name a folder"):
+        controls.controls(dataclasses.replace(plan, results=Path(__file__)))
 
 
 def test_networks_of_earlier_versions_are_found_by_their_names(tmp_path, monkeypatch):
