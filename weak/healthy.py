@@ -28,13 +28,7 @@ from medood.models.network import pick_device
 from weak import transfer
 from weak.arrays import load_images, read_arrays, write_arrays
 from weak.pictures import draw_rows, some_of
-from weak.products import (
-    domains,
-    generator_folder,
-    healthy_folder,
-    masks_folder,
-    paths_to_test,
-)
+from weak.products import domains, generator_folder, healthy_folder, masks_folder, paths_to_test
 from weak.settings import MasksConfig, TransferConfig
 
 MASK, HEAT = "mask.npz", "heat.npz"

@@ -28,13 +28,7 @@ from weak.classifier import (
     save_classifier,
 )
 from weak.image_labels import for_maps
-from weak.products import (
-    CLASSIFIER,
-    classifier_folder,
-    fold_labels,
-    image_paths,
-    make_folds,
-)
+from weak.products import CLASSIFIER, classifier_folder, fold_labels, image_paths, make_folds
 from weak.settings import ClassifierConfig
 
 
