@@ -29,6 +29,8 @@ from typing import Annotated, ClassVar, Literal, TypeVar, dataclass_transform
 import pydantic
 from pydantic import ConfigDict, Field, ValidationError
 
+from medood import UserError
+
 Count = Annotated[int, Field(ge=1)]
 Number = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
@@ -45,10 +47,6 @@ LIZARD = (
     ("eosinophil", "#d55e00"),
     ("connective", "#56b4e9"),
 )
-
-
-class UserError(ValueError):
-    """A mistake that the user can mend: shown as one sentence, without a traceback."""
 
 
 T = TypeVar("T")

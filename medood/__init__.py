@@ -1,5 +1,7 @@
 """What two or more steps share, in rooms; each of them imports only from those before it.
 
+pixels        counts of pixels, and the scores that come of them
+attacks       changes of at most eps that make a network err
 processes     the processes that torchrun started, if it did
 data          what is in a workspace, and how it is read and written
 commands      the commands that messages print
@@ -7,8 +9,14 @@ runs          what a step does beside its science: command line, locks, provenan
 models        networks: built, loaded, applied to images
 predicting    new images of any size, whole slides included
 evaluation    scores of networks, their differences, the report
-attacks       changes of at most eps that make a network err
 training      how a network learns: augmentation, losses, the one training loop
 sample        the small synthetic data set
 check         a look at the data before hours are spent on them
 """
+
+BACKGROUND = 0  # in a class mask, and the first channel of a network
+UNSURE = 255  # in a class mask: nobody knows this pixel's class; Config refuses so many classes
+
+
+class UserError(ValueError):
+    """A mistake that the user can mend: shown as one sentence, without a traceback."""

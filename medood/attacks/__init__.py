@@ -25,7 +25,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from config import UserError
+from medood import UserError
 from medood.attacks.ascent import apgd, cospgd, pgd, segpgd
 from medood.attacks.fab import fab
 from medood.attacks.iterates import (

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from config import UserError
+from medood import UNSURE, UserError
 from medood.attacks.iterates import (
     Bound,
     Loss,
@@ -25,7 +25,6 @@ from medood.attacks.iterates import (
     own_generators,
     walk,
 )
-from medood.data.labels import UNSURE
 
 WIDE = ((2.0, 0.3), (1.5, 0.3))  # SEA's first stages: their eps and steps, as factor and share
 STEP = 1 / 3  # of eps (PGD): 1/5, 1/10, 1/20 and 2.5 / steps were weaker with 20 and 60 steps

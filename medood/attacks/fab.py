@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from medood import UNSURE
 from medood.attacks.iterates import (
     TINY,
     Best,
@@ -23,7 +24,6 @@ from medood.attacks.iterates import (
     open_rows,
     walk,
 )
-from medood.data.labels import UNSURE
 
 PULL = 0.1  # how much the way from the image itself counts, at most (alpha_max)
 BEYOND = 1.05  # how far a step goes past the boundary (eta)

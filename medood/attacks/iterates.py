@@ -11,9 +11,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from config import UserError
-from medood.data.labels import BACKGROUND, UNSURE
-from medood.evaluation.scores import confusion
+from medood import BACKGROUND, UNSURE, UserError
+from medood.pixels import confusion
 
 Bound = float | Tensor
 Model = Callable[[Tensor], Tensor]

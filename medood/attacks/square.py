@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from medood import BACKGROUND, UNSURE
 from medood.attacks.iterates import (
     TINY,
     Bound,
@@ -23,7 +24,6 @@ from medood.attacks.iterates import (
     own_generators,
     uniform,
 )
-from medood.data.labels import BACKGROUND, UNSURE
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10,000 queries
 

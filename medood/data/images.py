@@ -13,12 +13,12 @@ import numpy as np
 from PIL import Image
 
 from config import Config, UserError
+from medood import UNSURE
 from medood.data.files import missing
 from medood.data.headers import WHITE_AS_0, Header, read_header
 
 cv2.setNumThreads(1)  # images are resized in parallel: OpenCV's own threads would fight it
 
-UNSURE = 255  # in a class mask: nobody knows this pixel's class; Config refuses so many classes
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 # compressions, as tifffile names them; the plain ones everybody reads
 PLAIN, LOSSY = ("", "NONE", "JPEG"), ("JPEG", "OJPEG")

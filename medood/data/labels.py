@@ -16,10 +16,10 @@ from typing import TypeVar
 import numpy as np
 
 from config import Config, UserError
+from medood import BACKGROUND, UNSURE
 from medood.data.headers import refuse_huge
-from medood.data.images import UNSURE, read_values
+from medood.data.images import read_values
 
-BACKGROUND = 0
 BACKGROUND_COLOUR, UNSURE_COLOUR = "#ffffff", "#c0c0c0"
 UNSURE_ID = -1  # in an inst_map: no nucleus
 

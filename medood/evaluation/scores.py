@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from medood.data.labels import BACKGROUND, UNSURE
+from medood import BACKGROUND, UNSURE
 from medood.evaluation.ranking import (
     auroc,
     average_precision,
@@ -26,6 +26,7 @@ from medood.evaluation.ranking import (
     rank_pixels,
     rate_at,
 )
+from medood.pixels import confusion, ratio, scores_of
 
 AT_A_TIME = 100  # tests whose ranks are resampled together
 # of nuclei; nuclei.py counts them
@@ -37,19 +38,6 @@ COUNTS = (
     "missed",  # true nuclei of which no pixel is called foreground
     "misnamed",  # pairs of two classes
 )
-
-
-def confusion(truth: Tensor, predicted: Tensor, classes: int) -> Tensor:
-    """Return the pixel counts of each patch, int64 (n, C, C), rows the truth.
-
-    truth, predicted: integers (n, H, W), below C = classes; truth may be UNSURE.
-    """
-    cells = len(truth) * classes**2
-    patch = torch.arange(len(truth), device=truth.device).view(-1, 1, 1)
-    cell = (patch * classes + truth) * classes + predicted
-    cell = cell.where(truth != UNSURE, cells)  # one more, which is left out
-    counts = torch.bincount(cell.flatten(), minlength=cells + 1)[:cells]
-    return counts.view(-1, classes, classes)
 
 
 def paper_iou_dice(probability: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,29 +56,6 @@ def paper_iou_dice(probability: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
     return hit / union.clamp_min(1), 2 * hit / total.clamp_min(1)
 
 
-def scores_of(matrix: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the scores of confusion matrices (..., C, C); NaN where one is not defined.
-
-    `iou` and `dice` are (..., C), NaN for a class that does not occur in the truth; `miou`, `dsc`,
-    `fg_to_bg`, `bg_to_fg` and `fg_to_fg` are (...).
-    """
-    fg = slice(BACKGROUND + 1, None)
-    hit, true, predicted = matrix.diagonal(axis1=-2, axis2=-1), matrix.sum(-1), matrix.sum(-2)
-    fg_pixels, fg_called_bg = true[..., fg].sum(-1), matrix[..., fg, BACKGROUND].sum(-1)
-    iou = _ratio(hit, true + predicted - hit, where=true > 0)
-    dice = _ratio(2 * hit, true + predicted, where=true > 0)
-    occur = (true[..., fg] > 0).sum(-1)
-    return {
-        "miou": _ratio(np.nansum(iou[..., fg], -1), occur),
-        "dsc": _ratio(np.nansum(dice[..., fg], -1), occur),
-        "fg_to_bg": _ratio(fg_called_bg, fg_pixels),
-        "bg_to_fg": _ratio(matrix[..., BACKGROUND, fg].sum(-1), true[..., BACKGROUND]),
-        "fg_to_fg": _ratio(fg_pixels - fg_called_bg - hit[..., fg].sum(-1), fg_pixels),
-        "iou": iou,
-        "dice": dice,
-    }
-
-
 def nucleus_scores(counts: np.ndarray) -> dict[str, np.ndarray]:
     """Return the scores of COUNTS (..., C, K), NaN where one is undefined.
 
@@ -102,26 +67,20 @@ def nucleus_scores(counts: np.ndarray) -> dict[str, np.ndarray]:
     of = dict(zip(COUNTS, np.moveaxis(counts, -1, 0), strict=True))
     nuclei = (of["true"] + of["predicted"]) / 2
     there = (of["true"] > 0) & (np.arange(counts.shape[-2]) > 0)
-    pq = _ratio(of["iou"], nuclei, there)
+    pq = ratio(of["iou"], nuclei, there)
     every = {name: values[..., 0] for name, values in of.items()}
     known = every["true"] > 0
     return {
         "pq": pq,
-        "dq": _ratio(of["matched"], nuclei, there),
-        "sq": _ratio(of["iou"], of["matched"], there & (of["matched"] > 0)),
-        "mpq": _ratio(np.nansum(pq, -1), there.sum(-1)),
-        "bpq": _ratio(every["iou"], nuclei[..., 0], known),
-        "f1": _ratio(every["found"], nuclei[..., 0], known),
-        "nuclei_invented": _ratio(every["invented"], every["predicted"]),
-        "nuclei_missed": _ratio(every["missed"], every["true"]),
-        "nuclei_misnamed": _ratio(every["misnamed"], every["matched"]),
+        "dq": ratio(of["matched"], nuclei, there),
+        "sq": ratio(of["iou"], of["matched"], there & (of["matched"] > 0)),
+        "mpq": ratio(np.nansum(pq, -1), there.sum(-1)),
+        "bpq": ratio(every["iou"], nuclei[..., 0], known),
+        "f1": ratio(every["found"], nuclei[..., 0], known),
+        "nuclei_invented": ratio(every["invented"], every["predicted"]),
+        "nuclei_missed": ratio(every["missed"], every["true"]),
+        "nuclei_misnamed": ratio(every["misnamed"], every["matched"]),
     }
-
-
-def _ratio(part: np.ndarray, whole: np.ndarray, where: np.ndarray | None = None) -> np.ndarray:
-    """Return part / whole, NaN where `where` (by default: whole above 0) does not hold."""
-    where = whole > 0 if where is None else where
-    return np.divide(part, whole, out=np.full(np.shape(part), np.nan), where=where)
 
 
 def _weighted(weight: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -172,8 +131,8 @@ class RegionCounts:
         patches = weight @ self.patches
         scores = {
             **scores_of(_weighted(weight, self.confusion)),
-            "miou_paper": _ratio(weight @ self.iou_paper, patches),
-            "dsc_paper": _ratio(weight @ self.dice_paper, patches),
+            "miou_paper": ratio(weight @ self.iou_paper, patches),
+            "dsc_paper": ratio(weight @ self.dice_paper, patches),
         }
         if self.nuclei is not None:
             scores |= nucleus_scores(_weighted(weight, self.nuclei))
