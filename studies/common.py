@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from torch import nn
 
 from config import Config, Count, UserError, settings
 from estimate_pct import choose_pct, count_samples, pixels_of, pnr
@@ -28,7 +29,7 @@ from medood.data.folds import read_fold
 from medood.data.names import name_of
 from medood.data.ood_set import ood_candidates
 from medood.data.patients import region_of
-from medood.data.records import record_of
+from medood.data.records import fresh_folder, is_kept, record_of
 from medood.data.workspace import (
     Pair,
     id_files,
@@ -39,6 +40,7 @@ from medood.data.workspace import (
 )
 from medood.evaluation.tables import markdown
 from medood.evaluation.testing import score_networks
+from medood.models.checkpoints import load_model
 from medood.models.network import build_model, pick_device
 from medood.processes import world_size
 from medood.runs.products import network_made_from
@@ -77,6 +79,7 @@ class Recipe:
     val_files: list[Pair]
     test: list[str]
     notes: dict = field(default_factory=dict)  # numbers for the tables, such as its pnr
+    load: Callable[[Path, Config], nn.Module] = load_model  # opens the network for its test
 
     @property
     def ood_patches(self) -> int:
@@ -171,6 +174,15 @@ def count_id(cfg: Config, names: tuple[str, ...]) -> tuple[int, int]:
     return count_samples(*pixels_of(cfg, names))
 
 
+def made(cfg: StudyConfig, name: str, made_from: dict, fill: Callable[[Path], object]) -> Path:
+    """Return a folder that `fill` fills, or that is kept. A plan makes nothing."""
+    folder = cfg.workspace / "studies" / name
+    if not cfg.plan and not is_kept(folder, made_from):
+        with fresh_folder(folder, made_from) as out:
+            fill(out)
+    return folder
+
+
 # ---------------------------------------------------------------- training and testing
 
 
@@ -215,7 +227,7 @@ def seeds_of(cfg: StudyConfig) -> range:
     return range(cfg.seed, cfg.seed + cfg.seeds)
 
 
-def chosen(cfg: ArmsConfig, arms: dict[str, Any], references: tuple[str, ...]) -> dict[str, Any]:
+def chosen(cfg: ArmsConfig, arms: dict[str, Any], references: Iterable[str]) -> dict[str, Any]:
     """Return the arms that cfg names, and the references, with what stands for each in `arms`."""
     if unknown := [name for name in cfg.arms if name not in arms]:
         raise UserError(f"arms: {unknown[0]!r} is none of {', '.join(arms)}")
@@ -249,7 +261,10 @@ def run_arms(cfg: StudyConfig, arms: dict[str, Arm], results: Path | None = None
                     continue
                 print(f"--- {name}, fold {fold}, seed {seed}")
                 folder = train_recipe(recipe, fold)
-                tested = score_networks(recipe.cfg, {name: folder}, recipe.test, f"fold {fold}")
+                of_test = replace(recipe.cfg, classes=cfg.classes)  # see split_background
+                tested = score_networks(
+                    *(of_test, {name: folder}, recipe.test, f"fold {fold}"), recipe.load
+                )
                 floor = "all_background"
                 result = Result(
                     *(recipe.cfg.model_name, folder, recipe.sizes),

@@ -24,17 +24,21 @@ and, only where --arms names them,
 
     holes unsure           Med-OoD, but the holes count in no loss: only real tissue teaches
     lambda 0.1, 0.5        Med-OoD with OoD patches that weigh less
-    stain 0.05, 0.2        ID patches alone, with stains that vary
-    rare classes           ID patches alone, those of rare classes drawn oftener
-    3, 6, 24 epochs        ID patches alone, for so many epochs
-    paper's recipe         ID patches alone, `dice`, lr 1e-4, 24 epochs, no mirrors
     false nuclei           those training patches again in which a baseline that did not train on
                            their region (or patient) sees nuclei where there are none
+
+These add nothing to the ID patches, and are compared with the plain baseline:
+
+    stain 0.05, 0.2        stains that vary
+    rare classes           patches of rare classes drawn oftener
+    background split       background taught as three kinds of tissue, summed again for the test
+                           (BackSplit: Saluja et al. 2025, arXiv 2511.19394)
+    3, 6, 24 epochs        so many epochs
+    paper's recipe         `dice`, lr 1e-4, 24 epochs, no mirrors
 """
 
 import functools
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -53,7 +57,6 @@ from medood.data.folds import deal_patients
 from medood.data.images import UNSURE, read_image, read_mask, write_png
 from medood.data.labels import BACKGROUND, is_foreground
 from medood.data.names import name_of
-from medood.data.records import fresh_folder, is_kept
 from medood.data.workspace import Pair, id_files
 from medood.evaluation.testing import tally_patches
 from medood.models.checkpoints import load_model
@@ -61,6 +64,7 @@ from medood.models.inference import Predictor
 from medood.runs.command_line import run
 from medood.runs.products import OOD_PATCHES
 from studies import common
+from studies.background import background_split
 from studies.report import tell
 
 EQUAL = "baseline, equal steps"  # what the other arms are compared with
@@ -131,7 +135,7 @@ def filled(fill: str, cfg: common.StudyConfig, fold: int) -> common.Recipe:
     """
     cut = replace(cfg, ood_fill=fill)
     name, made_from = f"OoD_Patchs_{fill}", OOD_PATCHES.made_from(cut)
-    folder = made(cfg, name, made_from, functools.partial(fill_folder, cut))
+    folder = common.made(cfg, name, made_from, functools.partial(fill_folder, cut))
     files = ((folder / name, None) for name in common.training_side(cfg, fold))
     hard, easy = common.mine(cfg, fold, tuple(files))
     return adding(cfg, fold, hard + easy, hard=len(hard))
@@ -160,17 +164,6 @@ def move_silhouettes(image: np.ndarray, mask: np.ndarray, rng: np.random.Generat
     return out
 
 
-def made(
-    cfg: common.StudyConfig, name: str, made_from: dict, fill: Callable[[Path], object]
-) -> Path:
-    """Return a folder that `fill` fills, or that is kept. A plan makes nothing."""
-    folder = cfg.workspace / "studies" / name
-    if not cfg.plan and not is_kept(folder, made_from):
-        with fresh_folder(folder, made_from) as out:
-            fill(out)
-    return folder
-
-
 def silhouettes_moved(cfg: common.StudyConfig, fold: int) -> common.Recipe:
     """Return the training that adds patches with holes in the background, not in the nuclei."""
     names, classes = [name_of(image) for image, _ in extra(cfg, fold)], len(cfg.class_names)
@@ -183,7 +176,7 @@ def silhouettes_moved(cfg: common.StudyConfig, fold: int) -> common.Recipe:
             write_png(out / path.name, moved)
 
     name = f"Silhouettes_{fold}_{cfg.model_name}_{cfg.seed}"
-    folder = made(cfg, name, {"inputs": fingerprint([*images, *masks])}, move)
+    folder = common.made(cfg, name, {"inputs": fingerprint([*images, *masks])}, move)
     files = [(folder / image.name, mask) for image, mask in zip(images, masks, strict=True)]
     if cfg.plan:
         return adding(cfg, fold, files)
@@ -225,7 +218,7 @@ def holes_unsure(cfg: common.StudyConfig, fold: int) -> common.Recipe:
             write_png(out / path.name, np.where(sure, BACKGROUND, UNSURE).astype(np.uint8))
 
     name = f"Holes_{fold}_{cfg.model_name}_{cfg.seed}"
-    folder = made(cfg, name, {"inputs": fingerprint(masks)}, hide)
+    folder = common.made(cfg, name, {"inputs": fingerprint(masks)}, hide)
     return adding(cfg, fold, [(image, folder / image.name) for image, _ in files])
 
 
@@ -273,15 +266,19 @@ IF_NAMED: dict[str, common.Arm] = {
     "holes unsure": holes_unsure,
     "lambda 0.1": common.changed(common.med_ood, ood_weight=0.1),
     "lambda 0.5": common.changed(common.med_ood, ood_weight=0.5),
+    "false nuclei": false_nuclei,
+}
+OF_BASELINE: dict[str, common.Arm] = {  # at the plain baseline's epochs, or at others
     "stain 0.05": common.changed(common.baseline, stain=0.05),
     "stain 0.2": common.changed(common.baseline, stain=0.2),
     "rare classes": common.changed(common.baseline, sampling="rare"),
     "3 epochs": common.changed(common.baseline, epochs=3),
     "6 epochs": common.changed(common.baseline, epochs=6),
     "24 epochs": common.changed(common.baseline, epochs=24),
+    "background split": background_split,
     "paper's recipe": common.changed(common.baseline, **PAPER),
-    "false nuclei": false_nuclei,
 }
+IF_NAMED |= OF_BASELINE
 ARMS |= IF_NAMED
 
 
@@ -296,7 +293,11 @@ def controls(cfg: ControlsConfig) -> None:
         raise UserError(f"ood_fill: {cfg.ood_fill}, but the study compares fills: set it to zero")
     if cfg.results is not None and cfg.results.is_file():
         raise UserError(f"results: {cfg.results} is a file: name a folder")
-    arms = common.chosen(cfg, ARMS, (EQUAL,))
+    of_baseline = OF_BASELINE.keys() & {*cfg.arms}
+    references = ["baseline"] if of_baseline else []
+    if not of_baseline or {*cfg.arms} - {*of_baseline, "baseline"}:
+        references.append(EQUAL)
+    arms = common.chosen(cfg, ARMS, references)
     common.prepare(cfg)
     arms = {name: arm for name, arm in arms.items() if name in cfg.arms or name not in IF_NAMED}
     if "+ external" in arms and cfg.ood_source is None:
@@ -308,10 +309,12 @@ def controls(cfg: ControlsConfig) -> None:
         cfg.results,
     )
     if results:
-        others = [arm for arm in results if arm != EQUAL]
-        against = {EQUAL: others}
+        others = [arm for arm in results if arm not in (EQUAL, *OF_BASELINE)]
+        against = {EQUAL: others} if EQUAL in results else {}
         if "Med-OoD" in results:
             against["Med-OoD"] = [arm for arm in others if arm not in ("baseline", "Med-OoD")]
+        if of_baseline:
+            against["baseline"] = [arm for arm in results if arm in of_baseline]
         tell(cfg, "controls", results, against, columns=("hard", "moved"))
 
 

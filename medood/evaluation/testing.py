@@ -1,10 +1,11 @@
 """Networks on the test patches of a fold: what test.py and the studies count."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from config import Config, UserError
 from medood.data.dataset import CHUNK, Patches, load_patches
@@ -51,15 +52,22 @@ def tally_patches(
     return tally, predicted
 
 
-def score_networks(cfg: Config, folders: dict[str, Path], names: list[str], task: str) -> Tested:
+def score_networks(
+    cfg: Config,
+    folders: dict[str, Path],
+    names: list[str],
+    task: str,
+    load: Callable[[Path, Config], nn.Module] = load_model,
+) -> Tested:
     """Test the networks in some folders on the named patches.
 
-    task: what the progress bar says. Of several networks, error rates are matched at those of the
-    first. The networks compute in float32, whatever cfg.precision says: bfloat16 moves scores.
+    task: what the progress bar says. load: opens a network, see load_model. Of several networks,
+    error rates are matched at those of the first. The networks compute in float32, whatever
+    cfg.precision says: bfloat16 moves scores.
     Raises UserError if no pixel of the patches is sure.
     """
     cfg = replace(cfg, precision="float32")
-    models = {name: load_model(folder, cfg) for name, folder in folders.items()}
+    models = {name: load(folder, cfg) for name, folder in folders.items()}
     runs = {name: read_run(folder) for name, folder in folders.items()}
     patches = load_patches(cfg, id_files(cfg.workspace, names))
     classes = len(cfg.class_names)
