@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from medood.evaluation.tables import markdown
+from medood.markdown import markdown
 
 RESULTS = Path(__file__).parent / "results"
 

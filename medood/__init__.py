@@ -1,6 +1,7 @@
 """What two or more steps share, in rooms; each of them imports only from those before it.
 
 pixels        counts of pixels, and the scores that come of them
+markdown      tables as Markdown
 attacks       changes of at most eps that make a network err
 processes     the processes that torchrun started, if it did
 data          what is in a workspace, and how it is read and written

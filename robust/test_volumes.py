@@ -20,7 +20,8 @@ from medood.commands import command
 from medood.data.files import fingerprint, read_json, timed, whole_folder, write_json, write_text
 from medood.data.records import is_kept, write_own_record
 from medood.data.workspace import weights_of
-from medood.evaluation.tables import markdown, spread
+from medood.evaluation.tables import spread
+from medood.markdown import markdown
 from medood.runs.command_line import run
 from robust.settings import TestVolumesConfig, TrainVolumesConfig
 from robust.train_volumes import again_of, model_folder, refuse_stale, trained_with

@@ -38,8 +38,8 @@ from medood.data.workspace import (
     region_labels,
     require_data,
 )
-from medood.evaluation.tables import markdown
 from medood.evaluation.testing import score_networks
+from medood.markdown import markdown
 from medood.models.checkpoints import load_model
 from medood.models.network import build_model, pick_device
 from medood.processes import world_size

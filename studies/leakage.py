@@ -21,7 +21,8 @@ from medood.data.patients import patients_of
 from medood.data.workspace import LIST_ENDING, data_name, id_files
 from medood.evaluation.figures import draw_intervals
 from medood.evaluation.statistics import paired_differences, pool
-from medood.evaluation.tables import SCORES, markdown, spread
+from medood.evaluation.tables import SCORES, spread
+from medood.markdown import markdown
 from medood.runs.command_line import run
 from studies.common import Recipe, StudyConfig, prepare, run_arms, seeds_of
 from studies.report import values, write_study

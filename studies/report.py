@@ -11,7 +11,8 @@ from medood.data.files import csv_text, write_json, write_text
 from medood.data.workspace import data_name
 from medood.evaluation.figures import draw_bars, draw_intervals
 from medood.evaluation.statistics import Difference, paired_differences
-from medood.evaluation.tables import OWN_SCORES, SHARES, interval_over, markdown, spread
+from medood.evaluation.tables import OWN_SCORES, SHARES, interval_over, spread
+from medood.markdown import markdown
 from medood.models.checkpoints import versions
 from medood.runs.products import plain_settings
 from studies.common import Result, Results, StudyConfig, seeds_of

@@ -15,146 +15,37 @@ last bit of float32. An image of score 0 is not attacked any further.
 
 Only the images get gradients. Parameters with requires_grad=False save memory.
 
-ascent.py, fab.py and square.py hold the attacks, iterates.py what they share.
+ascent.py, fab.py and square.py hold the attacks, iterates.py what they share, together.py what
+several of them make of a batch.
 """
 
-import math
-from collections.abc import Callable, Iterable, Iterator
-from functools import partial
-
-import torch
-from torch import Tensor
-
-from medood import UserError
 from medood.attacks.ascent import apgd, cospgd, pgd, segpgd
 from medood.attacks.fab import fab
-from medood.attacks.iterates import (
-    Best,
-    Bound,
-    Model,
-    bounded,
-    image_dice,
-    own_generators,
-)
+from medood.attacks.iterates import image_dice
 from medood.attacks.square import square
+from medood.attacks.together import (
+    WORST,
+    Attack,
+    by_name,
+    in_halves,
+    noise,
+    under_attacks,
+    worst_case,
+)
 
-Attack = Callable[..., Tensor]
-
-WORST = "worst_case"  # of all attacks, image by image
-
-# the control, AutoAttack's four, and the loss that finds most of what its two miss
-STANDARD = ("noise", "apgd_ce", "apgd_dlr", "apgd_masked_ce", "fab", "square")
-
-
-def noise(
-    model: Model,
-    images: Tensor,
-    target: Tensor,
-    eps: Bound,
-    *,
-    low: Bound = 0.0,
-    high: Bound = 1.0,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """Return one random point within eps of each image, whatever it does: the control."""
-    task = bounded(images, target, eps, low, high)
-    drawn = task.random_start(own_generators(len(images), generator))
-    return torch.where(drawn == images, images, drawn)  # a zero keeps its sign
-
-
-def worst_case(
-    model: Model, images: Tensor, target: Tensor, candidates: Iterable[Tensor]
-) -> Tensor:
-    """Return of each image the candidate with the lowest score, the image itself included.
-
-    candidates: what attacks returned for these images, each (N, C, *space). Of equal scores, the
-    first stays.
-    """
-    score = _score(model, images, target)
-    best = Best(images.clone(), score, torch.zeros_like(score))
-    for candidate in candidates:
-        score = _score(model, candidate, target)
-        best.update(torch.arange(len(images), device=images.device), candidate, score, best.loss)
-    return best.images
-
-
-@torch.no_grad()
-def _score(model: Model, images: Tensor, target: Tensor) -> Tensor:
-    logits = model(images)
-    return image_dice(logits.argmax(1), target, logits.shape[1])
-
-
-def in_halves(
-    attack: Attack,
-    model: Model,
-    images: Tensor,
-    target: Tensor,
-    eps: float,
-    generator: torch.Generator,
-) -> Tensor:
-    """Return what an attack finds; where the memory is short, half of the images at a time.
-
-    Each image has random numbers of its own: the split does not change them. Raises UserError for a
-    single image that does not fit.
-    """
-    before = generator.get_state()
-    try:
-        return attack(model, images, target, eps, generator=generator)
-    except torch.OutOfMemoryError:
-        if len(images) == 1:
-            space = " x ".join(map(str, images.shape[2:]))
-            raise UserError(
-                f"{images.device} has no memory to attack an image of {space} pixels: set device to"
-                " cpu"
-            ) from None
-    generator.set_state(before)
-    half = math.ceil(len(images) / 2)
-    parts = zip(images.split(half), target.split(half), strict=True)
-    return torch.cat([in_halves(attack, model, *part, eps, generator) for part in parts])
-
-
-def under_attacks(
-    attacks: dict[str, Attack],
-    model: Model,
-    images: Tensor,
-    target: Tensor,
-    eps: Iterable[float],
-    seed: int,
-) -> Iterator[Tensor]:
-    """Yield what each attack makes of the images, then the worst case of all; for each eps, rising.
-
-    eps: in the unit of the images, in 0..1. Every attack has random numbers of this seed. What is
-    worst at a smaller eps stays, unless a larger one finds worse: an image that is broken already
-    is not attacked again. Noise is the control: it may be better, and is no part of the worst case.
-    """
-    found: dict[str, Tensor] = {}
-    for bound in sorted(eps):
-        for name, attack in attacks.items():
-            generator = torch.Generator().manual_seed(seed)
-            attack = partial(in_halves, attack, model, eps=bound, generator=generator)
-            if name not in found or name == "noise":
-                found[name] = attack(images, target)
-            elif (left := _score(model, found[name], target) > 0).any():
-                worse = found[name].clone()
-                worse[left] = attack(images[left], target[left])
-                found[name] = worst_case(model, images, target, [found[name], worse])
-            yield found[name]
-        yield worst_case(model, images, target, (v for k, v in found.items() if k != "noise"))
-
-
-def by_name(names: Iterable[str], classes: int, steps: int, queries: int) -> dict[str, Attack]:
-    """Return attacks by name; STANDARD if none is named, without DLR for fewer than 3 classes."""
-    known = {
-        "noise": noise,
-        "pgd": partial(pgd, steps=steps),
-        "segpgd": partial(segpgd, steps=steps),
-        "cospgd": partial(cospgd, steps=steps),
-        "apgd_ce": partial(apgd, steps=steps),
-        "apgd_dlr": partial(apgd, loss="dlr", steps=steps),
-        "apgd_masked_ce": partial(apgd, loss="masked_ce", steps=steps),
-        "sea": partial(apgd, loss="masked_ce", sea=True, steps=steps),
-        "fab": partial(fab, steps=steps),
-        "square": partial(square, queries=queries),
-    }
-    usual = [name for name in STANDARD if classes > 2 or name != "apgd_dlr"]
-    return {name: known[name] for name in names or usual}
+__all__ = [
+    "WORST",
+    "Attack",
+    "apgd",
+    "by_name",
+    "cospgd",
+    "fab",
+    "image_dice",
+    "in_halves",
+    "noise",
+    "pgd",
+    "segpgd",
+    "square",
+    "under_attacks",
+    "worst_case",
+]

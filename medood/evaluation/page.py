@@ -14,7 +14,7 @@ from medood.data.files import write_text
 from medood.data.workspace import SAMPLE_NAME, data_name
 from medood.evaluation.figures import embed
 from medood.evaluation.model_card import TEMPLATES
-from medood.evaluation.tables import markdown
+from medood.markdown import markdown
 
 TEMPLATES.filters["embed"] = embed
 

@@ -50,10 +50,10 @@ from medood.evaluation.tables import (
     SCORES,
     describe_data,
     interval_over,
-    markdown,
     score_table,
 )
 from medood.evaluation.testing import Tested
+from medood.markdown import markdown
 
 
 @dataclass(frozen=True)
