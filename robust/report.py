@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from config import Config
-from medood.attacks import WORST
+from medood.attacks import CLEAN, GREEDY, WORST, Condition
 from medood.commands import command
 from medood.data.files import write_json, write_text
 from medood.data.patients import patients_of
@@ -16,7 +16,7 @@ from medood.evaluation.report import robust_folder, write_section
 from medood.evaluation.scores import RegionCounts
 from medood.evaluation.statistics import Difference, paired_differences, pool
 from medood.evaluation.tables import LABELS, interval_over, spread
-from robust.attacked import CLEAN, TENTH, Attacked, attacks_of, pairs_of
+from robust.attacked import TENTH, Attacked, attacks_of
 from robust.settings import AttackConfig
 from test import TestConfig
 
@@ -25,7 +25,11 @@ COMPARED = ("miou", "fg_to_bg", "bg_to_fg")
 MAGNIFIED = 20  # times, a change in the pictures
 ROUGHLY = 0.01  # of Dice: less is chance
 FRAGILE = 0.1  # of the clean Dice: what noise may cost
-NAMES = {TENTH: "apgd_ce, steps / 10", WORST: "worst case"}
+NAMES = {
+    TENTH: "apgd_ce, steps / 10",
+    WORST: "worst case",
+    GREEDY: "worst case of all images",
+}
 
 # what attacks that work show, by the attack that can tell
 SIGNS = {
@@ -37,11 +41,17 @@ SIGNS = {
 ABOUT = (
     "What is left of the scores when each pixel may change by at most eps / 255, and the change is"
     " chosen against the network, whose weights the attack knows. The worst case is, image by"
-    " image, the worst of all attacks. An image is fooled where its Dice falls below half of the"
-    " mean on clean images."
+    " image, the attack that leaves the lowest Dice; that of all images takes of each the attack"
+    " that makes the miou of all of them lowest (greedily). An image is fooled where its Dice falls"
+    " below half of the mean on clean images."
 )
 
 Found = dict[int, dict[str, Attacked]]  # by fold and network
+
+
+def pairs_of(found: Found) -> list[Condition]:
+    """Return the pairs of eps and attack, in their order: the same for all folds and networks."""
+    return next(iter(next(iter(found.values())).values())).pairs
 
 
 def label(name: str) -> str:
@@ -52,7 +62,7 @@ def label(name: str) -> str:
 # ---------------------------------------------------------------- numbers
 
 
-def scores_by_attack(cfg: AttackConfig, found: Found) -> dict:
+def scores_by_attack(found: Found) -> dict:
     """Return what scores.json holds: by fold, network, eps in 255ths and attack."""
     scores: dict = {}
     for fold, networks in found.items():
@@ -60,7 +70,7 @@ def scores_by_attack(cfg: AttackConfig, found: Found) -> dict:
             of_network = scores.setdefault(fold, {}).setdefault(network, {})
             # half of what the network scores on clean images, once and for all attacks
             threshold = attacked.dice[0].mean() / 2
-            for place, (eps, attack) in enumerate(pairs_of(cfg)):
+            for place, (eps, attack) in enumerate(attacked.pairs):
                 of_network.setdefault(f"{eps:g}", {})[attack] = {
                     **attacked.tally(place).scores(),
                     "fooled": (attacked.dice[place] < threshold).float().mean().item(),
@@ -76,7 +86,7 @@ def differences(cfg: AttackConfig, found: Found, one_training: bool) -> dict:
     """
     first, *others = next(iter(found.values()))
     gains: dict[str, dict[str, dict[str, Difference]]] = {}
-    for place, (eps, attack) in enumerate(pairs_of(cfg)):
+    for place, (eps, attack) in enumerate(pairs_of(found)):
         if attack not in (CLEAN[1], WORST):
             continue
         counts = {
@@ -103,7 +113,7 @@ def check(cfg: AttackConfig, found: Found, network: str) -> list[str]:
     """
     dice = {
         pair: np.mean([of_fold[network].dice[place].mean() for of_fold in found.values()])
-        for place, pair in enumerate(pairs_of(cfg))
+        for place, pair in enumerate(pairs_of(found))
     }
     against = []
     for eps in sorted(cfg.eps):
@@ -139,26 +149,31 @@ def signs(cfg: AttackConfig, found: Found, network: str) -> list[Text]:
 # ---------------------------------------------------------------- tables
 
 
-def attack_table(cfg: AttackConfig, scores: dict) -> tuple[list[str], list[list[str]]]:
+def attack_table(scores: dict) -> tuple[list[str], list[list[str]]]:
     """Return `miou` of every network and attack, in percent, with a column for each eps."""
-    columns = list(dict.fromkeys(f"{eps:g}" for eps, _ in pairs_of(cfg)))
+    networks = next(iter(scores.values()))
+    columns = list(next(iter(networks.values())))
     rows = []
-    for network in next(iter(scores.values())):
-        for attack in dict.fromkeys(attack for _, attack in pairs_of(cfg)):
+    for network, of_network in networks.items():
+        for attack in dict.fromkeys(name for of_eps in of_network.values() for name in of_eps):
             cells = [_cell(scores, network, eps, attack, "miou") for eps in columns]
             rows.append([label(network), label(attack), *cells])
     return ["network", "attack", *(f"eps {eps}" for eps in columns)], rows
 
 
-def worst_table(cfg: AttackConfig, scores: dict) -> tuple[list[str], list[list[str]]]:
-    """Return the scores of every network in the worst case of all attacks, in percent."""
+def worst_table(scores: dict) -> tuple[list[str], list[list[str]]]:
+    """Return the scores of every network in the worst case of all attacks, in percent.
+
+    The last column is `miou` in that of all images.
+    """
     rows = []
-    for network in next(iter(scores.values())):
-        for eps, attack in pairs_of(cfg):
-            if attack in (CLEAN[1], WORST):
-                cells = [_cell(scores, network, f"{eps:g}", attack, name) for name in SHOWN_SCORES]
-                rows.append([label(network), f"{eps:g}", *cells])
-    return ["network", "eps", *SHOWN_SCORES], rows
+    for network, of_network in next(iter(scores.values())).items():
+        for eps, of_eps in of_network.items():
+            attack = WORST if WORST in of_eps else CLEAN[1]
+            cells = [_cell(scores, network, eps, attack, name) for name in SHOWN_SCORES]
+            cells.append(_cell(scores, network, eps, GREEDY, "miou"))
+            rows.append([label(network), eps, *cells])
+    return ["network", "eps", *SHOWN_SCORES, "miou, of all images"], rows
 
 
 def difference_table(gains: dict) -> tuple[list[str], list[list[str]]]:
@@ -180,23 +195,26 @@ def _cell(scores: dict, network: str, eps: str, attack: str, name: str) -> str:
 # ---------------------------------------------------------------- figures
 
 
-def draw_scores(path: Path, cfg: AttackConfig, scores: dict) -> None:
+def draw_scores(path: Path, scores: dict) -> None:
     """Draw `miou` against eps: a line for the worst case of each network, dashed under noise."""
     with figures.canvas(path, "") as figure:
         ax = figure.subplots()
-        for colour, network in zip(figures.COLOURS, next(iter(scores.values())), strict=False):
+        networks = next(iter(scores.values()))
+        for colour, (network, of_network) in zip(figures.COLOURS, networks.items(), strict=False):
             for attack, style in ((WORST, "o-"), ("noise", ":")):
-                pairs = [pair for pair in pairs_of(cfg) if pair[1] in (CLEAN[1], attack)]
+                every = ((eps, other) for eps, of_eps in of_network.items() for other in of_eps)
+                pairs = [pair for pair in every if pair[1] in (CLEAN[1], attack)]
                 mean = [100 * _mean(scores, network, *pair) for pair in pairs]
-                name = f"{label(network)}, {'worst case' if attack == WORST else attack}"
+                name = f"{label(network)}, {label(attack)}"
                 if len(pairs) > 1:
-                    ax.plot([eps for eps, _ in pairs], mean, style, c=colour, ms=4, label=name)
+                    eps = [float(of_pair) for of_pair, _ in pairs]
+                    ax.plot(eps, mean, style, c=colour, ms=4, label=name)
         ax.set(xlabel="eps, in 255ths", ylabel="miou, percent", ylim=(0, None))
         figure.legend(ncols=3, loc="outside lower center")
 
 
-def _mean(scores: dict, network: str, eps: float, attack: str) -> float:
-    found = [of_fold[network][f"{eps:g}"][attack]["miou"] for of_fold in scores.values()]
+def _mean(scores: dict, network: str, eps: str, attack: str) -> float:
+    found = [of_fold[network][eps][attack]["miou"] for of_fold in scores.values()]
     return np.mean([np.nan if value is None else value for value in found])
 
 
@@ -226,11 +244,11 @@ def write_report(
     subject: what that report has to be of. one_training: see differences.
     """
     out = robust_folder(report)
-    scores, gains = scores_by_attack(cfg, found), differences(cfg, found, one_training)
+    scores, gains = scores_by_attack(found), differences(cfg, found, one_training)
     networks = list(next(iter(found.values())))
     title = describe(cfg, found)
-    worst = Table("worst case", *worst_table(cfg, scores))
-    attacks = Table("attacks", *attack_table(cfg, scores))
+    worst = Table("worst case", *worst_table(scores))
+    attacks = Table("attacks", *attack_table(scores))
     compared: list[Part] = []
     if gains:
         names = [name for of_fold in found.values() for name in of_fold[networks[0]].names]
@@ -271,7 +289,7 @@ def write_report(
 
 def draw_figures(cfg: AttackConfig, found: Found, scores: dict, out: Path) -> list[Path]:
     """Draw the curves, and examples of each network on the first fold; return their paths."""
-    draw_scores(out / "scores.svg", cfg, scores)
+    draw_scores(out / "scores.svg", scores)
     paths = [out / "scores.svg"]
     for old in out.glob("examples_*.png"):  # of other networks
         old.unlink()

@@ -20,8 +20,9 @@ from config import (
 
 Eps = Annotated[float, Field(ge=0, le=255)]  # in 255ths of the range of an image
 Attack = Literal[
-    *("noise", "pgd", "segpgd", "cospgd", "apgd_ce", "apgd_dlr", "apgd_masked_ce", "sea"),
-    *("fab", "square"),
+    *("noise", "pgd", "segpgd", "cospgd", "apgd_ce", "apgd_dlr", "apgd_masked_ce"),
+    *("apgd_masked_ce_balanced", "apgd_js", "sea", "sea_masked_ce_balanced", "sea_masked_ce"),
+    *("sea_js", "fab", "square"),
 ]
 
 
@@ -30,7 +31,7 @@ class Attacks:
     """Which attacks are tried, and how hard."""
 
     attacks: tuple[Attack, ...] = ()
-    """Attacks to try; none: noise, APGD with three losses, FAB and Square."""
+    """Attacks to try; none: noise, APGD with two losses, SEA, FAB and Square."""
     steps: Count = 100
     """Iterations of an attack that follows gradients."""
     queries: Count = 1000

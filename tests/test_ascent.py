@@ -11,8 +11,12 @@ from medood.attacks.ascent import AdaptiveStep, apgd, cospgd, pgd, segpgd
 from medood.attacks.iterates import bounded, clean
 from tests.small_networks import in_every_space, linear, seeded, some_images, some_network, trained
 
+RUNS = {"pgd": (pgd, {}), "segpgd": (segpgd, {}), "cospgd": (cospgd, {}), "apgd": (apgd, {})}
+RUNS |= {loss: (apgd, {"loss": loss}) for loss in ascent.SEA_LOSSES}
+RUNS |= {f"sea_{loss}": (apgd, {"loss": loss, "sea": True}) for loss in ascent.SEA_LOSSES}
 
-@pytest.mark.parametrize("attack", ["pgd", "apgd", "segpgd", "cospgd", "masked_ce", "sea"])
+
+@pytest.mark.parametrize("attack", RUNS)
 @in_every_space
 def test_a_linear_network_is_attacked_as_well_as_can_be(attack, space):
     """The best change is eps * sign(w_wrong - w_true), cut at the range."""
@@ -24,11 +28,10 @@ def test_a_linear_network_is_attacked_as_well_as_can_be(attack, space):
     towards_1 = torch.tensor([-1.0, 1.0, 1.0]).view(3, *[1] * len(space))
     direction = torch.where(target[:, None] == 0, towards_1, -towards_1)
     expected = (images + 0.01 * direction).clamp(0, 1)
-    run = {"pgd": pgd, "segpgd": segpgd, "cospgd": cospgd}.get(attack, apgd)
-    options = {"masked_ce": {"loss": "masked_ce"}, "sea": {"sea": True}}.get(attack, {})
+    run, options = RUNS[attack]
     found = run(model, images, target, 0.01, steps=40, generator=seeded(), **options)
     right = model(expected).argmax(1) == target  # the others have no gradient under masked_ce
-    wanted = right[:, None].expand_as(images) if attack == "masked_ce" else slice(None)
+    wanted = right[:, None].expand_as(images) if "masked" in attack else slice(None)
     assert (found - expected)[wanted].abs().max() < 1e-4
 
 
@@ -68,6 +71,38 @@ def test_masked_cross_entropy_counts_wrong_pixels_as_the_most():
     assert by_hand(loss, LOGITS, TRUTH) == pytest.approx(expected)
 
 
+def test_balanced_masked_cross_entropy_lets_each_class_of_the_image_weigh_alike():
+    """Of four pixels three are of class 0 and one of class 1: they weigh 4 / 6 and 4 / 2."""
+    loss, most = ascent.balanced_masked_cross_entropy, math.log(2)
+    of_0, of_1 = 4 / (2 * 3), 4 / (2 * 1)
+    # wrong but for the first and the last one
+    expected = [of_0 * ENTROPY[0], of_0 * most, of_0 * most, of_1 * ENTROPY[3]]
+    assert by_hand(loss, LOGITS, [[0, 0], [0, 1]]) == pytest.approx(
+        [expected[0], expected[1], of_0 * -math.log(0.7), expected[3]]
+    )
+    # an unsure pixel counts the most, and for no class; class 1 is wrong
+    of_0, of_1 = 3 / (2 * 2), 3 / (2 * 1)
+    expected = [of_0 * ENTROPY[0], most, of_1 * most, of_0 * most]
+    assert by_hand(loss, LOGITS, [[0, 255], [1, 0]]) == pytest.approx(expected)
+
+
+def test_the_divergence_of_jensen_and_shannon_by_its_definition():
+    """Half of KL(p | m) and half of KL(q | m), m the mean of both; q is one-hot."""
+
+    def divergence(p, q):
+        middle = [(a + b) / 2 for a, b in zip(p, q, strict=True)]
+        kl = [
+            sum(a * math.log(a / m) for a, m in zip(of, middle, strict=True) if a) for of in (p, q)
+        ]
+        return sum(kl) / 2
+
+    expected = [divergence([p, 1 - p], [1, 0]) for p in (0.8, 0.4, 0.3, 0.6)]  # p of the truth
+    assert by_hand(ascent.jensen_shannon, LOGITS, TRUTH) == pytest.approx(expected, abs=1e-6)
+    assert by_hand(ascent.jensen_shannon, LOGITS, [[0, 255], [1, 1]])[1] == 0
+    sure = [[[-90.0]], [[90.0]]]  # wrong for sure: log 2, and no NaN
+    assert by_hand(ascent.jensen_shannon, sure, [[0]]) == pytest.approx([math.log(2)])
+
+
 def test_dlr_by_hand():
     # logits 5, 3, 1, 0: of a right pixel -(5 - 3) / (5 - 1), of a wrong one -(3 - 5) / (5 - 1)
     logits = [[[5.0, 5.0]], [[3.0, 3.0]], [[1.0, 1.0]], [[0.0, 0.0]]]
@@ -95,7 +130,7 @@ def test_the_stages_of_sea_go_further_than_eps_first_and_end_within():
         distances.append((batch - images).abs().max().item())
         return model(batch)
 
-    apgd(watched, images, target, 0.02, steps=20, sea=True, generator=seeded())
+    apgd(watched, images, target, 0.02, steps=20, sea=True, loss="js", generator=seeded())
     farthest = [max(distances[start:end]) for start, end in ((0, 1), (1, 8), (8, 15), (15, 24))]
     assert farthest == pytest.approx([0, 0.04, 0.03, 0.02])
     assert len(distances) == 24

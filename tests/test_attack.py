@@ -12,6 +12,7 @@ import robust.attacked
 from config import UserError
 from generate_patches import generate_patches
 from generate_semantic_labels import generate_semantic_labels
+from medood.attacks import conditions_of
 from medood.commands import command
 from medood.data.dataset import load_patches
 from medood.data.folds import read_fold
@@ -20,7 +21,7 @@ from medood.evaluation.report import read_section, subject_of, write_section
 from medood.evaluation.tables import AT_ARGMAX
 from medood.training.loop import train_epoch
 from robust.attack import attack, quick, spread_out
-from robust.attacked import Attacked, attack_fold, attacks_of, pairs_of
+from robust.attacked import Attacked, attack_fold, attacks_of
 from robust.free import FreeTrainer, Noise
 from robust.report import check, scores_by_attack
 from robust.settings import AttackConfig, FreeConfig
@@ -29,6 +30,10 @@ from test import folds_to_test, networks
 from tests.conftest import TINY, as_settings_of, printed_in, write_region
 
 # ---------------------------------------------------------------- attack.py
+
+
+OF_SEA = ["sea_masked_ce_balanced", "sea_masked_ce", "sea_js"]
+WORST_CASES = ["worst_case", "worst_case_greedy"]
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +61,9 @@ def test_scores_name_every_fold_network_eps_and_attack(attacked):
     assert {fold: list(of) for fold, of in scores.items()} == dict.fromkeys(
         "12", ["baseline", "ood"]
     )
-    names = ["noise", "apgd_ce", "apgd_dlr", "apgd_masked_ce", "fab", "square", "apgd_ce_tenth"]
+    names = ["noise", "apgd_ce", "apgd_dlr", *OF_SEA, "fab", "square", "apgd_ce_tenth", "sea"]
     of_eps = {eps: list(of) for eps, of in scores["1"]["ood"].items()}
-    assert of_eps == {"0": ["clean"], **dict.fromkeys("28", [*names, "worst_case"])}
+    assert of_eps == {"0": ["clean"], **dict.fromkeys("28", [*names, *WORST_CASES])}
     counted = {*AT_ARGMAX, "iou", "dice", "confusion", "fooled", "largest_change"}
     assert scores["1"]["ood"]["8"]["fab"].keys() == counted
     for of_fold in scores.values():
@@ -70,7 +75,7 @@ def test_scores_name_every_fold_network_eps_and_attack(attacked):
 def test_the_worst_case_is_the_lowest_of_all_attacks_and_falls_with_eps(attacked):
     cfg, _, out = attacked
     for found in results(cfg, out).values():
-        dice = dict(zip(pairs_of(cfg), found.dice, strict=True))
+        dice = dict(zip(found.pairs, found.dice, strict=True))
         for eps in (2.0, 8.0):
             others = [dice[eps, name] for name in attacks_of(cfg) if name != "noise"]
             assert (dice[eps, "worst_case"] == torch.stack(others).amin(0)).all()
@@ -78,17 +83,24 @@ def test_the_worst_case_is_the_lowest_of_all_attacks_and_falls_with_eps(attacked
         assert (dice[2.0, "worst_case"] <= dice[0.0, "clean"]).all()
 
 
+def test_the_worst_case_of_all_images_has_no_higher_miou_than_that_image_by_image(attacked):
+    scores = json.loads((attacked[2] / "scores.json").read_text())
+    for of_fold in scores.values():
+        for network in of_fold.values():
+            for eps in "28":
+                image_by_image, of_all = (network[eps][name]["miou"] for name in WORST_CASES)
+                assert of_all <= image_by_image
+
+
 def test_an_attack_that_was_stopped_goes_on_after_its_last_batch(attacked, monkeypatch, tmp_path):
-    cfg, done, plain = attacked[0], [], robust.attacked._attack_part
+    cfg, done, plain = attacked[0], [], robust.attacked._count
     cfg = dataclasses.replace(cfg, attacks=("noise",))
-    monkeypatch.setattr(
-        robust.attacked, "_attack_part", lambda *args: done.append(1) or plain(*args)
-    )
+    monkeypatch.setattr(robust.attacked, "_count", lambda *args: done.append(1) or plain(*args))
     before = results(cfg, tmp_path)
     assert len(done) == 2  # both networks
     results(cfg, tmp_path)
     assert len(done) == 2
-    next(iter((tmp_path / "parts").glob("1_ood_*"))).unlink()
+    (tmp_path / "parts" / "1_ood" / "0.pt").unlink()
     again = results(cfg, tmp_path)
     assert len(done) == 3
     assert torch.equal(again["ood"].dice, before["ood"].dice)
@@ -184,9 +196,9 @@ def test_a_network_of_two_classes_is_attacked_without_dlr_unless_it_is_asked_for
 def checked(**dice):
     """Return what is said of a network with these Dice by attack at eps 8, 0.8 on clean images."""
     cfg = as_settings_of(AttackConfig, TINY, eps=(8.0,), attacks=("noise", "apgd_ce", "square"))
-    rows = [0.8, *(dice.get(name, 0.3) for _, name in pairs_of(cfg)[1:])]
-    empty = torch.empty(0)
-    found = Attacked(["a_0.png"], torch.tensor(rows)[:, None], *[empty] * 6)
+    pairs = conditions_of(attacks_of(cfg), cfg.eps)
+    rows = [0.8, *(dice.get(name, 0.3) for _, name in pairs[1:])]
+    found = Attacked(["a_0.png"], pairs, torch.tensor(rows)[:, None], *[torch.empty(0)] * 6)
     return check(cfg, {1: {"baseline": found}}, "baseline")
 
 
@@ -209,12 +221,14 @@ def test_what_speaks_against_the_attacks_is_said(dice, sentence):
 
 
 def test_an_image_is_fooled_below_half_of_the_mean_clean_dice():
-    cfg = as_settings_of(AttackConfig, TINY, eps=(8.0,), attacks=("noise",))
     dice = torch.tensor([[0.9, 0.5], [0.36, 0.34], [0.3, 0.1]])  # clean, noise, worst case
     counts = torch.ones(3, 2, 7, 7, dtype=torch.int64)
     shares = torch.ones(3, 2, dtype=torch.float64)
-    found = Attacked(["a_0.png", "b_0.png"], dice, dice / 100, counts, shares, shares, dice, dice)
-    of_eps = scores_by_attack(cfg, {1: {"baseline": found}})[1]["baseline"]
+    pairs = conditions_of(["noise"], [8.0])
+    found = Attacked(
+        ["a_0.png", "b_0.png"], pairs, dice, dice / 100, counts, *[shares] * 2, dice, dice
+    )
+    of_eps = scores_by_attack({1: {"baseline": found}})[1]["baseline"]
     assert of_eps["0"]["clean"]["fooled"] == 0
     assert of_eps["8"]["noise"]["fooled"] == 0.5  # below 0.35
     assert of_eps["8"]["worst_case"]["fooled"] == 1

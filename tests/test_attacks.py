@@ -42,7 +42,8 @@ ATTACKS = {
     "apgd": partial(apgd, steps=5),
     "apgd dlr": partial(apgd, steps=5, loss="dlr"),
     "apgd masked_ce": partial(apgd, steps=5, loss="masked_ce"),
-    "sea": partial(apgd, steps=10, sea=True),
+    "apgd masked_ce_balanced": partial(apgd, steps=5, loss="masked_ce_balanced"),
+    "sea js": partial(apgd, steps=10, loss="js", sea=True),
     "fab": partial(fab, steps=3),
     "square": partial(square, queries=12),
 }
@@ -139,7 +140,8 @@ def test_images_out_of_their_range_are_refused(attack):
 def test_a_loss_that_does_not_fit_is_refused():
     images, target = some_images((9, 7))
     with pytest.raises(
-        UserError, match="loss = 'cw' is unknown: give ce, dlr, masked_ce, segpgd, cospgd"
+        UserError,
+        match="loss = 'cw' is unknown: give ce, dlr, masked_ce, masked_ce_bal",
     ):
         apgd(some_network((9, 7)), images, target, 0.1, loss="cw")
     model = some_network((9, 7), classes=2)

@@ -178,7 +178,7 @@ def test_no_loss_of_an_attack_moves_an_unsure_pixel():
         assert gradient[..., 2:].any(), loss
 
 
-@pytest.mark.parametrize("name", ["pgd", "sea", *by_name([], 3, 2, 4)])
+@pytest.mark.parametrize("name", ["pgd", "sea_js", *by_name([], 3, 2, 4)])
 def test_every_attack_takes_unsure_pixels(name):
     images, target = some_images((9, 7))
     target[:, 3:6], target[2] = U, U

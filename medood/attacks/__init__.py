@@ -16,12 +16,24 @@ last bit of float32. An image of score 0 is not attacked any further.
 Only the images get gradients. Parameters with requires_grad=False save memory.
 
 ascent.py, fab.py and square.py hold the attacks, iterates.py what they share, together.py what
-several of them make of a batch.
+several of them make of a batch, and measuring.py what that leaves of a data set: `evaluate`.
 """
 
 from medood.attacks.ascent import apgd, cospgd, pgd, segpgd
 from medood.attacks.fab import fab
 from medood.attacks.iterates import image_dice
+from medood.attacks.measuring import (
+    CLEAN,
+    GREEDY,
+    Condition,
+    Counts,
+    batch_by_batch,
+    conditions_of,
+    count_of,
+    evaluate,
+    stacked,
+    with_greedy,
+)
 from medood.attacks.square import square
 from medood.attacks.together import (
     WORST,
@@ -34,11 +46,19 @@ from medood.attacks.together import (
 )
 
 __all__ = [
+    "CLEAN",
+    "GREEDY",
     "WORST",
     "Attack",
+    "Condition",
+    "Counts",
     "apgd",
+    "batch_by_batch",
     "by_name",
+    "conditions_of",
     "cospgd",
+    "count_of",
+    "evaluate",
     "fab",
     "image_dice",
     "in_halves",
@@ -46,6 +66,8 @@ __all__ = [
     "pgd",
     "segpgd",
     "square",
+    "stacked",
     "under_attacks",
+    "with_greedy",
     "worst_case",
 ]

@@ -1,4 +1,9 @@
-"""Attacks that climb a loss along its gradient: PGD, SegPGD, CosPGD, and APGD with SEA's stages."""
+"""Attacks that climb a loss along its gradient: PGD, SegPGD, CosPGD, and APGD with SEA's stages.
+
+SEA is three runs of APGD in stages of falling eps, on the losses SEA_LOSSES. Its authors judge the
+steps by cross-entropy; here by the loss that is climbed, which does not fall when a pixel turns
+wrong.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +33,7 @@ from medood.attacks.iterates import (
 
 WIDE = ((2.0, 0.3), (1.5, 0.3))  # SEA's first stages: their eps and steps, as factor and share
 STEP = 1 / 3  # of eps (PGD): 1/5, 1/10, 1/20 and 2.5 / steps were weaker with 20 and 60 steps
+SEA_LOSSES = ("masked_ce_balanced", "masked_ce", "js")  # in the order of its authors' code
 RHO = 0.75  # share of the steps that must raise the loss (APGD)
 MOMENTUM = 0.75  # what the new step weighs against the last one (APGD)
 
@@ -48,6 +54,37 @@ def masked_cross_entropy(logits: Tensor, task: Task, right: Tensor, _: float) ->
     """
     most = math.log(logits.shape[1])
     return torch.where(right, cross_entropy(logits, task), most)
+
+
+def balanced_masked_cross_entropy(
+    logits: Tensor, task: Task, right: Tensor, share: float
+) -> Tensor:
+    """Return the masked cross-entropy with weights by which all classes of the image weigh alike.
+
+    A pixel weighs n / (k * m): n pixels are sure, of k classes, and m are of its own (Croce et al.
+    2024; their weights are those of a whole data set).
+    """
+    classes = logits.shape[1]
+    place = task.target.where(task.target != UNSURE, classes).flatten(1)
+    counts = torch.zeros(len(place), classes + 1, device=place.device)
+    counts.scatter_add_(1, place, torch.ones_like(place, dtype=counts.dtype))
+    counts[:, classes] = 0  # the unsure ones
+    sure, occur = counts.sum(1, keepdim=True), (counts > 0).sum(1, keepdim=True)
+    weight = (sure / (occur * counts).clamp_min(1)).where(counts > 0, 0.0)
+    weight[:, classes] = 1
+    return masked_cross_entropy(logits, task, right, share) * weight.gather(1, place).view_as(right)
+
+
+def jensen_shannon(logits: Tensor, task: Task, *_: object) -> Tensor:
+    """Return the Jensen-Shannon divergence of softmax and one-hot truth, 0 where it is unsure.
+
+    In p, the probability of the truth, it is log 2 + (p log p - (1 + p) log(1 + p)) / 2: from 0,
+    where p = 1, to log 2. Where p is nearly 0 it is nearly flat: a pixel that is wrong for sure has
+    no gradient left (Croce et al. 2024).
+    """
+    entropy = cross_entropy(logits, task)
+    p = (-entropy).exp()
+    return math.log(2) - (p * entropy + (1 + p) * p.log1p()) / 2
 
 
 def dlr(logits: Tensor, task: Task, right: Tensor, _: float) -> Tensor:
@@ -92,6 +129,8 @@ LOSSES: dict[str, Loss] = {
     "ce": cross_entropy,
     "dlr": dlr,
     "masked_ce": masked_cross_entropy,
+    "masked_ce_balanced": balanced_masked_cross_entropy,
+    "js": jensen_shannon,
     "segpgd": segpgd_loss,
     "cospgd": cospgd_loss,
 }

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from medood import UserError
-from medood.attacks.ascent import apgd, cospgd, pgd, segpgd
+from medood.attacks.ascent import SEA_LOSSES, apgd, cospgd, pgd, segpgd
 from medood.attacks.fab import fab
 from medood.attacks.iterates import (
     Best,
@@ -24,8 +24,10 @@ Attack = Callable[..., Tensor]
 
 WORST = "worst_case"  # of all attacks, image by image
 
-# the control, AutoAttack's four, and the loss that finds most of what its two miss
-STANDARD = ("noise", "apgd_ce", "apgd_dlr", "apgd_masked_ce", "fab", "square")
+SEA = "sea"  # the worst of its three losses, see greedy in measuring.py
+OF_SEA = tuple(f"sea_{loss}" for loss in SEA_LOSSES)
+# the control, AutoAttack's four, and those that know of pixels
+STANDARD = ("noise", "apgd_ce", "apgd_dlr", SEA, "fab", "square")
 
 
 def noise(
@@ -124,19 +126,26 @@ def under_attacks(
         yield worst_case(model, images, target, (v for k, v in found.items() if k != "noise"))
 
 
+OF_APGD = ("ce", "dlr", *SEA_LOSSES)
+
+
 def by_name(names: Iterable[str], classes: int, steps: int, queries: int) -> dict[str, Attack]:
-    """Return attacks by name; STANDARD if none is named, without DLR for fewer than 3 classes."""
+    """Return attacks by name; STANDARD if none is named, without DLR for fewer than 3 classes.
+
+    `sea` stands for its three losses, sea_masked_ce_balanced, sea_masked_ce and sea_js.
+    """
     known = {
         "noise": noise,
         "pgd": partial(pgd, steps=steps),
         "segpgd": partial(segpgd, steps=steps),
         "cospgd": partial(cospgd, steps=steps),
-        "apgd_ce": partial(apgd, steps=steps),
-        "apgd_dlr": partial(apgd, loss="dlr", steps=steps),
-        "apgd_masked_ce": partial(apgd, loss="masked_ce", steps=steps),
-        "sea": partial(apgd, loss="masked_ce", sea=True, steps=steps),
+        **{f"apgd_{loss}": partial(apgd, loss=loss, steps=steps) for loss in OF_APGD},
+        **{f"sea_{loss}": partial(apgd, loss=loss, sea=True, steps=steps) for loss in SEA_LOSSES},
         "fab": partial(fab, steps=steps),
         "square": partial(square, queries=queries),
     }
     usual = [name for name in STANDARD if classes > 2 or name != "apgd_dlr"]
-    return {name: known[name] for name in names or usual}
+    single = [one for name in names or usual for one in (OF_SEA if name == SEA else (name,))]
+    if unknown := [name for name in single if name not in known]:
+        raise UserError(f"attack {unknown[0]!r} is unknown: name one of {', '.join([SEA, *known])}")
+    return {name: known[name] for name in single}

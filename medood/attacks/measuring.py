@@ -1,0 +1,304 @@
+"""A network on a data set under attack: counted batch by batch, and the table of it.
+
+A condition is an eps and the name of an attack; the first is the images as they are. What is
+counted under K conditions on N images is a dictionary of tensors (K, N, ...).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+import pickle
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from medood import UserError
+from medood.attacks.iterates import Model, image_dice
+from medood.attacks.together import OF_SEA, SEA, WORST, by_name, under_attacks
+from medood.markdown import markdown
+from medood.pixels import confusion, scores_of
+
+Condition = tuple[float, str]
+Counts = dict[str, Tensor]
+Batch = tuple[Tensor, Tensor]  # images and target
+# from the number of a batch, images, target and the images under each condition to what is counted
+Count = Callable[[int, Tensor, Tensor, Iterator[Tensor]], Counts]
+
+CLEAN = (0.0, "clean")
+GREEDY = "worst_case_greedy"  # of all attacks, over the whole data set
+SHOWN = ("miou", "dsc", "fg_to_bg", "bg_to_fg", "fooled")
+LESS = 1e-12  # by which a score must fall to count as lower: more than rounding
+
+
+# ---------------------------------------------------------------- batch by batch
+
+
+def count_of(images: Tensor, changed: Tensor, predicted: Tensor, target: Tensor, classes: int):
+    """Return what every measurement counts of a batch under one condition, (n, ...) each."""
+    matrices = confusion(target.flatten(1)[:, None], predicted.flatten(1)[:, None], classes)
+    return {
+        "confusion": matrices.cpu(),
+        "dice": image_dice(predicted, target, classes).cpu(),
+        "change": (changed - images).abs().flatten(1).amax(1).cpu(),
+    }
+
+
+def stacked(rows: Iterable[Counts]) -> Counts:
+    """Return what was counted under K conditions in turn, (n, ...) each, as (K, n, ...)."""
+    rows = list(rows)
+    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def batch_by_batch(
+    model: Model,
+    batches: Iterable[Batch],
+    conditions: Callable[[Tensor, Tensor, int], Iterator[Tensor]],
+    count: Count,
+    *,
+    seed: int,
+    decided_by: object = None,
+    folder: Path | None = None,
+    share: tuple[int, int] = (0, 1),
+) -> Counts:
+    """Return what `count` finds in all batches, joined along axis 1.
+
+    conditions: from images, target and a seed of the batch to the images under each condition.
+    folder: keeps what each batch gave, so that a run that was stopped goes on after it. A file
+    there counts if the weights of the model, the batch, the seed and `decided_by` are those that it
+    was made from. share: take the batches (first, step) alone, as one of several processes does.
+    """
+    known = _weights(model) if folder else b""
+    parts = []
+    for number, (images, target) in enumerate(batches):
+        if number % share[1] != share[0]:
+            continue
+        path = folder and folder / f"{number}.pt"
+        own = int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0] >> 1)
+        made_from = path and _digest(known, *map(_bytes, (images, target)), repr((own, decided_by)))
+        part = _read(path, made_from)
+        if part is None:
+            every = itertools.chain([images], conditions(images, target, own))
+            part = count(number, images, target, every)
+            if path:
+                _write(path, {"made_from": made_from, "counts": part})
+        parts.append(part)
+    names = parts[0] if parts else ()
+    return {name: torch.cat([part[name] for part in parts], 1) for name in names}
+
+
+def _weights(model: Model) -> bytes:
+    state = model.state_dict() if isinstance(model, torch.nn.Module) else {}
+    return _digest(*(name.encode() + _bytes(value) for name, value in state.items())).encode()
+
+
+def _bytes(values: Tensor) -> bytes:
+    return str(values.shape).encode() + values.detach().cpu().contiguous().numpy().tobytes()
+
+
+def _digest(*parts: bytes | str) -> str:
+    content = hashlib.sha256()
+    for part in parts:
+        content.update(part.encode() if isinstance(part, str) else part)
+    return content.hexdigest()
+
+
+def _read(path: Path | None, made_from: str) -> Counts | None:
+    """Return the counts of a file, or None if it is not there, damaged, or made from others."""
+    try:
+        content = torch.load(path, weights_only=True) if path else {}
+    except (FileNotFoundError, RuntimeError, EOFError, pickle.UnpicklingError):
+        content = {}
+    return content.get("counts") if content.get("made_from") == made_from else None
+
+
+def _write(path: Path, content: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(f".{os.getpid()}")
+    torch.save(content, aside)
+    aside.replace(path)
+
+
+# ---------------------------------------------------------------- the worst case of a data set
+
+
+def greedy(matrices: np.ndarray, choice: np.ndarray) -> np.ndarray:
+    """Return which candidate of each image makes `miou` of all images low, integers (N,).
+
+    matrices: pixel counts of A candidates of N images, (A, N, C, C). choice: where to begin, (N,).
+    `miou` is a ratio of sums over images, so the worst candidate of each image by itself need not
+    be the worst of the data set. As Croce et al. (2024) do it: image by image, the candidate that
+    gives the sums of all images the lowest score takes the place of the one before, until nothing
+    changes. So the score is never above that of the beginning. Theirs begins with one attack, and
+    counts the background among the classes.
+    """
+    choice, images = choice.copy(), np.arange(matrices.shape[1])
+    total = matrices[choice, images].sum(0)
+    lowest, changed = scores_of(total)["miou"], True
+    while changed:
+        changed = False
+        for image in images:
+            tried = total - matrices[choice[image], image] + matrices[:, image]
+            scores = scores_of(tried)["miou"]
+            best = int(np.argmin(scores))
+            if scores[best] < lowest - LESS:
+                choice[image], total, lowest, changed = best, tried[best], scores[best], True
+    return choice
+
+
+def with_greedy(conditions: list[Condition], counts: Counts) -> tuple[list[Condition], Counts]:
+    """Return conditions and counts with those of the data set: SEA before the worst case, GREEDY.
+
+    SEA is there if its three attacks are. What was found without any attack is a candidate of
+    GREEDY too; noise, the control, is not.
+    """
+    place = {condition: number for number, condition in enumerate(conditions)}
+    order: list[Condition] = []
+    rows: dict[Condition, tuple[list[int], np.ndarray]] = {}  # candidates and the choice among them
+
+    def add(condition: Condition, candidates: list[int], first: np.ndarray) -> None:
+        matrices = counts["confusion"][candidates].numpy()
+        rows[condition] = candidates, greedy(matrices, first)
+        order.append(condition)
+
+    for eps, name in conditions:
+        of_sea = [place[eps, one] for one in OF_SEA if (eps, one) in place]
+        if name == WORST and len(of_sea) == len(OF_SEA):
+            add((eps, SEA), of_sea, counts["dice"][of_sea].argmin(0).numpy())
+        order.append((eps, name))
+        if name == WORST:
+            tried = [number for (bound, _), number in place.items() if bound == eps]
+            tried = [place[CLEAN], *(k for k in tried if conditions[k][1] != "noise")]
+            first = np.full(counts["dice"].shape[1], tried.index(place[eps, WORST]))
+            add((eps, GREEDY), tried, first)
+
+    def row(values: Tensor, condition: Condition) -> Tensor:
+        if condition in place:
+            return values[place[condition]]
+        candidates, choice = rows[condition]
+        return values[candidates][torch.from_numpy(choice), torch.arange(len(choice))]
+
+    joined = {k: torch.stack([row(values, c) for c in order]) for k, values in counts.items()}
+    return order, joined
+
+
+# ---------------------------------------------------------------- one call
+
+
+class Table(list):
+    """A row for each condition: eps, attack, and its scores as fractions; printed as Markdown."""
+
+    def __str__(self) -> str:
+        rows = [
+            [row["attack"], f"{row['eps']:.4g}", *(f"{100 * row[name]:.1f}" for name in SHOWN)]
+            for row in self
+        ]
+        return markdown(["attack", "eps", *SHOWN], rows)
+
+
+def conditions_of(names: Iterable[str], eps: Iterable[float]) -> list[Condition]:
+    """Return the conditions in the order of under_attacks, the images as they are first."""
+    names = [*names, WORST]
+    return [CLEAN, *((bound, name) for bound in sorted(eps) for name in names)]
+
+
+def evaluate(
+    model: Model,
+    loader: Iterable[Batch],
+    eps: float | Sequence[float] = 8 / 255,
+    attacks: str | Sequence[str] = "standard",
+    *,
+    steps: int = 100,
+    queries: int = 1000,
+    low: float = 0.0,
+    high: float = 1.0,
+    seed: int = 0,
+    folder: str | Path | None = None,
+    progress: bool = True,
+) -> Table:
+    """Return what is left of a segmentation network's scores under attack.
+
+    model: from images to logits (N, K, *space), in eval mode, with its normalisation in it; class 0
+    is the background. loader: batches of images, float32 (N, C, *space) within [low, high], of any
+    number of spatial axes, and targets, integers (N, *space) or (N, 1, *space), 255 where the class
+    is not known. eps: the largest change of a value, in the unit of the images; several are tried
+    one after the other. attacks: names of by_name; `standard` is the control, AutoAttack's four
+    (APGD on two losses, FAB-T, Square) and SEA. steps, queries: of each attack with and without
+    gradients. folder: keeps what each batch gave; the same call goes on after it.
+
+    A row holds `miou` and `dsc`, means over the foreground classes that occur in the targets,
+    `fg_to_bg` and `bg_to_fg`, shares of pixels, `fooled`, the share of images whose Dice falls
+    below half of the clean mean, and `largest_change`. Rows: `clean`; each attack; `sea`, the worst
+    of its three by `greedy`; `worst_case`, of each image the attack that leaves the lowest Dice;
+    `worst_case_greedy`. The same seed gives the same table.
+    """
+    if getattr(model, "training", False):
+        raise UserError("the model is in training mode: call model.eval() first")
+    parameters = getattr(model, "parameters", tuple)()
+    device = next((weights.device for weights in parameters), torch.device("cpu"))
+    batches = (_checked(*batch, device) for batch in loader)
+    first = next(batches, None)
+    if first is None:
+        raise UserError("the loader gives no batch: give it pairs of images and targets")
+    with torch.no_grad():
+        classes = model(first[0]).shape[1]
+    names = () if attacks == "standard" else (attacks,) if isinstance(attacks, str) else attacks
+    tried = {
+        name: partial(attack, low=low, high=high)
+        for name, attack in by_name(names, classes, steps, queries).items()
+    }
+    bounds = [eps] if isinstance(eps, int | float) else list(eps)
+
+    def count(_: int, images: Tensor, target: Tensor, every: Iterator[Tensor]) -> Counts:
+        rows = []
+        for changed in every:
+            with torch.no_grad():
+                predicted = model(changed).argmax(1)
+            rows.append(count_of(images, changed, predicted, target, classes))
+        return stacked(rows)
+
+    size = len(loader) if hasattr(loader, "__len__") else None
+    counts = batch_by_batch(
+        model,
+        tqdm(itertools.chain([first], batches), "batches", size, disable=not progress or None),
+        lambda images, target, own: under_attacks(tried, model, images, target, bounds, own),
+        count,
+        seed=seed,
+        decided_by=(list(tried), steps, queries, low, high, bounds),
+        folder=folder and Path(folder),
+    )
+    return _table(*with_greedy(conditions_of(tried, bounds), counts))
+
+
+def _checked(images: Tensor, target: Tensor, device: torch.device) -> Batch:
+    """Return a batch on a device, the target as int64 (N, *space)."""
+    if target.dim() == images.dim() and target.shape[1] == 1:
+        target = target[:, 0]
+    if images.dtype != torch.float32 or images.shape[::2][:1] + images.shape[2:] != target.shape:
+        raise UserError(
+            f"the loader gives images of {images.dtype} {tuple(images.shape)} and targets"
+            f" {tuple(target.shape)}: it must give float32 (N, C, *space) and (N, *space)"
+        )
+    return images.to(device), target.to(device).long()
+
+
+def _table(conditions: list[Condition], counts: Counts) -> Table:
+    threshold = counts["dice"][0].mean() / 2
+    rows = Table()
+    for number, (eps, attack) in enumerate(conditions):
+        scores = scores_of(counts["confusion"][number].sum(0).numpy())
+        rows.append(
+            {
+                **{"eps": eps, "attack": attack},
+                **{name: float(scores[name]) for name in SHOWN if name in scores},
+                "fooled": (counts["dice"][number] < threshold).double().mean().item(),
+                "largest_change": counts["change"][number].max().item(),
+            }
+        )
+    return rows

@@ -1,0 +1,161 @@
+"""The table of a network under attack: the worst case of a data set, resuming, bad input."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from config import UserError
+from medood.attacks import apgd, evaluate
+from medood.attacks.measuring import greedy
+from medood.pixels import scores_of
+from tests.small_networks import in_every_space, linear, some_images, some_network, trained
+
+SHORT = {"steps": 3, "queries": 4, "progress": False}
+
+
+# ---------------------------------------------------------------- the worst case of a data set
+
+
+def pixels(hit, missed, invented):
+    """Counts of one foreground class: found, called background, background called so."""
+    return [[0, invented], [missed, hit]]
+
+
+def test_the_worst_case_of_three_images_by_hand():
+    """Two attacks of three images. Of the large image, attack 0 leaves the lower IoU; of the small
+    ones attack 1. Image by image the IoU is (40 + 0 + 0) / 120. In the sums the errors of attack 0
+    count for more in the second image, and those of attack 1 in the third:
+
+    image 0: 40 / 100 or 50 / 100; image 1: 5 / 40 (30 invented) or 0 / 10; image 2: 0 / 10 or
+    1 / 20.
+    From (40 + 0 + 0) / (100 + 10 + 10) = .333, image 1 by attack 0 gives 45 / 150 = .300, then
+    image 2 by attack 1 would give 46 / 160 = .2875.
+    """
+    attack_0 = [pixels(40, 60, 0), pixels(5, 5, 30), pixels(0, 10, 0)]
+    attack_1 = [pixels(50, 50, 0), pixels(0, 10, 0), pixels(1, 9, 10)]
+    matrices = np.array([attack_0, attack_1])
+    image_by_image = np.array([0, 1, 0])
+    choice = greedy(matrices, image_by_image)
+    assert choice.tolist() == [0, 0, 1]
+    assert scores_of(matrices[choice, range(3)].sum(0))["miou"] == pytest.approx(46 / 160)
+    assert image_by_image.tolist() == [0, 1, 0]  # as it was
+
+
+def test_the_worst_case_of_all_images_is_never_above_where_it_began():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        matrices = rng.integers(0, 50, (4, 6, 3, 3)) * rng.integers(0, 2, (4, 6, 1, 1))
+        first = rng.integers(0, 4, 6)
+        before, after = (
+            scores_of(matrices[choice, range(6)].sum(0))["miou"]
+            for choice in (first, greedy(matrices, first))
+        )
+        assert after <= before
+
+
+def test_images_without_foreground_have_no_worst_case_and_need_none():
+    matrices = np.array([[[[9, 1], [0, 0]]], [[[5, 5], [0, 0]]]])
+    assert greedy(matrices, np.array([1])).tolist() == [1]
+
+
+# ---------------------------------------------------------------- one call
+
+
+@in_every_space
+def test_the_table_has_a_row_for_each_attack_and_both_worst_cases(space):
+    images, target = some_images(space, count=4)
+    model = some_network(space)
+    table = evaluate(model, [(images[:3], target[:3]), (images[3:], target[3:])], 8 / 255, **SHORT)
+    of = {row["attack"]: row for row in table}
+    sea = ["sea_masked_ce_balanced", "sea_masked_ce", "sea_js"]
+    attacks = ["noise", "apgd_ce", "apgd_dlr", *sea, "fab", "square", "sea"]
+    assert list(of) == ["clean", *attacks, "worst_case", "worst_case_greedy"]
+    assert of["worst_case_greedy"]["miou"] <= of["worst_case"]["miou"] <= of["clean"]["miou"]
+    assert of["sea"]["miou"] <= min(of[name]["miou"] for name in sea) + 1e-12
+    assert 0 < of["square"]["largest_change"] <= 8 / 255
+    expected = scores_of(_matrix(model, images, target))
+    assert of["clean"]["miou"] == pytest.approx(float(expected["miou"]))
+    assert of["clean"]["fg_to_bg"] == pytest.approx(float(expected["fg_to_bg"]))
+    assert len(str(table).splitlines()) == len(table) + 2
+
+
+def _matrix(model, images, target):
+    predicted = model(images).argmax(1)
+    matrix = np.zeros((3, 3), int)
+    np.add.at(matrix, (target.flatten().numpy(), predicted.flatten().numpy()), 1)
+    return matrix
+
+
+def test_a_network_of_two_classes_a_single_attack_and_another_range():
+    """A linear network of one value, in 0..255: its optimum is known. Targets with an axis more."""
+    model = linear([[0.0], [1.0]], [0.0, -100.0])
+    images = torch.tensor([101.0, 99.0, 120.0, 80.0]).view(1, 1, 2, 2)
+    target = torch.tensor([[1, 0], [1, 0]])[None, None]
+    loader = [(images, target)]
+    clean, ours, *_ = evaluate(model, loader, 2.0, "apgd_ce", high=255.0, **SHORT)
+    assert (clean["miou"], clean["fg_to_bg"]) == (1, 0)
+    assert (ours["fg_to_bg"], ours["bg_to_fg"], ours["largest_change"]) == (0.5, 0.5, 2.0)
+    assert [row["attack"] for row in evaluate(model, loader, 2.0, high=255.0, **SHORT)].count(
+        "apgd_dlr"
+    ) == 0
+
+
+def test_a_run_that_was_stopped_goes_on_and_gives_the_same_table(tmp_path):
+    model, images, target = trained()
+    loader = list(zip(images.split(2), target.split(2), strict=True))
+    options = {"attacks": ["apgd_js", "square"], "folder": tmp_path / "parts", **SHORT}
+    expected = evaluate(model, loader, **options | {"folder": None})
+
+    def stopping():
+        yield from loader[:2]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(model, stopping(), **options)
+    assert sorted(path.name for path in (tmp_path / "parts").iterdir()) == ["0.pt", "1.pt"]
+    (tmp_path / "parts" / "1.pt").write_bytes(b"cut off")
+    sizes = []
+
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, images):
+            sizes.append(len(images))
+            return self.model(images)
+
+        def state_dict(self):
+            return self.model.state_dict()
+
+    assert evaluate(Counting().eval(), loader, **options) == expected
+    assert len(sizes) > 1
+    sizes.clear()
+    assert evaluate(Counting().eval(), loader, **options) == expected
+    assert len(sizes) == 1  # how many classes there are
+    assert evaluate(model, loader, **options | {"seed": 1}) != expected
+
+
+def test_what_cannot_be_attacked_is_refused_in_one_sentence():
+    model, images, target = trained()
+    with pytest.raises(UserError, match="in training mode: call model.eval"):
+        evaluate(nn.Conv2d(3, 3, 1), [(images, target)])
+    with pytest.raises(UserError, match="gives no batch: give it pairs of images and targets"):
+        evaluate(model, [])
+    with pytest.raises(UserError, match=r"images of torch.uint8 \(8, 3, 20, 20\) and targets"):
+        evaluate(model, [(images.byte(), target)])
+    with pytest.raises(UserError, match=r"targets \(8, 20, 19\): it must give float32"):
+        evaluate(model, [(images, target[..., 1:])])
+    with pytest.raises(UserError, match="attack 'deepfool' is unknown: name one of sea, noise"):
+        evaluate(model, [(images, target)], attacks="deepfool")
+    with pytest.raises(UserError, match="eps = 8 to 8: it must lie between 0 and the range"):
+        evaluate(model, [(images, target)], 8, "noise")
+
+
+def test_an_attack_of_the_table_is_the_attack_itself():
+    model, images, target = trained()
+    seed = np.random.SeedSequence([0, 0]).generate_state(1, np.uint64)[0] >> 1
+    own = apgd(model, images, target, 8 / 255, steps=3, generator=torch.manual_seed(int(seed)))
+    (_, row, *_) = evaluate(model, [(images, target)], 8 / 255, "apgd_ce", **SHORT)
+    assert row["miou"] == float(scores_of(_matrix(model, own, target))["miou"])
