@@ -107,13 +107,28 @@ def test_ci_runs_the_test_command_of_the_readme():
     assert command in (ROOT / ".ci" / "run").read_text()
 
 
-def test_every_file_of_the_picture_exists():
-    (tree,) = re.findall(r"```text\n(config\.py.*?)```", PAGES[ROOT / "README.md"], re.DOTALL)
+def test_every_file_that_the_readme_names_exists_and_every_script_is_named():
+    readme = PAGES[ROOT / "README.md"]
+    (tree,) = re.findall(r"```text\n(config\.py.*?)```", readme, re.DOTALL)
     names = re.findall(r"^(\S+)", tree, re.MULTILINE)
-    assert len(names) > 12
+    assert len(names) > 8
+    scripts = set(re.findall(r"\w+\.py", tree)) | set(re.findall(r"^\| `(\w+\.py)`", readme, re.M))
+    assert {path.name for path in ROOT.glob("*.py")} == scripts
     for name in names:
         assert (ROOT / name).exists(), name
-    assert {path.name for path in ROOT.glob("*.py")} <= set(names)
+
+
+def test_every_picture_exists_is_described_and_is_small():
+    shown = {
+        (page.parent / target).resolve(): words
+        for page, text in PAGES.items()
+        for words, target in re.findall(r"!\[([^\]]*)\]\(([^)]+)\)", text)
+    }
+    assert set(shown) == set((ROOT / "docs" / "figures").iterdir())
+    assert all(len(words) > 20 for words in shown.values())
+    sizes = [path.stat().st_size for path in shown]
+    assert max(sizes) < 300_000
+    assert sum(sizes) < 1_500_000
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)

@@ -103,10 +103,11 @@ def test_patches_without_their_regions_have_no_count_of_nuclei(patched):
 def test_the_page_holds_all_it_shows(whole_run):
     page = (whole_run / "reports/unet_tu-test_resnet/index.html").read_text()
     sources = re.findall(r'<img src="([^"]{0,40})', page)
-    # rates, differences, classes, confusion, examples, curves; three pictures of a fold's OoDs
-    assert len(sources) == 7 + 3 * 2
+    # example, rates, differences, calibration, classes, confusion, examples, curves; three pictures
+    # of a fold's OoDs
+    assert len(sources) == 8 + 3 * 2
     kinds = Counter(re.match("data:image/([^;]*);base64,", source)[1] for source in sources)
-    assert kinds == {"svg+xml": 6, "webp": 1 + 3 * 2}
+    assert kinds == {"svg+xml": 6, "webp": 2 + 3 * 2}
     assert not re.findall(r'(?:src|href)="(?!data:)', page)
     assert "<script" not in page
     assert page.count('alt="') == len(sources)
@@ -119,7 +120,7 @@ def test_pictures_take_little_space_in_the_page_and_keep_their_pixels(whole_run)
     path = whole_run / "reports/unet_tu-test_resnet/index.html"
     assert path.stat().st_size < 1_000_000
     pictures = re.findall(r"data:image/webp;base64,([^\"]*)", path.read_text())
-    files = [path.with_name("examples.png"), *whole_run.glob("HardOoD/*.png")]
+    files = [*path.parent.glob("*.png"), *whole_run.glob("HardOoD/*.png")]
     of_size = {}
     for file in files:
         with Image.open(file) as picture:

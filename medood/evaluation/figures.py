@@ -80,15 +80,22 @@ def choose_examples(right: dict[str, Tensor]) -> dict[str, int]:
 
 
 def draw_examples(
-    path: Path, title: str, patches: Patches, predictions: dict[str, Tensor], classes: Classes
+    path: Path,
+    title: str,
+    patches: Patches,
+    predictions: dict[str, Tensor],
+    classes: Classes,
+    one: bool = False,
 ) -> None:
     """Draw image, truth and predictions of three test patches in rows, with the class colours.
 
     predictions: for each network, the class of each pixel, (N, P, P), in the order of `patches`.
-    Of two networks, a last column shows where only one of them is right.
+    Of two networks, a last column shows where only one of them is right. one: only the median.
     """
     right = {name: share_right(patches, called) for name, called in predictions.items()}
     rows = choose_examples(right)
+    if one:
+        rows = dict([[*rows.items()][1]])
     columns, outcomes = ["image", "truth", *predictions], {}
     class_colours = [BACKGROUND_COLOUR, *(colour for _, colour in classes)]
     if len(predictions) == 2:
@@ -97,7 +104,7 @@ def draw_examples(
         names = f"only {first} right", f"only {second} right", "both wrong"
         outcomes = dict(zip(names, COLOURS[:3], strict=True))
     with canvas(path, title, (2.4 * len(columns), 2.7 * len(rows) + 1)) as figure:
-        axes = figure.subplots(len(rows), len(columns))
+        axes = figure.subplots(len(rows), len(columns), squeeze=False)
         for line, (rule, index) in zip(axes, rows.items(), strict=True):
             masks = [every[index].numpy() for every in (patches.masks, *predictions.values())]
             shares = [100 * float(share[index]) for share in right.values()]

@@ -192,10 +192,12 @@ def draw_report(found: Comparison) -> list[Path]:
     fold, test = next(iter(found.tests.items()))
     title = f"{data_name(cfg.workspace)}, fold {fold}"
     seen = {labels[name]: predicted for name, predicted in test.predictions.items()}
-    paths = [out / name for name in ("classes.svg", "confusion.svg", "examples.png")]
+    names = "classes.svg", "confusion.svg", "examples.png", "example.png"
+    paths = [out / name for name in names]
     figures.draw_bars(paths[0], "", "IoU, percent", bars)
     figures.draw_confusion(paths[1], matrices, cfg.class_names)
     figures.draw_examples(paths[2], title, test.patches, seen, cfg.classes)
+    figures.draw_examples(paths[3], "", test.patches, seen, cfg.classes, one=True)
     if logs := read_logs(found):
         paths.append(out / "curves.svg")
         figures.draw_curves(paths[-1], logs)
