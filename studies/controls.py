@@ -58,6 +58,7 @@ from medood.data.images import UNSURE, read_image, read_mask, write_png
 from medood.data.labels import BACKGROUND, is_foreground
 from medood.data.names import name_of
 from medood.data.workspace import Pair, id_files
+from medood.evaluation.figures import BLUE, ORANGE, canvas
 from medood.evaluation.testing import tally_patches
 from medood.models.checkpoints import load_model
 from medood.models.inference import Predictor
@@ -65,7 +66,7 @@ from medood.runs.command_line import run
 from medood.runs.products import OOD_PATCHES
 from studies import common
 from studies.background import background_split
-from studies.report import tell
+from studies.report import tell, values
 
 EQUAL = "baseline, equal steps"  # what the other arms are compared with
 
@@ -248,6 +249,7 @@ def false_nuclei(cfg: common.StudyConfig, fold: int) -> common.Recipe | None:
     return adding(cfg, fold, found, hard=len(found)) if found else None
 
 
+PAPERS = "paper's recipe"
 PAPER = {"loss": "dice", "lr": 1e-4, "epochs": 24, "mirrors": False}
 ARMS: dict[str, common.Arm] = {
     "baseline": common.baseline,
@@ -276,7 +278,7 @@ OF_BASELINE: dict[str, common.Arm] = {  # at the plain baseline's epochs, or at 
     "6 epochs": common.changed(common.baseline, epochs=6),
     "24 epochs": common.changed(common.baseline, epochs=24),
     "background split": background_split,
-    "paper's recipe": common.changed(common.baseline, **PAPER),
+    PAPERS: common.changed(common.baseline, **PAPER),
 }
 IF_NAMED |= OF_BASELINE
 ARMS |= IF_NAMED
@@ -285,6 +287,25 @@ ARMS |= IF_NAMED
 def own(arm: common.Arm) -> common.Arm:
     """Return the arm without ood_source: its OoD patches are cut from the ID set."""
     return lambda cfg, fold: arm(replace(cfg, ood_source=None), fold)
+
+
+def draw_time(results: common.Results, path: Path, title: str) -> None:
+    """Draw `ap` against the steps of the baselines of one recipe; the paper's recipe as a line."""
+    points = {
+        arm: (np.mean(values(of_arm, "steps")), 100 * np.mean(values(of_arm, "ap")))
+        for arm, of_arm in results.items()
+        if arm in ("baseline", PAPERS) or arm.endswith("epochs")
+    }
+    of_paper = points.pop(PAPERS, None)
+    with canvas(path, title) as figure:
+        ax = figure.subplots()
+        ax.plot(*zip(*sorted(points.values()), strict=True), c=BLUE, marker="o")
+        for arm, point in points.items():
+            ax.annotate(arm, point, xytext=(4, -10), textcoords="offset points")
+        if of_paper:
+            ax.axhline(of_paper[1], c=ORANGE, ls="--", label=f"{PAPERS}, {of_paper[0]:.0f} steps")
+            ax.legend()
+        ax.set(xlabel="optimiser steps", ylabel="`ap`, percent", xlim=(0, None))
 
 
 def controls(cfg: ControlsConfig) -> None:
@@ -315,7 +336,9 @@ def controls(cfg: ControlsConfig) -> None:
             against["Med-OoD"] = [arm for arm in others if arm not in ("baseline", "Med-OoD")]
         if of_baseline:
             against["baseline"] = [arm for arm in results if arm in of_baseline]
-        tell(cfg, "controls", results, against, columns=("hard", "moved"))
+        timed = any(arm.endswith("epochs") for arm in results)
+        draw = functools.partial(draw_time, results) if timed else None
+        tell(cfg, "controls", results, against, columns=("hard", "moved"), draw=draw)
 
 
 if __name__ == "__main__":

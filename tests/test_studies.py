@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -205,6 +206,17 @@ def test_a_share_of_the_regions_is_trained_on_for_as_many_steps(plan):
     assert {region_of(image.name) for image, _ in med_ood.files} == regions
     assert med_ood.ood_patches > 0
     assert controls.equal_steps(cfg, fold).steps == med_ood.steps
+
+
+def test_time_to_quality_is_drawn_by_steps(tmp_path):
+    def of(steps, ap):
+        return {(79, 0): SimpleNamespace(sizes={"steps": steps}, scores={"ap": ap})}
+
+    results = {"baseline": of(40, 0.8), "3 epochs": of(10, 0.7), "paper's recipe": of(80, 0.75)}
+    controls.draw_time(results | {"stain 0.2": of(40, 0.1)}, tmp_path / "time.svg", "")
+    drawn = (tmp_path / "time.svg").read_text()
+    assert "paper's recipe, 80 steps" in drawn
+    assert "stain" not in drawn
 
 
 def test_an_arm_of_the_baseline_is_compared_with_it_alone(plan, capsys):
