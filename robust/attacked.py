@@ -9,12 +9,15 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from estimate_pct import foreground_of
 from medood.attacks import (
+    GREEDY,
+    WORST,
     Attack,
     Condition,
     Counts,
@@ -27,8 +30,12 @@ from medood.attacks import (
     with_greedy,
 )
 from medood.data.dataset import Patches, load_patches
+from medood.data.files import digest
 from medood.data.workspace import id_files
+from medood.evaluation.nuclei import no_nuclei, read_instances
+from medood.evaluation.objects import count_found, objects_of, without_cut
 from medood.evaluation.scores import Tally, paper_iou_dice
+from medood.evaluation.tables import LABELS
 from medood.models.checkpoints import load_model
 from medood.models.inference import batch_size
 from medood.models.network import Normalise, folded, pick_device
@@ -38,7 +45,17 @@ from robust.settings import AttackConfig
 
 SHOWN = 4  # patches of each fold, those with most foreground, whose images are kept
 TENTH = "apgd_ce_tenth"  # APGD on cross-entropy with a tenth of its steps: see robust/report.py
+NAMES = {
+    TENTH: "apgd_ce, steps / 10",
+    WORST: "worst case",
+    GREEDY: "worst case of all images",
+}
 LAYOUT = torch.channels_last
+
+
+def label(name: str) -> str:
+    """Return what people read for a network or an attack."""
+    return LABELS.get(name, NAMES.get(name, name))
 
 
 # ---------------------------------------------------------------- a network and its attacks
@@ -85,6 +102,7 @@ class Attacked:
     confusion: Tensor  # (K, N, C, C), and the next two (K, N): see Tally
     iou_paper: Tensor
     dice_paper: Tensor
+    objects: Tensor  # (K, N, SIZES, 2), see count_found of medood/evaluation/objects.py
     images: Tensor  # (2, S, 3, P, P), the first patches: clean, and worst at the largest eps
     called: Tensor  # uint8 (3, S, P, P): truth, and the class of each pixel in both images
 
@@ -94,6 +112,9 @@ class Attacked:
         for name in vars(tally):
             setattr(tally, name, getattr(self, name)[pair])
         return tally
+
+
+Found = dict[int, dict[str, Attacked]]  # by fold and network
 
 
 def attack_fold(
@@ -106,6 +127,7 @@ def attack_fold(
     foreground = dict(zip(names, foreground_of(cfg, names), strict=True))
     names = sorted(names, key=lambda name: -foreground[name])
     patches = load_patches(cfg, id_files(cfg.workspace, names))
+    objects = _objects(cfg, names, patches.masks.numpy())
     attacks, eps = attacks_of(cfg), sorted(cfg.eps)
     print(
         f"fold {fold}: {' and '.join(folders)} on {len(names)} test patches, under"
@@ -124,9 +146,9 @@ def attack_fold(
             lambda images, target, seed: under_attacks(
                 attacks, victim, images, target, [of_255 / 255 for of_255 in eps], seed
             ),
-            partial(_count, victim),
+            lambda number, *batch: _count(victim, objects[places[number]], not number, *batch),
             seed=stream_seed(cfg, fold, ATTACK),
-            decided_by=(eps, list(attacks), cfg.steps, cfg.queries),
+            decided_by=(eps, list(attacks), cfg.steps, cfg.queries, digest(objects.tobytes())),
             folder=parts / f"{fold}_{network}",
             share=share,
         )
@@ -150,11 +172,27 @@ def _batch(patches: Patches, place: Tensor, device: torch.device) -> tuple[Tenso
     return images, patches.masks[place].to(device).long()
 
 
+def _objects(cfg: AttackConfig, names: list[str], masks: np.ndarray) -> np.ndarray:
+    """Return the objects in patches that no border cuts, integers (N, P, P), 0 outside.
+
+    They are nuclei where labels tell them apart, else connected components.
+    """
+    known = not no_nuclei(cfg)
+    objects = read_instances(cfg, names, masks) if known else map(objects_of, masks)
+    return np.stack([without_cut(of_patch) for of_patch in objects]).astype(np.int32)
+
+
 def _count(
-    victim: Victim, number: int, clean: Tensor, target: Tensor, every: Iterator[Tensor]
+    victim: Victim,
+    objects: np.ndarray,
+    is_first: bool,
+    clean: Tensor,
+    target: Tensor,
+    every: Iterator[Tensor],
 ) -> Counts:
     """Return the tensors of Attacked for a batch; images and classes only of the first one."""
-    shown = slice(0 if number else SHOWN)
+    shown = slice(SHOWN if is_first else 0)
+    mask = target.cpu().numpy()
     rows, called = [], [target[shown]]
     for images in every:
         with torch.inference_mode():
@@ -164,6 +202,8 @@ def _count(
         row["iou_paper"], row["dice_paper"] = (
             score.cpu() for score in paper_iou_dice(probability, target)
         )
+        of_patches = zip(objects, mask, predicted.cpu().numpy(), strict=True)
+        row["objects"] = torch.from_numpy(np.stack([count_found(*one) for one in of_patches]))
         rows.append(row)
         called.append(predicted[shown])
     truth, before, *_, after = (classes.byte().cpu() for classes in called)

@@ -15,8 +15,10 @@ from medood.evaluation.page import Part, Picture, Table, Text, as_markdown, sect
 from medood.evaluation.report import robust_folder, write_section
 from medood.evaluation.scores import RegionCounts
 from medood.evaluation.statistics import Difference, paired_differences, pool
-from medood.evaluation.tables import LABELS, interval_over, spread
-from robust.attacked import TENTH, Attacked, attacks_of
+from medood.evaluation.tables import interval_over, spread
+from robust.attacked import TENTH, Attacked, Found, attacks_of, label
+from robust.by_size import ABOUT as OF_SIZES
+from robust.by_size import bins_of, draw_sizes, scores_by_size, shares_by_size, size_table
 from robust.settings import AttackConfig
 from test import TestConfig
 
@@ -25,11 +27,6 @@ COMPARED = ("miou", "fg_to_bg", "bg_to_fg")
 MAGNIFIED = 20  # times, a change in the pictures
 ROUGHLY = 0.01  # of Dice: less is chance
 FRAGILE = 0.1  # of the clean Dice: what noise may cost
-NAMES = {
-    TENTH: "apgd_ce, steps / 10",
-    WORST: "worst case",
-    GREEDY: "worst case of all images",
-}
 
 # what attacks that work show, by the attack that can tell
 SIGNS = {
@@ -46,17 +43,10 @@ ABOUT = (
     " below half of the mean on clean images."
 )
 
-Found = dict[int, dict[str, Attacked]]  # by fold and network
-
 
 def pairs_of(found: Found) -> list[Condition]:
     """Return the pairs of eps and attack, in their order: the same for all folds and networks."""
     return next(iter(next(iter(found.values())).values())).pairs
-
-
-def label(name: str) -> str:
-    """Return what people read for a network or an attack."""
-    return LABELS.get(name, NAMES.get(name, name))
 
 
 # ---------------------------------------------------------------- numbers
@@ -64,7 +54,7 @@ def label(name: str) -> str:
 
 def scores_by_attack(found: Found) -> dict:
     """Return what scores.json holds: by fold, network, eps in 255ths and attack."""
-    scores: dict = {}
+    scores, bins = {}, bins_of(found)
     for fold, networks in found.items():
         for network, attacked in networks.items():
             of_network = scores.setdefault(fold, {}).setdefault(network, {})
@@ -75,6 +65,7 @@ def scores_by_attack(found: Found) -> dict:
                     **attacked.tally(place).scores(),
                     "fooled": (attacked.dice[place] < threshold).float().mean().item(),
                     "largest_change": attacked.change[place].max().item(),
+                    **scores_by_size(attacked, place, bins),
                 }
     return scores
 
@@ -259,7 +250,9 @@ def write_report(
         compared = [Text(words, "note"), table]
     masked = [words for network in networks for words in signs(cfg, found, network)]
     of_attacks = [Text("Attack by attack: miou, percent.", "note"), attacks]
-    text = as_markdown([Text(title), worst, *compared, *of_attacks, *masked])
+    by_size = shares_by_size(cfg, found)
+    sizes = [Text(OF_SIZES, "note"), Table("found, by size", *size_table(cfg, found, by_size))]
+    text = as_markdown([Text(title), worst, *compared, *of_attacks, *sizes, *masked])
     print(text)
     write_text(out / "table.md", text)
     write_json(out / "scores.json", scores)
@@ -269,12 +262,14 @@ def write_report(
     }
     write_json(out / "differences.json", plain)
     plot, *examples = draw_figures(cfg, found, scores, out)
+    draw_sizes(out / "sizes.svg", cfg, list(bins_of(found)), by_size)
     parts = [
         Text(ABOUT),
         Text(title, "note"),
         *masked,
         Picture(plot, "Mean IoU against eps: the worst case of all attacks, and random noise."),
-        *(worst, *compared, *of_attacks),
+        *(worst, *compared, *of_attacks, *sizes),
+        Picture(out / "sizes.svg", "Objects found, by their size: clean, and in the worst case."),
     ]
     for network, path in zip(networks, examples, strict=True):
         caption = "image, change, truth, and what the network sees before and after"

@@ -65,6 +65,7 @@ def test_scores_name_every_fold_network_eps_and_attack(attacked):
     of_eps = {eps: list(of) for eps, of in scores["1"]["ood"].items()}
     assert of_eps == {"0": ["clean"], **dict.fromkeys("28", [*names, *WORST_CASES])}
     counted = {*AT_ARGMAX, "iou", "dice", "confusion", "fooled", "largest_change"}
+    counted |= {"objects_by_size", "found_by_size"}
     assert scores["1"]["ood"]["8"]["fab"].keys() == counted
     for of_fold in scores.values():
         for eps in "28":  # no attack moves a pixel by more
@@ -198,7 +199,7 @@ def checked(**dice):
     cfg = as_settings_of(AttackConfig, TINY, eps=(8.0,), attacks=("noise", "apgd_ce", "square"))
     pairs = conditions_of(attacks_of(cfg), cfg.eps)
     rows = [0.8, *(dice.get(name, 0.3) for _, name in pairs[1:])]
-    found = Attacked(["a_0.png"], pairs, torch.tensor(rows)[:, None], *[torch.empty(0)] * 6)
+    found = Attacked(["a_0.png"], pairs, torch.tensor(rows)[:, None], *[torch.empty(0)] * 7)
     return check(cfg, {1: {"baseline": found}}, "baseline")
 
 
@@ -225,9 +226,9 @@ def test_an_image_is_fooled_below_half_of_the_mean_clean_dice():
     counts = torch.ones(3, 2, 7, 7, dtype=torch.int64)
     shares = torch.ones(3, 2, dtype=torch.float64)
     pairs = conditions_of(["noise"], [8.0])
-    found = Attacked(
-        ["a_0.png", "b_0.png"], pairs, dice, dice / 100, counts, *[shares] * 2, dice, dice
-    )
+    objects = torch.zeros(3, 2, 100, 2, dtype=torch.int64)
+    tensors = dice, dice / 100, counts, shares, shares, objects, dice, dice
+    found = Attacked(["a_0.png", "b_0.png"], pairs, *tensors)
     of_eps = scores_by_attack({1: {"baseline": found}})[1]["baseline"]
     assert of_eps["0"]["clean"]["fooled"] == 0
     assert of_eps["8"]["noise"]["fooled"] == 0.5  # below 0.35

@@ -1,6 +1,7 @@
 """How good networks are, and what people see of it.
 
 scores      of a test fold, from what was counted in its patches
+objects     which true objects are found, by their size
 ranking     scores that no threshold moves
 testing     networks on the test patches of a fold
 statistics  differences of two networks, with intervals

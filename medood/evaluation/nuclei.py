@@ -138,6 +138,24 @@ def read_canvases(cfg: Config, names: list[str], masks: np.ndarray) -> list[Canv
     if no_nuclei(cfg):
         return []
 
+    instances = read_instances(cfg, names, masks)
+    patients, canvases = patients_of(cfg, names), []
+    for patches, shape in _images_of(cfg, names):
+        numbers = join(instances[patches], *shape)
+        _, numbers = np.unique(np.append(0, numbers), return_inverse=True)
+        numbers = numbers[1:].reshape(shape)
+        kinds = np.zeros(numbers.max() + 1, np.int64)
+        kinds[numbers] = join(masks[patches], *shape)
+        canvases.append(Canvas(patients[patches[0]], patches, shape, (numbers, kinds)))
+    return canvases
+
+
+def read_instances(cfg: Config, names: list[str], masks: np.ndarray) -> np.ndarray:
+    """Return the numbers of the nuclei in patches, integers (N, P, P), 0 outside.
+
+    masks: their class masks. Raises UserError where Instance_Patchs does not fit them.
+    """
+
     def read(path: Path) -> np.ndarray:
         numbers = read_values(path)
         require_side(path, numbers, cfg.patch_size)
@@ -151,15 +169,7 @@ def read_canvases(cfg: Config, names: list[str], masks: np.ndarray) -> list[Canv
             f"{cfg.workspace / 'Instance_Patchs' / names[wrong.argmax()]} does not lie on its mask:"
             f" remove Instance_Patchs and run `{INSTANCE_PATCHES.cure(cfg, 0)}`"
         )
-    patients, canvases = patients_of(cfg, names), []
-    for patches, shape in _images_of(cfg, names):
-        numbers = join(instances[patches], *shape)
-        _, numbers = np.unique(np.append(0, numbers), return_inverse=True)
-        numbers = numbers[1:].reshape(shape)
-        kinds = np.zeros(numbers.max() + 1, np.int64)
-        kinds[numbers] = join(masks[patches], *shape)
-        canvases.append(Canvas(patients[patches[0]], patches, shape, (numbers, kinds)))
-    return canvases
+    return instances
 
 
 def no_nuclei(cfg: Config) -> str:

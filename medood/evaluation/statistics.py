@@ -63,9 +63,7 @@ def paired_differences(
     Raises ValueError if a pair was tested on different patches.
     """
     regions = sorted({region for counts in ours for region in counts.regions})
-    rng = np.random.default_rng(0)
-    drawn = rng.multinomial(len(regions), [1 / len(regions)] * len(regions), size=RESAMPLES)
-    weight = np.vstack([np.ones(len(regions)), drawn])  # row 0 is the data as it is
+    weight, tests = _drawn(len(regions), len(ours))
     differences: dict[str, list[np.ndarray]] = {}
     for one, other in zip(ours, theirs, strict=True):
         if one.regions != other.regions or (one.patches != other.patches).any():
@@ -77,12 +75,38 @@ def paired_differences(
         )
         for name in first:
             differences.setdefault(name, []).append(first[name] - second[name])
-    # one fewer than there are: with few, as many would vary too little (Rao and Wu, 1988)
-    tests = rng.integers(len(ours), size=(max(1, len(ours) - 1), RESAMPLES))
     return {
         name: _interval(np.stack(values), tests, len(regions))
         for name, values in differences.items()
     }
+
+
+def shares(tests: list[tuple[list[str], np.ndarray, np.ndarray]]) -> list[Difference]:
+    """Return shares of sums with their 95 % intervals, (B,): the mean over tests.
+
+    tests: of each test the region of its rows, (n,), and what is summed over them: the wholes and
+    the parts, (n, B) each. Regions and tests are drawn as in paired_differences.
+    """
+    regions = sorted({region for of_test, _, _ in tests for region in of_test})
+    weight, drawn = _drawn(len(regions), len(tests))
+    found = []
+    for of_test, *counts in tests:
+        place = np.searchsorted(regions, of_test)
+        whole, part = (weight[:, place] @ each.astype(float) for each in counts)
+        found.append(np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0))
+    return [_interval(values, drawn, len(regions)) for values in np.stack(found).transpose(2, 0, 1)]
+
+
+def _drawn(regions: int, tests: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return how often each region counts, (1 + B, R), and the tests of each resample, (D, B).
+
+    Row 0 of the first is the data as it is.
+    """
+    rng = np.random.default_rng(0)
+    drawn = rng.multinomial(regions, [1 / regions] * regions, size=RESAMPLES)
+    # one fewer than there are: with few, as many would vary too little (Rao and Wu, 1988)
+    of_tests = rng.integers(tests, size=(max(1, tests - 1), RESAMPLES))
+    return np.vstack([np.ones(regions), drawn]), of_tests
 
 
 def _by_name(scores: dict[str, np.ndarray], classes: tuple[str, ...]) -> dict[str, np.ndarray]:
