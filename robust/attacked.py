@@ -4,10 +4,11 @@ Each batch leaves a file in parts/: a run that was stopped goes on from there, a
 share the batches. See medood/attacks/measuring.py.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -41,6 +42,7 @@ from medood.models.inference import batch_size
 from medood.models.network import Normalise, folded, pick_device
 from medood.processes import all_reduce, rank, world_size
 from medood.training.batches import ATTACK, stream_seed
+from robust.corruptions import OF_IMAGES, conditions_under, corrupted
 from robust.settings import AttackConfig
 
 SHOWN = 4  # patches of each fold, those with most foreground, whose images are kept
@@ -124,16 +126,54 @@ def attack_fold(
 
     parts: the folder of what each batch gave. Each process attacks its share of the batches.
     """
-    foreground = dict(zip(names, foreground_of(cfg, names), strict=True))
-    names = sorted(names, key=lambda name: -foreground[name])
-    patches = load_patches(cfg, id_files(cfg.workspace, names))
-    objects = _objects(cfg, names, patches.masks.numpy())
     attacks, eps = attacks_of(cfg), sorted(cfg.eps)
+    bounds = [of_255 / 255 for of_255 in eps]
     print(
         f"fold {fold}: {' and '.join(folders)} on {len(names)} test patches, under"
         f" {', '.join(attacks)} at eps {', '.join(f'{of_255:g}' for of_255 in eps)}"
     )
+    trial = Trial(
+        conditions_of(attacks, eps),
+        lambda victim, *batch: under_attacks(attacks, victim, *batch[:2], bounds, batch[2]),
+        (eps, list(attacks), cfg.steps, cfg.queries),
+    )
+    return try_fold(cfg, folders, names, fold, parts, trial)
 
+
+def corrupt_fold(
+    cfg: AttackConfig, folders: dict[str, Path], names: list[str], fold: int, parts: Path
+) -> dict[str, Attacked]:
+    """Corrupt the named patches of a fold; see attack_fold. An eps is a strength here."""
+    kinds = OF_IMAGES
+    trial = Trial(
+        conditions_under(kinds),
+        lambda _, images, target, seed: corrupted(kinds, images, seed),
+        {name: kind.values for name, kind in kinds.items()},
+    )
+    return try_fold(cfg, folders, names, fold, parts / "corruptions", trial)
+
+
+class Trial(NamedTuple):
+    """Conditions of images, and how they come about."""
+
+    conditions: list[Condition]
+    under: Callable[[Victim, Tensor, Tensor, int], Iterator[Tensor]]  # images, target and a seed
+    decided_by: object
+
+
+def try_fold(
+    cfg: AttackConfig,
+    folders: dict[str, Path],
+    names: list[str],
+    fold: int,
+    parts: Path,
+    trial: Trial,
+) -> dict[str, Attacked]:
+    """Return what the networks see in the named patches of a fold, under each condition."""
+    foreground = dict(zip(names, foreground_of(cfg, names), strict=True))
+    names = sorted(names, key=lambda name: -foreground[name])
+    patches = load_patches(cfg, id_files(cfg.workspace, names))
+    objects = _objects(cfg, names, patches.masks.numpy())
     device = pick_device(cfg.device)
     places = torch.arange(len(names)).split(batch_size(device))
 
@@ -143,12 +183,10 @@ def attack_fold(
         return batch_by_batch(
             victim,
             (_batch(patches, place, device) for place in shown),
-            lambda images, target, seed: under_attacks(
-                attacks, victim, images, target, [of_255 / 255 for of_255 in eps], seed
-            ),
+            partial(trial.under, victim),
             lambda number, *batch: _count(victim, objects[places[number]], not number, *batch),
             seed=stream_seed(cfg, fold, ATTACK),
-            decided_by=(eps, list(attacks), cfg.steps, cfg.queries, digest(objects.tobytes())),
+            decided_by=(trial.decided_by, digest(objects.tobytes())),
             folder=parts / f"{fold}_{network}",
             share=share,
         )
@@ -161,7 +199,7 @@ def attack_fold(
     for network in folders:
         of_network = counts(network, (0, 1))
         shown = {name: of_network.pop(name) for name in ("images", "called")}
-        pairs, of_pairs = with_greedy(conditions_of(attacks, eps), of_network)
+        pairs, of_pairs = with_greedy(trial.conditions, of_network)
         found[network] = Attacked(names, pairs, **of_pairs, **shown)
     return found
 

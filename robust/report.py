@@ -17,6 +17,8 @@ from medood.evaluation.scores import RegionCounts
 from medood.evaluation.statistics import Difference, paired_differences, pool
 from medood.evaluation.tables import interval_over, spread
 from robust.attacked import TENTH, Attacked, Found, attacks_of, label
+from robust.by_corruption import ABOUT as OF_CORRUPTIONS
+from robust.by_corruption import corruption_differences, corruption_scores, corruption_table
 from robust.by_size import ABOUT as OF_SIZES
 from robust.by_size import bins_of, draw_sizes, scores_by_size, shares_by_size, size_table
 from robust.settings import AttackConfig
@@ -225,14 +227,16 @@ def write_report(
     cfg: AttackConfig,
     folders: dict[int, dict[str, Path]],
     found: Found,
+    corrupted: Found,
     report: Path,
     subject: str,
     one_training: bool,
 ) -> None:
     """Print the tables; write them, the scores and figures, and the section of the report.
 
-    folders: the networks, by fold and name. report: the folder of test.py's report on them.
-    subject: what that report has to be of. one_training: see differences.
+    folders: the networks, by fold and name. corrupted: {} if that was not tried. report: the
+    folder of test.py's report on them. subject: what that report has to be of. one_training:
+    see differences.
     """
     out = robust_folder(report)
     scores, gains = scores_by_attack(found), differences(cfg, found, one_training)
@@ -252,7 +256,8 @@ def write_report(
     of_attacks = [Text("Attack by attack: miou, percent.", "note"), attacks]
     by_size = shares_by_size(cfg, found)
     sizes = [Text(OF_SIZES, "note"), Table("found, by size", *size_table(cfg, found, by_size))]
-    text = as_markdown([Text(title), worst, *compared, *of_attacks, *sizes, *masked])
+    corruptions = of_corruptions(cfg, corrupted, scores, out)
+    text = as_markdown([Text(title), worst, *compared, *corruptions, *of_attacks, *sizes, *masked])
     print(text)
     write_text(out / "table.md", text)
     write_json(out / "scores.json", scores)
@@ -268,7 +273,7 @@ def write_report(
         Text(title, "note"),
         *masked,
         Picture(plot, "Mean IoU against eps: the worst case of all attacks, and random noise."),
-        *(worst, *compared, *of_attacks, *sizes),
+        *(worst, *compared, *corruptions, *of_attacks, *sizes),
         Picture(out / "sizes.svg", "Objects found, by their size: clean, and in the worst case."),
     ]
     for network, path in zip(networks, examples, strict=True):
@@ -280,6 +285,18 @@ def write_report(
     page = report / "index.html"
     place = f"{page} has a section of them" if there else f"`{again}` takes them into its report"
     print(f"{out}: table.md, scores.json and figures; {place}")
+
+
+def of_corruptions(cfg: AttackConfig, found: Found, attacked: dict, out: Path) -> list[Part]:
+    """Write what corruptions leave, if they were tried; return what the page says of it."""
+    if not found:
+        return []
+    scores = corruption_scores(found)
+    write_json(out / "corruptions.json", scores)
+    parts = [Text(OF_CORRUPTIONS, "note")]
+    parts.append(Table("corruptions", *corruption_table(scores, attacked)))
+    header, rows = corruption_differences(cfg, found)
+    return [*parts, Table("differences under corruptions", header, rows)] if rows else parts
 
 
 def draw_figures(cfg: AttackConfig, found: Found, scores: dict, out: Path) -> list[Path]:

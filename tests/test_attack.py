@@ -22,6 +22,7 @@ from medood.evaluation.tables import AT_ARGMAX
 from medood.training.loop import train_epoch
 from robust.attack import attack, quick, spread_out
 from robust.attacked import Attacked, attack_fold, attacks_of
+from robust.corruptions import OF_IMAGES
 from robust.free import FreeTrainer, Noise
 from robust.report import check, scores_by_attack
 from robust.settings import AttackConfig, FreeConfig
@@ -71,6 +72,20 @@ def test_scores_name_every_fold_network_eps_and_attack(attacked):
         for eps in "28":  # no attack moves a pixel by more
             changes = [of["largest_change"] for of in of_fold["baseline"][eps].values()]
             assert 0 < max(changes) <= int(eps) / 255
+
+
+def test_corruptions_stand_beside_the_worst_case(attacked, tmp_path, capsys):
+    cfg = dataclasses.replace(attacked[0], workspace=tmp_path / "run", attacks=("noise",))
+    shutil.copytree(attacked[0].workspace, cfg.workspace)
+    attack(dataclasses.replace(cfg, corruptions=True, patches=1, eps=(2.0,)))
+    out = cfg.workspace / attacked[2].relative_to(attacked[0].workspace)
+    scores = json.loads((out / "corruptions.json").read_text())["1"]["ood"]
+    assert list(scores) == ["clean", *OF_IMAGES]
+    assert list(scores["jpeg"]) == list("12345")
+    assert scores["clean"]["0"]["confusion"] != scores["noise"]["5"]["confusion"]
+    said = capsys.readouterr().out
+    assert "mCE" in said
+    assert "worst case, 2/255" in said
 
 
 def test_the_worst_case_is_the_lowest_of_all_attacks_and_falls_with_eps(attacked):

@@ -16,6 +16,7 @@ import numpy as np
 
 from medood.evaluation.scores import RegionCounts
 from medood.evaluation.tables import BY_CLASS
+from medood.pixels import scores_of
 
 RESAMPLES = 2000
 LEVEL = 95  # percent
@@ -95,6 +96,32 @@ def shares(tests: list[tuple[list[str], np.ndarray, np.ndarray]]) -> list[Differ
         whole, part = (weight[:, place] @ each.astype(float) for each in counts)
         found.append(np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0))
     return [_interval(values, drawn, len(regions)) for values in np.stack(found).transpose(2, 0, 1)]
+
+
+def mean_difference(
+    ours: list[tuple[list[str], np.ndarray]], theirs: list[tuple[list[str], np.ndarray]]
+) -> Difference:
+    """Return the difference of `miou`, ours less theirs, in its mean over K conditions.
+
+    ours[i] and theirs[i]: of one test the region of each row, (n,), and pixel counts of two
+    networks, (K, n, C, C). Regions and tests are drawn as in paired_differences.
+    """
+    regions = sorted({region for of_test, _ in ours for region in of_test})
+    weight, tests = _drawn(len(regions), len(ours))
+    gains = []
+    for (of_test, *first), (_, *second) in zip(ours, theirs, strict=True):
+        of_rows = weight[:, np.searchsorted(regions, of_test)]
+        means = [
+            np.mean([scores_of(_sum(of_rows, matrices))["miou"] for matrices in counts], 0)
+            for (counts,) in (first, second)
+        ]
+        gains.append(means[0] - means[1])
+    return _interval(np.stack(gains), tests, len(regions))
+
+
+def _sum(weight: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Return the counts (n, ...) summed with weights (B, n), (B, ...)."""
+    return np.tensordot(weight, counts.astype(float), 1)
 
 
 def _drawn(regions: int, tests: int) -> tuple[np.ndarray, np.ndarray]:

@@ -70,7 +70,7 @@ def augment(images: Tensor, masks: Tensor, parameters: Tensor) -> tuple[Tensor, 
     layers = masks.reshape(len(masks), -1, *masks.shape[-2:]).float()
     warped = F.grid_sample(layers, grid, "nearest", padding_mode="reflection", align_corners=False)
     if parameters.shape[1] > PARAMETERS:
-        images = _restain(images, parameters[:, PARAMETERS:])
+        images = restain(images, parameters[:, PARAMETERS:])
     images = _recolour(images, parameters[:, 9:PARAMETERS, None, None])
     return images, warped.view(masks.shape).long()
 
@@ -107,7 +107,7 @@ def _recolour(images: Tensor, parameters: Tensor) -> Tensor:
     return torch.lerp(level, images, contrast).clamp(0, 255)
 
 
-def _restain(images: Tensor, parameters: Tensor) -> Tensor:
+def restain(images: Tensor, parameters: Tensor) -> Tensor:
     """Return (N, 3, P, P) in 0..255 with other amounts of its stains; parameters: (N, 12)."""
     mixed, offset = parameters[:, :9].view(-1, 3, 3), parameters[:, 9:, None, None]
     density = -torch.log10((images + 1) / 256)
