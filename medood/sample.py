@@ -26,7 +26,8 @@ from medood.runs.locks import locked
 REGIONS = 12
 # what the sample runs with, unless the command line says otherwise
 SETTINGS = {
-    **{"encoder": "tu-resnet10t", "encoder_weights": "none", "epochs": 16, "lr": 2e-3},
+    **{"encoder": "tu-resnet10t", "encoder_weights": "none", "patch_size": 64},
+    **{"epochs": 6, "lr": 2e-3},
     **{"classes": LIZARD, "images": None, "masks": None, "mask_values": ()},
 }
 NOTE = """SAMPLE: synthetic tissue drawn by medood/sample.py, not Lizard.
@@ -158,7 +159,7 @@ def draw_sample(cfg: Config) -> None:
         (labels / "Labels").mkdir()
         for number, name in enumerate(names):
             rng = np.random.default_rng(number)
-            height, width = rng.integers(300, 384, 2)
+            height, width = rng.integers(200, 256, 2)
             image, inst_map, ids, classes = draw_region(rng, height, width)
             write_png((first, second)[number % 2] / f"{name}.png", image)
             (labels / "Labels" / f"{name}.mat").write_bytes(mat_bytes(inst_map, ids, classes))
