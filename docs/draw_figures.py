@@ -33,7 +33,7 @@ from medood.sample import SETTINGS, draw_region
 OUT = Path(__file__).parent / "figures"
 SIDE = 192  # of the images shown, in pixels
 NEW = 1000  # seed of a region that is not in the sample
-SHOT = (1000, 760)  # of the report, in pixels
+SHOT = (1000, 700)  # of the report, in pixels
 CHROMIUM = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars")
 
 
