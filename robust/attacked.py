@@ -173,9 +173,10 @@ def try_fold(
     foreground = dict(zip(names, foreground_of(cfg, names), strict=True))
     names = sorted(names, key=lambda name: -foreground[name])
     patches = load_patches(cfg, id_files(cfg.workspace, names))
-    objects = _objects(cfg, names, patches.masks.numpy())
+    every = _objects(cfg, names, patches.masks.numpy())
     device = pick_device(cfg.device)
     places = torch.arange(len(names)).split(batch_size(device))
+    objects = [every[place.numpy()] for place in places]
 
     def counts(network: str, share: tuple[int, int]) -> Counts:
         victim = Victim(load_model(folders[network], cfg), device)
@@ -184,9 +185,9 @@ def try_fold(
             victim,
             (_batch(patches, place, device) for place in shown),
             partial(trial.under, victim),
-            lambda number, *batch: _count(victim, objects[places[number]], not number, *batch),
+            lambda number, *batch: _count(victim, objects[number], not number, *batch),
             seed=stream_seed(cfg, fold, ATTACK),
-            decided_by=(trial.decided_by, digest(objects.tobytes())),
+            decided_by=(trial.decided_by, digest(every.tobytes())),
             folder=parts / f"{fold}_{network}",
             share=share,
         )

@@ -8,13 +8,13 @@ from medood.data.patients import patients_of
 from medood.evaluation.statistics import mean_difference
 from medood.evaluation.tables import spread
 from robust.attacked import Found, label
-from robust.corruptions import OF_IMAGES
 
 ABOUT = (
-    "What happens without an attacker: miou, percent, its mean over five strengths of each"
-    " corruption. mCE and relative mCE are those of Hendrycks and Dietterich (2019), percent of the"
-    " first network's: the error, 1 - miou, summed over strengths and divided by that of the first"
-    " network, its mean over corruptions; relative: of what the error exceeds the clean one by."
+    "What happens without an attacker: miou (of volumes Dice), percent, its mean over the five"
+    " strengths of each corruption. mCE and relative mCE are those of Hendrycks and Dietterich"
+    " (2019), percent of the first network's: the error, 1 - score, summed over strengths and divided"
+    " by that of the first network, its mean over corruptions; relative: what the error exceeds the"
+    " clean one by."
 )
 
 
@@ -29,14 +29,14 @@ def corruption_scores(found: Found) -> dict:
     return scores
 
 
-def mean_errors(of_network: dict, of_first: dict) -> tuple[float, float]:
+def mean_errors(of_network: dict, of_first: dict, score: str = "miou") -> tuple[float, float]:
     """Return mCE and relative mCE of a network, as shares of the first one's.
 
     Both: by kind and strength, what corruptions.json holds of a fold. A kind under which the first
     one loses nothing says nothing of the relative mean.
     """
     errors = [
-        {kind: np.array([1 - s["miou"] for s in rows.values()]) for kind, rows in each.items()}
+        {kind: 1 - _values(rows, score) for kind, rows in each.items()}
         for each in (of_network, of_first)
     ]
     clean = [of_each.pop("clean")[0] for of_each in errors]
@@ -49,31 +49,35 @@ def mean_errors(of_network: dict, of_first: dict) -> tuple[float, float]:
     return float(np.mean(plain)), float(np.nanmean(relative))
 
 
-def corruption_table(scores: dict, attacked: dict) -> tuple[list[str], list[list[str]]]:
-    """Return header and rows: a network each; scores, attacked: corruptions.json and scores.json.
-
-    A fold without any foreground has no `miou`: it cannot be here.
-    """
+def corruption_table(
+    scores: dict, attacked: dict, score: str = "miou"
+) -> tuple[list[str], list[list[str]]]:
+    """Return header and rows, one of each network, from what both JSON files hold."""
     networks = list(next(iter(scores.values())))
-    kinds = list(OF_IMAGES)
+    kinds = [kind for kind in next(iter(scores.values()))[networks[0]] if kind != "clean"]
     of_eps = next(iter(attacked.values()))[networks[0]]
     worst = [eps for eps in of_eps if WORST in of_eps[eps]]
     rows = []
     for network in networks:
         folds = [of_fold[network] for of_fold in scores.values()]
         firsts = [of_fold[networks[0]] for of_fold in scores.values()]
-        means = {k: [_mean(of_fold[k]) for of_fold in folds] for k in ("clean", *kinds)}
+        means = {k: [_mean(of_fold[k], score) for of_fold in folds] for k in ("clean", *kinds)}
         every = [float(np.mean([means[kind][i] for kind in kinds])) for i in range(len(folds))]
-        errors = [mean_errors(*pair) for pair in zip(folds, firsts, strict=True)]
+        errors = [mean_errors(*pair, score) for pair in zip(folds, firsts, strict=True)]
         cells = [spread(values) for values in (*means.values(), every, *zip(*errors, strict=True))]
-        under = [[of[network][eps][WORST]["miou"] for of in attacked.values()] for eps in worst]
+        under = [[of[network][eps][WORST][score] for of in attacked.values()] for eps in worst]
         rows.append([label(network), *cells, *map(spread, under)])
     header = ["network", "clean", *kinds, "mean", "mCE", "relative mCE"]
     return [*header, *(f"worst case, {eps}/255" for eps in worst)], rows
 
 
-def _mean(of_kind: dict) -> float:
-    return float(np.mean([of_strength["miou"] for of_strength in of_kind.values()]))
+def _mean(of_kind: dict, score: str) -> float:
+    return float(_values(of_kind, score).mean())
+
+
+def _values(of_kind: dict, score: str) -> np.ndarray:
+    """Return the score at each strength, NaN where no foreground is tested."""
+    return np.array([of_strength[score] for of_strength in of_kind.values()], float)
 
 
 def corruption_differences(cfg: Config, found: Found) -> tuple[list[str], list[list[str]]]:

@@ -36,6 +36,8 @@ class Attacks:
     """Iterations of an attack that follows gradients."""
     queries: Count = 1000
     """How often Square, which follows none, asks the network about each image."""
+    corruptions: bool = False
+    """Also try what happens without an attacker, such as noise and blur, at five strengths."""
 
 
 @settings
@@ -48,8 +50,6 @@ class AttackConfig(Attacks, Config):
     """Attack this network (a folder, or a file of weights) instead of models/; twice: compare."""
     patches: Count | None = None
     """Attack at most this many test patches of each fold, spread over its regions; None: all."""
-    corruptions: bool = False
-    """Also try noise, blur, stains, JPEG and more, at five strengths: what happens by itself."""
     quick: bool = False
     """A first look: the largest eps, and at most 10 steps, 100 queries, 16 patches of a fold."""
 

@@ -77,7 +77,7 @@ def test_scores_name_every_fold_network_eps_and_attack(attacked):
 def test_corruptions_stand_beside_the_worst_case(attacked, tmp_path, capsys):
     cfg = dataclasses.replace(attacked[0], workspace=tmp_path / "run", attacks=("noise",))
     shutil.copytree(attacked[0].workspace, cfg.workspace)
-    attack(dataclasses.replace(cfg, corruptions=True, patches=1, eps=(2.0,)))
+    attack(dataclasses.replace(cfg, corruptions=True, eps=(2.0,)))
     out = cfg.workspace / attacked[2].relative_to(attacked[0].workspace)
     scores = json.loads((out / "corruptions.json").read_text())["1"]["ood"]
     assert list(scores) == ["clean", *OF_IMAGES]
