@@ -38,7 +38,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Microns = Annotated[float, Field(ge=0.05, le=10)]
 Colour = Annotated[str, Field(pattern="^#[0-9a-fA-F]{6}$")]
 
-# Lizard's classes, name and colour, told apart also by colour-blind readers (Okabe and Ito)
+# Lizard's classes, name and colour; colour-blind readers can distinguish them (Okabe and Ito)
 LIZARD = (
     ("neutrophil", "#f0e442"),
     ("epithelial", "#009e73"),
@@ -92,41 +92,41 @@ def _has_one_group(pattern: str) -> bool:
 
 @settings
 class Data:
-    """What is segmented, and how it is cut and dealt."""
+    """What is segmented, and how it is cut and split."""
 
     has_pixel_masks: ClassVar[bool] = True  # False where masks only test, as in weak/
     side_setting: ClassVar[str] = "patch_size"  # what messages call it
 
     workspace: Path = Path("workspace")
-    """Folder that holds the data and everything made from it."""
+    """Folder of the data and of everything generated from it."""
     classes: Annotated[tuple[tuple[str, Colour], ...], Field(min_length=1, max_length=254)] = LIZARD
     """Name and colour of each foreground class; 1 in a mask is the first, 0 is background."""
     images: Path | None = None
-    """Folder of your own images, of any size; None takes Lizard's from the workspace."""
+    """Folder of your images, of any size; None: Lizard's, in the workspace."""
     masks: Path | None = None
-    """Folder of their class masks, of the same names; None takes Lizard's labels."""
+    """Folder of their class masks, with the same names; None: Lizard's labels."""
     mask_values: tuple[Count, ...] = ()
-    """What stands for each class in your masks, such as 255; nothing if it is 1, 2, 3, ..."""
+    """Value of each class in your masks, such as 255; empty if they are 1, 2, 3, ..."""
     mpp: Microns = 0.5
     """Microns per pixel of the images (Lizard's: 0.5; 40x magnification is about 0.25)."""
     patch_size: Annotated[int, Field(gt=0, multiple_of=32)] = 128
     """Side of a patch in pixels, a multiple of 32."""
     folds: Annotated[tuple[Number, ...], Field(min_length=1)] = (79, 158, 237)
-    """One run each: fold n tests part n mod 3 of three, trains on the rest, and is seeded by n."""
+    """Fold n tests part n mod 3 of three, trains on the rest, and is seeded by n."""
     seed: Number = 0
-    """Deals the patches into parts and, with the fold's number, seeds each training."""
+    """Splits the patches into parts and, with the number of the fold, seeds each training."""
     split: Literal["patch", "region", "official"] = "patch"
-    """What is dealt: patches (paper), whole regions or `patients`, or as Lizard's info.csv says."""
+    """What is split: patches (paper), whole regions or `patients`, or as in Lizard's info.csv."""
     patients: str | None = None
-    """Whose each image is: a .csv (img_name, patient), or a pattern such as "(case_[0-9]+)_.*"."""
+    """Patient of each image: a .csv (img_name, patient), or a pattern like "(case_[0-9]+)_.*"."""
     ood_fill: Literal["zero", "mean", "inpaint"] = "zero"
     """What replaces a nucleus: black (paper), mean background, or inpainting."""
     ood_source: Path | None = None
-    """A folder of images without any nucleus, whose patches are mined as OoD candidates."""
+    """Folder of images without any nucleus, whose patches are mined as OoD candidates."""
     ood_source_use: Literal["instead", "beside"] = "instead"
-    """Mine the patches of ood_source instead of the cut training patches, or beside them."""
+    """Mine the patches of ood_source instead of the cut training patches, or in addition."""
     skip_bad_files: bool = False
-    """Go on without regions or patches that cannot be used; the report names them."""
+    """Continue without regions or patches that cannot be used; the report lists them."""
     dask_scheduler: Annotated[str, Field(pattern=r"^(tcp|tls)://\S+:\d+$")] | None = None
     """Let the workers of this dask scheduler, such as tcp://10.0.0.1:8786, prepare the data."""
 
@@ -151,7 +151,7 @@ class Data:
                 not self.mask_values
                 or not self.has_pixel_masks  # its classes are not known yet
                 or (self.masks is not None and len(values) == len(self.classes) + 1),
-                f"{len(self.classes)} different numbers, a class each, and only with masks",
+                f"{len(self.classes)} different numbers, one for each class, and only with masks",
             ),
             "folds": (len(set(self.folds)) == len(self.folds), "different numbers"),
             "patients": (
@@ -172,7 +172,7 @@ class Data:
 
     @property
     def unit(self) -> str:
-        """What stands on one side if `split` is region, and what a bootstrap draws."""
+        """What is on one side only if `split` is region, and what a bootstrap draws."""
         if self.patients is not None:
             return "patient"
         return "slide" if self.split == "official" else "region"
@@ -183,9 +183,9 @@ class Network:
     """What is trained."""
 
     architecture: str = "unet"
-    """Any that segmentation-models-pytorch names: unet, unetplusplus, manet, fpn, deeplabv3plus."""
+    """Any of segmentation-models-pytorch, such as unet, unetplusplus, manet or deeplabv3plus."""
     encoder: str = "vgg11_bn"
-    """Any encoder of segmentation-models-pytorch; `tu-<name>` reaches every one of timm."""
+    """Any encoder of segmentation-models-pytorch, or of timm, as `tu-<name>`."""
     encoder_weights: str = "imagenet"
     """`imagenet` (downloaded once), `none`, or the path of a .pth or .safetensors file."""
     batch_norm: bool = True
@@ -208,11 +208,11 @@ class Training:
     lr: Positive = 1e-4
     """Learning rate of Adam; a tenth of it for the last 10 of 36 epochs."""
     stain: Share = 0.0
-    """Vary the stains of H&E images in training by up to this, such as 0.05."""
+    """Vary the stains of H&E images in training by up to this share, such as 0.05."""
     sampling: Literal["shuffle", "rare"] = "shuffle"
-    """Each patch once an epoch (paper), or as many, drawn oftener the rarer their classes are."""
+    """Each patch once per epoch (paper), or as many patches, those of rare classes more often."""
     loss: Literal["dice", "dice_ce", "paper_code"] = "dice"
-    """Dice per class; the same with cross-entropy; or flattened, as the paper's code has it."""
+    """Dice per class; the same with cross-entropy; or flattened, as in the paper's code."""
     ood_weight: Annotated[float, Field(ge=0)] = 1.0
     """Lambda of Eq. 4: how much a pixel of an OoD patch weighs in the loss."""
     select: Literal["last", "val"] = "last"
@@ -224,15 +224,15 @@ class Machine:
     """Where and how it is computed."""
 
     device: str = "auto"
-    """`auto` is CUDA if there, else the CPU; or any device that torch names, such as cuda:1."""
+    """`auto` is CUDA if available, else the CPU; or any device of torch, such as cuda:1."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """`auto` is bfloat16 where the hardware computes in it, else float32; tests use float32."""
     mirrors: bool = False
-    """Predict the mean over an image, mirrored and turned in all eight ways: eight times slower."""
+    """Average predictions over the eight flips and rotations of an image: eight times slower."""
     compile: bool = False
-    """Compile the training step, on one GPU into CUDA graphs; slower on CPUs that were tried."""
+    """Compile the training step, on one GPU into CUDA graphs; slower on the CPUs tried."""
     deterministic: bool = False
-    """Refuse CUDA operations that may differ between runs, which pspnet and upernet need."""
+    """Refuse CUDA operations that may differ between runs (pspnet and upernet need them)."""
     tensorboard: bool = False
     """Write the losses of every training to <workspace>/tensorboard too."""
 
@@ -242,14 +242,14 @@ class Search:
     """How many OoD patches are trained on."""
 
     pnr_opt: Positive = 0.65
-    """Positive-negative ratio that the training set should come to (Eq. 2-3)."""
+    """Positive-negative ratio that the training set should reach (Eq. 2-3)."""
     pct_grid: Annotated[tuple[Share, ...], Field(min_length=1)] = tuple(n / 10 for n in range(11))
     """Shares of the ranked OoD patches that the grid search tries, as fractions."""
 
 
 @settings
 class TrainingConfig(Machine, Training, Network, Data):
-    """What a training takes, and whatever uses a trained network."""
+    """The settings of a training, and of whatever uses a trained network."""
 
 
 @settings

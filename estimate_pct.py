@@ -82,7 +82,7 @@ def choose_pct(
 
 @on_main
 def estimate_pct(cfg: Config = CONFIG) -> None:
-    """Write the estimate of every fold, unless it is there from the same ranking and masks."""
+    """Write the estimate of every fold, unless it exists for the same ranking and masks."""
     from medood.evaluation.figures import draw_pct_search  # not for --help
 
     require(cfg, PATCH_MASKS, FOLD, RANKING)
@@ -93,10 +93,10 @@ def estimate_pct(cfg: Config = CONFIG) -> None:
         available = len(read_hard_oods(cfg, fold))
         positives, negatives = count_samples(*pixels_of(cfg, names))
         if not positives:
-            raise UserError(f"fold {fold}: no training mask holds a nucleus: check Mask_Patchs")
+            raise UserError(f"fold {fold}: no training mask contains a nucleus: check Mask_Patchs")
         best, rows = choose_pct(positives, negatives, available, cfg.pct_grid, cfg.pnr_opt)
         pnr_id = pnr(positives, negatives, 0)
-        # the picture first: an estimate that is there is taken for done
+        # the picture first: an estimate that exists counts as finished
         draw_pct_search(
             pct_path(cfg, fold).with_suffix(".png"),
             f"{data_name(cfg.workspace)}, fold {fold}, {cfg.model_name}",
@@ -119,7 +119,7 @@ def estimate_pct(cfg: Config = CONFIG) -> None:
         )
         print(
             f"fold {fold}: pct {best['pct']:g}, {best['ood_patches']} of {available} OoD patches,"
-            f" brings the pnr from {pnr_id:.3f} to {best['pnr']:.3f}"
+            f" change the pnr from {pnr_id:.3f} to {best['pnr']:.3f}"
         )
 
 

@@ -27,14 +27,14 @@ TOLERANCE = 1e-3  # of a probability, between the two versions of the network
 
 @settings
 class ExportConfig(Network, Data):
-    """What export.py alone takes."""
+    """The settings of export.py only."""
 
     folder: Positional[Path | None] = None
     """Folder of the trained network."""
 
 
 def export(cfg: ExportConfig, folder: Path) -> Path:
-    """Write the network in `folder` as ONNX beside it and return the file.
+    """Write the network in `folder` as ONNX into the same folder and return the file.
 
     Raises UserError, and leaves no file, if the outputs differ by more than TOLERANCE.
     """
@@ -59,11 +59,11 @@ def export(cfg: ExportConfig, folder: Path) -> Path:
     network = torch.nn.Sequential(
         Normalise(model.config["encoder_name"]), model, torch.nn.Softmax(1)
     ).eval()
-    # smooth blobs: to a network all patches of plain noise look alike
+    # smooth blobs: a network predicts much the same for all patches of plain noise
     coarse = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     images = 255 * torch.nn.functional.interpolate(coarse, size=cfg.patch_size, mode="bilinear")
     path = folder / "model.onnx"
-    logging.disable(logging.WARNING)  # of torch and onnxscript, about their own insides
+    logging.disable(logging.WARNING)  # of torch and onnxscript, about their internals
     try:
         with warnings.catch_warnings(), torch.inference_mode(), whole(path) as partial:
             warnings.simplefilter("ignore")
@@ -90,7 +90,7 @@ def export(cfg: ExportConfig, folder: Path) -> Path:
                 )
     except (UserError, OSError):
         raise
-    except Exception as error:  # torch and onnxruntime each have many kinds for what they lack
+    except Exception as error:  # torch and onnxruntime raise many kinds for unsupported operations
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{folder} cannot be exported ({reason}): try other versions") from None
     finally:

@@ -1,4 +1,4 @@
-"""Cut regions and their class masks into patches, and deal the patches into folds.
+"""Cut regions and their class masks into patches, and split the patches into folds.
 
 Reads   Lizard_Images/*.png, Semantic_Labels/*.png   (generate_semantic_labels.py)
 Writes  Image_Patchs/<region>_<k>.png                RGB (P, P, 3); k counts row by row from 0
@@ -8,7 +8,7 @@ Writes  Image_Patchs/<region>_<k>.png                RGB (P, P, 3); k counts row
         Mask_Patchs/nuclei.csv                       patch and class of every nucleus, by its centre
         k_folds/<fold>Image_Patchs.csv               which patches train, which test
 
-With prepared patches and no regions it only draws the folds that are not there.
+With prepared patches and no regions, only missing fold lists are drawn.
 """
 
 from collections.abc import Iterator
@@ -55,7 +55,7 @@ def nuclei_of_patches(folder: Path, patch_size: int) -> Iterator[tuple[str, int]
         for _, row in read_rows(folder / workspace.NUCLEI_LIST):  # sorted by region
             if row["region"] != region:
                 region = row["region"]
-                if region not in there:  # nor can a name reach a file elsewhere
+                if region not in there:  # and no name can point to a file elsewhere
                     raise ValueError(region)
                 size = image_size(there[region])
             k = patch_of(float(row["x"]), float(row["y"]), *size, patch_size)
@@ -63,7 +63,7 @@ def nuclei_of_patches(folder: Path, patch_size: int) -> Iterator[tuple[str, int]
     except (KeyError, OverflowError, TypeError, ValueError) as error:
         raise UserError(
             f"{folder / workspace.NUCLEI_LIST} is damaged ({error}): write numbers with a point,"
-            f" such as 12.5, or remove {folder} to have it made"
+            f" such as 12.5, or remove {folder} to have it regenerated"
         ) from None
 
 
@@ -75,7 +75,7 @@ def cut(
     label_path: what the class mask was made from.
     """
     if stem_of(image_path).startswith(workspace.SOURCE_PREFIX):
-        raise UserError(f"{image_path} is called like patches of ood_source: rename it")
+        raise UserError(f"{image_path} has the name of a patch of ood_source: rename it")
     image = read_image(image_path)
     mask = read_mask(mask_path, len(cfg.class_names))
     require_match(image_path, image, label_path, mask)
@@ -104,7 +104,7 @@ def cut_regions(cfg: Data) -> None:
         ]
         for_each(cut, jobs, cfg, "patches", bad)
         nuclei = masks[0].with_name(workspace.NUCLEI_LIST)
-        if nuclei.exists():  # class masks of the user's come without
+        if nuclei.exists():  # user-supplied class masks have no list
             cut_of = {Path(name).stem for name in bad}
             rows = nuclei_of_patches(nuclei.parent, cfg.patch_size)
             kept = (row for row in rows if region_of(row[0]) not in cut_of)
@@ -131,7 +131,7 @@ def cut_instances(cfg: Data) -> None:
 
 
 def sift_prepared(cfg: Data) -> None:
-    """Look at every patch that the user prepared; list those that cannot be used in k_folds/."""
+    """Check every user-supplied patch; list those that cannot be used in k_folds/."""
     folders = cfg.workspace / "Image_Patchs", cfg.workspace / "Mask_Patchs"
     found = [path for folder in folders for path in pngs(folder)]
     classes = len(cfg.class_names)
@@ -152,7 +152,7 @@ def write_folds(cfg: Data, names: list[str]) -> None:
     for fold in cfg.folds:
         path = workspace.fold_path(cfg.workspace, fold)
         if product_is_kept(cfg, FOLD, fold):
-            read_list(path, *patches_there(cfg.workspace))  # is it one?
+            read_list(path, *patches_there(cfg.workspace))  # raises if it is not a list
             continue
         tested = held_out(cfg, names, fold)
         rows = [(i, name, "test" if name in tested else "train") for i, name in enumerate(names)]
@@ -176,13 +176,13 @@ def generate_patches(cfg: Data = CONFIG) -> None:
     if records.record_of(patches).is_yours:
         sift_prepared(cfg)
     else:
-        (lists / records.RECORD).unlink(missing_ok=True)  # of patches that were the user's
+        (lists / records.RECORD).unlink(missing_ok=True)  # of earlier, user-supplied patches
     bad = records.record_of(patches).bad_files | records.record_of(lists).bad_files
     images, _ = workspace.list_patch_pairs(cfg.workspace)
     write_folds(cfg, [*map(name_of, images)])
     folds = ", ".join(map(str, cfg.folds))
-    without = f" (bad files left out: {len(bad)})" if bad else ""
-    print(f"{patches}: {len(images)} patches{without}, dealt for fold {folds}")
+    without = f" (bad files skipped: {len(bad)})" if bad else ""
+    print(f"{patches}: {len(images)} patches{without}, split for fold {folds}")
     records.refuse_bad(bad, cfg.skip_bad_files)
 
 

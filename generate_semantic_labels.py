@@ -1,7 +1,7 @@
 """Turn the labels of every region into one class mask, and list its nuclei.
 
 Reads   Labels/*.mat                    Lizard's own files (or Lizard_Labels/Labels/*.mat)
-        the masks in `masks`, if set    one channel, 0 background, others as `mask_values` says
+        the masks in `masks`, if set    one channel, 0 background, classes as in `mask_values`
 Writes  Semantic_Labels/<region>.png    uint8 (H, W), 0 background, 1.. the class of the nucleus,
                                         255 unsure
         Semantic_Labels/nuclei.csv      region, class, and the centre x, y of each nucleus in pixels
@@ -41,7 +41,7 @@ def semantic_mask(inst_map: np.ndarray, ids: np.ndarray, classes: np.ndarray) ->
     if mask.max(initial=0) == UNSURE:
         unlisted = inst_map[(mask == UNSURE) & (inst_map != UNSURE_ID)]
         if unlisted.size:
-            raise ValueError(f"inst_map holds nucleus {unlisted[0]}, `id` does not")
+            raise ValueError(f"inst_map contains nucleus {unlisted[0]}, `id` does not")
     return mask
 
 
@@ -77,7 +77,7 @@ def generate_semantic_labels(cfg: Data = CONFIG) -> None:
     if not labels:
         raise UserError(
             f"no .mat file in {cfg.workspace / 'Labels'} or {cfg.workspace / 'Lizard_Labels'}:"
-            " put Lizard's labels there (see README.md)"
+            " add Lizard's labels (see README.md)"
         )
     with making(cfg, CLASS_MASKS, bad=bad) as folders:
         if not folders:

@@ -1,11 +1,11 @@
-"""Cut the nuclei out of every patch: what is left shows none, so every nucleus seen in it is false.
+"""Cut the nuclei out of every patch: any nucleus predicted in what is left is false.
 
 Reads   Image_Patchs, Mask_Patchs     (generate_patches.py)
         the images in ood_source, if set
 Writes  OoD_Patchs/<patch>.png        RGB (P, P, 3), the patch without its foreground
         OoD_Source_Patchs/            RGB (P, P, 3), the patches of the external images
 
-Which of them the baseline is fooled by is found later, by rank_prune_ood.py.
+rank_prune_ood.py finds later which of them fool the baseline.
 """
 
 from pathlib import Path
@@ -25,13 +25,13 @@ from medood.runs.jobs import for_each
 from medood.runs.products import OOD_PATCHES, PATCH_MASKS, PATCHES, SOURCE_PATCHES
 from medood.runs.provenance import making, require
 
-INPAINT_RADIUS = 3  # pixels around a hole that it is continued from
+INPAINT_RADIUS = 3  # pixels around a hole that inpainting uses
 
 
 def remove_foreground(image: np.ndarray, mask: np.ndarray, fill: str) -> np.ndarray:
-    """Return RGB `image` uint8 (H, W, 3) without the pixels that `mask` (H, W) calls foreground.
+    """Return RGB `image` uint8 (H, W, 3) without the foreground pixels of `mask` (H, W).
 
-    Unsure pixels are cut too, as they may be of nuclei. fill: `zero` leaves black (Sec. 3.1 of the
+    Unsure pixels are cut too, as they may be nuclei. fill: `zero` leaves black (Sec. 3.1 of the
     paper), `mean` the mean colour of the background pixels (black where there is none), `inpaint`
     the surroundings continued inwards.
     """

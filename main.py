@@ -23,16 +23,16 @@ from train_ood import train_ood
 
 @settings
 class MainConfig(Config):
-    """What main.py alone takes."""
+    """The settings of main.py only."""
 
     sample: bool = False
     """Draw a small data set in <workspace>/sample and run on it, with small settings of its own."""
     check: bool = False
-    """Look through the data, say what is wrong and how long it would take, and change nothing."""
+    """Check the data, report problems and the expected time, and change nothing."""
 
 
 def main(cfg: Config = CONFIG) -> None:
-    """Run every step in its order; what is done already, with the same settings, is kept."""
+    """Run every step in order; products of the same settings and inputs are kept."""
     look(cfg)
     if region_labels(cfg):
         generate_semantic_labels(cfg)
@@ -47,7 +47,7 @@ def main(cfg: Config = CONFIG) -> None:
 
 @on_main
 def look(cfg: Config) -> None:
-    """Find now what would stop the run in an hour: wrong data, encoder, weights or device."""
+    """Find now what would stop the run after an hour: wrong data, encoder, weights or device."""
     require_data(cfg)
     from medood.check import check, refuse_findings
     from medood.models.network import build_model, pick_device
@@ -56,7 +56,7 @@ def look(cfg: Config) -> None:
     with findings.noted():
         pick_device(cfg.device)
     with findings.noted():
-        build_model(cfg)  # with its weights: they may be out of reach
+        build_model(cfg)  # with its weights: the download may fail
     refuse_findings(cfg, findings)
 
 
@@ -66,7 +66,7 @@ def workspace_of(cfg: MainConfig) -> Path:
 
 
 def start(cfg: MainConfig) -> None:
-    """Run, or only look, on the sample if asked, else on the workspace."""
+    """Run, or only check, the sample if asked, else the workspace."""
     if cfg.sample:
         from medood.sample import draw_sample
 
@@ -80,7 +80,7 @@ def start(cfg: MainConfig) -> None:
 
 
 if __name__ == "__main__":
-    # a look changes nothing, so it needs no folder to itself
+    # a check changes nothing, so it needs no lock
     run(
         start,
         MainConfig(),

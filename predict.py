@@ -9,7 +9,7 @@ Writes  <out>/<image>_mask.tif         uint8, the class of each pixel
         <out>/<image>.json             what made the files, and how many nuclei there are
 
 An image is resized to the microns per pixel that the network was trained at; its mask has that
-size. Places in the CSV and the GeoJSON are pixels of the original image.
+size. Positions in the CSV and the GeoJSON are pixels of the original image.
 
 `python predict.py slide.svs --checkpoint workspace/models/79_unet_vgg11_bn_ood --out nuclei`
 """
@@ -48,7 +48,7 @@ OF_ALL = (errno.ENOSPC, errno.EROFS, errno.EPIPE)  # errors that every image wou
 
 @settings
 class PredictConfig(Machine, Network, Data):
-    """What predict.py alone takes."""
+    """The settings of predict.py only."""
 
     image: Positional[tuple[Path, ...]] = ()
     """Images, or folders of them: PNG, JPEG, TIFF and the slides that OpenSlide reads."""
@@ -57,19 +57,19 @@ class PredictConfig(Machine, Network, Data):
     out: Path = Path("nuclei")
     """Folder for the results."""
     image_mpp: Microns | None = None
-    """Microns per pixel of the images; None takes a slide's own, else the network's."""
+    """Microns per pixel of the images; None: the slide's own, else the network's."""
     tile: Annotated[int, Field(ge=128, multiple_of=32)] = 512
     """Side in pixels of the tiles that go through the network, a multiple of 32."""
     watershed: bool = True
-    """Separate nuclei that touch; else they count as one."""
+    """Separate touching nuclei; otherwise they count as one."""
     min_area: Annotated[float, Field(ge=0)] = MIN_AREA
-    """Square microns; what is smaller is in the mask, but not in the lists of nuclei."""
+    """Square microns; smaller nuclei are in the mask, but not in the lists."""
 
 
 def find_images(named: tuple[Path, ...]) -> list[Path]:
     """Return the images named, and those in the folders named, in order.
 
-    Raises UserError where there is none, and for two of one name.
+    Raises UserError if there is none, and for two with the same name.
     """
     if not named:
         raise UserError("no image: name images or folders, `python predict.py IMAGE ...`")
@@ -78,7 +78,7 @@ def find_images(named: tuple[Path, ...]) -> list[Path]:
         if not path.exists():
             raise UserError(f"there is no image {path}: correct its name")
         found += list_images(path, ENDINGS) if path.is_dir() else [path]
-    by_name(found, stem_of)  # no two of one name: their results would have it too
+    by_name(found, stem_of)  # no two with the same name: their results would have it too
     return found
 
 
@@ -111,7 +111,7 @@ def segment(cfg: PredictConfig, predictor: Predictor, path: Path, stem: Path) ->
     counts = outputs.counts
     listed = ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "none"
     microns = f"{across:g}" if across == down else f"{across:g} x {down:g}"
-    known = "" if cfg.image_mpp or source.mpp else " (assumed: set image_mpp if it has another)"
+    known = "" if cfg.image_mpp or source.mpp else " (assumed: otherwise set image_mpp)"
     print(
         f"{path.name}: {counts.total()} nuclei ({listed}) in {source.width} x {source.height}"
         f" pixels of {microns} microns{known}"
@@ -122,36 +122,36 @@ def segment(cfg: PredictConfig, predictor: Predictor, path: Path, stem: Path) ->
 def predict_image(cfg: PredictConfig, predictor: Predictor, path: Path, made_with: dict) -> None:
     """Write the results of one image and their record, or keep those that are already there.
 
-    cfg: with classes and mpp of the network. made_with: what else than the image decides them.
+    cfg: with classes and mpp of the network. made_with: what decides them apart from the image.
     """
     from medood.predicting import outputs
 
     stem, image = cfg.out / path.stem, str(path.resolve())
     record = Path(f"{stem}.json")
-    # the pixels of a MIRAX slide lie in a folder beside it
+    # the pixels of a MIRAX slide are in a folder next to it
     files = [path, *(p for p in path.with_suffix("").glob("*") if p.is_file())]
     # with lists for tuples, as in a record
     made_from = json.loads(json.dumps(made_with | {"image": fingerprint(files)}))
     other = (read_json(record) or {}).get("image", image)
     if other != image and Path(other).exists():
         raise UserError(
-            f"{cfg.out} holds the results of another image of this name, {other}: give each its"
-            " own out"
+            f"{cfg.out} contains the results of another image of this name, {other}: use another"
+            " --out"
         )
     is_whole = all(Path(f"{stem}{ending}").exists() for ending in outputs.ENDINGS)
     if is_whole and is_kept(record, made_from):
         return
-    record.unlink(missing_ok=True)  # it must not stand beside files of which half are replaced
+    record.unlink(missing_ok=True)  # it must not describe files of which half are replaced
     nuclei = segment(cfg, predictor, path, stem)
     write_own_record(record, {"image": image, "nuclei": nuclei}, made_from)
 
 
 @on_main
 def predict_images(cfg: PredictConfig) -> None:
-    """Segment every image; those done before with the same network and settings are kept."""
+    """Segment every image; results of the same network and settings are kept."""
     images = find_images(cfg.image)
     if any(path.resolve().parent == cfg.out.resolve() for path in images):
-        raise UserError(f"out = {cfg.out} is where the images are: give the results another folder")
+        raise UserError(f"out = {cfg.out} is the folder of the images: name another folder")
     if cfg.checkpoint is None:
         raise UserError("no network: name its folder with --checkpoint")
     # here, so that --help does not wait for torch
@@ -161,7 +161,7 @@ def predict_images(cfg: PredictConfig) -> None:
 
     cfg = with_settings_of(cfg, cfg.checkpoint)
     model = open_model(cfg.checkpoint, cfg)
-    # a network of a fixed side takes the patches it was trained on, if anything
+    # a network of a fixed input size takes patches of the size it was trained on, if any
     if (tile := side_of(model, cfg.tile, cfg.patch_size)) != cfg.tile:
         print(f"tile = {tile}: the network takes no images of {cfg.tile} x {cfg.tile} pixels")
         cfg = replace(cfg, tile=tile)

@@ -2,8 +2,8 @@
 
 Reads   OoD_Patchs, k_folds, models/<fold>_<model>/    (generate_unfiltered_oods.py, train.py)
 Writes  HardOoD/<fold>_<model>.csv                     a row per candidate, hardest first
-        HardOoD/<fold>_<model>_hardest.png             what the baseline sees in the hardest
-        HardOoD/<fold>_<model>_false_pixels.png        how many pixels of each class it sees
+        HardOoD/<fold>_<model>_hardest.png             what the baseline predicts in the hardest
+        HardOoD/<fold>_<model>_false_pixels.png        how many pixels of each class it predicts
 
 The candidates of a fold are the OoD patches made from its training patches, never its test patches,
 and, with ood_source, those of external images.
@@ -37,11 +37,11 @@ SHOWN = 24  # of the hardest patches, in the contact sheet
 def rank_and_prune(names: list[str], counts: np.ndarray) -> list[list]:
     """Return a row of `columns` for each OoD patch, hardest first (Sec. 3.1 of the paper).
 
-    counts: integers (N, C), the pixels of each patch that the baseline gives to each class. All of
-    them are background in truth, so IoU is b / P for background, 0 for a class that is predicted,
-    and 1 for one that is not; `miou` is its mean over all C channels. It is 1 exactly where no
-    pixel is called foreground: those patches are pruned (kept = 0). So a patch in which more
-    classes are seen ranks above one with more false pixels of fewer classes. Ties are broken by the
+    counts: integers (N, C), the pixels of each patch that the baseline predicts as each class. All
+    of them are background, so IoU is b / P for background, 0 for a class that is predicted, and 1
+    for one that is not; `miou` is its mean over all C channels. It is 1 exactly where no pixel is
+    predicted as foreground: those patches are pruned (kept = 0). So a patch in which more classes
+    are predicted ranks above one with more false pixels of fewer classes. Ties are broken by the
     number of false pixels, most first, then by name.
     """
     false = np.delete(counts, BACKGROUND, axis=1)  # (N, C - 1)
@@ -55,9 +55,9 @@ def rank_and_prune(names: list[str], counts: np.ndarray) -> list[list]:
 
 
 def count_seen(cfg: TrainingConfig, model: nn.Module, files: list[Pair], task: str) -> np.ndarray:
-    """Return the pixels of each patch that a network, in eval mode, gives to each class: (N, C).
+    """Return how many pixels of each patch a network, in eval mode, predicts as each class: (N, C).
 
-    Each process looks at its shard of the patches.
+    Each process counts in its shard of the patches.
     """
     import torch  # here, so that --help needs no torch
 
@@ -74,7 +74,7 @@ def count_seen(cfg: TrainingConfig, model: nn.Module, files: list[Pair], task: s
 
 
 def rank_files(cfg: TrainingConfig, network: Path, files: list[Pair], task: str) -> list[list]:
-    """Return the ranking of OoD patches by what the network in a folder sees in them."""
+    """Return the ranking of OoD patches by what the network in a folder predicts in them."""
     from medood.models.checkpoints import load_model
 
     counts = count_seen(cfg, load_model(network, cfg), files, task)
@@ -82,7 +82,7 @@ def rank_files(cfg: TrainingConfig, network: Path, files: list[Pair], task: str)
 
 
 def draw_ranking(cfg: TrainingConfig, fold: int, network: Path, rows: list[list]) -> None:
-    """Draw the hardest OoD patches with what is seen in them, and the false pixels by class."""
+    """Draw the hardest OoD patches with the predictions, and the false pixels by class."""
     from medood.data.dataset import load_patches
     from medood.evaluation.figures import draw_contact_sheet, draw_false_pixels
     from medood.evaluation.testing import tally_patches
@@ -110,11 +110,11 @@ def write_ranking(cfg: TrainingConfig, fold: int, network: Path, rows: list[list
     draw_ranking(cfg, fold, network, rows)
     write_product(cfg, RANKING, fold, csv_text(columns(cfg), rows))
     kept = sum(row[-1] for row in rows)
-    print(f"fold {fold}: the baseline sees nuclei in {kept} of {len(rows)} OoD patches: {path}")
+    print(f"fold {fold}: the baseline predicts nuclei in {kept} of {len(rows)} OoD patches: {path}")
 
 
 def rank_prune_ood(cfg: TrainingConfig = CONFIG) -> None:
-    """Write the ranking of every fold, unless it is there from the same network and candidates."""
+    """Write the ranking of every fold, unless it exists for the same network and candidates."""
     sources = [OOD_PATCHES, *[SOURCE_PATCHES] * bool(cfg.ood_source)]
     require(cfg, FOLD, *sources, BASELINE)
     for fold in cfg.folds:

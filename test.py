@@ -1,4 +1,4 @@
-"""Test the networks of every fold on its test patches: scores, and a report to look at.
+"""Test the networks of every fold on its test patches: scores and a report.
 
 Reads   models/<fold>_<model>/ and, where trained, models/<fold>_<model>_ood/
         Image_Patchs and Mask_Patchs of the fold's test patches
@@ -7,8 +7,8 @@ Writes  reports/<model>/index.html                the report, with its figures i
         reports/<model>/differences.json, of two networks: the second less the first, as fractions
         reports/checkpoints/<name>/               the same, of checkpoints named on the command line
 
-`python test.py --checkpoint workspace/models/79_unet_vgg11_bn` tests that network alone, and with a
-second `--checkpoint` compares two.
+`python test.py --checkpoint workspace/models/79_unet_vgg11_bn` tests only that network; a second
+`--checkpoint` compares two.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from medood.runs.provenance import require
 
 @settings
 class TestConfig(Config):
-    """What test.py alone takes."""
+    """The settings of test.py only."""
 
     checkpoint: UseAppendAction[tuple[Path, ...]] = ()
     """Test this network (a folder, or a file of weights) instead of models/; twice: compare two."""
 
 
 def named(checkpoints: tuple[Path, ...]) -> dict[str, Path]:
-    """Return one or two checkpoints by the names that tell them apart; UserError for others."""
+    """Return one or two checkpoints by names that distinguish them; UserError for others."""
     if len(checkpoints) > 2:
         raise UserError(f"{len(checkpoints)} checkpoints: give one, or two to compare")
     if len({path.resolve() for path in checkpoints}) < len(checkpoints):
         raise UserError(f"checkpoint: {checkpoints[0]} is named twice: give two networks")
     for path in checkpoints:
         if not path.exists():
-            raise UserError(f"checkpoint: {path} is not there: correct its name")
+            raise UserError(f"checkpoint: {path} does not exist: correct its name")
     names = [path.resolve().name for path in checkpoints]
     if len(set(names)) < len(names):
         names = ["_".join(path.resolve().parts[1:]) for path in checkpoints]
@@ -59,7 +59,7 @@ def networks(cfg: Config, checkpoints: dict[str, Path]) -> dict[int, dict[str, P
         with_ood = any(model_folder(cfg, fold, ood=True).exists() for fold in cfg.folds)
         arms = {"baseline": False, "ood": True} if with_ood else {"baseline": False}
         if not with_ood:
-            print("no Med-OoD network is there yet: the baseline is tested alone")
+            print("there is no Med-OoD network yet: only the baseline is tested")
         return {
             fold: {name: model_folder(cfg, fold, ood) for name, ood in arms.items()}
             for fold in cfg.folds
@@ -68,9 +68,9 @@ def networks(cfg: Config, checkpoints: dict[str, Path]) -> dict[int, dict[str, P
 
     for path in checkpoints.values():
         if seen_in_training(path) is None:
-            print(f"{path} does not say what it was trained on: make sure that it was not on these")
+            print(f"{path} has no list of its training patches: make sure that none is tested here")
     own = [read_run(path).get("fold") for path in checkpoints.values()]
-    # its own fold comes first: a network of ours is tested there
+    # its own fold comes first: a network of train.py is tested there
     folds = [fold for fold in own if fold is not None and fold_path(cfg.workspace, fold).exists()]
     return dict.fromkeys([*folds, *cfg.folds], checkpoints)
 
@@ -80,8 +80,8 @@ def folds_to_test(
 ) -> dict[int, Fold]:
     """Return the folds that test no patch on which their networks were trained.
 
-    Raises UserError where data or networks are missing or out of date, where a network of models/
-    was trained on its test patches, and where checkpoints were on those of every fold.
+    Raises UserError if data or networks are missing or out of date, if a network of models/ was
+    trained on its test patches, and if checkpoints were trained on those of every fold.
     """
     from medood.models.checkpoints import has_seen
 
@@ -93,8 +93,8 @@ def folds_to_test(
         seen = [path for path in of_fold.values() if has_seen(path, tested, cfg.patch_size)]
         if seen and not checkpoints:
             raise UserError(
-                f"{seen[0]} was trained on patches that fold {fold} tests now: remove it to have it"
-                " trained again, or put the fold's list back"
+                f"{seen[0]} was trained on patches that fold {fold} now tests: remove it to have it"
+                " trained again, or restore the list of the fold"
             )
         if seen:
             del folds[fold]

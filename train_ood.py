@@ -24,8 +24,8 @@ def train_ood(cfg: Config = CONFIG) -> None:
         hardest = chosen_oods(cfg, fold)
         if not hardest:
             print(
-                f"fold {fold}: no OoD patch is added (the baseline sees nuclei in none, or pct is"
-                " 0): this training is the baseline's again"
+                f"fold {fold}: no OoD patch is added (the baseline predicts nuclei in none, or pct"
+                " is 0): this training equals the baseline's"
             )
         files = id_files(cfg.workspace, train) + ood_files(cfg.workspace, hardest)
         val_files = id_files(cfg.workspace, val)

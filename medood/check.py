@@ -1,6 +1,6 @@
-"""Find what is wrong with the data before a run spends hours on them.
+"""Find problems in the data before a run spends hours on them.
 
-`python main.py --check` prints what this finds and does nothing else; main.py begins with it.
+`python main.py --check` prints what is found and does nothing else; main.py starts with it.
 """
 
 import math
@@ -50,7 +50,7 @@ class Findings:
 
     @contextmanager
     def noted(self) -> Iterator[None]:
-        """Add a UserError of the block to what stops the run, and go on behind the block."""
+        """Add a UserError of the block to what stops the run, and continue after the block."""
         try:
             yield
         except UserError as error:
@@ -69,7 +69,7 @@ def check(cfg: Config) -> Findings:
     with findings.noted():
         images, labels = region_images(cfg), region_labels(cfg)
     with findings.noted():
-        # no step makes user-supplied patches again, or those that have lost their sources
+        # no step regenerates user-supplied patches, or those that have lost their sources
         if not images or not labels or record_of(cfg.workspace / "Image_Patchs").is_yours:
             patches = _check_patches(cfg, findings)
         else:
@@ -102,7 +102,7 @@ def refuse_findings(cfg: Config, findings: Findings) -> None:
         listed = "\n".join(problems)  # by for_each, if no file can be used
         problems += [reason for reason in findings.bad.values() if reason not in listed]
     if problems:
-        cure = " (--skip_bad_files goes on without what is bad)" if findings.bad else ""
+        cure = " (--skip_bad_files continues without bad files)" if findings.bad else ""
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise UserError("\n  ".join([f"{count}{cure}", *problems]))
 
@@ -110,18 +110,18 @@ def refuse_findings(cfg: Config, findings: Findings) -> None:
 def _check_regions(
     cfg: Config, images: list[Path], labels: list[Path], findings: Findings
 ) -> list[str]:
-    """Look at every image and its label; return the names of the patches they will give."""
+    """Check every image and its label; return the names of the patches they will give."""
     image_of, label_of = (by_name(paths, stem_of) for paths in (images, labels))
     findings.table["images, labels"] = f"{len(image_of)}, {len(label_of)}"
     for name in sorted(image_of.keys() ^ label_of.keys()):
         path = image_of.get(name) or label_of[name]
         kind, other = ("image", "label") if name in image_of else ("label", "image")
-        reason = f"{path} has no {other} of its name: add it, or remove the {kind}"
+        reason = f"{path} has no {other} of the same name: add it, or remove the {kind}"
         findings.bad[name_of(path)] = reason
     jobs = [(label_of[name], image_of[name], cfg) for name in sorted(image_of) if name in label_of]
     if not jobs:
-        raise UserError("no image has a label of its name: correct their names")
-    regions = for_each(_look_at_region, jobs, cfg, "looking at the regions", findings.bad)
+        raise UserError("no image has a label of the same name: correct the names")
+    regions = for_each(_look_at_region, jobs, cfg, "checking the regions", findings.bad)
     findings.table["regions that fit"] = str(len(regions))
     nuclei = sum((found.nuclei for found in regions), Counter())
     absent = [name for value, name in enumerate(cfg.class_names) if value and not nuclei[value]]
@@ -155,7 +155,7 @@ def _look_at_region(label: Path, image: Path, cfg: Config) -> _Region:
 
 
 def _check_patches(cfg: Config, findings: Findings) -> list[str]:
-    """Look at every patch that is there; return the names of those that can be used."""
+    """Check every patch; return the names of those that can be used."""
     names = look_at_patches(cfg, findings.bad)
     used = [name for name in names if name not in findings.bad]
     findings.table["patches"] = f"{len(names)}, of which {len(used)} can be used"
@@ -163,30 +163,30 @@ def _check_patches(cfg: Config, findings: Findings) -> list[str]:
 
 
 def look_at_patches(cfg: Data, bad: BadFiles) -> list[str]:
-    """Look at every patch and mask that is there; return their names. bad: may be filled."""
+    """Check every patch and mask; return their names. bad: may be filled."""
     folders = cfg.workspace / "Image_Patchs", cfg.workspace / "Mask_Patchs"
     names = sorted({name for folder in folders for name in by_name(pngs(folder))})
     jobs = [(*pair, cfg) for pair in id_files(cfg.workspace, names)]
-    for_each(look_at_pair, jobs, cfg, "looking at the patches", bad)
+    for_each(look_at_pair, jobs, cfg, "checking the patches", bad)
     return names
 
 
 def _check_oods(cfg: Config, patches: list[str]) -> None:
-    """Raise UserError if user-supplied OoD patches are not those of all patches."""
+    """Raise UserError if user-supplied OoD patches do not cover all patches."""
     folder = cfg.workspace / "OoD_Patchs"
     lost = sorted(set(patches) - set(by_name(pngs(folder))))
     if lost and record_of(folder).is_yours:
         raise UserError(
-            f"{folder}, which is user-supplied, lacks {len(lost)} patches, {lost[0]} for one: add"
-            " them, or remove the folder to have it made"
+            f"{folder}, which is user-supplied, lacks {len(lost)} patches, such as {lost[0]}: add"
+            " them, or remove the folder to have it generated"
         )
 
 
 def _check_source(cfg: Config, findings: Findings) -> None:
-    """Look at the images of ood_source."""
+    """Check the images of ood_source."""
     if cfg.ood_source is not None:
         jobs = [(path, cfg) for path in list_images(cfg.ood_source)]
-        counts = for_each(_look_at_source, jobs, cfg, "looking at ood_source", findings.bad)
+        counts = for_each(_look_at_source, jobs, cfg, "checking ood_source", findings.bad)
         findings.table["ood_source"] = f"{len(jobs)} images, {sum(counts)} patches"
 
 
@@ -206,18 +206,18 @@ def _check_patients(cfg: Config, patches: list[str], findings: Findings) -> None
 
 
 def _check_folds(cfg: Config, patches: list[str], findings: Findings) -> None:
-    """Look at both sides of each fold: of the user's own list, or as it will be drawn."""
+    """Check both sides of each fold: of the user-supplied list, or as it will be split."""
     for fold in cfg.folds:
         path = fold_path(cfg.workspace, fold)
         own = record_of(path).is_yours
         if cfg.split == "official" and path.exists() and not own:
-            continue  # the table that it was drawn from may be gone
+            continue  # the table that the list comes from may be gone
         with findings.noted():
             if own:
-                made = "yours"
+                made = "user-supplied"
                 train, test = read_list(path, set(patches), set(findings.bad))
             else:
-                made = f"drawn by {cfg.split}"
+                made = f"split by {cfg.split}"
                 test = held_out(cfg, patches, fold)
                 train = set(patches) - test
             shared = set(patients_of(cfg, train)) & set(patients_of(cfg, test))
@@ -227,7 +227,7 @@ def _check_folds(cfg: Config, patches: list[str], findings: Findings) -> None:
 
 
 def _check_time(cfg: Config, patches: int, findings: Findings) -> None:
-    """Add about how long training takes; UserError if its patches do not fit into memory."""
+    """Add the expected time of training; UserError if its patches do not fit into memory."""
     from medood.data.dataset import require_memory  # here: they import torch
     from medood.training.segmentation import step_seconds
 
@@ -236,5 +236,5 @@ def _check_time(cfg: Config, patches: int, findings: Findings) -> None:
     # a baseline and a network on at least as many, at most twice as many patches
     hours = np.array([2, 3]) * steps * len(cfg.folds) * step_seconds(cfg) / 3600
     low, high = (f"{60 * h:.0f} min" if h < 2 else f"{h:.1f} h" for h in hours)
-    reason = "from 3 steps on this machine"
+    reason = "estimated from 3 steps on this machine"
     findings.table["training"] = f"{low} (no OoD patch is added) to {high} (all are), {reason}"

@@ -1,4 +1,4 @@
-"""The commands that messages print: each runs as it is, where this run was started."""
+"""The commands in messages: each works when copied, in the folder where this run was started."""
 
 import os
 import shlex
@@ -21,7 +21,7 @@ def command(cfg: Data, script: str, kind: type[Data] = Data, **changed: object) 
     """
     wanted = replace(as_kind(cfg, kind), **changed)
     hints = get_type_hints(kind, include_extras=True)
-    named, flagged = [], []  # a list of values would take the names behind it for its own
+    named, flagged = [], []  # names first: a list of values would take those behind it as values
     for field in fields(kind):
         value = getattr(wanted, field.name)
         if value == field.default:
@@ -50,7 +50,7 @@ def _words(name: str, value: object, marks: tuple) -> list[str]:
     values = list(map(_text, _flat(value)))
     if UseAppendAction in marks:
         return [word for each in values for word in (f"--{name}", each)]
-    if values and values[0].startswith("-"):  # a word of its own would be taken for an option
+    if values and values[0].startswith("-"):  # after a space it would be read as an option
         return [f"--{name}={values[0]}", *values[1:]]
     return [f"--{name}", *values]
 
@@ -61,6 +61,6 @@ def _flat(value: object) -> list:
 
 
 def _text(value: object) -> str:
-    """Return a value in one word, which is no option if it is a path."""
+    """Return a value as one word; a path that starts with - is not read as an option."""
     text = str(value)
     return f"./{text}" if isinstance(value, Path) and text.startswith("-") else text

@@ -1,4 +1,4 @@
-"""Counts of pixels, and the scores that come of them: needs torch and NumPy alone."""
+"""Counts of pixels, and the scores computed from them: needs only torch and NumPy."""
 
 import numpy as np
 import torch
@@ -8,7 +8,7 @@ from medood import BACKGROUND, UNSURE
 
 
 def confusion(truth: Tensor, predicted: Tensor, classes: int) -> Tensor:
-    """Return the pixel counts of each patch, int64 (n, C, C), rows the truth.
+    """Return the pixel counts of each patch, int64 (n, C, C), rows the ground truth.
 
     truth, predicted: integers (n, H, W), below C = classes; truth may be UNSURE.
     """
@@ -23,7 +23,7 @@ def confusion(truth: Tensor, predicted: Tensor, classes: int) -> Tensor:
 def scores_of(matrix: np.ndarray) -> dict[str, np.ndarray]:
     """Return the scores of confusion matrices (..., C, C); NaN where one is not defined.
 
-    `iou` and `dice` are (..., C), NaN for a class that does not occur in the truth; `miou`, `dsc`,
+    `iou` and `dice` are (..., C), NaN for a class absent from the ground truth; `miou`, `dsc`,
     `fg_to_bg`, `bg_to_fg` and `fg_to_fg` are (...).
     """
     fg = slice(BACKGROUND + 1, None)

@@ -1,8 +1,8 @@
-"""The processes that torchrun started, if it did: all run the same script, rank 0 writes.
+"""The processes of torchrun, if it started any: all run the same script, rank 0 writes.
 
 `torchrun --nproc-per-node=2 train.py` runs train.py in two processes, which read the same settings
 and files. In training, each takes its shard of every batch; in mining and testing, each takes its
-shard of the patches and fills its part of the result. Rank 0, the main process, alone writes and
+shard of the patches and fills its part of the result. Only rank 0, the main process, writes and
 prints. Without torchrun there is one process, and nothing here has an effect.
 """
 
@@ -58,11 +58,11 @@ def is_main() -> bool:
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Work with the processes that torchrun started, if it did.
+    """Join the processes of torchrun, if it started any.
 
     A process that fails in this block ends, and torchrun ends the others. The first one that fails
-    raises its error; those that fail after it, often because it is gone, exit without a word. Each
-    of several processes ends at the end of the block.
+    raises its error; those that fail after it, often because it is gone, exit without a message.
+    Each of several processes ends at the end of the block.
     """
     if not _are_several():
         yield
@@ -89,14 +89,14 @@ def joined() -> Iterator[None]:
             sys.exit(1)
         raise
     sys.stdout.flush()
-    # at the usual end of the interpreter, a process now and then aborts, although all is done, and
+    # at the usual end of the interpreter, a process sometimes aborts, although all is done, and
     # torchrun then ends the others too
     os._exit(0)
 
 
 @functools.cache
 def say_once(message: str) -> None:
-    """Print a message that several steps or folds of a run have, once in the run."""
+    """Print a message of several steps or folds once per run."""
     print(message)
 
 
@@ -113,7 +113,7 @@ def _are_several() -> bool:
     is_one_here = 0 <= values["LOCAL_RANK"] < values["LOCAL_WORLD_SIZE"]
     if not (is_one_of and is_one_here and 0 < values["MASTER_PORT"] < 2**16):
         listed = ", ".join(f"{name} = {text}" for name, text in found.items())
-        raise UserError(f"{listed} do not fit each other: {CURE}")
+        raise UserError(f"{listed} contradict each other: {CURE}")
     return True
 
 
@@ -126,7 +126,7 @@ def _meet() -> "Store":
     who = f"process {found['RANK']} (RANK) of {found['WORLD_SIZE']} (WORLD_SIZE)"
     if found.get("TORCHELASTIC_USE_AGENT_STORE") != "True":  # else torchrun waits
         print(f"{who} waits for the others at {place}; {CURE}", file=sys.stderr, flush=True)
-    heeded = signal.signal(signal.SIGINT, signal.SIG_DFL)  # torch heeds no Ctrl-C while it waits
+    handler = signal.signal(signal.SIGINT, signal.SIG_DFL)  # torch ignores Ctrl-C while it waits
     try:
         store, *_ = next(rendezvous("env://", timeout=MEETING))
     except Exception as error:  # torch has several kinds
@@ -135,7 +135,7 @@ def _meet() -> "Store":
             reason = "another program uses this port: choose a free one"
         raise UserError(f"{who} cannot meet the others at {place} ({reason}): {CURE}") from None
     finally:
-        signal.signal(signal.SIGINT, heeded)
+        signal.signal(signal.SIGINT, handler)
     store.set_timeout(TIMEOUT)
     return store
 
@@ -149,7 +149,7 @@ def _is_first_to_fail(store: "Store") -> bool:
 
 
 def on_main(function: Callable) -> Callable:
-    """Mark a function without a result that rank 0 carries out while the others wait.
+    """Mark a function without a result that only rank 0 runs while the others wait.
 
     In it, rank 0 is alone: world_size() is 1.
     """
@@ -166,7 +166,7 @@ def on_main(function: Callable) -> Callable:
         if world_size() > 1:
             import torch
 
-            all_reduce(torch.zeros(1))  # a barrier: that of torch would take a GPU for it
+            all_reduce(torch.zeros(1))  # a barrier: that of torch would use a GPU
 
     return call
 
@@ -184,7 +184,7 @@ def shard(count: int, unit: int) -> slice:
 def all_reduce(values: "Tensor") -> "Tensor":
     """Replace `values` by their sum over all processes, and return them.
 
-    Where each process has filled its own part of zeros, all have the whole then.
+    If each process has filled its own part of zeros, all have the whole afterwards.
     """
     if world_size() > 1:
         import torch.distributed as dist

@@ -41,7 +41,7 @@ def test_a_look_at_good_data_says_what_is_there_and_changes_nothing(tiny, run_ch
     done = run_check(tiny)
     assert (done.returncode, done.stderr) == (0, "")
     assert files(tiny.workspace) == before
-    for said in ("images, labels  3, 3", "regions that fit  3", "drawn by patch"):
+    for said in ("images, labels  3, 3", "regions that fit  3", "split by patch"):
         assert said in done.stdout
     assert "3 steps on this machine" in done.stdout
 
@@ -56,14 +56,14 @@ def truncate(path):
 
 
 PROBLEMS = {
-    "image truncated": ("png", truncate, "is not a whole image file"),
-    "image missing": ("png", Path.unlink, "has no image of its name"),
+    "image truncated": ("png", truncate, "is not a complete image file"),
+    "image missing": ("png", Path.unlink, "has no image of the same name"),
     "image of another size": (
         "png",
         lambda path: write_png(path, np.zeros((9, 8, 3), np.uint8)),
         "is 8 x 9 pixels but its label",
     ),
-    "label missing": ("mat", Path.unlink, "has no label of its name"),
+    "label missing": ("mat", Path.unlink, "has no label of the same name"),
     "class 7": (
         "mat",
         lambda path: change_label(path, **{"class": loadmat(path)["class"] * 0 + 7}),
@@ -95,10 +95,10 @@ def test_files_are_listed_once_if_none_can_be_used(tiny):
         truncate(path)
     findings = check(tiny)
     assert len(findings.bad) == 3
-    with pytest.raises(UserError, match="3 files cannot be used: mend them") as refused:
+    with pytest.raises(UserError, match="3 files cannot be used: correct them") as refused:
         refuse_findings(tiny, findings)
     assert str(refused.value).count("region_1.mat") == 1
-    with pytest.raises(UserError, match="3 files cannot be used: mend them"):
+    with pytest.raises(UserError, match="3 files cannot be used: correct them"):
         refuse_findings(dataclasses.replace(tiny, skip_bad_files=True), findings)
 
 
@@ -109,7 +109,7 @@ def test_fold_lists_of_the_user_are_looked_at_before_there_are_patches(tiny, cap
     fold_path(tiny.workspace, 2).write_text(",img_name,obj_tag\n0,gone_1.png,train\n")
     (problem,) = check(tiny).stops
     assert problem.startswith(f"{fold_path(tiny.workspace, 2)} names 1 patches that")
-    assert "yours: 1 train, 2 test patches, 0 regions on both sides" in capsys.readouterr().out
+    assert "user-supplied: 1 train, 2 test patches, 0 regions on both" in capsys.readouterr().out
 
 
 def test_bad_prepared_patches_are_found(patched):
@@ -141,7 +141,7 @@ def test_a_region_without_any_nucleus_is_fine_and_none_at_all_is_not(tiny):
     for label in (tiny.workspace / "Labels").glob("region_*.mat"):
         shape = loadmat(label)["inst_map"].shape
         savemat(label, empty | {"inst_map": np.zeros(shape, int)})
-    with pytest.raises(UserError, match="no label holds a nucleus"):
+    with pytest.raises(UserError, match="no label contains a nucleus"):
         refuse_findings(tiny, check(tiny))
 
 
@@ -155,17 +155,17 @@ def test_weights_out_of_reach_do_not_hide_what_is_found_in_the_data(tiny, monkey
     assert "regions that fit  3" in capsys.readouterr().out
 
 
-def test_what_stands_behind_a_change_is_perhaps_made_again(report):
+def test_what_comes_after_a_change_may_be_regenerated(report):
     cfg, _ = report
     assert set(survey(cfg).values()) == {"kept"}
     fate = survey(dataclasses.replace(cfg, epochs=3))
     networks = [f"models/{fold}_unet_tu-test_resnet" for fold in cfg.folds]
     for name in networks:
-        assert fate[name] == "made again: epochs was 2, is 3"
+        assert fate[name] == "regenerated: epochs was 2, is 3"
         ranking = name.replace("models", "HardOoD") + ".csv"
-        assert fate[ranking] == "perhaps made again, after baseline"
-        assert fate[ranking.replace(".csv", "_pct.json")] == "perhaps made again, after ranking"
+        assert fate[ranking] == "may be regenerated after baseline"
+        assert fate[ranking.replace(".csv", "_pct.json")] == "may be regenerated after ranking"
     assert fate["OoD_Patchs"] == "kept"
     shutil.rmtree(cfg.workspace / networks[0])
     ranking = networks[0].replace("models", "HardOoD") + ".csv"
-    assert survey(cfg)[ranking] == "perhaps made again, after baseline"
+    assert survey(cfg)[ranking] == "may be regenerated after baseline"

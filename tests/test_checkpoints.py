@@ -57,7 +57,7 @@ def test_checkpoints_that_cannot_be_tested_together_are_said(report):
         ((one, two), "every fold tests patches that"),
         ((one, two, one), "3 checkpoints: give one, or two"),
         ((one, one.parent / ".." / "models" / one.name), "is named twice: give two networks"),
-        ((one, one / "gone"), "gone is not there"),
+        ((one, one / "gone"), "gone does not exist"),
     ):
         with pytest.raises(UserError, match=message):
             evaluate(cfg, given)
@@ -96,7 +96,7 @@ def test_a_network_that_does_not_say_what_it_has_seen_is_tested_and_it_is_said(
     folder = model_folder(cfg, 2, ood=False)
     (folder / "trained_on.txt").unlink()
     evaluate(cfg, (folder,))
-    assert "does not say what it was trained on" in capsys.readouterr().out
+    assert "has no list of its training patches" in capsys.readouterr().out
 
 
 def test_two_networks_from_elsewhere_are_one_training_each_on_however_many_folds(
@@ -194,9 +194,7 @@ def test_a_network_is_not_tested_on_patches_that_it_was_trained_on(report):
     ):
         evaluate(cfg)
     generate_patches(cfg)
-    with pytest.raises(
-        UserError, match="1_unet_tu-test_resnet is out of date .what it is made from"
-    ):
+    with pytest.raises(UserError, match="1_unet_tu-test_resnet is out of date .its inputs changed"):
         evaluate(cfg)
     with pytest.raises(UserError, match="every fold tests patches that"):
         evaluate(cfg, (model_folder(cfg, 1, ood=False),))

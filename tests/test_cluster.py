@@ -97,7 +97,7 @@ def test_results_come_in_order_from_both_processes_with_a_bar(
 @pytest.mark.long
 def test_a_workspace_that_workers_do_not_see_is_named(over_dask, tmp_path):
     cfg = dataclasses.replace(over_dask, workspace=tmp_path / "not_there")
-    with pytest.raises(UserError, match=r"does not see .*not_there: put the workspace on a disk"):
+    with pytest.raises(UserError, match=r"does not see .*not_there: move the workspace to a disk"):
         for_each(print, [(tmp_path,)], cfg, "a task", {})
 
 

@@ -111,10 +111,10 @@ def test_a_value_of_a_million_characters_is_read(tmp_path):
     ("content", "said"),
     [
         ("a;b\nhöhle;1\n".encode("cp1252"), "not a CSV in UTF-8 .* 0xf6 .*iconv -f WINDOWS-1252"),
-        ("a,b\n1,2\n".encode("utf-16-le"), "not a CSV in UTF-8 but perhaps in UTF-16: save it"),
+        ("a,b\n1,2\n".encode("utf-16-le"), "not a CSV in UTF-8, but may be one in UTF-16: save it"),
         (b'a,b\n"1,2\n3,4\n', "not a CSV .*unexpected end of data.*: close the quotes"),
-        (b"a,b,a\n1,2,3\n", "has two columns a: rename or remove one"),
-        (b"a,A\n1,2\n", "has two columns a: rename or remove one"),
+        (b"a,b,a\n1,2,3\n", "has two columns named a: rename or remove one"),
+        (b"a,A\n1,2\n", "has two columns named a: rename or remove one"),
         (b"a,b\n\n1,2\n1,5,2,5\n", "row 4 has more values than there are columns: correct it"),
     ],
 )

@@ -113,7 +113,7 @@ def test_the_network_of_another_run_is_refused_with_its_name_until_that_is_kille
 ):
     other = other_run("79_unet")
     with (
-        pytest.raises(UserError, match=rf"process {other.pid} on .* works in .* on 79_unet"),
+        pytest.raises(UserError, match=rf"process {other.pid} on .* is writing .*79_unet"),
         locked(tmp_path, ["158_unet", "79_unet"]),
     ):
         pass
@@ -128,7 +128,7 @@ def test_the_network_of_another_run_is_refused_with_its_name_until_that_is_kille
 def test_two_runs_do_not_make_the_same_patches(patched, other_run):
     other_run("Image_Patchs")
     generate_patches(patched)  # what is there stays
-    with pytest.raises(UserError, match="another run .* works in .* on Image_Patchs"):
+    with pytest.raises(UserError, match="another run .* is writing .*Image_Patchs"):
         generate_patches(dataclasses.replace(patched, patch_size=64))
 
 
@@ -188,7 +188,7 @@ def test_sigterm_ends_a_step_like_ctrl_c(patched):
         time.sleep(0.05)
     process.terminate()
     _, said = process.communicate(timeout=60)
-    assert (process.returncode, said) == (143, "stopped: the same command goes on from here\n")
+    assert (process.returncode, said) == (143, "stopped: the same command continues from here\n")
 
 
 def test_a_drive_that_knows_no_locks_is_said_once_and_used(tmp_path, monkeypatch, capsys):
@@ -198,4 +198,4 @@ def test_a_drive_that_knows_no_locks_is_said_once_and_used(tmp_path, monkeypatch
     monkeypatch.setattr(filelock.FileLock, "_acquire", unknown)
     with locked(tmp_path, ["79_unet", "158_unet"]), locked(tmp_path, ["79_unet"]):
         said = capsys.readouterr().out
-    assert said.count("no lock is to be had here ([Errno") == said.count("\n") == 1
+    assert said.count("this disk has no file locks ([Errno") == said.count("\n") == 1

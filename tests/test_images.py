@@ -56,7 +56,7 @@ def test_a_truncated_png_is_refused_wherever_it_ends(tmp_path):
     for length in (0, 8, 20, 40, len(data) // 2, *(len(data) - cut for cut in (13, 8, 4, 1))):
         for more in (b"", bytes(64)):  # also where a disk filled it up
             path.write_bytes(data[:length] + more)
-            with pytest.raises(UserError, match=r"image\.png is not a whole image file"):
+            with pytest.raises(UserError, match=r"image\.png is not a complete image file"):
                 read_image(path)
 
 
@@ -80,7 +80,7 @@ def test_a_changed_byte_of_a_png_is_found(tmp_path):
     data = path.read_bytes()
     for place in range(0, len(data), 7):
         path.write_bytes(data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :])
-        with pytest.raises(UserError, match=r"image\.png is not a whole image file"):
+        with pytest.raises(UserError, match=r"image\.png is not a complete image file"):
             read_image(path)
 
 
@@ -99,7 +99,7 @@ def test_no_decoder_fills_in_what_a_file_lacks(tmp_path, kind, share):
     Image.fromarray(image).save(path, **kind)
     data = path.read_bytes()
     path.write_bytes(data[: int(share * len(data))])
-    with pytest.raises(UserError, match=r"image is (not a whole image file|damaged)"):
+    with pytest.raises(UserError, match=r"image is (not a complete image file|damaged)"):
         read_image(path)
 
 
@@ -111,10 +111,10 @@ def test_no_decoder_fills_in_what_a_file_lacks(tmp_path, kind, share):
         ("LAB", {"format": "TIFF"}, "is stored as CIELAB: save it as RGB"),
         ("I;16", {"format": "PNG"}, "has 16 bits per channel"),
         ("I;16", {"format": "TIFF"}, "has 16 bits per channel"),
-        ("RGB", {"format": "TIFF", "save_all": True}, "holds 2 pages: save the page"),
+        ("RGB", {"format": "TIFF", "save_all": True}, "has 2 pages: save the page"),
         ("LA", {"format": "PNG"}, "has transparent pixels"),
         ("LA", {"format": "TIFF"}, "has transparent pixels"),
-        ("RGB", {"format": "PNG", "save_all": True}, "holds 2 pages: save the page"),
+        ("RGB", {"format": "PNG", "save_all": True}, "has 2 pages: save the page"),
         ("L", {"format": "PNG", "transparency": 7}, "has transparent pixels"),
         ("RGB", {"format": "PNG", "transparency": (7, 7, 7)}, "has transparent pixels"),
         ("P", {"format": "PNG", "transparency": 7}, "has transparent pixels"),

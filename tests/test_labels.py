@@ -78,7 +78,7 @@ GOOD = {"inst_map": small_map(1, 2), "id": [[1], [2]], "class": [[1], [2]]}
         ({"class": [[0], [1]]}, "`class` holds 0, expected 1..6"),
         ({"class": [[1]]}, "2 values in `id` but 1 in `class`"),
         ({"id": [[1], [1]]}, "lists a nucleus twice"),
-        ({"id": [[1], [3]]}, "inst_map holds nucleus 2, `id` does not"),
+        ({"id": [[1], [3]]}, "inst_map contains nucleus 2, `id` does not"),
         ({"id": [[1], [0]]}, "0, which is background"),
         ({"inst_map": small_map(1, -2)}, "whole numbers"),
         ({"inst_map": small_map(1, 2) + 0.5}, "whole numbers"),

@@ -38,7 +38,7 @@ def test_a_negative_value_is_named(tmp_path, number):
     values = MASK.astype(number)
     values[2, 3] = -1
     imwrite(tmp_path / "mask.tif", values)
-    with pytest.raises(UserError, match=r"holds the value -1 in 1 pixels .x 3, y 2"):
+    with pytest.raises(UserError, match=r"contains the value -1 .*the first at x 3, y 2"):
         read_own_mask(tmp_path / "mask.tif", (), 3)
     with pytest.raises(UserError, match=r"is not a class mask .*, it holds -1"):
         read_mask(tmp_path / "mask.tif", 3)
@@ -59,7 +59,7 @@ def test_a_cut_off_tiff_of_64_bits_is_refused(tmp_path):
     path = tmp_path / "mask.tif"
     imwrite(path, MASK.astype(np.int64))
     path.write_bytes(path.read_bytes()[:-8])  # what tifffile alone would fill with background
-    with pytest.raises(UserError, match="mask.tif is not a whole image file"):
+    with pytest.raises(UserError, match="mask.tif is not a complete image file"):
         read_own_mask(path, (), 3)
 
 
@@ -76,7 +76,7 @@ def test_a_compression_that_cannot_be_read_is_named(tmp_path):
     imwrite(path, MASK.astype(np.int64), compression="zlib")
     with TiffFile(path, mode="r+b") as tiff:
         tiff.pages[0].tags["Compression"].overwrite(34925)  # LZMA, which it is not
-    with pytest.raises(UserError, match="is damaged, or compressed in a way .* LZMA .*: save it"):
+    with pytest.raises(UserError, match="is damaged, or its compression, LZMA, .*: save it"):
         read_own_mask(path, (), 3)
 
 
@@ -121,7 +121,7 @@ def test_the_second_of_two_colours_is_what_the_user_says(
 
 @pytest.mark.parametrize(
     ("values", "message"),
-    [((1, 255), "has two colours.* lists both"), ((2, 3), "holds the value 1 in 25 pixels")],
+    [((1, 255), "has two colours.* has both"), ((2, 3), "contains the value 1 in 25 pixels")],
 )
 def test_two_colours_that_may_be_any_class_are_refused(tmp_path, values, message):
     save_two(tmp_path / "a.png", "")
@@ -195,9 +195,9 @@ def test_a_grey_mask_of_few_bits_is_refused(tmp_path, bits):
 def test_a_mask_compressed_as_jpeg_is_refused_though_its_values_may_be_classes(tmp_path, ending):
     more = {"compression": "jpeg"} if ending == "tif" else {"quality": 100}
     Image.fromarray(MASK).save(tmp_path / f"a.{ending}", **more)
-    with pytest.raises(UserError, match="is compressed as JPEG, which changes values: save the m"):
+    with pytest.raises(UserError, match="as JPEG, which changes values: export the mask"):
         read_own_mask(tmp_path / f"a.{ending}", (), 3)
-    with pytest.raises(UserError, match="is compressed as JPEG, which changes values: save the m"):
+    with pytest.raises(UserError, match="as JPEG, which changes values: export the mask"):
         read_mask(tmp_path / f"a.{ending}", 3)
 
 
@@ -206,7 +206,7 @@ def test_a_mask_of_other_colours_or_depths_is_refused_in_a_true_sentence(tmp_pat
     for pixels, options, message in (
         (rgb16, {"photometric": "rgb"}, "has 3 channels of 16 bits: save it with one channel"),
         (np.dstack([MASK] * 4), {"photometric": "separated"}, "is stored as CMYK: save it with o"),
-        (np.stack([MASK] * 2), {"photometric": "minisblack"}, "holds 2 pages: save the page"),
+        (np.stack([MASK] * 2), {"photometric": "minisblack"}, "has 2 pages: save the page"),
     ):
         imwrite(tmp_path / "a.tif", pixels, **options)
         with pytest.raises(UserError, match=message):

@@ -181,7 +181,7 @@ def twins(folder, ending):
 )
 def test_two_files_that_differ_only_in_spelling_are_one_sentence(tmp_path, list_files):
     folder = twins(tmp_path / "Lizard_Images", ".png")
-    with pytest.raises(UserError, match="have one name, spelt in two ways") as said:
+    with pytest.raises(UserError, match="have the same name, spelled in two ways") as said:
         list_files(folder)
     assert "\n" not in str(said.value)
 

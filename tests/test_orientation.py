@@ -113,11 +113,11 @@ def test_a_square_image_that_is_turned_takes_no_mask_that_is_not(own, kind, orie
     image, mask = square()
     write(own.images, image, orientation, kind)
     write(own.masks, mask, 1, "png")
-    message = f"a.* carries the orientation {orientation} and its label .*a.png 1 .*save both"
+    message = f"a.* has the orientation {orientation} and its label .*a.png 1 .*save both"
     with pytest.raises(UserError, match=message):
         patches_of(own)
     (found,) = check(own).bad.values()
-    assert f"carries the orientation {orientation}" in found
+    assert f"has the orientation {orientation}" in found
 
 
 @pytest.mark.parametrize("orientation", [3, 6])
@@ -140,7 +140,7 @@ def test_the_sizes_tell_whether_a_mask_was_drawn_on_the_displayed_image(own, ori
         image_patch, mask_patch = (read_image(folder / "a_0.png") for folder in folders(own))
         np.testing.assert_array_equal(image_patch > 100, mask_patch > 0)
         write(own.masks, stored(mask, orientation), 1, "png")  # as stored
-    with pytest.raises(UserError, match=f"carries the orientation {orientation} and its label"):
+    with pytest.raises(UserError, match=f"has the orientation {orientation} and its label"):
         patches_of(own)
 
 
@@ -149,7 +149,7 @@ def test_prepared_patches_that_are_turned_are_refused_unless_both_are(tmp_path):
     cfg = dataclasses.replace(TINY, workspace=tmp_path)
     (tmp_path / "m").mkdir()
     turned, upright = write(tmp_path, image, 3, "png"), write(tmp_path / "m", mask, 1, "png")
-    with pytest.raises(UserError, match="carries the orientation 3 and its label .* 1 "):
+    with pytest.raises(UserError, match="has the orientation 3 and its label .* 1 "):
         look_at_pair(turned, upright, cfg)
     look_at_pair(turned, write(tmp_path / "m", mask, 3, "png"), cfg)
 
@@ -183,8 +183,8 @@ def test_a_true_mask_lies_on_its_image_or_is_refused(weak, orientation):
     np.testing.assert_array_equal(read_image(made)[..., 0], 200 * truth)
     (weak.masks / "a.tif").unlink()
     write(weak.masks, mask, 1, "png")
-    with pytest.raises(UserError, match=f"carries the orientation {orientation} and its label"):
+    with pytest.raises(UserError, match=f"has the orientation {orientation} and its label"):
         truth_of(weak)
     (weak.workspace / "rle.csv").write_text("ImageId,EncodedPixels\na,0 1\n")
-    with pytest.raises(UserError, match=f"carries the orientation {orientation} and its label"):
+    with pytest.raises(UserError, match=f"has the orientation {orientation} and its label"):
         truth_of(dataclasses.replace(weak, masks=weak.workspace / "rle.csv"))

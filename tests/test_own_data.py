@@ -88,7 +88,7 @@ def test_a_mask_with_an_unknown_value_is_named_with_the_cure(own):
     mask = np.array(Image.open(path))
     mask[3, 3] = 7
     Image.fromarray(mask).save(path)
-    with pytest.raises(UserError, match=r"b_2\.png holds the value 7 in 1 pixels .x 3, y 3"):
+    with pytest.raises(UserError, match=r"b_2\.png contains the value 7 .*the first at x 3, y 3"):
         generate_semantic_labels(own)
 
 

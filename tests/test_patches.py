@@ -89,7 +89,7 @@ def test_every_layout_of_the_archives_is_found(tiny, images, labels):
     ("folder", "said"),
     [
         ("Lizard_Images", "region_1 has a label but no image"),
-        ("Labels", "region_1.png has no label of its name"),
+        ("Labels", "region_1.png has no label of the same name"),
     ],
 )
 def test_a_region_without_its_partner_is_named(tiny, folder, said):

@@ -107,7 +107,7 @@ def test_what_is_no_table_and_no_pattern_with_a_group_is_refused_at_once(wrong):
         (TABLE.replace("patient\n", "subject\n"), r"row 2 lacks img_name or patient"),
         (TABLE.replace(",", "|"), r"row 2 lacks img_name or patient: give the table both columns"),
         (TABLE.replace("p0_b.png,p0", "p0_b.png, "), r"row 3 lacks img_name or patient"),
-        (TABLE + "p0_b,p4\n", r"says that p0_b is of patient p0 and of p4: remove one row"),
+        (TABLE + "p0_b,p4\n", r"assigns p0_b to patient p0 and to p4: remove one row"),
     ],
 )
 def test_a_wrong_table_is_one_sentence(prepared, text, said):
@@ -119,7 +119,7 @@ def test_a_wrong_table_is_one_sentence(prepared, text, said):
 
 @pytest.mark.parametrize("pattern", [r"(p[0-4])_.*", r"(p\d)_[ab]", r"(p[0-4])?.*", r"(p\d)"])
 def test_an_image_that_a_pattern_does_not_fit_is_named(prepared, pattern):
-    with pytest.raises(UserError, match="does not fit the image p[05]_[ac]: write a pattern"):
+    with pytest.raises(UserError, match="does not match the whole name of image p[05]_[ac]"):
         generate_patches(dataclasses.replace(prepared, patients=pattern))
 
 
@@ -164,7 +164,7 @@ def test_too_few_patients_for_a_fold_are_said_before_a_list_is_written(prepared,
             if path.name >= f"p{patients}":
                 path.unlink()
     cfg = dataclasses.replace(prepared, folds=(fold,))
-    said = f"fold {fold}: split = region leaves a side of it empty, .* few patients: add some, or"
+    said = f"fold {fold}: split = region leaves one side empty, .* few patients: add some, or"
     with pytest.raises(UserError, match=said):
         generate_patches(cfg)
     assert not fold_path(cfg.workspace, fold).exists()
@@ -232,13 +232,13 @@ def test_a_change_of_patients_makes_the_lists_anew(prepared, capsys):
     capsys.readouterr()
     cfg = with_table(cfg, TABLE.replace("\n", ",x\n"))  # another column
     generate_patches(cfg)
-    assert "made again" not in capsys.readouterr().out
+    assert "regenerated" not in capsys.readouterr().out
     cfg = with_table(cfg, TABLE.replace("p0_a.png,p0", "p0_a.png,p1"))
     said = r"1Image_Patchs.csv is out of date .patients changed.*generate_patches.py .*--patients"
     with pytest.raises(UserError, match=said):
         require(cfg, FOLD)
     generate_patches(cfg)
-    assert capsys.readouterr().out.count("Image_Patchs.csv: made again: patients changed") == 3
+    assert capsys.readouterr().out.count("Image_Patchs.csv: regenerated: patients changed") == 3
     require(cfg, FOLD)
     for other in (PATTERN, None):  # the lists would differ
         with pytest.raises(UserError, match="out of date .patients changed"):

@@ -152,7 +152,7 @@ def test_a_step_without_its_input_names_the_command_that_makes_it(
     done = run_script(script, "--workspace", nothing, *itertools.chain(*options))
     assert done.returncode == 1
     assert said.format(nothing) in done.stderr  # with the options that the user gave
-    assert ("run" in said) == ("is empty, or its name is misspelt" in done.stderr)
+    assert ("run" in said) == ("is empty, or its name is misspelled" in done.stderr)
     assert "Traceback" not in done.stderr
     assert done.stderr.count("\n") == 1  # one sentence
     assert not (tmp_path / "nothing").exists()
@@ -165,7 +165,7 @@ def test_a_bad_label_is_named_and_costs_no_other(run_script, tiny):
         done = run_script("generate_semantic_labels.py", "--workspace", tiny.workspace)
         assert done.returncode == 1
         first, second = done.stderr.splitlines()
-        assert first.startswith("error: 1 file cannot be used: mend or remove them")
+        assert first.startswith("error: 1 file cannot be used: correct or remove them")
         assert "`class` holds 7, expected 1..6" in second
     made = {path.stem for path in (tiny.workspace / "Semantic_Labels").glob("*.png")}
     assert made == {"region_0", "region_2"}
@@ -189,7 +189,7 @@ def test_skipped_files_are_left_out_to_the_end_and_the_report_says_which(tiny):
     assert {name[:8] for name in fold.train + fold.test} == {"region_0", "region_2"}
     report = (cfg.workspace / "reports/unet_tu-test_resnet/index.html").read_text()
     assert "region_1.mat is not a readable .mat file" in report
-    assert "region_3.png is not a whole image file" in report
+    assert "region_3.png is not a complete image file" in report
 
 
 def test_prepared_patches_are_enough_and_bad_ones_are_left_out_of_lists_of_the_user(patched):

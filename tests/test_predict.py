@@ -223,7 +223,7 @@ def test_what_is_done_is_kept_and_other_settings_do_it_again(tmp_path, network, 
     assert "image.json: kept" in capsys.readouterr().out
     for change in ({"watershed": False}, {"mirrors": True}):
         predict_images(dataclasses.replace(cfg, **change))
-        assert "image.json: made again" in capsys.readouterr().out
+        assert "image.json: regenerated" in capsys.readouterr().out
 
 
 def test_one_bad_image_does_not_stop_the_others(tmp_path, network):
@@ -249,7 +249,7 @@ def test_what_is_missing_is_named(tmp_path, network, change, message):
     cfg = settings(tmp_path, network, tmp_path / "image.png")
     with pytest.raises(UserError, match=message):
         predict_images(dataclasses.replace(cfg, **change))
-    with pytest.raises(UserError, match="is where the images are"):
+    with pytest.raises(UserError, match="is the folder of the images"):
         predict_images(dataclasses.replace(cfg, out=tmp_path))
 
 
@@ -287,7 +287,7 @@ def test_a_batch_that_does_not_fit_is_given_in_halves(by_colour, monkeypatch):
 def test_two_images_of_one_name_are_refused(tmp_path):
     for ending in (".png", ".jpg"):
         (tmp_path / f"a{ending}").touch()
-    with pytest.raises(UserError, match="a.* and .*a.* have one name"):
+    with pytest.raises(UserError, match="a.* and .*a.* have the same name"):
         find_images((tmp_path,))
 
 

@@ -308,10 +308,10 @@ def test_a_port_of_another_program_is_an_error(left):
     [
         ({"MASTER_PORT": None}, "WORLD_SIZE is set, but MASTER_PORT is not"),
         ({"LOCAL_RANK": None, "MASTER_ADDR": ""}, "but LOCAL_RANK, MASTER_ADDR is not"),
-        ({"WORLD_SIZE": "two"}, "WORLD_SIZE = two, .* do not fit each other"),
-        ({"RANK": "2"}, "RANK = 2, .* do not fit each other"),
-        ({"RANK": "-1"}, "RANK = -1, .* do not fit each other"),
-        ({"MASTER_PORT": "65536"}, "MASTER_PORT = 65536 do not fit each other"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE = two, .* contradict each other"),
+        ({"RANK": "2"}, "RANK = 2, .* contradict each other"),
+        ({"RANK": "-1"}, "RANK = -1, .* contradict each other"),
+        ({"MASTER_PORT": "65536"}, "MASTER_PORT = 65536 contradict each other"),
     ],
 )
 def test_variables_that_do_not_fit_are_named_with_how_to_unset_them(left, changes, says):

@@ -126,8 +126,8 @@ REFUSED = {
     "16 bits": (GREY.astype(np.uint16) * 257, OF_GREY, "has 16 bits per channel: save it with 8"),
     "8 bits, signed": ((GREY // 2).astype(np.int8), OF_GREY, "has 8 bits per channel, signed"),
     "floats": (GREY / np.float32(255), OF_GREY, "has 32 bits per channel, floating-point"),
-    "a stack": (np.stack([GREY] * 3), OF_GREY, "holds 3 pages: save the page"),
-    "OME's stack": (np.stack([GREY] * 3), {"ome": True} | OF_GREY, "holds 3 pages: save the page"),
+    "a stack": (np.stack([GREY] * 3), OF_GREY, "has 3 pages: save the page"),
+    "OME's stack": (np.stack([GREY] * 3), {"ome": True} | OF_GREY, "has 3 pages: save the page"),
     "transparency": (
         np.dstack([RGB, GREY]),
         OF_RGB | {"extrasamples": ["unassalpha"]},
@@ -235,7 +235,7 @@ def test_levels_and_pictures_of_the_slide_itself_are_no_pages(tmp_path, pages, d
 )
 def test_pages_that_are_images_of_their_own_are_refused(tmp_path, pages, description):
     write_pages(tmp_path / "slide.tif", *pages, description=description)
-    with pytest.raises(UserError, match="holds 2 pages: save the page to be used as a file"):
+    with pytest.raises(UserError, match="has 2 pages: save the page to be used as a file"):
         open_image(tmp_path / "slide.tif")
 
 

@@ -33,21 +33,19 @@ def test_a_changed_source_is_seen_by_the_steps_behind_it_and_the_reason_is_said(
     train(cfg)
     image = cfg.workspace / "Lizard_Images" / "region_0.png"
     write_png(image, read_image(image)[:, ::-1])
-    with pytest.raises(UserError, match="Image_Patchs is out of date .what it is made from"):
+    with pytest.raises(UserError, match="Image_Patchs is out of date .its inputs changed"):
         train(cfg)
     generate_patches(cfg)
-    assert "Image_Patchs: made again: what it is made from changed" in capsys.readouterr().out
+    assert "Image_Patchs: regenerated: its inputs changed" in capsys.readouterr().out
     train(cfg)
-    assert (
-        "1_unet_tu-test_resnet: made again: what it is made from changed" in capsys.readouterr().out
-    )
+    assert "1_unet_tu-test_resnet: regenerated: its inputs changed" in capsys.readouterr().out
     label = cfg.workspace / "Labels" / "region_0.mat"
     change_label(label, **{"class": loadmat(label)["class"] * 0 + 2})
     with pytest.raises(UserError, match="Semantic_Labels is out of date"):
         generate_patches(cfg)
     generate_semantic_labels(cfg)
     said = capsys.readouterr().out
-    assert "Semantic_Labels: made again: what it is made from changed" in said
+    assert "Semantic_Labels: regenerated: its inputs changed" in said
 
 
 @pytest.mark.parametrize(
@@ -89,7 +87,7 @@ def test_patches_whose_sources_are_gone_are_used_as_they_are(patched, lost, caps
         shutil.rmtree(patched.workspace / folder)
     generate_patches(patched)
     generate_unfiltered_oods(patched)
-    assert "made again" not in capsys.readouterr().out
+    assert "regenerated" not in capsys.readouterr().out
     require(patched, PATCHES, PATCH_MASKS, FOLD, OOD_PATCHES)
     assert set(survey(patched).values()) == {"kept"}
 
@@ -115,7 +113,7 @@ def test_an_image_without_a_label_is_seen_when_it_comes_and_forgotten_when_it_go
     write_png(lone, np.zeros((40, 40, 3), np.uint8))
     with pytest.raises(UserError, match="Image_Patchs is out of date .left out"):
         require(cfg, PATCHES)
-    with pytest.raises(UserError, match="lone.png has no label of its name"):
+    with pytest.raises(UserError, match="lone.png has no label of the same name"):
         generate_patches(cfg)
     generate_patches(dataclasses.replace(cfg, skip_bad_files=True))
     lone.unlink()
@@ -162,7 +160,7 @@ def test_a_network_and_a_ranking_of_the_user_are_not_overwritten(report, capsys)
     before = ranking.read_bytes()
     ranking.write_bytes(before + b"\n")
     rank_prune_ood(cfg)
-    assert "kept, it is user-supplied" in capsys.readouterr().out
+    assert "kept: user-supplied" in capsys.readouterr().out
     assert ranking.read_bytes() == before + b"\n"
     folder = model_folder(cfg, 1, ood=False)
     (folder / "run.json").unlink()
@@ -194,7 +192,7 @@ def test_names_in_tables_do_not_reach_outside_the_workspace(patched):
     write_png(secret, np.zeros((32, 32, 3), np.uint8))
     rows = [[1, "../../secret.png", 0.5, 1, *[1, 0, 0, 0, 0, 0], 1]]
     write_text(ranking_path(cfg, 1), csv_text(columns(cfg), rows))
-    with pytest.raises(UserError, match=r"ranks ../../secret.png, which is no OoD patch"):
+    with pytest.raises(UserError, match=r"ranks ../../secret.png, which is not an OoD patch"):
         read_hard_oods(cfg, 1)
     folder = cfg.workspace / "Semantic_Labels"
     write_text(folder / "nuclei.csv", "region,class,x,y\n../../secret,1,3.0,4.0\n")

@@ -326,7 +326,7 @@ def test_a_device_without_memory_is_said_with_the_batch_size_to_try(one_fold, mo
 def test_masks_without_any_nucleus_do_not_train(one_fold):
     for name in read_fold(one_fold, 1).train:
         write_png(one_fold.workspace / "Mask_Patchs" / name, np.zeros((32, 32), np.uint8))
-    with pytest.raises(UserError, match="no training mask holds a nucleus"):
+    with pytest.raises(UserError, match="no training mask contains a nucleus"):
         train(one_fold)
 
 
@@ -343,8 +343,8 @@ def test_a_baseline_that_makes_no_mistake_ends_in_the_baseline_again(
     estimate_pct(one_trained)
     train_ood(one_trained)
     output = capsys.readouterr().out
-    assert "the baseline sees nuclei in 0 of" in output
-    assert "no OoD patch is added (the baseline sees nuclei in none" in output
+    assert "the baseline predicts nuclei in 0 of" in output
+    assert "no OoD patch is added (the baseline predicts nuclei in none" in output
     assert weights(one_trained, ood=True) == weights(one_trained)
 
 

@@ -248,7 +248,7 @@ def test_what_is_made_already_is_kept(cfg, stand_in, capsys, monkeypatch):
     before = {path: path.stat().st_mtime_ns for path in cfg.workspace.rglob("*.safetensors")}
     capsys.readouterr()
     main(cfg)
-    assert "made again" not in capsys.readouterr().out
+    assert "regenerated" not in capsys.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 

@@ -58,7 +58,7 @@ def test_a_mask_that_cannot_be_the_images_is_named(cfg):
     with pytest.raises(UserError, match="has no mask of b.png: add it"):
         read_truth(cfg, "b.png", (2, 2), 4)
     write_mask(cfg, [[9, 0]], "c.png")
-    with pytest.raises(UserError, match="c.png holds the value 9"):
+    with pytest.raises(UserError, match="c.png contains the value 9"):
         read_truth(cfg, "c", (1, 2), 4)
     absent = dataclasses.replace(cfg, masks=cfg.masks / "elsewhere")
     with pytest.raises(UserError, match="name the folder, or the CSV, of true masks"):

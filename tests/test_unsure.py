@@ -64,7 +64,7 @@ def test_unsure_pixels_of_an_own_mask_are_no_nucleus_and_stay_unsure(tmp_path, k
 def test_255_is_a_class_where_mask_values_says_so(tmp_path):
     path = save(tmp_path / "a.png", [0, 128, U])
     assert semantic_mask(*read_own_mask(path, (128, 255), 3)).tolist() == [[0, 1, 2]]
-    with pytest.raises(UserError, match=r"holds the value 128 in 1 pixels .x 1, y 0"):
+    with pytest.raises(UserError, match=r"contains the value 128 .*the first at x 1, y 0"):
         read_own_mask(path, (), 3)  # a mistake beside an unsure pixel
 
 
@@ -122,7 +122,7 @@ def test_the_check_says_how_much_is_unsure(own):
 def test_masks_of_0_and_255_without_mask_values_are_refused_with_the_cure(own):
     for path in own.masks.iterdir():
         save(path, *np.full((64, 64), U))
-    message = "no label holds a nucleus: look at them, and set mask_values if 255 is a class"
+    message = "no label contains a nucleus: check the labels, and set mask_values if 255 is a class"
     with pytest.raises(UserError, match=message):
         generate_semantic_labels(own)
     assert any(stop.startswith(message) for stop in check(own).stops)
@@ -231,7 +231,7 @@ def test_unsure_pixels_belong_to_no_class_in_tables_and_warnings(own):
     assert counts.tolist() == [[940, 36, 0], [0, 0, 0], [972, 0, 36]]
     patches = load_patches(own, id_files(own.workspace, ["a_0.png", "a_2.png"]))
     assert without_classes(own, patches).startswith("no training patch holds stroma:")
-    with pytest.raises(UserError, match="no training mask holds a nucleus"):
+    with pytest.raises(UserError, match="no training mask contains a nucleus"):
         without_classes(own, load_patches(own, id_files(own.workspace, ["a_2.png"])))
 
 

@@ -102,7 +102,7 @@ def test_a_network_is_kept_until_what_decides_it_changes(trained, capsys):
     train_volumes(trained)
     assert "kept, made from the same inputs and settings" in capsys.readouterr().out
     train_volumes(replace(trained, lr=1e-4))
-    assert "made again: lr was 0.002, is 0.0001" in capsys.readouterr().out
+    assert "regenerated: lr was 0.002, is 0.0001" in capsys.readouterr().out
 
 
 def test_half_of_the_patches_are_centred_on_foreground(cfg):
@@ -255,7 +255,7 @@ def test_a_network_from_another_clean_one_is_not_tested(trained):
 def test_a_network_of_other_volumes_is_neither_tested_nor_trained_on(trained):
     train, _ = split_cases(read_task(trained.data).cases, 79, 0)
     rewrite(train[0].label, lambda values, affine: (values * 0, affine))
-    with pytest.raises(UserError, match=r"79_unet is out of date \(what it is made from changed\)"):
+    with pytest.raises(UserError, match=r"79_unet is out of date \(its inputs changed\)"):
         evaluate_volumes(small_test_of(trained))
     with pytest.raises(UserError, match=r"79_unet is out of date \(what .*, seed was 0, is 1\)"):
         train_volumes(replace(trained, free=True, seed=1))

@@ -214,7 +214,7 @@ def test_what_is_made_already_is_kept(cfg, capsys, monkeypatch):
     capsys.readouterr()
     main(cfg)
     said = capsys.readouterr().out
-    assert "made again" not in said
+    assert "regenerated" not in said
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
@@ -222,8 +222,8 @@ def test_a_setting_changes_what_comes_after_it_and_nothing_before(cfg, capsys):
     capsys.readouterr()
     steps(dataclasses.replace(cfg, unsure=0.3))
     said = capsys.readouterr().out
-    assert said.count("made again") == 1
-    assert "Pseudo_Masks/79_tu-test_resnet: made again: unsure was 0.1, is 0.3" in said
+    assert said.count("regenerated") == 1
+    assert "Pseudo_Masks/79_tu-test_resnet: regenerated: unsure was 0.1, is 0.3" in said
 
 
 def test_a_step_names_the_step_before_it(cfg):
@@ -323,7 +323,7 @@ def test_a_damaged_file_is_named_with_the_cure(cfg, damaged, again, step):
         path.write_bytes(path.read_bytes()[:100])
     shutil.rmtree(cfg.workspace / "weak" / again)
     folder = path.parent
-    with pytest.raises(UserError, match=f"{folder} was changed, or damaged, since it was made"):
+    with pytest.raises(UserError, match=f"{folder} was changed, or damaged, since it was gen"):
         step(cfg)
     (folder / RECORD).unlink()  # the user's own now
     with pytest.raises(UserError, match=r" cannot be read \(.*\): remove .* regenerated"):

@@ -188,7 +188,7 @@ def test_images_are_made_again_only_when_what_they_are_made_from_changes(inputs,
 def test_bad_images_are_refused_together_or_left_out(inputs, capsys):
     whole = (inputs.images / "c.png").read_bytes()
     (inputs.images / "c.png").write_bytes(whole[:-20])
-    with pytest.raises(UserError, match="1 file cannot be used.*\n.*c.png is not a whole image"):
+    with pytest.raises(UserError, match="1 file cannot be used.*\n.*c.png is not a complete image"):
         generate_images(inputs)
     skipping = dataclasses.replace(inputs, skip_bad_files=True)
     generate_images(skipping)

@@ -1,4 +1,4 @@
-"""Patches decoded once, and held as uint8 until a batch is made."""
+"""Patches, decoded once and kept as uint8 until they become a batch."""
 
 from contextlib import suppress
 from dataclasses import dataclass
@@ -36,8 +36,8 @@ class Patches:
 def load_patches(cfg: Config, files: list[Pair]) -> Patches:
     """Read patches; a patch without a mask is an OoD patch.
 
-    Raises UserError for a patch that is not patch_size pixels wide and high, and where they do not
-    fit into memory.
+    Raises UserError for a patch that is not patch_size pixels wide and high, and if the patches do
+    not fit into memory.
     """
     require_memory(cfg, len(files))
     side = cfg.patch_size
@@ -63,17 +63,17 @@ def load_patches(cfg: Config, files: list[Pair]) -> Patches:
 
 
 def require_memory(cfg: Config, count: int) -> None:
-    """Raise UserError unless memory has room for so many patches in each process."""
+    """Raise UserError unless `count` patches fit into memory in each process."""
     needed = PIXEL * count * cfg.patch_size**2 * local_world_size()
     if needed > (free := available_memory()):
         raise UserError(
             f"{count} patches take {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are"
-            " available: close other programs, ask for more, or use fewer images"
+            " available: close other programs, request more, or use fewer images"
         )
 
 
 def available_memory() -> float:
-    """Return the bytes that this machine, or the job, has for new data; inf where none says it.
+    """Return the bytes that this machine, or the job, has for new data; inf if unknown.
 
     That is Linux's estimate for the machine, and the limits of its control groups: those of
     containers and of job queues.

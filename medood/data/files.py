@@ -1,4 +1,4 @@
-"""Files and folders: read, and written whole or not at all."""
+"""Files and folders: read, and written completely or not at all."""
 
 import codecs
 import csv
@@ -26,14 +26,14 @@ from medood.data.names import name_of, plain
 from medood.processes import is_main
 
 TIMES = "times.csv"  # in the workspace: equal runs differ in it, and in the report that shows it
-TICK = 0.05  # seconds; the clock of a disk may stand still for a few hundredths
+TICK = 0.05  # seconds; the clock of a disk may advance in steps of a few hundredths
 
-UTF8 = {"encoding": "utf-8", "errors": "backslashreplace"}  # of text that may hold names
+UTF8 = {"encoding": "utf-8", "errors": "backslashreplace"}  # of text that may contain names
 
 QUOTED = {"skipinitialspace": True, "strict": True}  # a quote that is left open is an error
 csv.field_size_limit(2**31 - 1)  # the run lengths of a large mask are one value
 
-CHUNK = 16  # files that a thread takes at once: a hash takes less time than handing on one file
+CHUNK = 16  # files that a thread takes at once: a hash takes less time than passing on one file
 
 A = TypeVar("A")
 T = TypeVar("T")
@@ -65,7 +65,7 @@ def pngs(folder: Path) -> list[Path]:
 def whole(path: Path) -> Iterator[Path]:
     """Yield a name to write a file to; the file takes the name `path` when it is on the disk.
 
-    What a killed run left under that name, the next one writes over.
+    The next run overwrites what a killed run left under that name.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
@@ -79,18 +79,18 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text`, whole or not at all."""
+    """Write `text`, completely or not at all."""
     with whole(path) as partial:
         partial.write_bytes(to_utf8(text))
 
 
 def to_utf8(text: str) -> bytes:
-    """Return text in UTF-8, also if it holds the name of a file that is none (see names.py)."""
+    """Return text in UTF-8, even if it contains a file name that is not UTF-8 (see names.py)."""
     return text.encode(**UTF8)
 
 
 def write_json(path: Path, content: object) -> None:
-    """Write `content` as JSON, whole or not at all."""
+    """Write `content` as JSON, completely or not at all."""
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
@@ -110,7 +110,7 @@ def timed(workspace: Path, step: str) -> Iterator[None]:
 
 
 def read_json(path: Path) -> dict | None:
-    """Return a JSON object; None if there is no such file or it holds something else."""
+    """Return a JSON object; None if there is no such file or it contains something else."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
@@ -126,10 +126,10 @@ def read_table(path: Path, known: Collection[str] = ()) -> list[dict[str, str]]:
 def read_rows(path: Path, known: Collection[str] = ()) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield the rows of a CSV with a header, and their numbers, from 2 on, as a spreadsheet counts.
 
-    One by one: a long table need not fit into memory. It is as any spreadsheet saves one: with
-    commas, semicolons or tabs, in UTF-8 or in UTF-16. Columns and values are plain (names.py);
-    empty rows are left out, missing values are "". known: columns that may be in capitals.
-    Raises UserError for another encoding, two columns of one name, and a row that is too long.
+    One by one: a long table need not fit into memory. Any spreadsheet's CSV will do: with commas,
+    semicolons or tabs, in UTF-8 or in UTF-16. Columns and values are plain (names.py); empty rows
+    are skipped, missing values are "". known: columns that may be in capitals.
+    Raises UserError for another encoding, two columns of the same name, and a row that is too long.
     """
     with _opened_csv(path) as lines:
         columns = _columns(path, lines, known)
@@ -158,16 +158,17 @@ def _opened_csv(path: Path) -> Iterator[Iterator[tuple[int, list[str]]]]:
         raise UserError(
             f'{path} is not a CSV in UTF-8 ({error}): save it as "CSV UTF-8", or, if it is in the'
             " encoding of old Windows programs, run `iconv -f WINDOWS-1252 -t UTF-8"
-            f" {quote(str(path))} > new.csv`; remove it if a step made it"
+            f" {quote(str(path))} > new.csv`; remove it if a step generated it"
         ) from None
     except csv.Error as error:
         raise UserError(
-            f"{path} is not a CSV ({error}): close the quotes in it, or remove it if a step made it"
+            f"{path} is not a CSV ({error}): close the quotes in it, or remove it if a step"
+            " generated it"
         ) from None
 
 
 def _separator_of(file: TextIO) -> tuple[str, int]:
-    """Return what parts the columns of a CSV, and the number of its next row."""
+    """Return what separates the columns of a CSV, and the number of its next row."""
     if named := re.fullmatch(r'"?sep=(.)"?\s*', file.readline(), re.IGNORECASE):  # Excel's
         return named[1], 2
 
@@ -188,11 +189,11 @@ def _columns(
     columns = [name.lower() if name.lower() in known else name for name in names]
     if any("\0" in name for name in columns):
         raise UserError(
-            f'{path} is not a CSV in UTF-8 but perhaps in UTF-16: save it as "CSV UTF-8"'
+            f'{path} is not a CSV in UTF-8, but may be one in UTF-16: save it as "CSV UTF-8"'
         )
     for name, count in Counter(columns).items():
         if name and count > 1:
-            raise UserError(f"{path} has two columns {name}: rename or remove one")
+            raise UserError(f"{path} has two columns named {name}: rename or remove one")
     return columns
 
 
@@ -205,10 +206,10 @@ def csv_text(header: list[str], rows: Iterable[Iterable]) -> str:
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder to fill; it takes the place of `folder` when the block ends.
+    """Yield an empty folder to fill; it replaces `folder` when the block ends.
 
-    An error or a kill before that leaves the folder that stood there as it was; a kill between the
-    two renames at the end leaves none. What a killed run left beside it is removed.
+    An error or a kill before that leaves `folder` as it was; a kill between the two renames at the
+    end leaves none. What a killed run left next to it is removed.
     """
     partial, old = (folder.with_name(f".{folder.name}.{end}") for end in ("partial", "replaced"))
     _remove(partial)
@@ -229,7 +230,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 def _remove(path: Path) -> None:
-    """Remove a file, a folder with all in it, or a link, but not what the link leads to."""
+    """Remove a file, a folder with its content, or a link, but not the target of the link."""
     if path.is_symlink() or path.is_file():
         path.unlink()
     else:
@@ -254,13 +255,13 @@ def fingerprint(paths: Iterable[Path]) -> str:
 
 
 def hash_of(path: Path) -> str:
-    """Return the SHA-256 of a file's content; UserError if it is not there."""
+    """Return the SHA-256 of a file's content; UserError if it is missing."""
     try:
         state = path.stat()
     except FileNotFoundError:
         raise missing(path) from None
     if time.time() - max(state.st_mtime, state.st_ctime) < TICK:
-        return _hash_now(path)  # another change may leave its time as it is
+        return _hash_now(path)  # another change may not change its time
     return _hash_once(path, state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino)
 
 
@@ -269,19 +270,19 @@ def _hash_now(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-@functools.cache  # the steps of main.py look at the same files again and again
+@functools.cache  # the steps of main.py check the same files again and again
 def _hash_once(path: Path, *state: int) -> str:
     return _hash_now(path)
 
 
 def missing(path: Path) -> UserError:
-    """Return the error to raise for a file that is not there."""
-    return UserError(f"{path} is missing: put it back, or regenerate its folder")
+    """Return the error to raise for a missing file."""
+    return UserError(f"{path} is missing: restore it, or regenerate its folder")
 
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turn what reading a damaged file of a step raises into a UserError with the cure."""
+    """Turn the error of reading a damaged file of a step into a UserError with the cure."""
     try:
         yield
     except Exception as error:  # zip, numpy, safetensors, names and shapes each have their own kind

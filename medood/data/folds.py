@@ -22,13 +22,13 @@ VAL_SHARE = 0.1  # of the training side's patches, at the least
 
 
 def deal(units: list[str], seed: int, parts: int = PARTS) -> dict[str, int]:
-    """Return the part, from 0, of each unit: shuffled by `seed`, then dealt like cards."""
+    """Return the part, from 0, of each unit: shuffled by `seed`, then assigned in turn."""
     order = np.random.default_rng(seed).permutation(len(units))
     return {units[position]: rank % parts for rank, position in enumerate(order)}
 
 
 def deal_patients(cfg: Config, names: list[str], parts: int = PARTS) -> dict[str, int]:
-    """Return the part, from 0, of each patch: patients are dealt by `seed`, with all patches."""
+    """Return the part, from 0, of each patch: patients are split by `seed`, with all patches."""
     patients = patients_of(cfg, names)
     of_patient = deal(sorted(set(patients)), cfg.seed, parts)
     return {name: of_patient[patient] for name, patient in zip(names, patients, strict=True)}
@@ -37,7 +37,7 @@ def deal_patients(cfg: Config, names: list[str], parts: int = PARTS) -> dict[str
 def held_out(cfg: Config, names: list[str], fold: int) -> set[str]:
     """Return the patches that fold number `fold` tests; it trains on the others.
 
-    Raises UserError if one side is empty, and where a table that says who is dealt is wrong.
+    Raises UserError if one side is empty, and if a table that the split needs is wrong.
     """
     if cfg.split == "official":
         official = read_official(cfg.workspace, names)
@@ -49,7 +49,7 @@ def held_out(cfg: Config, names: list[str], fold: int) -> set[str]:
     tested = {name for name in names if parts[name] == fold % PARTS}
     if len(tested) in (0, len(names)):
         raise UserError(
-            f"fold {fold}: split = {cfg.split} leaves a side of it empty, as there are too few"
+            f"fold {fold}: split = {cfg.split} leaves one side empty, as there are too few"
             f" {cfg.unit}s: add some, or set split to patch"
         )
     return tested
@@ -60,8 +60,8 @@ def read_official(workspace: Path, patches: list[str]) -> dict[str, int]:
     path = official_table(workspace)
     if path is None:
         raise UserError(
-            f"no info.csv in {workspace / 'Lizard_Labels'}: put Lizard's own there,"
-            " or set split to patch or region"
+            f"no info.csv in {workspace / 'Lizard_Labels'}: add Lizard's, or set split to patch or"
+            " region"
         )
     parts: dict[str, int] = {}
     for number, row in read_rows(path, ("filename", "split")):
@@ -88,7 +88,7 @@ class Fold(NamedTuple):
 def read_fold(cfg: Config, fold: int) -> Fold:
     """Return the patches of a fold.
 
-    Raises UserError where the list is missing, is no such list, or names a patch that is not there.
+    Raises UserError if the list is missing or damaged, or names a patch that does not exist.
     """
     path = fold_path(cfg.workspace, fold)
     if not path.exists():
@@ -103,7 +103,7 @@ def read_fold(cfg: Config, fold: int) -> Fold:
 
 
 def hold_out_patients(cfg: Config, names: list[str], fold: int) -> set[str]:
-    """Return the patches of just so many patients, drawn by seed and fold, as make VAL_SHARE.
+    """Return all patches of some patients, drawn by seed and fold: at least VAL_SHARE of them.
 
     Raises UserError if that leaves none.
     """
@@ -125,7 +125,7 @@ def hold_out_patients(cfg: Config, names: list[str], fold: int) -> set[str]:
 
 
 def patches_there(workspace: Path) -> tuple[set[str], set[str]]:
-    """Return the names of the patches, and of the bad files behind others, for read_list."""
+    """Return the names of the patches, and of the bad files that were skipped, for read_list."""
     there = set(by_name(pngs(workspace / "Image_Patchs")))
     folders = workspace / "Image_Patchs", workspace / "k_folds"
     return there, {name for folder in folders for name in record_of(folder).bad_files}
@@ -135,7 +135,7 @@ def read_list(path: Path, there: set[str], bad: set[str]) -> tuple[list[str], li
     """Return the names that a fold list tags train, and those it tags test.
 
     there: the patches; UserError if others are named. bad: the names of patches, and of images or
-    labels of regions, that are left out: the list may name their patches.
+    labels of regions, that are skipped: the list may name their patches.
     """
     rows = read_table(path, ("img_name", "obj_tag"))
     tags = {row.get("img_name"): row.get("obj_tag") for row in rows}
@@ -155,12 +155,12 @@ def read_list(path: Path, there: set[str], bad: set[str]) -> tuple[list[str], li
     gone = sorted(tags.keys() - there)
     if gone:
         raise UserError(
-            f"{path} names {len(gone)} patches that are not in Image_Patchs, {gone[0]} for one:"
-            " remove it to have it drawn again, or put them back"
+            f"{path} names {len(gone)} patches that are not in Image_Patchs, such as {gone[0]}:"
+            " remove it to have it regenerated, or restore them"
         )
     train = [name for name, tag in tags.items() if tag == "train"]
     test = [name for name, tag in tags.items() if tag == "test"]
     for tag, members in (("train", train), ("test", test)):
         if not members:
-            raise UserError(f"{path} has no patch tagged {tag}: remove it to have it drawn again")
+            raise UserError(f"{path} has no patch tagged {tag}: remove it to have it regenerated")
     return train, test

@@ -19,7 +19,7 @@ def tile(image: np.ndarray, patch_size: int) -> np.ndarray:
 
 
 def patch_of(x: float, y: float, height: int, width: int, patch_size: int) -> int:
-    """Return the number of the patch that holds a point of a region of height x width pixels."""
+    """Return the number of the patch that contains a point of a region of height x width pixels."""
     top, left = padding(height, patch_size)[0], padding(width, patch_size)[0]
     columns = -(-width // patch_size)
     row, column = (round(y) + top) // patch_size, (round(x) + left) // patch_size

@@ -1,4 +1,4 @@
-"""What an image file says of itself, read before any pixel of it is decoded."""
+"""The header of an image file, read before any pixel of it is decoded."""
 
 import struct
 import zlib
@@ -14,7 +14,7 @@ from config import UserError
 if TYPE_CHECKING:
     from tifffile import TiffFile, TiffPage
 
-Image.MAX_IMAGE_PIXELS = None  # ours is the limit
+Image.MAX_IMAGE_PIXELS = None  # MAX_PIXELS is the limit
 MAX_PIXELS = 2**29  # of an image or label that is read as a whole: a small file can claim more
 
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"  # how such files begin
@@ -22,13 +22,13 @@ TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # and BigTIFF
 ORIENTATION = 0x0112  # the tag of TIFF and EXIF
 # of Pillow's modes; bits are 8 in all others
 BITS = {"1": 1, "I;16": 16, "I;16B": 16, "I;16L": 16, "I": 32, "F": 32}
-WHITE_AS_0 = "grey with white as 0"  # of TIFFs: values are stored turned over
+WHITE_AS_0 = "grey with white as 0"  # of TIFFs: values are stored inverted
 MICRONS = {2: 25_400, 3: 10_000}  # in TIFF's units of resolution, inch and centimetre
 COLOURS = {"1": "grey", "L": "grey", "I": "grey", "F": "grey", "P": "palette", "RGB": "RGB"}
 
 
 class Header(NamedTuple):
-    """What a file claims to hold; height and width in pixels of the upright image."""
+    """What a file claims to contain; height and width in pixels of the upright image."""
 
     height: int
     width: int
@@ -44,7 +44,7 @@ class Header(NamedTuple):
 
 
 def read_header(path: Path, data: bytes | None = None) -> Header:
-    """Return what an image file says of itself.
+    """Return the header of an image file.
 
     data: its content; without, a TIFF is read in parts, as whole slides do not fit into memory, and
     may be of any size. Raises UserError for a file that is cut off, claims more than MAX_PIXELS or
@@ -63,16 +63,16 @@ def read_header(path: Path, data: bytes | None = None) -> Header:
             with Image.open(BytesIO(data)) as file:
                 header = _of_image(file, data)
     except Exception:  # Pillow and tifffile raise a dozen kinds for a damaged header
-        raise UserError(f"{path} is not a whole image file: unpack or make it again") from None
+        raise UserError(f"{path} is not a complete image file: unpack or export it again") from None
     if header.pages > 1:
-        raise UserError(f"{path} holds {header.pages} pages: save the page to be used as a file")
+        raise UserError(f"{path} has {header.pages} pages: save the page to be used as a file")
     if is_whole:
         refuse_huge(path, header.height * header.width)
     return header
 
 
 def refuse_huge(path: Path, pixels: int) -> None:
-    """Raise UserError for a file that claims to hold more pixels than are read."""
+    """Raise UserError for a file that claims to have more pixels than are read."""
     if pixels > MAX_PIXELS:
         raise UserError(
             f"{path} claims to have {pixels:,} pixels, more than {MAX_PIXELS:,}: cut it into parts"
@@ -86,13 +86,13 @@ def _begin(path: Path) -> bytes:
 
 
 def _upright(height: int, width: int, orientation: int) -> tuple[int, int, int]:
-    """Return height and width of the upright image, and its orientation, 1 where that is none."""
+    """Return height and width of the upright image, and its orientation, 1 if it has none."""
     orientation = orientation if orientation in range(2, 9) else 1
     return (width, height, orientation) if orientation > 4 else (height, width, orientation)
 
 
 def _of_image(file: Image.Image, data: bytes) -> Header:
-    """Return the header of a file that is no TIFF, opened by Pillow."""
+    """Return the header of a file other than TIFF, opened by Pillow."""
     is_png, is_jpeg = data.startswith(PNG), data.startswith(JPEG)
     exif = _exif_of_png(data) if is_png else file.getexif()
     channels = file.getbands()
@@ -113,8 +113,8 @@ def _of_image(file: Image.Image, data: bytes) -> Header:
 def _exif_of_png(data: bytes) -> Image.Exif:
     """Return the EXIF entries of a PNG; an error if it is cut off or damaged.
 
-    Bytes behind its end are no damage. Pillow looks at no checksum of pixels, and for the entries
-    it decodes them.
+    Bytes after its end are not damage. Pillow checks no checksum of pixels, and decodes them for
+    the entries.
     """
     place, name, exif = len(PNG), b"", Image.Exif()
     while name != b"IEND":
@@ -122,7 +122,7 @@ def _exif_of_png(data: bytes) -> Image.Exif:
         end = place + 8 + length
         (checksum,) = struct.unpack_from(">I", data, end)
         content = memoryview(data)[place + 8 : end]
-        # what begins in lower case decides no pixel
+        # chunks whose name begins in lower case decide no pixel
         if name[:1].isupper() and zlib.crc32(content, zlib.crc32(name)) != checksum:
             raise ValueError(name)
         if name == b"eXIf":
@@ -132,7 +132,7 @@ def _exif_of_png(data: bytes) -> Image.Exif:
 
 
 def _of_tiff(file: "TiffFile") -> Header:
-    """Return the header of a TIFF; the reduced copies in a pyramid are no pages."""
+    """Return the header of a TIFF; the reduced copies in a pyramid are not pages."""
     from tifffile import COMPRESSION, PHOTOMETRIC
 
     first = file.pages.first
@@ -162,7 +162,7 @@ def _of_tiff(file: "TiffFile") -> Header:
 
 
 def _microns(page: "TiffPage", orientation: int) -> tuple[float, float] | None:
-    """Return the microns per pixel that a TIFF's resolution tells, down and across when upright."""
+    """Return the microns per pixel of a TIFF's resolution, down and across when upright."""
     unit = MICRONS.get(page.tags.valueof("ResolutionUnit", default=2))
     found = [page.tags.valueof(f"{axis}Resolution") for axis in "YX"]
     if unit is None or not all(value and all(value) for value in found):
@@ -172,7 +172,7 @@ def _microns(page: "TiffPage", orientation: int) -> tuple[float, float] | None:
 
 
 def _name(kind: type[Enum], value: int) -> str:
-    """Return the name of a value of a tag, or the number of one that nobody has named."""
+    """Return the name of a value of a tag, or its number if it has no name."""
     try:
         return kind(value).name
     except ValueError:
@@ -180,21 +180,21 @@ def _name(kind: type[Enum], value: int) -> str:
 
 
 def _pages(file: "TiffFile", first: "TiffPage") -> int:
-    """Return how many images a TIFF holds, copies of the first in other sizes not counted.
+    """Return how many images a TIFF has, copies of the first in other sizes not counted.
 
-    These are marked as reduced. Beside a tiled image, smaller ones in strips are the thumbnail, the
-    label and the overview of a slide, as Aperio's scanners store them, which mark no copy.
+    These are marked as reduced. Next to a tiled image, smaller ones in strips are the thumbnail,
+    the label and the overview of a slide, as Aperio's scanners store them, which mark no copy.
     """
 
     def is_copy(page: "TiffPage") -> bool:
         is_smaller = page.imagelength < first.imagelength and page.imagewidth < first.imagewidth
-        beside = first.is_tiled and is_smaller and (file.is_svs or not page.is_tiled)
-        return bool(page.is_reduced or beside)
+        of_slide = first.is_tiled and is_smaller and (file.is_svs or not page.is_tiled)
+        return bool(page.is_reduced or of_slide)
 
     pages = len(file.pages)
     if pages == 1 and not file.is_ome:  # a stack may have one header only; OME's may be in files
         plane = first.imagelength * first.imagewidth * first.samplesperpixel
         return max(1, file.series[0].size // plane)
-    if first.is_reduced:  # the image it is a copy of comes behind it
+    if first.is_reduced:  # the image it is a copy of comes after it
         return pages
     return 1 + sum(not is_copy(page) for page in file.pages[1:])

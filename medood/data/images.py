@@ -1,8 +1,8 @@
 """Images and masks: checked before they are decoded, read as they are, written as PNG.
 
 Images are RGB everywhere in memory; OpenCV's BGR exists in this file only. An image of another kind
-is converted where nothing is lost, and refused where something is. What carries an orientation, as
-cameras note it, is turned upright, image or mask.
+is converted if nothing is lost, and refused otherwise. An image or mask with an orientation, as
+cameras record it, is turned upright.
 """
 
 from io import BytesIO
@@ -17,15 +17,15 @@ from medood import UNSURE
 from medood.data.files import missing
 from medood.data.headers import WHITE_AS_0, Header, read_header
 
-cv2.setNumThreads(1)  # images are resized in parallel: OpenCV's own threads would fight it
+cv2.setNumThreads(1)  # images are resized in parallel: OpenCV's own threads would compete
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
-# compressions, as tifffile names them; the plain ones everybody reads
+# compressions, as tifffile names them; all programs read the plain ones
 PLAIN, LOSSY = ("", "NONE", "JPEG"), ("JPEG", "OJPEG")
 
 
 def read_bytes(path: Path) -> bytes:
-    """Return the content of a file; UserError if it is not there."""
+    """Return the content of a file; UserError if it is missing."""
     try:
         return path.read_bytes()
     except FileNotFoundError:
@@ -38,9 +38,9 @@ def read_bytes(path: Path) -> bytes:
 def read_image(path: Path, scaled: bool = False) -> np.ndarray:
     """Return an image as RGB uint8 (H, W, 3), upright.
 
-    Grey, palette and opaque images are converted, for nothing is lost. Raises UserError for one
-    that cannot be read, has more than MAX_PIXELS, 16 bits, transparent pixels or several pages.
-    scaled: 16 bits of grey are no error, but scaled by their own range (see `to_bytes`).
+    Grey, palette and opaque images are converted, as nothing is lost. Raises UserError for one that
+    cannot be read, has more than MAX_PIXELS, 16 bits, transparent pixels or several pages.
+    scaled: 16 bits of grey are scaled by their own range (see `to_bytes`), not refused.
     """
     data = read_bytes(path)
     header = read_header(path, data)
@@ -60,7 +60,7 @@ def read_image(path: Path, scaled: bool = False) -> np.ndarray:
 
 
 def to_bytes(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Return values scaled so that low..high become 0..255, as uint8; 0 where both are one."""
+    """Return values scaled so that low..high become 0..255, as uint8; 0 if both are equal."""
     low, high = float(low), float(high)
     shares = (values.astype(np.float64) - low) / ((high - low) or 1.0)
     return np.rint(255 * shares.clip(0, 1)).astype(np.uint8)
@@ -69,7 +69,7 @@ def to_bytes(values: np.ndarray, low: float, high: float) -> np.ndarray:
 def require_plain(path: Path, header: Header, scaled: bool = False) -> None:
     """Raise UserError for an image that is not RGB or grey with 8 bits, from 0, per channel.
 
-    scaled: 16 bits of grey, signed or not, will do.
+    scaled: 16 bits of grey, signed or not, are accepted.
     """
     bits, colours = header.bits, header.colours
     is_scaled = scaled and colours == "grey" and header.channels == 1 and 8 < bits <= 16
@@ -84,21 +84,21 @@ def require_plain(path: Path, header: Header, scaled: bool = False) -> None:
 
 def transparent(path: Path) -> UserError:
     """Return the error to raise for an image or a mask with transparent pixels."""
-    return UserError(f"{path} has transparent pixels: save it again laid on a background")
+    return UserError(f"{path} has transparent pixels: save it again on an opaque background")
 
 
 def read_values(path: Path) -> np.ndarray:
     """Return the values that a mask stores, bool or whole numbers of any type (H, W), upright.
 
-    Of a palette these are the indices, and where white is 0 the numbers as they are stored, which
-    is how ImageJ and tifffile have them. A mask in grey may be saved as RGB. Raises UserError for
-    one that cannot be read, has more than MAX_PIXELS, or of whose values something else is lost.
+    Of a palette these are the indices, and if white is 0 the numbers as stored, as in ImageJ and
+    tifffile. A mask in grey may be saved as RGB. Raises UserError for one that cannot be read, has
+    more than MAX_PIXELS, or has lost part of its values.
     """
     data = read_bytes(path)
     header = read_header(path, data)
     problem = None
     if header.compression in LOSSY:
-        problem = "is compressed as JPEG, which changes values: save the mask as PNG from the start"
+        problem = "is compressed as JPEG, which changes values: export the mask as PNG"
     elif header.bits in (2, 4) and header.colours == "grey":
         problem = f"has {header.bits} bits, which programs read as different values: save it with 8"
     elif header.channels > 1 and header.bits > 8:
@@ -118,8 +118,8 @@ def read_values(path: Path) -> np.ndarray:
             broken = ~((values % 1 == 0) & (np.abs(values) < 2**53))
         if broken.any():
             raise UserError(
-                f"{path} holds {values[broken][0]:g}, which is no whole number: save the mask with"
-                " whole numbers, 0 background"
+                f"{path} contains {values[broken][0]:g}, which is not a whole number: save the mask"
+                " with whole numbers, 0 background"
             )
         values = values.astype(np.int64)
     return values
@@ -133,9 +133,9 @@ def _grey(path: Path, values: np.ndarray, has_alpha: bool) -> np.ndarray:
     if (values != value[..., None]).any():
         raise UserError(
             f"{path} is a mask in colour: save it with one channel of whole numbers, 0 background"
-            " and others as mask_values lists them"
+            " and classes as in mask_values"
         )
-    # transparent background tells nothing else than its value does
+    # transparency that only repeats which pixels are background is accepted
     if has_alpha and (alpha != 255).any() and (alpha != np.where(value, 255, 0)).any():
         raise transparent(path)
     return value
@@ -152,22 +152,22 @@ def read_mask(path: Path, classes: int) -> np.ndarray:
         known |= mask == UNSURE
     if not known.all():
         raise UserError(
-            f"{path} is not a class mask (values 0..{classes - 1}, {UNSURE} where unsure), it holds"
-            f" {mask[~known][0]}: mend it, or delete its folder if a step made it"
+            f"{path} is not a class mask (values 0..{classes - 1}, {UNSURE} where unsure), it"
+            f" contains {mask[~known][0]}: correct it, or delete its folder if a step generated it"
         )
     return mask.astype(np.uint8)
 
 
 def _decode(path: Path, data: bytes, header: Header, as_colours: bool) -> np.ndarray:
-    """Return the pixels of an image as its file holds them, (H, W) or (H, W, C), upright.
+    """Return the pixels of an image as stored in its file, (H, W) or (H, W, C), upright.
 
-    as_colours: of a palette, or where a colour stands for transparency, not the values but the
-    colours, RGB or RGBA. Raises UserError for content that cannot be decoded.
+    as_colours: of a palette, or if a colour marks transparency, not the values but the colours,
+    RGB or RGBA. Raises UserError for content that cannot be decoded.
     """
     decoders = [_decode_by_pillow]
-    as_stored = header.colours == WHITE_AS_0 and not as_colours  # Pillow turns such values over
+    as_stored = header.colours == WHITE_AS_0 and not as_colours  # Pillow inverts such values
     if header.compression and (header.bits > 8 or as_stored):  # a TIFF
-        # Pillow knows no 64 bits, and takes the bytes of some numbers in the wrong order
+        # Pillow does not support 64 bits, and reads the bytes of some numbers in the wrong order
         may_fall_back = not as_stored and (data.startswith(b"II") or header.kind == "u")
         decoders = [_decode_by_tifffile, *decoders * may_fall_back]
     errors = []
@@ -182,9 +182,11 @@ def _decode(path: Path, data: bytes, header: Header, as_colours: bool) -> np.nda
         except Exception as error:  # both raise a dozen kinds for damaged content
             errors.append(str(error) or type(error).__name__)
     if header.compression in PLAIN:
-        raise UserError(f"{path} is not a whole image file ({errors[0]}): unpack or make it again")
+        raise UserError(
+            f"{path} is not a complete image file ({errors[0]}): unpack or export it again"
+        )
     raise UserError(
-        f"{path} is damaged, or compressed in a way that cannot be read here, {header.compression}"
+        f"{path} is damaged, or its compression, {header.compression}, is not supported"
         f" ({errors[0]}): save it again without compression"
     )
 
@@ -200,8 +202,8 @@ def _decode_by_pillow(data: bytes, header: Header, as_colours: bool) -> np.ndarr
         pixels = np.array(file)
     if pixels.dtype != bool:
         pixels = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
-        pixels = pixels.view(f"{header.kind}{pixels.itemsize}")  # Pillow takes some for others
-    # it turns TIFFs itself, and only these
+        pixels = pixels.view(f"{header.kind}{pixels.itemsize}")  # Pillow confuses some kinds
+    # Pillow turns TIFFs upright, and only these
     return pixels if is_tiff else _turned(pixels, header.orientation)
 
 
@@ -239,7 +241,7 @@ def image_size(path: Path) -> tuple[int, int]:
 def orientation_of(path: Path) -> int:
     """Return how an image or label is stored: 1 upright, 2..8 as TIFF and EXIF count.
 
-    What is no file of IMAGE_ENDINGS, as a .mat or DICOM file, is upright.
+    Other files than those of IMAGE_ENDINGS, such as .mat or DICOM, are upright.
     """
     is_image = path.suffix.lower() in IMAGE_ENDINGS
     return read_header(path, read_bytes(path)).orientation if is_image else 1
@@ -248,19 +250,19 @@ def orientation_of(path: Path) -> int:
 def require_one_orientation(
     image: Path, label: Path, orientations: tuple[int, int], *shapes: tuple[int, ...]
 ) -> None:
-    """Raise UserError if a label may lie turned on its image.
+    """Raise UserError if a label may be turned against its image.
 
-    Whether a label without an orientation was drawn on the image as stored or as displayed, only
-    the sizes can tell, and only if the image is turned by 90 degrees. orientations: of the image
-    and its label. shapes: height and width of both when upright.
+    Only the sizes show whether a label without an orientation was drawn on the image as stored or
+    as displayed, and only if the image is turned by 90 degrees. orientations: of the image and its
+    label. shapes: height and width of both when upright.
     """
     one, other = orientations
     (height, width), of_label = shapes
-    is_told = max(one, other) > 4 and 1 in (one, other) and (height, width) == of_label
-    is_told = is_told and height != width
-    if one != other and not is_told:
+    is_known = max(one, other) > 4 and 1 in (one, other) and (height, width) == of_label
+    is_known = is_known and height != width
+    if one != other and not is_known:
         raise UserError(
-            f"{image} carries the orientation {one} and its label {label} {other} (EXIF counts 1 as"
+            f"{image} has the orientation {one} and its label {label} {other} (in EXIF, 1 is"
             " upright), so the label may be turned: save both upright, without an orientation"
         )
 
@@ -285,13 +287,13 @@ def require_side(path: Path, pixels: np.ndarray, side: int) -> None:
 
 
 def require_match(path: Path, image: np.ndarray, label_path: Path, label: np.ndarray) -> None:
-    """Raise UserError for the image of a region, at `path`, on which its label does not lie."""
+    """Raise UserError if the label of a region does not match its image, at `path`."""
     orientations = orientation_of(path), orientation_of(label_path)
     require_one_orientation(path, label_path, orientations, image.shape[:2], label.shape)
     if image.shape[:2] != label.shape:
         raise UserError(
             f"{path} is {image.shape[1]} x {image.shape[0]} pixels but its label {label.shape[1]} x"
-            f" {label.shape[0]}: put the image that the label belongs to there"
+            f" {label.shape[0]}: replace it with the image of this label"
         )
 
 

@@ -1,11 +1,11 @@
-"""Labels of a region, Lizard's or the user's own: read, with every mistake in them named.
+"""Labels of a region, Lizard's or the user's: read, with every mistake in them reported.
 
 Both give the same three int32 arrays: inst_map (H, W), 0 where background, UNSURE_ID where unsure
 (Lizard never is), else the id of a nucleus; ids (N,), the nuclei in any order; classes (N,), the
 class of each, from 1.
 
-In a class mask, UNSURE marks the pixels of which nobody knows the class. They count in no loss and
-no score, and neither as foreground nor as background.
+In a class mask, UNSURE marks the pixels whose class is unknown. They count in no loss and no score,
+and neither as foreground nor as background.
 """
 
 import math
@@ -42,9 +42,9 @@ def is_foreground(mask: Array) -> Array:
 
 
 def no_nucleus(cfg: Config) -> str:
-    """Return what to say where no label holds a nucleus."""
-    cure = f", and set mask_values if {UNSURE} is a class there: else it means unsure"
-    return f"no label holds a nucleus: look at them{'' if cfg.masks is None else cure}"
+    """Return what to say if no label contains a nucleus."""
+    cure = f", and set mask_values if {UNSURE} is a class there: otherwise it means unsure"
+    return f"no label contains a nucleus: check the labels{'' if cfg.masks is None else cure}"
 
 
 def read_region_label(path: Path, cfg: Config) -> Label:
@@ -56,10 +56,10 @@ def read_region_label(path: Path, cfg: Config) -> Label:
 
 
 def read_label(path: Path, n_classes: int) -> Label:
-    """Return the label that a Lizard .mat file holds.
+    """Return the label in a Lizard .mat file.
 
-    n_classes: background included. Raises UserError, naming the file, for anything that is not such
-    a file, and for an id of the map that the file does not list.
+    n_classes: background included. Raises UserError, naming the file, for any other file, and for
+    an id of the map that the file does not list.
     """
     content = _load_mat(path)
     inst_map, ids, classes = content["inst_map"], content["id"].ravel(), content["class"].ravel()
@@ -73,8 +73,8 @@ def read_label(path: Path, n_classes: int) -> Label:
         (is_map, f"`inst_map` has shape {inst_map.shape}, expected (height, width)"),
         (len(ids) == len(classes), f"{len(ids)} values in `id` but {len(classes)} in `class`"),
         (is_unique, "`id` lists a nucleus twice, or 0, which is background"),
-        (not wrong.size, f"`class` holds {wrong.max(initial=0)}, expected 1..{n_classes - 1}"),
-        (not unlisted.size, f"inst_map holds nucleus {unlisted.max(initial=0)}, `id` does not"),
+        (not wrong.size, f"`class` contains {wrong.max(initial=0)}, expected 1..{n_classes - 1}"),
+        (not unlisted.size, f"inst_map contains nucleus {unlisted.max(initial=0)}, `id` does not"),
     ):
         if not holds:
             raise UserError(f"{path}: {problem}: correct the file, or unpack it again")
@@ -82,12 +82,12 @@ def read_label(path: Path, n_classes: int) -> Label:
 
 
 def _load_mat(path: Path) -> dict[str, np.ndarray]:
-    """Return the arrays of a .mat file that KEYS names, int32; UserError if they are none."""
+    """Return the arrays named in KEYS of a .mat file, int32; UserError if one is missing."""
     from scipy.io import loadmat, whosmat  # here: they double the time that --help takes
 
     try:
         for name, shape, kind in whosmat(path):
-            if name in KEYS and not re.fullmatch(NUMBERS, kind):  # a cell may hold any size
+            if name in KEYS and not re.fullmatch(NUMBERS, kind):  # a cell may have any size
                 raise UserError(
                     f"{path}: `{name}` is of kind {kind}, expected whole numbers: unpack it again"
                 )
@@ -98,7 +98,7 @@ def _load_mat(path: Path) -> dict[str, np.ndarray]:
         raise
     except NotImplementedError:  # HDF5
         raise UserError(
-            f"{path} is a .mat file of version 7.3, which is not read here: run in MATLAB"
+            f"{path} is a .mat file of version 7.3, which is not supported: run in MATLAB"
             f" `s = load('{path}'); save('{path}', '-struct', 's', '-v7')`"
         ) from None
     except Exception as error:  # scipy raises a dozen kinds for a damaged file
@@ -111,33 +111,32 @@ def _load_mat(path: Path) -> dict[str, np.ndarray]:
             raise UserError(f"{path} has no `{key}`: unpack it again")
         whole = values.dtype.kind in "iuf" and (values % 1 == 0).all()
         if not whole or not 0 <= values.min(initial=0) <= values.max(initial=0) < LARGEST_ID:
-            raise UserError(f"{path}: `{key}` holds not only whole numbers from 0: unpack it again")
+            raise UserError(f"{path}: `{key}` has values other than 0, 1, 2, ...: unpack it again")
         content[key] = values.astype(np.int32)
     return content
 
 
 def _second_colour(path: Path, expected: tuple[int, ...]) -> int:
-    """Return the value that the second colour of a mask of two colours stands for.
+    """Return the value of the second colour of a mask of two colours.
 
-    That is the one class there is, or else 1 or 255, as programs show this colour as either.
-    expected: the values that a mask may hold, background first. Raises UserError if 1 and 255 both
-    are classes.
+    That is the only class, or else 1 or 255, as programs show this colour as either. expected: the
+    values of a mask, background first. Raises UserError if both 1 and 255 are classes.
     """
     if len(expected) == 2:
         return expected[1]
     if {1, 255} <= set(expected):
         raise UserError(
-            f"{path} has two colours, of which one may be 1 or 255, and mask_values lists both:"
-            " save it with 8 bits"
+            f"{path} has two colours, of which one may be 1 or 255, and mask_values has both: save"
+            " it with 8 bits"
         )
     return 255 if 255 in expected else 1
 
 
 def read_own_mask(path: Path, mask_values: tuple[int, ...], n_classes: int) -> Label:
-    """Return a class mask of the user's as a label: a nucleus is touching pixels of one class.
+    """Return a user-supplied class mask as a label: a nucleus is touching pixels of one class.
 
-    mask_values: what stands for each class; if empty, 1 up to n_classes - 1. A value UNSURE that
-    stands for no class is unsure. Raises UserError for a mask with any other value.
+    mask_values: the value of each class; if empty, 1 up to n_classes - 1. A value UNSURE that is
+    not a class is unsure. Raises UserError for a mask with any other value.
     """
     from skimage.measure import label
 
@@ -153,9 +152,9 @@ def read_own_mask(path: Path, mask_values: tuple[int, ...], n_classes: int) -> L
     if len(unknown):
         row, column = unknown[0]
         raise UserError(
-            f"{path} holds the value {mask[row, column]} in {len(unknown)} pixels (x {column},"
-            f" y {row} is the first), expected {', '.join(map(str, expected))}: set mask_values to"
-            " what stands for each of the classes"
+            f"{path} contains the value {mask[row, column]} in {len(unknown)} pixels (the first at"
+            f" x {column}, y {row}), expected {', '.join(map(str, expected))}: set mask_values to"
+            " the value of each class"
         )
     class_mask[unsure] = BACKGROUND  # so that it becomes no nucleus
     inst_map, count = label(class_mask, background=BACKGROUND, connectivity=2, return_num=True)

@@ -1,4 +1,4 @@
-"""The files in which the OoD set of a fold goes from step to step.
+"""The files that pass the OoD set of a fold from step to step.
 
 HardOoD/<fold>_<model>.csv         every candidate, hardest first     rank_prune_ood.py writes it
 HardOoD/<fold>_<model>_pct.json    how many of them are trained on    estimate_pct.py writes it
@@ -11,7 +11,7 @@ from medood.data.folds import read_fold
 from medood.data.names import name_of, plain
 from medood.data.workspace import pct_path, ranking_path
 
-ESTIMATE = {  # what an estimate says, beside the grid
+ESTIMATE = {  # the values of an estimate, without the grid
     **dict.fromkeys(("available", "ood_patches", "id_patches", "positives", "negatives"), int),
     **dict.fromkeys(("pct", "pnr", "pnr_id", "distance"), (int, float)),
 }
@@ -38,10 +38,10 @@ def read_hard_oods(cfg: Config, fold: int) -> list[str]:
         again = _again(cfg, "rank_prune_ood.py", fold)
         raise UserError(f"{path} lacks columns of {', '.join(expected)}: {again}")
     kept = [row["img_name"] for row in rows if row["kept"] == "1"]
-    # a name from elsewhere must not reach a file outside the workspace
+    # a name from elsewhere must not point to a file outside the workspace
     if unknown := set(kept) - set(ood_candidates(cfg, read_fold(cfg, fold).train)):
         raise UserError(
-            f"{path} ranks {min(unknown)}, which is no OoD patch of this fold's training side:"
+            f"{path} ranks {min(unknown)}, which is not an OoD patch of this fold's training side:"
             f" {_again(cfg, 'rank_prune_ood.py', fold)}"
         )
     return kept
@@ -52,7 +52,7 @@ def chosen_oods(cfg: Config, fold: int) -> list[str]:
     estimate = read_estimate(cfg, fold)
     if not estimate:
         path = pct_path(cfg, fold)
-        raise UserError(f"{path} is no estimate: {_again(cfg, 'estimate_pct.py', fold)}")
+        raise UserError(f"{path} is not an estimate: {_again(cfg, 'estimate_pct.py', fold)}")
     return read_hard_oods(cfg, fold)[: estimate["ood_patches"]]
 
 
@@ -62,7 +62,7 @@ def _again(cfg: Config, script: str, fold: int) -> str:
 
 
 def read_estimate(cfg: Config, fold: int) -> dict:
-    """Return the estimate of a fold; {} if nothing that estimate_pct.py would write."""
+    """Return the estimate of a fold; {} if estimate_pct.py would not write it like this."""
     estimate = read_json(pct_path(cfg, fold)) or {}
     numbers = all(isinstance(estimate.get(name), kind) for name, kind in ESTIMATE.items())
     return estimate if numbers else {}

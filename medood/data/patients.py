@@ -1,7 +1,7 @@
-"""Whose a patch is: the region (an image) that it was cut from, and that region's patient.
+"""The region (an image) that a patch was cut from, and the patient of that region.
 
-Where the setting `patients` names none, that is the region itself or, under Lizard's official
-split, its slide: several of Lizard's regions come from one.
+Without the setting `patients`, the patient is the region itself or, under Lizard's official split,
+its slide: several of Lizard's regions come from one.
 """
 
 import re
@@ -23,7 +23,7 @@ def region_of(patch: str) -> str:
 def patients_of(cfg: Config, patches: Iterable[str]) -> list[str]:
     """Return the patient of each patch, as the setting `patients` says; if None, slide or region.
 
-    Raises UserError for a table that is none, and if it or the pattern leaves a region out.
+    Raises UserError for a damaged table, and if it or the pattern does not cover a region.
     """
     regions = [region_of(name) for name in patches]
     if cfg.patients is None:
@@ -35,7 +35,7 @@ def patients_of(cfg: Config, patches: Iterable[str]) -> list[str]:
         missed = "{} does not name the image {}: add a row for it"
     else:
         patient_of = _match_patients(cfg.patients, images.values())
-        missed = "patients = {!r} does not fit the image {}: write a pattern that fits whole names"
+        missed = "patients = {!r} does not match the whole name of image {}: correct the pattern"
     if lost := sorted(set(images.values()) - patient_of.keys()):
         raise UserError(missed.format(cfg.patients, lost[0]))
     return [patient_of[images[region]] for region in regions]
@@ -56,13 +56,13 @@ def _read_patients(path: Path) -> dict[str, str]:
         before = patient_of.setdefault(without_ending(image), patient)
         if before != patient:
             raise UserError(
-                f"{path} says that {image} is of patient {before} and of {patient}: remove one row"
+                f"{path} assigns {image} to patient {before} and to {patient}: remove one row"
             )
     return patient_of
 
 
 def _read_slides(workspace: Path) -> dict[str, str]:
-    """Return the slide of each region as Lizard's info.csv has it; {} where there is none.
+    """Return the slide of each region, from Lizard's info.csv; {} if there is none.
 
     A Source, such as train_22, names a slide only within the set that the region came from: glas,
     crag, consep ...
@@ -74,7 +74,7 @@ def _read_slides(workspace: Path) -> dict[str, str]:
 
 
 def _match_patients(pattern: str, images: Iterable[str]) -> dict[str, str]:
-    """Return group 1 of the pattern for each image whose whole name fits it."""
+    """Return group 1 of the pattern for each image whose whole name matches."""
     found = {image: re.fullmatch(plain(pattern), image) for image in images}
     return {image: match[1] for image, match in found.items() if match and match[1]}
 

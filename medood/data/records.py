@@ -1,13 +1,13 @@
 """Records: what a product was made from, so that a step knows whether it is out of date.
 
 A product is a folder or a file that a step wrote. Its record is a JSON file: made_from.json in a
-folder of images, run.json in a network's folder, <name>.json beside <name>.csv; a product that is
-JSON itself holds its own record. It holds
+folder of images, run.json in a network's folder, <name>.json next to <name>.csv; a product that is
+JSON contains its own record. It contains
 
     made_from   the settings and the fingerprints of the inputs that decide the product
-    outputs     the hashes of the product itself; if they differ, it was changed after it was made
+    outputs     the hashes of the product itself; if they differ, it was changed later
     files       how many images a folder has
-    bad_files   which inputs could not be used and were left out, and why
+    bad_files   which inputs could not be used and were skipped, and why
 
 What has no record is user-supplied and never overwritten. What was changed is neither
 used nor overwritten: that is an error.
@@ -25,9 +25,9 @@ from medood.data import files
 from medood.data.names import plain
 
 RECORD, RUN = "made_from.json", "run.json"
-# in the folder of a product, but no part of it: records, what is for people, an unfinished training
-BESIDE = (RECORD, RUN, "README.md", "log.csv", "resume.pt")
-MANY = (".png", ".npz")  # endings of files that a product may hold by the thousand
+# in the folder of a product, but not part of it: records, texts for readers, unfinished trainings
+NO_PART = (RECORD, RUN, "README.md", "log.csv", "resume.pt")
+MANY = (".png", ".npz")  # endings of files of which a product may have thousands
 IMAGES = "*.png"  # all images of a product, among its hashes
 LISTED = 20  # of the bad files, in a message
 
@@ -37,30 +37,30 @@ BadFiles = dict[str, str]  # what is wrong, by the name of the file
 
 
 class Record(NamedTuple):
-    """What lies on the disk of a product, and what its record says."""
+    """What is on the disk of a product, and what its record says."""
 
     product: Path
     path: Path  # of the record
     is_there: bool  # the product has any content
     images: int  # in its folder
-    content: dict | None  # of the record; None where the product is absent, or the user's
+    content: dict | None  # of the record; None if the product is absent, or user-supplied
 
     @property
     def is_yours(self) -> bool:
-        """Say whether the user put the product there."""
+        """Say whether the product is user-supplied."""
         return self.is_there and self.content is None
 
     @property
     def bad_files(self) -> BadFiles:
-        """The input files that were left out when the product was made."""
+        """The input files that were skipped when the product was generated."""
         found = (self.content or {}).get("bad_files")
         return {name: str(why) for name, why in found.items()} if isinstance(found, dict) else {}
 
     def out_of_date(self, made_from: dict) -> str:
         """Return in words why the product is not what `made_from` gives, or "" if it is.
 
-        A product of the user's is never out of date, nor one that has lost a source (None in
-        `made_from`), since no step could make it again.
+        A user-supplied product is never out of date, nor one that has lost a source (None in
+        `made_from`), since no step could regenerate it.
         """
         if self.content is None or None in made_from.values():
             return ""
@@ -68,14 +68,14 @@ class Record(NamedTuple):
         if not before or not isinstance(before, dict):
             return "its record is of an earlier version"
         lost = made not in (None, self.images)
-        reasons = [f"of its {made} files {self.images} are there"] if lost else []
+        reasons = [f"{self.images} of its {made} files are present"] if lost else []
         return ", ".join(reasons + changes(before, made_from))
 
     def outputs(self, images: bool = True) -> dict[str, str] | str:
-        """Return the hashes of what the product holds now, by the rule that its record follows.
+        """Return the hashes of the product as it is now, by the rule that its record follows.
 
-        Of a file: one hash. Of a folder: by name, those of the files that its record lists, as what
-        came later is no part of it; without a record, of all files. images: open them too.
+        Of a file: one hash. Of a folder: by name, those of the files in its record, as later files
+        are not part of it; without a record, of all files. images: open them too.
         """
         made = (self.content or {}).get("outputs")
         if self.path == self.product:
@@ -88,8 +88,7 @@ class Record(NamedTuple):
     def changed(self, images: bool = True) -> list[str]:
         """Return the names of the files that are not as the step wrote them.
 
-        They may be missing. Only images that are missing do not count: see `out_of_date`. images:
-        look into them too.
+        They may be missing. Missing images do not count: see `out_of_date`. images: open them too.
         """
         made, count = ((self.content or {}).get(name) for name in ("outputs", "files"))
         if made is None:
@@ -105,7 +104,7 @@ class Record(NamedTuple):
     def refuse_changed(self, images: bool = True) -> None:
         """Raise UserError for a product that a step wrote and that was changed since.
 
-        images: look into them too.
+        images: open them too.
         """
         names = self.changed(images)
         if not names:
@@ -121,15 +120,15 @@ class Record(NamedTuple):
         elif self.path.name == RUN:
             keep = "move it elsewhere to keep it"
         raise UserError(
-            f"{self.product} was changed, or damaged, since it was made{which and f' ({which})'}:"
-            f" remove it to have it regenerated, or {keep}"
+            f"{self.product} was changed, or damaged, since it was generated"
+            f"{which and f' ({which})'}: remove it to have it regenerated, or {keep}"
         )
 
 
 def record_of(product: Path) -> Record:
     """Return the record of a product: made_from.json, run.json of a network, JSON of a table.
 
-    Raises UserError for a record that cannot be read: it does not say whose the product is.
+    Raises UserError for a record that cannot be read: the product may be user-supplied or not.
     """
     images, path = len(files.pngs(product)), product / RECORD
     if product.suffix in (".csv", ".json"):
@@ -148,7 +147,7 @@ def record_of(product: Path) -> Record:
 
 
 def outputs_of(product: Path) -> dict[str, str] | str:
-    """Return the hashes of what a product holds now: see `Record.outputs`."""
+    """Return the hashes of a product as it is now: see `Record.outputs`."""
     return record_of(product).outputs()
 
 
@@ -167,10 +166,10 @@ def hashes(folder: Path, images: bool = True) -> dict[str, str]:
 
 
 def _files_of(folder: Path) -> Iterator[Path]:
-    """Yield the files of a product in a folder, without hidden ones and those of BESIDE."""
+    """Yield the files of a product in a folder, without hidden ones and those of NO_PART."""
     for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if name[0] != "."]
-        yield from (Path(parent, name) for name in names if name[0] != "." and name not in BESIDE)
+        yield from (Path(parent, name) for name in names if name[0] != "." and name not in NO_PART)
 
 
 def _hash_of_json(content: dict) -> str:
@@ -189,7 +188,7 @@ def changes(before: dict, now: dict) -> list[str]:
         if isinstance(old, dict) and isinstance(new, dict):
             reasons += changes(old, new)
         elif name in ("inputs", "masks"):
-            reasons.append("what it is made from changed")
+            reasons.append("its inputs changed")
         elif old is None or new is None or max(len(str(old)), len(str(new))) > 40:
             reasons.append(f"{name} changed")
         else:
@@ -198,7 +197,7 @@ def changes(before: dict, now: dict) -> list[str]:
 
 
 def is_kept(product: Path, made_from: dict) -> bool:
-    """Say, also to the user, whether a product stays: made from `made_from`, or the user's.
+    """Say, also to the user, whether a product stays: current with `made_from`, or user-supplied.
 
     Raises UserError for one that a step wrote and that was changed since.
     """
@@ -206,13 +205,13 @@ def is_kept(product: Path, made_from: dict) -> bool:
     if not record.is_there:
         return False
     if record.is_yours:
-        print(f"{product}: kept, it is user-supplied (remove it to have it made)")
+        print(f"{product}: kept: user-supplied (remove it to have it generated)")
         return True
     record.refuse_changed()  # even if it is out of date: the change may be the user's correction
     why = record.out_of_date(made_from)
     if not why and record.bad_files:
-        why = "files behind it could not be used"
-    state = f"made again: {why}" if why else "kept, made from the same inputs and settings"
+        why = "some of its inputs could not be used"
+    state = f"regenerated: {why}" if why else "kept, made from the same inputs and settings"
     print(f"{product}: {state}")
     return not why
 
@@ -222,8 +221,8 @@ def refuse_unusable(
 ) -> None:
     """Raise UserError if a product is missing, was changed, or is not what `made_from` gives.
 
-    One of the user's is used as it is. again: gives the command that makes it. images: look into
-    them.
+    A user-supplied one is used as it is. again: gives the command that regenerates it. images: open
+    them too.
     """
     if not record.is_there:
         raise UserError(f"{record.product} is missing: run `{again()}` first")
@@ -232,16 +231,15 @@ def refuse_unusable(
     record.refuse_changed(images)
     if why := record.out_of_date(made_from()):
         raise UserError(
-            f"{record.product} is out of date ({why}): set back what changed, or run `{again()}`"
-            " first"
+            f"{record.product} is out of date ({why}): undo the change, or run `{again()}` first"
         )
 
 
 @contextmanager
 def fresh_folder(folder: Path, made_from: dict, bad: BadFiles | None = None) -> Iterator[Path]:
-    """Give an empty folder to fill, and give it the name `folder` and a record when it is full.
+    """Give an empty folder to fill; give it the name `folder` and a record when it is complete.
 
-    bad: the input files that are left out; may be filled on the way. After an error or a kill,
+    bad: the input files that are skipped; may be filled meanwhile. After an error or a kill,
     `folder` is what it was before.
     """
     if record_of(folder).is_yours:
@@ -257,7 +255,7 @@ def fresh_folder(folder: Path, made_from: dict, bad: BadFiles | None = None) -> 
 def write_recorded(path: Path, text: str, made_from: dict) -> None:
     """Write a table with its record.
 
-    After a kill on the way the table is missing: it passes neither for changed nor for the user's.
+    After a kill in between the table is missing: it counts neither as changed nor as user-supplied.
     """
     path.unlink(missing_ok=True)
     record = {"made_from": made_from, "outputs": files.digest(text)}
@@ -266,7 +264,7 @@ def write_recorded(path: Path, text: str, made_from: dict) -> None:
 
 
 def write_own_record(path: Path, content: dict, made_from: dict) -> None:
-    """Write a product that is JSON and holds its record itself."""
+    """Write a product that is JSON and contains its own record."""
     content = json.loads(json.dumps(content | {"made_from": made_from}))
     files.write_json(path, content | {"outputs": _hash_of_json(content)})
 
@@ -277,7 +275,7 @@ def write_own_record(path: Path, content: dict, made_from: dict) -> None:
 def refuse_bad(bad: BadFiles, skip: bool = False) -> None:
     """Raise UserError that lists the bad files, unless they are to be skipped."""
     if bad and not skip:
-        raise listed(bad, "mend or remove them, or go on without with --skip_bad_files")
+        raise listed(bad, "correct or remove them, or continue without them: --skip_bad_files")
 
 
 def listed(bad: BadFiles, cure: str) -> UserError:

@@ -1,4 +1,4 @@
-"""Where everything is: the user's data in any layout, and what the steps make of them."""
+"""Where everything is: the user's data in any layout, and what the steps generate from them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,19 +36,19 @@ def region_labels(cfg: Config) -> list[Path]:
 
 
 def has_instances(cfg: Config) -> bool:
-    """Say whether the labels tell one nucleus from the next, as Lizard's do."""
+    """Say whether the labels separate nuclei from each other, as Lizard's do."""
     return cfg.masks is None and bool(region_labels(cfg))
 
 
 def official_table(workspace: Path) -> Path | None:
     """Return Lizard's info.csv, or None."""
     found = _find(workspace, ("labels", "lizard_labels"), "info.csv", depth=1)
-    beside = workspace / "info.csv"
-    return beside if beside.exists() else (found[0] if found else None)
+    own = workspace / "info.csv"
+    return own if own.exists() else (found[0] if found else None)
 
 
 def require_data(cfg: Config) -> None:
-    """Raise UserError, saying what belongs where, if there is nothing to start from."""
+    """Raise UserError, saying what belongs where, if there are no data to start from."""
     workspace = cfg.workspace
     prepared = all(pngs(workspace / f"{kind}_Patchs") for kind in ("Image", "Mask"))
     if prepared or (region_images(cfg) and region_labels(cfg)):
@@ -56,8 +56,8 @@ def require_data(cfg: Config) -> None:
     raise UserError(
         f"no data in {workspace.resolve()}: looked for Lizard_Images1/ + Lizard_Images2/ (or"
         " Lizard_Images/) with .png and Lizard_Labels/Labels/ (or Labels/) with .mat, and for"
-        " prepared Image_Patchs/ + Mask_Patchs/. Put Lizard there (README.md says where to get it),"
-        " name another folder with --workspace, set images and masks to folders of your own, or try"
+        " prepared Image_Patchs/ + Mask_Patchs/. Add Lizard (README.md says where to get it), name"
+        " another folder with --workspace, set images and masks to your folders, or try"
         " `python main.py --sample`"
     )
 
@@ -72,23 +72,23 @@ def _find(workspace: Path, folders: tuple[str, ...], ending: str, depth: int) ->
         for root in roots
         for level in range(depth + 1)
         for path in root.glob("*/" * level + "*")
-        # macOS archives carry a hidden `._name` beside each file
+        # macOS archives have a hidden `._name` next to each file
         if path.name.lower().endswith(ending) and not path.name.startswith(".")
     ]
-    by_name(found, stem_of)  # no two of one name
+    by_name(found, stem_of)  # no two with the same name
     return sorted(found, key=name_of)
 
 
 def list_images(folder: Path, endings: tuple[str, ...] = IMAGE_ENDINGS) -> list[Path]:
-    """Return the images in a folder of the user's, by name; UserError if there is none.
+    """Return the images in a user-supplied folder, by name; UserError if there is none.
 
-    Two that differ in their ending only would give patches of one name: refused.
+    Two that differ only in their ending would give patches of the same name: refused.
     """
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}: correct its name")
     found = [path for path in folder.glob("[!.]*") if path.suffix.lower() in endings]
     if not found:
-        raise UserError(f"no image ({', '.join(endings)}) in {folder}: put some there")
+        raise UserError(f"no image ({', '.join(endings)}) in {folder}: add some")
     return [*by_name(sorted(found, key=stem_of), stem_of).values()]
 
 
@@ -100,7 +100,7 @@ def pair_regions(cfg: Config) -> tuple[list[Path], list[Path], BadFiles]:
     unlabelled = images.keys() - masks.keys() - {Path(name).stem for name in bad}
     for name in sorted(unlabelled):
         path = images[name]
-        bad[name_of(path)] = f"{path} has no label of its name: add it, or remove the image"
+        bad[name_of(path)] = f"{path} has no label of the same name: add it, or remove the image"
     for name in sorted(masks.keys() - images.keys()):
         bad[f"{name}.png"] = f"region {name} has a label but no image: add it, or remove the label"
     names = [name for name in images if name in masks]
@@ -108,7 +108,7 @@ def pair_regions(cfg: Config) -> tuple[list[Path], list[Path], BadFiles]:
 
 
 def data_name(workspace: Path) -> str:
-    """Return what a table or picture says its data are; the sample never passes for tissue."""
+    """Return the name of the data in tables and pictures; the sample is marked as synthetic."""
     return SAMPLE_NAME if (workspace / SAMPLE_MARK).exists() else plain(workspace.resolve().name)
 
 
@@ -128,8 +128,8 @@ def list_patch_pairs(workspace: Path) -> tuple[list[Path], list[Path]]:
     )
     if lone := images.keys() ^ masks.keys():
         raise UserError(
-            f"{min(lone)} is only in one of Image_Patchs and Mask_Patchs ({len(lone)} such in all):"
-            " put one of just this name there, or remove it; where they were cut from regions,"
+            f"{min(lone)} is only in one of Image_Patchs and Mask_Patchs ({len(lone)} in all): add"
+            " the file of the same name, or remove it; if they were cut from regions,"
             " generate_patches.py regenerates both"
         )
     return [*images.values()], [masks[name] for name in images]
@@ -149,7 +149,7 @@ def id_files(workspace: Path, names: Sequence[str]) -> list[Pair]:
 
 
 def ood_files(workspace: Path, names: Sequence[str]) -> list[Pair]:
-    """Return image path and no mask of each OoD patch: its truth is background everywhere.
+    """Return image path and no mask of each OoD patch: all of it is background.
 
     It was cut from the ID set or, as its name says, is one of ood_source.
     """
@@ -165,7 +165,7 @@ def instance_files(workspace: Path, names: Sequence[str]) -> list[Path]:
 
 
 def _files_of(folder: Path, names: Sequence[str]) -> list[Path]:
-    """Return where the patches of some plain names are, or would be, in a folder."""
+    """Return the paths of the patches with some plain names in a folder, existing or not."""
     there = by_name(pngs(folder))
     return [there.get(name, folder / name) for name in names]
 
@@ -186,17 +186,17 @@ def model_folder(cfg: Config, fold: int, ood: bool) -> Path:
 
 
 def free_folder(cfg: Config, fold: int) -> Path:
-    """Return where the network of a fold that withstands attacks is (robust/train_free.py)."""
+    """Return where the network of a fold trained against attacks is (robust/train_free.py)."""
     return cfg.workspace / "models" / f"{fold}_{cfg.model_name}_free"
 
 
 def weights_of(network: Path) -> Path:
-    """Return the file that holds the weights of a network: in its folder, or the file itself."""
+    """Return the file of weights of a network: in its folder, or the file itself."""
     return network if network.is_file() else network / "model.safetensors"
 
 
 def require_network(folder: Path) -> None:
-    """Raise UserError if no network is in `folder`; a file is taken for one of weights."""
+    """Raise UserError if no network is in `folder`; a file counts as one of weights."""
     if not folder.exists():
         raise UserError(f"there is no folder {folder}: correct its name")
     if not folder.is_file() and not (folder / "config.json").is_file():

@@ -1,1 +1,1 @@
-"""What a step does beside its science: command line, locks, provenance, jobs in parallel."""
+"""What a step does around its science: command line, locks, provenance, jobs in parallel."""

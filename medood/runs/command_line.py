@@ -21,14 +21,14 @@ from medood.processes import is_main, joined
 from medood.runs.locks import locked
 
 CURES = {
-    errno.ENOSPC: "free some space and run the same command again: nothing that was done is lost",
+    errno.ENOSPC: "free some space and run the same command again: finished work is kept",
     errno.EROFS: "name a folder that can be written to",
     errno.EACCES: "allow it, or name another folder",
 }
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM: a scheduler, or `kill`, ends the run; it stops as by Ctrl-C."""
+    """SIGTERM: a scheduler, or `kill`, ends the run; it stops as after Ctrl-C."""
 
 
 def _terminate(*_: object) -> None:
@@ -54,10 +54,10 @@ def run(
     `defaults` is CONFIG, or an instance of a subclass with the arguments that one script adds.
     folder, parts: from the settings, where the step writes, and what of it no other run may write
     at the same time. sample: the module of the script's sample, see `parse`. A mistake that the
-    user can mend ends in one sentence on standard error and exit code 1.
+    user can correct ends in one sentence on standard error and exit code 1.
     """
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # it shows any name, in any encoding
+        if isinstance(stream, io.TextIOWrapper):  # so that any name can be shown, in any encoding
             stream.reconfigure(errors="backslashreplace")
     try:
         with joined():
@@ -80,7 +80,7 @@ def run(
     except MemoryError:
         sys.exit("error: the memory is full: close other programs, or cut large images into parts")
     except KeyboardInterrupt as stop:
-        print("stopped: the same command goes on from here", file=sys.stderr)
+        print("stopped: the same command continues from here", file=sys.stderr)
         number = signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT
         sys.exit(128 + number)  # as shells and schedulers expect
 
@@ -91,10 +91,10 @@ def run(
 def parse(defaults: Data, arguments: list[str], sample: str | None = None) -> Data:
     """Return the settings of `defaults` as the arguments change them.
 
-    sample: the module whose SETTINGS take the place of `defaults` with --sample. The arguments are
-    then read a second time, so that each that is given wins, also one that repeats a default of
-    config.py. Raises UserError for a setting that the script does not take, and for data that are
-    named beside a sample, which sets them to None to draw them itself.
+    sample: the module whose SETTINGS replace `defaults` with --sample. The arguments are then read
+    again, so that a given one wins, even if it repeats a default of config.py. Raises UserError
+    for a setting that the script does not take, and for data named together with a sample, which
+    sets them to None to draw them itself.
     """
     values = _values(defaults, arguments)
     if sample is not None and values["sample"]:
@@ -104,7 +104,7 @@ def parse(defaults: Data, arguments: list[str], sample: str | None = None) -> Da
         values = _values(defaults, arguments)
         for name in settings:
             if settings[name] is None and values.get(name) is not None:
-                raise UserError(f"--{name}: --sample draws its own data: leave out one of the two")
+                raise UserError(f"--{name}: --sample draws its own data: remove one of the two")
     return dataclasses.replace(defaults, **values)
 
 
@@ -115,7 +115,7 @@ def _values(defaults: Data, arguments: list[str]) -> dict[str, object]:
     """
     left = {field.name for field in dataclasses.fields(defaults)}
     groups = []
-    for kind in type(defaults).__mro__:  # a script may declare a setting of config.py anew
+    for kind in type(defaults).__mro__:  # a script may declare a setting of config.py again
         names = [name for name in vars(kind).get("__annotations__", {}) if name in left]
         left = left.difference(names)
         if names:

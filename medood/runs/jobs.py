@@ -16,7 +16,7 @@ from medood.data.records import BadFiles, listed
 if TYPE_CHECKING:
     from distributed import Client
 
-PATIENCE = 5  # seconds for the scheduler to answer, then for a first worker to be there
+PATIENCE = 5  # seconds for the scheduler to answer, then for a first worker to appear
 
 T = TypeVar("T")
 
@@ -46,8 +46,8 @@ def each_result(
 
     count = 0
     with dask_cluster(cfg) if cfg.dask_scheduler else nullcontext():
-        # threads end with their process, and reading, converting and writing images leave them
-        # free; a worker of dask may end its image after us, in a folder that nobody renames then
+        # threads end with their process, and reading, converting and writing images release the
+        # GIL; a worker of dask may finish its image later, in a folder that stays unused
         results = Parallel(n_jobs=-1, prefer="threads", return_as="generator")(
             delayed(attempt)(*map(_absolute, job)) for job in jobs
         )
@@ -61,11 +61,11 @@ def each_result(
                 count += 1
                 yield result
     if not count:
-        raise listed(bad, "mend them")
+        raise listed(bad, "correct them")
 
 
 def _absolute(item: object) -> object:
-    """Return a path as other processes find it, which work in another folder; else the item."""
+    """Return a path as processes in another folder find it; any other item as it is."""
     return item.absolute() if isinstance(item, Path) else item
 
 
@@ -88,8 +88,8 @@ def dask_cluster(cfg: Config) -> Iterator[None]:
         client = Client(address, timeout=PATIENCE, set_as_default=False)
     except OSError:
         raise UserError(
-            f"no dask scheduler answers at {address}: start one there with"
-            " `python -m dask scheduler`, or leave dask_scheduler out"
+            f"no dask scheduler answers at {address}: start one with `python -m dask scheduler`,"
+            " or remove the setting dask_scheduler"
         ) from None
     try:
         with client, parallel_config(backend="dask", client=client):
@@ -97,8 +97,8 @@ def dask_cluster(cfg: Config) -> Iterator[None]:
             yield
     except (CancelledError, KilledWorker) as error:
         raise UserError(
-            f"the cluster of {address} lost its work ({type(error).__name__}): look at what"
-            " scheduler and workers print, then run the same command again"
+            f"the cluster of {address} lost its work ({type(error).__name__}): read the output of"
+            " scheduler and workers, then run the same command again"
         ) from None
 
 
@@ -125,8 +125,8 @@ def _require_workers(client: "Client", cfg: Config) -> None:
             )
         if not answer:
             raise UserError(
-                f"{place} of the cluster of {address} does not see {workspace}: put the workspace"
-                " on a disk that all workers share, under the same name"
+                f"{place} of the cluster of {address} does not see {workspace}: move the workspace"
+                " to a disk that all workers share, under the same name"
             )
 
 

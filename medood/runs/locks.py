@@ -1,7 +1,7 @@
 """Locks: of two runs that would write the same product or network, the second is refused.
 
 They are the operating system's, on files in <folder>/.locks/: they end with the process that holds
-them, however it ends. Some network drives have none: a run on such a drive says so.
+them, however it ends. Some network drives do not support them: a run on such a drive says so.
 """
 
 import errno
@@ -24,10 +24,10 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 @contextmanager
 def locked(folder: Path, names: Iterable[str]) -> Iterator[None]:
-    """Hold the products or networks of these names in a folder alone.
+    """Lock the products or networks of these names in a folder.
 
-    Raises UserError, naming the other run, if one holds any of them. Without locks on this drive it
-    says so once, and holds nothing.
+    Raises UserError, naming the other run, if one holds any of the locks. If this drive does not
+    support locks, it says so once, and locks nothing.
     """
     is_new = not folder.exists()
     try:
@@ -53,11 +53,11 @@ def locked(folder: Path, names: Iterable[str]) -> Iterator[None]:
 
 @functools.cache
 def _say_no_locks(folder: Path, reason: str) -> None:
-    print(f"{folder}: no lock is to be had here ({reason}); start no second run")
+    print(f"{folder}: this disk has no file locks ({reason}): start no second run")
 
 
 def _this_run() -> str:
-    """Return what a lock says of the run that holds it."""
+    """Return the description of this run in its locks."""
     return f"{Path(sys.argv[0]).name}, process {os.getpid()} on {socket.gethostname()}"
 
 
@@ -66,6 +66,6 @@ def _taken(path: Path) -> UserError:
     with suppress(OSError):
         holder = path.read_text("utf-8")
     return UserError(
-        f"another run ({holder or f'it holds {path}'}) works in {path.parents[1]} on {path.name}:"
+        f"another run ({holder or f'it holds {path}'}) is writing {path.parents[1] / path.name}:"
         " wait until it ends, or name another folder"
     )

@@ -1,6 +1,6 @@
-"""What the steps of the trunk make, from what, by which settings: the one table of its products.
+"""The one table of the trunk's products: which step writes each, from what, by which settings.
 
-medood/runs/provenance.py says whether a product is still what its settings and sources give.
+medood/runs/provenance.py says whether a product is current with its settings and sources.
 """
 
 import dataclasses
@@ -19,21 +19,21 @@ from medood.data.patients import patients_of
 from medood.data.records import record_of
 from medood.data.workspace import Pair
 
-# the settings that a trained network depends on beside its patches
+# the settings that decide a trained network, apart from its patches
 TRAINING = (
     *("architecture", "encoder", "encoder_weights", "epochs", "batch_size", "lr", "loss"),
     *("batch_norm", "sync_batch_norm", "compile", "ood_weight", "select", "precision", "seed"),
     *("deterministic", "classes"),
     *("stain", "sampling"),
 )
-# ood_weight in the record of a network that no OoD patch trains: it does not decide that network
+# ood_weight in the record of a network trained without OoD patches, which it does not decide
 WITHOUT_OODS = 1.0
-# in a record only while they change something: what was made before they existed stays current
+# in a record only if they change something: products of before they existed stay current
 LATER, OFF = ("stain", "sampling", "mirrors", "patients"), (0, "shuffle", False, None)
 
 
-VALUES = {  # of settings that mean more, or less, than they say
-    "sync_batch_norm": lambda cfg: False,  # once a setting: earlier records hold it
+VALUES = {  # of settings whose record differs from their value
+    "sync_batch_norm": lambda cfg: False,  # once a setting: earlier records contain it
     "classes": lambda cfg: list(cfg.class_names),
     "colours": lambda cfg: [list(pair) for pair in cfg.classes],
     "mask_values": lambda cfg: list(cfg.mask_values or range(1, len(cfg.class_names))),
@@ -47,22 +47,22 @@ VALUES = {  # of settings that mean more, or less, than they say
 
 @dataclass(frozen=True, eq=False)
 class Product:
-    """A file or folder that a step makes; what depends on a fold is given the settings and it."""
+    """A file or folder that a step writes. Functions take the settings and a fold."""
 
     name: str
     path: Callable[[Data, int], Path]
     settings: tuple[str, ...]  # that decide it
-    inputs: Callable[[Data, int], dict]  # fingerprints, as JSON; None where a source is gone
-    script: str  # that makes it
+    inputs: Callable[[Data, int], dict]  # fingerprints, as JSON; None if a source is gone
+    script: str  # that writes it
     kind: type[Data] = Data  # of the settings that the script takes
     behind: tuple["Product", ...] = ()  # what it is made from
 
     def made_from(self, cfg: Data, fold: int = 0) -> dict:
-        """Return what decides it now, as its record holds it."""
+        """Return what decides it now, as in its record."""
         return {"settings": settings_of(cfg, self.settings), **self.inputs(cfg, fold)}
 
     def cure(self, cfg: Data, fold: int) -> str:
-        """Return the command that makes it, with the settings of this run."""
+        """Return the command that generates it, with the settings of this run."""
         of_fold = {"folds": (fold,)} if self.path(cfg, fold) != self.path(cfg, fold + 1) else {}
         return command(cfg, self.script, self.kind, **of_fold)
 
@@ -75,18 +75,18 @@ def with_all_behind(products: Iterable[Product]) -> list[Product]:
     return list(found)
 
 
-# ---------------------------------------------------------------- settings, as records hold them
+# ---------------------------------------------------------------- settings, as in records
 
 
 def plain_settings(cfg: Config) -> dict:
-    """Return the settings of config.py as JSON holds them."""
+    """Return the settings of config.py as JSON."""
     names = [field.name for field in dataclasses.fields(Config) if hasattr(cfg, field.name)]
     values = {name: getattr(cfg, name) for name in names}
     return json.loads(json.dumps(values, default=str))
 
 
 def settings_of(cfg: Config, names: tuple[str, ...]) -> dict:
-    """Return some settings as records hold them."""
+    """Return some settings as in records."""
     found = {n: VALUES[n](cfg) if n in VALUES else getattr(cfg, n) for n in names}
     return json.loads(json.dumps(_without_later(found), default=str))
 
@@ -164,25 +164,22 @@ def _of_ood_training_set(cfg: Config, fold: int) -> dict:
     return network_made_from(cfg, fold, _id_set(cfg, fold) + chosen)
 
 
-def network_made_from(
-    cfg: Config, fold: int, files: list[Pair], beside: tuple[str, ...] = ()
-) -> dict:
-    """Return what decides a network, as its record holds it.
+def network_made_from(cfg: Config, fold: int, files: list[Pair]) -> dict:
+    """Return what decides a network, as in its record.
 
-    files: image and mask of each patch, also of those held out to choose the epoch. beside: the
-    names of further settings that decide it.
+    files: image and mask of each patch, also of those held out to choose the epoch.
     """
     if all(mask for _, mask in files):
-        settings = settings_of(cfg, (*_ON_ID_PATCHES, *beside)) | {"ood_weight": WITHOUT_OODS}
+        settings = settings_of(cfg, _ON_ID_PATCHES) | {"ood_weight": WITHOUT_OODS}
     else:
-        settings = settings_of(cfg, (*TRAINING, *beside))
+        settings = settings_of(cfg, TRAINING)
     names = sorted(name_of(image) for image, mask in files if mask)
     held_out = of_patients(cfg, names) if cfg.select == "val" else {}
     return {"settings": settings, "fold": fold, "inputs": _of_pairs(files)} | held_out
 
 
 def of_patients(cfg: Config, names: list[str]) -> dict:
-    """Return whose patches these are."""
+    """Return the hash of the patients of patches."""
     known = cfg.patients is not None or cfg.split == "official"
     owners = digest("\n".join(patients_of(cfg, names))) if known else None
     return _without_later({"patients": owners})
@@ -198,7 +195,7 @@ def _of_pairs(files: Iterable[Pair]) -> str:
 
 
 def _still_there(folder: Path | None) -> bool:
-    """Say whether the user's own folder still exists; None is Lizard's, looked for elsewhere."""
+    """Say whether a user-supplied folder still exists; None is Lizard's, found elsewhere."""
     return folder is None or folder.is_dir()
 
 

@@ -1,4 +1,4 @@
-"""Provenance: whether a product of a workspace is still what its sources and settings give.
+"""Provenance: whether a product of a workspace is current with its sources and settings.
 
 `require` walks the table of medood/runs/products.py, from what a step reads down to the user's
 data, and stops the step at the first product that is missing or out of date. User-supplied products
@@ -21,9 +21,9 @@ from medood.runs.products import PATCHES, PRODUCTS, Product, with_all_behind
 
 @on_main
 def require(cfg: Data, *products: Product) -> None:
-    """Raise UserError unless products are there, for each fold, and current with all behind them.
+    """Raise UserError unless products, and all behind them, exist and are current for each fold.
 
-    Bad files that were left out on the way are refused too, unless they are to be skipped.
+    Bad files that were skipped before are refused too, unless they are to be skipped.
     """
     bad: BadFiles = {}
     seen: set[Path] = set()
@@ -41,7 +41,7 @@ def require(cfg: Data, *products: Product) -> None:
 
 
 def _to_check(products: Iterable[Product], found: dict[Product, Record]) -> Iterator[Product]:
-    """Yield some products, each after those that are there and that it is made from.
+    """Yield some products, each after the existing ones that it is made from.
 
     What is behind a user-supplied product does not matter. found: the record of each product.
     """
@@ -53,21 +53,21 @@ def _to_check(products: Iterable[Product], found: dict[Product, Record]) -> Iter
 
 
 def _refuse_unusable(cfg: Data, product: Product, fold: int, record: Record) -> None:
-    """Raise UserError if a product is missing, changed, or not what its sources and settings give.
+    """Raise UserError if a product is missing, changed or out of date.
 
-    Images are left to the step that makes them: a training must not open those of its test side.
+    Images are left to the step that writes them: a training must not open those of its test side.
     """
     if not record.is_there and not any(path.name[0] != "." for path in cfg.workspace.glob("*")):
         raise UserError(
-            f"{record.product} is missing ({cfg.workspace} is empty, or its name is misspelt): run"
-            f" `{product.cure(cfg, fold)}` first"
+            f"{record.product} is missing ({cfg.workspace} is empty, or its name is misspelled):"
+            f" run `{product.cure(cfg, fold)}` first"
         )
     made_from, again = (partial(found, cfg, fold) for found in (product.made_from, product.cure))
     records.refuse_unusable(record, made_from, again, images=False)
 
 
 def survey(cfg: Data) -> dict[str, str]:
-    """Return what the steps would do with each product that is there, by its path."""
+    """Return what the steps would do with each existing product, by its path."""
     found: dict[str, str] = {}
     for fold in cfg.folds:
         stays: set[Product] = set()
@@ -76,8 +76,8 @@ def survey(cfg: Data) -> dict[str, str]:
             fate = _fate(cfg, product, fold, record)
             new = [source.name for source in product.behind if source not in stays]
             if fate == "kept" and new:
-                fate = f"perhaps made again, after {' and '.join(new)}"
-            elif not fate.startswith("made"):
+                fate = f"may be regenerated after {' and '.join(new)}"
+            elif not fate.startswith("regenerated"):
                 stays.add(product)
             if record.is_there:
                 found.setdefault(str(record.product.relative_to(cfg.workspace)), fate)
@@ -87,24 +87,24 @@ def survey(cfg: Data) -> dict[str, str]:
 def _fate(cfg: Data, product: Product, fold: int, record: Record) -> str:
     """Return what its step would do with a product, if nothing behind it changes."""
     if record.is_yours:
-        return "yours: used as it is"
+        return "user-supplied: used as it is"
     if record.changed():
-        return "changed since it was made"
+        return "changed since it was generated"
     try:
         now = product.made_from(cfg, fold)
     except UserError:
-        return "made again: what it is made from changed"
-    if None in now.values():  # no step can make it
+        return "regenerated: its inputs changed"
+    if None in now.values():  # no step can regenerate it
         return "kept"
     why = record.out_of_date(now) if record.is_there else "it is missing"
-    return f"made again: {why}" if why else "kept"
+    return f"regenerated: {why}" if why else "kept"
 
 
 # ---------------------------------------------------------------- what a step does
 
 
 def product_is_kept(cfg: Data, product: Product, fold: int = 0) -> bool:
-    """Say, also to the user, whether a product stays: because it is current, or the user's own."""
+    """Say, also to the user, whether a product stays: because it is current, or user-supplied."""
     return records.is_kept(product.path(cfg, fold), product.made_from(cfg, fold))
 
 
@@ -114,12 +114,12 @@ def making(
 ) -> Iterator[list[Path]]:
     """Give a folder to fill for each of some products, or none if all of them are kept.
 
-    A full folder takes the product's name, with its record. No other run makes them meanwhile.
-    fold: whose products they are, if each fold has its own. bad: the input files that are left out;
-    may be filled on the way. After an error or a kill, the products are what they were before.
+    A complete folder takes the product's name, with its record. No other run writes them meanwhile.
+    fold: of the products, if each fold has its own. bad: the input files that are skipped; may be
+    filled meanwhile. After an error or a kill, the products are what they were before.
     """
     made = {each.path(cfg, fold or 0): each.made_from(cfg, fold or 0) for each in products}
-    # all are asked: one that was changed is not overwritten because another one is missing
+    # all are checked: a changed one is not overwritten because another one is missing
     if all([records.is_kept(path, made_from) for path, made_from in made.items()]):
         yield []
         return

@@ -238,7 +238,7 @@ def without_classes(cfg: Config, patches: Patches) -> str:
     present = {value for part in patches.masks.split(CHUNK) for value in part.unique().tolist()}
     absent = [name for value, name in enumerate(cfg.class_names) if value and value not in present]
     if len(absent) == len(cfg.classes):
-        raise UserError("no training mask holds a nucleus: look at Mask_Patchs")
+        raise UserError("no training mask contains a nucleus: check Mask_Patchs")
     if not absent:
         return ""
     return f"no training patch holds {' or '.join(absent)}: the network will not know it"
