@@ -46,6 +46,6 @@ def test_patches_are_processed_a_few_at_a_time_with_the_same_results():
     names, images = [f"{k}.png" for k in range(150)], torch.zeros(150, 8, 8, 3, dtype=torch.uint8)
     patches = Patches(names, images, truth, torch.zeros(150, dtype=torch.bool))
     message = training.without_classes(TINY, patches)
-    assert message == f"no training patch holds {TINY.class_names[5]}: the network will not know it"
+    assert message.startswith(f"no training patch contains {TINY.class_names[5]}: the network")
     right = share_right(patches, predicted)
     assert torch.equal(right, (predicted == truth).float().mean((1, 2)))

@@ -108,7 +108,7 @@ def test_weights_that_an_encoder_would_not_get_are_named(tmp_path, encoder, chan
 
 @pytest.mark.parametrize("encoder", ["resnet18", "tu-resnet18"])
 def test_the_first_blocks_of_a_deeper_encoder_are_not_taken_for_a_flatter_one(tmp_path, encoder):
-    with pytest.raises(UserError, match=r"layer1\.2.* set encoder to the file's"):
+    with pytest.raises(UserError, match=r"layer1\.2.* set encoder to that of the file"):
         built(tmp_path, encoder, timm_weights("resnet34"))
 
 

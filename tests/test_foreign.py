@@ -141,7 +141,7 @@ def test_a_file_is_read_as_run_json_beside_it_says(tmp_path):
     expected = remove_batch_norm(network())
     path = tmp_path / "model.safetensors"
     save_file(expected.state_dict(), path)
-    refused(path, "holds weights that do not fit .*set architecture and encoder to theirs", OTHER)
+    refused(path, "contains weights that do not fit .*set its architecture and encoder", OTHER)
     run = {"settings": {"architecture": "unet", "encoder": TINY.encoder, "batch_norm": False}}
     (tmp_path / "run.json").write_text(json.dumps(run))
     assert_same(load_model(path, OTHER), expected)
@@ -198,9 +198,9 @@ def spoilt(**changes):
             {"model": {"a.b.c": torch.zeros(1)}, "ema": {"a.b.c": torch.zeros(1)}},
             "several networks",
         ),
-        ({"optimizer": {"state": {}, "param_groups": []}}, "holds no weights"),
-        ({"state_dict": {}}, "holds no weights"),
-        ({}, "holds no weights"),
+        ({"optimizer": {"state": {}, "param_groups": []}}, "contains no weights"),
+        ({"state_dict": {}}, "contains no weights"),
+        ({}, "contains no weights"),
         ({"a.b.c": torch.zeros(4, dtype=torch.complex64)}, "as torch.complex64.* dense float32"),
         ({"a.b.c": torch.zeros(4, dtype=torch.int8)}, "as torch.int8.* dense float32"),
         ({"a.b.c": torch.eye(4).to_sparse()}, "torch.sparse_coo.* dense float32"),
@@ -237,9 +237,9 @@ def test_a_small_file_builds_no_large_network(tmp_path):
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"in_channels": 4}, "in_channels = 4, here they have three"),
-        ({"classes": 1}, "knows other classes .1 outputs"),
-        ({"classes": 6}, "knows other classes .6 outputs"),
+        ({"in_channels": 4}, "in_channels = 4, but the images have three"),
+        ({"classes": 1}, "has other classes .1 outputs"),
+        ({"classes": 6}, "has other classes .6 outputs"),
     ],
 )
 def test_a_network_of_other_inputs_or_outputs_is_said(tmp_path, parameters, message):
@@ -258,9 +258,9 @@ def test_a_network_of_other_inputs_or_outputs_is_said(tmp_path, parameters, mess
         ({"_model_class": "__loader__"}, "is unknown"),
         ({"encoder_name": "tu-hf_hub:someone/net"}, "is unknown"),
         ({"in_channels": "x"}, "no usable"),
-        ({"encoder_name": "resnet18", "unheard": 1}, "unheard is no par"),
+        ({"encoder_name": "resnet18", "unheard": 1}, "unheard is not a par"),
         ({"unheard": 1}, "unheard"),
-        ({"checkpoint_path": "x.pth"}, "checkpoint_path is no parameter"),  # timm would open it
+        ({"checkpoint_path": "x.pth"}, "checkpoint_path is not a parameter"),  # timm would open it
     ],
 )
 def test_a_folder_that_asks_for_something_else_is_refused(tmp_path, config, message):
@@ -274,7 +274,7 @@ def test_a_folder_that_asks_for_something_else_is_refused(tmp_path, config, mess
 def test_a_folder_without_its_weights_is_said(tmp_path):
     network().save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"cut off")
-    refused(tmp_path, "no whole file of weights .* copy it again")
+    refused(tmp_path, "not a complete file of weights .* copy it again")
     (tmp_path / "model.safetensors").unlink()
     refused(tmp_path, r"there is no .*model\.safetensors")
 
@@ -339,7 +339,7 @@ def test_what_holds_itself_has_an_end(tmp_path):
     weights = {}
     weights["model"] = weights
     torch.save(weights, tmp_path / "filed.pth")
-    refused(tmp_path / "filed.pth", "holds no weights")
+    refused(tmp_path / "filed.pth", "contains no weights")
 
 
 def test_a_compressed_file_is_refused(tmp_path):

@@ -65,7 +65,7 @@ def test_normalise_takes_0_to_255():
         ({"encoder_weights": "nowhere.pth"}, "there is no file nowhere.pth"),
         (
             {"encoder_weights": "imagnet"},
-            "tu-test_resnet has imagenet: give one of them, or none, or the path",
+            "tu-test_resnet has imagenet: set one of them, or none, or the path",
         ),
         (
             {"architecture": "unetplusplus", "encoder": "mit_b0"},
@@ -90,9 +90,9 @@ def test_a_download_that_is_impossible_names_the_two_ways_out(
 
 
 def test_a_device_that_is_not_there_is_named():
-    with pytest.raises(UserError, match="device = 'cuda:99' is not there"):
+    with pytest.raises(UserError, match="device = 'cuda:99' does not exist"):
         pick_device("cuda:99")
-    with pytest.raises(UserError, match="device = 'gpu' is not there"):
+    with pytest.raises(UserError, match="device = 'gpu' does not exist"):
         pick_device("gpu")
 
 

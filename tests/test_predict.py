@@ -280,7 +280,7 @@ def test_a_batch_that_does_not_fit_is_given_in_halves(by_colour, monkeypatch):
     monkeypatch.setattr(
         Predictor, "_probabilities", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError)
     )
-    with pytest.raises(UserError, match="no memory for an image of 64 x 64 pixels: set device"):
+    with pytest.raises(UserError, match="memory for an image of 64 x 64 pixels: set device"):
         by_colour(torch.from_numpy(image[None]))
 
 

@@ -143,7 +143,7 @@ def test_an_interrupted_training_goes_on_in_two_processes_to_the_same_bytes(both
         process.terminate()
     assert not (folder / "run.json").exists()
     done = run("train.py", both[1])
-    assert "it goes on after epoch 1" in done.stdout
+    assert "it continues after epoch 1" in done.stdout
     assert (folder / "model.safetensors").read_bytes() == weights
 
 

@@ -96,7 +96,7 @@ def test_bad_files_of_patches_that_were_the_users_are_forgotten_with_them(patche
     for folder in ("Image_Patchs", "Mask_Patchs"):
         (patched.workspace / folder / RECORD).unlink()
     truncate(patched.workspace / "Image_Patchs" / "region_0_1.png")
-    with pytest.raises(UserError, match="region_0_1.png is not a whole"):
+    with pytest.raises(UserError, match="region_0_1.png is not a complete"):
         generate_patches(patched)
     for folder in ("Image_Patchs", "Mask_Patchs"):
         shutil.rmtree(patched.workspace / folder)

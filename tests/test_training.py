@@ -317,7 +317,7 @@ def test_a_device_without_memory_is_said_with_the_batch_size_to_try(one_fold, mo
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr(training.Trainer, "step", fill)
-    with pytest.raises(UserError, match="no memory for batches of 8 .* set batch_size to 4$"):
+    with pytest.raises(UserError, match="memory for batches of 8 .* set batch_size to 4$"):
         train(one_fold)
     with pytest.raises(UserError, match="batches of 1 .* set device to cpu$"):
         train(dataclasses.replace(one_fold, batch_size=1))

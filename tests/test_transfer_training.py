@@ -106,7 +106,7 @@ def test_an_interrupted_training_goes_on_and_ends_with_the_same_bytes(
         trained(cfg, tmp_path / "cut")
     assert not (tmp_path / "cut" / WEIGHTS).exists()
     assert trained(cfg, tmp_path / "cut") == (whole[0] / WEIGHTS).read_bytes()
-    assert "it goes on after epoch 2" in capsys.readouterr().out
+    assert "it continues after epoch 2" in capsys.readouterr().out
     assert len(calls) == 6 + 2
     log = (tmp_path / "cut" / "log.csv").read_bytes()
     assert log == (whole[0] / "log.csv").read_bytes()
@@ -283,5 +283,5 @@ def test_the_step_keeps_what_an_interrupted_training_did(labelled, monkeypatch, 
     folder = generator_folder(labelled, 79)
     assert not folder.exists()
     train_generators(labelled)
-    assert "it goes on after epoch 1" in capsys.readouterr().out
+    assert "it continues after epoch 1" in capsys.readouterr().out
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]

@@ -77,7 +77,7 @@ def test_a_mask_without_any_nucleus_may_be_unsure(tmp_path):
 def test_an_id_that_is_not_listed_is_refused_beside_unsure_pixels():
     inst_map = np.array([[-1, 3, 0]])
     assert semantic_mask(inst_map, np.array([3]), np.array([1])).tolist() == [[U, 1, 0]]
-    with pytest.raises(ValueError, match="holds nucleus 3"):
+    with pytest.raises(ValueError, match="contains nucleus 3"):
         semantic_mask(inst_map, np.array([4]), np.array([1]))
 
 
@@ -230,7 +230,7 @@ def test_unsure_pixels_belong_to_no_class_in_tables_and_warnings(own):
     counts = count_classes(own, ["a_0.png", "a_2.png", "a_3.png"])
     assert counts.tolist() == [[940, 36, 0], [0, 0, 0], [972, 0, 36]]
     patches = load_patches(own, id_files(own.workspace, ["a_0.png", "a_2.png"]))
-    assert without_classes(own, patches).startswith("no training patch holds stroma:")
+    assert without_classes(own, patches).startswith("no training patch contains stroma:")
     with pytest.raises(UserError, match="no training mask contains a nucleus"):
         without_classes(own, load_patches(own, id_files(own.workspace, ["a_2.png"])))
 

@@ -1,10 +1,10 @@
-"""Networks on disk: weights, settings and scores together, in a folder that smp opens anywhere.
+"""Networks on disk: weights, settings and scores together, in a folder that smp can open.
 
 models/<fold>_<architecture>_<encoder>[_ood]/
     config.json + model.safetensors   as segmentation-models-pytorch's save_pretrained writes them
     run.json                          all settings, fold, versions, training-set sizes, scores
     log.csv                           a row per epoch
-    trained_on.txt                    the names of the ID patches behind it
+    trained_on.txt                    the names of the ID patches it was trained on
     README.md                         a model card, ready to be published with the weights
 """
 
@@ -32,15 +32,15 @@ from medood.models.foreign import Weights, fill, read_weights, reason_of, refuse
 from medood.models.network import remove_batch_norm, require_side
 
 TRAINED_ON = "trained_on.txt"
-IN_RUN = {  # what run.json holds
+IN_RUN = {  # the content of run.json
     **dict.fromkeys(("fold", "epoch", "id_patches", "ood_patches", "processes"), int),
     **dict.fromkeys(("settings", "versions", "made_from", "outputs", "scores"), dict),
     "data": str,
 }
 HEADS = {"segmentation_head.0.weight", "segmentation_head.head.4.weight"}  # classes; of dpt
-NOT_USED = "classification_head."  # says what an image holds, where smp's aux_params asked for it
+NOT_USED = "classification_head."  # of images, built if smp's aux_params are set
 BLOCKS = "decoder.blocks.*.conv2.0.weight"
-# architecture, a parameter of its decoder, and the weights whose numbers of outputs it is
+# architecture, a parameter of its decoder, and the weights whose number of outputs gives it
 WIDTHS = (
     ("unet", "decoder_channels", BLOCKS),
     ("unetplusplus", "decoder_channels", "decoder.blocks.x_0_*.conv2.0.weight"),
@@ -59,7 +59,7 @@ PACKAGES = ("torch", "torchvision", "segmentation-models-pytorch", "timm", "nump
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what computes a network."""
+    """Return the versions of the packages that compute a network."""
     return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
 
 
@@ -67,7 +67,7 @@ def load_model(checkpoint: Path, cfg: Config) -> nn.Module:
     """Return a trained network, for patches of cfg, in eval mode.
 
     checkpoint: a folder that train.py or smp's save_pretrained wrote, or a file: weights, or a
-    whole network as torch.save wrote it. No code in it is run. Raises UserError where there is no
+    whole network as torch.save wrote it. No code in it is run. Raises UserError if there is no
     network, or one for other classes or other patches than cfg's.
     """
     model = open_model(checkpoint, cfg)
@@ -85,13 +85,13 @@ def open_model(checkpoint: Path, cfg: Config) -> nn.Module:
     channels, outputs = model.config["in_channels"], model.config["classes"]
     if channels != 3:
         raise UserError(
-            f"the network in {checkpoint} takes images with in_channels = {channels}, here they"
-            " have three, RGB: give a network that was trained on those"
+            f"the network in {checkpoint} has in_channels = {channels}, but the images have three"
+            " channels, RGB: use a network that was trained on such images"
         )
     if outputs != 1 + len(expected) or known != expected:
         raise UserError(
-            f"the network in {checkpoint} knows other classes ({outputs} outputs, background's"
-            f" included{': ' + ', '.join(known) if known != expected else ''}) than the settings"
+            f"the network in {checkpoint} has other classes ({outputs} outputs with background"
+            f"{': ' + ', '.join(known) if known != expected else ''}) than the settings"
             f" ({', '.join(expected)}): set classes to the network's"
         )
     return model.eval()
@@ -108,13 +108,13 @@ def _of_folder(folder: Path) -> nn.Module:
         raise
     except Exception as error:  # smp and timm each have their own kinds
         raise UserError(
-            f"{folder} holds no usable network ({reason_of(error)}): train or copy it again; other"
-            " versions of segmentation-models-pytorch or timm may have written it"
+            f"{folder} contains no usable network ({reason_of(error)}): train or copy it again;"
+            " other versions of segmentation-models-pytorch or timm may have written it"
         ) from None
 
 
 def _of_file(path: Path, cfg: Config) -> nn.Module:
-    """Return the likeliest network that the weights in a file fit.
+    """Return the likeliest network that fits the weights in a file.
 
     Each network is tried without memory first, so that a small file cannot make it huge. Raises
     UserError if the weights fit none.
@@ -132,9 +132,9 @@ def _of_file(path: Path, cfg: Config) -> nn.Module:
             continue
         return _load(network_of(description), weights)
     raise UserError(
-        f"{path} holds weights that do not fit {reasons[0]}, nor any other that was tried: save the"
-        " weights of the network alone, and set architecture and encoder to theirs, or give the"
-        " folder that smp's save_pretrained writes"
+        f"{path} contains weights that do not fit {reasons[0]}, nor any other network tried: save"
+        " only the weights of the network, and set its architecture and encoder, or use the folder"
+        " that smp's save_pretrained writes"
     )
 
 
@@ -150,12 +150,11 @@ def _load(model: nn.Module, weights: Weights, assign: bool = False) -> nn.Module
 def _candidates(path: Path, cfg: Config, weights: Weights, own: dict) -> Iterator[dict]:
     """Yield descriptions of a network (see network_of), the likeliest first.
 
-    They come from the file itself, from what lies beside it in a folder of smp, from the settings,
-    and from the names and shapes of the weights: these tell every native encoder of smp from the
-    others.
+    They come from the file itself, from config.json in its folder, from the settings, and from the
+    names and shapes of the weights, which distinguish all native encoders of smp.
     """
-    beside = read_json(path.with_name("config.json")) if path.name == "model.safetensors" else None
-    for description in (own, beside or {}):
+    saved = read_json(path.with_name("config.json")) if path.name == "model.safetensors" else None
+    for description in (own, saved or {}):
         if {"_model_class", "encoder_name"} <= description.keys():
             yield description
     for settings in (with_settings_of(cfg, path), cfg):
@@ -169,11 +168,11 @@ def _candidates(path: Path, cfg: Config, weights: Weights, own: dict) -> Iterato
                 yield {"_model_class": architecture, "encoder_name": encoder}
 
 
-# ---------------------------------------------------------------- what the shapes of weights tell
+# ---------------------------------------------------------------- parameters from weights
 
 
 def parameters_of(description: dict, weights: Weights) -> dict:
-    """Return the parameters of a network that the shapes of its weights tell.
+    """Return the parameters of a network that follow from the shapes of its weights.
 
     They are classes, channels of the images, and widths of the decoder. description: its
     `_model_class` and `encoder_name`.
@@ -182,7 +181,7 @@ def parameters_of(description: dict, weights: Weights) -> dict:
     found = {}
     for head in HEADS & weights.keys():
         found["classes"] = len(weights[head])
-    if architecture != "dpt":  # its encoders are no others'
+    if architecture != "dpt":  # no other architecture has its encoders
         for name in first_convolutions(description["encoder_name"]) & weights.keys():
             found["in_channels"] = weights[name].shape[1]
     for name, parameter, pattern in WIDTHS:
@@ -210,11 +209,11 @@ def first_convolutions(encoder: str) -> set[str]:
     return {name for name, shape in shapes if len(shape) == 4 and shape[1] == 3}
 
 
-# ---------------------------------------------------------------- what lies beside the weights
+# ---------------------------------------------------------------- files next to the weights
 
 
 def with_settings_of(cfg: Config, folder: Path) -> Config:
-    """Return cfg as the network in `folder` was trained for, where run.json beside it says so."""
+    """Return cfg with the settings of the network in `folder`, from its run.json, if any."""
     settings = read_run(folder).get("settings", {})
     names = ("architecture", "encoder", "classes", "mpp", "patch_size")
     known = {name: settings[name] for name in names if name in settings}
@@ -227,7 +226,7 @@ def with_settings_of(cfg: Config, folder: Path) -> Config:
 
 
 def seen_in_training(checkpoint: Path) -> list[str] | None:
-    """Return the patches that a network was trained on, or None if its folder does not say.
+    """Return the patches that a network was trained on, or None without such a list.
 
     checkpoint: its folder, or the file of weights in it.
     """
@@ -235,14 +234,14 @@ def seen_in_training(checkpoint: Path) -> list[str] | None:
     try:
         text = path.read_text(encoding="utf-8") if path.is_file() else None
     except UnicodeDecodeError:
-        raise UserError(f"{path} is no text: remove it or copy it again") from None
+        raise UserError(f"{path} is not text: remove it or copy it again") from None
     return None if text is None else [plain(line) for line in text.split("\n") if line]
 
 
 def has_seen(checkpoint: Path, names: Iterable[str], side: int) -> bool:
-    """Return whether a network was trained on any of the named patches, as far as its folder says.
+    """Return whether a network was trained on any of the named patches, as far as is known.
 
-    Where it was trained on patches of another side, they are compared by their region: a network
+    If it was trained on patches of another size, they are compared by their region: a network
     that was trained on any patch of a region has seen the whole region.
     """
     seen = seen_in_training(checkpoint) or []
@@ -252,7 +251,7 @@ def has_seen(checkpoint: Path, names: Iterable[str], side: int) -> bool:
 
 
 def read_run(checkpoint: Path) -> dict:
-    """Return run.json of a checkpoint folder, or beside a file; {} where there is none of ours."""
+    """Return run.json in a checkpoint folder, or next to a file; {} if train.py wrote none."""
     path = _folder_of(checkpoint) / RUN
     run = read_json(path) or {}
     wrong = [name for name, kind in IN_RUN.items() if not isinstance(run.get(name, kind()), kind)]

@@ -1,4 +1,4 @@
-"""What smp and timm give: a network by its description, and weights for its encoder."""
+"""From smp and timm: a network by its description, and weights for its encoder."""
 
 import difflib
 import functools
@@ -16,19 +16,19 @@ from torch import nn
 from config import UserError
 from medood.models.foreign import Weights, fill, read_weights, reason_of, refuse_not_finite
 
-logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a try that failed is no news
+logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # no warning for a failed attempt
 logging.getLogger("timm.models._builder").setLevel(logging.ERROR)  # names that are checked here
 WEIGHT_FILES = (".pth", ".pt", ".safetensors")
-# parameters that smp takes and its signatures no longer name
+# parameters that smp accepts but its signatures no longer list
 OLD_PARAMETERS = {"decoder_use_batchnorm", "psp_use_batchnorm", "upscale_mode"}
-# what is read of a description in another way: a network gives logits of pixels, and nothing else
+# not built: a network gives logits of pixels, and nothing else
 LEFT_OUT = ("activation", "aux_params")
 
 
 def timm_name(encoder: str) -> str:
-    """Return what timm calls an encoder, "" for one of smp's own.
+    """Return timm's name of an encoder, "" for one of smp's own.
 
-    smp reaches timm by `tu-`, and by some names of its earlier versions: `timm-regnetx_002`.
+    smp uses timm for `tu-`, and for some names of its earlier versions: `timm-regnetx_002`.
     """
     if smp.encoders.is_equivalent_to_timm_universal(encoder):
         encoder = encoder.replace("timm-", "tu-tf_" if "mobilenetv3" in encoder else "tu-")
@@ -36,9 +36,9 @@ def timm_name(encoder: str) -> str:
 
 
 def require_known(architecture: str, encoder: str) -> None:
-    """Raise UserError, with the nearest names, for an architecture or encoder that is not known."""
+    """Raise UserError, with the nearest names, for an unknown architecture or encoder."""
     listed, encoders = encoder, [*get_encoder_names(), "tu-<name of timm>"]
-    if name := timm_name(encoder):  # timm has a name of weights after the point
+    if name := timm_name(encoder):  # in timm, the name of the weights follows the point
         listed, encoders = f"tu-{name.split('.')[0]}", [f"tu-{name}" for name in timm.list_models()]
     for kind, given, name, known in (
         ("architecture", architecture, architecture, list(smp.MODEL_ARCHITECTURES_MAPPING)),
@@ -50,7 +50,7 @@ def require_known(architecture: str, encoder: str) -> None:
 
 
 def network_of(description: dict, pretrained: str | bool | None = None) -> nn.Module:
-    """Return the network of a description, which is what smp's config.json holds.
+    """Return the network of a description, as in smp's config.json.
 
     It gives logits: an activation, or a head that classifies images, is not built. description:
     `_model_class`, `encoder_name` and other parameters of that class. pretrained: weights of the
@@ -65,11 +65,11 @@ def network_of(description: dict, pretrained: str | bool | None = None) -> nn.Mo
     for name in LEFT_OUT:
         parameters.pop(name, None)
     known = OLD_PARAMETERS.union(inspect.signature(kind.__init__).parameters)
-    # timm opens a checkpoint_path, and old versions run the code in it; it refuses what it does not
-    # know, and smp's own encoders do not
+    # timm opens a checkpoint_path, and old versions run the code in it; timm refuses unknown
+    # parameters, smp's own encoders do not
     strange = {"checkpoint_path"} if timm_name(encoder) else set(parameters) - known
     if wrong := sorted(strange.intersection(parameters)):
-        raise ValueError(f"{', '.join(wrong)} is no parameter of a network")
+        raise ValueError(f"{', '.join(wrong)} is not a parameter of a network")
     parameters["encoder_weights"] = pretrained
     return kind(**parameters)
 
@@ -93,12 +93,12 @@ def downloaded(names: dict[str, str], weights: str) -> nn.Module:
     files = f"the path of a {' or '.join(WEIGHT_FILES)} file"
     if weights not in known:
         raise UserError(
-            f"encoder_weights = {weights!r}: encoder {encoder} has {', '.join(known)}: give one of"
+            f"encoder_weights = {weights!r}: encoder {encoder} has {', '.join(known)}: set one of"
             f" them, or none, or {files}"
         )
     try:
         return network_of(names, of_timm or weights)
-    except Exception as error:  # the libraries raise what their network layer happens to raise
+    except Exception as error:  # any error of the libraries' network layers
         raise UserError(
             f"the {weights} weights of encoder {encoder} could not be downloaded"
             f" ({type(error).__name__}): set encoder_weights to {files}, or to none for random"
@@ -113,16 +113,16 @@ def load_encoder_file(model: nn.Module, names: dict[str, str], path: Path) -> No
     every weight of the encoder.
     """
     if not path.is_file():
-        raise UserError(f"encoder_weights: there is no file {path}: give another path, or none")
+        raise UserError(f"encoder_weights: there is no file {path}: set another path, or none")
     encoder = names["encoder_name"]
     weights, _ = read_weights(path)
     part = {n.removeprefix("encoder."): v for n, v in weights.items() if n.startswith("encoder.")}
     try:
         fill(model.encoder, _as_smp_names(model.encoder, names, part or weights))
-    except Exception as error:  # of timm, and of each of its functions that rename weights
+    except Exception as error:  # timm's functions that rename weights raise many kinds
         raise UserError(
-            f"{path} does not hold weights of encoder {encoder} ({reason_of(error)}):"
-            " give the file of that encoder, or set encoder to the file's"
+            f"{path} does not contain weights of encoder {encoder} ({reason_of(error)}):"
+            " use the file of that encoder, or set encoder to that of the file"
         ) from None
     refuse_not_finite(path, model.encoder)
 

@@ -1,8 +1,8 @@
 """Weights from elsewhere: read from any file without running any code in it.
 
-A network that torch.save(model) saved whole is a pickle, which names classes to build. Here inert
-stand-ins are built in their place, and only tensors and plain values are taken from them. A file
-that names anything but parts of networks is refused, with that name.
+A whole network saved by torch.save(model) is a pickle, which names classes to build. Here inert
+stand-ins are built instead, and only tensors and plain values are taken from them. A file that
+names anything but parts of networks is refused, with that name.
 """
 
 import re
@@ -21,16 +21,16 @@ from config import UserError
 
 PARTS_OF_NETWORKS = (
     *("torch.nn.", "torchvision.", "timm.", "segmentation_models_pytorch."),
-    *("efficientnet_pytorch.", "pretrainedmodels."),  # held encoders of smp before 0.4
+    *("efficientnet_pytorch.", "pretrainedmodels."),  # contained encoders of smp before 0.4
 )
-# keys under which trainers file weights, and the parts in which they wrap a network
+# keys under which trainers save weights, and the parts in which they wrap a network
 WRAPPERS = (
     *("state_dict", "model_state_dict", "model", "net", "network", "module"),
     *("ema", "model_ema", "ema_state_dict", "state_dict_ema"),
 )
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.")
-NUMBERS = (torch.int64, torch.int32, torch.bool)  # beside floats: counts, and tables of places
-NOT_OPENED = "and was not opened: ask its author for the weights alone, as .safetensors"
+NUMBERS = (torch.int64, torch.int32, torch.bool)  # apart from floats: counts and indices
+NOT_OPENED = "and was not opened: ask its author for only the weights, as .safetensors"
 Weights = dict[str, Tensor]
 
 
@@ -48,10 +48,10 @@ class Inert:
 def read_weights(path: Path) -> tuple[Weights, dict]:
     """Return the weights in a .pth, .pt or .safetensors file, and the description of its network.
 
-    Names are without the prefixes that all of them carry, such as those of torch.compile. The
-    description is what config.json of smp would hold, where a network of smp was saved whole, else
-    empty. Raises UserError for a file that asks for anything but weights and parts of networks, and
-    for one whose weights are not plain numbers.
+    Names are without prefixes that all of them have, such as those of torch.compile. The
+    description is the config.json of smp, if a whole network of smp was saved, else empty. Raises
+    UserError for a file that needs anything but weights and parts of networks, and for one whose
+    weights are not plain numbers.
     """
     try:
         is_plain = path.suffix == ".safetensors"
@@ -59,25 +59,27 @@ def read_weights(path: Path) -> tuple[Weights, dict]:
     except UserError:
         raise
     except SafetensorError as error:
-        raise UserError(f"{path} is no whole file of weights ({error}): copy it again") from None
-    except Exception as error:  # torch raises many kinds, and advises what nobody should do
+        raise UserError(
+            f"{path} is not a complete file of weights ({error}): copy it again"
+        ) from None
+    except Exception as error:  # torch raises many kinds, with unsafe advice
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
-        what = f"asks for {named[1]}" if named else "is not a whole file of weights"
+        what = f"needs {named[1]}" if named else "is not a complete file of weights"
         raise UserError(f"{path} {what}, {NOT_OPENED}") from None
     if not weights:
-        raise UserError(f"{path} holds no weights: give a file with the state_dict of a network")
+        raise UserError(f"{path} contains no weights: save the state_dict of a network")
     for name, value in weights.items():
         plain = value.layout == torch.strided and not value.is_meta
         if not plain or not (value.is_floating_point() or value.dtype in NUMBERS):
             kind = f"as {value.dtype}, {value.layout}, on {value.device}"
-            raise UserError(f"{path} holds {name} {kind}: save the weights as dense float32")
+            raise UserError(f"{path} contains {name} {kind}: save the weights as dense float32")
     return without_prefixes(weights), description
 
 
 def without_prefixes(weights: Weights) -> Weights:
     """Return the weights without what wrappers of a network put before each of their names.
 
-    What stands beside the network in its wrapper, such as `loss.weight` or `mean`, has short names.
+    Other values in the wrapper, such as `loss.weight` or `mean`, have short names.
     """
     while long := [name for name in weights if name.count(".") > 1]:
         prefix = next((p for p in PREFIXES if all(name.startswith(p) for name in long)), None)
@@ -88,7 +90,7 @@ def without_prefixes(weights: Weights) -> Weights:
 
 
 def reason_of(error: Exception) -> str:
-    """Return what an error of a library says, in one line."""
+    """Return the message of a library's error, in one line."""
     lines = [line.strip() for line in str(error).splitlines()]
     # torch begins with "Error(s) in loading state_dict for Unet:", and may list all weights
     said = (line for line in lines if line and not line.endswith(":"))
@@ -101,7 +103,7 @@ def fill(module: nn.Module, weights: Weights, assign: bool = False) -> None:
     assign: take the tensors themselves, for a network without memory.
     """
     options = {"assign": True} if assign else {}  # some encoders of smp take none
-    try:  # of a copy: smp renames in it what its earlier versions called otherwise
+    try:  # of a copy: smp renames in it the weights of its earlier versions
         module.load_state_dict(dict(weights), **options)
     except RuntimeError as error:
         raise ValueError(reason_of(error)) from None
@@ -112,30 +114,30 @@ def refuse_not_finite(path: Path, module: nn.Module) -> None:
     wrong = [name for name, value in module.state_dict().items() if not value.isfinite().all()]
     if wrong:
         raise UserError(
-            f"{path}: {len(wrong)} weight(s) are not finite ({'; '.join(wrong[:3])}): give those of"
+            f"{path}: {len(wrong)} weight(s) are not finite ({'; '.join(wrong[:3])}): use those of"
             " a training that did not diverge"
         )
 
 
 def _unpickled(path: Path) -> tuple[Weights, dict]:
     names: list[str] = []
-    if zipfile.is_zipfile(path):  # else of torch before 1.6: torch.load refuses all that it names
+    if zipfile.is_zipfile(path):  # else of torch before 1.6: torch.load refuses all names in it
         with zipfile.ZipFile(path) as archive:
             if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
                 raise UserError(f"{path} is compressed, as torch writes no file: unpack it")
         names = get_unsafe_globals_in_checkpoint(path)
     if strange := sorted(name for name in names if not name.startswith(PARTS_OF_NETWORKS)):
-        asked = ", ".join(strange[:3])
-        raise UserError(f"{path} asks for {asked}, which is no part of a network, {NOT_OPENED}")
+        needed = ", ".join(strange[:3])
+        raise UserError(f"{path} needs {needed}, which is not part of a network, {NOT_OPENED}")
     stand_ins = {type(name.rpartition(".")[2], (Inert,), {}): name for name in names}
     with safe_globals(list(stand_ins.items())):
         content = torch.load(path, map_location="cpu", weights_only=True)
-    for _ in WRAPPERS:  # one may hold another, but a dict that holds itself has no end
+    for _ in WRAPPERS:  # one may contain another; a dict that contains itself has no end
         if isinstance(content, dict) and (found := [k for k in WRAPPERS if _may_hold(content, k)]):
             if len(found) > 1:
                 raise UserError(
-                    f"{path} holds several networks ({', '.join(found)}): save the weights of one"
-                    " of them in a file of their own"
+                    f"{path} contains several networks ({', '.join(found)}): save the weights of"
+                    " one in a separate file"
                 )
             content = content[found[0]]
     description = {}
@@ -145,25 +147,25 @@ def _unpickled(path: Path) -> tuple[Weights, dict]:
         isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
     )
     if not is_weights:
-        raise UserError(f"{path} holds no weights: give a file with the state_dict of a network")
+        raise UserError(f"{path} contains no weights: save the state_dict of a network")
     # a view can claim any size; a network may use weights of the file twice
     if sum(value.numel() * value.itemsize for value in content.values()) > 2 * path.stat().st_size:
-        raise UserError(f"{path} holds weights that are larger than the file, {NOT_OPENED}")
+        raise UserError(f"{path} contains weights that are larger than the file, {NOT_OPENED}")
     return content, description
 
 
 def _may_hold(content: dict, key: str) -> bool:
-    """Say whether weights, or what wraps them, may stand under a key of a file."""
+    """Say whether weights, or their wrapper, may be under a key of a file."""
     return isinstance(content.get(key), dict | Inert) and bool(content[key])
 
 
 def _tensors_of(network: Inert) -> Weights:
-    """Return what state_dict would return for the network that `network` stands in for."""
+    """Return the state_dict of the network that `network` stands in for."""
     found: Weights = {}
     waiting, seen = [("", network)], set()
     while waiting:
         prefix, module = waiting.pop()
-        if id(module) in seen:  # a part may hold itself
+        if id(module) in seen:  # a part may contain itself
             continue
         seen.add(id(module))
         state = vars(module)
@@ -178,9 +180,9 @@ def _tensors_of(network: Inert) -> Weights:
 
 
 def _description_of(network: Inert, name_of: dict[type, str]) -> dict:
-    """Return what config.json of smp would hold of a network, or {} if smp has no such network.
+    """Return smp's config.json of a network, or {} if smp has no such network.
 
-    smp 0.3 leaves architecture and encoder (the name `u-vgg11_bn`), later versions all parameters.
+    smp 0.3 saves architecture and encoder (the name `u-vgg11_bn`), later versions all parameters.
     """
     inner = (vars(network).get("_modules") or {}).get("module")  # of DataParallel
     network = inner if isinstance(inner, Inert) else network

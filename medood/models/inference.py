@@ -34,14 +34,14 @@ class Predictor:
         """Return the probabilities, float32 (n, C, H, W), of RGB uint8 (n, H, W, 3).
 
         A batch that does not fit into the memory of the device is split in halves. Raises UserError
-        for a single image that does not.
+        for a single image that does not fit.
         """
         try:
             return self._probabilities(images)
         except torch.OutOfMemoryError:
             if len(images) == 1:
                 raise UserError(
-                    f"{self.device} has no memory for an image of {images.shape[1]} x"
+                    f"{self.device} has too little memory for an image of {images.shape[1]} x"
                     f" {images.shape[2]} pixels: set device to cpu, or a smaller tile"
                 ) from None
         return torch.cat([self(half) for half in images.chunk(2)])
@@ -49,7 +49,7 @@ class Predictor:
     def _probabilities(self, images: Tensor) -> Tensor:
         batch = self.normalise(images.to(self.device).permute(0, 3, 1, 2).float())
         probability = self._mean_over_mirrors(batch) if self.mirrors else self._softmax(batch)
-        # a CPU finds the most likely class 8 times as fast where a pixel's classes lie together
+        # a CPU finds the most likely class 8 times as fast if a pixel's classes are contiguous
         return probability.contiguous(memory_format=torch.channels_last)
 
     def _softmax(self, batch: Tensor) -> Tensor:
@@ -68,12 +68,12 @@ class Predictor:
 
 
 def batch_size(device: torch.device) -> int:
-    """Return how many patches a device takes at once."""
+    """Return how many patches a device processes at once."""
     return BATCH_ON_CPU if device.type == "cpu" else BATCH_ON_GPU
 
 
 def count_pixels(probability: Tensor) -> Tensor:
-    """Return how many pixels of each patch get each class, int64 (n, C), from (n, C, P, P)."""
+    """Return how many pixels are predicted as each class, int64 (n, C), from (n, C, P, P)."""
     classes = probability.argmax(1)
     return torch.stack([(classes == value).sum((1, 2)) for value in range(probability.shape[1])], 1)
 

@@ -26,7 +26,7 @@ from medood.models.foreign import reason_of
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 DPN = ((124 / 255, 117 / 255, 104 / 255), (1 / (0.0167 * 255),) * 3)
-# The weights' own constants, by the start of the encoder's name, where they are not ImageNet's.
+# The constants of the weights, by the start of the encoder's name, if they are not ImageNet's.
 # The library's get_preprocessing_fn would ask a server for them.
 NORMALISATION = {
     "inception": HALF,
@@ -34,7 +34,7 @@ NORMALISATION = {
     "dpn": DPN,
     "timm-tf_efficientnet_lite": HALF,
 }
-SIDES = (64, 256, 512, 128)  # of images, tried where a network takes no others
+SIDES = (64, 256, 512, 128)  # of images, tried for a network of fixed input size
 
 
 def normalisation(encoder: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -60,8 +60,8 @@ class Normalise(nn.Module):
 def build_model(cfg: Config) -> nn.Module:
     """Return the network of cfg: float32 RGB (N, 3, P, P), normalised -> logits (N, C, P, P).
 
-    Raises UserError for an unknown name, for a network that takes no patches of this size, and
-    where the encoder's weights cannot be had.
+    Raises UserError for an unknown name, for a network that takes no patches of this size, and if
+    the encoder's weights are missing.
     """
     architecture, encoder, weights = cfg.architecture, cfg.encoder, cfg.encoder_weights
     names = {"_model_class": architecture, "encoder_name": encoder}
@@ -83,7 +83,7 @@ def build_model(cfg: Config) -> nn.Module:
 
 
 def refusal(model: nn.Module, side: int) -> str:
-    """Return why a network takes no images of a side, "" if it gives logits of that size."""
+    """Return why a network takes no images of `side` pixels, "" if it gives logits of that size."""
     training, images = model.training, torch.zeros(1, 3, side, side)
     try:
         with torch.no_grad():
@@ -97,7 +97,7 @@ def refusal(model: nn.Module, side: int) -> str:
 
 
 def side_of(model: nn.Module, *sides: int) -> int:
-    """Return the first of the sides of which a network takes images, or else one that it takes.
+    """Return the first of the sides that a network takes, or else another that it takes.
 
     Encoders such as swin take images of a single side. Raises UserError if none is found.
     """
@@ -115,7 +115,7 @@ def side_of(model: nn.Module, *sides: int) -> int:
 
 
 def require_side(model: nn.Module, cfg: Config) -> None:
-    """Raise UserError, with a side that can be set, if a network takes no patches of cfg."""
+    """Raise UserError, with a side that works, if a network takes no patches of cfg."""
     side = cfg.patch_size
     if (other := side_of(model, side)) != side:
         cure = f"set {cfg.side_setting} to {other}" if other % 32 == 0 else "choose another encoder"
@@ -137,7 +137,7 @@ def batch_norms(module: nn.Module) -> list[nn.Module]:
 def remove_batch_norm(module: nn.Module) -> nn.Module:
     """Replace every batch normalisation in `module` by the identity, and return `module`.
 
-    The batch normalisations of timm hold an activation too: that stays.
+    The batch normalisations of timm contain an activation: that stays.
     """
     for name, part in list(module.named_modules(remove_duplicate=False)):
         if isinstance(part, nn.modules.batchnorm._BatchNorm):
@@ -151,7 +151,7 @@ def for_training(model: nn.Module, device: torch.device) -> nn.Module:
     On the CPU, the backward pass of two kinds of strided convolution needs help (oneDNN, torch 2.8
     to 2.15). A convolution of 1 x 1 with fewer than 16 channels, as at the start of MobileOne,
     writes outside its memory in this layout: here it first drops the pixels that its stride leaves
-    out, and computes the same. A depthwise convolution takes 5 to 30 times as long in bfloat16 as
+    out, with the same result. A depthwise convolution takes 5 to 30 times as long in bfloat16 as
     in float32 (a fifth of a training step of MobileNet): here it computes in float32.
     """
     for module in model.modules():
@@ -177,8 +177,8 @@ def _forward_in_float32(module: nn.Module, features: Tensor) -> Tensor:
 def folded(model: nn.Module) -> nn.Module:
     """Return a copy of a network, in eval mode, that computes the same in less time.
 
-    A batch normalisation becomes part of the convolution before it, where an nn.Sequential makes
-    sure that it follows. This saves a fifth of the time of vgg11_bn's inference on a CPU.
+    A batch normalisation becomes part of the convolution before it, if an nn.Sequential ensures
+    their order. This saves a fifth of the time of vgg11_bn's inference on a CPU.
     """
     model = copy.deepcopy(model)
     for part in model.modules():
@@ -193,7 +193,7 @@ def folded(model: nn.Module) -> nn.Module:
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device that the setting `device` names; `auto` is CUDA where there is one.
+    """Return the device that the setting `device` names; `auto` is CUDA if available.
 
     Of several processes, each has a GPU of its own.
     """
@@ -203,7 +203,7 @@ def pick_device(name: str) -> torch.device:
         if ":" in name or processes_here > gpus:
             raise UserError(
                 f"device = {name!r} is not one GPU for each of {processes_here} processes"
-                f" ({gpus} are here): set it to auto and --nproc-per-node to {max(gpus, 1)} or less"
+                f" ({gpus} exist): set it to auto and --nproc-per-node to {max(gpus, 1)} or less"
             )
         return torch.device("cuda", processes.local_rank())
     if name == "auto":
@@ -212,7 +212,7 @@ def pick_device(name: str) -> torch.device:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"device = {name!r} is not there ({reason}): try auto") from None
+        raise UserError(f"device = {name!r} does not exist ({reason}): try auto") from None
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
@@ -228,10 +228,10 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
 
 @contextmanager
 def exact(precision: str) -> Iterator[None]:
-    """Let precision = float32 be meant so on a GPU, forward and backward, and nowhere else.
+    """Compute in full float32 on a GPU if precision is float32, forward and backward.
 
-    By itself, torch computes convolutions of float32 in TF32, with 10 bits of a factor instead of
-    23. The backward pass asks when it runs: it belongs into the context.
+    By default, torch computes convolutions of float32 in TF32, with 10 bits of a factor instead of
+    23. The backward pass reads the flag when it runs: it must run in the context.
     """
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = precision != "float32"

@@ -1,4 +1,4 @@
-"""From class masks to nuclei: touching ones separated, each with class, place and outline."""
+"""From class masks to nuclei: touching ones separated, each with class, position and outline."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,8 +12,8 @@ from skimage.measure import find_contours
 from skimage.segmentation import watershed
 
 MIN_DISTANCE = 1.0  # microns between the centres of touching nuclei, see docs/new_images.md
-MIN_AREA = 4.0  # square microns; what is smaller is no nucleus
-LARGEST = 1024  # pixels: a sheet of touching nuclei that is wider, or that waits longer, is cut
+MIN_AREA = 4.0  # square microns; anything smaller is not a nucleus
+LARGEST = 1024  # pixels: a larger sheet of touching nuclei is cut
 TOLERANCE = 0.4  # pixels by which an outline with fewer corners may differ
 
 Nuclei = tuple[np.ndarray, np.ndarray]  # integers (H, W), 0 outside, 1..; the class of each number
@@ -21,7 +21,7 @@ Nuclei = tuple[np.ndarray, np.ndarray]  # integers (H, W), 0 outside, 1..; the c
 
 @dataclass(frozen=True)
 class Nucleus:
-    """One nucleus; places in pixels of the mask, 0 at the upper left corner of the first pixel."""
+    """One nucleus; positions in pixels of the mask, from the upper left corner of the first one."""
 
     value: int  # the class of most of its pixels
     area: int  # pixels
@@ -48,8 +48,8 @@ def separate(component: np.ndarray, min_distance: float) -> np.ndarray:
 
     A watershed on the distance to the border, from its peaks at least `min_distance` pixels apart.
     """
-    framed = np.pad(component, 1).astype(np.uint8)  # what lies outside is no nucleus
-    # not OpenCV's, whose last bits differ from call to call: of two equal peaks it decides
+    framed = np.pad(component, 1).astype(np.uint8)  # outside there is no nucleus
+    # not OpenCV's, whose last bits differ from call to call and decide between equal peaks
     distance = distance_transform_edt(framed).astype(np.float32)
     # smoothed: a ragged border would have a peak for each of its teeth
     smooth = cv2.GaussianBlur(distance, (0, 0), 1) * framed
@@ -58,7 +58,7 @@ def separate(component: np.ndarray, min_distance: float) -> np.ndarray:
         return _components(component)
     markers = np.zeros(framed.shape, np.int32)
     markers[tuple(peaks.T)] = np.arange(1, len(peaks) + 1)
-    # pixels that touch at a corner belong together, as they do in a component
+    # pixels that touch at a corner belong together, as in a component
     return watershed(-smooth, markers, connectivity=2, mask=framed > 0)[1:-1, 1:-1]
 
 

@@ -1,4 +1,4 @@
-"""The files of a segmented image, written row by row, and under their names only when complete."""
+"""The files of a segmented image, written row by row; they get their names when complete."""
 
 import csv
 import json
@@ -56,7 +56,7 @@ class Outputs:
         self.rows.write(classes.tobytes())
         thin = slice(-self.top % self.step, None, self.step)
         image, mask = image[thin, :: self.step], classes[thin, :: self.step]
-        painted = image - image // 4 + self.colours[mask] // 4  # pale: the outlines stand out
+        painted = image - image // 4 + self.colours[mask] // 4  # pale, so that outlines stand out
         first = math.ceil(self.top / self.step)
         self.overlay[first : first + len(mask)] = np.where((mask > 0)[..., None], painted, image)
         self.top += len(classes)
@@ -96,7 +96,7 @@ class Outputs:
                 dtype=np.uint8,
                 tile=(TILE, TILE),
                 compression="zlib",
-                maxworkers=1,  # several would hold a quarter of a GB of tiles at a time
+                maxworkers=1,  # several would keep a quarter of a GB of tiles in memory
                 photometric="minisblack",
                 resolution=(1e4 / self.mpp, 1e4 / self.mpp),
                 resolutionunit="CENTIMETER",

@@ -14,14 +14,14 @@ SLIDE_ENDINGS = (".svs", ".ndpi", ".mrxs", ".scn", ".bif")
 ENDINGS = (*IMAGE_ENDINGS, *SLIDE_ENDINGS)
 # of OpenSlide's formats: TIFFs whose first page is the image, of any kind that a TIFF may hold
 TIFFS = ("generic-tiff", "aperio")
-MPP = 0.05, 10  # microns per pixel that a scanner can have; others are a file's default
+MPP = 0.05, 10  # microns per pixel that a scanner can have; others are a program's default
 BLOCK = 4096  # pixels of a row that are read at a time
 
 
 class File:
     """An ordinary image of `height` x `width` pixels, upright, in memory.
 
-    `mpp`: microns per pixel, down and across, or None where the file has none.
+    `mpp`: microns per pixel, down and across, or None if the file has none.
     """
 
     def __init__(self, path: Path) -> None:
@@ -39,18 +39,18 @@ class File:
 class Slide:
     """A whole slide or tiled TIFF of `height` x `width` pixels, read from the disk row by row.
 
-    `mpp`: microns per pixel, down and across, or None where the file has none. Where a scanner says
+    `mpp`: microns per pixel, down and across, or None if the file has none. If the scanner recorded
     which part it scanned, that part is the image, as in QuPath.
     """
 
     def __init__(self, path: Path, has_alpha: bool = False) -> None:
-        """has_alpha: pixels may be transparent, not only outside of what was scanned."""
+        """has_alpha: pixels may be transparent, not only outside the scanned part."""
         try:
             self.slide = openslide.OpenSlide(path)
         except openslide.OpenSlideError as error:
             raise UserError(
-                f"{path} is not a whole slide, or of a kind that OpenSlide does not read ({error}):"
-                " copy it again, or convert it"
+                f"{path} is not a complete slide, or of a kind that OpenSlide does not read"
+                f" ({error}): copy it again, or convert it"
             ) from None
         known = self.slide.properties
         width, height = self.slide.dimensions
@@ -60,19 +60,19 @@ class Slide:
         self.height = int(known.get(openslide.PROPERTY_NAME_BOUNDS_HEIGHT, height))
         if not (0 < self.width <= width and 0 < self.height <= height):
             raise UserError(
-                f"{path} is damaged (of its {width} x {height} pixels it says that {self.width} x"
-                f" {self.height} were scanned): copy it again"
+                f"{path} is damaged (it has {width} x {height} pixels, but {self.width} x"
+                f" {self.height} scanned ones): copy it again"
             )
         names = openslide.PROPERTY_NAME_MPP_Y, openslide.PROPERTY_NAME_MPP_X
         found = [float(known[name]) for name in names if name in known]
         is_known = found and all(MPP[0] <= mpp <= MPP[1] for mpp in found)
-        self.mpp = (found[0], found[-1]) if is_known else None  # one side alone tells of both
+        self.mpp = (found[0], found[-1]) if is_known else None  # one side stands for both
         self.path, self.has_alpha = path, has_alpha
 
     def rows(self, top: int, bottom: int, height: int, width: int) -> np.ndarray:
         """Return rows top..bottom of the slide, resized to height x width, RGB (n, width, 3)."""
         scale = self.height / height, self.width / width  # pixels of the slide per pixel returned
-        # the coarsest level that still has every detail of the result
+        # the coarsest level with all details of the result
         level = self.slide.get_best_level_for_downsample(max(1.0, min(scale)))
         shrink = self.slide.level_downsamples[level]
         out = np.empty((bottom - top, width, 3), np.uint8)
@@ -110,15 +110,15 @@ def _resized(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def open_image(path: Path) -> Source:
-    """Return an image, ready to be read row by row; raise UserError where it cannot be read.
+    """Return an image, ready to be read row by row; raise UserError if it cannot be read.
 
     A slide is never in memory as a whole: it may have any size.
     """
     kind = openslide.OpenSlide.detect_format(path)
-    if kind in TIFFS:  # OpenSlide would take 8 bits of any others, and the first page of several
+    if kind in TIFFS:  # OpenSlide would read 8 bits of any others, and the first page of several
         header = read_header(path)
         require_plain(path, header)
-        # it turns none upright, and cuts the last tiles of grey with alpha wrongly
+        # OpenSlide turns none upright, and cuts the last tiles of grey with alpha wrongly
         is_slide = header.bits == 8 and header.orientation == 1 and header.channels != 2
         return Slide(path, header.has_alpha) if is_slide else File(path)
     return Slide(path) if kind else File(path)

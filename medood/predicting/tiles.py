@@ -1,4 +1,4 @@
-"""An image of any size through a network: overlapping tiles that fade into each other."""
+"""A network applied to an image of any size: overlapping tiles that fade into each other."""
 
 from collections.abc import Iterator
 
@@ -13,7 +13,7 @@ from medood.models.inference import Predictor
 from medood.predicting.slides import Source
 
 OVERLAP = 64  # pixels that neighbouring tiles share
-GLASS = 24  # grey levels: a tile whose channels vary less shows nothing; the network is not run
+GLASS = 24  # grey levels: a tile whose channels vary less is empty; the network is not run
 
 
 def positions(length: int, tile: int) -> list[int]:
@@ -82,7 +82,7 @@ def _probabilities(
             yield left, None
         else:
             busy.append(left)
-    # as many pixels at a time as in mining and testing
+    # as many pixels at once as in mining and testing
     size = max(1, predictor.at_once * 128**2 // tile**2)
     for start in range(0, len(busy), size):
         group = busy[start : start + size]

@@ -2,7 +2,7 @@
 
 One grid_sample warps a whole batch, with a matrix of its own for each patch. It takes 0.2 ms a
 patch on two cores, under 2 % of a training step. Kornia's equivalent chain took 1.9 ms, and 3 ms of
-its batch are calls that no GPU shortens: more than a whole step takes there.
+its batch are calls that no GPU shortens: more than a whole step on a GPU.
 """
 
 import math
@@ -12,14 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 ZOOM = 1.25  # magnification, from 1 / ZOOM to ZOOM
-SHIFT = 0.1  # of the patch's side, either way
+SHIFT = 0.1  # of the patch's side, in both directions
 PERSPECTIVE = 0.05  # change of depth from the centre to an edge
 BRIGHTNESS = CONTRAST = SATURATION = 0.2  # factors from 1 - x to 1 + x
 TINT = 0.05  # factors of the single colour channels
 # optical density of hematoxylin, eosin and DAB in red, green and blue (Ruifrok and Johnston 2001)
 STAINS = F.normalize(torch.tensor([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]]))
 RANDOM = 13  # random numbers for each patch
-PARAMETERS = 14  # what they become: a homography (9), the gain of each colour (3), two factors
+PARAMETERS = 14  # from them: a homography (9), the gain of each colour (3), two factors
 
 
 def draw_augmentation(count: int, seed: int, stain: float = 0.0) -> Tensor:
@@ -29,7 +29,7 @@ def draw_augmentation(count: int, seed: int, stain: float = 0.0) -> Tensor:
     detection", IEEE TMI 2018: by 0.05); above 0, there are twelve columns more, see stains_of.
 
     They are drawn on the CPU, because other devices would draw other numbers, and for a whole epoch
-    at once: on a GPU, the launches of so little arithmetic take longer than the arithmetic.
+    at once: on a GPU, launching so little arithmetic takes longer than the arithmetic.
     """
     generator = torch.Generator().manual_seed(seed)
     parameters = parameters_of(torch.rand(count, RANDOM, generator=generator) * 2 - 1)
@@ -48,9 +48,9 @@ def parameters_of(random: Tensor) -> Tensor:
 
 
 def stains_of(change: Tensor) -> Tensor:
-    """Return what becomes of the optical density: a matrix (9) and an offset (3), (N, 12).
+    """Return the change of the optical density: a matrix (9) and an offset (3), (N, 12).
 
-    change: (N, 6), of each stain by how much its amount s differs: (1 + factor) s + offset.
+    change: (N, 6), factor and offset of each stain, whose amount s becomes (1 + factor) s + offset.
     """
     factor, offset = change.split(3, 1)
     mixed = torch.linalg.inv(STAINS) @ ((1 + factor)[:, :, None] * STAINS)
@@ -99,7 +99,7 @@ def _grid(warp: Tensor, side: int) -> Tensor:
 
 
 def _recolour(images: Tensor, parameters: Tensor) -> Tensor:
-    """Return (N, 3, P, P) in 0..255 with other light and stain; parameters: (N, 5, 1, 1)."""
+    """Return (N, 3, P, P) in 0..255 with changed light and stain; parameters: (N, 5, 1, 1)."""
     gain, saturation, contrast = parameters.split([3, 1, 1], 1)
     images = images * gain
     images = torch.lerp(images.mean(1, keepdim=True), images, saturation)
@@ -108,7 +108,7 @@ def _recolour(images: Tensor, parameters: Tensor) -> Tensor:
 
 
 def restain(images: Tensor, parameters: Tensor) -> Tensor:
-    """Return (N, 3, P, P) in 0..255 with other amounts of its stains; parameters: (N, 12)."""
+    """Return (N, 3, P, P) in 0..255 with changed amounts of its stains; parameters: (N, 12)."""
     mixed, offset = parameters[:, :9].view(-1, 3, 3), parameters[:, 9:, None, None]
     density = -torch.log10((images + 1) / 256)
     density = torch.einsum("nij,nihw->njhw", mixed, density) + offset

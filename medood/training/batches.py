@@ -1,4 +1,4 @@
-"""Batches of training patches, ID and OoD: shuffled together, augmented, dealt to processes."""
+"""Batches of training patches, ID and OoD: shuffled together, augmented, split over processes."""
 
 from collections.abc import Iterator
 
@@ -12,7 +12,7 @@ from medood.data.labels import BACKGROUND
 from medood.processes import rank, world_size
 from medood.training.augmentation import draw_augmentation
 
-# each stream of random numbers depends on seed and fold alone, so no fold changes another
+# each stream of random numbers depends only on seed and fold, so no fold changes another
 INITIALISATION, ORDER, AUGMENTATION, DROPOUT, ATTACK = range(5)
 
 
@@ -23,11 +23,11 @@ def stream_seed(cfg: Config, fold: int, stream: int, epoch: int = 0) -> int:
 
 
 def balanced(labels: np.ndarray) -> np.ndarray:
-    """Return how likely each image is to be drawn, (N,), so that no class is rare.
+    """Return the probability of each image to be drawn, (N,), so that no class is rare.
 
-    labels: 0 or 1, (N, C). An image weighs as much as its labels are rare, on the mean over
-    classes: those with a class weigh together what those without it do. A class that all images
-    have, or none, says nothing.
+    labels: 0 or 1, (N, C). The weight of an image is the rarity of its labels, averaged over
+    classes: images with a class have the same total weight as those without it. A class that all
+    images have, or none, is ignored.
     """
     share = labels.mean(0)
     known = (share > 0) & (share < 1)
@@ -39,9 +39,9 @@ def balanced(labels: np.ndarray) -> np.ndarray:
 
 
 def rarity(patches: Patches, classes: int) -> Tensor:
-    """Return how likely each patch is to be drawn, (N,), for `sampling = "rare"`.
+    """Return the weight of each patch in drawing, (N,), for `sampling = "rare"`.
 
-    ID patches are `balanced` by their classes; an OoD patch is as likely as one on the average.
+    ID patches are `balanced` by their classes; an OoD patch has the average weight of an ID patch.
     """
     is_id = (~patches.is_ood).numpy()
     values = range(BACKGROUND + 1, classes)
@@ -57,7 +57,7 @@ def batches(
 ) -> list[Tensor]:
     """Return the indices of the patches in each batch of an epoch, for `count` patches.
 
-    likely: how likely each patch is to be drawn, (count,); None for each of them once.
+    likely: the weight of each patch in drawing, (count,); None: each patch once.
     """
     generator = torch.Generator().manual_seed(stream_seed(cfg, fold, ORDER, epoch))
     if likely is None:
@@ -70,7 +70,7 @@ def batches(
 
 
 def shard_of(batch: Tensor) -> tuple[Tensor, float]:
-    """Return which patches of a batch this process takes, and how much each of them counts.
+    """Return which patches of a batch this process takes, and the weight of each.
 
     Batch normalisation needs two patches in each process. Of a last batch too small for that, every
     process takes all patches, and counts them in part; torch's DistributedSampler would give some
@@ -82,9 +82,9 @@ def shard_of(batch: Tensor) -> tuple[Tensor, float]:
 
 
 def storage_device(patches: Patches, device: torch.device) -> torch.device:
-    """Return where the patches lie during a training on `device`: there, or on the CPU.
+    """Return where the patches are stored during a training on `device`: there, or on the CPU.
 
-    They lie on the CPU if they take more than half of what is free on a GPU: networks need the
+    They are on the CPU if they take more than half of the free memory of a GPU: networks need the
     other half.
     """
     size = patches.images.nbytes + patches.masks.nbytes
@@ -127,7 +127,7 @@ class Loader:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
         """Yield images, masks, weight and augmentation of each batch, on the device."""
         shards = [shard_of(batch) for batch in self.batches]
-        # all indices at once: to copy those of a batch would wait for the device at every step
+        # all indices at once: copying those of each batch would wait for the device at every step
         indices = torch.cat([index for index, _ in shards]).to(self.storage)
         indices = indices.split([len(index) for index, _ in shards])
         for index, (_, share) in zip(indices, shards, strict=True):

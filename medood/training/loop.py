@@ -1,7 +1,7 @@
 """The one training loop, of every network that is trained here.
 
 A training (protocol.py) draws the batches of an epoch and takes a step on each. The loop does the
-rest: it counts the epochs, stops where a loss is not finite, tells how it goes and keeps resume.pt.
+rest: it counts the epochs, stops if a loss is not finite, prints the log and keeps resume.pt.
 """
 
 import shutil
@@ -32,14 +32,14 @@ def fit(training: Training, folder: Path | None = None, made_from: dict | None =
     """Train to the last epoch; return which epoch's weights the network has then.
 
     It is the last, or the first with the highest `val_miou` if the rows of the log have one.
-    folder: holds resume.pt, which an interrupted training goes on from after its last whole epoch,
-    to end with the same weights, to the bit on the CPU; None keeps nothing. made_from: what the
-    network is made from. Raises UserError if a loss is not finite or the device has no memory for a
-    batch.
+    folder: of resume.pt, from which an interrupted training continues after its last whole epoch,
+    to end with the same weights, bit for bit on the CPU; None keeps nothing. made_from: what the
+    network is made from. Raises UserError if a loss is not finite or the device has too little
+    memory for a batch.
     """
     state = TrainingState(training, folder and folder / "resume.pt", made_from or {})
     if training.log:
-        print(f"  it goes on after epoch {len(training.log)}")
+        print(f"  it continues after epoch {len(training.log)}")
     writer = writer_of(training, folder)
     first = len(training.log)
     while not training.is_over():
@@ -60,7 +60,7 @@ def fit(training: Training, folder: Path | None = None, made_from: dict | None =
 def writer_of(training: Training, folder: Path | None) -> "SummaryWriter | None":
     """Open TensorBoard's <workspace>/tensorboard/<name of the folder> if the settings ask for it.
 
-    The curves of an earlier training there go: they would pass for those of the network made now.
+    Curves of an earlier training are removed: they would look like those of the new network.
     Raises UserError if TensorBoard is not installed.
     """
     if folder is None or not is_main():
@@ -90,7 +90,7 @@ def train_epoch(training: Training, epoch: int) -> Losses:
 
 
 def tell(row: dict, header: bool) -> None:
-    """Print a row of the log, with the names of its columns before the first one."""
+    """Print a row of the log, with the names of its columns above the first one."""
     if header:
         print("  " + "  ".join(f"{name[:9]:>9}" for name in row))
     cells = [
@@ -104,7 +104,7 @@ def tell(row: dict, header: bool) -> None:
 def refuse_not_finite(training: Training, losses: Losses) -> None:
     """Raise UserError that names the first step of an epoch with a loss that is not finite.
 
-    losses: of each step, (S,). resume.pt keeps the epochs before, and not this one.
+    losses: of each step, (S,). resume.pt keeps the epochs before this one.
     """
     values = torch.stack(list(losses.values()), 1)
     wrong = (~values.isfinite()).nonzero()
@@ -121,21 +121,21 @@ def refuse_not_finite(training: Training, losses: Losses) -> None:
 
 @contextmanager
 def explain_errors(cfg: Config, device: torch.device) -> Iterator[None]:
-    """Turn a lack of memory, compiler or deterministic operation into a UserError with the cure."""
+    """Turn a lack of memory, compiler or deterministic operation into a UserError."""
     try:
         yield
     except torch.OutOfMemoryError:
         half = cfg.batch_size // 2
         raise UserError(
-            f"{device} has no memory for batches of {cfg.batch_size} patches: set"
+            f"{device} has too little memory for batches of {cfg.batch_size} patches: set"
             f" {f'batch_size to {half}' if half else 'device to cpu'}"
         ) from None
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
         raise UserError(
-            f"batch_size = {cfg.batch_size}: {cfg.model_name} makes a patch a single value, which"
-            " cannot be normalised: set batch_size to 2 or more"
+            f"batch_size = {cfg.batch_size}: {cfg.model_name} reduces a patch to a single value,"
+            " which cannot be normalised: set batch_size to 2 or more"
         ) from None
     except RuntimeError as error:
         if "does not have a deterministic implementation" in str(error):
@@ -152,15 +152,15 @@ def explain_errors(cfg: Config, device: torch.device) -> Iterator[None]:
         ) from None
 
 
-# ---------------------------------------------------------------- what it gives
+# ---------------------------------------------------------------- its files
 
 
 def write_trained(
     folder: Path, training: Training, run: dict, names: set[str], save: Callable[[Path], object]
 ) -> None:
-    """Write a trained network onto the disk: its weights, its log and what it is made from.
+    """Write a trained network to the disk: its weights, its log and what it is made from.
 
-    run: the content of run.json, but for its outputs. names: of what it was trained on.
+    run: the content of run.json, without its outputs. names: of what it was trained on.
     save: writes the network into a folder.
     """
     with whole_folder(folder) as finished:

@@ -2,13 +2,13 @@
 
 Eq. 4 is a mean over classes of Dice(F_c(I_id), GT_c) + lambda * Dice(F_c(I_ood), 0). Here each
 class has one Dice over the mixed batch, in which lambda weighs the pixels of OoD patches, because
-the second term alone is nearly flat. Three forms would lose what the OoD patches teach:
+the second term alone is nearly flat. In three forms the OoD patches would teach nothing:
 
-- leaving out a class that has no true pixel in the batch: an all-OoD batch would cost nothing;
-- foreground channels alone: an all-OoD batch gets a gradient near zero, as the background
-  channel's own Dice carries the signal;
-- one Dice over all channels flattened: it is pixel accuracy, which starves rare classes. It is kept
-  as `paper_code`, for comparison with the paper's public code.
+- without classes that have no true pixel in the batch: an all-OoD batch would cost nothing;
+- foreground channels only: an all-OoD batch gets a gradient near zero, as the background
+  channel's Dice carries the signal;
+- one Dice over all channels, flattened: it is pixel accuracy, which neglects rare classes. It is
+  kept as `paper_code`, for comparison with the paper's public code.
 
 An unsure pixel counts in no sum, and its logits get a gradient of 0.
 """
@@ -19,12 +19,12 @@ from torch import Tensor
 from medood.data.labels import UNSURE
 from medood.processes import all_reduce, world_size
 
-# Added to both sides of a class's Dice, as a share of the batch's sure pixels: about one pixel of 8
-# patches. A hundred times more makes an absent class cost more, 1 - s / (sum p + s), and an all-OoD
-# batch pull harder. But then every batch without a rare class pulls on that class too, and the
-# network unlearns it: on the sample, neutrophils fell from IoU 58 to 0.
+# Added to numerator and denominator of a class's Dice, as a share of the batch's sure pixels: about
+# one pixel of 8 patches. A hundred times more makes an absent class cost more, 1 - s / (sum p + s),
+# and an all-OoD batch count more. But then every batch without a rare class counts against that
+# class, and the network unlearns it: on the sample, neutrophils fell from IoU 58 to 0.
 SMOOTH = 1e-5
-EPS = 1e-6  # for a batch that weighs nothing: OoD patches alone, with lambda 0, or nothing sure
+EPS = 1e-6  # for a batch without weight: only OoD patches with lambda 0, or no sure pixel
 
 
 def sum_over_processes(values: Tensor) -> Tensor:
@@ -44,13 +44,13 @@ def segmentation_loss(logits: Tensor, target: Tensor, weight: Tensor, loss: str)
     """Return the scalar loss of a batch over all processes, computed in float32.
 
     logits: (N, C, H, W), before the softmax. target: int64 (N, H, W), the class, or UNSURE.
-    weight: (N,), what a pixel of each patch counts: 1 for ID, lambda for OoD patches.
+    weight: (N,), of a pixel of each patch: 1 for ID, lambda for OoD patches.
     loss: `dice`, `dice_ce` or `paper_code` (see Config.loss).
     """
     logits = logits.float()
     probability = logits.softmax(1)
     classes = torch.arange(logits.shape[1], device=logits.device)
-    # (N, C, H, W), float: one_hot would stall a GPU, and booleans are summed by way of int64
+    # (N, C, H, W), float: one_hot would stall a GPU, and booleans are summed as int64
     truth = (target[:, None] == classes[:, None, None]).float()  # no class where unsure
     sure = (target != UNSURE).float()  # (N, H, W)
     # (N, C) sums over pixels, then (C,) over the weighted patches of the batch

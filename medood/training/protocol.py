@@ -1,4 +1,4 @@
-"""What the one training loop trains: its parts, and what an epoch and a step of it are."""
+"""The interface of what the one training loop trains: its parts, epochs and steps."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ Losses = dict[str, Tensor]
 
 
 class Training(ABC):
-    """What the loop trains. A network with its losses says what an epoch and a step are."""
+    """What the loop trains. A subclass defines the network, an epoch and a step."""
 
     rate = "lr"  # the setting that lowers its learning rate
 
@@ -23,7 +23,7 @@ class Training(ABC):
         self.cfg, self.name, self.model = cfg, name, model
         self.epochs, self.device = epochs, device
         self.log: list[dict] = []  # a row for each epoch so far, kept by the loop
-        # what an interrupted training needs to go on; each has a state_dict
+        # what an interrupted training needs to continue; each has a state_dict
         self.parts: dict[str, object] = {"model": model}
 
     def is_over(self) -> bool:
@@ -38,7 +38,7 @@ class Training(ABC):
     def step(self, *batch: object) -> Losses:
         """Take a step on a batch; return its losses, scalars on the device, or other measures.
 
-        The host waits for nothing. What is returned holds until the next step.
+        The host waits for nothing. The result is valid until the next step.
         """
 
     def end_epoch(self, losses: dict[str, float]) -> dict:
@@ -46,5 +46,5 @@ class Training(ABC):
         return {"epoch": len(self.log) + 1, **losses}
 
     def seen_in(self, step: int) -> str:
-        """Say for a message what a step of this epoch, counted from 0, was taken on."""
+        """Return for a message the data of a step of this epoch, counted from 0."""
         return ""

@@ -1,4 +1,4 @@
-"""How a segmentation network is trained: baseline and Med-OoD differ in their patches alone."""
+"""How a segmentation network is trained: baseline and Med-OoD differ only in their patches."""
 
 import os
 import statistics
@@ -79,8 +79,8 @@ class Trainer(Training):
             # because the argument has another name from torch 2.14 on
             self.distributed.broadcast_buffers = False
         self.normalise = network.Normalise(cfg.encoder).to(device)
-        # on a CPU, torch's fused Adam is right only where a gradient lies in memory as its weight
-        # does: autograd sees to it
+        # on a CPU, torch's fused Adam is correct only if a gradient has the memory layout of its
+        # weight: autograd ensures it
         self.optimiser = torch.optim.Adam(self.model.parameters(), cfg.lr, fused=True)
         self.parts["optimiser"] = self.optimiser
         self.precision = network.autocast(cfg.precision, device)
@@ -93,7 +93,7 @@ class Trainer(Training):
 
     @staticmethod
     def made_from(cfg: Config) -> dict:
-        """Return what decides a network beside its patches and the settings of config.py."""
+        """Return what decides a network apart from its patches and the settings of config.py."""
         return {}
 
     def begin_epoch(self, epoch: int) -> Loader:
@@ -107,8 +107,8 @@ class Trainer(Training):
     def step(self, images: Tensor, masks: Tensor, weight: Tensor, augmentation: Tensor) -> Losses:
         """Take one optimiser step on a batch; return its loss and the norm of the gradient.
 
-        Both are over the patches of all processes. A gradient that is not finite spoils the
-        weights: see refuse_not_finite.
+        Both are over the patches of all processes. A gradient that is not finite ruins the weights:
+        see refuse_not_finite.
 
         images: RGB uint8 (N, P, P, 3). masks: uint8 (N, P, P). weight: (N,), see segmentation_loss.
         augmentation: (N, PARAMETERS), as draw_augmentation returns it.
@@ -168,10 +168,10 @@ def train_fold(
     """Train the network of a fold on patches and write it to `folder`.
 
     files: image and mask of each patch, no mask for an OoD patch. val_files: the patches that
-    choose the epoch, for select = "val". kind: what takes the optimiser steps. made_from: what
-    decides the network; None: the settings and these patches. A network that is there already, made
-    from the same, is kept. Raises UserError as `fit` does, and if the ID patches or those of
-    `val_files` hold no nucleus.
+    choose the epoch, for select = "val". kind: of the training. made_from: what decides the
+    network; None: the settings and these patches. An existing network made from the same is kept.
+    Raises UserError as `fit` does, and if the ID patches or those of `val_files` contain no
+    nucleus.
     """
     made_from = made_from or network_made_from(cfg, fold, files + val_files)
     made_from = made_from | kind.made_from(cfg)
@@ -184,15 +184,15 @@ def train_fold(
 
 
 def is_there(cfg: Config, folder: Path, made_from: dict) -> bool:
-    """Say whether a network is kept. predict.py needs settings that may differ: they are updated.
+    """Say whether a network is kept. Its settings for predict.py may differ: they are updated.
 
-    Raises UserError for a network of the user's.
+    Raises UserError for a user-supplied network.
     """
     run = read_run(folder)
     if record_of(folder).is_yours:
         raise UserError(
-            f"{folder} is user-supplied: remove it to have it trained, or test it as it is with the"
-            " option --checkpoint of test.py"
+            f"{folder} is user-supplied: remove it to have it trained, or test it with the option"
+            " --checkpoint of test.py"
         )
     if not is_kept(folder, made_from):
         return False
@@ -207,7 +207,7 @@ def is_there(cfg: Config, folder: Path, made_from: dict) -> bool:
 def begin(
     cfg: Config, fold: int, files: list[Pair], val_files: list[Pair], kind: type[Trainer]
 ) -> Trainer:
-    """Return the training of a fold at its beginning, and say what it is."""
+    """Return the training of a fold at its beginning, and print what it is."""
     patches = load_patches(cfg, files)
     val = load_patches(cfg, val_files) if val_files else None
     warning = without_classes(cfg, patches)
@@ -241,13 +241,13 @@ def without_classes(cfg: Config, patches: Patches) -> str:
         raise UserError("no training mask contains a nucleus: check Mask_Patchs")
     if not absent:
         return ""
-    return f"no training patch holds {' or '.join(absent)}: the network will not know it"
+    return f"no training patch contains {' or '.join(absent)}: the network cannot learn it"
 
 
 def validate(cfg: Config, model: nn.Module, val: Patches) -> float:
     """Return `miou` of a network in training on held-out patches.
 
-    Without mirrors: how a network is used later does not decide which epoch's weights are kept.
+    Without mirrors: the later use of a network does not decide which epoch's weights are kept.
     """
     predictor = Predictor(replace(cfg, mirrors=False), model.eval())
     tally, _ = tally_patches(predictor, val, "  validation")
@@ -264,7 +264,7 @@ def validate(cfg: Config, model: nn.Module, val: Patches) -> float:
 def write_network(trainer: Trainer, epoch: int, folder: Path, made_from: dict) -> None:
     """Write a network as smp's save_pretrained does, with its run.json, log and card.
 
-    epoch: whose weights it has.
+    epoch: that of its weights.
     """
     patches, val = trainer.loader.patches, trainer.val
     n_ood = int(patches.is_ood.sum())
@@ -286,7 +286,7 @@ def write_network(trainer: Trainer, epoch: int, folder: Path, made_from: dict) -
         except SafetensorError as error:  # safetensors turns an error of the disk into text
             raise UserError(
                 f"the weights cannot be written to {folder.parent} ({error}): free some space and"
-                " run the same command again, nothing that was done is lost"
+                " run the same command again: finished work is kept"
             ) from None
         mode = (finished / "config.json").stat().st_mode  # safetensors hides its file from others
         for path in finished.iterdir():

@@ -1,4 +1,4 @@
-"""The state of a training after its last whole epoch, which an interrupted one goes on from."""
+"""The state of a training after its last whole epoch, from which it continues if interrupted."""
 
 import copy
 import io
@@ -11,18 +11,18 @@ from medood.data.files import whole
 from medood.processes import is_main, world_size
 from medood.training.protocol import Training
 
-FORMAT = 2  # of the file; 1 held the weights of the optimiser in another order
+FORMAT = 2  # of the file; 1 had the weights of the optimiser in another order
 
 
 class TrainingState:
-    """The parts of a training, its log and its best epoch so far, and the file that keeps them.
+    """The parts of a training, its log and its best epoch so far, and their file.
 
     best: the row of the first epoch with the highest `val_miou`, and its weights as `model`; None
     without validation.
     """
 
     def __init__(self, training: Training, path: Path | None, made_from: dict) -> None:
-        """Read the file, if it is there, and load what it holds into the training.
+        """Read the file, if it exists, and load its content into the training.
 
         made_from: what the network is made from; a file of another training is not used. Raises
         UserError if the file is damaged. Every process reads it; rank 0 writes it.
@@ -38,7 +38,7 @@ class TrainingState:
         except Exception:  # many kinds; a damaged file costs the epochs, not the training
             saved = None
         if not isinstance(saved, dict) or saved.get("record") != self.record:
-            print(f"{path}: not continued, it is damaged or of other settings, patches or version")
+            print(f"{path}: not continued: damaged, or from other settings, patches or version")
             return
         try:
             for name, part in training.parts.items():
