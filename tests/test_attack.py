@@ -291,7 +291,7 @@ def test_free_training_divides_the_epochs_and_its_networks_are_attacked(attacked
     run = json.loads((free_folder(cfg, 1) / "run.json").read_text())
     assert run["settings"]["epochs"] == 1
     assert run["made_from"]["free"] == {"eps": 8.0, "replays": 2}
-    assert "each batch 2 times, under noise" in (free_folder(cfg, 1) / "README.md").read_text()
+    assert "each batch 2 times, with noise" in (free_folder(cfg, 1) / "README.md").read_text()
     attack(quickly)
     out = cfg.workspace / attacked[2].relative_to(attacked[0].workspace)
     assert list(json.loads((out / "scores.json").read_text())["2"]) == ["baseline", "ood", "free"]

@@ -156,9 +156,9 @@ def test_a_workspace_without_instances_is_told_what_makes_them(patched, capsys):
     shutil.rmtree(folder)
     assert canvases(patched)[0] == []
     why = no_nuclei(patched)
-    assert why.startswith(f"no scores by nucleus, as there is no {folder}: run `python generate")
+    assert why.startswith(f"no scores of nuclei: {folder} is missing: run `python generate")
     own = dataclasses.replace(patched, images=patched.workspace, masks=patched.workspace)
-    assert no_nuclei(own).endswith("the labels hold no instances")
+    assert no_nuclei(own).endswith("the labels have no instances")
     generate_patches(patched)
     assert no_nuclei(patched) == ""
     patch = folder / "region_0_1.png"
@@ -167,7 +167,7 @@ def test_a_workspace_without_instances_is_told_what_makes_them(patched, capsys):
     with pytest.raises(UserError, match=r"region_0_1.png is 32 x 16 pixels but patch_size is 32"):
         canvases(patched)
     write_png(patch, np.zeros((32, 32), np.uint16))
-    with pytest.raises(UserError, match=r"does not lie on its mask: remove Instance_Patchs and"):
+    with pytest.raises(UserError, match=r"does not match its mask: remove Instance_Patchs and"):
         canvases(patched)
     write_png(patch, whole)
     shutil.move(patched.workspace / "Labels", patched.workspace / "elsewhere")

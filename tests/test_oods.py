@@ -76,7 +76,7 @@ def test_patches_are_paired_by_name_never_by_position(patched):
     for folder in ("Image_Patchs", "Mask_Patchs"):
         (patched.workspace / folder / RECORD).unlink()  # now they are the user's
     shutil.rmtree(patched.workspace / "k_folds")
-    with pytest.raises(UserError, match=f"{names[3]} is only in one of .*2 such"):
+    with pytest.raises(UserError, match=f"{names[3]} is only in one of .*2 in all"):
         generate_unfiltered_oods(patched)
 
 

@@ -293,7 +293,7 @@ def test_the_report_speaks_of_patients(report):
     page, table = ((folder / name).read_text() for name in ("index.html", "table.md"))
     words = " ".join(page.split())
     assert "37 patches of 3 regions of 2 patients." in words
-    assert "Patches of one patient stand on both sides. This flatters every score" in words
+    assert "Patches of one patient are on both sides. This raises every score" in words
     assert "<code>split = region</code> keeps patients apart" in words
     assert "over 2 patients and, if several, trainings (intervals over fewer than 30" in words
     assert "over 2 patients and, if several, trainings (intervals over fewer than 30" in table

@@ -35,17 +35,17 @@ def say(claim, *arguments):
     [
         (
             (0.02, 0.01, 0.03),
-            "Med-OoD tells foreground from background better than baseline: 2.0 [1.0, 3.0] points"
-            " of average precision.",
+            "Med-OoD separates foreground and background better than baseline: 2.0 [1.0, 3.0]"
+            " points of average precision.",
         ),
-        ((-0.02, -0.03, -0.01), "Med-OoD tells foreground from background worse than baseline"),
+        ((-0.02, -0.03, -0.01), "Med-OoD separates foreground and background worse than baseline"),
         (
             (0.02, -0.01, 0.03),
-            "No difference is shown in how well Med-OoD and baseline tell foreground from"
+            "No difference is shown in how well Med-OoD and baseline separate foreground and"
             " background: 2.0 [-1.0, 3",
         ),
-        ((0.02, NAN, NAN), "One region was tested, so no interval can be given: 2.0 (no"),
-        ((NAN, NAN, NAN), "No test patch holds foreground"),
+        ((0.02, NAN, NAN), "Only one region was tested, so there is no interval: 2.0 (no"),
+        ((NAN, NAN, NAN), "No test patch contains foreground"),
     ],
 )
 def test_the_verdict_is_what_the_interval_says(ap, verdict):
@@ -57,8 +57,8 @@ def test_each_confusion_is_said_with_its_direction():
     def claim(*difference):
         return say("change", "Missed", Difference(*difference), "Med-OoD")
 
-    assert claim(0.02, 0.001, 0.034) == "Missed: 2.0 [0.1, 3.4] points: Med-OoD does this more."
-    assert claim(-0.01, -0.02, -0.005).endswith("-1.0 [-2.0, -0.5] points: Med-OoD does this less.")
+    assert claim(0.02, 0.001, 0.034) == "Missed: 2.0 [0.1, 3.4] points: Med-OoD has more of it."
+    assert claim(-0.01, -0.02, -0.005).endswith("-1.0 [-2.0, -0.5] points: Med-OoD has less of it.")
     assert claim(0, -0.1, 0.1).endswith("no difference shown.")
     assert claim(0.02, NAN, NAN) == "Missed: 2.0 (no interval) points."
     assert claim(NAN, NAN, NAN) == "Missed: not defined here."
@@ -184,7 +184,7 @@ def test_a_class_that_differs_and_a_network_below_the_floor_are_said():
         "IoU connective": Difference(0.05, -0.01, 0.09),
     }
     assert say("clear_classes", gains) == (
-        "Classes whose interval excludes zero, in points: IoU epithelial -5.0 [-9.0, -1.0];"
+        "Classes whose interval excludes 0, in points: IoU epithelial -5.0 [-9.0, -1.0];"
         " IoU plasma 5.0 [1.0, 9.0]."
     )
     assert say("clear_classes", {"IoU connective": gains["IoU connective"]}) == ""

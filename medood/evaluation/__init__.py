@@ -1,14 +1,14 @@
-"""How good networks are, and what people see of it.
+"""How good networks are, and the reports of it.
 
-scores      of a test fold, from what was counted in its patches
-objects     which true objects are found, by their size
-ranking     scores that no threshold moves
+scores      of a test fold, from the counts of its patches
+objects     true objects found, by their size
+ranking     scores without a threshold
 testing     networks on the test patches of a fold
 statistics  differences of two networks, with intervals
-tables      scores and data as people read them
+tables      scores and data for readers
 figures     pictures and plots
 page        the one writer of pages, for all systems
-report      one page with all of a test
-model_card  what lies beside published weights
-templates/  the words of the report and of the card
+report      one page on a whole test
+model_card  the text published with the weights
+templates/  the texts of the report and of the card
 """

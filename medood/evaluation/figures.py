@@ -1,4 +1,4 @@
-"""Pictures of what networks see, and plots of what steps count."""
+"""Pictures of predictions, and plots of counts and scores."""
 
 import base64
 import io
@@ -21,7 +21,7 @@ from medood.data.dataset import CHUNK, Patches
 from medood.data.files import whole
 from medood.data.labels import BACKGROUND_COLOUR, UNSURE, UNSURE_COLOUR
 
-# colour-blind readers can tell each group apart
+# colour-blind readers can distinguish the colours of each group
 BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"
 COLOURS = ("#e1be6a", "#5d3a9b", "#787878", "#1b1b1b", "#a6611a")  # of networks; no class has them
 QUALITY = 85  # of embedded pictures, in WebP's percent: small text is as readable as in the PNG
@@ -36,22 +36,22 @@ Classes = tuple[tuple[str, str], ...]  # name and colour of the foreground class
 
 @contextmanager
 def canvas(path: Path, title: str, size: tuple[float, float] = (6.4, 4.4)) -> Iterator[Figure]:
-    """Give an empty figure to draw on; it is written when the block ends, whole or not at all.
+    """Give an empty figure to draw on; it is written when the block ends, completely or not at all.
 
-    path: its ending says PNG or SVG. size: width and height in inches.
+    path: its ending is .png or .svg. size: width and height in inches.
     """
     with matplotlib.rc_context(STYLE):
         figure = Figure(size, layout="constrained")
         if title:
             figure.suptitle(title)
         yield figure
-        dated = {"Date": None} if path.suffix == ".svg" else None  # SVG would hold the time
+        dated = {"Date": None} if path.suffix == ".svg" else None  # SVG would contain the time
         with whole(path) as partial:
             figure.savefig(partial, format=path.suffix[1:], metadata=dated)
 
 
 def share_right(patches: Patches, predicted: Tensor) -> Tensor:
-    """Return the share of the sure pixels that a network calls right in each patch, (N,).
+    """Return the share of the sure pixels that are predicted correctly in each patch, (N,).
 
     It is NaN for a patch without a sure pixel. predicted: the class of each pixel, (N, P, P).
     """
@@ -65,8 +65,8 @@ def share_right(patches: Patches, predicted: Tensor) -> Tensor:
 def choose_examples(right: dict[str, Tensor]) -> dict[str, int]:
     """Return the index of three patches to show, by the rule that chooses each.
 
-    right: for each network, the share of pixels that it calls right in each patch, (N,). A patch
-    of NaN is not shown.
+    right: for each network, the share of correct pixels in each patch, (N,). A patch of NaN is not
+    shown.
     """
     first, *others = right.values()
     if others:
@@ -87,7 +87,7 @@ def draw_examples(
     classes: Classes,
     one: bool = False,
 ) -> None:
-    """Draw image, truth and predictions of three test patches in rows, with the class colours.
+    """Draw image, ground truth and predictions of three test patches, with the class colours.
 
     predictions: for each network, the class of each pixel, (N, P, P), in the order of `patches`.
     Of two networks, a last column shows where only one of them is right. one: only the median.
@@ -96,7 +96,7 @@ def draw_examples(
     rows = choose_examples(right)
     if one:
         rows = dict([[*rows.items()][1]])
-    columns, outcomes = ["image", "truth", *predictions], {}
+    columns, outcomes = ["image", "ground truth", *predictions], {}
     class_colours = [BACKGROUND_COLOUR, *(colour for _, colour in classes)]
     if len(predictions) == 2:
         first, second = predictions
@@ -127,7 +127,7 @@ def draw_examples(
 def _outcome(truth: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Return which of two networks is right: 0 the first, 1 the second, 2 neither, 3 both.
 
-    Where the truth is unsure, it is UNSURE.
+    Where the ground truth is unsure, it is UNSURE.
     """
     of_first, of_second = first == truth, second == truth
     outcome = np.where(of_first == of_second, 2 + of_first, of_second)
@@ -176,7 +176,7 @@ def draw_confusion(path: Path, matrices: dict[str, np.ndarray], names: tuple[str
                     ax.text(column, row, text, ha="center", va="center", color=ink)
             ax.set_xticks(range(len(names)), names, rotation=40, ha="right")
             ax.set_yticks(range(len(names)), map(str.__add__, names, absent))
-            ax.set(xlabel="called", ylabel="truth", title=network)
+            ax.set(xlabel="predicted", ylabel="ground truth", title=network)
 
 
 def draw_curves(path: Path, curves: dict[str, list[dict[str, list[float]]]]) -> None:
@@ -229,10 +229,10 @@ def draw_rates(
 
 
 def draw_calibration(path: Path, said: dict[str, np.ndarray]) -> None:
-    """Draw how often pixels are foreground that a network calls so with some probability.
+    """Draw how often pixels are foreground, by the predicted probability of foreground.
 
-    said: for each network, (3, bins), as `calibration` of ranking.py gives it. A dot is a bin that
-    holds pixels, the larger the more.
+    said: for each network, (3, bins), as `calibration` of ranking.py gives it. A dot is a bin with
+    pixels, larger if it has more.
     """
     with canvas(path, "", (5.2, 4.8)) as figure:
         ax = figure.subplots()
@@ -251,13 +251,13 @@ def draw_calibration(path: Path, said: dict[str, np.ndarray]) -> None:
 def draw_contact_sheet(
     path: Path, title: str, patches: Patches, predicted: Tensor, classes: Classes
 ) -> None:
-    """Draw OoD patches, each beside itself with what the network sees in it painted over.
+    """Draw OoD patches in pairs: plain, and with the predicted nuclei painted over.
 
     predicted: the class of each pixel, (N, P, P).
     """
     pairs = 4  # patches per row
     lines = -(-len(patches) // pairs)
-    title = f"{title}\nhardest OoD patches, and the nuclei seen in them"
+    title = f"{title}\nhardest OoD patches, and the nuclei predicted in them"
     with canvas(path, title, (2.5 * pairs, 1.5 * lines + 1)) as figure:
         axes = figure.subplots(lines, 2 * pairs, squeeze=False)
         for ax in axes.flat:
@@ -275,9 +275,9 @@ def draw_contact_sheet(
 
 
 def draw_false_pixels(path: Path, title: str, false: np.ndarray, classes: Classes) -> None:
-    """Draw how many OoD patches show how many false pixels of each class.
+    """Draw how many OoD patches have how many false pixels of each class.
 
-    false: integers (N, C - 1), the pixels of each patch that are called each foreground class.
+    false: integers (N, C - 1), the pixels of each patch predicted as each foreground class.
     """
     of_patch = false.sum(1)
     title = f"{title}\nno false pixel: {(of_patch == 0).sum()} of {len(false)}"
@@ -290,7 +290,7 @@ def draw_false_pixels(path: Path, title: str, false: np.ndarray, classes: Classe
             if len(seen):
                 ax.hist(seen, edges, histtype="step", lw=1.8, color=colour, label=label)
             else:
-                ax.plot([], [], lw=1.8, color=colour, label=f"{name}: not seen")
+                ax.plot([], [], lw=1.8, color=colour, label=f"{name}: not predicted")
         ax.yaxis.set_major_locator(MaxNLocator(integer=True))
         ax.set(xscale="log", xlabel="false pixels of the class in a patch", ylabel="OoD patches")
         figure.legend(ncols=2, loc="outside lower center")
@@ -313,7 +313,7 @@ def draw_pct_search(path: Path, title: str, grid: list[dict], best: dict, pnr_op
 def draw_bars(path: Path, title: str, ylabel: str, bars: dict[str, dict[str, list[float]]]) -> None:
     """Draw groups of bars: bars[series][group] holds the single values, shown as dots, in percent.
 
-    A group that a series lacks, or of which no value is known, has no bar.
+    A group that a series lacks, or without a known value, has no bar.
     """
     groups = list(dict.fromkeys(group for of_series in bars.values() for group in of_series))
     width = 0.8 / len(bars)
@@ -338,7 +338,7 @@ def draw_bars(path: Path, title: str, ylabel: str, bars: dict[str, dict[str, lis
 def draw_intervals(
     path: Path, title: str, xlabel: str, rows: dict[str, tuple[float, float, float]]
 ) -> None:
-    """Draw differences with their intervals (mean, low, high), one below the other."""
+    """Draw differences with their intervals (mean, low, high), one per row; grey if n.s."""
     with canvas(path, title, (6.4, 1.2 + 0.35 * len(rows))) as figure:
         ax = figure.subplots()
         for place, (mean, low, high) in enumerate(rows.values()):
@@ -365,9 +365,9 @@ def show_classes(ax: Axes, values: np.ndarray, colours: list[str]) -> None:
 def name_colours(
     figure: Figure, named: Iterable[tuple[str, str]], truth: Tensor | None = None
 ) -> None:
-    """Say below a figure what background and the colours of `named` (name, colour) stand for.
+    """Add a legend below a figure: background and the colours of `named` (name, colour).
 
-    truth: class masks that are shown; if they have unsure pixels, their colour is named too.
+    truth: the class masks in the figure; if they have unsure pixels, their colour is named too.
     """
     shown = [("background", BACKGROUND_COLOUR), *named]
     if truth is not None and (truth == UNSURE).any():
@@ -377,9 +377,9 @@ def name_colours(
 
 
 def embed(path: Path) -> str:
-    """Return a picture as a data address, so that the page needs no other file.
+    """Return a picture as a data URL, so that the page needs no other file.
 
-    A PNG becomes a WebP, which takes a seventh of the space where there are photographs.
+    A PNG becomes a WebP, which takes a seventh of the space for photographs.
     """
     kind, content = "svg+xml", path.read_bytes()
     if path.suffix == ".png":

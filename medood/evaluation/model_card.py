@@ -1,4 +1,4 @@
-"""The model card that lies beside the weights, and goes along when they are published."""
+"""The model card next to the weights, to be published with them."""
 
 import math
 from pathlib import Path
@@ -30,14 +30,14 @@ TEMPLATES.tests["nan"] = math.isnan
 def write_card(folder: Path, run: dict) -> None:
     """Write README.md into a checkpoint folder.
 
-    run: the content of its run.json; UserError if it is not what train.py writes there.
+    run: the content of its run.json; UserError if train.py did not write it.
     """
     try:
         text = TEMPLATES.get_template("card.md").render(
             run=run,
             sample=run["data"] == SAMPLE_NAME,
             classes=[("background", BACKGROUND_COLOUR), *run["settings"]["classes"]],
-            # a path says nothing to others
+            # others do not have the path
             encoder_weights=Path(run["settings"]["encoder_weights"]).name,
         )
     except (AttributeError, KeyError, TypeError, ValueError, UndefinedError) as error:
@@ -49,7 +49,7 @@ def write_card(folder: Path, run: dict) -> None:
 
 
 def record_scores(test: Tested) -> None:
-    """Write the scores of networks beside their weights: into the model card and run.json.
+    """Write the scores of networks next to their weights: into the model card and run.json.
 
     A run.json that train.py did not write stays as it is.
     """

@@ -1,12 +1,12 @@
-"""Scores by nucleus: panoptic quality, and how many nuclei are invented, missed or misnamed.
+"""Scores of nuclei: panoptic quality, and how many nuclei are invented, missed or misnamed.
 
 A true and a predicted nucleus match if their IoU exceeds .5, which holds for at most one partner of
 each (Kirillov et al., Panoptic Segmentation, 2019). Predicted nuclei are those that predict.py
-lists. Counts are summed over the whole test before a score is taken, as CoNIC does.
+lists. Counts are summed over the whole test before a score is computed, as in CoNIC.
 
-Where all patches of a region are tested, its nuclei are counted on the whole region, without the
-padding: none is cut at the border of a patch. Other patches are counted alone, each with the parts
-of nuclei that it holds.
+If all patches of a region are tested, its nuclei are counted on the whole region, without the
+padding: none is cut at the border of a patch. Other patches are counted one by one, each with the
+parts of nuclei in it.
 """
 
 import math
@@ -42,10 +42,10 @@ def count_nuclei(
 ) -> np.ndarray:
     """Return the COUNTS of an image, floats (C, K): row 0 of nuclei of all classes, then by class.
 
-    A pair counts in row 0 whatever its classes, and in that of a class if both are of it; a
-    misnamed one in that of the truth. truth, predicted: nuclei numbered from 1, the class of 0 is
-    0. foreground: bool (H, W), the pixels that are called so. classes: C. radius: of `found`, in
-    pixels.
+    A pair counts in row 0 whatever its classes, and in the row of a class if both have it; a
+    misnamed one in that of its true class. truth, predicted: nuclei numbered from 1, the class of 0
+    is 0. foreground: bool (H, W), the pixels predicted as foreground. classes: C. radius: of
+    `found`, in pixels.
     """
     (true_map, true_class), (called_map, called_class) = truth, predicted
 
@@ -94,7 +94,7 @@ def _overlaps(true_map: np.ndarray, called_map: np.ndarray) -> tuple[np.ndarray,
 
 
 def _within(true_map: np.ndarray, called_map: np.ndarray, radius: float) -> np.ndarray:
-    """Return the numbers of true and predicted nuclei whose centres lie within `radius`, (n, 2)."""
+    """Return the numbers of true and predicted nuclei with centres within `radius`, (n, 2)."""
     trees = []
     for numbered in (true_map, called_map):
         numbers = range(1, numbered.max(initial=0) + 1)
@@ -105,7 +105,7 @@ def _within(true_map: np.ndarray, called_map: np.ndarray, radius: float) -> np.n
 
 
 def _one_to_one(pairs: np.ndarray) -> int:
-    """Return how many of the pairs (n, 2) can be kept if each number is in one of them only."""
+    """Return how many of the pairs (n, 2) can be kept if each number is in only one of them."""
     if not len(pairs):
         return 0
     graph = csr_array((np.ones(len(pairs)), pairs.T))
@@ -120,7 +120,7 @@ class Canvas:
     """Test patches that make an image: those of a whole region, or a single one."""
 
     patient: str
-    patches: list[int]  # their places in the test, row by row
+    patches: list[int]  # their indices in the test, row by row
     shape: tuple[int, int]
     truth: Nuclei
 
@@ -130,10 +130,10 @@ class Canvas:
 
 
 def read_canvases(cfg: Config, names: list[str], masks: np.ndarray) -> list[Canvas]:
-    """Return the true nuclei of test patches; [] where none says which pixels are of one nucleus.
+    """Return the true nuclei of test patches; [] if the labels have no instances.
 
     masks: their class masks, uint8 (N, P, P).
-    Raises UserError where Instance_Patchs is out of date or does not fit the masks.
+    Raises UserError if Instance_Patchs is out of date or does not match the masks.
     """
     if no_nuclei(cfg):
         return []
@@ -153,7 +153,7 @@ def read_canvases(cfg: Config, names: list[str], masks: np.ndarray) -> list[Canv
 def read_instances(cfg: Config, names: list[str], masks: np.ndarray) -> np.ndarray:
     """Return the numbers of the nuclei in patches, integers (N, P, P), 0 outside.
 
-    masks: their class masks. Raises UserError where Instance_Patchs does not fit them.
+    masks: their class masks. Raises UserError if Instance_Patchs does not match them.
     """
 
     def read(path: Path) -> np.ndarray:
@@ -166,27 +166,27 @@ def read_instances(cfg: Config, names: list[str], masks: np.ndarray) -> np.ndarr
     wrong = ((instances > 0) != is_foreground(masks)).any((1, 2))
     if wrong.any():
         raise UserError(
-            f"{cfg.workspace / 'Instance_Patchs' / names[wrong.argmax()]} does not lie on its mask:"
+            f"{cfg.workspace / 'Instance_Patchs' / names[wrong.argmax()]} does not match its mask:"
             f" remove Instance_Patchs and run `{INSTANCE_PATCHES.cure(cfg, 0)}`"
         )
     return instances
 
 
 def no_nuclei(cfg: Config) -> str:
-    """Return why no score by nucleus can be had, and what to do; empty if it can.
+    """Return why there are no scores of nuclei, and what to do; empty if there are.
 
-    Raises UserError where Instance_Patchs is out of date.
+    Raises UserError if Instance_Patchs is out of date.
     """
     record, again = record_of(INSTANCE_PATCHES.path(cfg, 0)), partial(INSTANCE_PATCHES.cure, cfg, 0)
     if not record.is_there:
-        cure = f"run `{again()}`" if has_instances(cfg) else "the labels hold no instances"
-        return f"no scores by nucleus, as there is no {record.product}: {cure}"
+        cure = f"run `{again()}`" if has_instances(cfg) else "the labels have no instances"
+        return f"no scores of nuclei: {record.product} is missing: {cure}"
     refuse_unusable(record, lambda: INSTANCE_PATCHES.made_from(cfg), again, images=False)
     return ""
 
 
 def _images_of(cfg: Config, names: list[str]) -> Iterator[tuple[list[int], tuple[int, int]]]:
-    """Yield the places in `names` of the patches that make an image, and its height and width."""
+    """Yield the indices in `names` of the patches that make an image, and its height and width."""
     side, regions = cfg.patch_size, defaultdict(dict)
     for place, name in enumerate(names):
         regions[region_of(name)][name] = place

@@ -1,7 +1,7 @@
 """The one writer of pages: sections of texts, tables and pictures, as HTML in one file.
 
-A part of a section is a Text, a Table, a Picture, or HTML that is ready (Markup): the words of the
-trunk's report are a template. `as_markdown` gives the same parts as a text file.
+A part of a section is a Text, a Table, a Picture, or finished HTML (Markup): the text of the
+trunk's report is a template. `as_markdown` gives the same parts as a text file.
 """
 
 from collections.abc import Iterable
@@ -27,7 +27,7 @@ class Text(NamedTuple):
 
 
 class Table(NamedTuple):
-    """A table, whose first column names the rows; label: for those who cannot see it."""
+    """A table, whose first column names the rows; label: for screen readers."""
 
     label: str
     header: Iterable[str]
@@ -46,9 +46,9 @@ Sections = dict[str, list[Part]]  # by heading; "" is shown without
 
 
 def write_page(workspace: Path, out: Path, title: str, sections: Sections, text: str) -> None:
-    """Write a page on the data of a workspace to `out`; print the tables as text, and write them.
+    """Write a page on the data of a workspace to `out`; print and write the tables as text.
 
-    title: what stands before the name of the data.
+    title: comes before the name of the data.
     """
     print(text)
     write_text(out / "table.md", text)
@@ -59,7 +59,7 @@ def write_page(workspace: Path, out: Path, title: str, sections: Sections, text:
         body=Markup("").join(section(heading, parts) for heading, parts in sections.items()),
     )
     write_text(out / "index.html", page)
-    print(f"{out / 'index.html'}: open it in a browser; scores.json and table.md lie beside it")
+    print(f"{out / 'index.html'}: open it in a browser; scores.json and table.md are next to it")
 
 
 def section(heading: str, parts: list[Part]) -> Markup:

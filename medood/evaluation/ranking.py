@@ -1,8 +1,8 @@
-"""What no threshold moves: how well a network ranks foreground pixels above background ones.
+"""Scores without a threshold: how well a network ranks foreground above background pixels.
 
 A pixel's score is the logit of foreground against background, log(P(foreground) / P(background)):
 it orders pixels as 1 - P(background) does. The pixels of a test fold are counted in bins that begin
-at quantiles of the fold's own scores, so that a bootstrap resamples few numbers. Every bin is one
+at quantiles of the fold's scores, so that a bootstrap resamples few numbers. Every bin is one
 threshold.
 """
 
@@ -12,19 +12,19 @@ from torch import Tensor
 
 from medood.data.labels import BACKGROUND
 
-# Bins begin at quantiles of the scores of foreground and of background pixels: a bin holds at most
-# 1/4096 of the foreground (or one value), whatever range the scores have. `ap` takes the precision
+# Bins begin at quantiles of the scores of foreground and of background pixels: a bin has at most
+# 1/4096 of the foreground (or one value), whatever range the scores have. `ap` uses the precision
 # at the lower end of each bin, which costs at most the precision's fall / 4096, about 0.01 points.
 FOREGROUND_BINS, BACKGROUND_BINS = 4096, 1024
-SAMPLED = 2**20  # background pixels, at least, that quantiles are taken of
-CHUNK = 256  # patches that are counted at a time
+SAMPLED = 2**20  # background pixels, at least, for the quantiles
+CHUNK = 256  # patches counted at once
 CALIBRATION_BINS = 15  # of equal width
 
 
 def log_odds(probability: Tensor) -> Tensor:
     """Return the score of each pixel, float32 (n, H, W), from probabilities (n, C, H, W).
 
-    It is infinite where a probability is 0, and 0 where broken weights give no number.
+    It is infinite where a probability is 0, and 0 where it is NaN.
     """
     # the sum, and not 1 - P(background), which is 0 in float32 below 6e-8
     foreground = probability[:, BACKGROUND + 1 :].sum(1)
@@ -34,8 +34,8 @@ def log_odds(probability: Tensor) -> Tensor:
 def bin_starts(foreground: np.ndarray, background: np.ndarray) -> np.ndarray:
     """Return the lowest score of each bin but the first, float32 (K,), rising.
 
-    foreground, background: the scores of all such pixels, (n,) each. The first bin holds what is
-    lower than all of them.
+    foreground, background: the scores of all such pixels, (n,) each. The first bin is for lower
+    scores than these.
     """
     background = background[:: max(1, len(background) // SAMPLED)]
     kinds = (foreground, FOREGROUND_BINS), (background, BACKGROUND_BINS)
@@ -46,7 +46,7 @@ def bin_starts(foreground: np.ndarray, background: np.ndarray) -> np.ndarray:
 def rank_pixels(
     scores: Tensor, is_foreground: Tensor, group: Tensor, groups: int, starts: np.ndarray
 ) -> np.ndarray:
-    """Return how many pixels of each group lie in each bin, int64 (groups, 2, 1 + K).
+    """Return how many pixels of each group are in each bin, int64 (groups, 2, 1 + K).
 
     Row 0 counts background, row 1 foreground; bins rise with the score. scores: (n, H, W), NaN
     where a pixel does not count. is_foreground: (n, H, W). group: integers (n,), of each patch.
@@ -65,8 +65,8 @@ def rank_pixels(
 def average_precision(ranked: np.ndarray) -> np.ndarray:
     """Return the average precision of foreground (...), from counts (..., 2, B).
 
-    It is the sum of (R_n - R_n-1) P_n over the thresholds, without interpolation, as scikit-learn's
-    average_precision_score has it. NaN without foreground or background.
+    It is the sum of (R_n - R_n-1) P_n over the thresholds, without interpolation, as in
+    scikit-learn's average_precision_score. NaN without foreground or background.
     """
     found = ranked[..., ::-1].cumsum(-1)  # from the highest threshold down
     true, called = found[..., 1, :], found.sum(-2)
@@ -92,11 +92,11 @@ def _share(part: np.ndarray, ranked: np.ndarray) -> np.ndarray:
 
 
 def calibration(ranked: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """Return what a network says, and what is so, in CALIBRATION_BINS, (..., 3, bins).
+    """Return predicted and observed foreground in CALIBRATION_BINS, (..., 3, bins).
 
-    They divide the probability of foreground. Rows: the pixels of each, the sum of their
-    probabilities, and how many are foreground. ranked: counts (..., 2, B). A pixel is taken to
-    have the lowest score of its bin in `ranked`.
+    The bins divide the probability of foreground. Rows: the pixels of each, the sum of their
+    probabilities, and how many are foreground. ranked: counts (..., 2, B). A pixel counts with the
+    lowest score of its bin in `ranked`.
     """
     with np.errstate(over="ignore"):
         probability = 1 / (1 + np.exp(-np.append(-np.inf, starts.astype(float))))
@@ -120,8 +120,8 @@ def calibration_error(ranked: np.ndarray, starts: np.ndarray) -> np.ndarray:
 def curve(ranked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return fg_to_bg and bg_to_fg at each threshold, from counts (..., 2, B).
 
-    Both are (..., 1 + B); the first calls all foreground, the last all background. fg_to_bg
-    rises, bg_to_fg falls; NaN without foreground or background, respectively.
+    Both are (..., 1 + B); at the first, all is predicted as foreground, at the last, as background.
+    fg_to_bg rises, bg_to_fg falls; NaN without foreground or background, respectively.
     """
     called = np.insert(ranked.cumsum(-1), 0, 0, -1)  # background, at each threshold
     total = np.where(called[..., -1:] > 0, called[..., -1:], np.nan)
@@ -132,8 +132,8 @@ def curve(ranked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def rate_at(rising: np.ndarray, falling: np.ndarray, rate: np.ndarray) -> np.ndarray:
     """Return the falling error rate (B,) where the rising one is `rate` (B,).
 
-    rising, falling: the two of B curves, (B, K), between whose points it is linear. Where several
-    points have this rate, it is the best of them.
+    rising, falling: both rates of B curves, (B, K), linear between their points. If several points
+    have this rate, the best of them.
     """
     reached = (rising <= rate[:, None]).sum(-1, keepdims=True) - 1  # the last point not beyond
     ends = np.clip(np.hstack([reached, reached + 1]), 0, rising.shape[-1] - 1)

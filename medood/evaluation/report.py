@@ -1,7 +1,7 @@
 """The report of a test: reports/<model>/index.html, one file that needs nothing else.
 
-It shows what test.py counted and what the steps before left in the workspace: logs, the search for
-pct, pictures of the OoD patches, the settings beside the weights. Its words are in templates/.
+It shows what test.py counted and what earlier steps left in the workspace: logs, the search for
+pct, pictures of the OoD patches, the settings of the networks. Its texts are in templates/.
 """
 
 import json
@@ -61,18 +61,18 @@ class Comparison:
     """What test.py found about one network, or about two on the same patches."""
 
     cfg: Config
-    named: bool  # the networks are named by the user, and are not those of models/
+    named: bool  # the user named the networks; they are not those of models/
     folds: dict[int, Fold]
     tests: dict[int, Tested]  # by fold
 
     @property
     def folder(self) -> Path:
-        """Return where the scores and the report go."""
+        """Return the folder of the scores and the report."""
         return report_folder(self.cfg, self.labels if self.named else ())
 
     @cached_property
     def labels(self) -> dict[str, str]:
-        """Return what people read for each network."""
+        """Return the label of each network."""
         names = next(iter(self.tests.values())).folders
         return {name: name if self.named else LABELS[name] for name in names}
 
@@ -93,7 +93,7 @@ class Comparison:
         estimates = {}
         for fold, test in self.tests.items():
             estimate = {} if self.named or len(self.labels) < 2 else read_estimate(self.cfg, fold)
-            # one that was made since is another one
+            # a newer one does not count
             if estimate and estimate["ood_patches"] == test.runs["ood"].get("ood_patches"):
                 estimates[fold] = estimate
         return estimates
@@ -111,7 +111,7 @@ class Comparison:
 
 
 def report_folder(cfg: Config, checkpoints: Iterable[str] = ()) -> Path:
-    """Return where the report goes: on the networks of models/, or on checkpoints, by name."""
+    """Return the folder of the report on the networks of models/, or on checkpoints, by name."""
     name = "_vs_".join(checkpoints)
     return cfg.workspace / "reports" / (f"checkpoints/{name}" if name else cfg.model_name)
 
@@ -128,7 +128,7 @@ def below_floor(tests: dict[int, Tested], labels: dict[str, str]) -> list[str]:
 def more_steps(pairs: list[tuple[dict, dict]]) -> float | None:
     """Return how many more optimiser steps the second networks took, as a share of the first's.
 
-    pairs: for each fold, the run.json of both. None where one does not say it.
+    pairs: for each fold, the run.json of both. None if one does not contain it.
     """
 
     def steps(run: dict) -> float:
@@ -142,18 +142,18 @@ def more_steps(pairs: list[tuple[dict, dict]]) -> float | None:
 
 
 def read_times(workspace: Path, model_name: str) -> list[tuple[str, float]]:
-    """Return what each step of this network took last, in seconds."""
+    """Return the last time of each step of this network, in seconds."""
     path = workspace / TIMES
     last = {}
     for row in read_table(path) if path.exists() else []:
-        with suppress(KeyError, TypeError, ValueError):  # a spreadsheet may have spoilt a line
+        with suppress(KeyError, TypeError, ValueError):  # a spreadsheet may have damaged a line
             last[row["step"]] = float(row["seconds"])
     ending = (f"_{model_name}", f"_{model_name}_ood")
     return [(s, seconds) for s, seconds in last.items() if "_" not in s or s.endswith(ending)]
 
 
 def machine() -> str:
-    """Return what this computer is, in words."""
+    """Return a description of this computer."""
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ", no GPU"
     return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores{gpu}"
 
@@ -179,7 +179,7 @@ def read_logs(found: Comparison) -> dict[str, list[dict]]:
 
 
 def draw_report(found: Comparison) -> list[Path]:
-    """Draw the figures of the report beside it, and return their paths."""
+    """Draw the figures of the report into its folder, and return their paths."""
     cfg, labels, out = found.cfg, found.labels, found.folder
     for old in ("differences.svg", "curves.svg", "rates.svg"):
         (out / old).unlink(missing_ok=True)  # of an earlier test: this one may have none
@@ -216,7 +216,7 @@ def draw_report(found: Comparison) -> list[Path]:
 
 
 def calibration_of(found: Comparison) -> dict[str, np.ndarray]:
-    """Return, by label, what each network says and what is so, over all folds, (3, bins)."""
+    """Return, by label, the calibration of each network over all folds, (3, bins)."""
     of_folds = {
         label: [
             calibration(counts.ranked.sum(0), counts.starts)
@@ -247,7 +247,7 @@ def rates_of(found: Comparison) -> tuple[dict, dict]:
 def pictures_of_oods(found: Comparison) -> dict[str, dict[int, Path]]:
     """Return the pictures of the OoD patches of Med-OoD networks, by their kind and fold.
 
-    A ranking of the user's has none: those that lie there are of an earlier one.
+    A user-supplied ranking has none: existing ones are of an earlier ranking.
     """
     pictures: dict[str, dict[int, Path]] = {"hardest": {}, "false_pixels": {}, "pct": {}}
     for fold, test in found.tests.items():
@@ -262,17 +262,17 @@ def pictures_of_oods(found: Comparison) -> dict[str, dict[int, Path]]:
     return pictures
 
 
-# ---------------------------------------------------------------- what robust/attack.py adds
+# ---------------------------------------------------------------- added by robust/attack.py
 
 
 def robust_folder(report: Path) -> Path:
-    """Return where the results of attacks on the networks of a report go."""
+    """Return the folder of the results of attacks on the networks of a report."""
     reports = next(folder for folder in report.parents if folder.name == "reports")
     return reports / "robust" / report.relative_to(reports)
 
 
 def subject_of(workspace: Path, folders: dict[int, dict[str, Path]], folds: dict[int, Fold]) -> str:
-    """Return a hash of what a report is of: its networks, and the test patches of each fold.
+    """Return a hash of the subject of a report: its networks, and the test patches of each fold.
 
     folders: the networks of each of these folds, by name.
     """
@@ -287,10 +287,10 @@ def subject_of(workspace: Path, folders: dict[int, dict[str, Path]], folds: dict
 
 
 def write_section(report: Path, subject: str, networks: list[Path], text: str) -> bool:
-    """Write a section on attacks, HTML; say whether the report in a folder has it now.
+    """Write a section on attacks, HTML; say whether the report in a folder now has it.
 
-    It has not if test.py has not written it yet, or not of the same subject. networks: the weights
-    that were attacked.
+    It does not if test.py has not written it yet, or on another subject. networks: the attacked
+    weights.
     """
     hashes = {str(path.resolve()): hash_of(path) for path in networks}
     section = {"subject": subject, "networks": hashes, "text": text}
@@ -307,9 +307,9 @@ def write_section(report: Path, subject: str, networks: list[Path], text: str) -
 
 
 def read_section(report: Path, subject: str) -> Markup:
-    """Return the section on attacks of a report; empty if it is of another subject.
+    """Return the section on attacks of a report; empty if it has another subject.
 
-    Or if one of the networks that were attacked, which may be more, is no longer there.
+    Or if one of the attacked networks, which may be more, no longer exists.
     """
     section = read_json(robust_folder(report) / "section.json") or {}
     networks = {Path(name): of_weights for name, of_weights in section.get("networks", {}).items()}
@@ -346,7 +346,7 @@ def write_report(found: Comparison) -> None:
         classes=[("background", BACKGROUND_COLOUR), *cfg.classes],
         described=described,
         class_rows=zip(*described["by_class"].values(), strict=True),
-        run=runs[0][-1],  # of Med-OoD, if it is there
+        run=runs[0][-1],  # of Med-OoD, if it exists
         figures={path.stem: path for path in draw_report(found)},
         subject=subject,
         robustness=read_section(out, subject),

@@ -1,8 +1,8 @@
 """Scores of a whole test fold: from its confusion matrix, from ranks, and the paper's own.
 
 C classes, 0 is background. Every mean over foreground classes runs over those that occur in the
-*truth*: the same set for every network compared on the fold, whatever it predicts. A pixel whose
-truth is unsure counts nowhere; a patch that has no other pixels is left out.
+*ground truth*: the same set for every network compared on the fold, whatever it predicts. An unsure
+pixel counts nowhere; a patch without other pixels is skipped.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from medood.evaluation.ranking import (
 )
 from medood.pixels import confusion, ratio, scores_of
 
-AT_A_TIME = 100  # tests whose ranks are resampled together
+AT_A_TIME = 100  # resamples of ranks at once
 # of nuclei; nuclei.py counts them
 COUNTS = (
     *("true", "predicted"),
     *("matched", "iou"),  # pairs, and the sum of their IoU
-    "found",  # pairs whose centres lie within a radius, one to one
+    "found",  # pairs with centres within a radius, one to one
     "invented",  # predicted nuclei that share no pixel with a true one
-    "missed",  # true nuclei of which no pixel is called foreground
+    "missed",  # true nuclei of which no pixel is predicted as foreground
     "misnamed",  # pairs of two classes
 )
 
@@ -43,9 +43,9 @@ COUNTS = (
 def paper_iou_dice(probability: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
     """Return IoU and Dice of each patch, (N,), as Table 1 of the paper measures them.
 
-    probability: (N, C, H, W). truth: (N, H, W). Both scores take the whole one-hot mask, background
-    included, as one set of pixels, and a pixel as predicted where its probability reaches 0.5.
-    With unsure pixels, they are those of a smaller patch; 0 for one that has no other.
+    probability: (N, C, H, W). truth: (N, H, W). Both scores use the whole one-hot mask, background
+    included, as one set of pixels; a class is predicted where its probability reaches 0.5. With
+    unsure pixels, they are those of a smaller patch; 0 for one that has no other.
     """
     sure = (truth != UNSURE)[:, None]
     predicted = ((probability >= 0.5) & sure).sum((1, 2, 3)).double()
@@ -91,10 +91,10 @@ def _weighted(weight: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class RegionCounts:
-    """What a network got right in each of R regions: sums over their patches."""
+    """Counts of a network in each of R regions: sums over their patches."""
 
     regions: list[str]  # sorted
-    confusion: np.ndarray  # integers (R, C, C), rows the truth
+    confusion: np.ndarray  # integers (R, C, C), rows the ground truth
     iou_paper: np.ndarray  # (R,), the sum over the region's patches
     dice_paper: np.ndarray  # (R,)
     patches: np.ndarray  # (R,), the number of those with a pixel that is sure
@@ -123,9 +123,9 @@ class RegionCounts:
     ) -> dict[str, np.ndarray]:
         """Return the scores of B tests, as `scores_of` does, with `miou_paper` and `dsc_paper`.
 
-        Where nuclei were counted, theirs come along; where probabilities were, `ap`, `auroc` and
-        `ece`, and `against` a network tested on the same patches, itself or another, the matched
-        rates too.
+        If nuclei were counted, with their scores; if probabilities were, with `ap`, `auroc` and
+        `ece`, and, `against` a network tested on the same patches, itself or another, with the
+        matched rates.
         weight: floats (B, R), how often each region counts in each test.
         """
         patches = weight @ self.patches
@@ -144,7 +144,7 @@ class RegionCounts:
         return scores
 
     def _of_ranks(self, weight: np.ndarray, against: RegionCounts | None) -> dict[str, np.ndarray]:
-        """Return the scores of B tests that no threshold moves, (B,) each: see `scores`."""
+        """Return the scores without a threshold of B tests, (B,) each: see `scores`."""
         ranked = _weighted(weight, self.ranked)
         scores = {"ap": average_precision(ranked), "auroc": auroc(ranked)}
         scores["ece"] = calibration_error(ranked, self.starts)
@@ -161,7 +161,7 @@ class RegionCounts:
     def plain_scores(self, against: RegionCounts | None = None) -> dict:
         """Return every score of the whole test, plain numbers, None where one is undefined.
 
-        against: a network at whose error rates the matched ones are, if any.
+        against: the network to whose error rates the matched ones are matched, if any.
         """
         scores = self.scores(np.ones((1, len(self.regions))), against)
         plain = {k: np.where(np.isnan(v[0]), None, v[0]).tolist() for k, v in scores.items()}
@@ -169,10 +169,11 @@ class RegionCounts:
 
 
 class Tally:
-    """What a network got right in each of N patches: the scores of a test fold come from it."""
+    """Counts of a network in each of N patches, from which the scores of a test fold come."""
 
     def __init__(self, patches: int, classes: int) -> None:
-        self.confusion = torch.zeros(patches, classes, classes, dtype=torch.int64)  # rows the truth
+        # rows the ground truth
+        self.confusion = torch.zeros(patches, classes, classes, dtype=torch.int64)
         self.iou_paper = torch.zeros(patches, dtype=torch.float64)
         self.dice_paper = torch.zeros(patches, dtype=torch.float64)
 
@@ -201,10 +202,10 @@ class Tally:
         return self.by_region(["all"] * len(self.confusion)).plain_scores()
 
     def patchwise_iou(self) -> list[float]:
-        """Return the IoU of each class as the paper's Fig. 4 and 6 take it: the mean over patches.
+        """Return the IoU of each class as in Fig. 4 and 6 of the paper: the mean over patches.
 
-        A patch that has no pixel of a class, in truth and prediction, counts as 1. So a rare class
-        scores high where nothing of it is predicted: read it from the floor of `all_background`.
+        A patch without a pixel of a class, in ground truth and prediction, counts as 1. So a rare
+        class scores high if it is never predicted: compare it with the floor, `all_background`.
         """
         matrix = self.confusion[self.are_sure()].double()
         hit = matrix.diagonal(dim1=1, dim2=2)
@@ -218,8 +219,8 @@ class ProbabilityTally(Tally):
     def __init__(self, shape: tuple[int, ...], classes: int) -> None:
         """shape: (N, H, W), of the patches."""
         super().__init__(shape[0], classes)
-        # what the ranks are counted from, when the scores of all patches are known
-        self.log_odds = torch.zeros(shape)  # NaN where the truth is unsure
+        # the ranks are counted from these, when the scores of all patches are known
+        self.log_odds = torch.zeros(shape)  # NaN where the ground truth is unsure
         self.foreground = torch.zeros(shape, dtype=torch.uint8)  # 1 where it is foreground
 
     def add(self, part: slice, probability: Tensor, truth: Tensor) -> None:
@@ -239,7 +240,7 @@ class ProbabilityTally(Tally):
 
     @cached_property
     def _starts(self) -> np.ndarray:
-        """Where the bins of the ranks begin; asked for when all patches are added."""
+        """Where the bins of the ranks begin; used when all patches are added."""
         sure, foreground = ~self.log_odds.isnan(), self.foreground == 1
         of_kind = (self.log_odds[sure & kind].numpy() for kind in (foreground, ~foreground))
         return bin_starts(*of_kind)

@@ -1,12 +1,12 @@
 """Is one network better than another? Paired differences with a bootstrap interval.
 
-Patches of a region look alike and are not independent, so regions are drawn, not patches: each
-resample takes as many regions as there are, with replacement, and all folds and seeds in which a
-region was tested come along. Patients take the place of regions where the setting names them.
+Patches of a region are similar and not independent, so regions are drawn, not patches: each
+resample takes as many regions as there are, with replacement, and with them all folds and seeds in
+which a region was tested. Patients replace regions if the setting names them.
 
-Two trainings of one network differ as well: where several folds or seeds are compared, each
-resample also draws from these, one fewer than there are. A single pair of networks says nothing
-about that, and its interval speaks of these two networks only.
+Two trainings of one network differ as well: if several folds or seeds are compared, each resample
+also draws from these, one fewer than there are. The interval of a single pair of networks leaves
+out chance between trainings: it is valid for these two networks only.
 """
 
 from dataclasses import replace
@@ -31,11 +31,11 @@ class Difference(NamedTuple):
 
     @property
     def holds_zero(self) -> bool:
-        """Say whether the interval leaves open which network is better."""
+        """Say whether the interval includes 0: no difference is shown."""
         return not (self.low > 0 or self.high < 0)
 
     def plain(self) -> dict[str, float | None]:
-        """Return it as JSON holds it, None for NaN."""
+        """Return it as in JSON, None for NaN."""
         return {k: None if np.isnan(v) else v for k, v in self._asdict().items()}
 
     def points(self) -> str:
@@ -48,9 +48,9 @@ class Difference(NamedTuple):
         return f"{mean} [{low}, {high}]"
 
     def text(self) -> str:
-        """Return it in percentage points, and whether it includes 0."""
+        """Return it in percentage points, with `n.s.` if the interval includes 0."""
         holds = not np.isnan(self.low) and self.holds_zero
-        return self.points() + (" includes 0" if holds else "")
+        return self.points() + (" n.s." if holds else "")
 
 
 def paired_differences(
@@ -70,7 +70,7 @@ def paired_differences(
         if one.regions != other.regions or (one.patches != other.patches).any():
             raise ValueError("the two networks were tested on different patches")
         of_test = weight[:, np.searchsorted(regions, one.regions)]
-        # the rates are matched at those of the second network, in each resample
+        # the rates are matched to those of the second network, in each resample
         first, second = (
             _by_name(counts.scores(of_test, other), classes) for counts in (one, other)
         )
@@ -163,7 +163,7 @@ def _interval(differences: np.ndarray, tests: np.ndarray, regions: int) -> Diffe
 
 
 def _mean_of_known(values: np.ndarray) -> np.ndarray:
-    """Return the mean of each column over what is not NaN, NaN where nothing is known."""
+    """Return the mean of each column without NaN, NaN if all are."""
     return np.ma.masked_invalid(values).mean(0).filled(np.nan)
 
 
@@ -180,9 +180,9 @@ def pool(parts: list[RegionCounts]) -> RegionCounts:
 
 
 def _rebinned(counts: RegionCounts, starts: np.ndarray) -> np.ndarray:
-    """Return `ranked` on bins that begin at `starts` (K,), among which are those of `counts`.
+    """Return `ranked` in bins that begin at `starts` (K,), which include those of `counts`.
 
-    A pixel is taken to have the lowest score of the bin that it was counted in.
+    A pixel counts with the lowest score of its bin.
     """
     ranked = np.zeros((*counts.ranked.shape[:2], len(starts) + 1), counts.ranked.dtype)
     ranked[..., np.append(0, np.searchsorted(starts, counts.starts) + 1)] = counts.ranked

@@ -1,4 +1,4 @@
-"""Tables as people read them: the scores, and the data that they come from."""
+"""Tables for readers: the scores, and the data that they come from."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # the order of every table; docs/method.md explains the scores
 NO_THRESHOLD = ("ap", "auroc", "ece")
-MATCHED = ("bg_to_fg_matched", "fg_to_bg_matched")  # of two networks: at the first one's rates
+MATCHED = ("bg_to_fg_matched", "fg_to_bg_matched")  # of two networks: at the rates of the first
 SHARES = ("nuclei_invented", "nuclei_missed", "nuclei_misnamed")
 BY_NUCLEUS = ("mpq", "bpq", "f1", *SHARES)  # where labels have instances
 AT_ARGMAX = ("miou", "dsc", "miou_paper", "dsc_paper", "fg_to_bg", "bg_to_fg", "fg_to_fg")
@@ -40,12 +40,12 @@ FEW = 30  # units: a bootstrap over fewer gives intervals that are too narrow
 def interval_over(units: int, unit: str) -> str:
     """Return what the intervals of a table are: a bootstrap over so many regions, slides ..."""
     over = f"with the 95 % interval of a bootstrap over {units} {unit}s and, if several, trainings"
-    few = f" (intervals over fewer than {FEW} {unit}s are too narrow)"
-    return over + few if units < FEW else over
+    few = f" (intervals over fewer than {FEW} {unit}s are too narrow)" if units < FEW else ""
+    return f"{over}{few}; n.s.: the interval includes 0, no difference is shown"
 
 
 def spread(values: list[float | None], scale: float = 100, digits: int = 1) -> str:
-    """Return `mean ± standard deviation` of a score over runs, `-` where no run defines it."""
+    """Return `mean ± standard deviation` of a score over trainings, `-` if none defines it."""
     known = [value * scale for value in values if value is not None]
     if not known:
         return "-"
@@ -62,7 +62,7 @@ def score_table(
 ) -> tuple[list[str], list[list[str]]]:
     """Return the scores of all folds as header and rows, in percent.
 
-    scores: what scores.json holds. sizes: of each fold and network, what SIZES names.
+    scores: the content of scores.json. sizes: of each fold and network, the values of SIZES.
     gains: second network less first, by score; empty if only one was tested.
     """
     columns = {}
@@ -97,7 +97,7 @@ def score_table(
 
 
 def describe_data(cfg: Config, folds: dict[int, Fold]) -> dict:
-    """Return what the data are: by fold in rows, by class in columns, and what was left out."""
+    """Return a description of the data: by fold in rows, by class in columns, skipped files."""
     names = sorted({name for fold in folds.values() for side in fold for name in side})
     nuclei = _nuclei_of_patches(cfg, names)
     pixels = count_classes(cfg, names)
@@ -119,7 +119,7 @@ def describe_data(cfg: Config, folds: dict[int, Fold]) -> dict:
     return {
         "patches": len(names),
         "regions": len({region_of(name) for name in names}),
-        "patients": len(set(patients_of(cfg, names))),  # or regions, where nobody knows patients
+        "patients": len(set(patients_of(cfg, names))),  # or regions, if patients are unknown
         "unsure": f"{100 * unsure:.2f} %" if unsure else "",  # of all pixels
         "by_fold": by_fold,
         "by_class": by_class,
@@ -134,7 +134,7 @@ def describe_data(cfg: Config, folds: dict[int, Fold]) -> dict:
 def count_classes(cfg: Config, names: list[str]) -> np.ndarray:
     """Return how many pixels of each ID patch belong to each class, integers (N, C).
 
-    Those that are unsure belong to none.
+    Unsure pixels belong to none.
     """
     classes = len(cfg.class_names)
 
@@ -146,7 +146,7 @@ def count_classes(cfg: Config, names: list[str]) -> np.ndarray:
 
 
 def _nuclei_of_patches(cfg: Config, names: list[str]) -> np.ndarray | None:
-    """Return how many nuclei of each class patches hold, (N, C - 1); None if that is unknown."""
+    """Return how many nuclei of each class patches contain, (N, C - 1); None if unknown."""
     path = cfg.workspace / "Mask_Patchs" / NUCLEI_LIST
     if not path.exists():
         return None

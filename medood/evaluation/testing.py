@@ -1,4 +1,4 @@
-"""Networks on the test patches of a fold: what test.py and the studies count."""
+"""Networks on the test patches of a fold: the counts of test.py and the studies."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -23,7 +23,7 @@ class Tested:
     """Networks tested on the same patches, by network; `all_background` is the floor."""
 
     folders: dict[str, Path]  # the checkpoints; not of the floor, as the next two
-    runs: dict[str, dict]  # what run.json says of each; {} where there is none
+    runs: dict[str, dict]  # the content of run.json of each; {} if it has none
     predictions: dict[str, Tensor]  # the class of each pixel, uint8 (N, P, P)
     patches: Patches
     scores: dict[str, dict]
@@ -34,9 +34,9 @@ class Tested:
 def tally_patches(
     predictor: Predictor, patches: Patches, task: str, ranks: bool = False
 ) -> tuple[Tally, Tensor]:
-    """Return the tally of a network on patches, and the class it gives each pixel, (N, P, P).
+    """Return the tally of a network on patches, and the predicted class of each pixel, (N, P, P).
 
-    Each process looks at its shard of the patches. task: what the progress bar says. ranks: whether
+    Each process tests its shard of the patches. task: what the progress bar says. ranks: whether
     the tally is to be a ProbabilityTally.
     """
     shape, classes = tuple(patches.masks.shape), predictor.classes
@@ -62,8 +62,8 @@ def score_networks(
     """Test the networks in some folders on the named patches.
 
     task: what the progress bar says. load: opens a network, see load_model. Of several networks,
-    error rates are matched at those of the first. The networks compute in float32, whatever
-    cfg.precision says: bfloat16 moves scores.
+    error rates are matched to those of the first. The networks compute in float32, whatever
+    cfg.precision is: bfloat16 changes scores.
     Raises UserError if no pixel of the patches is sure.
     """
     cfg = replace(cfg, precision="float32")
@@ -76,9 +76,9 @@ def score_networks(
         part = slice(start, start + CHUNK)
         floor.add(part, all_background(patches.masks[part], classes), patches.masks[part])
     if not floor.are_sure().any():
-        raise UserError(f"{task}: every pixel of the test patches is unsure: look at Mask_Patchs")
+        raise UserError(f"{task}: every pixel of the test patches is unsure: check Mask_Patchs")
     patients = patients_of(cfg, names)
-    # a tally holds the score of each pixel, and is reduced before the next network has one
+    # a tally has the score of each pixel: it is reduced before the next network has one
     predictions = {}
     counts = {"all_background": floor.by_region(patients)}
     patchwise = {"all_background": floor.patchwise_iou()}
