@@ -1,9 +1,9 @@
 """The time of a step of each attack, against a pass of the network: `python bench/attack.py`.
 
-The reference of a step is the forward and backward pass that no attack with gradients can do
-without: cross-entropy, and its gradient with respect to the patches. That of a query of Square is
-the forward pass. What an attack does once, such as scoring the patches themselves, counts too. The
-network computes as robust/attack.py lets it, in float32.
+The reference of a step is the forward and backward pass that every gradient-based attack needs:
+cross-entropy, and its gradient with respect to the patches. That of a query of Square is the
+forward pass. What an attack does once, such as scoring the patches themselves, counts too. The
+network computes in float32, as in robust/attack.py.
 """
 
 import sys

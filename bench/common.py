@@ -24,7 +24,7 @@ LIZARD = (1016, 917)  # pixels of a typical region
 
 @settings
 class MeasureConfig(Config):
-    """What every benchmark takes beside the settings."""
+    """What every benchmark takes in addition to the settings."""
 
     rounds: int = 7
     """How many times each pair of versions is compared."""
@@ -55,7 +55,7 @@ def finish() -> None:
 
 @dataclass
 class Figures:
-    """What a benchmark measures: each figure is printed at once, and all are written as JSON."""
+    """The figures of a benchmark: each is printed at once, and all are written as JSON."""
 
     bench: str
     about: str
@@ -126,7 +126,7 @@ def matrix_rate(device: torch.device, precision: torch.dtype, rounds: int) -> fl
 
 
 def rate_reached(flop: float, seconds: float, device: torch.device, precision: torch.dtype) -> str:
-    """Return in words what share of the rate of a large matrix product a computation reaches."""
+    """Return in words a computation's share of the rate of a large matrix product."""
     rate = matrix_rate(device, precision, rounds=3)
     return (
         f"{flop / 1e9:.1f} GFLOP: {flop / seconds / rate:.0%} of the {rate / 1e9:.0f} GFLOP/s of a"

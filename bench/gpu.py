@@ -1,11 +1,11 @@
-"""All that is to be known of a GPU, in one command of under 9 minutes: `python bench/gpu.py DATA`.
+"""All checks and times of a GPU, in one command of under 9 minutes: `python bench/gpu.py DATA`.
 
 DATA is a workspace with images and labels in Lizard's layout; nothing is written into it. The
-script looks whether the GPU gives what the CPU gives, and times a step and the work on as many
-patches as Lizard has; `--json FILE` keeps what it found. Each part runs in a process of its own, so
-that one that fails leaves the others be; the exit code is then 1.
+script checks that GPU and CPU give the same results, and times a step and the work on as many
+patches as Lizard has; `--json FILE` keeps the results. Each part runs in its own process, so that a
+failure does not stop the others; the exit code is then 1.
 
-`--dry_run` does the same on the CPU, tiny: its figures mean nothing.
+`--dry_run` does the same on the CPU, in a tiny form: its figures mean nothing.
 """
 
 import json
@@ -77,13 +77,13 @@ class BenchConfig(MeasureConfig):
     data: Positional[Path | None] = None
     """Workspace with images and labels, only read; a dry run draws its own."""
     encoder: str = "mobilenet_v2"
-    """Encoder of the network that both devices are compared with."""
+    """Encoder of the network that runs on both devices."""
     encoder_weights: str = "none"
     """Its weights: `none`, or the path of a .pth or .safetensors file."""
     dry_run: bool = False
-    """Do all of it tiny and on the CPU, to see that it works."""
+    """Run everything in a tiny form on the CPU, as a test."""
     part: str | None = None
-    """Measure this part alone, in a workspace that is prepared."""
+    """Measure only this part, in a prepared workspace."""
 
 
 def prepare(cfg: BenchConfig) -> None:
@@ -120,7 +120,7 @@ def python(*words: str) -> None:
 
 
 def tests(cfg: BenchConfig) -> str:
-    """Run the tests of what holds on a GPU (a dry run only collects them)."""
+    """Run the tests for a GPU (a dry run only collects them)."""
     files = [f"tests/test_{name}.py" for name in ("cuda", "deterministic")]
     python(*TESTS, *files, *["--collect-only"] * cfg.dry_run)
     return "they pass"
@@ -166,7 +166,7 @@ def step(cfg: BenchConfig, encoder: str) -> str:
     files = training_files(cfg)[: 6 * cfg.batch_size]
     patches, plain = load_patches(cfg, files), Plain(cfg, files, device)
     work: dict[str, Callable] = {"plain loop": plain.train}
-    for name in ("ours", "ours, --compile")[: 1 if cfg.dry_run else 2]:  # it compiles a minute
+    for name in ("ours", "ours, --compile")[: 1 if cfg.dry_run else 2]:  # compiling takes a minute
         trainer = Trainer(replace(cfg, compile=name != "ours"), FOLD, patches, device)
         batch = next(iter(trainer.begin_epoch(0)))
         take = partial(trainer.step, *batch)
@@ -183,7 +183,7 @@ def step(cfg: BenchConfig, encoder: str) -> str:
 
 
 def data(cfg: BenchConfig, encoder: str) -> str:
-    """Time reading, an epoch, mining and the test, and work out the main experiment's minutes."""
+    """Time reading, an epoch, mining and the test, and estimate the main experiment's minutes."""
     cfg = cfg if cfg.dry_run else replace(cfg, encoder=encoder, encoder_weights="none")
     device, count = pick_device(cfg.device), 24 if cfg.dry_run else TRAINED
     files = training_files(cfg)
@@ -203,12 +203,12 @@ def data(cfg: BenchConfig, encoder: str) -> str:
     mining, exact = seconds_of(mine) / count, Predictor(replace(cfg, precision="float32"), model)
     test = seconds_of(lambda: tally_patches(exact, patches, "testing")) / count
     # the test reads the patches of a fold once, for both networks
-    beside = (2 * TRAINED + WITH_OOD + TESTED) * read + TRAINED * mining + 2 * TESTED * test
-    minutes = FOLDS * (EPOCHS * (TRAINED + WITH_OOD) * epoch + beside) / 60
+    rest = (2 * TRAINED + WITH_OOD + TESTED) * read + TRAINED * mining + 2 * TESTED * test
+    minutes = FOLDS * (EPOCHS * (TRAINED + WITH_OOD) * epoch + rest) / 60
     return (
         f"Lizard's {TRAINED:,} patches: read in {TRAINED * read:.1f} s, an epoch"
         f" {TRAINED * epoch:.1f}, mined in {TRAINED * mining:.1f}, {TESTED:,} tested in"
-        f" {TESTED * test:.1f}; the main experiment, worked out: {minutes:.0f} minutes"
+        f" {TESTED * test:.1f}; the main experiment, estimated: {minutes:.0f} minutes"
     )
 
 
@@ -242,13 +242,13 @@ PARTS: dict[str, tuple[int, Callable[[BenchConfig], str]]] = {  # with the secon
 
 
 def measure(cfg: BenchConfig) -> None:
-    """Measure one part, and write what it found to cfg.json."""
+    """Measure one part, and write its result to cfg.json."""
     _, part = PARTS[cfg.part]
     cfg.json.write_text(json.dumps(part(cfg)))
 
 
 def bench(cfg: BenchConfig) -> None:
-    """Run every part in a process of its own, and write what each found."""
+    """Run every part in its own process, and write all results."""
     if not cfg.dry_run and not torch.cuda.is_available():
         raise UserError("no GPU is here: try --dry_run, which runs on the CPU")
     if not cfg.dry_run and cfg.data is None:
@@ -277,7 +277,7 @@ def bench(cfg: BenchConfig) -> None:
                 words = f"failed: {type(error).__name__}, see above"
                 failed.append(part)
             figures.note(part, words, f"---- {part}: {words}")
-            figures.write(cfg.json)  # after each part: the machine may be gone before the last one
+            figures.write(cfg.json)  # after each part: the machine may stop before the last one
     if failed:
         raise UserError(f"{', '.join(failed)} failed: the reasons are above")
 

@@ -2,8 +2,8 @@
 
 The script mines OoD patches with a network and searches for pct, on patches that it draws in a
 temporary folder. Both versions must find the same pct. They must keep the same patches, except
-those in which the rounding of bfloat16 decides: these are counted. The network is made to keep half
-of the patches, so that rounding decides in some of them.
+those decided by the rounding of bfloat16: these are counted. The network is adjusted to keep half
+of the patches, so that rounding decides some of them.
 
 The search is compared on as many masks as a fold of Lizard has; they are links to the drawn ones.
 The plain loop reads each mask again for each of the 11 values. Ours looks up the counts that were
@@ -57,9 +57,9 @@ class BenchConfig(MeasureConfig):
     patches: int = 192
     """How many OoD patches each round mines."""
     trained: int = 12
-    """Epochs of training before the mining, so that the network sees nuclei in some patches."""
+    """Epochs of training before the mining, so that it predicts nuclei in some patches."""
     searched: int = 18_374
-    """Masks of the dataset that pct is searched for; Lizard has so many."""
+    """Masks of the data set for the search for pct, as many as Lizard has."""
 
 
 def bench(cfg: BenchConfig) -> None:
@@ -79,7 +79,7 @@ def bench(cfg: BenchConfig) -> None:
             learned.train()
         plain = Plain(cfg, ood_files(cfg.workspace, chosen), device)
         plain.model.load_state_dict(learned.model.state_dict())
-        # background gains until half of the patches are kept: no other network decides so closely
+        # a bias on background, so that half of the patches are kept, with many close decisions
         with torch.no_grad():
             plain.model.segmentation_head[0].bias[0] += float(np.median(plain.margins()))
         compare_mining(cfg, figures, plain, device)

@@ -1,4 +1,4 @@
-"""Print the tables of docs/performance.md from what was measured: `python bench/page.py`.
+"""Print the tables of docs/performance.md from the measurements: `python bench/page.py`.
 
 The figures come from the JSON files in bench/results, which the benchmarks wrote with --json.
 """
@@ -15,7 +15,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def duration(ms: float) -> str:
-    """Return a time in the unit that suits it."""
+    """Return a time in a suitable unit."""
     return f"{ms / 1000:.1f} s" if ms >= 1000 else f"{ms:.3g} ms"
 
 

@@ -2,8 +2,8 @@
 
 They do what a first script would do: decode and augment the patches one by one in a DataLoader,
 compute in float32, and test the network on one patch at a time. The DataLoader has no workers: on
-2 cores they would compete with torch. Beside a GPU they would help, so a ratio that is measured
-there is too good for ours.
+2 cores they would compete with torch. With a GPU they would help, so a ratio measured there favours
+Med-OoD.
 """
 
 import numpy as np

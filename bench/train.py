@@ -1,8 +1,7 @@
 """The time of training and testing per patch, against plain loops: `python bench/train.py`.
 
 The script draws patches in a temporary folder, which it removes. `--encoder` and `--architecture`
-name the network; `--compile` compiles the training step. The plain loop takes one patch at a time
-when it tests.
+name the network; `--compile` compiles the training step. The plain loop tests one patch at a time.
 """
 
 import statistics

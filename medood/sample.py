@@ -78,7 +78,7 @@ def draw_region(rng: np.random.Generator, height: int, width: int) -> tuple[np.n
     centre = np.zeros(2)
     for number, value in zip(ids, kinds, strict=True):
         kind = KINDS[value]
-        # every third nucleus sits beside the last one: Lizard's nuclei touch
+        # every third nucleus is next to the last one: Lizard's nuclei touch
         near = rng.random() < 0.35 and drawn
         step = rng.normal(0, 1.2 * kind.long, 2)
         centre = centre + step if near else rng.uniform(0, shape)

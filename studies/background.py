@@ -1,7 +1,7 @@
-"""The arm "background split" of controls.py: background taught as several kinds of tissue.
+"""The arm "background split" of controls.py: background as several kinds of tissue.
 
-Saluja et al. 2025 (BackSplit, arXiv 2511.19394) name the tissues behind a lesion instead of calling
-all of them background. Where nobody has named them, k-means on colour and texture does.
+Saluja et al. 2025 (BackSplit, arXiv 2511.19394) name the tissues around a lesion instead of
+calling all of them background. Without such labels, k-means on colour and texture replaces them.
 """
 
 from dataclasses import replace
@@ -22,7 +22,7 @@ from studies.common import Recipe, StudyConfig, baseline, made
 
 KINDS = 3  # of background
 SAMPLED = 64  # pixels of each patch that decide the kinds
-GREY = "#808080"  # of the kinds of background, which no picture shows
+GREY = "#808080"  # of the kinds of background, which are not drawn
 
 
 def describe_tissue(image: np.ndarray) -> np.ndarray:
@@ -39,7 +39,7 @@ def describe_tissue(image: np.ndarray) -> np.ndarray:
 
 
 class BackgroundsSummed(nn.Module):
-    """A network that tells kinds of background, as one for a single background.
+    """A network with several kinds of background, as one with a single background.
 
     The kinds are output 0 and those from `classes` on. Their probabilities are summed, which is the
     logarithm of the sum of their exponentials as a logit.
@@ -57,7 +57,7 @@ class BackgroundsSummed(nn.Module):
 
 
 def background_split(cfg: StudyConfig, fold: int) -> Recipe:
-    """Return the baseline's training with the background as kinds, by k-means on the ID patches."""
+    """Return the baseline's training with kinds of background, by k-means on the ID patches."""
     plain, classes = baseline(cfg, fold), len(cfg.class_names)
 
     def split(out: Path) -> None:

@@ -1,9 +1,9 @@
-"""What the studies share: recipes of trainings, and their results. report.py tells of them.
+"""What the studies share: recipes of trainings, and their results; report.py writes them.
 
 A study names its arms. An arm turns settings and a fold into a recipe: the settings of a training,
 its patches and the patches that test it. `run_arms` trains every recipe for every fold and seed;
 with --plan it only lists them. The folder of a network is named after a hash of all that decides
-its weights: studies share their baselines, and what main.py trained is not trained again.
+its weights: studies share their baselines, and networks of main.py are not trained again.
 
     <workspace>/studies/<fold>_<model>_<hash>/     networks
 """
@@ -52,22 +52,22 @@ from studies.results import Result, path_of, read_result, write_result
 
 @settings
 class StudyConfig(Config):
-    """What every study takes beside the settings."""
+    """What every study takes in addition to the settings."""
 
     share: ClassVar[float] = 1.0  # of the regions of the training side; controls.py sets it
 
     seeds: Count = 1
-    """Trainings of each arm, with the seeds `seed`, `seed` + 1 ...; `seed` also deals the folds."""
+    """Trainings of each arm, with the seeds `seed`, `seed` + 1 ...; `seed` splits the folds."""
     plan: bool = False
     """List the trainings with their patches, steps and estimated hours, and train nothing."""
 
 
 @settings
 class ArmsConfig(StudyConfig):
-    """What a study of many arms takes beside."""
+    """What a study of many arms takes in addition."""
 
     arms: tuple[str, ...] = ()
-    """Train these arms alone, and those that they are compared with; none named: all."""
+    """Train only these arms and their references; none named: all."""
 
 
 @dataclass(frozen=True)
@@ -83,12 +83,12 @@ class Recipe:
 
     @property
     def ood_patches(self) -> int:
-        """The number of OoD patches, which have no mask: their truth is background everywhere."""
+        """The number of OoD patches, which have no mask: all of them is background."""
         return sum(mask is None for _, mask in self.files)
 
     @property
     def sizes(self) -> dict:
-        """What a table tells of the training: patches, steps and notes."""
+        """The sizes of the training in tables: patches, steps and notes."""
         patches = {"id_patches": len(self.files) - self.ood_patches}
         return patches | {"ood_patches": self.ood_patches, "steps": self.steps} | self.notes
 
@@ -155,9 +155,9 @@ def candidates(cfg: StudyConfig, fold: int) -> tuple[Pair, ...]:
 
 @functools.cache
 def mine(cfg: StudyConfig, fold: int, files: tuple[Pair, ...]) -> tuple[list[Pair], list[Pair]]:
-    """Return the OoD patches in which the fold's baseline sees nuclei, hardest first, and the rest.
+    """Return the OoD patches with nuclei predicted by the baseline, hardest first, and the rest.
 
-    A plan counts all patches as hard: only a trained baseline can tell them apart.
+    A plan counts all patches as hard: only a trained baseline can distinguish them.
     """
     if cfg.plan:
         return list(files), []
@@ -175,7 +175,7 @@ def count_id(cfg: Config, names: tuple[str, ...]) -> tuple[int, int]:
 
 
 def made(cfg: StudyConfig, name: str, made_from: dict, fill: Callable[[Path], object]) -> Path:
-    """Return a folder that `fill` fills, or that is kept. A plan makes nothing."""
+    """Return a folder that `fill` fills, or that is kept. A plan writes nothing."""
     folder = cfg.workspace / "studies" / name
     if not cfg.plan and not is_kept(folder, made_from):
         with fresh_folder(folder, made_from) as out:
@@ -187,10 +187,10 @@ def made(cfg: StudyConfig, name: str, made_from: dict, fill: Callable[[Path], ob
 
 
 def prepare(cfg: StudyConfig, networks: Iterable[Config] = ()) -> None:
-    """Make the patches, folds and OoD patches that are missing, as main.py does.
+    """Write the patches, folds and OoD patches that are missing, as main.py does.
 
     networks: settings of the networks that will be trained; by default `cfg`. Each is built once,
-    so that a wrong encoder or missing weights show now and not after days. A plan needs no weights.
+    so that a wrong encoder or missing weights fail now and not after days. A plan needs no weights.
     Raises UserError in several processes, without data, and for a network that cannot be built.
     """
     if world_size() > 1:
@@ -208,7 +208,7 @@ def prepare(cfg: StudyConfig, networks: Iterable[Config] = ()) -> None:
 
 
 def train_recipe(recipe: Recipe, fold: int) -> Path:
-    """Return the folder of the recipe's network, which is trained unless it is there."""
+    """Return the folder of the recipe's network, which is trained unless it exists."""
     cfg = recipe.cfg
     record = network_made_from(cfg, fold, recipe.files + recipe.val_files)
     for folder in (model_folder(cfg, fold, ood) for ood in (False, True)):
@@ -228,9 +228,9 @@ def seeds_of(cfg: StudyConfig) -> range:
 
 
 def chosen(cfg: ArmsConfig, arms: dict[str, Any], references: Iterable[str]) -> dict[str, Any]:
-    """Return the arms that cfg names, and the references, with what stands for each in `arms`."""
+    """Return the arms that cfg names, and the references, with their values in `arms`."""
     if unknown := [name for name in cfg.arms if name not in arms]:
-        raise UserError(f"arms: {unknown[0]!r} is none of {', '.join(arms)}")
+        raise UserError(f"arms: {unknown[0]!r} is not one of {', '.join(arms)}")
     wanted = {*cfg.arms, *references} if cfg.arms else set(arms)
     return {name: arm for name, arm in arms.items() if name in wanted}
 
@@ -253,7 +253,7 @@ def run_arms(cfg: StudyConfig, arms: dict[str, Arm], results: Path | None = None
                     continue
                 recipe = arm(seeded, fold)
                 if recipe is None:
-                    print(f"--- {name}, fold {fold}, seed {seed}: left out: there is no such patch")
+                    print(f"--- {name}, fold {fold}, seed {seed}: skipped: no such patch")
                     continue
                 if cfg.plan:
                     same = (fold, recipe.cfg, tuple(recipe.files))
@@ -293,7 +293,7 @@ def print_plan(planned: Iterable[tuple[str, int, Recipe]]) -> None:
         rows.append([name, cfg.model_name, *map(str, numbers), f"{hours:.2f}"])
     print(markdown(header, rows))
     print(
-        f"{len(rows)} trainings, {total:.1f} hours if none is there yet. The estimate comes from"
+        f"{len(rows)} trainings, {total:.1f} hours if none exists yet. The estimate comes from"
         f" {TIMED_STEPS} timed steps of each network on this machine, without mining and testing."
-        " It counts all OoD patches as hard: which are hard is known only after mining."
+        " It counts all OoD patches as hard: which ones are is known only after mining."
     )

@@ -1,17 +1,17 @@
-"""Controls: is it the OoD idea, the extra steps, or black holes that the network learns to see?
+"""Controls: the effect of the OoD idea, of extra steps, or of black holes that a network learns?
 
 Writes  reports/studies/controls_<model>.csv, .json, .md, .png
 
 Every arm but the plain baseline takes as many optimiser steps as Med-OoD: it trains on the ID
 patches of the fold and on as many more patches as Med-OoD adds. In the table, `hard` is the number
-of candidates in which the baseline sees nuclei, and `moved` is the share of the nuclei's area for
-which there was room elsewhere, in percent.
+of candidates in which the baseline predicts nuclei, and `moved` is the share of the nuclei's area
+for which there was room elsewhere, in percent.
 
-    baseline               ID patches alone, at equal epochs: fewer steps
-    baseline, equal steps  ID patches alone, for more epochs
+    baseline               only ID patches, at equal epochs: fewer steps
+    baseline, equal steps  only ID patches, for more epochs
     + duplicated ID        ID patches drawn again
     + random OoD           cut patches drawn at random, not ranked
-    + easy OoD             cut patches in which the baseline sees no nucleus, repeated
+    + easy OoD             cut patches in which the baseline predicts no nucleus, repeated
     Med-OoD                the hardest cut patches
     Med-OoD, mean          the same, holes filled with the mean background colour
     Med-OoD, inpaint       the same, holes filled from their surroundings
@@ -22,18 +22,18 @@ which there was room elsewhere, in percent.
 
 and, only where --arms names them,
 
-    holes unsure           Med-OoD, but the holes count in no loss: only real tissue teaches
-    lambda 0.1, 0.5        Med-OoD with OoD patches that weigh less
-    false nuclei           those training patches again in which a baseline that did not train on
-                           their region (or patient) sees nuclei where there are none
+    holes unsure           Med-OoD, but the holes count in no loss: only real tissue does
+    lambda 0.1, 0.5        Med-OoD with OoD patches of lower weight
+    false nuclei           training patches again in which a baseline that was not trained on their
+                           region (or patient) predicts false nuclei
 
 These add nothing to the ID patches, and are compared with the plain baseline:
 
-    stain 0.05, 0.2        stains that vary
-    rare classes           patches of rare classes drawn oftener
-    background split       background taught as three kinds of tissue, summed again for the test
+    stain 0.05, 0.2        varied stains
+    rare classes           patches of rare classes drawn more often
+    background split       background as three kinds of tissue, summed again for the test
                            (BackSplit: Saluja et al. 2025, arXiv 2511.19394)
-    3, 6, 24 epochs        so many epochs
+    3, 6, 24 epochs        this number of epochs
     paper's recipe         `dice`, lr 1e-4, 24 epochs, no mirrors
 """
 
@@ -76,11 +76,11 @@ class ControlsConfig(common.ArmsConfig):
     """The settings of a study, with three seeds."""
 
     seeds: Count = 3
-    """Trainings of each arm, with the seeds `seed`, `seed` + 1 ...; `seed` also deals the folds."""
+    """Trainings of each arm, with the seeds `seed`, `seed` + 1 ...; `seed` splits the folds."""
     share: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Train on this share of the regions of the training side, for as many steps as on all."""
     results: Path | None = None
-    """Folder of finished trainings: what lies there is not trained again; others are added."""
+    """Folder of finished trainings: those in it are not repeated; new ones are added."""
 
 
 def extra(cfg: common.StudyConfig, fold: int) -> list[Pair]:
@@ -226,7 +226,7 @@ def holes_unsure(cfg: common.StudyConfig, fold: int) -> common.Recipe:
 def false_nuclei(cfg: common.StudyConfig, fold: int) -> common.Recipe | None:
     """Return the training that adds the training patches with the most false nuclei, if any.
 
-    Each half of the regions, or patients, is looked at by a baseline trained on the other half.
+    Each half of the regions, or patients, is tested by a baseline trained on the other half.
     """
     plain = common.baseline(cfg, fold)
     half_of = deal_patients(cfg, [name_of(image) for image, _ in plain.files], 2)
@@ -323,7 +323,7 @@ def controls(cfg: ControlsConfig) -> None:
     arms = {name: arm for name, arm in arms.items() if name in cfg.arms or name not in IF_NAMED}
     if "+ external" in arms and cfg.ood_source is None:
         del arms["+ external"]
-        print("+ external is left out: name a folder of nucleus-free images with --ood_source")
+        print("+ external is skipped: name a folder of nucleus-free images with --ood_source")
     results = common.run_arms(
         cfg,
         {name: arm if name == "+ external" else own(arm) for name, arm in arms.items()},

@@ -1,12 +1,12 @@
-"""Leakage: how near the test patches of a fold list are to its training patches, and what it adds.
+"""Leakage: how close test patches are to training patches in fold lists, and its effect on scores.
 
 Reads   any folder of fold lists, --k_folds, by default the workspace's
 Writes  reports/studies/leakage_<model>.csv, .json, .md, .png
 
-The study counts the regions, and the neighbouring patches, that stand on both sides of each list.
-Then it trains the baseline on the lists, and on the same patches dealt by region, and compares both
-on the same test patches: the difference is what the leak adds to the score. Where the setting
-`patients` says whose the regions are, patients are counted and dealt.
+The study counts the regions, and the neighbouring patches, that are on both sides of each list.
+Then it trains the baseline on the lists, and on the same patches split by region, and compares both
+on the same test patches: the difference is what the leak adds to the score. With the setting
+`patients`, patients are counted and split instead of regions.
 """
 
 import sys
@@ -35,7 +35,7 @@ class LeakageConfig(StudyConfig):
     """The settings of a study, with three seeds and the fold lists."""
 
     seeds: Count = 3
-    """Trainings of each arm, with the seeds `seed`, `seed` + 1 ...; `seed` also deals the folds."""
+    """Trainings of each arm, with the seeds `seed`, `seed` + 1 ...; `seed` splits the folds."""
     k_folds: Path | None = None
     """Folder of <fold>Image_Patchs.csv; by default the workspace's own k_folds."""
 
@@ -45,7 +45,7 @@ def place_of(name: str) -> tuple[str, int]:
     region, _, number = Path(name).stem.rpartition("_")
     if not region or not number.isdigit():
         raise UserError(
-            f"{name} is not named <region>_<number>: its neighbours are not known: rename the patch"
+            f"{name} is not named <region>_<number>, so its neighbours are unknown: rename it"
         )
     return region, int(number)
 
@@ -58,12 +58,12 @@ def leaks(cfg: Config, train: list[str], test: list[str]) -> dict[str, int]:
     trained, tested = ([place_of(name) for name in names] for names in (train, test))
     patients = [set(patients_of(cfg, names)) for names in (train, test)]
     there = set(trained)
-    beside = [any((region, k + step) in there for step in (-1, 1)) for region, k in tested]
+    adjacent = [any((region, k + step) in there for step in (-1, 1)) for region, k in tested]
     return {
         f"{cfg.unit}s": len(patients[0] | patients[1]),
         f"{cfg.unit}s on both sides": len(patients[0] & patients[1]),
         "test patches": len(test),
-        "with a training neighbour": sum(beside),
+        "with a training neighbour": sum(adjacent),
     }
 
 
@@ -102,7 +102,7 @@ def leakage(cfg: LeakageConfig) -> None:
     patients = len(set(patients_of(cfg, names)))
     if patients < 2:
         raise UserError(f"{cfg.workspace}: all patches are of one {cfg.unit}: add images of others")
-    # with so many parts, both arms train on about as many patches
+    # with so many parts, both arms train on about the same number of patches
     parts = min(max(2, round(len(names) * len(folds) / len(tests))), patients)
     part_of, apart_arm = deal_patients(cfg, names, parts), f"{cfg.unit}s apart"
 
@@ -136,7 +136,7 @@ def leakage(cfg: LeakageConfig) -> None:
     for label, size in (("ID training patches", "id_patches"), ("steps", "steps")):
         of_arms = (spread(values(of_arm, size), 1, 0) for of_arm in results.values())
         rows.append([label, *of_arms, ""])
-    chance = "" if cfg.seeds > 1 else "; one training each, so without the chance between trainings"
+    chance = "" if cfg.seeds > 1 else "; one training each: without chance between trainings"
     scores = markdown(["", *results, f"difference, all folds as one test{chance}"], rows)
     tables = {"Both sides of the lists": table, "Scores of the baseline": scores}
     out = write_study(cfg, "leakage", results, tables, {f"{apart_arm} - {LISTED}": fall})

@@ -7,13 +7,13 @@ Writes  reports/studies/<what>_<model>.csv, .json, .md, .png
     table2   how many OoD patches to use, from none to all; Figure 5 is its curve
     table3   with and without batch normalisation, on the same OoD patches
     table4   trained on ID patches, on OoD patches only, and on both; Figure 6 is its figure
-    figure3  image, truth, baseline and Med-OoD where Med-OoD helps most, in the middle, and where
-             it hurts most, of the test patches of all folds
+    figure3  image, ground truth, baseline and Med-OoD of three test patches of all folds: where
+             Med-OoD helps most, the median, and where it hurts most
     figure4  baseline and Med-OoD class by class
 
 Epochs are equal, as in the paper, so Med-OoD takes more steps; studies/controls.py compares at
-equal steps. The numbers beside ours are those of Gao and Xu (SPIE 13442, 2025): Lizard, in percent.
-Their mIoU and DSC are our `miou_paper` and `dsc_paper`, and their D is |pnr - 0.65|.
+equal steps. The tables also show the numbers of Gao and Xu (SPIE 13442, 2025): Lizard, in percent.
+Their mIoU and DSC are `miou_paper` and `dsc_paper` here, and their D is |pnr - 0.65|.
 """
 
 import sys
@@ -58,7 +58,7 @@ TABLE2 = {
 }
 TABLE3 = {"paper mIoU": {"Med-OoD": 89.0, "Med-OoD, no batch norm": 88.2}}
 TABLE4 = {"paper mIoU": {"baseline": 87.4, "OoD only": 76.1}}
-TABLE4_PATCHES = {  # that hold the class, of 12,249 ID patches; of the OoD patches, none does
+TABLE4_PATCHES = {  # with the class, of 12,249 ID patches; no OoD patch has one
     **{"neutrophil": 1151, "epithelial": 8739, "lymphocyte": 7745},
     **{"plasma": 4213, "eosinophil": 1118, "connective": 8688},
 }
@@ -71,7 +71,7 @@ PAIR: dict[str, common.Arm] = {"baseline": common.baseline, "Med-OoD": common.me
 
 @settings
 class PaperConfig(common.StudyConfig):
-    """The settings of a study, with what this one shows."""
+    """The settings of a study, and the table or figure to make."""
 
     what: Positional[
         Literal["table1", "table2", "table3", "table4", "figure3", "figure4"] | None
@@ -80,13 +80,13 @@ class PaperConfig(common.StudyConfig):
     methods: tuple[str, ...] = tuple("_".join(pair) for pair in TABLE1)
     """Networks of table1, as <architecture>_<encoder>: those of the paper, or any other."""
     pcts: tuple[float, ...] = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
-    """Shares of the ranked OoD patches of table2, as fractions; the baseline, 0, comes beside."""
+    """Shares of the ranked OoD patches of table2; the baseline, 0, is always included."""
 
 
 def run_all(
     cfg: PaperConfig, arms: dict[str, common.Arm], *networks: PaperConfig
 ) -> common.Results:
-    """Return the results of some arms, after what main.py prepares; {} of a plan."""
+    """Return the results of some arms, after preparing as main.py does; {} for a plan."""
     common.prepare(cfg, networks)
     return common.run_arms(cfg, arms)
 
@@ -106,13 +106,13 @@ def table1(cfg: PaperConfig) -> None:
         pair = f"{method} baseline", f"{method} Med-OoD"
         against[pair[0]] = [pair[1]]
         for name, arm, start in zip(pair, PAIR.values(), (0, 3), strict=True):
-            # with the network's own settings, so that its own baseline mines
+            # with the settings of the network, so that its own baseline mines
             arms[name] = lambda cfg, fold, arm=arm, of=of: arm(replace(cfg, **of), fold)
             theirs = TABLE1.get((architecture, encoder), ["-"] * 6)
             for column, number in zip(printed.values(), theirs[start : start + 3], strict=True):
                 column[name] = number
     if not networks:
-        raise UserError("methods: none is named: name one or more, such as unet_vgg11_bn")
+        raise UserError("methods is empty: name one or more, such as unet_vgg11_bn")
     if results := run_all(cfg, arms, *networks):
         tell(cfg, "table1", results, against, columns=("dsc_paper", "pnr"), printed=printed)
 
@@ -170,7 +170,7 @@ def ood_only(cfg: common.StudyConfig, fold: int) -> common.Recipe:
     hard, _ = common.mine(cfg, fold, common.candidates(cfg, fold))
     if not hard:
         raise UserError(
-            f"fold {fold}: the baseline sees no nucleus in any OoD patch: set folds to others"
+            f"fold {fold}: the baseline predicts no nucleus in any OoD patch: set other folds"
         )
     return replace(common.baseline(cfg, fold), files=hard, notes={})
 
@@ -214,11 +214,11 @@ def figure4(cfg: PaperConfig) -> None:
 
 
 def paper(cfg: PaperConfig) -> None:
-    """Train what a table or figure of the paper shows, and tell of it."""
+    """Run the trainings for a table or figure of the paper, and write it."""
     shown = (table1, table2, table3, table4, figure3, figure4)
     step = {function.__name__: function for function in shown}.get(str(cfg.what))
     if step is None:
-        raise UserError("no table or figure is named: `python studies/paper.py table1`, for one")
+        raise UserError("no table or figure: name one, such as `python studies/paper.py table1`")
     step(cfg)
 
 

@@ -2,19 +2,19 @@
 
 Writes  reports/studies/recipe_<model>.csv, .json, .md, .png
 
-A claim about misclassification is worth as much as the baseline that it is tested on. The choice is
-made without the test: the training side of the first fold is dealt into three parts, by region (or
-patient, see `patients`), and each change is trained on two and tested on the third. What is chosen
-then meets `dice`, the loss of the paper, on the test side of that fold.
+A claim about misclassification is worth as much as its baseline. The choice is made without the
+test: the training side of the first fold is split into three parts, by region (or patient, see
+`patients`), and each change is trained on two and tested on the third. The choice is then compared
+with `dice`, the loss of the paper, on the test side of that fold.
 
-    dice_ce            the base: Dice with cross-entropy; the others differ from it by
+    dice_ce            the base, Dice with cross-entropy; each other arm changes one thing:
     dice               the loss of the paper
     stain 0.05, 0.2    other amounts of hematoxylin and eosin
     lr 3e-4            three times the learning rate
-    mirrors            the test on eight mirrored and turned copies; the network is the base's
-    rare classes       patches drawn oftener the rarer their classes are
+    mirrors            the test on eight flipped and rotated copies; the network is the base's
+    rare classes       patches of rare classes drawn more often
     twice, four times as long
-    together           what the above chose: see TOGETHER
+    together           the chosen changes: see TOGETHER
 """
 
 import functools
@@ -43,7 +43,7 @@ class RecipeConfig(ArmsConfig):
     """The settings of a study, with the parts of the training side."""
 
     parts: Annotated[int, Field(ge=1, le=PARTS)] = PARTS
-    """On how many of the three parts of the training side each change is tested."""
+    """The number of parts of the training side, of three, on which each change is tested."""
 
 
 # ---------------------------------------------------------------- arms
@@ -94,7 +94,9 @@ def recipe(cfg: RecipeConfig) -> None:
     if (cfg.loss, cfg.select) != ("dice", "last"):
         raise UserError("loss, select: the study sets the loss itself and tests the last epoch")
     if cfg.split == "patch":
-        raise UserError(f"split: patch, and test {cfg.unit}s would choose too: set it to region")
+        raise UserError(
+            f"split: patch, so that test {cfg.unit}s would influence the choice: set it to region"
+        )
     changes = chosen(cfg, CHANGES, (CE,))
     prepare(cfg)
     fold = cfg.folds[0]

@@ -1,4 +1,4 @@
-"""How a study tells of its results: one ending for all, with tables, differences and a figure.
+"""The results of a study: one report for all, with tables, differences and a figure.
 
 <workspace>/reports/studies/<study>_<model>.*  CSV, JSON, Markdown and figure of a study
 """
@@ -17,7 +17,7 @@ from medood.models.checkpoints import versions
 from medood.runs.products import plain_settings
 from studies.common import Result, Results, StudyConfig, seeds_of
 
-# what tables of networks show, and those of differences, which a rate at equal rates heads
+# the columns of tables of networks and of differences, which have a matched rate
 BY_NUCLEUS = ("mpq", "bpq", *SHARES)
 SHOWN = ("ap", "miou_paper", "miou", "fg_to_bg", "bg_to_fg", *BY_NUCLEUS)
 COMPARED = ("ap", "bg_to_fg_matched", *SHOWN[1:])
@@ -38,7 +38,7 @@ def compare(
     """
     both = [key for key in results[arm] if key in results[against]]
     if not both:
-        raise UserError(f"{arm} and {against}: no fold has patches for both: set folds to others")
+        raise UserError(f"{arm} and {against}: no fold has patches for both: set other folds")
     return paired_differences(
         *([results[name][key].counts for key in both] for name in (arm, against)), classes
     )
@@ -65,11 +65,10 @@ def cells(results: OfArm, names: Iterable[str]) -> list[str]:
 
 
 def class_table(cfg: Config, results: Results, printed: dict[str, dict[str, object]]) -> str:
-    """Return the IoU of every class, pooled and as the paper takes it, patch by patch.
+    """Return the IoU of every class, pooled and, as in the paper, patch by patch.
 
-    There, a class that a patch lacks, and that the network does not predict in it, counts 1;
-    `floor` is that of a network that predicts background everywhere. printed: the paper's columns,
-    by class.
+    There, a class absent from ground truth and prediction of a patch counts 1; `floor` is that of a
+    network that predicts background everywhere. printed: the paper's columns, by class.
     """
     floor = next(iter(results.values()))
     header = ["class", *(f"IoU {arm}" for arm in results), "patch by patch: floor", *results]
@@ -105,9 +104,9 @@ def tell(
 ) -> None:
     """Print the scores and differences of a study, and write them with a figure.
 
-    against: the arms to compare, by the arm that is their reference. columns: what the table of
-    scores shows beside. printed: the paper's columns, by arm. tables: more of them, by caption.
-    draw: draws another figure than the differences of `ap`.
+    against: the arms to compare, by their reference. columns: additional ones of the table of
+    scores. printed: the paper's columns, by arm. tables: additional ones, by caption. draw: draws
+    the figure, instead of the differences of `ap`.
     """
     printed = printed or {}
     floor = [result.floor for result in next(iter(results.values())).values()]
@@ -137,7 +136,7 @@ def tell(
         draw(path, title)
     else:
         bars = {pair: tuple(gain["ap"]) for pair, gain in differences.items()}
-        draw_intervals(path, title, "`ap`, points; grey where the interval includes 0", bars)
+        draw_intervals(path, title, "`ap`, points; grey: n.s.", bars)
     print(f"{out}.csv, .json, .md, .png")
 
 
@@ -146,12 +145,12 @@ def write_study(
 ) -> Path:
     """Print the tables; write tables, single scores and differences; return the path of the files.
 
-    The files lie in reports/studies. The path has no ending; it names the network if there is only
+    The files are in reports/studies. The path has no ending; it names the network if there is only
     one.
     """
     every = [result for of_arm in results.values() for result in of_arm.values()]
     networks = sorted({result.network for result in every})
-    # the name keeps apart the runs of one study on single networks
+    # the name separates the runs of one study on single networks
     name = f"{study}_{networks[0]}" if len(networks) == 1 else study
     out = cfg.workspace / "reports" / "studies" / name
     units = {name for result in every for name in result.counts.regions}

@@ -1,10 +1,10 @@
-"""Finished trainings of a study as files: those of several days and machines add up to one table.
+"""Finished trainings of a study as files: those of several days and machines form one table.
 
-<results>/<fold>_<seed>_<arm>_<hash>.json   what one training gave, with its command, commit,
+<results>/<fold>_<seed>_<arm>_<hash>.json   the results of one training, with its command, commit,
                                             machine and seconds
 
-A study with --results neither trains nor tests what lies there. The hash is of the settings that
-decide a training and of the patches of its fold: the network itself need not be there.
+A study with --results neither trains nor tests these again. The hash is of the settings that decide
+a training and of the patches of its fold: the network itself need not exist.
 """
 
 import base64
@@ -29,7 +29,7 @@ from medood.runs.products import TRAINING, settings_of
 
 DECIDE = (*TRAINING, "split", "ood_fill", "pnr_opt", "pct_grid", "mirrors", "mpp", "patch_size")
 DECIDE += ("share",)
-# bins of ranks that become one in a file: it holds at most 1/1024 of the foreground, which costs
+# bins of ranks that become one in a file: it has at most 1/1024 of the foreground, which costs
 # `ap` at most the precision's fall / 1024, .1 points: see ranking.py
 THINNED = 4
 
@@ -56,7 +56,7 @@ def path_of(cfg: Config, results: Path, arm: str, fold: int) -> Path:
 
 
 def read_result(path: Path) -> Result | None:
-    """Return what a file holds; None if there is none. Raises UserError for a damaged one."""
+    """Return the content of a file; None if there is none. UserError for a damaged one."""
     if not path.exists():
         return None
     try:
@@ -71,14 +71,14 @@ def read_result(path: Path) -> Result | None:
         )
     except Exception as error:  # of a file that was cut or edited: each part has its own kind
         raise UserError(
-            f"{path} is damaged ({type(error).__name__}): put it back, or remove it to have it"
-            " trained again"
+            f"{path} is damaged ({type(error).__name__}): restore it, or remove it to repeat the"
+            " training"
         ) from None
     return found
 
 
 def write_result(path: Path, cfg: Config, result: Result) -> None:
-    """Write a file with what one training gave; cfg: the settings of the study."""
+    """Write a file with the results of one training; cfg: the settings of the study."""
     counts = result.counts
     first = np.append(0, np.arange(1, len(counts.starts) + 1, THINNED))  # of the bins made one
     ranked = np.add.reduceat(counts.ranked, first, axis=-1)
@@ -107,7 +107,7 @@ def commit() -> str | None:
 
 
 def _seconds(workspace: Path, name: str) -> float | None:
-    """Return how long a network of the studies was trained; None where nothing says it."""
+    """Return the training time of a network of the studies; None if unknown."""
     path = workspace / TIMES
     rows = read_table(path) if path.exists() else []
     took = [row["seconds"] for row in rows if row["step"] == f"training {name}"]
@@ -115,7 +115,7 @@ def _seconds(workspace: Path, name: str) -> float | None:
 
 
 def _packed(values: np.ndarray) -> dict:
-    """Return an array as JSON holds it; counts below 2^31 as int32."""
+    """Return an array for JSON; counts below 2^31 as int32."""
     whole = values.dtype.kind == "i" and values.max(initial=0) < 2**31
     values = values.astype("<i4" if whole else values.dtype.newbyteorder("<"))
     data = base64.b64encode(zlib.compress(np.ascontiguousarray(values).tobytes(), 9)).decode()

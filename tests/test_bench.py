@@ -71,7 +71,7 @@ def test_the_parts_of_a_dry_run_find_one_device_equal_to_itself(small, tmp_path,
         found[part] = json.loads(cfg.json.read_text())
     assert "at most 0.000 points apart" in found["devices"]
     assert "the same bytes" in found["deterministic"]
-    assert "the main experiment, worked out" in found["data vgg11_bn"]
+    assert "the main experiment, estimated" in found["data vgg11_bn"]
     assert sorted((tmp_path / "data").rglob("*")) == before
 
 

@@ -329,7 +329,7 @@ def test_the_choice_of_a_recipe_deals_patients(prepared):
         found = recipe.within(train, {}, cfg, part)
         assert not of_patients(image.name for image, _ in found.files) & of_patients(found.test)
     cfg = dataclasses.replace(cfg, split="patch")
-    with pytest.raises(UserError, match="split: patch, and test patients would choose too"):
+    with pytest.raises(UserError, match="split: patch, so that test patients would influence"):
         recipe.recipe(cfg)
 
 

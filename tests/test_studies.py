@@ -335,7 +335,7 @@ def test_finished_trainings_are_files_that_need_no_network(workspace, tmp_path, 
         for name, found in of_pair.items():
             assert again["differences"][pair][name] == pytest.approx(found, abs=0.002, nan_ok=True)
     files[2].write_text(files[2].read_text()[:2000])  # half a file
-    with pytest.raises(UserError, match=r"_med-ood_.* is damaged .* to have it trained again"):
+    with pytest.raises(UserError, match=r"_med-ood_.* is damaged .* to repeat the training"):
         controls.controls(cfg)
     other = dataclasses.replace(cfg, lr=2e-3, plan=True)  # other settings: other files
     assert controls.common.run_arms(other, {"Med-OoD": common.med_ood}, tmp_path) == {}
@@ -391,7 +391,7 @@ def test_an_arm_that_only_names_call_is_run_beside_its_reference(plan, capsys):
     said = capsys.readouterr().out
     assert said.count(f" {NETWORK} ") == 2
     assert EQUAL in said
-    with pytest.raises(UserError, match="arms: 'medood' is none of baseline, baseline, equal"):
+    with pytest.raises(UserError, match="arms: 'medood' is not one of baseline, baseline, equal"):
         controls.controls(dataclasses.replace(plan, arms=("medood",)))
     with pytest.raises(UserError, match="results: .* is a file: name a folder"):
         controls.controls(dataclasses.replace(plan, results=Path(__file__)))
