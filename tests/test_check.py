@@ -67,7 +67,7 @@ PROBLEMS = {
     "class 7": (
         "mat",
         lambda path: change_label(path, **{"class": loadmat(path)["class"] * 0 + 7}),
-        "`class` holds 7, expected 1..6",
+        "`class` contains 7, expected 1..6",
     ),
 }
 
@@ -124,8 +124,8 @@ def test_bad_prepared_patches_are_found(patched):
     write_png(patched.workspace / "Mask_Patchs" / "region_0_4.png", np.zeros((31, 32), np.uint8))
     findings = check(patched)
     assert {name: said.split(" ", 1)[1][:14] for name, said in findings.bad.items()} == {
-        "region_0_1.png": "is not a complete",
-        "region_0_2.png": "is missing: pu",
+        "region_0_1.png": "is not a compl",
+        "region_0_2.png": "is missing: re",
         "region_0_3.png": "is not a class",
         "region_0_4.png": "is 32 x 31 pix",
     }

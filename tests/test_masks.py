@@ -40,7 +40,7 @@ def test_a_negative_value_is_named(tmp_path, number):
     imwrite(tmp_path / "mask.tif", values)
     with pytest.raises(UserError, match=r"contains the value -1 .*the first at x 3, y 2"):
         read_own_mask(tmp_path / "mask.tif", (), 3)
-    with pytest.raises(UserError, match=r"is not a class mask .*, it holds -1"):
+    with pytest.raises(UserError, match=r"is not a class mask .*, it contains -1"):
         read_mask(tmp_path / "mask.tif", 3)
 
 
@@ -51,7 +51,9 @@ def test_what_is_no_whole_number_is_named(tmp_path, number, value):
     values[2, 3] = value
     imwrite(tmp_path / "mask.tif", values)
     for read in (lambda path: read_own_mask(path, (), 3), lambda path: read_mask(path, 3)):
-        with pytest.raises(UserError, match=f"holds {value:g}".replace("+", r"\+") + ", which is"):
+        with pytest.raises(
+            UserError, match=f"contains {value:g}".replace("+", r"\+") + ", which is"
+        ):
             read(tmp_path / "mask.tif")
 
 

@@ -71,7 +71,7 @@ def test_patches_are_paired_by_name_never_by_position(patched):
     names = sorted(path.name for path in (patched.workspace / "Image_Patchs").glob("*.png"))
     (patched.workspace / "Image_Patchs" / names[3]).unlink()
     (patched.workspace / "Mask_Patchs" / names[20]).unlink()
-    with pytest.raises(UserError, match="of its 37 files 36 are there.*generate_patches.py"):
+    with pytest.raises(UserError, match="36 of its 37 files are present.*generate_patches.py"):
         generate_unfiltered_oods(patched)
     for folder in ("Image_Patchs", "Mask_Patchs"):
         (patched.workspace / folder / RECORD).unlink()  # now they are the user's

@@ -166,11 +166,11 @@ def test_a_bad_label_is_named_and_costs_no_other(run_script, tiny):
         assert done.returncode == 1
         first, second = done.stderr.splitlines()
         assert first.startswith("error: 1 file cannot be used: correct or remove them")
-        assert "`class` holds 7, expected 1..6" in second
+        assert "`class` contains 7, expected 1..6" in second
     made = {path.stem for path in (tiny.workspace / "Semantic_Labels").glob("*.png")}
     assert made == {"region_0", "region_2"}
     done = run_script("generate_patches.py", "--workspace", tiny.workspace, "--patch_size", 32)
-    assert (done.returncode, "`class` holds 7" in done.stderr) == (1, True)
+    assert (done.returncode, "`class` contains 7" in done.stderr) == (1, True)
 
 
 def test_skipped_files_are_left_out_to_the_end_and_the_report_says_which(tiny):

@@ -104,7 +104,7 @@ def test_bad_files_of_patches_that_were_the_users_are_forgotten_with_them(patche
     assert "region_0_1.png" in read_fold(patched, 1).train + read_fold(patched, 1).test
 
 
-# ---------------------------------------------------------------- what was mended
+# ---------------------------------------------------------------- what was corrected
 
 
 def test_an_image_without_a_label_is_seen_when_it_comes_and_forgotten_when_it_goes(patched):
@@ -144,7 +144,7 @@ def test_own_ood_patches_that_lack_some_are_found_before_the_training(patched):
     (folder / RECORD).unlink()
     (folder / "region_0_3.png").unlink()
     (problem,) = check(patched).stops
-    assert "lacks 1 patches, region_0_3.png for one" in problem
+    assert "lacks 1 patches, such as region_0_3.png" in problem
     wrong = dataclasses.replace(patched, ood_source=Path("nowhere"))
     assert any("there is no folder nowhere" in said for said in check(wrong).stops)
 

@@ -111,7 +111,9 @@ def _load_mat(path: Path) -> dict[str, np.ndarray]:
             raise UserError(f"{path} has no `{key}`: unpack it again")
         whole = values.dtype.kind in "iuf" and (values % 1 == 0).all()
         if not whole or not 0 <= values.min(initial=0) <= values.max(initial=0) < LARGEST_ID:
-            raise UserError(f"{path}: `{key}` has values other than 0, 1, 2, ...: unpack it again")
+            raise UserError(
+                f"{path}: `{key}` has other values than whole numbers from 0: unpack it again"
+            )
         content[key] = values.astype(np.int32)
     return content
 
