@@ -9,7 +9,7 @@
 # Each finished training becomes a file in runs/lizard/ and is not repeated, so the parts can be
 # divided between days and machines. On 103 of Lizard's 238 regions (3,339 patches), a training of
 # 12 epochs on the ID patches took 31 minutes on one core of an AMD EPYC without a GPU, with other
-# work beside it.
+# jobs running.
 #
 # Written down before the first run:
 # - Contrast: Med-OoD less the baseline of equal steps. The plain baseline is shown with them.

@@ -80,7 +80,7 @@ def test_patches_are_paired_by_name_never_by_position(patched):
         generate_unfiltered_oods(patched)
 
 
-def test_another_fill_makes_them_anew(patched, capsys):
+def test_another_fill_regenerates_them(patched, capsys):
     generate_unfiltered_oods(patched)
     assert "kept" in capsys.readouterr().out
     generate_unfiltered_oods(dataclasses.replace(patched, ood_fill="mean"))
