@@ -214,7 +214,7 @@ class Training:
     loss: Literal["dice", "dice_ce", "paper_code"] = "dice"
     """Dice per class; the same with cross-entropy; or flattened, as in the paper's code."""
     ood_weight: Annotated[float, Field(ge=0)] = 1.0
-    """Lambda of Eq. 4: how much a pixel of an OoD patch weighs in the loss."""
+    """Lambda of Eq. 4: weight of a pixel of an OoD patch in the loss."""
     select: Literal["last", "val"] = "last"
     """Weights to keep: the last epoch's, or the best on regions held out of the training side."""
 
@@ -226,7 +226,7 @@ class Machine:
     device: str = "auto"
     """`auto` is CUDA if available, else the CPU; or any device of torch, such as cuda:1."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """`auto` is bfloat16 where the hardware computes in it, else float32; tests use float32."""
+    """`auto` is bfloat16 if the hardware supports it, else float32; tests use float32."""
     mirrors: bool = False
     """Average predictions over the eight flips and rotations of an image: eight times slower."""
     compile: bool = False
