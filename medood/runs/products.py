@@ -164,15 +164,18 @@ def _of_ood_training_set(cfg: Config, fold: int) -> dict:
     return network_made_from(cfg, fold, _id_set(cfg, fold) + chosen)
 
 
-def network_made_from(cfg: Config, fold: int, files: list[Pair]) -> dict:
+def network_made_from(
+    cfg: Config, fold: int, files: list[Pair], more: tuple[str, ...] = ()
+) -> dict:
     """Return what decides a network, as in its record.
 
-    files: image and mask of each patch, also of those held out to choose the epoch.
+    files: image and mask of each patch, also of those held out to choose the epoch. more: the names
+    of further settings that decide it.
     """
     if all(mask for _, mask in files):
-        settings = settings_of(cfg, _ON_ID_PATCHES) | {"ood_weight": WITHOUT_OODS}
+        settings = settings_of(cfg, (*_ON_ID_PATCHES, *more)) | {"ood_weight": WITHOUT_OODS}
     else:
-        settings = settings_of(cfg, TRAINING)
+        settings = settings_of(cfg, (*TRAINING, *more))
     names = sorted(name_of(image) for image, mask in files if mask)
     held_out = of_patients(cfg, names) if cfg.select == "val" else {}
     return {"settings": settings, "fold": fold, "inputs": _of_pairs(files)} | held_out
