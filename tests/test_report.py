@@ -166,7 +166,7 @@ def test_a_browser_shows_every_figure_on_a_phone_and_on_paper_and_asks_nobody(wh
             page.on("request", lambda request: requests.append(request.url))
             page.goto(page_file.as_uri())
             shown = page.evaluate("[...document.images].map(i => [i.naturalWidth, i.clientWidth])")
-            assert len(shown) == 13
+            assert len(shown) == 14
             assert all(natural > 0 and 0 < on_page <= width for natural, on_page in shown)
             assert page.evaluate("document.documentElement.scrollWidth") <= width
         page.pdf(path=tmp_path / "page.pdf", format="A4")
