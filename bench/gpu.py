@@ -59,7 +59,7 @@ from medood.training.segmentation import Trainer, train_fold
 from rank_prune_ood import rank_files
 
 ROOT = Path(__file__).parents[1]
-FOLD, LR = 79, 1e-3  # a learning rate that sees some nuclei after a few epochs
+FOLD, LR = 79, 1e-3  # a learning rate at which some nuclei are predicted after a few epochs
 ENCODERS = ("vgg11_bn", "mobilenet_v2")
 # the paper's main experiment: patches to train on, with OoD patches, to test on; folds and epochs
 TRAINED, WITH_OOD, TESTED, FOLDS, EPOCHS = 12_249, 18_059, 6_125, 3, 36

@@ -137,7 +137,7 @@ def read_rows(path: Path, known: Collection[str] = ()) -> Iterator[tuple[int, di
             if any(values[len(columns) :]):
                 raise UserError(
                     f"{path}: row {number} has more values than there are columns: correct it, or"
-                    " put quotes around a value that holds the separator"
+                    " put quotes around a value that contains the separator"
                 )
             padded = chain(values, repeat(""))
             yield number, dict(zip(columns, padded, strict=False))

@@ -311,7 +311,7 @@ def draw_pct_search(path: Path, title: str, grid: list[dict], best: dict, pnr_op
 
 
 def draw_bars(path: Path, title: str, ylabel: str, bars: dict[str, dict[str, list[float]]]) -> None:
-    """Draw groups of bars: bars[series][group] holds the single values, shown as dots, in percent.
+    """Draw groups of bars: bars[series][group] has the single values, shown as dots, in percent.
 
     A group that a series lacks, or without a known value, has no bar.
     """

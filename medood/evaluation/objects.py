@@ -1,8 +1,8 @@
-"""Which true objects a network still finds, by their size.
+"""The true objects that a network finds, by their size.
 
-An object is found where at least half of its pixels are called its class. Its size is its number
+An object is found if at least half of its pixels are predicted as its class. Its size is its number
 of pixels. Sizes are counted in fine bins, quarters of an octave, so that counts of images add up;
-BINS wide ones, with as many objects each as can be, are made of them when all are known.
+they are merged into BINS wide ones, of as many objects each as possible, when all are known.
 """
 
 import numpy as np
@@ -25,7 +25,7 @@ def objects_of(mask: np.ndarray) -> np.ndarray:
 
 
 def without_cut(objects: np.ndarray) -> np.ndarray:
-    """Return objects without those that touch the border: a part of one has another size."""
+    """Return objects without those that touch the border, whose size is unknown."""
     inner = objects.copy()
     for axis in range(objects.ndim):
         for end in (0, -1):
@@ -34,9 +34,9 @@ def without_cut(objects: np.ndarray) -> np.ndarray:
 
 
 def count_found(objects: np.ndarray, mask: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """Return how many objects of each size there are, and are found, integers (SIZES, 2).
+    """Return how many objects of each size there are, and how many are found, integers (SIZES, 2).
 
-    objects: numbers (*space), 0 outside. mask, predicted: the true and the called class.
+    objects: numbers (*space), 0 outside. mask, predicted: the true and the predicted class.
     """
     inside = objects > 0
     numbers = objects[inside]
@@ -50,9 +50,9 @@ def count_found(objects: np.ndarray, mask: np.ndarray, predicted: np.ndarray) ->
 
 
 def wide_bins(objects: np.ndarray) -> dict[str, slice]:
-    """Return at most BINS slices of the fine bins with as many objects each as can be.
+    """Return at most BINS slices of the fine bins, of as many objects each as possible.
 
-    objects: how many there are in each fine bin, (SIZES,). A key says which sizes a slice holds.
+    objects: how many there are in each fine bin, (SIZES,). A key names the sizes of a slice.
     """
     reached = np.cumsum(objects) / max(objects.sum(), 1)
     inner = [int(np.abs(reached - part / BINS).argmin()) + 1 for part in range(1, BINS)]

@@ -1,6 +1,6 @@
 """Locks: of two runs that would write the same product or network, the second is refused.
 
-They are the operating system's, on files in <folder>/.locks/: they end with the process that holds
+They are the operating system's, on files in <folder>/.locks/: they end with the process that has
 them, however it ends. Some network drives do not support them: a run on such a drive says so.
 """
 
@@ -66,6 +66,6 @@ def _taken(path: Path) -> UserError:
     with suppress(OSError):
         holder = path.read_text("utf-8")
     return UserError(
-        f"another run ({holder or f'it holds {path}'}) is writing {path.parents[1] / path.name}:"
+        f"another run ({holder or f'it locks {path}'}) is writing {path.parents[1] / path.name}:"
         " wait until it ends, or name another folder"
     )
