@@ -22,6 +22,7 @@ import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -59,7 +60,7 @@ def train_fold(
     """Train the network of a fold on its cases, unless it is there from the same ones."""
     from robust.volume_oods import add_oods
     from robust.volume_training import train_segmenter
-    from robust.volumes import make_plan, median_spacing, read_volume, resample
+    from robust.volumes import make_plan, median_spacing, on_disk, read_volume, resample
 
     clean = clean_of(cfg, fold)
     if clean:
@@ -71,12 +72,16 @@ def train_fold(
         return
     with timed(cfg.home, f"training {folder.name}"):
         spacing = median_spacing(spacings)
-        volumes = [resample(read_volume(task, case), spacing) for case in cases]
-        plan = make_plan(volumes, len(task.class_names))
-        if cfg.ood:
-            volumes += add_oods(cfg, fold, clean, volumes, task.class_names)
-        start = clean if cfg.free else None
-        train_segmenter(cfg, fold, task, volumes, plan, folder, made_from, start)
+        cfg.home.mkdir(parents=True, exist_ok=True)
+        # on the disk: all of them may not fit into memory
+        with TemporaryDirectory(prefix=f".{folder.name}_", dir=cfg.home) as aside:
+            keep = partial(on_disk, Path(aside))
+            volumes = [keep(resample(read_volume(task, case), spacing)) for case in cases]
+            plan = make_plan(volumes, len(task.class_names))
+            if cfg.ood:
+                volumes += map(keep, add_oods(cfg, fold, clean, volumes, task.class_names))
+            start = clean if cfg.free else None
+            train_segmenter(cfg, fold, task, volumes, plan, folder, made_from, start)
 
 
 def model_folder(cfg: VolumeConfig, fold: int, network: str) -> Path:

@@ -4,6 +4,7 @@ The ranking, the ratio of positives to negatives and the search for the share ar
 counts as a patch there is a volume here.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -49,8 +50,8 @@ def count_seen(segmenter: Segmenter, volumes: list[Volume], classes: int, fill: 
 
 def add_oods(
     cfg: TrainVolumesConfig, fold: int, clean: Path, volumes: list[Volume], names: tuple[str, ...]
-) -> list[Volume]:
-    """Return the OoD volumes to train on, and write the ranking that they come from.
+) -> Iterator[Volume]:
+    """Return the OoD volumes to train on, one at a time, and write the ranking that they come from.
 
     clean: the folder of the network that is to be fooled. names: of the classes.
     """
@@ -71,4 +72,4 @@ def add_oods(
         f" {pnr(positives, negatives, 0):.3f} to {best['pnr']:.3f}"
     )
     chosen = hard[: best["ood_patches"]]
-    return [remove_foreground(by_name[name], cfg.ood_fill) for name in chosen]
+    return (remove_foreground(by_name[name], cfg.ood_fill) for name in chosen)

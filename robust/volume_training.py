@@ -16,6 +16,7 @@ from monai.transforms import (
     RandScaleIntensityd,
     RandScaleIntensityFixedMeand,
     SpatialPad,
+    ToDeviced,
 )
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -61,12 +62,12 @@ class VolumeLoader:
     ) -> None:
         self.cfg, self.fold, self.device = cfg, fold, device
         set_track_meta(False)  # patches that know where they come from take twice as long
-        self.cut, pad = cut_and_change(patch), SpatialPad(patch)  # by zeros, as Segmenter pads
+        self.cut = cut_and_change(patch, device)
+        pad = SpatialPad(patch)  # by zeros, as Segmenter pads
         self.volumes = []
         for volume in volumes:
             image, label = pad(volume.image), pad(volume.label[None])
-            both = {"image": image.to(device), "label": label.to(device)}
-            self.volumes.append(both | _centres(label))
+            self.volumes.append({"image": image, "label": label} | _centres(label))
         self.is_ood = torch.tensor([volume.is_ood for volume in volumes])
         self.set_epoch(0)
 
@@ -102,8 +103,8 @@ def _centres(label: Tensor) -> dict[str, np.ndarray]:
     return {"anywhere": anywhere, "inside": inside if len(inside) else anywhere}
 
 
-def cut_and_change(patch: tuple[int, int, int]) -> Compose:
-    """Return what cuts a patch out of a volume, and changes it at random.
+def cut_and_change(patch: tuple[int, int, int], device: torch.device) -> Compose:
+    """Return what cuts a patch out of a volume, and changes it at random, on a device.
 
     Half of the patches are centred on foreground, where there is any. They are mirrored along the
     first axis alone: from left to right a body is nearly its mirror image. Front and back are not,
@@ -116,6 +117,7 @@ def cut_and_change(patch: tuple[int, int, int]) -> Compose:
     return Compose(
         [
             RandCropByPosNegLabeld(both, "label", patch, **places),
+            ToDeviced(both, device),
             RandAffined(both, prob=MOVED, **ranges, **ways),
             RandFlipd(both, MIRRORED, 0),
             RandAdjustContrastd("image", RECOLOURED, GAMMA),

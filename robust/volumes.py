@@ -65,7 +65,7 @@ class Task(NamedTuple):
 
 
 class Volume(NamedTuple):
-    """A case in memory."""
+    """A case as tensors."""
 
     name: str
     image: Tensor  # float32 (C, X, Y, Z), axes as AXES, each channel scaled to 0..1
@@ -174,6 +174,16 @@ def read_volume(task: Task, case: Case) -> Volume:
     spacing = tuple(map(float, voxel_sizes(image.affine)))
     scaled = torch.from_numpy(_to_range(channels))
     return Volume(case.name, scaled, torch.from_numpy(numbers), spacing)
+
+
+def on_disk(folder: Path, volume: Volume) -> Volume:
+    """Return a volume whose numbers lie in files of a folder: what is read of it is in memory."""
+    mapped = []
+    for name, values in (("image", volume.image), ("label", volume.label)):
+        path = folder / f"{volume.name}_{name}_{volume.is_ood}.npy"
+        np.save(path, values.numpy())
+        mapped.append(torch.from_numpy(np.load(path, mmap_mode="c")))
+    return volume._replace(image=mapped[0], label=mapped[1])
 
 
 def _to_range(channels: np.ndarray) -> np.ndarray:
