@@ -12,9 +12,9 @@ from robust.attacked import Found, label
 ABOUT = (
     "What happens without an attacker: miou (of volumes Dice), percent, its mean over the five"
     " strengths of each corruption. mCE and relative mCE are those of Hendrycks and Dietterich"
-    " (2019), percent of the first network's: the error, 1 - score, summed over strengths and divided"
-    " by that of the first network, its mean over corruptions; relative: what the error exceeds the"
-    " clean one by."
+    " (2019), percent of the first network's: the error, 1 - score, summed over strengths and"
+    " divided by that of the first network, its mean over corruptions; relative: what the error"
+    " exceeds the clean one by."
 )
 
 

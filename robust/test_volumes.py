@@ -2,6 +2,7 @@
 
 Reads   the task's folder, and every network in <workspace>/<task>/models/
 Writes  <workspace>/<task>/reports/scores.json, table.md    of all folds and networks
+        <workspace>/<task>/reports/corruptions.json         with --corruptions, likewise
         <workspace>/<task>/reports/<fold>_<network>.json    the scores of one
         <workspace>/<task>/reports/<fold>_<network>.png     slices before and after the attack
         <workspace>/<task>/reports/<fold>_<network>/        what it calls each test volume, NIfTI
@@ -27,13 +28,14 @@ from robust.settings import TestVolumesConfig, TrainVolumesConfig
 from robust.train_volumes import again_of, model_folder, refuse_stale, trained_with
 
 if TYPE_CHECKING:
-    from robust.volume_scores import Outcome
-    from robust.volumes import Case, Task
+    from torch import Tensor
+
+    from robust.volumes import Case, Task, Volume
 
 NETWORKS = [
     f"{n}{free}{ood}" for n in ("unet", "lattice") for free in ("", "_free") for ood in ("", "_ood")
 ]
-DECIDING = ("eps", "attacked", "attacks", "steps", "queries", "seed", "precision")
+DECIDING = ("eps", "attacked", "attacks", "steps", "queries", "corruptions", "seed", "precision")
 
 
 def evaluate_volumes(cfg: TestVolumesConfig) -> dict:
@@ -42,7 +44,9 @@ def evaluate_volumes(cfg: TestVolumesConfig) -> dict:
     Raises UserError for a network that other volumes, or another clean network, would give now, or
     that was trained with other settings than in the first fold.
     """
-    from robust.volumes import read_task, split_cases  # here, so that --help works without torch
+    # here, so that --help works without torch
+    from robust.by_corruption import ABOUT, corruption_table
+    from robust.volumes import read_task, split_cases
 
     task = read_task(cfg.data)
     sides = {fold: split_cases(task.cases, fold, cfg.seed) for fold in cfg.folds}
@@ -53,16 +57,23 @@ def evaluate_volumes(cfg: TestVolumesConfig) -> dict:
     for fold, names in there.items():
         for name in names:
             refuse_unlike(cfg, fold, name, *sides[fold])
-    scores: dict[str, dict] = {
+    found = {
         str(fold): {name: test_fold(cfg, fold, name, task, sides[fold][1]) for name in names}
         for fold, names in there.items()
     }
+    scores, corruptions = (
+        {fold: {name: of[kind] for name, of in names.items()} for fold, names in found.items()}
+        for kind in ("scores", "corruptions")
+    )
     if not any(scores.values()):
         again = command(cfg, "robust/train_volumes.py", TrainVolumesConfig)
         raise UserError(f"no network in {cfg.home / 'models'}: run `{again}` first")
     write_json(cfg.home / "reports" / "scores.json", scores)
     title = f"{cfg.task}, attacks within {cfg.eps:g}/255 of the range, percent"
     table = f"{title}\n\n{score_table(scores, task.class_names)}"
+    if cfg.corruptions:
+        write_json(cfg.home / "reports" / "corruptions.json", corruptions)
+        table += f"\n{ABOUT}\n\n{markdown(*corruption_table(corruptions, scores, 'mean_dice'))}"
     write_text(cfg.home / "reports" / "table.md", table)
     print(f"\n{table}")
     return scores
@@ -94,8 +105,15 @@ def refuse_unlike(
 def test_fold(
     cfg: TestVolumesConfig, fold: int, network: str, task: Task, cases: list[Case]
 ) -> dict:
-    """Return the scores of a network on its test volumes, tested unless that was done before."""
+    """Return the scores of a network on its test volumes, tested unless that was done before.
+
+    As {"scores": ..., "corruptions": ...}: see score_network.
+    """
+    import nibabel
+    import numpy as np
+
     from medood.models.network import pick_device
+    from robust.nifti import as_stored
     from robust.volume_scores import draw_slices, score_network
     from robust.volume_training import WEIGHTS, load_network
     from robust.volumes import read_volume
@@ -109,30 +127,30 @@ def test_fold(
     }
     path = cfg.home / "reports" / f"{folder.name}.json"
     if is_kept(path, made_from):
-        return read_json(path)["scores"]
-    with timed(cfg.home, f"testing {folder.name}"):
+        return read_json(path)
+    images = {case.name: case.image for case in cases}
+    with timed(cfg.home, f"testing {folder.name}"), whole_folder(path.with_suffix("")) as out:
         segmenter = load_network(cfg, folder, pick_device(cfg.device))
-        volumes = [read_volume(task, case) for case in cases]
-        classes = len(task.class_names)
-        scores, found = score_network(cfg, fold, segmenter, volumes, classes)
-        write_predictions(path.with_suffix(""), cases, found)
+
+        def keep(volume: Volume, _: int, __: Tensor, predicted: Tensor) -> None:
+            """Write what is called, uint8, with the axes of the volume's file."""
+            called = as_stored(images[volume.name], predicted.numpy().astype(np.uint8))
+            nibabel.save(called, out / f"{volume.name}.nii.gz")
+
+        scores, corruptions, slices = score_network(
+            cfg,
+            fold,
+            segmenter,
+            lambda most: (read_volume(task, case) for case in cases[:most]),
+            len(task.class_names),
+            keep,
+        )
+    if slices:
         title = f"{cfg.task}, {folder.name}, {cfg.eps:g}/255"
-        draw_slices(path.with_suffix(".png"), title, volumes, found, list(task.class_names))
-        write_own_record(path, {"scores": scores}, made_from)
-    return scores
-
-
-def write_predictions(folder: Path, cases: list[Case], found: list[dict[str, Outcome]]) -> None:
-    """Write what a network calls each clean volume, uint8, with the axes of the volume's file."""
-    import nibabel
-    import numpy as np
-
-    from robust.nifti import as_stored
-
-    with whole_folder(folder) as out:
-        for case, outcomes in zip(cases, found, strict=True):
-            called = outcomes["clean"].predicted.numpy().astype(np.uint8)
-            nibabel.save(as_stored(case.image, called), out / f"{case.name}.nii.gz")
+        draw_slices(path.with_suffix(".png"), title, slices, list(task.class_names))
+    content = {"scores": scores, "corruptions": corruptions}
+    write_own_record(path, content, made_from)
+    return content
 
 
 def score_table(scores: dict[str, dict], class_names: tuple[str, ...]) -> str:

@@ -1,10 +1,12 @@
-"""Scores of volumes, clean and under attack, and a picture of what the attacks do.
+"""Scores of volumes, clean, under attack and corrupted, and a picture of what the attacks do.
 
 A class that does not occur in the truth of a volume has no score there: it is left out of every
-mean, and of the criterion by which a volume counts as fooled.
+mean, and of the criterion by which a volume counts as fooled. Volumes are read when they are
+needed, one at a time.
 """
 
 import warnings
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,24 +17,33 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from config import LIZARD
-from medood.attacks import WORST, by_name, image_dice, under_attacks
+from medood.attacks import (
+    WORST,
+    Condition,
+    Counts,
+    batch_by_batch,
+    by_name,
+    conditions_of,
+    count_of,
+    stacked,
+    under_attacks,
+    with_greedy,
+)
 from medood.evaluation.figures import draw_rows
+from medood.evaluation.objects import count_found, objects_of, wide_bins
 from medood.models.network import exact
 from medood.training.batches import ATTACK, stream_seed
+from robust.corruptions import OF_VOLUMES, conditions_under, corrupted
 from robust.settings import TestVolumesConfig
 from robust.volumes import Segmenter, Volume, resample
 
 SCORES = ("dice", "hd95", "recall", "precision")
 COLOURS = [colour for _, colour in LIZARD]  # of any six classes
 
-
-class Outcome(NamedTuple):
-    """What a network answers to one volume, attacked or not."""
-
-    image: Tensor  # (C, X, Y, Z), as the network saw it
-    predicted: Tensor  # int64, of the label's own shape
-    change: float  # the largest of a voxel
-    dice: float  # by which the attacks too judge: image_dice
+# from images, target and a seed to the images under each condition
+Under = Callable[[Tensor, Tensor, int], Iterator[Tensor]]
+# takes a volume, the number of a condition, the image as seen and the class of each voxel
+Keep = Callable[[Volume, int, Tensor, Tensor], None]
 
 
 def volume_scores(
@@ -64,117 +75,193 @@ def volume_scores(
     return {name: list(column) for name, *column in zip(SCORES, *rows, strict=True)}
 
 
-def answer(segmenter: nn.Module, image: Tensor, clean: Tensor, volume: Volume) -> Outcome:
-    """Return the outcome of a volume (1, C, ...); logits are resampled to the label's shape."""
-    truth = volume.label[None].long()
+def called_by(segmenter: nn.Module, images: Tensor, shape: torch.Size) -> Tensor:
+    """Return the class of each voxel, int64 (1, X, Y, Z); logits are resampled to this shape."""
     with torch.no_grad():
-        logits = segmenter(image)
-        if logits.shape[2:] != truth.shape[1:]:
-            logits = F.interpolate(logits, truth.shape[1:], mode="trilinear", align_corners=False)
-    predicted, change = logits.argmax(1).cpu(), (image - clean).abs().max().item()
-    dice = image_dice(predicted, truth, logits.shape[1]).item()
-    return Outcome(image[0].cpu(), predicted[0], change, dice)
+        logits = segmenter(images)
+        if logits.shape[2:] != shape:
+            logits = F.interpolate(logits, shape, mode="trilinear", align_corners=False)
+    return logits.argmax(1).cpu()
 
 
-def outcomes_of(
+def count_volumes(
     cfg: TestVolumesConfig,
-    fold: int,
-    number: int,
     segmenter: Segmenter,
-    volume: Volume,
+    volumes: Iterable[Volume],
+    under: Under,
     classes: int,
-) -> dict[str, Outcome]:
-    """Return the outcome of a volume, clean and, for the first `attacked`, under every attack."""
-    device = segmenter.mean.device
-    seen = resample(volume, segmenter.spacing)
-    image, target = seen.image[None].to(device), seen.label[None].long().to(device)
-    found = {"clean": answer(segmenter, image, image, volume)}
-    if number >= cfg.attacked:
-        return found
-    attacks = by_name(cfg.attacks, classes, cfg.steps, cfg.queries)
-    seed = stream_seed(cfg, fold, ATTACK, number)
+    seed: int,
+    keep: Keep,
+) -> Counts:
+    """Return what a network makes of N volumes, as they are and under K - 1 conditions.
+
+    As count_of has it, with `scores`, (K, N, 4, classes - 1), as volume_scores does, NaN for None,
+    and `objects`, (K, N, SIZES, 2). volumes: one is in memory at a time.
+    """
+    device, read = segmenter.mean.device, {}
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for volume in volumes:
+            read["now"] = volume
+            seen = resample(volume, segmenter.spacing)
+            yield seen.image[None].to(device), seen.label[None].long().to(device)
+
+    def count(_: int, images: Tensor, __: Tensor, every: Iterator[Tensor]) -> Counts:
+        volume, rows = read["now"], []
+        label = volume.label.numpy()
+        objects = objects_of(label)
+        for number, changed in enumerate(every):
+            predicted = called_by(segmenter, changed, volume.label.shape)
+            row = count_of(images, changed, predicted, volume.label[None].long(), classes)
+            scores = volume_scores(predicted[0], volume.label, classes, volume.spacing)
+            row["scores"] = torch.from_numpy(np.array([list(scores.values())], float))
+            found = count_found(objects, label, predicted[0].numpy())
+            row["objects"] = torch.from_numpy(found)[None]
+            keep(volume, number, changed[0].cpu(), predicted[0])
+            rows.append(row)
+        return stacked(rows)
+
     with exact(cfg.precision):
-        attacked = list(under_attacks(attacks, segmenter, image, target, [cfg.eps / 255], seed))
-    for name, adversarial in zip([*attacks, WORST], attacked, strict=True):
-        found[name] = answer(segmenter, adversarial, image, volume)
-    return found
+        return batch_by_batch(segmenter, batches(), under, count, seed=seed)
 
 
-def summarise(
-    outcomes: list[Outcome], volumes: list[Volume], classes: int, threshold: float
-) -> dict:
-    """Return the mean scores of some volumes, by class, and the share of them that is fooled.
+def summarise(counts: Counts, condition: int, threshold: float) -> dict:
+    """Return the mean scores of volumes under a condition, and the share of them that is fooled.
 
     threshold: a volume whose mean Dice falls below it is fooled.
     """
-    rows = [
-        volume_scores(outcome.predicted, volume.label, classes, volume.spacing)
-        for outcome, volume in zip(outcomes, volumes, strict=True)
-    ]
-    dice = np.array([outcome.dice for outcome in outcomes])
+    dice = counts["dice"][condition]
+    known = counts["scores"][condition].numpy()
+    means = np.ma.masked_invalid(known).mean(0).filled(np.nan)
+    bins = wide_bins(counts["objects"][0, ..., 0].sum(0).numpy(), "voxels")
+    objects = counts["objects"][condition].sum(0).numpy()
+    sums = {name: objects[of_bin].sum(0).tolist() for name, of_bin in bins.items()}
     return {
-        "volumes": len(rows),
-        "mean_dice": float(dice.mean()),
-        **{name: _means([row[name] for row in rows]) for name in SCORES},
-        "fooled": float((dice < threshold).mean()),
-        "largest_change": max(outcome.change for outcome in outcomes),
+        "volumes": len(dice),
+        "mean_dice": dice.mean().item(),
+        **{
+            name: [None if np.isnan(value) else float(value) for value in of_score]
+            for name, of_score in zip(SCORES, means, strict=True)
+        },
+        "fooled": (dice < threshold).double().mean().item(),
+        "largest_change": counts["change"][condition].max().item(),
+        "objects_by_size": {name: every for name, (every, _) in sums.items()},
+        "found_by_size": {name: hit / max(every, 1) for name, (every, hit) in sums.items()},
     }
 
 
-def _means(rows: list[list[float | None]]) -> list[float | None]:
-    """Return the mean of each column over the rows that know it; None if none does."""
-    known = [[value for value in column if value is not None] for column in zip(*rows, strict=True)]
-    return [float(np.mean(column)) if column else None for column in known]
-
-
 def score_network(
-    cfg: TestVolumesConfig, fold: int, segmenter: Segmenter, volumes: list[Volume], classes: int
-) -> tuple[dict, list[dict[str, Outcome]]]:
-    """Return the scores of a network by eps and attack, and all outcomes, volume by volume.
+    cfg: TestVolumesConfig,
+    fold: int,
+    segmenter: Segmenter,
+    volumes: Callable[[int | None], Iterable[Volume]],
+    classes: int,
+    keep: Keep,
+) -> tuple[dict, dict, list["Slices"]]:
+    """Return the scores of a network by eps and attack, those under corruptions, and slices.
 
-    The threshold of ROG's criterion is half of the mean clean Dice of all volumes. Under eps,
-    `clean` holds the scores of the attacked volumes before the attack.
+    volumes: gives the first so many test volumes, None for all. keep: takes what is called without
+    an attack. The threshold of ROG's criterion is half of the mean clean Dice of all volumes. Under
+    eps, `clean` holds the scores of the attacked volumes before the attack. Corruptions are tried
+    on the attacked volumes: see by_corruption.py for what comes of their scores.
     """
     segmenter.requires_grad_(False)
-    found = [
-        outcomes_of(cfg, fold, number, segmenter, volume, classes)
-        for number, volume in enumerate(tqdm(volumes, f"fold {fold}", leave=False, disable=None))
-    ]
-    clean = [of_volume["clean"] for of_volume in found]
-    threshold = np.mean([outcome.dice for outcome in clean]) / 2
-    scores = {"0": {"clean": summarise(clean, volumes, classes, threshold)}}
-    attacked = found[: cfg.attacked]
+    seed = stream_seed(cfg, fold, ATTACK)
+
+    def count(most: int | None, under: Under, seen: Keep, task: str) -> Counts:
+        shown = tqdm(volumes(most), f"fold {fold}, {task}", leave=False, disable=None)
+        return count_volumes(cfg, segmenter, shown, under, classes, seed, seen)
+
+    clean = count(None, lambda *_: iter(()), keep, "clean")
+    threshold = clean["dice"][0].mean().item() / 2
+    scores = {"0": {"clean": summarise(clean, 0, threshold)}}
+    slices: list[Slices] = []
     if cfg.eps:
-        of_attack = {name: [outcomes[name] for outcomes in attacked] for name in attacked[0]}
-        scores[f"{cfg.eps:g}"] = {
-            name: summarise(outcomes, volumes[: len(attacked)], classes, threshold)
-            for name, outcomes in of_attack.items()
-        }
-    return scores, found
+        attacks = by_name(cfg.attacks, classes, cfg.steps, cfg.queries)
+        bounds = [cfg.eps / 255]
+        conditions = conditions_of(attacks, bounds)
+        worst = conditions.index((bounds[0], WORST))
+
+        def see(volume: Volume, condition: int, image: Tensor, predicted: Tensor) -> None:
+            if condition in (0, worst):
+                slices.append(slices_of(volume, image, predicted))
+
+        counts = count(
+            cfg.attacked,
+            lambda *batch: under_attacks(attacks, segmenter, *batch[:2], bounds, batch[2]),
+            see,
+            "attacked",
+        )
+        names, counts = with_greedy(conditions, counts)
+        scores[f"{cfg.eps:g}"] = _by_name(names, counts, threshold)
+        loss = (counts["dice"][0] - counts["dice"][names.index((bounds[0], WORST))]).tolist()
+        slices = [
+            Slices(f"{100 * lost:.1f} points of Dice\n{before.name}", lost, before, after)
+            for lost, before, after in zip(loss, slices[::2], slices[1::2], strict=True)
+        ]
+    corruptions = {}
+    if cfg.corruptions:
+        counts = count(
+            cfg.attacked,
+            lambda images, _, own: corrupted(OF_VOLUMES, images, own),
+            lambda *_: None,
+            "corrupted",
+        )
+        for place, (strength, kind) in enumerate(conditions_under(OF_VOLUMES)):
+            row = summarise(counts, place, threshold)
+            corruptions.setdefault(kind, {})[f"{strength:g}"] = row
+    return scores, corruptions, slices
 
 
-def draw_slices(
-    path: Path, title: str, volumes: list[Volume], found: list[dict[str, Outcome]], names: list[str]
-) -> None:
-    """Draw the slice with most foreground of three attacked volumes, before and after the attack.
+def _by_name(conditions: list[Condition], counts: Counts, threshold: float) -> dict[str, dict]:
+    names = (name for _, name in conditions)
+    return {name: summarise(counts, place, threshold) for place, name in enumerate(names)}
 
-    names: of the classes. The volumes are those that lose least, median and most under the worst
-    case.
+
+# ---------------------------------------------------------------- pictures
+
+
+class Seen(NamedTuple):
+    """The slice with most foreground of a volume: image, truth and what is called."""
+
+    name: str
+    image: np.ndarray  # (h, w, 3)
+    truth: np.ndarray  # (h, w), and so is the next
+    called: np.ndarray
+
+
+class Slices(NamedTuple):
+    """A volume before and after the worst attack, and the Dice that this costs."""
+
+    title: str
+    lost: float
+    before: Seen
+    after: Seen
+
+
+def slices_of(volume: Volume, image: Tensor, predicted: Tensor) -> Seen:
+    """Return the slice with most foreground; the image may have another spacing than the rest."""
+    level = int((volume.label > 0).sum((0, 1)).argmax())
+    seen = level * image.shape[-1] // volume.label.shape[-1]
+    grey = image[0, ..., seen, None].expand(-1, -1, 3).numpy().swapaxes(0, 1)[::-1]
+    masks = (mask[..., level].numpy().T[::-1].copy() for mask in (volume.label, predicted))
+    return Seen(volume.name, grey.copy(), *masks)
+
+
+def draw_slices(path: Path, title: str, slices: list[Slices], names: list[str]) -> None:
+    """Draw slices of three attacked volumes, before and after the attack.
+
+    names: of the classes. The volumes are those that lose least, median and most in the worst case.
     """
-    losses = [of["clean"].dice - of[WORST].dice for of in found if WORST in of]
-    order = np.argsort(losses, kind="stable")
-    chosen = {order[0]: "least lost", order[len(order) // 2]: "median", order[-1]: "most lost"}
-    columns = ["volume", "truth", "called", "attacked volume", "called under attack"]
-    rows, lines = [], []
-    for index, rule in chosen.items():
-        volume, clean, worst = volumes[index], found[index]["clean"], found[index][WORST]
-        level = int((volume.label > 0).sum((0, 1)).argmax())
-        seen = level * clean.image.shape[-1] // volume.label.shape[-1]  # may be resampled
-        greys = (outcome.image[0, ..., seen, None].expand(-1, -1, 3) for outcome in (clean, worst))
-        masks = (mask[..., level] for mask in (volume.label, clean.predicted, worst.predicted))
-        before, after = (grey.numpy().swapaxes(0, 1)[::-1] for grey in greys)
-        truth, called, under = (mask.numpy().T[::-1].copy() for mask in masks)
-        lines.append([before, truth, called, after, under])
-        rows.append(f"{rule}: {100 * losses[index]:.1f} points of Dice\n{volume.name}")
-    by_column = dict(zip(columns, zip(*lines, strict=True), strict=True))
-    draw_rows(path, title, rows, by_column, tuple(zip(names[1:], COLOURS, strict=False)))
+    order = sorted(slices, key=lambda of: of.lost)
+    rules = {"least lost": order[0], "median": order[len(order) // 2], "most lost": order[-1]}
+    chosen = {of.before.name: (rule, of) for rule, of in rules.items()}
+    rows = [f"{rule}: {of.title}" for rule, of in chosen.values()]
+    columns = {
+        "volume": [of.before.image for _, of in chosen.values()],
+        "truth": [of.before.truth for _, of in chosen.values()],
+        "called": [of.before.called for _, of in chosen.values()],
+        "attacked volume": [of.after.image for _, of in chosen.values()],
+        "called under attack": [of.after.called for _, of in chosen.values()],
+    }
+    draw_rows(path, title, rows, columns, tuple(zip(names[1:], COLOURS, strict=False)))

@@ -1,9 +1,11 @@
 """Networks of volumes: trained clean, free and with OoD volumes, attacked, and what is written."""
 
+import gc
 import json
 import re
 import subprocess
 import sys
+import weakref
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -18,10 +20,11 @@ from medood.commands import command
 from medood.training.state import TrainingState as State
 from robust import main as volumes_main
 from robust import settings, volume_sample, volumes
+from robust.corruptions import OF_VOLUMES
 from robust.test_volumes import evaluate_volumes, score_table
 from robust.train_volumes import train_volumes
 from robust.volume_oods import remove_foreground
-from robust.volume_scores import answer, summarise, volume_scores
+from robust.volume_scores import count_volumes, summarise, volume_scores
 from robust.volume_training import VolumeLoader, VolumeTrainer, learning_rate
 from robust.volumes import (
     Segmenter,
@@ -189,14 +192,24 @@ def test_dice_recall_and_precision_by_hand():
     assert scores["dice"] == pytest.approx([4 / 7])
 
 
-def test_a_class_that_is_absent_and_not_called_counts_in_neither_criterion_nor_report():
+def test_a_class_that_is_absent_and_not_called_counts_in_neither_criterion_nor_report(cfg):
     truth = torch.zeros(1, 1, 4, dtype=torch.uint8)
     truth[..., 0] = 1
     volume = volume_of(truth)
     logits = torch.nn.functional.one_hot(truth.long(), 3).movedim(-1, 0)[None].float()
-    outcome = answer(lambda _: logits, volume.image[None], volume.image[None], volume)
-    found = summarise([outcome], [volume], 3, threshold=0.99)
+
+    class Known(torch.nn.Module):
+        mean, spacing = torch.zeros(1), volume.spacing
+
+        def forward(self, _):
+            return logits
+
+    settings = small_test_of(cfg)
+    nothing = lambda *_: iter(())  # noqa: E731
+    counts = count_volumes(settings, Known(), [volume], nothing, 3, 0, nothing)
+    found = summarise(counts, 0, threshold=0.99)
     assert found["mean_dice"] == 1
+    assert found["found_by_size"] == {"all": 1.0}
     assert found["fooled"] == 0
     assert found["dice"] == [1, None]
 
@@ -233,6 +246,32 @@ def small_test_of(cfg, **changes):
     small = {"attacked": 1, "steps": 1, "queries": 2}
     known = {name: getattr(cfg, name) for name in ("workspace", "data", "folds", "precision")}
     return settings.TestVolumesConfig(**known, **small | changes)
+
+
+def test_volumes_are_in_memory_one_at_a_time_and_corrupted_beside_the_attacks(
+    trained, monkeypatch, capsys
+):
+    alive, most, read = weakref.WeakSet(), [], volumes.read_volume
+
+    class Watched(torch.Tensor):
+        pass
+
+    def watched(task, case):
+        gc.collect()
+        volume = read(task, case)
+        held = volume.image.as_subclass(Watched)
+        alive.add(held)
+        most.append(len(alive))
+        return volume._replace(image=held)
+
+    monkeypatch.setattr(volumes, "read_volume", watched)
+    evaluate_volumes(small_test_of(trained, attacks=("noise",), corruptions=True, attacked=3))
+    assert len(most) >= 6  # all of them, and those that are attacked and corrupted
+    assert max(most) <= 2  # the one before may be there until the next is read
+    found = json.loads((trained.home / "reports" / "corruptions.json").read_text())
+    assert list(found["79"]["unet"]) == ["clean", *OF_VOLUMES]
+    assert list(found["79"]["unet"]["bias"]) == list("12345")
+    assert "mCE" in capsys.readouterr().out
 
 
 def test_a_network_that_was_trained_on_the_test_volumes_is_refused(trained):

@@ -49,7 +49,7 @@ def count_found(objects: np.ndarray, mask: np.ndarray, predicted: np.ndarray) ->
     return np.stack([every, found], 1)
 
 
-def wide_bins(objects: np.ndarray) -> dict[str, slice]:
+def wide_bins(objects: np.ndarray, unit: str = "px") -> dict[str, slice]:
     """Return at most BINS slices of the fine bins, of as many objects each as possible.
 
     objects: how many there are in each fine bin, (SIZES,). A key names the sizes of a slice.
@@ -60,8 +60,8 @@ def wide_bins(objects: np.ndarray) -> dict[str, slice]:
     least = [int(np.ceil(2 ** (edge / STEPS))) for edge in edges]
     named = {}
     for start, stop, low, high in zip(edges, edges[1:], least, least[1:], strict=False):
-        text = f"{low} to {high - 1} px"
+        text = f"{low} to {high - 1} {unit}"
         if stop == SIZES:
-            text = f"from {low} px" if start else "all"
-        named[text if start or stop == SIZES else f"up to {high - 1} px"] = slice(start, stop)
+            text = f"from {low} {unit}" if start else "all"
+        named[text if start or stop == SIZES else f"up to {high - 1} {unit}"] = slice(start, stop)
     return named
