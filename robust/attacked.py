@@ -229,7 +229,7 @@ def _batch(patches: Patches, place: Tensor, device: torch.device) -> tuple[Tenso
 def _objects(cfg: AttackConfig, names: list[str], masks: np.ndarray) -> np.ndarray:
     """Return the objects in patches that no border cuts, integers (N, P, P), 0 outside.
 
-    They are nuclei where labels tell them apart, else connected components.
+    They are nuclei where labels distinguish them, else connected components.
     """
     known = not no_nuclei(cfg)
     objects = read_instances(cfg, names, masks) if known else map(objects_of, masks)

@@ -1,4 +1,4 @@
-"""What corruptions leave of robust/attack.py's networks, beside the worst case of attacks."""
+"""What corruptions leave of robust/attack.py's networks, next to the worst case of attacks."""
 
 import numpy as np
 

@@ -14,8 +14,8 @@ from robust.attacked import Attacked, Found, label
 
 ABOUT = (
     "Share of true objects that are found, percent: those of which at least half of the pixels are"
-    " called their class. Four bins with as many objects each as can be; a patch's border cuts"
-    " none of them. They are nuclei where the labels tell them apart, else connected components."
+    " predicted as their class. Four bins with as many objects each as can be; a patch's border cuts"
+    " none of them. They are nuclei where the labels distinguish them, else connected components."
 )
 
 
