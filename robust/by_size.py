@@ -13,9 +13,9 @@ from medood.evaluation.statistics import Difference, shares
 from robust.attacked import Attacked, Found, label
 
 ABOUT = (
-    "Share of true objects that are found, percent: those of which at least half of the pixels are"
-    " predicted as their class. Four bins with as many objects each as can be; a patch's border cuts"
-    " none of them. They are nuclei where the labels distinguish them, else connected components."
+    "Share of true objects that are found, percent: at least half of the pixels are predicted as"
+    " their class. Four bins with as many objects each as possible; a patch's border cuts none of"
+    " them. They are nuclei where the labels distinguish them, else connected components."
 )
 
 
