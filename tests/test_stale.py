@@ -160,7 +160,7 @@ def test_a_network_and_a_ranking_of_the_user_are_not_overwritten(report, capsys)
     before = ranking.read_bytes()
     ranking.write_bytes(before + b"\n")
     rank_prune_ood(cfg)
-    assert "kept: user-supplied" in capsys.readouterr().out
+    assert "kept, user-supplied" in capsys.readouterr().out
     assert ranking.read_bytes() == before + b"\n"
     folder = model_folder(cfg, 1, ood=False)
     (folder / "run.json").unlink()

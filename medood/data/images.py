@@ -98,7 +98,7 @@ def read_values(path: Path) -> np.ndarray:
     header = read_header(path, data)
     problem = None
     if header.compression in LOSSY:
-        problem = "is compressed as JPEG, which changes values: export the mask as PNG"
+        problem = "is compressed as JPEG, which changes values: export the mask again as PNG"
     elif header.bits in (2, 4) and header.colours == "grey":
         problem = f"has {header.bits} bits, which programs read as different values: save it with 8"
     elif header.channels > 1 and header.bits > 8:

@@ -205,7 +205,7 @@ def is_kept(product: Path, made_from: dict) -> bool:
     if not record.is_there:
         return False
     if record.is_yours:
-        print(f"{product}: kept: user-supplied (remove it to have it generated)")
+        print(f"{product}: kept, user-supplied (remove it to have it generated)")
         return True
     record.refuse_changed()  # even if it is out of date: the change may be the user's correction
     why = record.out_of_date(made_from)
