@@ -294,7 +294,7 @@ def test_the_report_speaks_of_patients(report):
     words = " ".join(page.split())
     assert "37 patches of 3 regions of 2 patients." in words
     assert "Patches of one patient are on both sides. This raises every score" in words
-    assert "<code>split = region</code> keeps patients apart" in words
+    assert "<code>split = region</code> keeps each patient on one side" in words
     assert "over 2 patients and, if several, trainings (intervals over fewer than 30" in words
     assert "over 2 patients and, if several, trainings (intervals over fewer than 30" in table
     assert "over regions" not in words
