@@ -261,12 +261,18 @@ def image_scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, list[float
     """
     auc, f1 = [], []
     for logit, held in zip(logits.T, labels.T == 1, strict=True):
-        pairs, called = held.sum() * (~held).sum(), logit > 0
-        ranks = mannwhitneyu(logit[held], logit[~held], method="asymptotic") if pairs else None
-        auc.append(float(ranks.statistic / pairs) if pairs else None)
+        called = logit > 0
+        auc.append(auc_of(logit, held))
         both = held.sum() + called.sum()
         f1.append(float(2 * (called & held).sum() / both) if both else None)
     return {"auc": auc, "f1": f1}
+
+
+def auc_of(values: np.ndarray, held: np.ndarray) -> float | None:
+    """Return the share of pairs in the right order, as image_scores says; values, held: (N,)."""
+    pairs = held.sum() * (~held).sum()
+    ranks = mannwhitneyu(values[held], values[~held], method="asymptotic") if pairs else None
+    return float(ranks.statistic / pairs) if pairs else None
 
 
 def save_classifier(classifier: Classifier, folder: Path, kind: Kind, number: int) -> None:

@@ -4,6 +4,7 @@ Reads   all that the steps before made, and, for the first time, masks: a folder
         CSV of run lengths)
 Writes  models/<fold>_<model>_supervised/   the same network, trained on the true masks
         reports/weak/scores.json            by fold and row, see weak/scoring.py
+        reports/weak/lesions.json           by fold and row: by patient, by size of the lesion
         reports/weak/table.md               and differences.json, each row less the floor
         reports/weak/trainings.json         by fold, the scores of every training of a generator
         reports/weak/index.html             the report, with its figures in one file

@@ -6,17 +6,23 @@ Writes  weak/Images/<stem>.png      RGB (P, P, 3), the whole image in the middle
                                     upright, the orientation it carries
 
 An image is scaled to a longer side of image_size: one label tells of all of it, so it stays whole.
+With `normalise`, its grey values, or those of all images of a patient together, are z-scored inside
+the tissue: scanners of magnetic resonance have no unit of brightness.
 """
 
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import numpy as np
+from skimage.filters import threshold_otsu
+
 from config import UserError
 from medood.data import records
-from medood.data.files import write_json
-from medood.data.images import orientation_of, write_png
+from medood.data.files import in_threads, write_json
+from medood.data.images import orientation_of, read_image, write_png
 from medood.data.names import name_of
 from medood.processes import on_main
 from medood.runs.command_line import run
@@ -27,6 +33,8 @@ from weak.products import IMAGES, SIZES, images_folder, png_of
 from weak.read_images import list_inputs, read_any, squared
 from weak.settings import ImagesConfig
 
+MEAN, DEVIATION = 128, 24  # of the brightness of tissue: five deviations either way fit in a byte
+
 
 def convert(path: Path, name: str, cfg: ImagesConfig, out: Path) -> tuple[int, ...]:
     """Write one image to `out`; return what sizes.json says of it."""
@@ -34,6 +42,28 @@ def convert(path: Path, name: str, cfg: ImagesConfig, out: Path) -> tuple[int, .
     write_png(out / name, squared(pixels, cfg.image_size))
     orientation = orientation_of(path)
     return (*pixels.shape[:2], *([orientation] if orientation != 1 else []))
+
+
+def standardised(images: np.ndarray) -> np.ndarray:
+    """Return images of one scale of brightness, uint8, in units of the spread of their tissue.
+
+    Tissue is what is brighter than Otsu's threshold of all of them. Its mean becomes MEAN and its
+    standard deviation DEVIATION; images of one brightness stay as they are. images: RGB uint8
+    (N, P, P, 3).
+    """
+    grey = images.mean(3)
+    if not np.ptp(grey):
+        return images
+    tissue = images[grey > threshold_otsu(grey)].astype(float)
+    scaled = MEAN + DEVIATION * (images - tissue.mean()) / max(tissue.std(), 1)
+    return scaled.round().clip(0, 255).astype(np.uint8)
+
+
+def standardise(paths: list[Path]) -> None:
+    """Write images again, of one scale of brightness."""
+    images = standardised(np.stack([read_image(path) for path in paths]))
+    for path, image in zip(paths, images, strict=True):
+        write_png(path, image)
 
 
 def name_outputs(labels: ImageLabels, inputs: list[Path]) -> list[str]:
@@ -76,6 +106,13 @@ def generate_images(cfg: ImagesConfig) -> None:
         sizes = for_each(convert, jobs, cfg, "images", bad)
         good = [name for path, name in zip(inputs, names, strict=True) if name_of(path) not in bad]
         write_json(out / SIZES, dict(zip(good, sizes, strict=True)))
+        if cfg.normalise != "none":
+            owners = names if cfg.normalise == "image" else labels.patients
+            groups: dict[str, list[Path]] = defaultdict(list)
+            for path, name, owner in zip(inputs, names, owners, strict=True):
+                if name_of(path) not in bad:
+                    groups[owner].append(out / name)
+            in_threads(standardise, list(groups.values()), "brightness")
     without = f" (bad files left out: {len(bad)})" if bad else ""
     print(f"{images_folder(cfg)}: {len(good)} images{without}")
     records.refuse_bad(bad, cfg.skip_bad_files)

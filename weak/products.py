@@ -173,7 +173,12 @@ def _domains_of(cfg: TransferConfig, labels: ImageLabels) -> tuple[np.ndarray, n
 def _of_images(cfg: ImagesConfig, _: int) -> dict:
     if cfg.images is None or not cfg.images.is_dir():
         return {"inputs": None}
-    return {"inputs": fingerprint(list_inputs(cfg.images, labels_of(cfg)))}
+    labels = labels_of(cfg)
+    made_from = {"inputs": fingerprint(list_inputs(cfg.images, labels))}
+    if cfg.normalise == "patient":
+        pairs = zip(labels.names, labels.patients, strict=True)
+        made_from["patients"] = digest("\n".join(map(" ".join, pairs)))
+    return made_from
 
 
 def _of_labels(cfg: ClassifierConfig, fold: int) -> dict:
@@ -234,7 +239,7 @@ _GENERATOR = (
     *("batch_size", "precision", "seed", "training"),
 )
 IMAGES = Product(
-    *("weak images", images_folder, ("image_size",), _of_images),
+    *("weak images", images_folder, ("image_size", "normalise"), _of_images),
     *("weak/generate_images.py", ImagesConfig),
 )
 CLASSIFIER = Product(

@@ -31,6 +31,7 @@ from weak.products import (
     masks_folder,
 )
 from weak.scoring import (
+    LESION_SCORES,
     ROWS,
     TRAINED,
     Grid,
@@ -41,6 +42,7 @@ from weak.scoring import (
     gain_table,
     gains_of,
     grid,
+    lesion_scores,
     mean_over_folds,
     of_training,
     over_folds,
@@ -97,6 +99,8 @@ def write_report(cfg: EvaluationConfig, rows: Rows, tests: dict[int, TestedRows]
         tables[said] = classifier_table(rows.maps)
     tests = {fold: with_one_training(test, median) for fold, test in tests.items()}
     scores = scores_by_fold(tests)
+    lesions = {fold: lesion_scores(test) for fold, test in tests.items()}
+    columns = {title: over_folds(lesions, name) for name, title in LESION_SCORES.items()}
     floor = "centre_prior" if rows.maps else "threshold"
     found = next(iter(scores.values()))
     pairs = {name: pair for name, pair in PAIRS.items() if pair[0] in found}
@@ -109,6 +113,7 @@ def write_report(cfg: EvaluationConfig, rows: Rows, tests: dict[int, TestedRows]
     tables = {
         less: gain_table(gains, classes),
         "IoU as a share of full supervision's, percent": share_table(scores, classes),
+        "By patient, and by thirds of the true area; percent": grid(columns),
         **tables,
     }
     own = "refined" if cfg.method == "transfer" else "segmentation"
@@ -119,6 +124,7 @@ def write_report(cfg: EvaluationConfig, rows: Rows, tests: dict[int, TestedRows]
         part for said, of in tables.items() for part in (Text(f"{said}.", "note"), Table(said, *of))
     ]
     write_json(out / "scores.json", scores)
+    write_json(out / "lesions.json", lesions)
     plain = {name: {k: v.plain() for k, v in of_row.items()} for name, of_row in gains.items()}
     write_json(out / "differences.json", plain)
     draw_classes(out / "classes.svg", scores, classes)

@@ -40,6 +40,11 @@ ROWS = {
 }
 TRAINED = ("transfer", "refined")  # the rows that differ between trainings
 SHOWN_SCORES = ("miou", "dsc", "fg_to_bg", "bg_to_fg")
+LESION_SCORES = {
+    "shown": "IoU, images with it",
+    "by_patient": "Dice of a patient",
+    **{"small": "Dice, small", "medium": "Dice, medium", "large": "Dice, large"},
+}
 TAUGHT = 0.01  # IoU of full supervision below which a class was not learned
 
 Grid = tuple[list[str], list[list[str]]]  # header and rows
@@ -106,6 +111,36 @@ def scores_by_fold(tests: dict[int, TestedRows]) -> Scores:
         fold: {name: tally.scores() for name, tally in test.tallies.items()}
         for fold, test in tests.items()
     }
+
+
+def lesion_scores(test: TestedRows) -> dict[str, dict[str, float | None]]:
+    """Return, of each row, what is asked of lesions: LESION_SCORES, the mean over classes.
+
+    shown: IoU over the images that truly show the class. by_patient: the mean Dice of a patient's
+    images together, over the patients that have the class. small, medium, large: the mean Dice of
+    the images that show the class, by thirds of its true area.
+    """
+    return {name: _of_lesions(tally, test.patients) for name, tally in test.tallies.items()}
+
+
+def _of_lesions(tally: Tally, patients: list[str]) -> dict[str, float | None]:
+    counts = tally.confusion.numpy()
+    _, owner = np.unique(patients, return_inverse=True)
+    found: dict[str, list[float]] = {name: [] for name in LESION_SCORES}
+    for value in range(1, counts.shape[1]):
+        hit, true = counts[:, value, value], counts[:, value].sum(1)
+        both = true + counts[:, :, value].sum(1)
+        shown = np.flatnonzero(true)
+        if not len(shown):
+            continue
+        found["shown"].append(hit[shown].sum() / (both - hit)[shown].sum())
+        of_patient = [np.bincount(owner, part) for part in (hit, true, both)]
+        has = of_patient[1] > 0
+        found["by_patient"].append((2 * of_patient[0][has] / of_patient[2][has]).mean())
+        thirds = np.array_split(shown[np.argsort(true[shown], kind="stable")], 3)
+        for name, part in zip(("small", "medium", "large"), thirds, strict=True):
+            found[name] += [(2 * hit[part] / both[part]).mean()] if len(part) else []
+    return {name: float(np.mean(values)) if values else None for name, values in found.items()}
 
 
 def mean_over_folds(scores: Scores, row: str, score: str = "miou") -> float:

@@ -25,6 +25,8 @@ class ImagesConfig(Config):
     """CSV with img_name, a column of 0 and 1 for each class, and perhaps patient and split."""
     image_size: Annotated[int, Field(gt=0, multiple_of=32)] = 128
     """Side in pixels, a multiple of 32, that every image is brought to as a whole."""
+    normalise: Literal["none", "image", "patient"] = "none"
+    """Give the tissue of each image, or of all of a patient's, one mean brightness and spread."""
 
 
 @settings

@@ -20,6 +20,7 @@ from medood.models.network import pick_device
 from medood.runs.command_line import run
 from medood.training.loop import fit, write_log
 from weak.arrays import load_images
+from weak.check_labels import check_labels
 from weak.classifier import (
     ClassifierTraining,
     image_scores,
@@ -34,7 +35,9 @@ from weak.settings import ClassifierConfig
 
 def train_classifiers(cfg: ClassifierConfig) -> None:
     """Train the classifiers of every fold on the patients of its training side."""
-    make_folds(for_maps(cfg), CLASSIFIER, train_fold)
+    cfg = for_maps(cfg)
+    check_labels(cfg)
+    make_folds(cfg, CLASSIFIER, train_fold)
 
 
 def train_fold(cfg: ClassifierConfig, fold: int, folder: Path) -> None:

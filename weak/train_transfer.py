@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from medood.runs.command_line import run
 from weak import transfer
 from weak.arrays import load_images
+from weak.check_labels import check_labels
 from weak.image_labels import with_lesion
 from weak.products import GENERATOR, domains, generator_folder, make_folds, seeded
 from weak.settings import TransferConfig
@@ -21,6 +22,7 @@ from weak.settings import TransferConfig
 def train_generators(cfg: TransferConfig) -> None:
     """Train the generator of every fold on the images of its training side."""
     cfg = with_lesion(cfg)
+    check_labels(cfg)
     make_folds(cfg, GENERATOR, train_fold)
     for fold in cfg.folds:
         shutil.rmtree(unfinished_folder(cfg, fold), ignore_errors=True)

@@ -29,7 +29,8 @@ TRAINING = (
 # ood_weight in the record of a network trained without OoD patches, which it does not decide
 WITHOUT_OODS = 1.0
 # in a record only if they change something: products of before they existed stay current
-LATER, OFF = ("stain", "sampling", "mirrors", "patients"), (0, "shuffle", False, None)
+LATER = ("stain", "sampling", "mirrors", "patients", "normalise")
+OFF = (0, "shuffle", False, None, "none")
 
 
 VALUES = {  # of settings whose record differs from their value

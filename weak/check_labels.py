@@ -1,0 +1,92 @@
+"""What image labels give away without any image: a classifier would learn that instead.
+
+A user is told, and nothing stops: that images which hold a class show other places of the body than
+those which do not, and that patients have images of one kind alone.
+"""
+
+import re
+from collections import defaultdict
+
+import numpy as np
+
+from medood.data.files import csv_text, write_text
+from weak.classifier import auc_of
+from weak.image_labels import NAME, PATIENT, ImageLabels
+from weak.products import labels_there
+from weak.settings import ImagesConfig
+
+GIVEN_AWAY = 0.9  # AUC of the place alone
+PARTS = 10  # into which the places of a patient's images are divided
+BOTH = 0.1  # an image is at a place of both kinds if either has so large a share there
+FEWEST = 5  # images of a patient whose order tells a place
+
+
+def places_of(labels: ImageLabels) -> np.ndarray:
+    """Return the place of each image in its patient's, 0..1 by the order of their names, (N,).
+
+    NaN where a patient has fewer than FEWEST images. Numbers in names count as numbers.
+    """
+    places, of_patient = np.full(len(labels.names), np.nan), defaultdict(list)
+    for index, patient in enumerate(labels.patients):
+        of_patient[patient].append(index)
+    for indices in of_patient.values():
+        if len(indices) >= FEWEST:
+            indices.sort(key=lambda index: _natural(labels.names[index]))
+            places[indices] = np.linspace(0, 1, len(indices))
+    return places
+
+
+def _natural(name: str) -> list:
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
+
+
+def shares_by_place(places: np.ndarray, held: np.ndarray) -> np.ndarray:
+    """Return the share of images that hold a class among those around the place of each, (N,)."""
+    part = np.minimum((places * PARTS).astype(int), PARTS - 1)
+    count = np.bincount(part, minlength=PARTS)
+    return (np.bincount(part, held, PARTS) / np.maximum(count, 1))[part]
+
+
+def check_labels(cfg: ImagesConfig) -> None:
+    """Tell the user what gives the labels away; write the CSV of images matched by place."""
+    labels = labels_there(cfg)
+    by_patient = defaultdict(list)
+    for patient, held in zip(labels.patients, labels.labels.any(1), strict=True):
+        by_patient[patient].append(held)
+    alone = sum(len(set(held)) == 1 for held in by_patient.values())
+    if len(by_patient) < len(labels.names) and alone:
+        print(
+            f"{cfg.image_labels}: {alone} of {len(by_patient)} patients have images of one kind"
+            " alone: what distinguishes patients may pass for a class: add their other images"
+        )
+    places = places_of(labels)
+    known = ~np.isnan(places)
+    for name, held in zip(labels.classes, (labels.labels == 1).T, strict=True):
+        shares = shares_by_place(places[known], held[known]) if known.any() else np.zeros(0)
+        auc = auc_of(shares, held[known])
+        if auc is None or auc <= GIVEN_AWAY:
+            continue
+        kept = known.copy()
+        kept[known] = (shares > BOTH) & (shares < 1 - BOTH)
+        gives_away = (
+            f"{cfg.image_labels}: the place of an image among its patient's alone predicts {name}"
+            f" (AUC {auc:.2f})"
+        )
+        if not kept.any():
+            print(f"{gives_away}, and no place shows both kinds: maps may show the place instead")
+            continue
+        path = cfg.workspace / "weak" / f"matched_{name}.csv".replace("/", "_")
+        write_text(path, _csv_of(labels, kept))
+        print(
+            f"{gives_away}: {path} names the {kept.sum()} images of places that show both kinds:"
+            " use it as --image_labels"
+        )
+
+
+def _csv_of(labels: ImageLabels, kept: np.ndarray) -> str:
+    header = [NAME, PATIENT, *labels.classes]
+    rows = [
+        (labels.names[index], labels.patients[index], *labels.labels[index])
+        for index in np.flatnonzero(kept)
+    ]
+    return csv_text(header, rows)
