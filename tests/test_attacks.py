@@ -125,7 +125,7 @@ def test_pixels_whose_gradient_overflows_stay_and_the_others_move():
 @every_attack
 def test_an_impossible_eps_is_refused(attack, eps):
     images, target = some_images((9, 7))
-    with pytest.raises(UserError, match=r"eps = .* between 0 and the range of the images: give it"):
+    with pytest.raises(UserError, match=r"eps = .* between 0 and the range of the images: set it"):
         attack(some_network((9, 7)), images, target, eps)
 
 
@@ -133,7 +133,7 @@ def test_an_impossible_eps_is_refused(attack, eps):
 def test_images_out_of_their_range_are_refused(attack):
     images, target = some_images((9, 7))
     z_scored = (images - images.mean()) / images.std()
-    with pytest.raises(UserError, match=r"lie outside 0 to 1: give low and high of each image"):
+    with pytest.raises(UserError, match=r"are outside 0 to 1: set low and high of each image"):
         attack(some_network((9, 7)), z_scored, target, 8 / 255)
 
 
@@ -141,7 +141,7 @@ def test_a_loss_that_does_not_fit_is_refused():
     images, target = some_images((9, 7))
     with pytest.raises(
         UserError,
-        match="loss = 'cw' is unknown: give ce, dlr, masked_ce, masked_ce_bal",
+        match="loss = 'cw' is unknown: set it to one of ce, dlr, masked_ce, masked_ce_bal",
     ):
         apgd(some_network((9, 7)), images, target, 0.1, loss="cw")
     model = some_network((9, 7), classes=2)
@@ -260,7 +260,7 @@ def test_a_batch_that_does_not_fit_is_halved(attack):
     def none(batch):
         raise torch.OutOfMemoryError
 
-    with pytest.raises(UserError, match="no memory to attack an image of 9 x 7 pixels"):
+    with pytest.raises(UserError, match="too little memory to attack an image of 9 x 7 pixels"):
         in_halves(attack, none, images, target, 8 / 255, seeded())
 
 

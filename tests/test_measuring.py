@@ -141,7 +141,7 @@ def test_what_cannot_be_attacked_is_refused_in_one_sentence():
     model, images, target = trained()
     with pytest.raises(UserError, match="in training mode: call model.eval"):
         evaluate(nn.Conv2d(3, 3, 1), [(images, target)])
-    with pytest.raises(UserError, match="gives no batch: give it pairs of images and targets"):
+    with pytest.raises(UserError, match="has no batch: it must give pairs of images and targets"):
         evaluate(model, [])
     with pytest.raises(UserError, match=r"images of torch.uint8 \(8, 3, 20, 20\) and targets"):
         evaluate(model, [(images.byte(), target)])
@@ -149,7 +149,7 @@ def test_what_cannot_be_attacked_is_refused_in_one_sentence():
         evaluate(model, [(images, target[..., 1:])])
     with pytest.raises(UserError, match="attack 'deepfool' is unknown: name one of sea, noise"):
         evaluate(model, [(images, target)], attacks="deepfool")
-    with pytest.raises(UserError, match="eps = 8 to 8: it must lie between 0 and the range"):
+    with pytest.raises(UserError, match="eps = 8 to 8: it must be between 0 and the range"):
         evaluate(model, [(images, target)], 8, "noise")
 
 

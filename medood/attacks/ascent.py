@@ -1,8 +1,7 @@
 """Attacks that climb a loss along its gradient: PGD, SegPGD, CosPGD, and APGD with SEA's stages.
 
-SEA is three runs of APGD in stages of falling eps, on the losses SEA_LOSSES. Its authors judge the
-steps by cross-entropy; here by the loss that is climbed, which does not fall when a pixel turns
-wrong.
+SEA is APGD three times, in stages of falling eps, on the losses SEA_LOSSES. Its authors judge the
+steps by cross-entropy; here by the loss itself, which does not fall when a pixel becomes wrong.
 """
 
 from __future__ import annotations
@@ -32,16 +31,16 @@ from medood.attacks.iterates import (
 )
 
 WIDE = ((2.0, 0.3), (1.5, 0.3))  # SEA's first stages: their eps and steps, as factor and share
-STEP = 1 / 3  # of eps (PGD): 1/5, 1/10, 1/20 and 2.5 / steps were weaker with 20 and 60 steps
+STEP = 1 / 3  # of eps (PGD): 1/5, 1/10, 1/20 and 2.5 / steps were weaker, with 20 and 60 steps
 SEA_LOSSES = ("masked_ce_balanced", "masked_ce", "js")  # in the order of its authors' code
 RHO = 0.75  # share of the steps that must raise the loss (APGD)
-MOMENTUM = 0.75  # what the new step weighs against the last one (APGD)
+MOMENTUM = 0.75  # weight of the new step against the last one (APGD)
 
 # ---------------------------------------------------------------- losses
 
 
 def cross_entropy(logits: Tensor, task: Task, *_: object) -> Tensor:
-    """Return the cross-entropy of each pixel, 0 where the truth is unsure."""
+    """Return the cross-entropy of each pixel, 0 where it is unsure."""
     return F.cross_entropy(logits, task.target, reduction="none", ignore_index=UNSURE)
 
 
@@ -49,8 +48,8 @@ def masked_cross_entropy(logits: Tensor, task: Task, right: Tensor, _: float) ->
     """Return the cross-entropy of the pixels that are still right.
 
     A wrong pixel counts log K, the most that a right one can: it has no gradient, and the loss does
-    not fall when a pixel turns wrong, so that APGD takes no success for a step back. An unsure one
-    counts as much.
+    not fall when a pixel becomes wrong, so that APGD does not undo a success. An unsure one counts
+    as much.
     """
     most = math.log(logits.shape[1])
     return torch.where(right, cross_entropy(logits, task), most)
@@ -59,10 +58,10 @@ def masked_cross_entropy(logits: Tensor, task: Task, right: Tensor, _: float) ->
 def balanced_masked_cross_entropy(
     logits: Tensor, task: Task, right: Tensor, share: float
 ) -> Tensor:
-    """Return the masked cross-entropy with weights by which all classes of the image weigh alike.
+    """Return the masked cross-entropy, weighted so that all classes of the image count the same.
 
-    A pixel weighs n / (k * m): n pixels are sure, of k classes, and m are of its own (Croce et al.
-    2024; their weights are those of a whole data set).
+    A pixel has weight n / (k * m): n pixels are sure, of k classes, and m are of its own (Croce et
+    al. 2024; their weights are those of a whole data set).
     """
     classes = logits.shape[1]
     place = task.target.where(task.target != UNSURE, classes).flatten(1)
@@ -76,11 +75,11 @@ def balanced_masked_cross_entropy(
 
 
 def jensen_shannon(logits: Tensor, task: Task, *_: object) -> Tensor:
-    """Return the Jensen-Shannon divergence of softmax and one-hot truth, 0 where it is unsure.
+    """Return the Jensen-Shannon divergence of softmax and one-hot target, 0 where it is unsure.
 
-    In p, the probability of the truth, it is log 2 + (p log p - (1 + p) log(1 + p)) / 2: from 0,
-    where p = 1, to log 2. Where p is nearly 0 it is nearly flat: a pixel that is wrong for sure has
-    no gradient left (Croce et al. 2024).
+    In p, the probability of the true class, it is log 2 + (p log p - (1 + p) log(1 + p)) / 2: from
+    0, at p = 1, to log 2. Near p = 0 it is nearly flat: a pixel that is surely wrong has almost no
+    gradient (Croce et al. 2024).
     """
     entropy = cross_entropy(logits, task)
     p = (-entropy).exp()
@@ -91,8 +90,8 @@ def dlr(logits: Tensor, task: Task, right: Tensor, _: float) -> Tensor:
     """Return the difference of logits ratio of each pixel (Croce and Hein 2020).
 
     -(z_true - z_other) / (z_1 - z_3), with the logits in descending order z_1, z_2, z_3 and the
-    largest of another class z_other; 0 where the truth is unsure. Raises UserError for fewer than 3
-    classes.
+    largest of another class z_other; 0 where the target is unsure. Raises UserError for fewer than
+    3 classes.
     """
     if logits.shape[1] < 3:
         raise UserError(
@@ -105,17 +104,17 @@ def dlr(logits: Tensor, task: Task, right: Tensor, _: float) -> Tensor:
 
 
 def segpgd_loss(logits: Tensor, task: Task, right: Tensor, share: float) -> Tensor:
-    """Return cross-entropy with weights that go from right pixels alone to all alike.
+    """Return cross-entropy with weights from only right pixels to all equally.
 
-    In step t of T, right pixels weigh 1 - w, wrong ones w = (t - 1) / 2T (Gu et al. 2022).
-    Both are divided by 1 - w here: no sign changes, and losses of different steps compare.
+    In step t of T, right pixels have weight 1 - w, wrong ones w = (t - 1) / 2T (Gu et al. 2022).
+    Both are divided by 1 - w here: no sign changes, and losses of different steps are comparable.
     """
     wrong = share / 2
     return cross_entropy(logits, task) * torch.where(right, 1.0, wrong / (1 - wrong))
 
 
 def cospgd_loss(logits: Tensor, task: Task, *_: object) -> Tensor:
-    """Return cross-entropy, weighted with the cosine of softmax and one-hot truth.
+    """Return cross-entropy, weighted with the cosine of softmax and one-hot target.
 
     The weight, p_true / |p|, has no gradient (Agnihotri et al. 2024).
     """
@@ -154,7 +153,7 @@ class AdaptiveStep(Mover):
         images, zero = task.images, torch.zeros(len(task.images), device=task.images.device)
         self.marks = checkpoints(steps)  # the steps at which the size is judged
         self.size = zero + 2  # (N,), as a share of eps
-        self.last = images  # the iterates of the step before, and their loss
+        self.last = images  # the previous iterates, and their loss
         self.loss = zero - math.inf
         self.raised = zero  # (N,), how many steps since the last mark raised the loss
         self.halved = zero.bool()  # (N,), whether the size was halved there
@@ -181,7 +180,7 @@ class AdaptiveStep(Mover):
         return self.task.project(ahead)
 
     def _judge(self, step: int) -> Tensor:
-        """Halve sizes that did not serve since the last mark; return which, bool (N,)."""
+        """Halve sizes without success since the last mark; return which, bool (N,)."""
         since = step - max((mark for mark in self.marks if mark < step), default=0)
         stuck = ~self.halved & (self.top_loss == self.marked)
         self.halved = (self.raised < RHO * since) | stuck
@@ -191,8 +190,8 @@ class AdaptiveStep(Mover):
 
 
 def checkpoints(steps: int) -> list[int]:
-    """Return after which of the steps APGD judges its step size (Croce and Hein 2020)."""
-    place, gap, marks = 0, 25, []  # percent, as integers: rounding would move a mark
+    """Return the steps after which APGD judges its step size (Croce and Hein 2020)."""
+    place, gap, marks = 0, 25, []  # percent, as integers: rounding would shift a mark
     while place < 100:
         marks.append(-(-place * steps // 100))
         gap = max(gap - 3, 6)
@@ -220,10 +219,10 @@ def _climb(
     """Return the best iterates of an ascent from a random start; UserError for an unknown loss.
 
     stages: tasks with their steps, each from the projection of the last one's best; the last task
-    is the attack's. mover: from a task and its steps to what moves the iterates.
+    is the attack's. mover: from a task and its steps to the mover of the iterates.
     """
     if loss not in LOSSES:
-        raise UserError(f"loss = {loss!r} is unknown: give {', '.join(LOSSES)}")
+        raise UserError(f"loss = {loss!r} is unknown: set it to one of {', '.join(LOSSES)}")
     (task, _), loss = stages[-1], LOSSES[loss]
     best, generators = clean(model, task, loss), own_generators(len(task.images), generator)
     rows = open_rows(task, best)
@@ -251,7 +250,7 @@ def apgd(
     high: Bound = 1.0,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Attack by ascent with momentum and a step size that halves itself (Croce and Hein 2020).
+    """Attack by ascent with momentum and an adaptive step size (Croce and Hein 2020).
 
     loss: of LOSSES. sea: take the first 60 % of the steps within 2 eps and
     1.5 eps (Croce et al. 2024).
@@ -281,7 +280,7 @@ def pgd(
 
 
 def segpgd(model: Model, images: Tensor, target: Tensor, eps: Bound, **options: Any) -> Tensor:
-    """Attack as `pgd`, with right pixels first and wrong ones more and more (Gu et al. 2022)."""
+    """Attack as `pgd`, with right pixels first and wrong ones increasingly (Gu et al. 2022)."""
     return pgd(model, images, target, eps, loss="segpgd", **options)
 
 

@@ -1,4 +1,4 @@
-"""FAB-T: the attack that looks for the nearest decision boundary (Croce and Hein 2020)."""
+"""FAB-T: the attack that searches the nearest decision boundary (Croce and Hein 2020)."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from medood.attacks.iterates import (
     walk,
 )
 
-PULL = 0.1  # how much the way from the image itself counts, at most (alpha_max)
-BEYOND = 1.05  # how far a step goes past the boundary (eta)
-BACK = 0.9  # what is left of a change after a step back (beta)
+PULL = 0.1  # largest weight of the step from the image itself (alpha_max)
+BEYOND = 1.05  # length of a step past the boundary (eta)
+BACK = 0.9  # share of a change that remains after a step back (beta)
 NEWTON = 4  # steps of Newton's method: exact in float32 for changes of up to 0.3 of the range
 
 
@@ -46,8 +46,8 @@ def fab(
 
     The goals of the pixels are, in turn, their 2nd, 3rd, ... most likely class on the image: a walk
     of `steps` steps each. The boundary is where the mean margin of the goals is 0. The nearest
-    point past it that was found, or else the one that came closest, is projected to eps. Nothing is
-    drawn: `generator` is there for the sake of the others.
+    point found past it, or else the one that came closest, is projected to eps. There are no random
+    numbers: `generator` exists for the common signature.
     """
     task = bounded(images, target, eps, low, high)
     with torch.no_grad():
@@ -77,7 +77,7 @@ def goal_margin(logits: Tensor, task: GoalTask, *_: object) -> Tensor:
 
 @dataclass
 class GoalTask(Task):
-    """A task with a wrong class for each pixel to turn into, (N, *space)."""
+    """A task with a wrong target class for each pixel, (N, *space)."""
 
     goal: Tensor
 
@@ -85,8 +85,8 @@ class GoalTask(Task):
 class Nearest(Best):
     """The best iterates within eps, and of any distance the nearest ones past the boundary.
 
-    Of an image that never crosses it, the nearest one is that of the highest loss: where most of an
-    image is background, no change within the range turns the mean margin of all its pixels.
+    Of an image that never crosses it, the nearest one is that of the highest loss: if most of an
+    image is background, no change within the range reverses the mean margin of all its pixels.
     """
 
     def __init__(self, best: Best, task: Task) -> None:
@@ -97,7 +97,7 @@ class Nearest(Best):
         self.highest = -self.distance  # loss before the boundary, (N,)
 
     def update(self, rows: Tensor, images: Tensor, score: Tensor, loss: Tensor) -> None:
-        """Take the new iterates of some rows where they are better, or nearer."""
+        """Take the new iterates of some rows if they are better, or nearer."""
         task, before = self.task[rows], self.distance[rows]
         distance = _in_eps(images - task.images, task)
         nearer = (loss >= 0) & (distance < before)
@@ -111,9 +111,9 @@ class Nearest(Best):
 
 
 class BoundaryStep(Mover):
-    """FAB's step (Croce and Hein 2020, Algorithm 1), near where the linearised loss is 0.
+    """FAB's step (Croce and Hein 2020, Algorithm 1), to where the linearised loss is about 0.
 
-    The step back after a crossing uses the plane found at the crossing, not one of its own.
+    The step back after a crossing uses the plane found at the crossing, not a new one.
     """
 
     def move(self, step: int, images: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
@@ -134,8 +134,8 @@ class BoundaryStep(Mover):
 def to_plane(task: Task, start: Tensor, gradient: Tensor, loss: Tensor) -> Tensor:
     """Return the smallest change, in eps, that brings a linear loss to 0 within the range.
 
-    Each value moves by the same multiple t of eps, or up to the end of its range. What that does to
-    the loss is concave in t: Newton's method comes to the t that is needed from below.
+    Each value changes by the same multiple t of eps, or up to the end of its range. The effect on
+    the loss is concave in t: Newton's method reaches the required t from below.
     """
     toward = -like(loss.sign(), start) * gradient.sign()
     room = torch.where(toward > 0, task.high - start, start - task.low)

@@ -1,4 +1,4 @@
-"""What every attack works on: images within bounds, their scores, and a walk along gradients."""
+"""What all attacks share: images within bounds, their scores, and a walk along gradients."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ TINY = 1e-20  # keeps 0 / 0 from being NaN
 
 
 def image_dice(predicted: Tensor, target: Tensor, classes: int) -> Tensor:
-    """Return the score of each image, float64 (N,): mean Dice of the foreground of its truth.
+    """Return the score of each image, float64 (N,): mean Dice of its true foreground.
 
     predicted, target: int64 (N, *space). The mean runs over the foreground classes that occur in
-    the image's truth; without any, the score is the share of its pixels called background. Pixels
-    whose target is UNSURE do not count; an image without others scores 0.
+    the image's target; without any, the score is the share of its pixels predicted as background.
+    Pixels whose target is UNSURE do not count; an image without others scores 0.
     """
     matrix = confusion(target.flatten(1)[:, None], predicted.flatten(1)[:, None], classes).double()
     hit, true, called = matrix.diagonal(dim1=1, dim2=2), matrix.sum(2), matrix.sum(1)
@@ -53,7 +53,7 @@ class Rows:
 
 @dataclass
 class Task(Rows):
-    """Images under attack, their truth, and the bounds that no iterate leaves."""
+    """Images under attack, their ground truth, and the bounds that no iterate leaves."""
 
     images: Tensor
     target: Tensor
@@ -91,14 +91,14 @@ def bounded(
     eps, low, high = (per_image(value, images) for value in (eps, low, high))
     if not bool(((eps >= 0) & (eps <= high - low)).all()):
         raise UserError(
-            f"eps = {eps.min():g} to {eps.max():g}: it must lie between 0 and the range of the"
-            " images: give it in their unit, such as 8 / 255 for images in 0 to 1"
+            f"eps = {eps.min():g} to {eps.max():g}: it must be between 0 and the range of the"
+            " images: set it in their unit, such as 8 / 255 for images in 0 to 1"
         )
     low, high = low.float(), high.float()
     if not bool(((images >= low) & (images <= high)).all()):
         raise UserError(
-            f"images: values from {images.min():g} to {images.max():g} lie outside"
-            f" {low.min():g} to {high.max():g}: give low and high of each image"
+            f"images: values from {images.min():g} to {images.max():g} are outside"
+            f" {low.min():g} to {high.max():g}: set low and high of each image"
         )
     near = (factor * eps).float()
     near = torch.where(near > factor * eps, near.nextafter(torch.zeros_like(near)), near)
@@ -140,7 +140,7 @@ class Best(Rows):
     loss: Tensor
 
     def update(self, rows: Tensor, images: Tensor, score: Tensor, loss: Tensor) -> None:
-        """Take the new iterates of some rows where they are better."""
+        """Take the new iterates of some rows if they are better."""
         old = self[rows]
         better = (score < old.score) | ((score == old.score) & (loss > old.loss))
         self.images[rows] = torch.where(like(better, images), images, old.images)
@@ -161,9 +161,9 @@ def logit_of(logits: Tensor, classes: Tensor) -> Tensor:
 def measure(
     model: Model, task: Task, images: Tensor, loss: Loss, share: float, backward: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return score (N,), loss (N,) and the loss's gradient, if asked for, of iterates.
+    """Return score (N,), loss (N,) and, if `backward`, the loss's gradient of iterates.
 
-    It is one forward pass, and one backward pass down to the images alone.
+    It is one forward pass, and one backward pass to the images only.
     """
     images = images.detach().requires_grad_(backward)
     with torch.set_grad_enabled(backward):
@@ -175,23 +175,23 @@ def measure(
     if not backward:
         return score, value, None
     (gradient,) = torch.autograd.grad(total, images)
-    # a network that overflows must not move a pixel to NaN
+    # a network that overflows must not change a pixel to NaN
     return score, value.detach(), gradient.nan_to_num()
 
 
 def open_rows(task: Task, best: Best) -> Tensor:
-    """Return which images are still to be attacked, int64: they may change, and score above 0."""
+    """Return which images are still attacked, int64: they may change, and score above 0."""
     return ((best.score > 0) & (task.lower < task.upper).flatten(1).any(1)).nonzero()[:, 0]
 
 
 def clean(model: Model, task: Task, loss: Loss) -> Best:
-    """Return the images themselves, with which every attack begins."""
+    """Return the images themselves, from which every attack begins."""
     score, value, _ = measure(model, task, task.images, loss, 0.0, backward=False)
     return Best(task.images.clone(), score, value)
 
 
 class Mover(Rows, ABC):
-    """What moves the iterates of a walk, with a state of its own for each image."""
+    """Moves the iterates of a walk, with a state for each image."""
 
     def __init__(self, task: Task) -> None:
         self.task = task
@@ -204,7 +204,7 @@ class Mover(Rows, ABC):
 def walk(
     model: Model, task: Task, start: Tensor, best: Best, loss: Loss, mover: Mover, steps: int
 ) -> None:
-    """Go `steps` steps from `start` as the mover says, and update `best` on the way.
+    """Take `steps` steps of the mover from `start`, and update `best` at each.
 
     An image of score 0 leaves the batch.
     """

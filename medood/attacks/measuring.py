@@ -1,7 +1,7 @@
-"""A network on a data set under attack: counted batch by batch, and the table of it.
+"""A network on a data set under attack: counts batch by batch, and a table of scores.
 
-A condition is an eps and the name of an attack; the first is the images as they are. What is
-counted under K conditions on N images is a dictionary of tensors (K, N, ...).
+A condition is an eps and the name of an attack; the first is the clean images. The counts under K
+conditions on N images are a dictionary of tensors (K, N, ...).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from medood.pixels import confusion, scores_of
 Condition = tuple[float, str]
 Counts = dict[str, Tensor]
 Batch = tuple[Tensor, Tensor]  # images and target
-# from the number of a batch, images, target and the images under each condition to what is counted
+# from the number of a batch, images, target and the images under each condition to counts
 Count = Callable[[int, Tensor, Tensor, Iterator[Tensor]], Counts]
 
 CLEAN = (0.0, "clean")
@@ -41,7 +41,7 @@ LESS = 1e-12  # by which a score must fall to count as lower: more than rounding
 
 
 def count_of(images: Tensor, changed: Tensor, predicted: Tensor, target: Tensor, classes: int):
-    """Return what every measurement counts of a batch under one condition, (n, ...) each."""
+    """Return the counts of a batch under one condition, (n, ...) each."""
     matrices = confusion(target.flatten(1)[:, None], predicted.flatten(1)[:, None], classes)
     return {
         "confusion": matrices.cpu(),
@@ -51,7 +51,7 @@ def count_of(images: Tensor, changed: Tensor, predicted: Tensor, target: Tensor,
 
 
 def stacked(rows: Iterable[Counts]) -> Counts:
-    """Return what was counted under K conditions in turn, (n, ...) each, as (K, n, ...)."""
+    """Return the counts under K conditions in turn, (n, ...) each, as (K, n, ...)."""
     rows = list(rows)
     return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
@@ -67,12 +67,12 @@ def batch_by_batch(
     folder: Path | None = None,
     share: tuple[int, int] = (0, 1),
 ) -> Counts:
-    """Return what `count` finds in all batches, joined along axis 1.
+    """Return the results of `count` for all batches, joined along axis 1.
 
     conditions: from images, target and a seed of the batch to the images under each condition.
-    folder: keeps what each batch gave, so that a run that was stopped goes on after it. A file
-    there counts if the weights of the model, the batch, the seed and `decided_by` are those that it
-    was made from. share: take the batches (first, step) alone, as one of several processes does.
+    folder: keeps the result of each batch, so that a stopped run continues after it. A file there
+    counts if the weights of the model, the batch, the seed and `decided_by` are those that it was
+    made from. share: take only the batches (first, step), as one of several processes.
     """
     known = _weights(model) if folder else b""
     parts = []
@@ -110,7 +110,7 @@ def _digest(*parts: bytes | str) -> str:
 
 
 def _read(path: Path | None, made_from: str) -> Counts | None:
-    """Return the counts of a file, or None if it is not there, damaged, or made from others."""
+    """Return the counts of a file, or None if it is missing, damaged, or made from others."""
     try:
         content = torch.load(path, weights_only=True) if path else {}
     except (FileNotFoundError, RuntimeError, EOFError, pickle.UnpicklingError):
@@ -133,10 +133,10 @@ def greedy(matrices: np.ndarray, choice: np.ndarray) -> np.ndarray:
 
     matrices: pixel counts of A candidates of N images, (A, N, C, C). choice: where to begin, (N,).
     `miou` is a ratio of sums over images, so the worst candidate of each image by itself need not
-    be the worst of the data set. As Croce et al. (2024) do it: image by image, the candidate that
-    gives the sums of all images the lowest score takes the place of the one before, until nothing
-    changes. So the score is never above that of the beginning. Theirs begins with one attack, and
-    counts the background among the classes.
+    be the worst of the data set. As in Croce et al. (2024): image by image, the candidate that
+    gives the sums of all images the lowest score replaces the previous one, until nothing changes.
+    So the score is never above that of the beginning. Theirs begins with one attack, and counts
+    background as a class.
     """
     choice, images = choice.copy(), np.arange(matrices.shape[1])
     total = matrices[choice, images].sum(0)
@@ -155,8 +155,8 @@ def greedy(matrices: np.ndarray, choice: np.ndarray) -> np.ndarray:
 def with_greedy(conditions: list[Condition], counts: Counts) -> tuple[list[Condition], Counts]:
     """Return conditions and counts with those of the data set: SEA before the worst case, GREEDY.
 
-    SEA is there if its three attacks are. What was found without any attack is a candidate of
-    GREEDY too; noise, the control, is not.
+    SEA exists if its three attacks do. The clean images are a candidate of GREEDY too; noise, the
+    control, is not.
     """
     place = {condition: number for number, condition in enumerate(conditions)}
     order: list[Condition] = []
@@ -203,7 +203,7 @@ class Table(list):
 
 
 def conditions_of(names: Iterable[str], eps: Iterable[float]) -> list[Condition]:
-    """Return the conditions in the order of under_attacks, the images as they are first."""
+    """Return the conditions in the order of under_attacks, the clean images first."""
     names = [*names, WORST]
     return [CLEAN, *((bound, name) for bound in sorted(eps) for name in names)]
 
@@ -222,20 +222,20 @@ def evaluate(
     folder: str | Path | None = None,
     progress: bool = True,
 ) -> Table:
-    """Return what is left of a segmentation network's scores under attack.
+    """Return the scores of a segmentation network under attack.
 
     model: from images to logits (N, K, *space), in eval mode, with its normalisation in it; class 0
     is the background. loader: batches of images, float32 (N, C, *space) within [low, high], of any
     number of spatial axes, and targets, integers (N, *space) or (N, 1, *space), 255 where the class
-    is not known. eps: the largest change of a value, in the unit of the images; several are tried
+    is unknown. eps: the largest change of a value, in the unit of the images; several are tried
     one after the other. attacks: names of by_name; `standard` is the control, AutoAttack's four
     (APGD on two losses, FAB-T, Square) and SEA. steps, queries: of each attack with and without
-    gradients. folder: keeps what each batch gave; the same call goes on after it.
+    gradients. folder: keeps the result of each batch; the same call continues after it.
 
-    A row holds `miou` and `dsc`, means over the foreground classes that occur in the targets,
+    A row has `miou` and `dsc`, means over the foreground classes that occur in the targets,
     `fg_to_bg` and `bg_to_fg`, shares of pixels, `fooled`, the share of images whose Dice falls
     below half of the clean mean, and `largest_change`. Rows: `clean`; each attack; `sea`, the worst
-    of its three by `greedy`; `worst_case`, of each image the attack that leaves the lowest Dice;
+    of its three by `greedy`; `worst_case`, of each image the attack with the lowest Dice;
     `worst_case_greedy`. The same seed gives the same table.
     """
     if getattr(model, "training", False):
@@ -245,7 +245,7 @@ def evaluate(
     batches = (_checked(*batch, device) for batch in loader)
     first = next(batches, None)
     if first is None:
-        raise UserError("the loader gives no batch: give it pairs of images and targets")
+        raise UserError("the loader has no batch: it must give pairs of images and targets")
     with torch.no_grad():
         classes = model(first[0]).shape[1]
     names = () if attacks == "standard" else (attacks,) if isinstance(attacks, str) else attacks

@@ -1,4 +1,4 @@
-"""Square: random search, for which no gradient is needed (Andriushchenko et al. 2020)."""
+"""Square: random search, without gradients (Andriushchenko et al. 2020)."""
 
 from __future__ import annotations
 
@@ -41,8 +41,9 @@ def square(
 ) -> Tensor:
     """Attack by random search, without any gradient (Andriushchenko et al. 2020, Linf).
 
-    queries: how often the model sees each image; the image itself is the first, and stripes are the
-    second. Every other sets a square, or a cube, of the last accepted iterate to the ends of eps.
+    queries: evaluations of the model for each image; the image itself is the first, and stripes are
+    the second. Every other sets a square, or a cube, of the last accepted iterate to the ends of
+    eps.
     """
     task = bounded(images, target, eps, low, high)
     generators = own_generators(len(images), generator)
@@ -69,11 +70,11 @@ def square(
 
 
 def soft_dice_loss(logits: Tensor, task: Task, *_: object) -> Tensor:
-    """Return 1 less the mean Dice of probabilities, (N, 1), of the classes that the score counts.
+    """Return 1 - the mean Dice of probabilities, (N, 1), over the classes that the score counts.
 
-    Of what the search could raise, it lowered the score most on a small U-Net, 8/255: from .91 to
-    .41 with 300 queries and .16 with 1000; cross-entropy to .46 and .24, the same of right pixels
-    to .44 and .20, the mean margin, at most 0, to .47 and .25, the score itself to .45 (300).
+    Of several losses, it lowered the score most on a small U-Net, 8/255: from .91 to .41 with 300
+    queries and .16 with 1000; cross-entropy to .46 and .24, the same of right pixels to .44 and
+    .20, the mean margin, at most 0, to .47 and .25, the score itself to .45 (300).
     """
     probability, axes = logits.softmax(1), tuple(range(2, logits.dim()))
     classes = torch.arange(logits.shape[1], device=logits.device)
@@ -82,7 +83,7 @@ def soft_dice_loss(logits: Tensor, task: Task, *_: object) -> Tensor:
     hit, true = (probability * truth).sum(axes), truth.sum(axes)
     dice = 2 * hit / (true + (probability * sure).sum(axes)).clamp_min(TINY)
     counts = (true > 0).float()
-    counts[:, BACKGROUND] = counts[:, BACKGROUND + 1 :].amax(1) == 0  # background alone
+    counts[:, BACKGROUND] = counts[:, BACKGROUND + 1 :].amax(1) == 0  # only background
     return 1 - (dice * counts).sum(1, keepdim=True) / counts.sum(1, keepdim=True)
 
 
@@ -93,10 +94,10 @@ class Search(Rows):
     task: Task
     images: Tensor  # the last accepted iterates, and their loss
     loss: Tensor
-    chances: Tensor  # (N, queries, spatial axes + C), in 0..1: places and directions of the windows
+    chances: Tensor  # (N, queries, spatial axes + C), in 0..1: positions and signs of the windows
 
     def accept(self, candidate: Tensor, loss: Tensor) -> None:
-        """Go to the candidates that have a higher loss."""
+        """Accept the candidates that have a higher loss."""
         higher = loss > self.loss
         self.images = torch.where(like(higher, candidate), candidate, self.images)
         self.loss = torch.where(higher, loss, self.loss)
@@ -118,7 +119,7 @@ class Search(Rows):
 
 
 def window_share(query: int, queries: int) -> float:
-    """Return the share of the pixels that a window covers: halved at set shares of the queries.
+    """Return the share of the pixels that a window covers: halved at fixed shares of the queries.
 
     It is the schedule of AutoAttack, of 10,000 queries, on which the first windows cover 0.8.
     """

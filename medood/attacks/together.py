@@ -26,7 +26,7 @@ WORST = "worst_case"  # of all attacks, image by image
 
 SEA = "sea"  # the worst of its three losses, see greedy in measuring.py
 OF_SEA = tuple(f"sea_{loss}" for loss in SEA_LOSSES)
-# the control, AutoAttack's four, and those that know of pixels
+# the control, AutoAttack's four, and those for pixels
 STANDARD = ("noise", "apgd_ce", "apgd_dlr", SEA, "fab", "square")
 
 
@@ -40,7 +40,7 @@ def noise(
     high: Bound = 1.0,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Return one random point within eps of each image, whatever it does: the control."""
+    """Return one random point within eps of each image, whatever its score: the control."""
     task = bounded(images, target, eps, low, high)
     drawn = task.random_start(own_generators(len(images), generator))
     return torch.where(drawn == images, images, drawn)  # a zero keeps its sign
@@ -51,8 +51,8 @@ def worst_case(
 ) -> Tensor:
     """Return of each image the candidate with the lowest score, the image itself included.
 
-    candidates: what attacks returned for these images, each (N, C, *space). Of equal scores, the
-    first stays.
+    candidates: the results of attacks on these images, each (N, C, *space). Of equal scores, the
+    first is kept.
     """
     score = _score(model, images, target)
     best = Best(images.clone(), score, torch.zeros_like(score))
@@ -76,9 +76,9 @@ def in_halves(
     eps: float,
     generator: torch.Generator,
 ) -> Tensor:
-    """Return what an attack finds; where the memory is short, half of the images at a time.
+    """Return the result of an attack; if memory is short, of half of the images at a time.
 
-    Each image has random numbers of its own: the split does not change them. Raises UserError for a
+    Each image has its own random numbers: the split does not change them. Raises UserError for a
     single image that does not fit.
     """
     before = generator.get_state()
@@ -88,8 +88,8 @@ def in_halves(
         if len(images) == 1:
             space = " x ".join(map(str, images.shape[2:]))
             raise UserError(
-                f"{images.device} has no memory to attack an image of {space} pixels: set device to"
-                " cpu"
+                f"{images.device} has too little memory to attack an image of {space} pixels: set"
+                " device to cpu"
             ) from None
     generator.set_state(before)
     half = math.ceil(len(images) / 2)
@@ -105,11 +105,11 @@ def under_attacks(
     eps: Iterable[float],
     seed: int,
 ) -> Iterator[Tensor]:
-    """Yield what each attack makes of the images, then the worst case of all; for each eps, rising.
+    """Yield the images under each attack, then the worst case of all; for each eps, rising.
 
-    eps: in the unit of the images, in 0..1. Every attack has random numbers of this seed. What is
-    worst at a smaller eps stays, unless a larger one finds worse: an image that is broken already
-    is not attacked again. Noise is the control: it may be better, and is no part of the worst case.
+    eps: in the unit of the images, in 0..1. Every attack has random numbers of this seed. The worst
+    images at a smaller eps are kept, unless a larger one finds worse: an image of score 0 is not
+    attacked again. Noise is the control: it may be better, and is not part of the worst case.
     """
     found: dict[str, Tensor] = {}
     for bound in sorted(eps):
