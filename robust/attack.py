@@ -1,4 +1,4 @@
-"""Attack the networks of every fold on its test patches: how much of their scores survives.
+"""Attack the networks of every fold on its test patches: their scores under attack.
 
 Reads   models/<fold>_<model>/ and, where trained, ..._ood/ and ..._free/
         Image_Patchs and Mask_Patchs of the fold's test patches
@@ -7,10 +7,10 @@ Writes  reports/robust/<model>/scores.json        by fold, network, eps and atta
         reports/robust/<model>/corruptions.json   with --corruptions: by kind and strength
         reports/robust/<model>/minimal.json       with --minimal: the smallest change of each patch
         reports/robust/<model>/differences.json   each network less the first, as fractions
-        reports/robust/<model>/parts/             what each batch gave, to go on from
+        reports/robust/<model>/parts/             the results of each batch, to continue from
         reports/robust/checkpoints/<name>/        the same, of checkpoints on the command line
 
-`python robust/attack.py --checkpoint A` attacks that network alone; a second one is compared.
+`python robust/attack.py --checkpoint A` attacks only that network; a second one is compared.
 """
 
 import sys
@@ -66,7 +66,7 @@ def attack(cfg: AttackConfig) -> None:
 
 
 def quick(cfg: AttackConfig) -> AttackConfig:
-    """Return the settings of a first look, no larger than they were."""
+    """Return the settings of a first test, no larger than they were."""
     steps, queries, patches = min(cfg.steps, 10), min(cfg.queries, 100), min(cfg.patches or 16, 16)
     return replace(cfg, eps=(max(cfg.eps),), steps=steps, queries=queries, patches=patches)
 
@@ -76,25 +76,27 @@ def with_free(
 ) -> dict[int, dict[str, Path]]:
     """Return the networks of each fold, and that of robust/train_free.py if every fold has one.
 
-    Raises UserError for one that saw test patches, or that was not trained with the settings and
-    patches of now, and with eps and replays of the first.
+    Raises UserError for one that was trained on test patches, or that was not trained with the
+    current settings and patches and with eps and replays of the first.
     """
     from medood.models.checkpoints import has_seen, read_run
     from robust.free import replayed
 
     free = {fold: free_folder(cfg, fold) for fold in folders}
     ways = [read_run(path).get("made_from", {}).get("free") for path in free.values()]
-    way = next(filter(None, ways), {})  # eps and replays; {} where all are the user's
+    way = next(filter(None, ways), {})  # eps and replays; {} if all are user-supplied
     missing = [fold for fold, path in free.items() if not weights_of(path).is_file()]
     if len(missing) == len(free):
         return folders
     for fold, path in free.items():
         again = command(cfg, "robust/train_free.py", FreeConfig, folds=(fold,), **way)
         if missing and fold == missing[0]:
-            print(f"{path} is missing: the free networks are left out: for them, run `{again}`")
+            print(f"{path} is missing, so the free networks are skipped: for them, run `{again}`")
             return folders
         if has_seen(path, folds[fold].test, cfg.patch_size):
-            raise UserError(f"{path} saw patches that fold {fold} tests now: run `{again}` again")
+            raise UserError(
+                f"{path} was trained on patches that fold {fold} now tests: run `{again}` again"
+            )
         if way:
             files = id_files(cfg.workspace, folds[fold].train + folds[fold].val)
             now = network_made_from(replayed(cfg, way["replays"]), fold, files) | {"free": way}
@@ -103,15 +105,15 @@ def with_free(
 
 
 def with_sure_pixels(cfg: Config, names: list[str]) -> list[str]:
-    """Return the patches of which a pixel is sure; UserError if there is none."""
+    """Return the patches with a sure pixel; UserError if there is none."""
     known = [name for name, sure in zip(names, pixels_of(cfg, names)[1], strict=True) if sure]
     if not known:
-        raise UserError("every pixel of the test patches is unsure: look at Mask_Patchs")
+        raise UserError("every pixel of the test patches is unsure: check Mask_Patchs")
     return known
 
 
 def spread_out(names: list[str], most: int | None, seed: int) -> list[str]:
-    """Return at most so many names: a random one of each of equal stretches of their order.
+    """Return at most `most` names: a random one from each of equal parts of their order.
 
     They are ordered by region, and then by place: equal steps would take one corner of each.
     """

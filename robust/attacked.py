@@ -1,7 +1,7 @@
-"""What attacks make of a fold's networks, batch by batch.
+"""The networks of a fold under attack, batch by batch.
 
-Each batch leaves a file in parts/: a run that was stopped goes on from there, and several processes
-share the batches. See medood/attacks/measuring.py.
+Each batch leaves a file in parts/: a stopped run continues from there, and several processes share
+the batches. See medood/attacks/measuring.py.
 """
 
 from collections.abc import Callable, Iterator
@@ -58,7 +58,7 @@ LAYOUT = torch.channels_last
 
 
 def label(name: str) -> str:
-    """Return what people read for a network or an attack."""
+    """Return the label of a network or an attack."""
     return LABELS.get(name, NAMES.get(name, name))
 
 
@@ -66,7 +66,7 @@ def label(name: str) -> str:
 
 
 class Victim(nn.Module):
-    """A trained network as attacks want it: RGB in 0..1, (n, 3, P, P) -> logits (n, C, P, P).
+    """A trained network as attacks need it: RGB in 0..1, (n, 3, P, P) -> logits (n, C, P, P).
 
     The change of an attack acts on the image itself; the normalisation belongs to the network. It
     computes in float32: bfloat16 would hide gradients.
@@ -108,7 +108,7 @@ class Attacked:
     dice_paper: Tensor
     objects: Tensor  # (K, N, SIZES, 2), see count_found of medood/evaluation/objects.py
     images: Tensor  # (2, S, 3, P, P), the first patches: clean, and worst at the largest eps
-    called: Tensor  # uint8 (3, S, P, P): truth, and the class of each pixel in both images
+    called: Tensor  # uint8 (3, S, P, P): ground truth, and the predicted classes of both images
 
     def tally(self, pair: int) -> Tally:
         """Return the tally of a pair, by its place among the K."""
@@ -126,7 +126,7 @@ def attack_fold(
 ) -> dict[str, Attacked]:
     """Attack the networks in some folders on the named patches of a fold.
 
-    parts: the folder of what each batch gave. Each process attacks its share of the batches.
+    parts: the folder of the results of each batch. Each process attacks its share of the batches.
     """
     attacks, eps = attacks_of(cfg), sorted(cfg.eps)
     bounds = [of_255 / 255 for of_255 in eps]
@@ -158,7 +158,7 @@ def corrupt_fold(
 def change_fold(
     cfg: AttackConfig, folders: dict[str, Path], names: list[str], fold: int, parts: Path
 ) -> dict[str, Attacked]:
-    """Look for the smallest changes of the named patches of a fold; see attack_fold."""
+    """Search for the smallest changes of the named patches of a fold; see attack_fold."""
     steps = 5 * cfg.steps
     trial = Trial(
         [CLEAN, (255.0, "alma_prox")],
@@ -169,7 +169,7 @@ def change_fold(
 
 
 class Trial(NamedTuple):
-    """Conditions of images, and how they come about."""
+    """Conditions of images, and how they are computed."""
 
     conditions: list[Condition]
     under: Callable[[Victim, Tensor, Tensor, int], Iterator[Tensor]]  # images, target and a seed
@@ -184,7 +184,7 @@ def try_fold(
     parts: Path,
     trial: Trial,
 ) -> dict[str, Attacked]:
-    """Return what the networks see in the named patches of a fold, under each condition."""
+    """Return the predictions of the networks on the named patches, under each condition."""
     foreground = dict(zip(names, foreground_of(cfg, names), strict=True))
     names = sorted(names, key=lambda name: -foreground[name])
     patches = load_patches(cfg, id_files(cfg.workspace, names))
@@ -210,7 +210,7 @@ def try_fold(
     if world_size() > 1:
         for network in folders:
             counts(network, (rank(), world_size()))
-        all_reduce(torch.zeros(1))  # a barrier: all parts are there
+        all_reduce(torch.zeros(1))  # a barrier: all parts exist
     found = {}
     for network in folders:
         of_network = counts(network, (0, 1))
@@ -229,7 +229,7 @@ def _batch(patches: Patches, place: Tensor, device: torch.device) -> tuple[Tenso
 def _objects(cfg: AttackConfig, names: list[str], masks: np.ndarray) -> np.ndarray:
     """Return the objects in patches that no border cuts, integers (N, P, P), 0 outside.
 
-    They are nuclei where labels distinguish them, else connected components.
+    They are nuclei if the labels have instances, else connected components.
     """
     known = not no_nuclei(cfg)
     objects = read_instances(cfg, names, masks) if known else map(objects_of, masks)

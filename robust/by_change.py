@@ -1,4 +1,4 @@
-"""How large must a change be? What ALMA-prox needs to fool robust/attack.py's networks."""
+"""How large must a change be? The smallest that fools robust/attack.py's networks, by ALMA-prox."""
 
 import numpy as np
 
@@ -12,9 +12,9 @@ ABOUT = (
 
 
 def changes_of(found: Found) -> dict:
-    """Return what minimal.json holds: by fold and network, the change of each patch, in 255ths.
+    """Return the content of minimal.json: by fold and network, the change of each patch, in 255ths.
 
-    None for a patch that no change found turns.
+    None for a patch without a change that is large enough.
     """
     changes: dict = {}
     for fold, networks in found.items():

@@ -1,4 +1,4 @@
-"""What corruptions leave of robust/attack.py's networks, next to the worst case of attacks."""
+"""Scores of robust/attack.py's networks under corruptions, next to the worst case of attacks."""
 
 import numpy as np
 
@@ -10,16 +10,15 @@ from medood.evaluation.tables import spread
 from robust.attacked import Found, label
 
 ABOUT = (
-    "What happens without an attacker: miou (of volumes Dice), percent, its mean over the five"
-    " strengths of each corruption. mCE and relative mCE are those of Hendrycks and Dietterich"
-    " (2019), percent of the first network's: the error, 1 - score, summed over strengths and"
-    " divided by that of the first network, its mean over corruptions; relative: what the error"
-    " exceeds the clean one by."
+    "Without an attacker: miou (of volumes Dice), percent, the mean over the five strengths of each"
+    " corruption. mCE and relative mCE (Hendrycks and Dietterich 2019): the error, 1 - score,"
+    " summed over strengths, in percent of the first network's, the mean over corruptions;"
+    " relative: the same of the increase over the clean error."
 )
 
 
 def corruption_scores(found: Found) -> dict:
-    """Return what corruptions.json holds: by fold, network, kind and strength."""
+    """Return the content of corruptions.json: by fold, network, kind and strength."""
     scores: dict = {}
     for fold, networks in found.items():
         for network, attacked in networks.items():
@@ -32,8 +31,8 @@ def corruption_scores(found: Found) -> dict:
 def mean_errors(of_network: dict, of_first: dict, score: str = "miou") -> tuple[float, float]:
     """Return mCE and relative mCE of a network, as shares of the first one's.
 
-    Both: by kind and strength, what corruptions.json holds of a fold. A kind under which the first
-    one loses nothing says nothing of the relative mean.
+    Both: by kind and strength, the part of corruptions.json of a fold. A kind under which the first
+    one loses nothing is not in the relative mean.
     """
     errors = [
         {kind: 1 - _values(rows, score) for kind, rows in each.items()}
@@ -52,7 +51,7 @@ def mean_errors(of_network: dict, of_first: dict, score: str = "miou") -> tuple[
 def corruption_table(
     scores: dict, attacked: dict, score: str = "miou"
 ) -> tuple[list[str], list[list[str]]]:
-    """Return header and rows, one of each network, from what both JSON files hold."""
+    """Return header and rows, one of each network, from the content of both JSON files."""
     networks = list(next(iter(scores.values())))
     kinds = [kind for kind in next(iter(scores.values()))[networks[0]] if kind != "clean"]
     of_eps = next(iter(attacked.values()))[networks[0]]
@@ -76,12 +75,12 @@ def _mean(of_kind: dict, score: str) -> float:
 
 
 def _values(of_kind: dict, score: str) -> np.ndarray:
-    """Return the score at each strength, NaN where no foreground is tested."""
+    """Return the score at each strength, NaN if no foreground is tested."""
     return np.array([of_strength[score] for of_strength in of_kind.values()], float)
 
 
 def corruption_differences(cfg: Config, found: Found) -> tuple[list[str], list[list[str]]]:
-    """Return what each network has more than the first in the mean over corruptions, in points."""
+    """Return the differences from the first network in the mean over corruptions, in points."""
     first, *others = next(iter(found.values()))
 
     def tests(network: str) -> list[tuple[list[str], np.ndarray]]:

@@ -1,4 +1,4 @@
-"""Do small objects fall first? Which of them robust/attack.py's networks find, by their size."""
+"""Objects that robust/attack.py's networks find, by their size: are small ones lost first?"""
 
 from pathlib import Path
 
@@ -14,8 +14,8 @@ from robust.attacked import Attacked, Found, label
 
 ABOUT = (
     "Share of true objects that are found, percent: at least half of the pixels are predicted as"
-    " their class. Four bins with as many objects each as possible; a patch's border cuts none of"
-    " them. They are nuclei where the labels distinguish them, else connected components."
+    " their class. Four bins of as many objects each as possible; objects at the border of a patch"
+    " are excluded. They are nuclei if the labels have instances, else connected components."
 )
 
 
@@ -33,7 +33,7 @@ def in_bins(attacked: Attacked, place: int, bins: dict[str, slice]) -> tuple[np.
 
 
 def scores_by_size(attacked: Attacked, place: int, bins: dict[str, slice]) -> dict[str, dict]:
-    """Return what scores.json holds of a condition: counts and shares by the name of a bin."""
+    """Return a condition's part of scores.json: counts and shares by the name of a bin."""
     every, found = (each.sum(0).tolist() for each in in_bins(attacked, place, bins))
     share = [hit / whole if whole else None for hit, whole in zip(found, every, strict=True)]
     return {

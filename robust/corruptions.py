@@ -1,9 +1,9 @@
-"""What happens to images without an attacker: corruptions of five strengths, by libraries.
+"""Corruptions of images without an attacker, at five strengths, by libraries.
 
-Strengths of images are those of ImageNet-C (Hendrycks and Dietterich 2019), but for the shift of
-stains. Those of volumes are ROOD-MRI's (Boone et al. 2022, arXiv 2203.06060, and the defaults of
-its code), but for Gibbs and spikes, which it lacks. Its affine and elastic changes are left out,
-as they move the label too, and ghosts and motion, which MONAI does not have.
+Strengths for images are those of ImageNet-C (Hendrycks and Dietterich 2019), except the shift of
+stains. Those for volumes are ROOD-MRI's (Boone et al. 2022, arXiv 2203.06060, and the defaults of
+its code), except Gibbs and spikes, which it lacks. Its affine and elastic changes are omitted, as
+they move the label too, and so are ghosts and motion, which MONAI does not have.
 """
 
 import io
@@ -67,7 +67,7 @@ def defocus(image: Tensor, radius: float, _: int) -> Tensor:
 
 
 def jpeg(image: Tensor, quality: float, _: int) -> Tensor:
-    """Return the image (3, H, W) as JPEG keeps it."""
+    """Return the image (3, H, W) after JPEG compression."""
     file = io.BytesIO()
     pixels = (255 * image).round().byte().permute(1, 2, 0).numpy()
     Image.fromarray(pixels).save(file, "JPEG", quality=int(quality))
@@ -76,12 +76,12 @@ def jpeg(image: Tensor, quality: float, _: int) -> Tensor:
 
 
 def contrast(image: Tensor, factor: float, _: int) -> Tensor:
-    """Return the image nearer to the mean of each channel."""
+    """Return the image closer to the mean of each channel."""
     return torch.lerp(image.mean((1, 2), keepdim=True), image, factor)
 
 
 def pixelate(image: Tensor, factor: float, _: int) -> Tensor:
-    """Return the image as if a coarser one had been magnified; factor: of its sides."""
+    """Return the image as a magnified coarser one; factor: of its sides."""
     coarse = F.interpolate(image[None], scale_factor=factor, mode="area")
     return F.interpolate(coarse, image.shape[1:], mode="nearest")[0]
 
@@ -101,7 +101,7 @@ def rician(image: Tensor, deviation: float, seed: int) -> Tensor:
     from monai.transforms import RandRicianNoise
 
     added = RandRicianNoise(1, std=deviation, channel_wise=True, relative=True, sample_std=False)
-    return added.set_random_state(seed)(image.clone())  # it writes into what it is given
+    return added.set_random_state(seed)(image.clone())  # it changes its input
 
 
 def bias(image: Tensor, coefficient: float, seed: int) -> Tensor:
@@ -110,7 +110,7 @@ def bias(image: Tensor, coefficient: float, seed: int) -> Tensor:
 
     field = RandBiasField(3, (-coefficient, coefficient), prob=1).set_random_state(seed)
     changed = field(image)
-    return changed * (image.amax() / changed.amax().clamp_min(1e-6))  # as a scanner would scale it
+    return changed * (image.amax() / changed.amax().clamp_min(1e-6))  # scaled as by a scanner
 
 
 def thick_slices(image: Tensor, factor: float, seed: int) -> Tensor:
@@ -167,7 +167,7 @@ OF_VOLUMES = {
 def corrupt(images: Tensor, corruption: Corruption, strength: int, seed: int) -> Tensor:
     """Return images (N, C, *space) in 0..1 with a corruption, within 0..1; none at strength 0.
 
-    Each image has random numbers of its own, the same at all strengths.
+    Each image has its own random numbers, the same at all strengths.
     """
     if not strength:
         return images
@@ -175,7 +175,7 @@ def corrupt(images: Tensor, corruption: Corruption, strength: int, seed: int) ->
     changed = [
         corruption.apply(image, value, seed + number) for number, image in enumerate(images.cpu())
     ]
-    changed = [image.as_subclass(Tensor) for image in changed]  # MONAI's know where they lie
+    changed = [image.as_subclass(Tensor) for image in changed]  # MONAI's carry metadata
     return torch.stack(changed).clamp(0, 1).to(images)
 
 

@@ -1,4 +1,4 @@
-"""Free adversarial training: the noise that lives on, and a trainer that replays every batch."""
+"""Free adversarial training: noise that persists, and a trainer that replays every batch."""
 
 from dataclasses import replace
 
@@ -13,12 +13,12 @@ from robust.settings import FreeConfig
 
 
 def replayed(cfg: Config, replays: int) -> Config:
-    """Return the settings with the epochs divided by the replays: each of them takes as long."""
+    """Return the settings with epochs divided by the replays, so that training takes as long."""
     return replace(cfg, epochs=max(1, round(cfg.epochs / replays)))
 
 
 class Noise(nn.Module):
-    """A noise on the input of a network, which climbs the loss with every backward pass.
+    """Noise on the input of a network, which raises the loss with every backward pass.
 
     images: floats (n, C, *space) within [low, high]; n is at most the N of the noise's shape
     (N, C, *space). Shafahi et al. 2019, Alg. 1; `ascend` is its last line.
@@ -31,11 +31,11 @@ class Noise(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         noisy = images + self.noise[: len(images)]
-        # the gradient is that of the clipped image: at a black pixel, clamp itself would hide it
+        # the gradient is that of the clipped image: at a black pixel, clamp would remove it
         return noisy.clamp(self.low, self.high).detach() + (noisy - noisy.detach())
 
     def start(self) -> None:
-        """Start again, as each epoch does: an interrupted training knows whole epochs only."""
+        """Start again, as in each epoch: an interrupted training continues after whole epochs."""
         nn.init.zeros_(self.noise)
 
     @torch.no_grad()
@@ -46,7 +46,7 @@ class Noise(nn.Module):
 
 
 class FreeTrainer(Trainer):
-    """A trainer that takes m optimiser steps on each batch, each on noise that is worse for it."""
+    """A trainer that takes m optimiser steps on each batch, each with noise of a higher loss."""
 
     def __init__(self, cfg: FreeConfig, *given: object) -> None:
         super().__init__(cfg, *given)
@@ -56,11 +56,11 @@ class FreeTrainer(Trainer):
 
     @staticmethod
     def made_from(cfg: FreeConfig) -> dict:
-        """Return what decides a network beside its patches and the settings of config.py."""
+        """Return what decides a network apart from its patches and the settings of config.py."""
         return {"free": {"eps": cfg.eps, "replays": cfg.replays}}
 
     def begin_epoch(self, epoch: int) -> Loader:
-        """Return the batches of an epoch, which begins from a noise of 0."""
+        """Return the batches of an epoch, which begins with noise 0."""
         self.noise.start()
         return super().begin_epoch(epoch)
 

@@ -1,6 +1,6 @@
 """The lattice network of ROG (Daza, Perez and Arbelaez, MICCAI 2021): nine layers, four levels.
 
-A cell takes the sum of all that arrived at its level since the level's last cell, and sends its
+A cell takes the sum of all that arrived at its level since the level's last cell, and passes its
 result one level up, on, or one level down. Every convolution but the last full one is separable or
 1 x 1 x 1, and none has a bias.
 

@@ -20,7 +20,7 @@ from robust.train_volumes import train_volumes
 
 @settings
 class MainConfig(NetworkConfig, TestVolumesConfig):
-    """What main.py alone takes."""
+    """The settings of main.py only."""
 
     sample: bool = False
     """Draw a small data set in <workspace>/sample and run on it, with small settings of its own."""
@@ -33,7 +33,7 @@ def trainings(cfg: MainConfig) -> list[TrainVolumesConfig]:
 
 
 def main(cfg: MainConfig) -> None:
-    """Run every step in its order; what is done already, with the same settings, is kept."""
+    """Run every step in order; products of the same settings and inputs are kept."""
     for training in trainings(cfg):
         train_volumes(training)
     evaluate_volumes(cfg)
@@ -45,7 +45,7 @@ def parts(cfg: MainConfig) -> list[str]:
 
 
 def start(cfg: MainConfig) -> None:
-    """Run on the sample if asked, else on the data."""
+    """Run the sample if asked, else the data."""
     if cfg.sample:
         from robust.volume_sample import draw_sample
 
@@ -54,7 +54,7 @@ def start(cfg: MainConfig) -> None:
 
 
 def home(cfg: MainConfig) -> Path:
-    """Return where to work: the sample has a name of its own."""
+    """Return the folder to work in: the sample has its own."""
     from robust.volume_sample import TASK
 
     return cfg.workspace / TASK if cfg.sample else cfg.home

@@ -1,7 +1,7 @@
 """NIfTI files of volumes: read in one orientation, whatever theirs is, and written in theirs.
 
-The affine of a file says where its axes run. In memory the first runs to the right, the second to
-the front and the third upwards (RAS), as nearly as the axes of the file allow.
+The affine of a file defines its axes. In memory the first runs to the right, the second to the
+front and the third upwards (RAS), as nearly as the axes of the file allow.
 """
 
 import gzip
@@ -21,13 +21,13 @@ from nibabel.orientations import (
 
 from config import UserError
 
-AXES = "RAS"  # where those of a volume in memory run
+AXES = "RAS"  # directions of those of a volume in memory
 MILLIMETRES = {1: 1e3, 2: 1.0, 3: 1e-3}  # in a metre, millimetre and micron, by a header's code
-SPATIAL = 7  # the bits of xyzt_units that hold that code
+SPATIAL = 7  # the bits of xyzt_units with that code
 
 
 class Stored(NamedTuple):
-    """What a NIfTI file holds, along its own axes or turned."""
+    """The content of a NIfTI file, along its own axes or turned."""
 
     values: np.ndarray  # float32, or float64 where that is needed, (X, Y, Z) or (X, Y, Z, C)
     affine: np.ndarray  # (4, 4), from voxels to mm
@@ -36,20 +36,20 @@ class Stored(NamedTuple):
 def read_nifti(path: Path) -> Stored:
     """Return the values of a NIfTI file as they are stored, without axes of one channel or time.
 
-    A file without a unit is in mm. UserError for one that is damaged, does not hold finite real
-    numbers along three axes at least, or has an affine that does not place them.
+    A file without a unit is in mm. UserError for one that is damaged, has other values than finite
+    real numbers along at least three axes, or an affine that does not define them.
     """
     try:
         with (gzip.open if path.suffix.lower() == ".gz" else open)(path, "rb") as content:
             file = type(nibabel.load(path)).from_stream(content)
             dtype = file.get_data_dtype()
             if dtype.fields or dtype.kind == "c":
-                raise ValueError("it holds colours or complex numbers, not one in a voxel")
-            # float32 holds what is stored in 16 bits, but not what becomes of it by any slope
+                raise ValueError("it contains colours or complex numbers, not one number per voxel")
+            # float32 represents 16 bits exactly, but not after scaling by any slope
             is_wide = np.promote_types(dtype, np.float32).itemsize > np.float32().itemsize
             is_scaled = (file.dataobj.slope, file.dataobj.inter) != (1, 0)
             values = np.asarray(file.dataobj, np.float64 if is_wide or is_scaled else np.float32)
-            while content.read(2**20):  # to the checksum, before which nibabel stops
+            while content.read(2**20):  # up to the checksum, before which nibabel stops
                 pass
         unit = MILLIMETRES.get(int(file.header["xyzt_units"]) & SPATIAL, 1.0)
         affine = np.diag([unit, unit, unit, 1]) @ file.affine
@@ -60,20 +60,20 @@ def read_nifti(path: Path) -> Stored:
         raise UserError(f"{path}: shape {values.shape}, expected three axes of voxels: replace it")
     with np.errstate(over="ignore", invalid="ignore"):
         if not np.isfinite(values.max() - values.min()):
-            raise UserError(f"{path} holds values that are not finite: replace them")
+            raise UserError(f"{path} contains values that are not finite: replace them")
     if not np.isfinite(affine).all() or np.linalg.matrix_rank(affine) < len(affine):
         raise UserError(
-            f"{path}: its affine, {affine[:3].tolist()}, does not say where all axes run: replace"
-            " it by that of the scan"
+            f"{path}: its affine, {affine[:3].tolist()}, does not define all axes: replace it with"
+            " that of the scan"
         )
     of_one = tuple(axis for axis in range(3, values.ndim) if values.shape[axis] == 1)
     return Stored(values.squeeze(of_one), affine)
 
 
 def is_placed(path: Path) -> bool:
-    """Say whether a NIfTI file tells where its axes run.
+    """Say whether a NIfTI file defines the direction of its axes.
 
-    One that does not is read as nibabel does: to the left, to the front and upwards.
+    One that does not is read as by nibabel: to the left, to the front and upwards.
     """
     header = nibabel.load(path).header
     return bool(header["qform_code"] > 0 or header["sform_code"] > 0)
@@ -91,7 +91,7 @@ def turn(stored: Stored, onto: np.ndarray | None = None) -> Stored:
 
 
 def apart(stored: Stored, other: Stored) -> float:
-    """Return how many voxels the corners of two volumes of one shape lie apart, at most."""
+    """Return the largest distance in voxels of the corners of two volumes of one shape."""
     corners = np.array(list(np.ndindex(2, 2, 2))) * np.subtract(stored.values.shape[:3], 1)
     found = apply_affine(np.linalg.inv(stored.affine) @ other.affine, corners)
     return float(np.linalg.norm(found - corners, axis=1).max())

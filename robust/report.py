@@ -1,4 +1,4 @@
-"""What robust/attack.py found, for people: tables, figures, and a section in the trunk's report."""
+"""The results of robust/attack.py: tables, figures, and a section in the trunk's report."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ MAGNIFIED = 20  # times, a change in the pictures
 ROUGHLY = 0.01  # of Dice: less is chance
 FRAGILE = 0.1  # of the clean Dice: what noise may cost
 
-# what attacks that work show, by the attack that can tell
+# what attacks that work show, by the attack that shows it
 SIGNS = {
     "noise": "noise hardly matters",
     TENTH: "more steps do more",
@@ -40,10 +40,9 @@ SIGNS = {
 }
 
 ABOUT = (
-    "What is left of the scores when each pixel may change by at most eps / 255, and the change is"
-    " chosen against the network, whose weights the attack knows. The worst case is, image by"
-    " image, the attack that leaves the lowest Dice; that of all images takes of each the attack"
-    " that makes the miou of all of them lowest (greedily). An image is fooled where its Dice falls"
+    "Scores when each pixel may change by at most eps / 255 and the attacker knows the weights. The"
+    " worst case is, image by image, the attack with the lowest Dice; that of all images combines"
+    " the attacks to the lowest miou of all images (greedily). An image is fooled if its Dice falls"
     " below half of the mean on clean images."
 )
 
@@ -57,12 +56,12 @@ def pairs_of(found: Found) -> list[Condition]:
 
 
 def scores_by_attack(found: Found) -> dict:
-    """Return what scores.json holds: by fold, network, eps in 255ths and attack."""
+    """Return the content of scores.json: by fold, network, eps in 255ths and attack."""
     scores, bins = {}, bins_of(found)
     for fold, networks in found.items():
         for network, attacked in networks.items():
             of_network = scores.setdefault(fold, {}).setdefault(network, {})
-            # half of what the network scores on clean images, once and for all attacks
+            # half of the score of the network on clean images, for all attacks
             threshold = attacked.dice[0].mean() / 2
             for place, (eps, attack) in enumerate(attacked.pairs):
                 of_network.setdefault(f"{eps:g}", {})[attack] = {
@@ -75,7 +74,7 @@ def scores_by_attack(found: Found) -> dict:
 
 
 def differences(cfg: AttackConfig, found: Found, one_training: bool) -> dict:
-    """Return each network's scores in the worst case less the first's: {network: {eps: ...}}.
+    """Return each network's scores in the worst case less those of the first.
 
     one_training: a network was trained once, however many folds it is attacked on.
     """
@@ -101,10 +100,10 @@ def _by_patient(cfg: AttackConfig, attacked: Attacked, place: int) -> RegionCoun
 
 
 def check(cfg: AttackConfig, found: Found, network: str) -> list[str]:
-    """Return what speaks against the attacks on a network: gradients that are masked, or noise.
+    """Return the evidence against the attacks on a network: masked gradients, or visible noise.
 
-    An attack that sees gradients must do more than one that does not, and more steps more than few
-    (Carlini et al., "On evaluating adversarial robustness", 2019).
+    A gradient-based attack must do more than one without, and more steps more than few (Carlini et
+    al., "On evaluating adversarial robustness", 2019).
     """
     dice = {
         pair: np.mean([of_fold[network].dice[place].mean() for of_fold in found.values()])
@@ -116,7 +115,7 @@ def check(cfg: AttackConfig, found: Found, network: str) -> list[str]:
         best = min((v for name, v in of_eps.items() if name.startswith("apgd")), default=None)
         if best is not None and of_eps.get("square", best) < best - ROUGHLY:
             against.append(
-                f"at eps {eps:g}, Square, which sees no gradient, leaves a Dice of"
+                f"at eps {eps:g}, Square, which uses no gradient, leaves a Dice of"
                 f" {of_eps['square']:.3f}, APGD {best:.3f}: gradients are masked"
             )
         if TENTH in of_eps and of_eps["apgd_ce"] > of_eps[TENTH] + ROUGHLY:
@@ -127,18 +126,18 @@ def check(cfg: AttackConfig, found: Found, network: str) -> list[str]:
         if of_eps.get("noise", 1) < (1 - FRAGILE) * dice[CLEAN]:
             against.append(
                 f"at eps {eps:g}, random noise alone lowers Dice from {dice[CLEAN]:.3f} to"
-                f" {of_eps['noise']:.3f}: this is no longer a change that nobody sees"
+                f" {of_eps['noise']:.3f}: the change is large, not adversarial"
             )
     return against
 
 
 def signs(cfg: AttackConfig, found: Found, network: str) -> list[Text]:
-    """Return what speaks against the attacks on a network or, if nothing does, for them."""
+    """Return the evidence against the attacks on a network or, if there is none, for them."""
     if against := check(cfg, found, network):
         return [Text(f"{label(network)}: {reason}.", "verdict") for reason in against]
     tried = [SIGNS[name] for name in attacks_of(cfg) if name in SIGNS]
-    hints = ", ".join(tried) or "no attack was tried that could tell"
-    return [Text(f"{label(network)}: {hints}: nothing hints at masked gradients.", "note")]
+    hints = ", ".join(tried) or "no attack was tried that could show it"
+    return [Text(f"{label(network)}: {hints}: no sign of masked gradients.", "note")]
 
 
 # ---------------------------------------------------------------- tables
@@ -214,10 +213,10 @@ def _mean(scores: dict, network: str, eps: str, attack: str) -> float:
 
 
 def draw_examples(path: Path, title: str, attacked: Attacked, cfg: Config) -> None:
-    """Draw patches in rows: image, change, truth, and what the network sees before and after."""
+    """Draw patches in rows: image, change, ground truth, prediction before and after."""
     clean, worst = attacked.images.permute(0, 1, 3, 4, 2)
     change = (0.5 + MAGNIFIED * (worst - clean)).clip(0, 1)  # grey: no change
-    masks = dict(zip(("truth", "before", "after"), attacked.called, strict=True))
+    masks = dict(zip(("ground truth", "before", "after"), attacked.called, strict=True))
     columns = {"image": clean, f"change x {MAGNIFIED}": change} | masks
     figures.draw_rows(path, title, attacked.names[: len(clean)], columns, cfg.classes)
 
@@ -238,8 +237,7 @@ def write_report(
     """Print the tables; write them, the scores and figures, and the section of the report.
 
     folders: the networks, by fold and name. corrupted, changed: {} if not tried. report: the
-    folder of test.py's report on them. subject: what that report has to be of. one_training:
-    see differences.
+    folder of test.py's report on them. subject: of that report. one_training: see differences.
     """
     out = robust_folder(report)
     scores, gains = scores_by_attack(found), differences(cfg, found, one_training)
@@ -280,18 +278,18 @@ def write_report(
         Picture(out / "sizes.svg", "Objects found, by their size: clean, and in the worst case."),
     ]
     for network, path in zip(networks, examples, strict=True):
-        caption = "image, change, truth, and what the network sees before and after"
+        caption = "image, change, ground truth, prediction before and after"
         parts.append(Picture(path, f"{label(network)}: {caption}."))
     weights = [weights_of(path) for of_fold in folders.values() for path in of_fold.values()]
     there = write_section(report, subject, weights, section("Under attack", parts))
     again = command(cfg, "test.py", TestConfig, checkpoint=cfg.checkpoint)
     page = report / "index.html"
-    place = f"{page} has a section of them" if there else f"`{again}` takes them into its report"
+    place = f"{page} has a section on them" if there else f"`{again}` adds them to its report"
     print(f"{out}: table.md, scores.json and figures; {place}")
 
 
 def of_corruptions(cfg: AttackConfig, found: Found, attacked: dict, out: Path) -> list[Part]:
-    """Write what corruptions leave, if they were tried; return what the page says of it."""
+    """Write the results of corruptions, if they were tried; return their part of the page."""
     if not found:
         return []
     scores = corruption_scores(found)
@@ -303,7 +301,7 @@ def of_corruptions(cfg: AttackConfig, found: Found, attacked: dict, out: Path) -
 
 
 def of_changes(found: Found, out: Path) -> list[Part]:
-    """Write how small a change may be, if that was tried; return what the page says of it."""
+    """Write the smallest changes, if they were tried; return their part of the page."""
     if not found:
         return []
     changes = changes_of(found)
@@ -326,7 +324,7 @@ def draw_figures(cfg: AttackConfig, found: Found, scores: dict, out: Path) -> li
 
 
 def describe(cfg: AttackConfig, found: Found) -> str:
-    """Return what the tables are of, in a line."""
+    """Return the subject of the tables, in a line."""
     folds = [
         f"fold {fold} ({len(next(iter(networks.values())).names)} patches)"
         for fold, networks in found.items()

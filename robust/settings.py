@@ -1,4 +1,4 @@
-"""What the scripts of robust/ take beside the settings of config.py."""
+"""What the scripts of robust/ take in addition to the settings of config.py."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -33,16 +33,16 @@ class Attacks:
     attacks: tuple[Attack, ...] = ()
     """Attacks to try; none: noise, APGD with two losses, SEA, FAB and Square."""
     steps: Count = 100
-    """Iterations of an attack that follows gradients."""
+    """Iterations of a gradient-based attack."""
     queries: Count = 1000
-    """How often Square, which follows none, asks the network about each image."""
+    """Queries of Square, which uses no gradient, for each image."""
     corruptions: bool = False
-    """Also try what happens without an attacker, such as noise and blur, at five strengths."""
+    """Also test corruptions without an attacker, such as noise and blur, at five strengths."""
 
 
 @settings
 class AttackConfig(Attacks, Config):
-    """What attack.py alone takes."""
+    """The settings of attack.py only."""
 
     eps: Annotated[tuple[Eps, ...], Field(min_length=1)] = (2.0, 4.0, 8.0)
     """How far an attack may change a pixel, in 255ths of the range of colours."""
@@ -58,7 +58,7 @@ class AttackConfig(Attacks, Config):
 
 @settings
 class Replays:
-    """How free adversarial training goes."""
+    """How free adversarial training is done."""
 
     replays: Count = 5
     """Steps of free adversarial training on each batch, m; its epochs are divided by it."""
@@ -66,7 +66,7 @@ class Replays:
 
 @settings
 class FreeConfig(Replays, TrainingConfig):
-    """What train_free.py alone takes."""
+    """The settings of train_free.py only."""
 
     eps: Eps = 8.0
     """How far the noise may change a pixel, in 255ths of the range of colours."""
@@ -80,19 +80,19 @@ class VolumeConfig:
     """Which volumes, how far an attack may change them, and where it is computed."""
 
     workspace: Path = CONFIG.workspace
-    """Folder that holds everything made from the volumes."""
+    """Folder of everything generated from the volumes."""
     data: Path | None = None
     """Folder of a task of the Medical Segmentation Decathlon: dataset.json, imagesTr, labelsTr."""
     eps: Eps = 8.0
     """Largest change of a voxel, in 255ths of the range of its volume's intensities."""
     folds: Annotated[tuple[Number, ...], Field(min_length=1)] = CONFIG.folds
-    """One run each: fold n tests part n mod 3 of three, trains on the rest, and is seeded by n."""
+    """Fold n tests part n mod 3 of three, trains on the rest, and is seeded by n."""
     seed: Number = CONFIG.seed
-    """Deals the volumes into parts and, with the fold's number, seeds each training."""
+    """Splits the volumes into parts and, with the number of the fold, seeds each training."""
     device: str = CONFIG.device
-    """`auto` is CUDA if there, else the CPU; or any device that torch names, such as cuda:1."""
+    """`auto` is CUDA if available, else the CPU; or any device of torch, such as cuda:1."""
     precision: Literal["auto", "float32", "bfloat16"] = CONFIG.precision
-    """`auto` is bfloat16 where the hardware computes in it, else float32; tests use float32."""
+    """`auto` is bfloat16 if the hardware supports it, else float32; tests use float32."""
 
     @property
     def task(self) -> str:
@@ -103,7 +103,7 @@ class VolumeConfig:
 
     @property
     def home(self) -> Path:
-        """The folder that holds everything made from the task."""
+        """The folder of everything generated from the task."""
         return self.workspace / self.task
 
 
@@ -120,16 +120,16 @@ class NetworkConfig(Replays, Search, VolumeConfig):
     lr: Positive = 2e-3
     """Highest learning rate of AdamW: it rises for a tenth of all steps, then falls to 0."""
     ood_fill: Literal["zero", "mean"] = "zero"
-    """What stands where foreground stood: the volume's minimum, or its mean background."""
+    """What replaces the foreground: the minimum of the volume, or its mean background."""
     ood_weight: Annotated[float, Field(ge=0)] = CONFIG.ood_weight
-    """Lambda of Eq. 4: how much a voxel of an OoD volume weighs in the loss."""
+    """Lambda of Eq. 4: weight of a voxel of an OoD volume in the loss."""
     tensorboard: bool = CONFIG.tensorboard
     """Write the losses of the training to <workspace>/tensorboard too."""
 
 
 @settings
 class TrainVolumesConfig(NetworkConfig):
-    """What train_volumes.py alone takes."""
+    """The settings of train_volumes.py only."""
 
     free: bool = False
     """Free adversarial training, from the clean network of the same fold."""
@@ -147,4 +147,4 @@ class TestVolumesConfig(Attacks, VolumeConfig):
     """How much is tested."""
 
     attacked: Count = 20
-    """Attack the first so many test volumes of each fold; clean scores count all of them."""
+    """Attack this many test volumes of each fold, from the first; clean scores are of all."""

@@ -1,11 +1,11 @@
-"""Test the networks of volumes that are there: clean, and under every attack.
+"""Test the existing networks of volumes: clean, and under every attack.
 
 Reads   the task's folder, and every network in <workspace>/<task>/models/
 Writes  <workspace>/<task>/reports/scores.json, table.md    of all folds and networks
         <workspace>/<task>/reports/corruptions.json         with --corruptions, likewise
         <workspace>/<task>/reports/<fold>_<network>.json    the scores of one
         <workspace>/<task>/reports/<fold>_<network>.png     slices before and after the attack
-        <workspace>/<task>/reports/<fold>_<network>/        what it calls each test volume, NIfTI
+        <workspace>/<task>/reports/<fold>_<network>/        its predictions, NIfTI
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ DECIDING = ("eps", "attacked", "attacks", "steps", "queries", "corruptions", "se
 def evaluate_volumes(cfg: TestVolumesConfig) -> dict:
     """Test the networks of every fold; write and return the scores, see score_network.
 
-    Raises UserError for a network that other volumes, or another clean network, would give now, or
-    that was trained with other settings than in the first fold.
+    Raises UserError for a network that is out of date, or that was trained with other settings than
+    in the first fold.
     """
     # here, so that --help works without torch
     from robust.by_corruption import ABOUT, corruption_table
@@ -80,16 +80,16 @@ def evaluate_volumes(cfg: TestVolumesConfig) -> dict:
 
 
 def reports_of(cfg: TestVolumesConfig) -> list[str]:
-    """Return the names of what no other run may test meanwhile: the networks of each fold."""
+    """Return what no other run may test meanwhile: the networks of each fold, by name."""
     return [f"{fold}_reports" for fold in cfg.folds]
 
 
 def refuse_unlike(
     cfg: TestVolumesConfig, fold: int, network: str, train: list[Case], test: list[Case]
 ) -> None:
-    """Raise UserError for a network that saw test volumes, or is not what training gives now.
+    """Raise UserError for a network that was trained on test volumes, or is out of date.
 
-    Now: with the settings that the network of the first fold was trained with.
+    Out of date: with the settings of the network of the first fold.
     """
     from medood.models.checkpoints import seen_in_training
 
@@ -105,7 +105,7 @@ def refuse_unlike(
 def test_fold(
     cfg: TestVolumesConfig, fold: int, network: str, task: Task, cases: list[Case]
 ) -> dict:
-    """Return the scores of a network on its test volumes, tested unless that was done before.
+    """Return the scores of a network on its test volumes, tested unless they exist.
 
     As {"scores": ..., "corruptions": ...}: see score_network.
     """
@@ -133,7 +133,7 @@ def test_fold(
         segmenter = load_network(cfg, folder, pick_device(cfg.device))
 
         def keep(volume: Volume, _: int, __: Tensor, predicted: Tensor) -> None:
-            """Write what is called, uint8, with the axes of the volume's file."""
+            """Write the prediction, uint8, with the axes of the volume's file."""
             called = as_stored(images[volume.name], predicted.numpy().astype(np.uint8))
             nibabel.save(called, out / f"{volume.name}.nii.gz")
 

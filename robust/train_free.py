@@ -1,11 +1,11 @@
-"""Train networks that withstand attacks: free adversarial training, on the ID patches of each fold.
+"""Train networks against attacks: free adversarial training, on the ID patches of each fold.
 
 Reads   Image_Patchs, Mask_Patchs, k_folds              (generate_patches.py)
 Writes  models/<fold>_<architecture>_<encoder>_free/    weights, settings, log
 
-Every batch is replayed m times. One noise lives on from batch to batch; each backward pass updates
-the weights *and* the noise, which climbs the loss within eps (Shafahi et al., "Adversarial training
-for free!", NeurIPS 2019, Alg. 1). The epochs are divided by m, so it costs what train.py costs.
+Every batch is replayed m times. The noise persists from batch to batch; each backward pass updates
+the weights *and* the noise, which raises the loss within eps (Shafahi et al., "Adversarial training
+for free!", NeurIPS 2019, Alg. 1). The epochs are divided by m, so it takes as long as train.py.
 """
 
 import sys
@@ -22,7 +22,7 @@ from robust.settings import FreeConfig
 
 
 def train_free(cfg: FreeConfig) -> None:
-    """Train a network of every fold, as train.py does but on images under attack."""
+    """Train a network of every fold, as train.py does, but on images under attack."""
     # here, so that --help works without torch
     from medood.training.segmentation import train_fold
     from robust.free import FreeTrainer, replayed

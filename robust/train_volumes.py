@@ -5,14 +5,14 @@ Reads   the task's folder: dataset.json, imagesTr, labelsTr
 Writes  <workspace>/<task>/models/<fold>_<network>[_free][_ood]/    weights, plan, settings, log
         <workspace>/<task>/HardOoD/<fold>_<network>.csv             with --ood: the ranking
 
-Free adversarial training (Shafahi et al. 2019) goes on from the clean network. It replays every
+Free adversarial training (Shafahi et al. 2019) continues from the clean network. It replays every
 batch; each backward pass updates the weights and the noise that is added to the batch, and the
-noise lives on to the next batch. Epochs are divided by the replays: it takes as long as the clean
+noise persists to the next batch. Epochs are divided by the replays: it takes as long as the clean
 training.
 
 With --ood, training volumes are mined without their foreground, as Med-OoD mines patches: those in
-which the clean network sees foreground, the hardest first, are added with background as their
-truth, until the ratio of positive to negative volumes comes nearest to pnr_opt.
+which the clean network predicts foreground, the hardest first, are added with background as their
+ground truth, until the ratio of positive to negative volumes is nearest to pnr_opt.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from robust.settings import TrainVolumesConfig, VolumeConfig
 if TYPE_CHECKING:
     from robust.volumes import Case, Spacing, Task
 
-# the settings that decide a network, beside its volumes
+# the settings that decide a network, apart from its volumes
 DECIDING = ("network", "free", "ood", "epochs", "batch_size", "lr", "seed", "precision")
 OF_FREE = ("eps", "replays")
 OF_OOD = ("ood_fill", "ood_weight", "pnr_opt", "pct_grid")
@@ -48,7 +48,7 @@ def train_volumes(cfg: TrainVolumesConfig) -> None:
     from robust.volumes import check_cases, read_task, split_cases  # not for --help
 
     task = read_task(cfg.data)
-    spacings = check_cases(task)  # all of them: a bad one shows before the first training
+    spacings = check_cases(task)  # all of them: a bad one is found before the first training
     for fold in cfg.folds:
         cases, _ = split_cases(task.cases, fold, cfg.seed)
         train_fold(cfg, fold, task, cases, [spacings[case.name] for case in cases])
@@ -57,7 +57,7 @@ def train_volumes(cfg: TrainVolumesConfig) -> None:
 def train_fold(
     cfg: TrainVolumesConfig, fold: int, task: Task, cases: list[Case], spacings: list[Spacing]
 ) -> None:
-    """Train the network of a fold on its cases, unless it is there from the same ones."""
+    """Train the network of a fold on its cases, unless it exists and is current."""
     from robust.volume_oods import add_oods
     from robust.volume_training import train_segmenter
     from robust.volumes import make_plan, median_spacing, on_disk, read_volume, resample
@@ -90,7 +90,7 @@ def model_folder(cfg: VolumeConfig, fold: int, network: str) -> Path:
 
 
 def clean_of(cfg: TrainVolumesConfig, fold: int) -> Path | None:
-    """Return the folder of the clean network from which that of cfg is made, None if from none."""
+    """Return the folder of the clean network that training starts from or mines with, or None."""
     return model_folder(cfg, fold, cfg.network) if cfg.free or cfg.ood else None
 
 
@@ -102,7 +102,7 @@ def again_of(cfg: TrainVolumesConfig, fold: int) -> str:
 def trained_with(cfg: VolumeConfig, fold: int, network: str) -> TrainVolumesConfig | None:
     """Return the settings of this run with those that a network was trained with.
 
-    The seed is this run's: it deals the volumes. None for a network of the user's.
+    The seed is this run's: it splits the volumes. None for a user-supplied network.
     """
     made_from = (record_of(model_folder(cfg, fold, network)).content or {}).get("made_from")
     if not made_from:
@@ -114,7 +114,7 @@ def trained_with(cfg: VolumeConfig, fold: int, network: str) -> TrainVolumesConf
 
 
 def refuse_stale(cfg: TrainVolumesConfig, fold: int, network: str, cases: list[Case]) -> None:
-    """Raise UserError unless a network is there that training with these settings would give.
+    """Raise UserError unless a network exists and is current with these settings.
 
     cases: the volumes on the training side of the fold.
     """
@@ -124,7 +124,7 @@ def refuse_stale(cfg: TrainVolumesConfig, fold: int, network: str, cases: list[C
 
 
 def network_made_from(cfg: TrainVolumesConfig, fold: int, cases: list[Case]) -> dict:
-    """Return what decides a network, as its record holds it."""
+    """Return what decides a network, as in its record."""
     from robust.nifti import AXES
 
     clean = clean_of(cfg, fold)

@@ -1,7 +1,7 @@
-"""Med-OoD in volumes: training volumes without their foreground, in which a network sees some.
+"""Med-OoD in volumes: training volumes without foreground, in which a network predicts some.
 
-The ranking, the ratio of positives to negatives and the search for the share are the trunk's; what
-counts as a patch there is a volume here.
+The ranking, the ratio of positives to negatives and the search for the share are the trunk's, with
+volumes instead of patches.
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ from robust.volumes import Segmenter, Volume
 
 
 def remove_foreground(volume: Volume, fill: str) -> Volume:
-    """Return a volume as an OoD volume: without its foreground; the label says where that was.
+    """Return a volume as an OoD volume: without its foreground; the label shows where that was.
 
     fill: `zero` leaves the minimum of the volume, `mean` the mean of its background, by channel.
     """
@@ -35,7 +35,7 @@ def remove_foreground(volume: Volume, fill: str) -> Volume:
 
 
 def count_seen(segmenter: Segmenter, volumes: list[Volume], classes: int, fill: str) -> np.ndarray:
-    """Return how many voxels of each volume without foreground a network gives to each class.
+    """Return how many voxels of volumes without foreground are predicted as each class.
 
     As (N, classes). fill: see remove_foreground.
     """
@@ -53,7 +53,7 @@ def add_oods(
 ) -> Iterator[Volume]:
     """Return the OoD volumes to train on, one at a time, and write the ranking that they come from.
 
-    clean: the folder of the network that is to be fooled. names: of the classes.
+    clean: the folder of the network to be fooled. names: of the classes.
     """
     by_name = {volume.name: volume for volume in volumes}
     segmenter = load_network(cfg, clean, pick_device(cfg.device))
@@ -67,8 +67,8 @@ def add_oods(
     positives, negatives = count_samples(shares, 1)
     best, _ = choose_pct(positives, negatives, len(hard), cfg.pct_grid, cfg.pnr_opt)
     print(
-        f"fold {fold}: foreground is seen in {len(hard)} of {len(rows)} volumes without any"
-        f" ({path}); {best['ood_patches']} of them bring the pnr from"
+        f"fold {fold}: foreground is predicted in {len(hard)} of {len(rows)} volumes without any"
+        f" ({path}); {best['ood_patches']} of them change the pnr from"
         f" {pnr(positives, negatives, 0):.3f} to {best['pnr']:.3f}"
     )
     chosen = hard[: best["ood_patches"]]

@@ -1,8 +1,8 @@
-"""Scores of volumes, clean, under attack and corrupted, and a picture of what the attacks do.
+"""Scores of volumes, clean, under attack and corrupted, and a picture of the attacks.
 
-A class that does not occur in the truth of a volume has no score there: it is left out of every
-mean, and of the criterion by which a volume counts as fooled. Volumes are read when they are
-needed, one at a time.
+A class absent from the ground truth of a volume has no score there: it counts in no mean, and not
+in the criterion by which a volume counts as fooled. Volumes are read when they are needed, one at a
+time.
 """
 
 import warnings
@@ -49,11 +49,11 @@ Keep = Callable[[Volume, int, Tensor, Tensor], None]
 def volume_scores(
     predicted: Tensor, truth: Tensor, classes: int, spacing: tuple[float, ...]
 ) -> dict[str, list[float | None]]:
-    """Return the scores of each foreground class; None where the class does not occur in the truth.
+    """Return the scores of each foreground class; None if the ground truth lacks the class.
 
     predicted, truth: integers (X, Y, Z). spacing: mm. `hd95` is in mm: the larger of the two 95th
-    percentiles of the distances from surface to surface (MONAI's). Where nothing of a class is
-    predicted, `dice`, `recall` and `precision` are 0, and `hd95` is the diagonal of the volume.
+    percentiles of the distances from surface to surface (MONAI's). If a class is never predicted,
+    `dice`, `recall` and `precision` are 0, and `hd95` is the diagonal of the volume.
     """
     from monai.metrics import compute_hausdorff_distance  # takes seconds to import
 
@@ -65,7 +65,7 @@ def volume_scores(
         distance = diagonal
         if called and occurs:
             pair = (mask[None, None].float() for mask in (found, true))
-            with warnings.catch_warnings():  # MONAI 1.6 calls what it means to remove
+            with warnings.catch_warnings():  # MONAI 1.6 calls a deprecated function
                 warnings.simplefilter("ignore", FutureWarning)
                 distance = compute_hausdorff_distance(
                     *pair, include_background=True, percentile=95, spacing=spacing
@@ -93,10 +93,10 @@ def count_volumes(
     seed: int,
     keep: Keep,
 ) -> Counts:
-    """Return what a network makes of N volumes, as they are and under K - 1 conditions.
+    """Return the counts of a network on N volumes, clean and under K - 1 conditions.
 
-    As count_of has it, with `scores`, (K, N, 4, classes - 1), as volume_scores does, NaN for None,
-    and `objects`, (K, N, SIZES, 2). volumes: one is in memory at a time.
+    As count_of, with `scores`, (K, N, 4, classes - 1), as volume_scores, NaN for None, and
+    `objects`, (K, N, SIZES, 2). volumes: one is in memory at a time.
     """
     device, read = segmenter.mean.device, {}
 
@@ -126,7 +126,7 @@ def count_volumes(
 
 
 def summarise(counts: Counts, condition: int, threshold: float) -> dict:
-    """Return the mean scores of volumes under a condition, and the share of them that is fooled.
+    """Return the mean scores of volumes under a condition, and the share that is fooled.
 
     threshold: a volume whose mean Dice falls below it is fooled.
     """
@@ -162,7 +162,7 @@ def score_network(
 
     volumes: gives the first so many test volumes, None for all. keep: takes what is called without
     an attack. The threshold of ROG's criterion is half of the mean clean Dice of all volumes. Under
-    eps, `clean` holds the scores of the attacked volumes before the attack. Corruptions are tried
+    eps, `clean` has the scores of the attacked volumes before the attack. Corruptions are tried
     on the attacked volumes: see by_corruption.py for what comes of their scores.
     """
     segmenter.requires_grad_(False)
@@ -222,7 +222,7 @@ def _by_name(conditions: list[Condition], counts: Counts, threshold: float) -> d
 
 
 class Seen(NamedTuple):
-    """The slice with most foreground of a volume: image, truth and what is called."""
+    """The slice with most foreground of a volume: image, ground truth and prediction."""
 
     name: str
     image: np.ndarray  # (h, w, 3)
@@ -231,7 +231,7 @@ class Seen(NamedTuple):
 
 
 class Slices(NamedTuple):
-    """A volume before and after the worst attack, and the Dice that this costs."""
+    """A volume before and after the worst attack, and the Dice lost."""
 
     title: str
     lost: float
@@ -240,7 +240,7 @@ class Slices(NamedTuple):
 
 
 def slices_of(volume: Volume, image: Tensor, predicted: Tensor) -> Seen:
-    """Return the slice with most foreground; the image may have another spacing than the rest."""
+    """Return the slice with most foreground; the image may have another spacing."""
     level = int((volume.label > 0).sum((0, 1)).argmax())
     seen = level * image.shape[-1] // volume.label.shape[-1]
     grey = image[0, ..., seen, None].expand(-1, -1, 3).numpy().swapaxes(0, 1)[::-1]
@@ -251,7 +251,8 @@ def slices_of(volume: Volume, image: Tensor, predicted: Tensor) -> Seen:
 def draw_slices(path: Path, title: str, slices: list[Slices], names: list[str]) -> None:
     """Draw slices of three attacked volumes, before and after the attack.
 
-    names: of the classes. The volumes are those that lose least, median and most in the worst case.
+    names: of the classes. The volumes are those with the least, median and largest loss in the
+    worst case.
     """
     order = sorted(slices, key=lambda of: of.lost)
     rules = {"least lost": order[0], "median": order[len(order) // 2], "most lost": order[-1]}
@@ -259,9 +260,9 @@ def draw_slices(path: Path, title: str, slices: list[Slices], names: list[str]) 
     rows = [f"{rule}: {of.title}" for rule, of in chosen.values()]
     columns = {
         "volume": [of.before.image for _, of in chosen.values()],
-        "truth": [of.before.truth for _, of in chosen.values()],
-        "called": [of.before.called for _, of in chosen.values()],
+        "ground truth": [of.before.truth for _, of in chosen.values()],
+        "predicted": [of.before.called for _, of in chosen.values()],
         "attacked volume": [of.after.image for _, of in chosen.values()],
-        "called under attack": [of.after.called for _, of in chosen.values()],
+        "predicted under attack": [of.after.called for _, of in chosen.values()],
     }
     draw_rows(path, title, rows, columns, tuple(zip(names[1:], COLOURS, strict=False)))

@@ -1,4 +1,4 @@
-"""How a network of volumes is trained: patches, augmentation, steps, and what is written of it."""
+"""How a network of volumes is trained: patches, augmentation, steps, and its files."""
 
 import math
 from collections.abc import Iterator
@@ -40,8 +40,8 @@ WEIGHT_DECAY = 1e-3
 LONGEST = 12.0  # norm of a gradient; a longer one is shortened
 DESCRIPTION, WEIGHTS = "config.json", "model.safetensors"
 
-POINTS = 10**4  # of each volume: what patches are centred on
-TURN = math.radians(15)  # about each axis, either way
+POINTS = 10**4  # of each volume: possible centres of patches
+TURN = math.radians(15)  # about each axis, in both directions
 SCALE, CONTRAST, BRIGHTNESS, GAMMA = 0.15, 0.25, 0.25, (0.7, 1.5)
 MOVED, MIRRORED, RECOLOURED = 0.75, 0.5, 0.2  # shares of the patches
 
@@ -61,7 +61,7 @@ class VolumeLoader:
         device: torch.device,
     ) -> None:
         self.cfg, self.fold, self.device = cfg, fold, device
-        set_track_meta(False)  # patches that know where they come from take twice as long
+        set_track_meta(False)  # patches with metadata take twice as long
         self.cut = cut_and_change(patch, device)
         pad = SpatialPad(patch)  # by zeros, as Segmenter pads
         self.volumes = []
@@ -104,11 +104,11 @@ def _centres(label: Tensor) -> dict[str, np.ndarray]:
 
 
 def cut_and_change(patch: tuple[int, int, int], device: torch.device) -> Compose:
-    """Return what cuts a patch out of a volume, and changes it at random, on a device.
+    """Return a transform that cuts a patch out of a volume, and changes it at random, on a device.
 
-    Half of the patches are centred on foreground, where there is any. They are mirrored along the
-    first axis alone: from left to right a body is nearly its mirror image. Front and back are not,
-    and a network that sees them mirrored takes several times as long to tell them apart.
+    Half of the patches are centred on foreground, if there is any. They are mirrored only along the
+    first axis: from left to right a body is nearly its mirror image. Front and back are not, and a
+    network that sees them mirrored takes several times as long to distinguish them.
     """
     both = ("image", "label")
     places = {"fg_indices_key": "inside", "bg_indices_key": "anywhere"}
@@ -131,7 +131,7 @@ def cut_and_change(patch: tuple[int, int, int], device: torch.device) -> Compose
 
 
 class VolumeTrainer(Training):
-    """A segmenter in training on volumes and, for free training, the noise that lives on."""
+    """A segmenter in training on volumes and, for free training, the noise that persists."""
 
     def __init__(
         self, cfg: TrainVolumesConfig, fold: int, volumes: list[Volume], segmenter: Segmenter
@@ -147,7 +147,7 @@ class VolumeTrainer(Training):
         self.noise = Noise(shape, cfg.eps / 255, 0, 1).to(device)
 
     def begin_epoch(self, epoch: int) -> VolumeLoader:
-        """Return the batches of an epoch, which begins from a noise of 0."""
+        """Return the batches of an epoch, which begins with noise 0."""
         self.taken = 0  # steps in this epoch
         self.noise.start()
         self.loader.set_epoch(epoch)
@@ -162,7 +162,7 @@ class VolumeTrainer(Training):
         for _ in range(self.replays):
             with exact(self.cfg.precision):
                 logits = self.model(self.noise(images) if self.cfg.free else images)
-                # the sums of the loss do not mind which axes they run over
+                # the sums of the loss are independent of the axes
                 loss = segmentation_loss(logits.flatten(3), target.flatten(2), weight, "dice_ce")
                 loss.backward()
             clip_grad_norm_(self.model.network.parameters(), LONGEST)
@@ -178,7 +178,7 @@ class VolumeTrainer(Training):
 
 
 def learning_rate(cfg: NetworkConfig, share: float) -> float:
-    """Return the learning rate after a share of all steps: up in a line, down as a cosine."""
+    """Return the learning rate after a share of all steps: rising linearly, falling as a cosine."""
     falling = max(0.0, (share - WARM_UP) / (1 - WARM_UP))
     return cfg.lr * min(1.0, (share + 1e-3) / WARM_UP) * (1 + math.cos(math.pi * falling)) / 2
 
@@ -195,7 +195,7 @@ def train_segmenter(
 ) -> None:
     """Train a network, see `fit`, and write it to `folder`.
 
-    start: the folder of a network to go on from; None begins with random weights.
+    start: the folder of a network to continue from; None begins with random weights.
     """
     device = pick_device(cfg.device)
     torch.manual_seed(stream_seed(cfg, fold, INITIALISATION))
@@ -231,7 +231,8 @@ def load_network(cfg: VolumeConfig, folder: Path, device: torch.device) -> Segme
     described = read_json(folder / DESCRIPTION)
     if described and described.get("axes") != AXES:
         raise UserError(
-            f"{folder} was trained on volumes whose axes ran as they were stored: train it again"
+            f"{folder} was trained on volumes along their stored axes, by an earlier version: train"
+            " it again"
         )
     try:
         plan = Plan(**described["plan"])
@@ -240,5 +241,5 @@ def load_network(cfg: VolumeConfig, folder: Path, device: torch.device) -> Segme
         network.load_state_dict(load_file(folder / WEIGHTS))
     except Exception as error:  # JSON, key names, shapes and safetensors each have their own kind
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{folder} holds no usable network ({reason}): train it again") from None
+        raise UserError(f"{folder} contains no usable network ({reason}): train it again") from None
     return Segmenter(cfg, network, plan, device).eval()

@@ -1,8 +1,8 @@
 """Volumes of the Medical Segmentation Decathlon (MSD): read, resampled, planned for, segmented.
 
-A volume is scaled to 0..1 by the range of its own intensities, channel by channel. All that a
-network needs beside that (clipping, z-score, patches) lies in `Segmenter`, so that an attack on its
-input is a change of the volume itself, measured in shares of its range.
+A volume is scaled to 0..1 by the range of its own intensities, channel by channel. All else that a
+network needs (clipping, z-score, patches) is in `Segmenter`, so that an attack on its input is a
+change of the volume itself, measured in shares of its range.
 """
 
 import json
@@ -32,19 +32,19 @@ Spacing = tuple[float, float, float]
 
 ENDINGS, FOLDERS = (".nii.gz", ".nii"), ("imagesTr", "labelsTr")
 PERCENTILES = (0.5, 99.5)  # of the foreground, where intensities are clipped
-PER_CASE = 10**5  # foreground voxels of a case that the statistics take at most
-ANISOTROPIC = 3  # slices so many times as far apart as their voxels are resampled one by one
+PER_CASE = 10**5  # foreground voxels of a case, at most, in the statistics
+ANISOTROPIC = 3  # slices this many times as far apart as their voxels are resampled one by one
 # of a patch: powers of two, and times 1.5. Not 16, which would leave the U-Net's deepest layer two
 # voxels: there torch 2.14 computes wrong gradients of 3 x 3 x 3 weights, in bfloat16 on a CPU
 SIDES = (24, 32, 48, 64, 96, 128)
 WIDTHS = (32, 64, 128, 256)  # of the U-Net's layers
 SMALL = 32**3  # voxels of the smallest structure, below which the lattice halves 4 times, else 5
-LEAST = 2  # voxels of a patch's side that halving leaves
-# what the sides of a window are a multiple of: the U-Net needs it, and the lattice, which takes any
-# size, is better for it (mean Dice on Task04_Hippocampus .870 against .837)
+LEAST = 2  # voxels of a patch's side after halving
+# the sides of a window are a multiple of it: the U-Net needs this, and the lattice, which takes any
+# size, is better with it (mean Dice on Task04_Hippocampus .870 against .837)
 MULTIPLE = 8
-APART = 0.1  # voxels between an image and its label that no voxel's class depends on
-ROUNDED = 1e-3  # of a label, off a whole number: what scaling and float32 leave
+APART = 0.1  # voxels between an image and its label that change no voxel's class
+ROUNDED = 1e-3  # of a label, off a whole number, after scaling in float32
 WHOLE = 1.5  # times the patch: sides up to this are segmented in one piece
 
 
@@ -57,7 +57,7 @@ class Case(NamedTuple):
 
 
 class Task(NamedTuple):
-    """What dataset.json says of a task."""
+    """The content of a task's dataset.json."""
 
     cases: list[Case]  # by name
     modalities: int
@@ -71,21 +71,21 @@ class Volume(NamedTuple):
     image: Tensor  # float32 (C, X, Y, Z), axes as AXES, each channel scaled to 0..1
     label: Tensor  # uint8 (X, Y, Z)
     spacing: Spacing  # mm from voxel to voxel
-    is_ood: bool = False  # trained on as background everywhere; its label says what was cut out
+    is_ood: bool = False  # all of it is background in training; its label shows what was cut out
 
 
 # ---------------------------------------------------------------- reading
 
 
 def read_task(folder: Path) -> Task:
-    """Return the labelled cases that a task's dataset.json names; UserError where one is missing.
+    """Return the labelled cases in a task's dataset.json; UserError if one is missing.
 
-    Their files lie in imagesTr and labelsTr. UserError also in one of several processes.
+    Their files are in imagesTr and labelsTr. UserError also in one of several processes.
     """
     if world_size() > 1:
         raise UserError(
-            f"torchrun with {world_size()} processes: volumes are worked on in one: start the"
-            " script with python, and folds side by side with --folds"
+            f"torchrun with {world_size()} processes: volumes run in one process: start the script"
+            " with python, and folds side by side with --folds"
         )
     path = folder / "dataset.json"
     if not path.is_file():
@@ -98,13 +98,13 @@ def read_task(folder: Path) -> Task:
         modalities = len(described["modality"].keys())
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{path} is no description of an MSD task ({type(error).__name__}: {error}): it needs"
+            f"{path} does not describe an MSD task ({type(error).__name__}: {error}): it needs"
             " labels, modality and training, a list of pairs of image and label"
         ) from None
     if sorted(labels) != list(range(len(labels))) or len(labels) < 2 or not modalities:
         raise UserError(
             f"{path}: labels {sorted(labels)} and {modalities} modalities: labels must be 0, 1,"
-            " ... without a gap, and modality must name one at least"
+            " ... without a gap, and modality must name at least one"
         )
     for image, label in listed:
         if image != label or listed.count((image, label)) > 1:
@@ -114,11 +114,11 @@ def read_task(folder: Path) -> Task:
         for side, there in zip(FOLDERS, files, strict=True):
             if name not in there:
                 raise UserError(
-                    f"{folder / side} holds no {name} as .nii.gz or .nii, which dataset.json names:"
-                    " put it there"
+                    f"{folder / side} lacks {name} as .nii.gz or .nii, which dataset.json names:"
+                    " add it"
                 )
     if ignored := files[0].keys() - {name for name, _ in listed}:
-        print(f"{folder}: volumes that dataset.json does not name, and are ignored: {len(ignored)}")
+        print(f"{folder}: volumes that are ignored, as dataset.json lacks them: {len(ignored)}")
     cases = sorted(Case(name, *(there[name] for there in files)) for name, _ in listed)
     return Task(cases, modalities, tuple(name for _, name in sorted(labels.items())))
 
@@ -144,14 +144,14 @@ def check_cases(task: Task) -> dict[str, Spacing]:
     spacings = {case.name: read_volume(task, case).spacing for case in progress}
     if count := sum(not is_placed(case.image) for case in task.cases):
         print(
-            f"{count} of {len(task.cases)} volumes do not say where their axes run (qform_code and"
-            " sform_code are 0): these are taken to run to the left, to the front and upwards"
+            f"{count} of {len(task.cases)} volumes do not define the direction of their axes"
+            " (qform_code and sform_code are 0): left, front and up are assumed"
         )
     return spacings
 
 
 def read_volume(task: Task, case: Case) -> Volume:
-    """Return a case, its axes turned to AXES; UserError if its files do not hold what they should.
+    """Return a case, its axes turned to AXES; UserError if its files are wrong.
 
     An image and its label may be stored along different axes.
     """
@@ -160,15 +160,15 @@ def read_volume(task: Task, case: Case) -> Volume:
     if channels.ndim != 4 or channels.shape[-1] != task.modalities:
         raise UserError(
             f"{case.image}: shape {channels.shape}, expected 3 axes or, of {task.modalities}"
-            f" modalities, {task.modalities} as a fourth: mend it, or modality in dataset.json"
+            f" modalities, {task.modalities} as a fourth: correct it, or modality in dataset.json"
         )
     label = turn(read_nifti(case.label), onto=image.affine)
     distance = apart(image, label)
     if label.values.shape != channels.shape[:3] or distance > APART:
         raise UserError(
             f"{case.label}: shape {label.values.shape} along the axes {AXES} and a corner"
-            f" {distance:.3g} voxels off: it does not lie on its image, of shape"
-            f" {channels.shape[:3]}: replace one of both, or its affine"
+            f" {distance:.3g} voxels off: it does not match its image, of shape"
+            f" {channels.shape[:3]}: replace one of them, or its affine"
         )
     numbers = _class_numbers(case.label, label.values, len(task.class_names))
     spacing = tuple(map(float, voxel_sizes(image.affine)))
@@ -177,7 +177,7 @@ def read_volume(task: Task, case: Case) -> Volume:
 
 
 def on_disk(folder: Path, volume: Volume) -> Volume:
-    """Return a volume whose numbers lie in files of a folder: what is read of it is in memory."""
+    """Return a volume with its arrays mapped from files: only parts in use are in memory."""
     mapped = []
     for name, values in (("image", volume.image), ("label", volume.label)):
         path = folder / f"{volume.name}_{name}_{volume.is_ood}.npy"
@@ -196,13 +196,13 @@ def _to_range(channels: np.ndarray) -> np.ndarray:
 
 
 def _class_numbers(path: Path, label: np.ndarray, classes: int) -> np.ndarray:
-    """Return a label as uint8; UserError unless it holds whole numbers, nearly, below `classes`."""
+    """Return a label as uint8; UserError for other values than whole numbers below `classes`."""
     whole = np.rint(label)
     wrong = label[(np.abs(label - whole) > ROUNDED) | (whole < 0) | (whole >= classes)]
     if len(wrong):
         raise UserError(
             f"{path}: value {wrong[0].item()!r}, expected whole numbers from 0 to {classes - 1}:"
-            " mend it, or labels in dataset.json"
+            " correct it, or labels in dataset.json"
         )
     return np.ascontiguousarray(whole, np.uint8)
 
@@ -213,14 +213,14 @@ def _class_numbers(path: Path, label: np.ndarray, classes: int) -> np.ndarray:
 def split_cases(cases: list[Case], fold: int, seed: int) -> tuple[list[Case], list[Case]]:
     """Return the training and the test cases of a fold: it tests part `fold` mod 3 of three."""
     if len(cases) < PARTS:
-        raise UserError(f"{len(cases)} labelled volumes: {PARTS} folds need one each at least")
+        raise UserError(f"{len(cases)} labelled volumes: {PARTS} folds need at least one each")
     part = deal([case.name for case in cases], seed)
     sides = ([c for c in cases if (part[c.name] == fold % PARTS) == side] for side in (False, True))
     return tuple(sides)
 
 
 class Plan(NamedTuple):
-    """What a network of a task is built for; all of it comes from the training cases."""
+    """The sizes for which a network of a task is built, all from the training cases."""
 
     spacing: Spacing  # that volumes are resampled to, mm
     patch: tuple[int, int, int]  # voxels
@@ -229,14 +229,14 @@ class Plan(NamedTuple):
 
 
 def median_spacing(spacings: Iterable[Spacing]) -> Spacing:
-    """Return the spacing that volumes are resampled to, from their own."""
+    """Return the spacing to which volumes are resampled, from their own."""
     return tuple(np.median(list(spacings), axis=0).tolist())
 
 
 def make_plan(volumes: list[Volume], classes: int) -> Plan:
-    """Return the plan for training volumes that are resampled already.
+    """Return the plan for training volumes, already resampled.
 
-    UserError if they hold no foreground.
+    UserError if they contain no foreground.
     """
     median = np.median([volume.label.shape for volume in volumes], axis=0)
     patch = tuple(
@@ -247,7 +247,7 @@ def make_plan(volumes: list[Volume], classes: int) -> Plan:
     )
     counts[counts == 0] = np.nan
     if np.isnan(counts).all():
-        raise UserError("no training volume holds any foreground: look at labelsTr")
+        raise UserError("no training volume contains any foreground: check labelsTr")
     smallest = np.nanmin(np.nanmedian(counts[:, ~np.isnan(counts).all(0)], axis=0))
     strides = plan_strides(patch, 4 if smallest < SMALL else 5)
     return Plan(volumes[0].spacing, patch, strides, foreground_statistics(volumes))
@@ -257,8 +257,8 @@ def plan_strides(patch: tuple[int, int, int], halvings: int) -> tuple[Stride, St
     """Return the lattice's strides: of its two stems, and between its first levels.
 
     The lattice halves a side at the first stem, at the second, twice between the first levels and
-    once below: five times at most. Where a side is to be halved less often, or has too few voxels
-    for it, the second stem leaves it as it is, then the first, then the levels.
+    once below: at most five times. If a side is to be halved less often, or has too few voxels, the
+    second stem leaves it as it is, then the first, then the levels.
     """
     per_side = [
         min(halvings, max(n for n in range(6) if side >> n >= LEAST and side % (1 << n) == 0))
@@ -289,12 +289,12 @@ def foreground_statistics(volumes: list[Volume]) -> list[list[float]]:
 def resample(volume: Volume, spacing: Spacing) -> Volume:
     """Return a volume with another spacing: splines of order 3 for the image, labels as nearest.
 
-    Where slices lie more than 3 times as far apart as the voxels in them, each is resampled by
-    itself, and slices are taken as nearest.
+    If slices are more than 3 times as far apart as the voxels in them, each is resampled by itself,
+    and the nearest slices are used.
     """
     if np.allclose(volume.spacing, spacing, rtol=1e-3):
         return volume
-    # of a volume thinner than a voxel to be, one is left
+    # of a volume thinner than a new voxel, one remains
     zoom = np.maximum(np.array(volume.spacing) / spacing, 1 / np.array(volume.label.shape))
     across = np.ones(3)
     if max(volume.spacing) / min(volume.spacing) > ANISOTROPIC:
@@ -335,7 +335,7 @@ class Segmenter(nn.Module):
             -(-side // MULTIPLE) * MULTIPLE if is_small else of_patch
             for side, of_patch, is_small in zip(images.shape[2:], self.patch, small, strict=True)
         ]
-        # where there are several windows, they overlap by half
+        # several windows overlap by half
         options = {"overlap": 0.5, "mode": "constant" if all(small) else "gaussian"}
         return sliding_window_inference(images, window, len(images), self._of_window, **options)
 

@@ -229,7 +229,7 @@ def test_attacks_that_work_are_not_called_masked():
 @pytest.mark.parametrize(
     ("dice", "sentence"),
     [
-        ({"noise": 0.79, "square": 0.2}, "Square, which sees no gradient, leaves a Dice of 0.200"),
+        ({"noise": 0.79, "square": 0.2}, "Square, which uses no gradient, leaves a Dice of 0.200"),
         ({"noise": 0.79, "apgd_ce_tenth": 0.2}, "a tenth of the steps leaves a Dice of 0.200"),
         ({"noise": 0.5}, "random noise alone lowers Dice from 0.800 to 0.500"),
     ],

@@ -156,7 +156,7 @@ def test_a_label_of_the_shape_of_its_image_in_another_orientation_is_refused(tmp
     store(case.image, IMAGE_VALUES, affine_of(), ORIENTATIONS[20])
     store(case.label, apply_orientation(CLASSES, ORIENTATIONS[20]), affine_of())
     with pytest.raises(
-        UserError, match=r"shape \(.*\) along the axes RAS .* does not lie on its image"
+        UserError, match=r"shape \(.*\) along the axes RAS .* does not match its image"
     ):
         read_volume(task_of(case), case)
 
@@ -167,7 +167,7 @@ def test_volumes_that_do_not_say_how_they_lie_are_counted(tmp_path, capsys):
         for path, values in ((case.image, IMAGE_VALUES), (case.label, CLASSES)):
             nibabel.save(nibabel.Nifti1Image(values, None if case.name == "a" else np.eye(4)), path)
     assert list(check_cases(task_of(*cases)).values()) == [(1.0, 1.0, 1.0)] * 2
-    assert "1 of 2 volumes do not say where their axes run" in capsys.readouterr().out
+    assert "1 of 2 volumes do not define the direction of their axes" in capsys.readouterr().out
     volume = read_volume(task_of(cases[0]), cases[0])
     np.testing.assert_array_equal(volume.label, CLASSES[::-1])  # to the left, as nibabel has it
     written = as_stored(cases[0].image, volume.label.numpy())
@@ -179,7 +179,7 @@ def test_a_network_of_before_the_turning_is_refused(trained_volumes):
     folder = trained_volumes.home / "models" / "79_unet"
     text = (folder / "config.json").read_text()
     (folder / "config.json").write_text(text.replace('"axes"', '"other"'))
-    with pytest.raises(UserError, match="axes ran as they were stored: train it again"):
+    with pytest.raises(UserError, match="along their stored axes, by an earlier version: train"):
         load_network(trained_volumes, folder, CPU)
 
 
@@ -259,10 +259,10 @@ def test_labels_off_a_whole_number_by_rounding_are_rounded_and_no_others(
 RGB = np.dtype([(channel, "u1") for channel in "RGB"])
 RGBA = np.dtype([(channel, "u1") for channel in "RGBA"])
 USELESS = {
-    "rgb": (lambda v: np.zeros(SHAPE, RGB), "holds colours or complex"),
-    "rgba": (lambda v: np.zeros(SHAPE, RGBA), "holds colours or complex"),
-    "complex64": (lambda v: v.astype(np.complex64), "holds colours or complex"),
-    "complex128": (lambda v: v.astype(np.complex128), "holds colours or complex"),
+    "rgb": (lambda v: np.zeros(SHAPE, RGB), "contains colours or complex"),
+    "rgba": (lambda v: np.zeros(SHAPE, RGBA), "contains colours or complex"),
+    "complex64": (lambda v: v.astype(np.complex64), "contains colours or complex"),
+    "complex128": (lambda v: v.astype(np.complex128), "contains colours or complex"),
     "nan": (lambda v: np.where(v == v.max(), np.nan, v), "are not finite"),
     "inf": (lambda v: np.where(v == v.max(), np.inf, v), "are not finite"),
     "-inf": (lambda v: np.where(v == v.max(), -np.inf, v), "are not finite"),
@@ -294,7 +294,7 @@ def test_an_affine_that_places_no_voxel_is_refused(tmp_path, axis):
     content = bytearray(case.image.read_bytes())
     content[280 + 16 * axis : 296 + 16 * axis] = bytes(16)  # a row of the sform
     case.image.write_bytes(content)
-    with pytest.raises(UserError, match="its affine, .* does not say where all axes run"):
+    with pytest.raises(UserError, match="its affine, .* does not define all axes"):
         read_volume(task_of(case), case)
 
 

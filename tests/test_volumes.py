@@ -118,13 +118,13 @@ BAD = {
     "no description": (lambda data: (data / "dataset.json").unlink(), "dataset.json is missing"),
     "broken description": (
         lambda data: (data / "dataset.json").write_text("{"),
-        "is no description of an MSD task",
+        "does not describe an MSD task",
     ),
     "no volume": (
         lambda data: [path.unlink() for path in (data / "imagesTr").iterdir()],
-        "imagesTr holds no sample_01 as .nii.gz or .nii, which dataset.json names",
+        "imagesTr lacks sample_01 as .nii.gz or .nii, which dataset.json names",
     ),
-    "no label": (lambda data: (data / LABEL).unlink(), "labelsTr holds no sample_01 as"),
+    "no label": (lambda data: (data / LABEL).unlink(), "labelsTr lacks sample_01 as"),
     "text": (lambda data: (data / IMAGE).write_text("no image"), "cannot be read"),
 }
 
@@ -150,13 +150,13 @@ def test_files_are_told_by_their_names_without_ending(volume_cfg, capsys):
     for path in (data / IMAGE, data / LABEL):
         (path.parent / "unnamed.nii.gz").write_bytes(b"")
     read_task(data)
-    assert "does not name, and are ignored: 1" in capsys.readouterr().out
+    assert "volumes that are ignored, as dataset.json lacks them: 1" in capsys.readouterr().out
     swapped = renamed.replace("labelsTr/sample_02", "labelsTr/sample_03")
     (data / "dataset.json").write_text(swapped)
     with pytest.raises(UserError, match="pairs .*sample_02.* with .*sample_03.*correct it"):
         read_task(data)
     (data / "dataset.json").write_text(json.dumps(json.loads(renamed) | {"modality": "MRI"}))
-    with pytest.raises(UserError, match="is no description of an MSD task"):
+    with pytest.raises(UserError, match="does not describe an MSD task"):
         read_task(data)
 
 
