@@ -17,7 +17,7 @@ from weak.image_labels import (
     split,
     with_classes,
 )
-from weak.label_patches import classes_in, label_patches, told_apart
+from weak.label_patches import classes_in, label_patches, learnable
 from weak.settings import ImagesConfig
 
 PLAIN = "img_name,cat,dog\na.png,0,1\nb.png,1,1\nc.png,0,0\n"
@@ -67,12 +67,12 @@ def test_spaces_capitals_and_the_order_of_columns_do_not_matter(tmp_path):
         ("img_name,cat\na,0\nb,1\na,1\n", "names the image a twice"),
         ("img_name,cat\na,0\n,1\n", "row 3 has no img_name"),
         ("img_name,patient,cat\na,x,0\nb,,1\n", "row 3 has no patient"),
-        ("img_name,cat,dog\na,0,0\nb,0,1\n", "no image holds cat"),
-        ("img_name,cat,dog\na,0,1\nb,1,1\n", "every image holds dog"),
+        ("img_name,cat,dog\na,0,0\nb,0,1\n", "no image has cat"),
+        ("img_name,cat,dog\na,0,1\nb,1,1\n", "every image has dog"),
         ("img_name,cat,cat\na,0,1\nb,1,0\n", "has two columns named cat"),
         ("img_name,patient,Patient,cat\na,x,x,1\nb,y,y,0\n", "has two columns named patient"),
-        ("img_name,cat,Background\na,0,1\nb,1,0\n", "column 'Background', which no class"),
-        (",img_name,cat\n0,a,0\n1,b,1\n", "column '', which no class"),
+        ("img_name,cat,Background\na,0,1\nb,1,0\n", "column 'Background', which is no name"),
+        (",img_name,cat\n0,a,0\n1,b,1\n", "column '', which is no name"),
         ("img_name,split,cat\na,train,0\nb,val,1\n", "'val' as split of b"),
         (
             "img_name,patient,split,cat\na,x,train,0\nb,x,test,1\nc,y,test,0\n",
@@ -103,7 +103,7 @@ def test_a_mask_tells_254_classes_apart(tmp_path, count):
         cfg = with_classes(dataclasses.replace(ImagesConfig(), image_labels=path))
         assert [name for name, _ in cfg.classes] == names  # Config takes them all
     else:
-        with pytest.raises(UserError, match="255 classes, but a mask can tell 254 apart"):
+        with pytest.raises(UserError, match="255 classes, but a mask can have at most 254"):
             read_image_labels(path)
 
 
@@ -152,13 +152,13 @@ def test_a_given_split_is_every_folds():
 
 
 def test_a_side_without_images_or_without_contrast_is_refused():
-    with pytest.raises(UserError, match="fold 80 has no test image: give a column split"):
+    with pytest.raises(UserError, match="fold 80 has no test image: add a column split"):
         split(patients(1), 80, seed=0)  # the only patient is of part 0
     given = patients(2)._replace(given=["train"] * 4)
     with pytest.raises(UserError, match="has no test image: correct the column split"):
         split(given, 79, seed=0)
     one_sided = given._replace(given=["train", "train", "test", "test"])
-    for values, problem in (([0, 0, 1, 1], "no image holds"), ([1, 1, 0, 1], "every image holds")):
+    for values, problem in (([0, 0, 1, 1], "no image has"), ([1, 1, 0, 1], "every image has")):
         labels = one_sided._replace(labels=np.array(values, np.uint8)[:, None])
         with pytest.raises(UserError, match=f"among its training images {problem} cat"):
             split(labels, 79, seed=0)
@@ -187,12 +187,12 @@ def test_one_pixel_holds_a_class_and_an_unsure_one_none():
 
 def test_classes_that_no_patch_or_every_patch_holds_are_left_out(capsys):
     labels = np.array([[1, 0, 1], [0, 0, 1]], np.uint8)
-    assert told_apart(labels, ["a", "b", "c"]) == [0]
+    assert learnable(labels, ["a", "b", "c"]) == [0]
     printed = capsys.readouterr().out
-    assert "b: left out, for no patch holds it" in printed
-    assert "c: left out, for every patch holds it" in printed
-    with pytest.raises(UserError, match="no class is held by some patches"):
-        told_apart(labels[:, 1:], ["b", "c"])
+    assert "b: skipped: no patch has it" in printed
+    assert "c: skipped: every patch has it" in printed
+    with pytest.raises(UserError, match="every class is in all patches, or in none"):
+        learnable(labels[:, 1:], ["b", "c"])
 
 
 def test_labels_of_patches_are_what_their_masks_hold(patched):

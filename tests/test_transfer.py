@@ -287,7 +287,7 @@ def test_a_training_without_any_mask_has_no_network_and_counts_as_finding_none(
     monkeypatch.setattr(training, "transfer", blind_at_last)
     cfg = dataclasses.replace(small_transfer(tmp_path, 18), trainings=2)
     main(cfg)
-    assert "holds a class, so there is no network: train the generator" in capsys.readouterr().out
+    assert "contains a class, so there is no network: train" in capsys.readouterr().out
     assert not weak_network(dataclasses.replace(with_lesion(cfg), training=1), 79).exists()
     scores = json.loads((report_of(cfg) / "trainings.json").read_text())["79"]["scores"]
     assert [scores[of_training(row, 1)]["miou"] for row in TRAINED] == [0, 0]
@@ -297,6 +297,6 @@ def test_a_training_without_any_mask_has_no_network_and_counts_as_finding_none(
 def test_without_masks_it_stops_before_the_test(cfg, stand_in, capsys):
     without = dataclasses.replace(cfg, masks=None)
     main(without)
-    assert "nothing to test on" in capsys.readouterr().out
+    assert "no test; predict.py" in capsys.readouterr().out
     with pytest.raises(UserError, match="masks = None"):
         evaluate_masks(without)

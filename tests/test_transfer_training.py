@@ -21,7 +21,7 @@ from weak.train_transfer import train_generators
 from weak.transfer import WEIGHTS, Trainer, load_generator, train_transfer, transfer
 
 CPU = torch.device("cpu")
-TOLD_APART = training.TOLD_APART
+SEPARATED = training.SEPARATED
 
 
 def drawn(kind, count, side):
@@ -47,7 +47,7 @@ def short():
     """Trainings of 2 + 4 steps, in rounds of 2."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "ROUND", 2)
-        patch.setattr(training, "TOLD_APART", float("inf"))
+        patch.setattr(training, "SEPARATED", float("inf"))
         yield patch
 
 
@@ -138,7 +138,7 @@ def test_a_few_steps_bring_the_losses_down(cfg, tmp_path, monkeypatch):
 @pytest.mark.long
 def test_the_mask_comes_to_be_the_lesion(cfg, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "ROUND", 100)
-    monkeypatch.setattr(training, "TOLD_APART", TOLD_APART)
+    monkeypatch.setattr(training, "SEPARATED", SEPARATED)
     cfg = dataclasses.replace(cfg, channels=16, iterations=200, batch_size=4)
     train_transfer(cfg, 79, drawn("lesion", 60, 48)[0], drawn("none", 60, 48)[0], tmp_path, {})
     generator = load_generator(cfg, tmp_path, CPU)
@@ -152,7 +152,7 @@ def test_the_mask_comes_to_be_the_lesion(cfg, tmp_path, monkeypatch):
 
 
 def test_discriminators_learn_alone_until_they_tell_the_domains_apart(cfg, monkeypatch):
-    monkeypatch.setattr(training, "TOLD_APART", TOLD_APART)
+    monkeypatch.setattr(training, "SEPARATED", SEPARATED)
     monkeypatch.setattr(training, "AREA_RISE", 4)
     cfg = dataclasses.replace(cfg, iterations=5)
     alone = {"adversarial": None}
@@ -166,7 +166,7 @@ def test_discriminators_learn_alone_until_they_tell_the_domains_apart(cfg, monke
 
 
 def test_discriminators_that_never_tell_them_apart_do_not_learn_alone_for_ever(cfg, monkeypatch):
-    monkeypatch.setattr(training, "TOLD_APART", TOLD_APART)
+    monkeypatch.setattr(training, "SEPARATED", SEPARATED)
     log = [{"step": 2 * n, "judges": 4.0, "adversarial": None} for n in range(1, 21)]
     assert training.next_round(cfg, log[:19]) == [0, 0]
     assert min(training.next_round(cfg, log)) > 0

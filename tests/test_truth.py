@@ -45,7 +45,7 @@ def test_255_is_unsure_where_it_is_no_class(cfg):
     write_mask(cfg, [[0, 1], [255, 2]])
     assert read_truth(cfg, "a", (2, 2), 2).tolist() == [[0, 1], [255, 2]]
     write_mask(cfg, [[0, 255], [255, 0]], "white.png")  # a class as white, by all likelihood
-    with pytest.raises(UserError, match="holds 255 and no class: set mask_values to 255 if"):
+    with pytest.raises(UserError, match="contains 255 and no class: set mask_values to 255 if"):
         read_truth(cfg, "white", (2, 2), 2)
     told = dataclasses.replace(cfg, mask_values=(1, 2))
     assert read_truth(told, "white", (2, 2), 2).tolist() == [[0, 255], [255, 0]]
@@ -53,7 +53,7 @@ def test_255_is_unsure_where_it_is_no_class(cfg):
 
 def test_a_mask_that_cannot_be_the_images_is_named(cfg):
     write_mask(cfg, [[1, 2, 0]])
-    with pytest.raises(UserError, match="a.png is 3 x 1 pixels but the image a.dcm 2 x 2: put"):
+    with pytest.raises(UserError, match="a.png is 3 x 1 pixels but the image a.dcm 2 x 2: replace"):
         read_truth(cfg, "a.dcm", (2, 2), 4)
     with pytest.raises(UserError, match="has no mask of b.png: add it"):
         read_truth(cfg, "b.png", (2, 2), 4)
@@ -125,7 +125,7 @@ def test_all_run_lengths_of_an_image_are_united(rle):
 
 
 def test_run_lengths_tell_of_one_class(rle, cfg):
-    with pytest.raises(UserError, match="tell of one class, but there are 2"):
+    with pytest.raises(UserError, match="describe one class, but there are 2"):
         read_truth(dataclasses.replace(rle, classes=cfg.classes), "two", (2, 3), 3)
     rle.masks.write_text("image,runs\ntwo,-1\n")
     with pytest.raises(UserError, match="lacks the columns ImageId and EncodedPixels"):

@@ -276,7 +276,7 @@ def test_without_masks_it_stops_before_the_test(cfg, capsys):
     cfg, control = dataclasses.replace(cfg, masks=None), dataclasses.replace(cfg, shuffled=True)
     shutil.rmtree(weak_network(control, 79))
     main(cfg)
-    assert "nothing to test on" in capsys.readouterr().out
+    assert "no test; predict.py" in capsys.readouterr().out
     assert not weak_network(control, 79).exists()
     with pytest.raises(UserError, match="masks = None"):
         evaluate_masks(cfg)
@@ -299,7 +299,7 @@ def test_without_images_that_hold_no_class_there_is_nothing_to_contrast_with(cfg
     cfg.image_labels.write_text("\n".join(row for row in rows if not row.endswith(",0,0")) + "\n")
     shutil.rmtree(cfg.workspace / "weak")
     generate_images(cfg)
-    with pytest.raises(UserError, match="fold 79 holds a class, .*: set method to cam"):
+    with pytest.raises(UserError, match="fold 79 has a class, .*: set method to cam"):
         train_classifiers(cfg)
     cfg = dataclasses.replace(cfg, method="cam")
     train_classifiers(cfg)

@@ -91,7 +91,7 @@ def test_images_are_found_in_nested_folders_by_name_or_stem(tmp_path, capsys):
         (tmp_path / no_image).write_text("no image")
     found = list_inputs(tmp_path, labelled("c.png", UID, "b", "IM0001"))
     assert found == [tmp_path / files[n] for n in (3, 0, 2, 1)]
-    assert "images that the image labels do not name, and are ignored: 1" in capsys.readouterr().out
+    assert "images that are ignored, as the image labels lack them: 1" in capsys.readouterr().out
     list_inputs(tmp_path, labelled("c.png", UID, "b", "IM0001"))  # as the later steps do
     assert capsys.readouterr().out == ""
 
@@ -100,7 +100,7 @@ def test_an_image_that_is_missing_or_found_twice_is_named(tmp_path):
     for name in ("a.png", "deep/a.png", "b.png", "b.tif"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    with pytest.raises(UserError, match="lacks 2 images that the image labels name, c.png for one"):
+    with pytest.raises(UserError, match="lacks 2 images that the image labels name, such as c.png"):
         list_inputs(tmp_path, labelled("a.png", "c.png", "d"))
     with pytest.raises(UserError, match="a.png and .*a.png may both be the image a.png"):
         list_inputs(tmp_path, labelled("a.png"))
@@ -192,7 +192,7 @@ def test_bad_images_are_refused_together_or_left_out(inputs, capsys):
         generate_images(inputs)
     skipping = dataclasses.replace(inputs, skip_bad_files=True)
     generate_images(skipping)
-    assert "bad files left out: 1" in capsys.readouterr().out
+    assert "bad files skipped: 1" in capsys.readouterr().out
     there = labels_there(skipping)
     assert (there.names, there.patients) == ([UID, "b.png"], ["x", "y"])
     assert there.labels.tolist() == [[0], [1]]

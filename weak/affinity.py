@@ -47,9 +47,9 @@ def half_plane(radius: int) -> list[Offset]:
 def line(offset: Offset) -> list[Offset]:
     """Return the pixels on the line from pixel (0, 0) to `offset`, both included.
 
-    On it is each pixel whose square the straight line between both centres touches, be it at a
-    corner: no line slips through a wall whose pixels touch at corners. From the other end it is the
-    same line. offset: of a half plane, so dy >= 0.
+    It contains each pixel whose square the straight line between both centres touches, even at a
+    corner: no line passes through a wall whose pixels touch at corners. From the other end it is
+    the same line. offset: of a half plane, so dy >= 0.
     """
     dy, dx = offset
     box = [(y, x) for y in range(dy + 1) for x in range(min(dx, 0), max(dx, 0) + 1)]
@@ -69,7 +69,7 @@ def pairs(labels: Tensor, radius: int) -> Pairs:
 def affinity(boundary: Tensor, radius: int) -> Tensor:
     """Return 1 - the highest boundary on each pair's line, (N, O, h, w), differentiable.
 
-    It is 0 where the partner lies outside the image. boundary: (N, h, w) in 0..1.
+    It is 0 where the partner is outside the image. boundary: (N, h, w) in 0..1.
     """
     return 1 - highest(boundary, radius, outside=1)
 
@@ -77,8 +77,8 @@ def affinity(boundary: Tensor, radius: int) -> Tensor:
 def highest(values: Tensor, radius: int, outside: float) -> Tensor:
     """Return the highest of values (N, h, w) on each pair's line, (N, O, h, w), differentiable.
 
-    outside: what stands outside the image, no lower than anything inside. The gradient goes to the
-    highest pixel, to one of them if several are.
+    outside: the value outside the image, no lower than any inside. The gradient goes to the highest
+    pixel, to one of them if there are several.
     """
     padded = _pad(values, radius, outside)
     ordered, order = padded.flatten(1).sort(dim=1, stable=True)
@@ -109,7 +109,7 @@ def _pad(values: Tensor, radius: int, outside: float) -> Tensor:
 
 
 def _at(padded: Tensor, radius: int, offset: Offset) -> Tensor:
-    """Return what stands at an offset from each pixel, (N, h, w), in what _pad returns."""
+    """Return the values at an offset from each pixel, (N, h, w), of what _pad returns."""
     (dy, dx), margin = offset, radius - 1
     height, width = padded.shape[1] - margin, padded.shape[2] - 2 * margin
     return padded[:, dy : dy + height, margin + dx : margin + dx + width]

@@ -1,4 +1,4 @@
-"""Images and arrays of them, as the steps of weak/ hand them on."""
+"""Images and arrays of them, as the steps of weak/ pass them on."""
 
 from pathlib import Path
 
@@ -18,19 +18,19 @@ def load_images(cfg: Config, paths: list[Path]) -> Tensor:
 
 
 def read_masks(cfg: Config, folder: Path, paths: list[Path]) -> Tensor:
-    """Return the masks of images, which a folder holds under their names: uint8 (N, P, P)."""
+    """Return the masks of images, from a folder, by their names: uint8 (N, P, P)."""
     masks = [read_mask(folder / path.name, len(cfg.class_names)) for path in paths]
     return torch.from_numpy(np.stack(masks))
 
 
 def write_arrays(file: Path, paths: list[Path], values: Tensor, kind: type[np.generic]) -> None:
-    """Write what was found in images, (N, ...), an array of a kind of numbers by image."""
+    """Write an array for each image, of values (N, ...), as a kind of numbers."""
     arrays = values.numpy().astype(kind)
     by_image = {path.stem: of_image for path, of_image in zip(paths, arrays, strict=True)}
     np.savez_compressed(file, **by_image)
 
 
 def read_arrays(file: Path, paths: list[Path]) -> Tensor:
-    """Return what write_arrays wrote of some images, (N, ...)."""
+    """Return what write_arrays wrote for some images, (N, ...)."""
     with reading(file), np.load(file) as arrays:
         return torch.from_numpy(np.stack([arrays[path.stem] for path in paths]))

@@ -1,10 +1,10 @@
-"""The classifier: which classes an image holds, from maps whose spatial mean is the answer.
+"""The classifier: the classes of an image, from maps whose spatial mean is the logit.
 
-There are two kinds. A plain one tells the images that hold a class from all others. What it looks
-at may be what tells two classes apart, though it is of neither: of parts of one organ, the tissue
-around them. A contrast one goes on from there: it tells them from the images that hold no class
-alone, and learns that these show nothing at any pixel. It cannot say which of two classes an image
-holds, but where.
+There are two kinds. A plain one separates the images with a class from all others. It may use
+what distinguishes two classes but belongs to neither: for parts of one organ, the tissue around
+them. A contrast one continues from it: it separates them only from the images without any class,
+and learns that these have no class at any pixel. It cannot say which of two classes an image has,
+but where.
 """
 
 from dataclasses import replace
@@ -36,7 +36,7 @@ from medood.training.protocol import Losses, Training
 from weak.output_stride import PROBE, grid_shifts, set_output_stride
 from weak.settings import ClassifierConfig
 
-HEAD_LR = 10  # times the encoder's: the head begins from nothing
+HEAD_LR = 10  # times the encoder's: the head has random weights at first
 WARM_UP = 0.1  # of all steps, in which the learning rate rises; then it falls
 EMPTY = 4  # weight of the pixels of images without a class, in the contrast loss; an image has 1
 
@@ -58,7 +58,7 @@ class Level(NamedTuple):
 class Classifier(nn.Module):
     """An encoder, a 1 x 1 convolution without bias, and the mean over all pixels.
 
-    The mean of the map of a class *is* the logit of the class: the maps show what it rests on
+    The mean of the map of a class *is* the logit of the class: the maps show where it comes from
     (class activation maps, Zhou et al. 2016).
     """
 
@@ -72,7 +72,7 @@ class Classifier(nn.Module):
 
     @property
     def grid_shift(self) -> float:
-        """How far the maps of the classes look up and left of where they lie, in their pixels."""
+        """How far the maps of the classes are shifted up and left, in their pixels."""
         return self.levels[-1].grid_shift
 
     def features(self, images: Tensor) -> list[Tensor]:
@@ -93,12 +93,12 @@ class Classifier(nn.Module):
 
 
 def build_classifier(cfg: ClassifierConfig, to_train: bool = True) -> Classifier:
-    """Return the classifier of cfg; to_train: with the weights that its encoder starts from.
+    """Return the classifier of cfg; to_train: with the initial weights of its encoder.
 
     Raises UserError for an unknown encoder, one without such weights, and one that cannot keep the
     output stride.
     """
-    # the trunk knows where weights come from; batch_norm is of the segmentation network
+    # the trunk loads the weights; batch_norm is a setting of the segmentation network
     weights = build_model(replace(cfg, batch_norm=True)).encoder.state_dict() if to_train else {}
     try:
         encoder = smp.encoders.get_encoder(cfg.encoder, depth=cfg.stages, weights=None)
@@ -128,9 +128,9 @@ def build_classifier(cfg: ClassifierConfig, to_train: bool = True) -> Classifier
 
 
 class ClassifierTraining(Training):
-    """A classifier in training on images, which goes on from another one, but for its head.
+    """A classifier in training on images, which may continue from another one, with a new head.
 
-    AdamW, whose rate rises once and falls once; as many images an epoch as there are, drawn by
+    AdamW, whose rate rises once and falls once; an epoch has as many images as there are, drawn by
     `balanced`.
     """
 
@@ -147,10 +147,10 @@ class ClassifierTraining(Training):
         device: torch.device,
         start: Classifier | None = None,
     ) -> None:
-        """number: from 0; each has other random numbers.
+        """number: from 0; each has its own random numbers.
 
-        images: RGB uint8 (N, P, P, 3). labels: float (N, C), 0 or 1. start: a classifier to go on
-        from, in place.
+        images: RGB uint8 (N, P, P, 3). labels: float (N, C), 0 or 1. start: a classifier to
+        continue from, in place.
         """
         self.loss_of, epochs = {
             "plain": (plain_loss, cfg.classifier_epochs),
@@ -173,7 +173,7 @@ class ClassifierTraining(Training):
             {"params": part.parameters(), "lr": lr} for part, lr in zip(parts, rates, strict=True)
         ]
         self.optimiser = torch.optim.AdamW(groups, weight_decay=1e-4)
-        # the rise needs two steps, and so does the fall, however few there are
+        # the rise and the fall need two steps each
         steps = max(4, epochs * -(-len(images) // cfg.batch_size))
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
             self.optimiser, rates, total_steps=steps, pct_start=max(WARM_UP, 2 / steps)
@@ -199,7 +199,7 @@ class ClassifierTraining(Training):
         return {"loss": loss.detach()}
 
     def end_epoch(self, losses: dict[str, float]) -> dict:
-        """Return the row of the log, which says of which classifier it is."""
+        """Return the row of the log, with the name of the classifier."""
         return {"classifier": self.called, **super().end_epoch(losses)}
 
 
@@ -214,9 +214,9 @@ def plain_loss(maps: Tensor, labels: Tensor) -> Tensor:
 def contrast_loss(maps: Tensor, labels: Tensor) -> Tensor:
     """Return the scalar loss of maps (N, C, h, w), for labels, float (N, C), 0 or 1.
 
-    It is the mean over the images and classes of which either the image holds the class, or no
-    class at all, of the binary cross-entropy of a map's mean and, for an image without any class,
-    EMPTY times the mean of that of its pixels.
+    It is the mean, over pairs of an image and a class where the image has the class, or none at
+    all, of the binary cross-entropy of a map's mean and, for an image without any class, EMPTY
+    times the mean of that of its pixels.
     """
     empty = (labels.amax(1, keepdim=True) == 0).expand_as(labels)
     known = empty | (labels == 1)
@@ -240,7 +240,7 @@ def batches_of(
     return list(zip(*parts, strict=True))
 
 
-# ---------------------------------------------------------------- what it says
+# ---------------------------------------------------------------- predictions
 
 
 @torch.inference_mode()
@@ -256,8 +256,8 @@ def image_scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, list[float
     """Return AUC and F1 of each class on images: logits (N, C), labels 0 or 1 (N, C).
 
     AUC is the share of pairs, one image with and one without the class, whose logits are in the
-    right order (a tie is half a pair); None where all are of one kind. F1 calls a class held where
-    the logit is above 0; None where no image holds the class and none is said to.
+    right order (a tie is half a pair); None if all are of one kind. For F1, a class is predicted if
+    the logit is above 0; None if no image has the class and none is predicted to.
     """
     auc, f1 = [], []
     for logit, held in zip(logits.T, labels.T == 1, strict=True):

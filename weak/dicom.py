@@ -1,4 +1,4 @@
-"""DICOM images, read as a viewer first shows them."""
+"""DICOM images, read as a viewer shows them at first."""
 
 from contextlib import suppress
 from io import BytesIO
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 DICOM_ENDINGS = (".dcm", ".dicom", ".dic", ".ima")  # many files have none
-PLUGINS = '`pip install "pylibjpeg[all]"`'  # pydicom's decoders of what it cannot decode itself
+PLUGINS = '`pip install "pylibjpeg[all]"`'  # further decoders for pydicom
 COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")  # what pydicom makes RGB
 
 
@@ -23,7 +23,7 @@ def read_dicom(path: Path) -> np.ndarray:
     """Return the image of a DICOM file as RGB uint8 (H, W, 3).
 
     UserError for one that is damaged, has no pixels, several frames, more pixels than MAX_PIXELS
-    or other colours than RGB and YBR of 8 bits, or is compressed as nothing here can decode.
+    or other colours than RGB and YBR of 8 bits, or has an unsupported compression.
     """
     file = _parse(path, read_bytes(path))
     try:
@@ -32,7 +32,7 @@ def read_dicom(path: Path) -> np.ndarray:
         raise _damaged(path, error) from None
     refuse_huge(path, size)
     if frames > 1:
-        raise UserError(f"{path} holds {frames} frames: save the frame to be used as a file")
+        raise UserError(f"{path} has {frames} frames: save the frame to be used as a file")
     values, kind = _pixels(path, file), str(file.get("PhotometricInterpretation"))
     if kind.startswith("MONOCHROME"):
         try:
@@ -48,7 +48,7 @@ def read_dicom(path: Path) -> np.ndarray:
 
 
 def _parse(path: Path, data: bytes) -> "Dataset":
-    """Return what a DICOM file holds, its pixels as they are stored."""
+    """Return the content of a DICOM file, its pixels as stored."""
     from pydicom import dcmread, uid  # takes a while to import
 
     try:
@@ -60,12 +60,12 @@ def _parse(path: Path, data: bytes) -> "Dataset":
     except Exception as error:
         raise _damaged(path, error) from None
     if not any(f"{kind}PixelData" in file for kind in ("", "Float", "DoubleFloat")):
-        raise _damaged(path, "it holds no pixels")
+        raise _damaged(path, "it contains no pixels")
     return file
 
 
 def _pixels(path: Path, file: "Dataset") -> np.ndarray:
-    """Return the pixels that a DICOM file stores, (H, W) of numbers or RGB (H, W, 3)."""
+    """Return the stored pixels of a DICOM file, (H, W) of numbers or RGB (H, W, 3)."""
     from pydicom import uid
     from pydicom.pixels import pixel_array
 
@@ -73,7 +73,7 @@ def _pixels(path: Path, file: "Dataset") -> np.ndarray:
     is_plain = syntax in uid.UncompressedTransferSyntaxes
     if is_plain and "PixelData" in file and file["PixelData"].is_undefined_length:
         raise UserError(
-            f"{path} does not say how its pixels are compressed: export it again, uncompressed"
+            f"{path} does not name the compression of its pixels: export it again, uncompressed"
         )
     try:
         return pixel_array(file)
@@ -81,30 +81,30 @@ def _pixels(path: Path, file: "Dataset") -> np.ndarray:
         if is_plain:
             raise _damaged(path, error) from None
         raise UserError(
-            f"{path} is damaged, or compressed as nothing here can decode ({syntax.name}): run"
+            f"{path} is damaged, or its compression, {syntax.name}, is not supported: run"
             f" {PLUGINS}, or save it uncompressed"
         ) from None
 
 
 def _damaged(path: Path, error: Exception | str) -> UserError:
     reason = next(iter(str(error).splitlines()), type(error).__name__).rstrip(":. ")
-    return UserError(f"{path} is not a whole DICOM image ({reason}): copy or export it again")
+    return UserError(f"{path} is not a complete DICOM image ({reason}): copy or export it again")
 
 
 def _displayed(values: np.ndarray, file: "Dataset") -> np.ndarray:
-    """Return stored grey values (H, W) as a viewer first shows them, uint8.
+    """Return stored grey values (H, W) as a viewer shows them at first, uint8.
 
-    That is the first window of the file that can be applied, or its table, or else the range of
-    its own values. Padding, which lies around the image, is black.
+    That is by the first valid window of the file, or its table, or else the range of its values.
+    Padding around the image is black.
     """
     from pydicom.pixels import apply_modality_lut, apply_voi
 
     is_padding = _is_padding(values, file)
     if not file.get("RescaleSlope") or file.get("RescaleIntercept") in (None, ""):
-        file.pop("RescaleSlope", None)  # empty or 0: nothing would be left of the image
+        file.pop("RescaleSlope", None)  # empty or 0: the image would vanish
     values = apply_modality_lut(values, file)
     if not np.isfinite(values).all():
-        raise ValueError("it holds values that are not finite")
+        raise ValueError("it contains values that are not finite")
     shown = _windowed(values, file)
     if shown is None:
         if file.get("VOILUTSequence"):
@@ -121,19 +121,19 @@ def _is_padding(values: np.ndarray, file: "Dataset") -> np.ndarray:
     if padding is None:
         return np.zeros(values.shape, bool)
     ends = [padding, file.get("PixelPaddingRangeLimit", padding)]
-    # a file may state as unsigned what its pixels have a sign for
+    # a file may state an unsigned value although its pixels are signed
     low, high = sorted(np.array(ends, np.int64).astype(values.dtype).tolist())
     return (low <= values) & (values <= high)
 
 
 def _windowed(values: np.ndarray, file: "Dataset") -> np.ndarray | None:
-    """Return values by the first window that can be applied, uint8; None if there is none."""
+    """Return values by the first valid window, uint8; None if there is none."""
     from pydicom.pixels import apply_windowing
 
     file.VOILUTFunction = file.get("VOILUTFunction") or "LINEAR"
     for index in range(file["WindowWidth"].VM if "WindowWidth" in file else 0):
-        with suppress(Exception):  # pydicom raises several kinds where a window is none
-            # it spreads a window over all that the bits can hold: ask it where the ends come to
+        with suppress(Exception):  # pydicom raises several kinds for an invalid window
+            # it scales a window to the range of the bits: compute where the ends are mapped
             low, high = apply_windowing(np.array([-np.inf, np.inf]), file, index=index)
             return to_bytes(apply_windowing(values, file, index=index), low, high)
     return None

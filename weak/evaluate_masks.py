@@ -1,6 +1,6 @@
-"""Test masks and networks against true masks: how far is it from full supervision?
+"""Test masks and networks against true masks, and compare them with full supervision.
 
-Reads   all that the steps before made, and, for the first time, masks: a folder of true masks (or a
+Reads   all products of earlier steps, and, for the first time, masks: a folder of true masks (or a
         CSV of run lengths)
 Writes  models/<fold>_<model>_supervised/   the same network, trained on the true masks
         reports/weak/scores.json            by fold and row, see weak/scoring.py
@@ -9,10 +9,10 @@ Writes  models/<fold>_<model>_supervised/   the same network, trained on the tru
         reports/weak/trainings.json         by fold, the scores of every training of a generator
         reports/weak/index.html             the report, with its figures in one file
 
-Methods that ran in the workspace on the same images and labels stand side by side. A generator
-knows one class, so where it is tested, or a lesion is named, masks of this class alone are compared
-(in reports/weak/<lesion> where there are others), on the images that hold it or none. A generator
-is trained several times, and the tables show one training, declared beforehand: the median by the
+Methods that ran in the workspace on the same images and labels are in one report. A generator has
+one class, so if it is tested, or a lesion is named, only masks of this class are compared (in
+reports/weak/<lesion> if there are others), on the images with this class or none. A generator is
+trained several times, and the tables show one training, declared beforehand: the median by the
 `miou` of the row `transfer`, the mean over folds; of an even number, the worse of the middle two.
 """
 
@@ -62,7 +62,7 @@ from weak.truth import true_files
 def evaluate_masks(cfg: EvaluationConfig) -> None:
     """Test every row on the test images of every fold; write scores, tables and the report."""
     if cfg.shuffled:
-        raise UserError("shuffled = True: this control is tested beside the rest: leave it out")
+        raise UserError("shuffled = True: this control is tested with the rest: remove the setting")
     is_transfer = cfg.method == "transfer"
     of_lesion = is_transfer or cfg.lesion is not None or len(labels_of(cfg).classes) == 1
     cfg = with_lesion(cfg) if of_lesion else with_classes(cfg)
@@ -79,7 +79,7 @@ def evaluate_masks(cfg: EvaluationConfig) -> None:
 
 
 def by_maps(cfg: EvaluationConfig) -> EvaluationConfig:
-    """Return settings of the route of maps: beside transfer, of the method that was run."""
+    """Return settings of the route of maps: with transfer, of the method that was run."""
     if cfg.method == "transfer":
         record = record_of(irnet_folder(cfg, cfg.folds[0])).content or {}
         method = record.get("made_from", {}).get("settings", {}).get("method", "cam")
@@ -93,14 +93,14 @@ def by_trainings(cfg: EvaluationConfig) -> list[EvaluationConfig]:
 
 
 def is_shown(rows: str, routes: list[EvaluationConfig], *, must: bool = False) -> bool:
-    """Say whether rows of some routes can be tested. If not, tell why, or raise it as an error."""
+    """Say whether rows of some routes can be tested. If not, print why, or raise it as an error."""
     try:
         for route in routes:
             require_all(route)
     except UserError as error:
         if must:
             raise
-        print(f"{rows}: left out ({error})")
+        print(f"{rows}: skipped ({error})")
         return False
     return True
 
@@ -108,7 +108,7 @@ def is_shown(rows: str, routes: list[EvaluationConfig], *, must: bool = False) -
 def require_all(cfg: EvaluationConfig) -> None:
     """Raise UserError if masks or networks of a route are missing or out of date.
 
-    Masks that hold no class have no networks: nothing was learned.
+    Masks without any class have no networks: nothing was learned.
     """
     is_transfer = cfg.method == "transfer"
     require(cfg, masks_product(cfg), *([] if is_transfer else [MAPS]))
@@ -126,14 +126,14 @@ def require_all(cfg: EvaluationConfig) -> None:
 
 
 def evaluate_fold(cfg: EvaluationConfig, fold: int, rows: Rows) -> TestedRows:
-    """Return what every row says of the test images of a fold, and how right it is."""
+    """Return the predictions of every row for the test images of a fold, and their tallies."""
     labels, test = labels_there(cfg), indices_to_test(cfg, fold)
     paths = [image_paths(cfg, labels)[index] for index in test]
     patches = load_patches(cfg, true_files(cfg, paths))
     images = patches.images
     found = {
         "all_background": torch.zeros(images.shape[:3], dtype=torch.uint8),
-        # where no classifier says what an image holds, each is taken to hold the lesion
+        # without a classifier, each image is assumed to have the lesion
         "threshold": otsu_masks(images, torch.ones(len(images), dtype=torch.long)),
     }
     if rows.maps:
@@ -149,7 +149,7 @@ def evaluate_fold(cfg: EvaluationConfig, fold: int, rows: Rows) -> TestedRows:
 def otsu_masks(images: Tensor, classes: Tensor) -> Tensor:
     """Return the smaller side of Otsu's grey threshold as the class of each image.
 
-    images: RGB uint8 (N, H, W, 3). classes: integers (N,), 0 for an image that holds none. Returns
+    images: RGB uint8 (N, H, W, 3). classes: integers (N,), 0 for an image without any. Returns
     uint8 (N, H, W).
     """
     masks = np.zeros(images.shape[:3], np.uint8)
@@ -169,7 +169,7 @@ def masks_in(cfg: EvaluationConfig, maps: EvaluationConfig, masks: Tensor) -> Te
 
 
 def from_maps(cfg: EvaluationConfig, fold: int, test: list[int]) -> dict[str, Tensor]:
-    """Return what maps say without a network, by row, uint8 (N, P, P). test: indices of images."""
+    """Return the masks of maps without a network, by row, uint8 (N, P, P). test: image indices."""
     labels, train, _ = fold_labels(cfg, fold)
     paths, size = image_paths(cfg, labels), [cfg.image_size] * 2
     tested = [paths[index] for index in test]
@@ -190,7 +190,7 @@ def from_maps(cfg: EvaluationConfig, fold: int, test: list[int]) -> dict[str, Te
     top, best = logits[test].max(1)
     likeliest = torch.where(top > 0, best + 1, 0)
     count = held[train].sum(0).clamp_min(1)[:, None, None]
-    prior = seeds[train].sum(0) / count  # a map is 0 where its class is not held
+    prior = seeds[train].sum(0) / count  # a map is 0 if the image lacks its class
     return {
         "threshold": otsu_masks(load_images(cfg, tested), likeliest),
         "centre_prior": by_area(prior.expand(len(paths), -1, -1, -1)),
@@ -202,7 +202,7 @@ def from_maps(cfg: EvaluationConfig, fold: int, test: list[int]) -> dict[str, Te
 
 
 def from_networks(rows: Rows, fold: int, images: Tensor) -> dict[str, Tensor]:
-    """Return what the networks that learned from masks by maps say of test images, by row."""
+    """Return the predictions of networks trained on masks by maps for test images, by row."""
     networks = {
         "positives_only": weak_network(rows.maps, fold, negatives=False),
         "segmentation": weak_network(rows.maps, fold),
@@ -210,7 +210,7 @@ def from_networks(rows: Rows, fold: int, images: Tensor) -> dict[str, Tensor]:
     nothing = {}
     if rows.control and has_masks(rows.control, fold):
         networks["shuffled_labels"] = weak_network(rows.control, fold)
-    elif rows.control:  # what has learned nothing finds nothing
+    elif rows.control:  # nothing was learned, so nothing is found
         nothing["shuffled_labels"] = torch.zeros(images.shape[:3], dtype=torch.uint8)
     return predicted_by(rows.maps, networks, images) | nothing
 
@@ -218,7 +218,7 @@ def from_networks(rows: Rows, fold: int, images: Tensor) -> dict[str, Tensor]:
 def from_transfer(
     cfg: EvaluationConfig, fold: int, paths: list[Path], images: Tensor, number: int
 ) -> dict[str, Tensor]:
-    """Return what a training of a generator says of test images, and its network, by row."""
+    """Return the predictions of a training of a generator, and of its network, by row."""
     own, refined = (of_training(row, number) for row in TRAINED)
     found = {own: read_masks(cfg, masks_folder(cfg, fold), paths)}
     if has_masks(cfg, fold):

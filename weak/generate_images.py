@@ -1,11 +1,11 @@
-"""Bring every image that the image labels name to the side of a patch.
+"""Scale every image that the image labels name to the side of a patch.
 
 Reads   images, image_labels        PNG, JPEG, TIFF, BMP or DICOM, of any size; no mask
 Writes  weak/Images/<stem>.png      RGB (P, P, 3), the whole image in the middle of black
-        weak/Images/sizes.json      height and width that each of them had and, if it was turned
-                                    upright, the orientation it carries
+        weak/Images/sizes.json      original height and width of each and, if it was turned
+                                    upright, its orientation
 
-An image is scaled to a longer side of image_size: one label tells of all of it, so it stays whole.
+An image is scaled to a longer side of image_size: one label is for all of it, so it stays whole.
 With `normalise`, its grey values, or those of all images of a patient together, are z-scored inside
 the tissue: scanners of magnetic resonance have no unit of brightness.
 """
@@ -37,7 +37,7 @@ MEAN, DEVIATION = 128, 24  # of the brightness of tissue: five deviations either
 
 
 def convert(path: Path, name: str, cfg: ImagesConfig, out: Path) -> tuple[int, ...]:
-    """Write one image to `out`; return what sizes.json says of it."""
+    """Write one image to `out`; return its entry in sizes.json."""
     pixels = read_any(path)
     write_png(out / name, squared(pixels, cfg.image_size))
     orientation = orientation_of(path)
@@ -67,7 +67,7 @@ def standardise(paths: list[Path]) -> None:
 
 
 def name_outputs(labels: ImageLabels, inputs: list[Path]) -> list[str]:
-    """Return the name of each image in weak/Images; UserError where two would have one."""
+    """Return the name of each image in weak/Images; UserError if two would have the same."""
     outputs = {}
     for name, path in zip(labels.names, inputs, strict=True):
         output = png_of(name)
@@ -82,7 +82,7 @@ def name_outputs(labels: ImageLabels, inputs: list[Path]) -> list[str]:
 
 @on_main
 def generate_images(cfg: ImagesConfig) -> None:
-    """Write weak/Images, unless it is there and made from the same images.
+    """Write weak/Images, unless it exists and is current.
 
     Raises UserError at the end if images are bad, unless they are to be skipped.
     """
@@ -91,8 +91,8 @@ def generate_images(cfg: ImagesConfig) -> None:
     made_with = (records.record_of(cfg.images).content or {}).get("made_from") or {}
     if "ood_fill" in made_with.get("settings", {}):
         raise UserError(
-            f"{cfg.images} holds patches that were cut with pixel masks, which nothing here may"
-            " know: name images as they were taken"
+            f"{cfg.images} contains patches that were cut with pixel masks, which nothing here may"
+            " use: name the original images"
         )
     labels = labels_of(cfg)
     inputs = list_inputs(cfg.images, labels)
@@ -113,7 +113,7 @@ def generate_images(cfg: ImagesConfig) -> None:
                 if name_of(path) not in bad:
                     groups[owner].append(out / name)
             in_threads(standardise, list(groups.values()), "brightness")
-    without = f" (bad files left out: {len(bad)})" if bad else ""
+    without = f" (bad files skipped: {len(bad)})" if bad else ""
     print(f"{images_folder(cfg)}: {len(good)} images{without}")
     records.refuse_bad(bad, cfg.skip_bad_files)
 

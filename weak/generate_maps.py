@@ -1,14 +1,15 @@
-"""Ask the classifiers where they see each class: CAM, Grad-CAM and Grad-CAM++.
+"""Compute where the classifiers see each class: CAM, Grad-CAM and Grad-CAM++.
 
 Reads   weak/Images, weak/classifier/<fold>_<encoder>/      (train_classifier.py)
 Writes  weak/maps/<fold>_<encoder>/<image>.npz              float16 (C, P / 4, P / 4) of each kind,
                                                             and the logits, float32 (C,)
-        weak/maps/<fold>_<encoder>/held.csv                 which classes each image holds
-        weak/maps/<fold>_<encoder>/areas.json               what share of an image a class covers
+        weak/maps/<fold>_<encoder>/held.csv                 the classes of each image
+        weak/maps/<fold>_<encoder>/areas.json               the share of an image per class
         weak/maps/<fold>_<encoder>/maps.png                 a contact sheet of training images
 
-A training image holds what its label says, a test image what the plain classifiers say: maps and
-logits are the mean of theirs. With method = "contrast", `contrast` is CAM too, of the others.
+The classes of a training image are those of its label, those of a test image are predicted by the
+plain classifiers: maps and logits are the mean of theirs. With method = "contrast", `contrast` is
+CAM too, of the others.
 """
 
 import sys
@@ -78,13 +79,13 @@ def write_maps(cfg: MapsConfig, fold: int, folder: Path) -> None:
         kind: normalised(of_kind[shown], held[shown]).amax(1) for kind, of_kind in maps.items()
     }
     names = [caption(paths[index], labels.classes, held[index]) for index in shown]
-    title = "the highest map of the classes held"
+    title = "the highest map of the classes present"
     draw_rows(folder / "maps.png", cfg, title, names, images[shown], columns)
     print(f"{maps_folder(cfg, fold)}: maps of {len(paths)} images, {len(test)} of them to test")
 
 
 def read_maps(cfg: MapsConfig, fold: int, paths: list[Path], kind: str) -> tuple[Tensor, Tensor]:
-    """Return the maps of images, float32 (N, C, h, w), and which classes each holds, bool (N, C).
+    """Return the maps of images, float32 (N, C, h, w), and the classes of each, bool (N, C).
 
     kind: one of the arrays of an image's file; of `logits`, (N, C).
     """
@@ -104,7 +105,7 @@ def read_seeds(
 ) -> tuple[Tensor, Tensor, list[float]]:
     """Return the maps of cfg.method of images, each divided by its maximum.
 
-    And which classes each image holds, and the share of an image that each class covers. Maps and
+    And the classes of each image, and the share of an image that each class covers. Maps and
     classes: as read_maps returns them.
     """
     maps, held = read_maps(cfg, fold, paths, cfg.method)
@@ -112,7 +113,7 @@ def read_seeds(
 
 
 def read_areas(cfg: MapsConfig, fold: int) -> list[float]:
-    """Return the share that each class covers of an image that holds it."""
+    """Return the share that each class covers of an image with it."""
     path = maps_folder(cfg, fold) / AREAS
     found = read_json(path)
     if found is None:

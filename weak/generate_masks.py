@@ -1,18 +1,18 @@
-"""Turn maps into masks: a random walk up to the boundaries, a threshold, and the unsure left open.
+"""Turn maps into masks: a random walk up to the boundaries, a threshold, and unsure pixels.
 
 Reads   weak/Images, weak/classifier, weak/maps, weak/irnet      (train_irnet.py)
 Writes  weak/Pseudo_Masks/<fold>_<encoder>/<image>.png           uint8 (P, P), 0 background, 1..C
                                                                  the class, 255 unsure
         weak/Pseudo_Masks/<fold>_<encoder>/boundaries.npz        float16 (P / 4, P / 4) by image
 
-With method = transfer, what a generator changes becomes the masks: see weak/healthy.py.
+With method = transfer, the changes of a generator become the masks: see weak/healthy.py.
 
 Reads   weak/Images, weak/generator                              (train_transfer.py)
 Writes  weak/healthy/<fold>_transfer_<lesion>/                   every image without the lesion
         weak/Pseudo_Masks/<fold>_transfer_<lesion>/<image>.png   uint8 (P, P), 0 or 1, or 255 unsure
 
-Within its borders a map is nearly flat after the walk, so it ends at half of its maximum, and no
-threshold need be chosen. A training image is unsure around that; a test image is not.
+Within its borders a map is nearly flat after the walk, so it is cut at half of its maximum, and no
+threshold must be chosen. Around that a training image is unsure; a test image is not.
 """
 
 import sys
@@ -87,7 +87,7 @@ def write_masks(cfg: MasksConfig, fold: int, folder: Path) -> None:
 
 
 def boundaries_of(cfg: MasksConfig, fold: int, paths: list[Path]) -> Tensor:
-    """Return the boundaries that the IRNet of a fold sees in images, float32 (N, h, w)."""
+    """Return the boundaries that the IRNet of a fold predicts in images, float32 (N, h, w)."""
     device = pick_device(cfg.device)
     classifier = load_classifier(cfg, classifier_folder(cfg, fold), "plain", 0, device)
     irnet = IRNet(classifier.levels)

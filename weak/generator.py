@@ -1,4 +1,4 @@
-"""A generator that may change an image only inside a mask that it finds itself, and its judges.
+"""A generator that changes an image only inside a mask that it finds, and its discriminators.
 
 Images are float (N, 3, H, W) in -1..1, their sides divisible by 4, of 16 pixels or more.
 """
@@ -17,28 +17,28 @@ EPS = 1e-5  # added to a variance
 
 
 class Transferred(NamedTuple):
-    """What a generator makes of N images."""
+    """The results of a generator for N images."""
 
     fake: Tensor  # (N, 3, H, W) in -1..1: an image of the other domain
     mask: Tensor  # (N, 1, H, W) in 0..1: where the image has to change
     composite: Tensor  # (N, 3, H, W): fake inside the mask, the image outside
     reconstruction: Tensor  # (N, 3, H, W) in -1..1: the image, from the features that are kept
-    logits: Tensor  # (N, 2): whether the image is of the domain to leave
+    logits: Tensor  # (N, 2): whether the image is from the source domain
     heat: Tensor  # (N, 1, H / 4, W / 4): class activation map, whose mean is logits[:, 0]
 
 
 def compose(fake: Tensor, mask: Tensor, images: Tensor) -> Tensor:
-    """Return fake inside a mask and images outside: to the bit where the mask is 1, and 0."""
+    """Return fake inside a mask and images outside: bit for bit where the mask is 1, and 0."""
     return fake * mask + images * (1 - mask)
 
 
-# ---------------------------------------------------------------- what both are made of
+# ---------------------------------------------------------------- parts of both
 
 
 class Attention(nn.Module):
     """Features, re-weighted by two classifiers, of their means and of their maxima.
 
-    The weights of each say which channels tell the domains apart (U-GAT-IT, Kim et al. 2020).
+    The weights of each show which channels distinguish the domains (U-GAT-IT, Kim et al. 2020).
     """
 
     def __init__(self, mean: nn.Linear, maximum: nn.Linear, join: nn.Module) -> None:
@@ -48,7 +48,7 @@ class Attention(nn.Module):
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return attended features (N, C, h, w), logits (N, 2), and the map (N, 1, h, w)."""
-        # once each: a spectral norm computes its weight whenever it is asked for
+        # once each: a spectral norm computes its weight at every access
         by_mean, by_maximum = self.mean.weight, self.maximum.weight
         weighted = features * by_mean[..., None, None]
         both = torch.cat([weighted, features * by_maximum[..., None, None]], 1)
@@ -72,7 +72,7 @@ def normalised(ins: int, outs: int, size: int, stride: int = 1) -> nn.Sequential
 
 
 class ResidualBlock(nn.Module):
-    """Features (N, C, h, w) -> what two convolutions add to them."""
+    """Features (N, C, h, w) -> the same plus two convolutions of them."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -102,7 +102,7 @@ class InstanceLayerNorm(nn.Module):
         whole_variance = (variance + (mean - whole) ** 2).mean(1, keepdim=True)
         per_channel = self.ratio * (variance + EPS).rsqrt()
         per_image = (1 - self.ratio) * (whole_variance + EPS).rsqrt()
-        # both are a multiple of the features and a constant: one pass over the pixels does
+        # both are a multiple of the features and a constant: one pass over the pixels is enough
         scale = gain * (per_channel + per_image)
         offset = shift - gain * (per_channel * mean + per_image * whole)
         return torch.addcmul(offset[..., None, None], features, scale[..., None, None])
@@ -141,11 +141,11 @@ class Enlarge(nn.Module):
 
 
 class Generator(nn.Module):
-    """Images -> Transferred: the images of one domain as the other has them.
+    """Images -> Transferred: the images of one domain as images of the other.
 
-    The encoder's features go two ways. One is decoded to the other domain; one is kept, and holds
-    the image. After every block of the decoder, what is outside the mask comes from the latter, so
-    that the decoder has only to make what is inside.
+    The encoder's features are used twice: they are decoded to the other domain, and kept as they
+    are. After every block of the decoder, the features outside the mask are replaced by the kept
+    ones, so that the decoder only has to generate the inside.
     """
 
     def __init__(self, channels: int) -> None:
@@ -179,7 +179,7 @@ class Generator(nn.Module):
         whole = self.encoder[0](images)
         half = self.encoder[1](whole)
         quarter = self.encoder[2](half)
-        # ReLU: instance normalisation has left the mean of a channel the same in every image
+        # ReLU: after instance normalisation the mean of a channel is the same in every image
         decoded, logits, heat = self.attention(quarter.relu())
         mask = self.mask(decoded).float().sigmoid()
         gain, shift = self.style(decoded.mean((2, 3))).chunk(2, 1)
@@ -228,5 +228,5 @@ class Judges(nn.Module):
         self.judges = nn.ModuleList(Discriminator(channels, depth) for depth in (DEEP, SHALLOW))
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Return all that they say, (N, ...) each: 1 for real, 0 for made."""
+        """Return all outputs, (N, ...) each: 1 for real, 0 for generated."""
         return [said for judge in self.judges for said in judge(images)]

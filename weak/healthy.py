@@ -1,19 +1,19 @@
 """Images made healthy by a generator, and masks of what had to change.
 
-weak/healthy/<fold>_transfer_<lesion>/ holds
+weak/healthy/<fold>_transfer_<lesion>/ contains
 
-    <image>.png         RGB (P, P, 3), the lesion taken out
+    <image>.png         RGB (P, P, 3), without the lesion
     mask.npz            uint8 (P, P) by image: the mask head, 255 where all of a pixel has to change
-    heat.npz            float16 (P, P) by image: where the generator's classifier looks
+    heat.npz            float16 (P, P) by image: the map of the generator's classifier
     sheet/healthy.png   a contact sheet of training images
 
-The generator is the last one of its training: nothing chooses another. Otsu's threshold splits the
-values of the mask head on all training images with the lesion, so there is one for a fold. A
-threshold of its own for each image would always find two sides, also where nothing is.
+The generator is that of the last step: no other is chosen. Otsu's threshold splits the values of
+the mask head on all training images with the lesion, so there is one for a fold. A threshold for
+each image would always find two sides, even without a lesion.
 
-A training image without any class has an empty mask, as its label says. One with the lesion in
-which nothing reaches the threshold contradicts its label: its mask is unsure (255) all over. Test
-images have no label here: the threshold alone decides, and no classifier is asked.
+A training image without any class has an empty mask, by its label. One with the lesion in which
+nothing reaches the threshold contradicts its label: its mask is unsure (255) everywhere. Test
+images have no label here: only the threshold decides, without a classifier.
 """
 
 from pathlib import Path
@@ -36,7 +36,7 @@ SHOWN = 8  # images in the contact sheet
 
 
 def write_healthy(cfg: MasksConfig, fold: int, folder: Path) -> None:
-    """Write what the generator of a fold makes of all images into a folder."""
+    """Write all images made healthy by the generator of a fold into a folder."""
     diseased, healthy = domains(cfg, fold)
     paths, device = [*diseased, *healthy, *paths_to_test(cfg, fold)], pick_device(cfg.device)
     images = load_images(cfg, paths)
@@ -61,7 +61,7 @@ def write_lesions(cfg: MasksConfig, fold: int, folder: Path) -> None:
     diseased, healthy = domains(cfg, fold)
     test = paths_to_test(cfg, fold)
     levels = read_levels(cfg, fold, diseased + test)
-    # the highest level where all are alike: nothing lies above it
+    # the highest level if all are equal: nothing is above it
     threshold = int(threshold_otsu(levels[: len(diseased)].numpy()))
     masks, empty = (levels > threshold).byte(), 0
     for number, (path, mask) in enumerate(zip(diseased + test, masks, strict=True)):
@@ -79,5 +79,5 @@ def write_lesions(cfg: MasksConfig, fold: int, folder: Path) -> None:
 
 
 def read_levels(cfg: TransferConfig, fold: int, paths: list[Path], kind: str = MASK) -> Tensor:
-    """Return what the mask head says of images, uint8 (N, P, P); or the heat, float16."""
+    """Return the output of the mask head for images, uint8 (N, P, P); or the heat, float16."""
     return read_arrays(healthy_folder(cfg, fold) / kind, paths)

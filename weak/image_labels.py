@@ -1,7 +1,7 @@
-"""Image labels: which classes each image holds, whose image it is, and which images train.
+"""Image labels: the classes of each image, its patient, and which images train.
 
-A CSV with a header: img_name, a column of 0 and 1 for each class, and perhaps patient and split
-(train | test). This is all that is known of a training image; no pixel is marked.
+A CSV with a header: img_name, a column of 0 and 1 for each class, and optionally patient and split
+(train | test). This is all that is known about a training image; no pixel is marked.
 """
 
 from collections import Counter
@@ -26,11 +26,11 @@ LIGHTNESS = (0.35, 0.6, 0.8)
 
 
 class ImageLabels(NamedTuple):
-    """What is known of N images and C classes."""
+    """What is known about N images and C classes."""
 
-    names: list[str]  # as the CSV has them, with or without their ending
-    patients: list[str]  # without such a column each image is a patient of its own
-    labels: np.ndarray  # uint8 (N, C): 1 where an image holds a class
+    names: list[str]  # as in the CSV, with or without their ending
+    patients: list[str]  # without such a column each image is its own patient
+    labels: np.ndarray  # uint8 (N, C): 1 if an image has a class
     classes: tuple[str, ...]
     given: list[str] | None  # train or test, if the CSV has a column `split`
 
@@ -46,13 +46,13 @@ def labels_of(cfg: ImagesConfig) -> ImageLabels:
 
 
 def read_image_labels(path: Path) -> ImageLabels:
-    """Return the image labels in a CSV; UserError, naming the place, for any mistake in it."""
+    """Return the image labels in a CSV; UserError, naming the row, for any mistake in it."""
     if not path.is_file():
         raise UserError(f"there is no file {path}: correct the name of the CSV of image labels")
     rows = list(read_rows(path, OWN))
     if not rows:
         raise UserError(f"{path} has no row: write a header ({NAME}, classes) and a row per image")
-    # a spreadsheet may save columns behind the last one, without a name and a value
+    # a spreadsheet may save columns after the last one, without name and values
     columns = [name for name in rows[0][1] if name or any(row[name] for _, row in rows)]
     classes = tuple(name for name in columns if name not in OWN)
     _refuse_columns(path, columns, classes)
@@ -66,8 +66,8 @@ def read_image_labels(path: Path) -> ImageLabels:
     labels = np.array([[row[name] == "1" for name in classes] for _, row in rows], np.uint8)
     if unlearnable := _without_contrast(labels, classes):
         raise UserError(
-            f"{path}: {unlearnable}, so that nothing tells how it looks: remove its column, or add"
-            " other images"
+            f"{path}: {unlearnable}, so it cannot be learned: remove its column, or add other"
+            " images"
         )
     given = [row[SPLIT] for _, row in rows] if SPLIT in columns else None
     if given is not None:
@@ -76,20 +76,20 @@ def read_image_labels(path: Path) -> ImageLabels:
 
 
 def _refuse_columns(path: Path, columns: list[str], classes: tuple[str, ...]) -> None:
-    """Raise UserError unless the columns are the name, perhaps patient and split, and classes."""
+    """Raise UserError unless the columns are name, classes and, optionally, patient and split."""
     if NAME not in columns:
-        raise UserError(f"{path} has no column {NAME}: call the column of file names so")
+        raise UserError(f"{path} has no column {NAME}: rename the column of file names")
     if not classes:
         raise UserError(f"{path} has no column of a class: add one of 0 and 1 for each class")
     if len(classes) > MOST_CLASSES:
         raise UserError(
-            f"{path} has {len(classes)} classes, but a mask can tell {MOST_CLASSES} apart: remove"
-            " some columns"
+            f"{path} has {len(classes)} classes, but a mask can have at most {MOST_CLASSES}:"
+            " remove some columns"
         )
     for name in classes:
         if not name or not name.isprintable() or name.lower() == "background":
             raise UserError(
-                f"{path} has a column {name!r}, which no class can be called: rename or remove it"
+                f"{path} has a column {name!r}, which is no name for a class: rename or remove it"
             )
 
 
@@ -97,25 +97,25 @@ def _refuse_row(path: Path, number: int, row: dict[str, str], classes: tuple[str
     """Raise UserError for a row without a name or patient, or with a label that is not 0 or 1."""
     for column in (NAME, PATIENT):
         if column in row and not row[column]:
-            raise UserError(f"{path}: row {number} has no {column}: write it there")
+            raise UserError(f"{path}: row {number} has no {column}: fill it in")
     for name in classes:
         if row[name] not in ("0", "1"):
             raise UserError(
                 f"{path}: row {number} ({row[NAME]}) has {row[name]!r} in column {name}, expected 0"
-                " or 1: correct it, or remove the column if it is no class"
+                " or 1: correct it, or remove the column if it is not a class"
             )
 
 
 def _without_contrast(labels: np.ndarray, classes: tuple[str, ...]) -> str:
-    """Return which class no image holds, or all of them, in words; or ""."""
+    """Return which class no image has, or all of them, in words; or ""."""
     for name, column in zip(classes, labels.T, strict=True):
         if column.min() == column.max():
-            return f"{'every' if column.max() else 'no'} image holds {name}"
+            return f"{'every' if column.max() else 'no'} image has {name}"
     return ""
 
 
 def _refuse_split(path: Path, names: list[str], patients: list[str], given: list[str]) -> None:
-    """Raise UserError for a given split that is none, or that has a patient on both sides."""
+    """Raise UserError for a wrong value in a given split, and for a patient on both sides."""
     side_of: dict[str, str] = {}
     for name, patient, side in zip(names, patients, given, strict=True):
         if side not in ("train", "test"):
@@ -123,7 +123,7 @@ def _refuse_split(path: Path, names: list[str], patients: list[str], given: list
         if side_of.setdefault(patient, side) != side:
             raise UserError(
                 f"{path} has images of patient {patient} on both sides of the split, such as"
-                f" {name}: put all of them on one"
+                f" {name}: assign all of them to one"
             )
 
 
@@ -131,14 +131,14 @@ def _refuse_split(path: Path, names: list[str], patients: list[str], given: list
 
 
 def with_classes(cfg: ImagesConfig) -> ImagesConfig:
-    """Return settings whose classes are the columns of the CSV, each with a colour of its own.
+    """Return settings whose classes are the columns of the CSV, each with its own colour.
 
-    Raises UserError in several processes: no step of weak/ shares its work among them.
+    Raises UserError in several processes: no step of weak/ uses more than one.
     """
     if world_size() > 1:
         raise UserError(
-            f"torchrun with {world_size()} processes: weak/ works in one: start the script with"
-            " python"
+            f"torchrun with {world_size()} processes: weak/ runs in one process: start the script"
+            " with python"
         )
     names = labels_of(cfg).classes
     if cfg.mask_values and len({0, *cfg.mask_values}) != len(names) + 1:
@@ -147,13 +147,13 @@ def with_classes(cfg: ImagesConfig) -> ImagesConfig:
             f" of {', '.join(names)}"
         )
     classes = tuple(zip(names, colours(len(names)), strict=True))
-    return replace(cfg, classes=classes, patients=None)  # the CSV says whose each image is
+    return replace(cfg, classes=classes, patients=None)  # the CSV has the patients
 
 
 def for_maps(cfg: ClassifierConfig) -> ClassifierConfig:
     """Return settings with the classes of the CSV for a step by maps; UserError for transfer."""
     if cfg.method == "transfer":
-        raise UserError("method = transfer: it takes no maps: run weak/train_transfer.py instead")
+        raise UserError("method = transfer: it uses no maps: run weak/train_transfer.py instead")
     return with_classes(cfg)
 
 
@@ -183,13 +183,13 @@ def colours(count: int) -> list[str]:
     return chosen[:count]
 
 
-# ---------------------------------------------------------------- who trains
+# ---------------------------------------------------------------- the split
 
 
 def split(labels: ImageLabels, fold: int, seed: int) -> tuple[list[int], list[int]]:
     """Return the indices of the training and of the test images of a fold.
 
-    All images of a patient are on one side. Patients are dealt into parts, of which the fold tests
+    All images of a patient are on one side. Patients are split into parts, of which the fold tests
     one, unless the CSV gives a split: then every fold has that one. Raises UserError if a side is
     empty, or if the training images do not differ in a class.
     """
@@ -202,7 +202,7 @@ def split(labels: ImageLabels, fold: int, seed: int) -> tuple[list[int], list[in
         [index for index, tested in enumerate(is_tested) if tested == side]
         for side in (False, True)
     )
-    cure = "correct the column split" if labels.given else f"give a column {SPLIT}, or more images"
+    cure = "correct the column split" if labels.given else f"add a column {SPLIT}, or more images"
     for side, indices in (("training", train), ("test", test)):
         if not indices:
             raise UserError(f"fold {fold} has no {side} image: {cure}")
@@ -212,10 +212,10 @@ def split(labels: ImageLabels, fold: int, seed: int) -> tuple[list[int], list[in
 
 
 def shuffled(labels: ImageLabels, indices: list[int], seed: int) -> ImageLabels:
-    """Return the labels, those of the images `indices` dealt among them at random: a control.
+    """Return the labels, those of the images `indices` shuffled among them: a control.
 
-    Which classes occur together, and how often, stays as it is; what they look like is lost.
+    Which classes occur together, and how often, does not change; their link to the images is lost.
     """
-    dealt = labels.labels.copy()
-    dealt[indices] = labels.labels[np.random.default_rng(seed).permutation(indices)]
-    return labels._replace(labels=dealt)
+    changed = labels.labels.copy()
+    changed[indices] = labels.labels[np.random.default_rng(seed).permutation(indices)]
+    return labels._replace(labels=changed)

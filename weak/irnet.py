@@ -1,7 +1,7 @@
 """IRNet's two branches (Ahn, Cho and Kwak, CVPR 2019) on a frozen encoder: training and inference.
 
-Where an encoder is asked for, it is any function of images on the device, RGB uint8 (N, P, P, 3),
-that returns a list of feature maps, shallow to deep.
+An encoder is any function of images on the device, RGB uint8 (N, P, P, 3), that returns a list of
+feature maps, shallow to deep.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ from weak.settings import IRNetConfig
 Encoder = Callable[[Tensor], Sequence[Tensor]]
 
 WEIGHTS = "model.safetensors"  # the name of its file
-STRIDE = 4  # pixels of an image to a pixel of the boundary, each way
+STRIDE = 4  # pixels of an image per pixel of the boundary, along each side
 BOUNDARY, DISPLACEMENT, JOINED = 32, 64, 256  # channels
 GROUP = 8  # channels that are normalised together; 16 of JOINED
 MOMENTUM, WEIGHT_DECAY, POWER = 0.9, 1e-4, 0.9  # of SGD; of the learning rate's decline
@@ -61,7 +61,7 @@ class IRNet(nn.Module):
     """Feature maps -> logits of the class boundary (N, h, w) and displacement (N, 2, h, w).
 
     The displacement leads down and right, in pixels of the result, to the centre of an object. The
-    losses see only its differences, so its mean is of no meaning: in evaluation it is subtracted.
+    losses use only its differences, so its mean has no meaning: in evaluation it is subtracted.
     """
 
     def __init__(self, levels: Sequence[Level]) -> None:
@@ -138,7 +138,7 @@ class IRNetTraining(Training):
 
 
 def irnet_loss(logits: Tensor, displacement: Tensor, labels: Tensor) -> Tensor:
-    """Return the scalar loss of what IRNet returns for labels, uint8 (N, h, w)."""
+    """Return the scalar loss of IRNet's results for labels, uint8 (N, h, w)."""
     kinds = pairs(labels, TRAINING_RADIUS)
     return affinity_loss(logits, kinds, TRAINING_RADIUS) + displacement_loss(
         displacement, kinds, TRAINING_RADIUS
@@ -149,7 +149,7 @@ def irnet_loss(logits: Tensor, displacement: Tensor, labels: Tensor) -> Tensor:
 def boundaries(encoder: Encoder, irnet: IRNet, images: Tensor, device: torch.device) -> Tensor:
     """Return the class boundaries of images in 0..1, float32 (N, P / STRIDE, P / STRIDE).
 
-    It is the mean of what the network sees in an image and in its mirror image. images: RGB uint8
+    It is the mean of the predictions for an image and for its mirror image. images: RGB uint8
     (N, P, P, 3).
     """
     irnet.to(device).eval()

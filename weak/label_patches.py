@@ -3,8 +3,8 @@
 Reads   Image_Patchs, Mask_Patchs    (generate_patches.py)
 Writes  image_labels.csv             img_name, patient (or region), 0 or 1 for each class
 
-This is the one script of weak/ that opens masks of training images: to forget all of them but
-which classes each holds.
+This is the only script of weak/ that opens masks of training images: it keeps only which classes
+each contains.
 """
 
 import sys
@@ -29,16 +29,16 @@ from medood.runs.provenance import require
 
 
 def classes_in(mask: np.ndarray, classes: int) -> np.ndarray:
-    """Return which of so many classes, from 1, have a pixel in a mask, uint8 (classes,).
+    """Return which of `classes` classes, from 1, have a pixel in a mask, uint8 (classes,).
 
-    A pixel that is unsure is of no class.
+    An unsure pixel has no class.
     """
     counts = np.bincount(mask[mask != UNSURE], minlength=classes + 1)
     return (counts[1 : classes + 1] > 0).astype(np.uint8)
 
 
-def told_apart(labels: np.ndarray, names: list[str]) -> list[int]:
-    """Return the indices of the classes that some patches hold and others do not; name the rest.
+def learnable(labels: np.ndarray, names: list[str]) -> list[int]:
+    """Return the indices of the classes that some patches have and others lack; print the rest.
 
     labels: uint8 (N, C). Raises UserError if there is no such class.
     """
@@ -46,24 +46,24 @@ def told_apart(labels: np.ndarray, names: list[str]) -> list[int]:
     for name, share in zip(names, shares, strict=True):
         if share in (0, 1):
             which = "every" if share else "no"
-            print(f"{name}: left out, for {which} patch holds it, so nothing tells how it looks")
+            print(f"{name}: skipped: {which} patch has it, so it cannot be learned")
     kept = [index for index, share in enumerate(shares) if 0 < share < 1]
     if not kept:
         raise UserError(
-            "no class is held by some patches and not by others: cut smaller patches with"
+            "every class is in all patches, or in none: cut smaller patches with"
             " --patch_size, or add other regions"
         )
     return kept
 
 
 def read_classes(path: Path, cfg: Config) -> np.ndarray:
-    """Return which classes a patch holds, of whose mask `path` is the file."""
+    """Return which classes a patch has, from the file of its mask."""
     return classes_in(read_mask(path, len(cfg.class_names)), len(cfg.classes))
 
 
 @on_main
 def label_patches(cfg: Config = CONFIG) -> None:
-    """Write image_labels.csv of the patches, unless it is there and current, or the user's."""
+    """Write image_labels.csv of the patches, unless it exists and is current or user-supplied."""
     require(cfg, PATCHES, PATCH_MASKS)
     images, masks = list_patch_pairs(cfg.workspace)
     names = [name for name, _ in cfg.classes]
@@ -76,7 +76,7 @@ def label_patches(cfg: Config = CONFIG) -> None:
     labels = np.array(for_each(read_classes, [(mask, cfg) for mask in masks], cfg, "labels", bad))
     records.refuse_bad(bad, cfg.skip_bad_files)
     patches = [name for name in map(name_of, images) if name not in bad]
-    kept = told_apart(labels, names)
+    kept = learnable(labels, names)
     header = ["img_name", "patient", *(names[index] for index in kept)]
     whose = patients_of(cfg, patches)
     rows = [

@@ -1,8 +1,8 @@
-"""Run all of weak/: from image labels to masks, a segmentation network, and how good it is.
+"""Run all of weak/: from image labels to masks, a segmentation network, and its scores.
 
 `python weak/main.py --images FOLDER --image_labels CSV --masks FOLDER` runs on your images; without
---masks it stops before the test. `--method` chooses how masks come about; methods that ran in one
-workspace stand in one report. `--sample` draws a small set first, and runs on that.
+--masks it stops before the test. `--method` chooses how masks are made; methods that ran in one
+workspace are in one report. `--sample` draws a small set first, and runs on that.
 """
 
 import sys
@@ -27,14 +27,14 @@ from weak.train_transfer import train_generators
 
 @settings
 class MainConfig(EvaluationConfig):
-    """What main.py alone takes."""
+    """The settings of main.py only."""
 
     sample: bool = False
     """Draw a small data set in <workspace>/weak_sample and run on it, with settings of its own."""
 
 
 def steps(cfg: MasksConfig) -> None:
-    """Make the pseudo-masks; what is done already, with the same settings, is kept."""
+    """Make the pseudo-masks; products of the same settings and inputs are kept."""
     by_maps = (train_classifiers, generate_maps, train_irnets)
     route = (train_generators,) if cfg.method == "transfer" else by_maps
     for step in (generate_images, *route, generate_masks):
@@ -42,7 +42,7 @@ def steps(cfg: MasksConfig) -> None:
 
 
 def main(cfg: MainConfig) -> None:
-    """Run every step of a method in its order, and the test if there are masks.
+    """Run every step of a method in order, and the test if there are masks.
 
     A generator is trained several times; by maps, the control of shuffled labels runs too.
     """
@@ -57,15 +57,15 @@ def main(cfg: MainConfig) -> None:
         steps(arm)
         train_segmentation(arm)
     if cfg.masks is None:
-        print("masks = None: nothing to test on; predict.py takes the networks in models/")
+        print("masks = None: no test; predict.py can use the networks in models/")
     else:
         evaluate_masks(cfg)
 
 
 def start(cfg: MainConfig) -> None:
-    """Run on the sample if asked, else on the images."""
+    """Run the sample if asked, else the images."""
     if cfg.shuffled:
-        raise UserError("shuffled = True: main.py runs this control itself: leave it out")
+        raise UserError("shuffled = True: main.py runs this control itself: remove the setting")
     if cfg.sample:
         from weak.sample import draw_sample
 
@@ -74,7 +74,7 @@ def start(cfg: MainConfig) -> None:
 
 
 def home(cfg: MainConfig) -> Path:
-    """Return where to work: the sample of each route has a folder of its own."""
+    """Return the folder to work in: the sample of each route has its own."""
     route = "_transfer" * (cfg.method == "transfer")
     return cfg.workspace / f"weak_sample{route}" if cfg.sample else cfg.workspace
 

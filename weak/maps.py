@@ -2,7 +2,7 @@
 
 For a classifier that takes the mean over a 1 x 1 head, all three have closed forms: the gradient of
 a logit with respect to a feature is the head's weight over the number of pixels, everywhere. The
-tests hold them against the grad-cam library, whose Grad-CAM++ cannot be used here: it adds 1e-6 to
+tests compare them with the grad-cam library, whose Grad-CAM++ cannot be used here: it adds 1e-6 to
 the denominator of alpha, and the squared gradients of a mean over 256 pixels are no larger.
 """
 
@@ -19,7 +19,7 @@ from medood.models.network import Normalise, autocast, exact
 from weak.classifier import Classifier, Kind
 from weak.settings import MapsConfig
 
-MAP_STRIDE = 4  # pixels of an image to a pixel of the maps that are kept
+MAP_STRIDE = 4  # pixels of an image per pixel of the saved maps
 TINY = 1e-12
 
 
@@ -70,10 +70,10 @@ def resized(maps: Tensor, size: list[int]) -> Tensor:
 
 
 def placed(maps: Tensor, size: Sequence[int], grid_shift: float) -> Tensor:
-    """Return feature maps (N, C, h, w) of another size, each pixel where it was looking.
+    """Return feature maps (N, C, h, w) of another size, each pixel at its place in the image.
 
-    As `resized` does, but that pixels lie up and left of their middle by a shift, in pixels of the
-    maps given (see grid_shifts). Float32.
+    As `resized`, but with pixels up and left of their middle by a shift, in pixels of the given
+    maps (see grid_shifts). Float32.
     """
     parts = zip(size, maps.shape[2:], strict=True)
     rows, columns = (_interpolation(*sides, grid_shift).to(maps.device) for sides in parts)
@@ -89,7 +89,7 @@ def _interpolation(size: int, side: int, grid_shift: float) -> Tensor:
 
 
 def normalised(maps: Tensor, held: Tensor) -> Tensor:
-    """Return each map divided by its maximum, and 0 for the classes that an image does not hold.
+    """Return each map divided by its maximum, and 0 for the classes that an image lacks.
 
     maps: floats from 0, (N, C, h, w). held: bool (N, C).
     """
@@ -107,7 +107,7 @@ def maps_of(
     """Return the raw maps of images by method, and the logits, (N, C), all on the CPU.
 
     Of several classifiers they are the mean. `contrast` are the class activation maps of the
-    classifiers of that kind, if there are any; all else is of the plain ones.
+    classifiers of that kind, if there are any; all else is from the plain ones.
     images: RGB uint8 (N, P, P, 3). A map is float32 (N, C, P / MAP_STRIDE, P / MAP_STRIDE).
     """
     normalise, precision = Normalise(cfg.encoder).to(device), autocast(cfg.precision, device)

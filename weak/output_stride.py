@@ -1,16 +1,16 @@
-"""An encoder's output stride: how to lower it, and where the maps then lie on the image."""
+"""An encoder's output stride: how to lower it, and where the maps then are on the image."""
 
 import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-PROBE = 64  # pixels of the image that finds out where an encoder strides
+PROBE = 64  # pixels of the image that shows where an encoder has strides
 
 
 def strided_layers(encoder: nn.Module) -> list[tuple[str, nn.Module, int]]:
     """Return the layers that make an encoder's maps smaller, in the order of their use.
 
-    Each with its name and the stride of what it is given.
+    Each with its name and the stride of its input.
     """
     layers: list[tuple[str, nn.Module, int]] = []
 
@@ -32,9 +32,9 @@ def strided_layers(encoder: nn.Module) -> list[tuple[str, nn.Module, int]]:
 def set_output_stride(encoder: nn.Module, output_stride: int) -> None:
     """Keep an encoder from making its maps smaller than 1 / output_stride of the image.
 
-    A convolution or pooling that would is applied at every pixel instead. What follows is not
-    dilated, as it often is: then the network would see as much around a pixel as before, and its
-    maps tell less of the place.
+    A convolution or pooling that would is applied at every pixel instead. The layers after it are
+    not dilated, as is common: then the network would see as much around a pixel as before, and its
+    maps would localise less.
     """
     for name, layer, stride in strided_layers(encoder):
         if stride < output_stride:
@@ -48,20 +48,20 @@ def set_output_stride(encoder: nn.Module, output_stride: int) -> None:
 
 
 def grid_shifts(encoder: nn.Module, output_stride: int) -> list[float]:
-    """Return how far each feature map looks up and left of where it lies, in its own pixels.
+    """Return how far each feature map is shifted up and left, in its own pixels.
 
-    A map lies on an image as if each of its pixels were the mean of those it stands for. But a
-    3 x 3 convolution of stride 2, padded by 1, looks at pixels 0, 2, 4, ... rather than at .5, 2.5,
-    4.5, ..., and the next one at 0, 4, 8, ... At stride 8 that is 3.5 pixels of the image.
+    A map is placed on an image as if each of its pixels were the mean of those it covers. But a
+    3 x 3 convolution of stride 2, padded by 1, is centred on pixels 0, 2, 4, ... rather than on .5,
+    2.5, 4.5, ..., and the next one on 0, 4, 8, ... At stride 8 that is 3.5 pixels of the image.
 
-    0 where the two agree, below 0 for a map that looks down and right. encoder: as it is before
+    0 if the two agree, below 0 for a map shifted down and right. encoder: before
     set_output_stride.
     """
     layers = {stride: layer for _, layer, stride in strided_layers(encoder)}  # the last at each
     pixels, shifts = 0.0, []  # of the image; of a map
     for stride in (2**level for level in range(len(encoder.out_channels) - 1)):
         layer, keeps_stride = layers.get(stride), stride < output_stride
-        # a convolution that is applied at every pixel looks at that pixel
+        # a convolution that is applied at every pixel is centred on it
         if layer and (keeps_stride or isinstance(layer, nn.MaxPool2d)):
             step = _side(layer.stride) if keeps_stride else 1
             offset = (step - _side(layer.kernel_size)) / 2 + _side(layer.padding)
@@ -79,5 +79,5 @@ def _maximum_at_every_pixel(layer: nn.MaxPool2d) -> nn.Module:
 
 
 def _side(size: int | tuple[int, int]) -> int:
-    """Return the height of a setting of a layer, which torch keeps as one number or as two."""
+    """Return the height of a layer's setting, which torch stores as one number or as two."""
     return size if isinstance(size, int) else size[0]

@@ -1,4 +1,4 @@
-"""Images in rows, with what the steps of weak/ say of each."""
+"""Images in rows, with the results of the steps of weak/ for each."""
 
 from collections.abc import Iterable, Sequence
 from itertools import compress
@@ -16,13 +16,13 @@ T = TypeVar("T")
 
 
 def some_of(items: Sequence[T], count: int) -> list[T]:
-    """Return so many of some items, or all of them, spread evenly from the first to the last."""
+    """Return `count` of some items, or all of them, spread evenly from the first to the last."""
     places = np.linspace(0, len(items) - 1, min(count, len(items))).astype(int)
     return [items[place] for place in places]
 
 
 def caption(path: Path, classes: Sequence[str], held: Iterable[bool]) -> str:
-    """Return what an image is called in a picture: by its name, and the classes that it holds."""
+    """Return the caption of an image in a picture: its name, and its classes."""
     return f"{path.stem}\n{', '.join(compress(classes, held))}"
 
 
@@ -34,6 +34,6 @@ def draw_rows(
     images: Tensor,
     columns: dict[str, Tensor],
 ) -> None:
-    """Draw images, RGB uint8 (n, P, P, 3), each with its name and, beside it, its columns."""
+    """Draw images, RGB uint8 (n, P, P, 3), each with its name and, next to it, its columns."""
     title = f"{data_name(cfg.workspace)}, {title}"
     figures.draw_rows(path, title, names, {"image": images} | columns, cfg.classes)

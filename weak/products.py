@@ -1,12 +1,12 @@
-"""What weak/ makes, from what: as medood/runs/products.py does for the trunk.
+"""The products of weak/, as medood/runs/products.py has those of the trunk.
 
     weak/Images/               every image, image_size pixels wide and high
-    weak/classifier/<name>/    which classes an image holds
+    weak/classifier/<name>/    the classes of an image
     weak/maps/<name>/          where the classifier sees them, an .npz an image
-    weak/irnet/<name>/         where one class ends
-    weak/generator/<name>/     what makes an image with the lesion healthy
+    weak/irnet/<name>/         the boundaries of classes
+    weak/generator/<name>/     makes an image with the lesion healthy
     weak/healthy/<name>/       every image without it
-    weak/Pseudo_Masks/<name>/  the masks that come of maps, or of what a generator had to change
+    weak/Pseudo_Masks/<name>/  the masks from maps, or from what a generator had to change
 
 <name> is <fold>_<encoder> of maps, with _shuffled for the control, and <fold>_transfer_<lesion> of
 generators, with the number of the training from the second one on.
@@ -49,14 +49,14 @@ def image_paths(cfg: ImagesConfig, labels: ImageLabels) -> list[Path]:
 
 
 def png_of(name: str) -> str:
-    """Return what the file of an image is called in weak/Images; name: as the CSV has it."""
+    """Return the name of an image's file in weak/Images; name: as in the CSV."""
     return f"{stem_of(name)}.png"
 
 
 def sizes_of(cfg: ImagesConfig) -> dict[str, list[int]]:
     """Return height and width of each original image, by the name of its file in weak/Images.
 
-    The orientation comes third where the image was turned upright.
+    The orientation is third if the image was turned upright.
     """
     path = images_folder(cfg) / SIZES
     sizes = read_json(path)
@@ -66,7 +66,7 @@ def sizes_of(cfg: ImagesConfig) -> dict[str, list[int]]:
 
 
 def labels_there(cfg: ImagesConfig) -> ImageLabels:
-    """Return the labels of the images that weak/Images holds: bad ones may have been left out."""
+    """Return the labels of the images in weak/Images: bad ones may have been skipped."""
     labels, there = labels_of(cfg), set(map(name_of, pngs(images_folder(cfg))))
     kept = [index for index, name in enumerate(labels.names) if png_of(name) in there]
     return ImageLabels(
@@ -79,23 +79,23 @@ def labels_there(cfg: ImagesConfig) -> ImageLabels:
 
 
 def maps_name(cfg: ClassifierConfig, fold: int) -> str:
-    """Return what the products of a fold by maps are named after."""
+    """Return the name of the products of a fold by maps."""
     return f"{fold}_{cfg.encoder}".replace("/", "_") + "_shuffled" * cfg.shuffled
 
 
 def transfer_name(cfg: TransferConfig, fold: int) -> str:
-    """Return what the products of a fold by a generator are named after."""
+    """Return the name of the products of a fold by a generator."""
     return f"{fold}_{of_transfer(cfg)}"
 
 
 def of_transfer(cfg: TransferConfig) -> str:
-    """Return what is told of the lesion and the training in the names of a generator's products."""
+    """Return the part of a generator's product names with the lesion and the training."""
     number = f"_{cfg.training + 1}" if cfg.training else ""
     return f"transfer_{cfg.lesion}{number}".replace("/", "_")
 
 
 def seeded(cfg: TransferConfig) -> TransferConfig:
-    """Return settings whose seed is that of a training; `seed` itself also deals the patients."""
+    """Return settings whose seed is that of a training; `seed` itself also splits the patients."""
     return replace(cfg, seed=cfg.seed + cfg.training)
 
 
@@ -113,7 +113,7 @@ healthy_folder = folder_of("healthy", transfer_name)
 
 
 def masks_product(cfg: MasksConfig) -> Product:
-    """Return the product that the masks of a method are."""
+    """Return the product of the masks of a method."""
     return TRANSFER_MASKS if cfg.method == "transfer" else PSEUDO_MASKS
 
 
@@ -125,7 +125,7 @@ def masks_folder(cfg: MasksConfig, fold: int) -> Path:
 def fold_labels(cfg: ClassifierConfig, fold: int) -> tuple[ImageLabels, list[int], list[int]]:
     """Return the image labels, and the indices of the images that train and that test in a fold.
 
-    For the control, the labels of the training images are dealt among them at random.
+    For the control, the labels of the training images are shuffled among them.
     """
     labels = labels_there(cfg)
     train, test = split(labels, fold, cfg.seed)
@@ -133,7 +133,7 @@ def fold_labels(cfg: ClassifierConfig, fold: int) -> tuple[ImageLabels, list[int
 
 
 def domains(cfg: TransferConfig, fold: int) -> tuple[list[Path], list[Path]]:
-    """Return the training images of a fold that hold the lesion, and those that hold no class."""
+    """Return the training images of a fold with the lesion, and those without any class."""
     labels = labels_there(cfg)
     paths, (train, _) = image_paths(cfg, labels), split(labels, fold, cfg.seed)
     diseased, healthy = (
@@ -145,7 +145,7 @@ def domains(cfg: TransferConfig, fold: int) -> tuple[list[Path], list[Path]]:
 def indices_to_test(cfg: TransferConfig, fold: int) -> list[int]:
     """Return the indices of the test images of a fold.
 
-    Where masks show the lesion alone, one that holds another class and not the lesion is left out.
+    If masks show only the lesion, an image with another class and without the lesion is skipped.
     """
     labels = labels_there(cfg)
     _, test = split(labels, fold, cfg.seed)
@@ -162,7 +162,7 @@ def paths_to_test(cfg: TransferConfig, fold: int) -> list[Path]:
 
 
 def _domains_of(cfg: TransferConfig, labels: ImageLabels) -> tuple[np.ndarray, np.ndarray]:
-    """Return which images hold the lesion, and which hold no class: bool (N,) each."""
+    """Return which images have the lesion, and which have no class: bool (N,) each."""
     has_lesion = labels.labels[:, labels.classes.index(cfg.lesion)] == 1
     return has_lesion, ~labels.labels.any(1)
 
@@ -278,7 +278,7 @@ TRANSFER_MASKS = Product(
 def make_folds(
     cfg: ImagesConfig, product: Product, make: Callable[[ImagesConfig, int, Path], None]
 ) -> None:
-    """Make a product of every fold that is not there yet, from those behind it, which must be.
+    """Make a product of every fold that does not exist yet, from those behind it, which must exist.
 
     make: fills a folder, given the settings and the fold.
     """

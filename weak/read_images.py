@@ -1,7 +1,7 @@
-"""Images of any format, and the true masks of test images, brought to the side of a patch.
+"""Images of any format, and the true masks of test images, scaled to the side of a patch.
 
-Radiology stores more than 8 bits: such an image is scaled to 0..255, a DICOM file by a window that
-it names, any other by its own range, from its darkest to its brightest pixel.
+Radiology stores more than 8 bits: such an image is scaled to 0..255, a DICOM file by one of its
+windows, any other by its own range, from its darkest to its brightest pixel.
 """
 
 import functools
@@ -34,7 +34,7 @@ RLE_COLUMNS = ("imageid", "encodedpixels")  # in lower case
 
 
 def stem_of(name: str) -> str:
-    """Return a file's name without its ending, if it has one: the `.7` of a DICOM UID is none."""
+    """Return a file's name without its ending, if it has one: the `.7` of a DICOM UID is not."""
     return _parts(name)[0]
 
 
@@ -51,7 +51,7 @@ def list_inputs(folder: Path, labels: ImageLabels) -> list[Path]:
     """Return the file of each image that the labels name, in their order.
 
     A name is that of a file in `folder`, or in a folder of it, with or without its ending. DICOM
-    has several endings, or none: each stands for all. Raises UserError for an image that is
+    has several endings, or none: they are equivalent. Raises UserError for an image that is
     missing, or found twice.
     """
     if not folder.is_dir():
@@ -64,8 +64,8 @@ def list_inputs(folder: Path, labels: ImageLabels) -> list[Path]:
     found = [by_name.get(name) or by_name.get(_parts(name), []) for name in labels.names]
     if missing := [name for name, paths in zip(labels.names, found, strict=True) if not paths]:
         raise UserError(
-            f"{folder} lacks {len(missing)} images that the image labels name, {missing[0]} for"
-            " one: put them there, or remove their rows"
+            f"{folder} lacks {len(missing)} images that the image labels name, such as"
+            f" {missing[0]}: add them, or remove their rows"
         )
     for name, paths in zip(labels.names, found, strict=True):
         if len(paths) > 1:
@@ -74,7 +74,7 @@ def list_inputs(folder: Path, labels: ImageLabels) -> list[Path]:
                 " remove one, or name a folder without it"
             )
     if ignored := len(images) - len({paths[0] for paths in found}):
-        say_once(f"{folder}: images that the image labels do not name, and are ignored: {ignored}")
+        say_once(f"{folder}: images that are ignored, as the image labels lack them: {ignored}")
     return [paths[0] for paths in found]
 
 
@@ -90,7 +90,7 @@ def _images_in(folder: Path) -> list[Path]:
 def _is_image(path: Path) -> bool:
     """Say whether a path is an image by its ending or, as many DICOM files have none, content.
 
-    DICOMDIR, the table of contents of a disc, is none.
+    DICOMDIR, the table of contents of a disc, is not.
     """
     if not path.is_file() or path.name.upper() == "DICOMDIR":
         return False
@@ -119,8 +119,8 @@ def read_any(path: Path) -> np.ndarray:
 def squared(pixels: np.ndarray, side: int, nearest: bool = False) -> np.ndarray:
     """Return an image (H, W, ...) scaled to a longer side of `side`, padded to (side, side, ...).
 
-    It lies in the middle of black; of an odd rest the smaller half comes first. An image and its
-    mask keep lying on each other. nearest: for masks, whose values are no amounts.
+    It is centred on black; of an odd rest the smaller half comes first. An image and its mask still
+    match. nearest: for masks, whose values are not amounts.
     """
     longer = max(pixels.shape[:2])
     if longer != side:
@@ -138,7 +138,7 @@ def squared(pixels: np.ndarray, side: int, nearest: bool = False) -> np.ndarray:
 
 
 def require_masks(cfg: Config) -> Path:
-    """Return where the true masks are; UserError if there is nothing, without opening any."""
+    """Return where the true masks are; UserError if there are none, without opening any."""
     path = cfg.masks
     if path is None or not path.exists():
         raise UserError(f"masks = {path}: name the folder, or the CSV, of true masks with --masks")
@@ -193,13 +193,13 @@ def _read_mask_image(
     if mask.shape != size:
         raise UserError(
             f"{path} is {mask.shape[1]} x {mask.shape[0]} pixels but the image {name} {size[1]} x"
-            f" {size[0]}: put the mask that belongs to the image there"
+            f" {size[0]}: replace it with the mask of this image"
         )
     if not cfg.mask_values and set(np.unique(mask)) - {BACKGROUND} == {UNSURE}:
-        # far more often a class saved as white than an image of nothing but doubt
+        # a class saved as white is far more frequent than an image of only unsure pixels
         raise UserError(
-            f"{path} holds {UNSURE} and no class: set mask_values to {UNSURE} if it stands for"
-            " the class, or to the values of the classes if these pixels are unsure"
+            f"{path} contains {UNSURE} and no class: set mask_values to {UNSURE} if it is the"
+            " class, or to the values of the classes if these pixels are unsure"
         )
     return mask
 
@@ -210,10 +210,10 @@ def _read_run_lengths(
     """Return the union of the run lengths of an image, uint8 (H, W) of 0 and 1."""
     if len(cfg.classes) != 1:
         raise UserError(
-            f"{cfg.masks} is a table of run lengths, which tell of one class, but there are"
+            f"{cfg.masks} is a table of run lengths, which describe one class, but there are"
             f" {len(cfg.classes)}: set masks to a folder of mask images"
         )
-    # which of two sides they run down, their numbers do not tell
+    # their numbers do not show along which side they run
     require_one_orientation(Path(name), cfg.masks, (of_image, 1), size, (0, 0))
     try:
         return np.maximum.reduce([decode_rle(text, *size) for text in texts])

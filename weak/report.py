@@ -1,4 +1,4 @@
-"""What weak/evaluate_masks.py found, for people: tables, figures and a page."""
+"""The results of weak/evaluate_masks.py: tables, figures and a page."""
 
 from __future__ import annotations
 
@@ -59,18 +59,16 @@ PAIRS = {
     "refined less transfer": ("refined", "transfer"),
 }
 METHOD = (
-    "Nobody marked a pixel of a training image: masks come from image labels alone. By maps, a"
-    " classifier learned which classes an image holds, masks come from where it looks, and a test"
-    " image holds what it says. By transfer, a generator learned from images with the lesion, and"
-    " images without anything, to make the former healthy, and what it had to change is the mask;"
-    " refined is a network that learned from these. True masks were opened for the test, and for"
-    " the row of full supervision alone."
+    "No pixel of a training image was marked. Maps: a classifier learns from image labels; its maps"
+    " become masks, and it predicts the classes of a test image. Transfer: a generator learns to"
+    " make images with the lesion healthy; what it changes is the mask; refined: a network trained"
+    " on these masks. Ground truth is used only for the test and for full supervision."
 )
 EXAMPLES = 6  # images of a fold in each picture
 
 
 def report_folder(cfg: EvaluationConfig) -> Path:
-    """Return where the scores and the report go: of one lesion among others, in a folder below."""
+    """Return the folder of the scores and the report: of one lesion among others, a subfolder."""
     out = cfg.workspace / "reports" / "weak"
     others = cfg.lesion is not None and len(labels_of(cfg).classes) > 1
     return out / cfg.lesion.replace("/", "_") if others else out
@@ -90,12 +88,12 @@ def write_report(cfg: EvaluationConfig, rows: Rows, tests: dict[int, TestedRows]
         plain = {fold: {"scores": every[fold], "area_on_healthy": areas[fold]} for fold in tests}
         write_json(out / "trainings.json", plain)
         said = (
-            "Trainings from other random numbers, of which the tables above show the median by"
-            " `miou` of transfer; percent"
+            "Trainings with other seeds; the tables above show the median by `miou` of transfer;"
+            " percent"
         )
         tables[said] = training_table(every, areas, median, cfg.trainings)
     if rows.maps:
-        said = "The classifier, on images of patients left out of its training"
+        said = "The classifier, on images of held-out patients"
         tables[said] = classifier_table(rows.maps)
     tests = {fold: with_one_training(test, median) for fold, test in tests.items()}
     scores = scores_by_fold(tests)
@@ -178,7 +176,7 @@ def median_training(scores: Scores, count: int) -> int:
 
 
 def with_one_training(test: TestedRows, number: int) -> TestedRows:
-    """Return what was tested with one training alone, its rows named and ordered as ROWS are."""
+    """Return the rows of one training only, named and ordered as in ROWS."""
     names = {row: of_training(row, number) if row in TRAINED else row for row in ROWS}
     kept = {row: name for row, name in names.items() if name in test.tallies}
     return TestedRows(
@@ -190,7 +188,7 @@ def with_one_training(test: TestedRows, number: int) -> TestedRows:
 
 
 def areas_on_healthy(test: TestedRows) -> dict[str, float | None]:
-    """Return the share of the pixels called lesion of the images that truly show none, by row."""
+    """Return the share of the pixels predicted as lesion in images that have none, by row."""
     is_healthy = ~(test.patches.masks == 1).flatten(1).any(1)
     if not is_healthy.any():
         return dict.fromkeys(test.predicted)
@@ -249,16 +247,16 @@ def draw_pictures(
         draw_tested(path, cfg, rows, fold, test, row, number)
         caption = (
             f"Fold {fold}: test images, from the worst to the best. Map and boundary are the"
-            " classifier's and IRNet's; the mask head, and the heat of its classifier, are the"
-            " generator's, which made the image healthy."
+            " classifier's and IRNet's; the mask head, and the heat of its classifier, are from the"
+            " generator that made the image healthy."
         )
         pictures.append(Picture(path, caption))
     for fold in tests if rows.maps else ():
         path = out / f"{fold}_pseudo_masks.png"
         draw_teaching(path, rows.maps, fold)
         caption = (
-            f"Fold {fold}: training images with their pseudo-masks; grey is unsure, and left out of"
-            " the training."
+            f"Fold {fold}: training images with their pseudo-masks; grey is unsure, and counts in"
+            " no loss."
         )
         pictures.append(Picture(path, caption))
     return pictures
@@ -273,7 +271,7 @@ def draw_tested(
     row: str,
     number: int,
 ) -> None:
-    """Draw test images in rows, from the worst to the best, with what each step says of them."""
+    """Draw test images in rows, from the worst to the best, with the results of each step."""
     chosen = spread_by_score(test, row, EXAMPLES)
     paths = [images_folder(cfg) / test.patches.names[index] for index in chosen]
     columns = {}
@@ -288,7 +286,7 @@ def draw_tested(
     shown = ("irnet", "transfer", "segmentation", "refined")
     masks = {name: test.predicted[name][chosen] for name in shown if name in test.predicted}
     columns |= {ROWS[name]: of_row for name, of_row in masks.items()}
-    columns["truth"] = test.patches.masks[chosen]
+    columns["ground truth"] = test.patches.masks[chosen]
     names = [path.stem for path in paths]
     draw_rows(path, cfg, f"fold {fold}", names, test.patches.images[chosen], columns)
 
@@ -308,7 +306,7 @@ def draw_teaching(path: Path, cfg: MasksConfig, fold: int) -> None:
 
 
 def seen_by_maps(cfg: MasksConfig, fold: int, paths: list[Path]) -> dict[str, Tensor]:
-    """Return the highest map of the classes that images hold, and the boundaries, for draw_rows."""
+    """Return the highest map of the classes of images, and the boundaries, for draw_rows."""
     seeds, _, _ = read_seeds(cfg, fold, paths)
     return {
         "map": resized(seeds, [cfg.image_size] * 2).amax(1),

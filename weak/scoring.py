@@ -54,7 +54,7 @@ Gains = dict[str, dict[str, Difference]]  # by row and score
 
 
 class Rows(NamedTuple):
-    """Settings of what is tested beside full supervision and the floors."""
+    """Settings of what is tested in addition to full supervision and the floors."""
 
     maps: EvaluationConfig | None  # of the route of maps
     control: EvaluationConfig | None  # of the same, from shuffled labels
@@ -62,7 +62,7 @@ class Rows(NamedTuple):
 
 
 def of_training(row: str, number: int) -> str:
-    """Return what a row of TRAINED is called in one of the trainings of a fold, from 0."""
+    """Return the name of a row of TRAINED in one of the trainings of a fold, from 0."""
     return f"{row} {number}"
 
 
@@ -79,7 +79,7 @@ class TestedRows:
 def tally_rows(
     patches: Patches, patients: list[str], predicted: dict[str, Tensor], classes: int
 ) -> TestedRows:
-    """Return how right each row is. classes: with background; the rest as `TestedRows` has it."""
+    """Return the tally of each row. classes: with background; the rest as in `TestedRows`."""
     tallies = {}
     for name, masks in predicted.items():
         tallies[name] = Tally(len(patches), classes)
@@ -89,7 +89,7 @@ def tally_rows(
 
 
 def predicted_by(cfg: Config, networks: dict[str, Path], images: Tensor) -> dict[str, Tensor]:
-    """Return what networks say of images, the class of each pixel, uint8 (N, P, P).
+    """Return the predictions of networks for images, the class of each pixel, uint8 (N, P, P).
 
     networks: the folder of each. images: RGB uint8 (N, P, P, 3). They compute in float32.
     """
@@ -144,7 +144,7 @@ def _of_lesions(tally: Tally, patients: list[str]) -> dict[str, float | None]:
 
 
 def mean_over_folds(scores: Scores, row: str, score: str = "miou") -> float:
-    """Return a score of a row, the mean over folds; NaN where a fold has none."""
+    """Return a score of a row, the mean over folds; NaN if a fold has none."""
     found = [of_fold[row][score] for of_fold in scores.values()]
     return float(np.mean([np.nan if value is None else value for value in found]))
 
@@ -170,11 +170,11 @@ def gains_of(
     }
 
 
-# ---------------------------------------------------------------- words and tables
+# ---------------------------------------------------------------- texts and tables
 
 
 def describe(tests: dict[int, TestedRows]) -> str:
-    """Return what the tables are of, in words."""
+    """Return the subject of the tables, in words."""
     folds = [
         f"fold {fold} ({len(test.patients)} images of {len(set(test.patients))} patients)"
         for fold, test in tests.items()
@@ -183,11 +183,11 @@ def describe(tests: dict[int, TestedRows]) -> str:
 
 
 def verdict(scores: Scores, gains: Gains, row: str, floor: str) -> str:
-    """Return in a sentence how good a row is, beside full supervision and the floor."""
+    """Return in a sentence how good a row is, against full supervision and the floor."""
     own, full = mean_over_folds(scores, row), mean_over_folds(scores, "supervised")
     gain = gains[row]["miou"]
     share = f"{100 * own / full:.0f} % of full supervision's" if full else "full supervision has"
-    open_ = ", which leaves open whether it is better" if gain.holds_zero else ""
+    open_ = " (n.s.)" if gain.holds_zero else ""
     return (
         f"From image labels alone: mean IoU {100 * own:.1f} %, {share} ({100 * full:.1f} %);"
         f" {gain.points()} points more than {ROWS[floor]}{open_}."
@@ -195,7 +195,7 @@ def verdict(scores: Scores, gains: Gains, row: str, floor: str) -> str:
 
 
 def over_folds(scores: Scores, *place: str | int) -> Column:
-    """Return what stands at a place of the scores of each row, such as "iou", 1."""
+    """Return the value at a place in the scores of each row, such as "iou", 1."""
     rows = next(iter(scores.values()))
     found = {row: [of_fold[row] for of_fold in scores.values()] for row in rows}
     for key in place:
@@ -231,7 +231,7 @@ def gain_table(gains: Gains, classes: tuple[str, ...]) -> Grid:
 def share_table(scores: Scores, classes: tuple[str, ...]) -> Grid:
     """Return the IoU of every class and row as a share of full supervision's, in percent.
 
-    It is left out where full supervision does not find the class either.
+    It is omitted if full supervision does not find the class either.
     """
     columns = {}
     for value, name in enumerate(classes[1:], 1):
@@ -245,7 +245,7 @@ def share_table(scores: Scores, classes: tuple[str, ...]) -> Grid:
 
 
 def spread_by_score(test: TestedRows, row: str, count: int) -> list[int]:
-    """Return the indices of test images that show a class, from the worst of a row to the best."""
+    """Return the indices of test images with a class, from the worst of a row to the best."""
     right = share_right(test.patches, test.predicted[row])
     shown = test.patches.masks.flatten(1).amax(1) > 0
     order = right.where(shown, torch.inf).argsort(stable=True)[: int(shown.sum())]

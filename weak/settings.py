@@ -1,4 +1,4 @@
-"""What the scripts of weak/ take beside the settings of config.py."""
+"""What the scripts of weak/ take in addition to the settings of config.py."""
 
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -14,17 +14,17 @@ Weight = Annotated[float, Field(ge=0)]
 
 @settings
 class ImagesConfig(Config):
-    """Which images, and what is known of them."""
+    """Which images, and what is known about them."""
 
     has_pixel_masks: ClassVar[bool] = False
-    # to the trunk, an image is a patch
+    # in the trunk, an image is a patch
     patch_size: ClassVar[property] = property(lambda self: self.image_size)
     side_setting: ClassVar[str] = "image_size"
 
     image_labels: Path | None = None
-    """CSV with img_name, a column of 0 and 1 for each class, and perhaps patient and split."""
+    """CSV with img_name, a column of 0 and 1 for each class, and optionally patient and split."""
     image_size: Annotated[int, Field(gt=0, multiple_of=32)] = 128
-    """Side in pixels, a multiple of 32, that every image is brought to as a whole."""
+    """Side in pixels, a multiple of 32, to which every whole image is scaled."""
     normalise: Literal["none", "image", "patient"] = "none"
     """Give the tissue of each image, or of all of a patient's, one mean brightness and spread."""
 
@@ -34,21 +34,21 @@ class ClassifierConfig(ImagesConfig):
     """How the classifier is trained."""
 
     output_stride: Literal[4, 8] = 8
-    """Pixels of an image to a pixel of its maps, each way."""
+    """Pixels of an image per pixel of its maps, along each side."""
     stages: Annotated[int, Field(ge=3, le=5)] = 5
     """Stages of the encoder that the classifier uses; with fewer it sees less of the context."""
     classifier_epochs: Count = 8
     """Passes of a plain classifier over the training images."""
     method: Method = "cam"
-    """Maps that become masks (contrast if no image holds two classes); or transfer, a generator."""
+    """Maps that become masks (contrast if no image has two classes); or transfer, a generator."""
     contrast_epochs: Count = 5
-    """Passes of a contrast classifier, for that method; it goes on from a plain one."""
+    """Passes of a contrast classifier, for that method; it continues from a plain one."""
     classifier_lr: Positive = 3e-4
     """Highest learning rate of the classifier's encoder; ten times as much for its head."""
     classifiers: Count = 2
-    """Classifiers of each kind, each from other random numbers: maps and logits are their mean."""
+    """Classifiers of each kind, with different seeds: maps and logits are their mean."""
     shuffled: bool = False
-    """A control: deal the labels of the training images among them at random."""
+    """A control: shuffle the labels of the training images."""
 
 
 @settings
@@ -56,7 +56,7 @@ class MapsConfig(ClassifierConfig):
     """How the maps of classes are made."""
 
     scales: Annotated[tuple[Scale, ...], Field(min_length=1)] = (0.5, 1.0, 1.5, 2.0)
-    """Sizes, of the image's own, at which CAM looks at it; it takes the mean over them."""
+    """Scales of the image at which CAM is computed; their mean is used."""
 
 
 @settings
@@ -64,11 +64,11 @@ class IRNetConfig(MapsConfig):
     """How the boundaries between classes are learned."""
 
     sure_area: Share = 0.7
-    """So much of the area that fits the labels, where a map is highest, surely shows the class."""
+    """Share of the class's estimated area, highest map values first, that is sure foreground."""
     possible_area: Annotated[float, Field(ge=1)] = 2.0
-    """Pixels beyond so many times that area surely show none."""
+    """Pixels outside this multiple of the estimated area are sure background."""
     irnet_epochs: Count = 3
-    """Passes of IRNet over the training images that hold a class."""
+    """Passes of IRNet over the training images with a class."""
     irnet_lr: Positive = 0.1
     """Learning rate of IRNet at the start; it falls to 0."""
 
@@ -78,9 +78,9 @@ class TransferConfig(ImagesConfig):
     """How images with a lesion are made healthy."""
 
     lesion: str | None = None
-    """Which class of the image labels to remove; None takes the only one that there is."""
+    """Class of the image labels to remove; None: the only one."""
     training: Number = 0
-    """Which training of a fold this is, from 0: each has other random numbers."""
+    """Number of the training of a fold, from 0: each has its own seed."""
     channels: Count = 16
     """Width of the networks (published: 54)."""
     iterations: Count = 600
@@ -88,11 +88,11 @@ class TransferConfig(ImagesConfig):
     transfer_lr: Positive = 5e-4
     """Learning rate of generators and discriminators."""
     cycle_weight: Weight = 2.0
-    """How much it counts that there and back again gives the same image."""
+    """Weight of the cycle loss: there and back must give the same image."""
     identity_weight: Weight = 10.0
-    """How much it counts that a healthy image stays as it is."""
+    """Weight of the identity loss: a healthy image must not change."""
     area_weight: Weight = 3.0
-    """How much it counts how far the area of masks is from 0 on healthy images, 2 % on others."""
+    """Weight of the distance of the masks' area from 0 on healthy images, from 2 % on others."""
 
 
 @settings
@@ -100,9 +100,9 @@ class MasksConfig(IRNetConfig, TransferConfig):
     """How maps, or a generator, become masks."""
 
     walk_steps: Count = 8
-    """Steps of the random walk that carries the maps up to the boundaries."""
+    """Steps of the random walk that spreads the maps up to the boundaries."""
     unsure: Annotated[float, Field(ge=0, lt=0.5)] = 0.1
-    """Leave a pixel unsure (255) whose map, after the walk, is so near to half of its maximum."""
+    """Mark pixels as unsure (255) if the map, after the walk, is this close to half its maximum."""
 
 
 @settings
@@ -110,7 +110,7 @@ class SegmentationConfig(MasksConfig):
     """How a network learns from masks."""
 
     teacher: bool = False
-    """Let the network's moving average label images too; with transfer it always does."""
+    """Let the network's moving average label images too; always on with transfer."""
 
 
 @settings

@@ -1,4 +1,4 @@
-"""A student that learns from masks, and a teacher, its moving average, that labels what it sees."""
+"""A student that learns from masks, and a teacher, its moving average, that labels images."""
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from medood.training.segmentation import Trainer
 
 DECAY = 0.99  # of the moving average, per step (Tarvainen and Valpola 2017, early in a training)
 SURE = 0.95  # probability from which the teacher counts (FixMatch, Sohn et al. 2020)
-START = 0.5  # of the epochs: a mean of students that know little yet would teach them to stay so
+START = 0.5  # of the epochs: an average of early students would slow the training
 
 
 @torch.no_grad()
@@ -30,13 +30,13 @@ def average(means: list[Tensor], values: list[Tensor], count: Tensor) -> None:
 
 
 class MeanTeacher(Trainer):
-    """A trainer whose network also learns what its own moving average says of an image.
+    """A trainer whose network also learns from the predictions of its own moving average.
 
     Loss = L(student, mask) + L(student, teacher's label). The teacher sees the image as it is, the
     student augmented, and the label is warped as the mask is: the student has to be consistent with
     it (Tarvainen and Valpola, "Mean teachers are better role models", NeurIPS 2017). A pixel of
-    which the teacher is not sure counts in L as any unsure pixel: not at all. In the first half of
-    the epochs the masks teach alone; then the teacher begins as the student.
+    which the teacher is not sure does not count in L, as any unsure pixel. In the first half of the
+    epochs only the masks teach; then the teacher begins as a copy of the student.
     """
 
     def __init__(self, *given: object) -> None:
@@ -47,7 +47,7 @@ class MeanTeacher(Trainer):
 
     @staticmethod
     def made_from(cfg: Config) -> dict:
-        """Return what decides a network beside its patches and the settings of config.py."""
+        """Return what decides a network apart from its patches and the settings of config.py."""
         return {"teacher": {"decay": DECAY, "sure": SURE, "start": START}}
 
     def begin_epoch(self, epoch: int) -> Loader:
@@ -66,10 +66,10 @@ class MeanTeacher(Trainer):
 
     @torch.no_grad()
     def label(self, images: Tensor, masks: Tensor) -> Tensor:
-        """Return what the teacher says of images, uint8 (N, P, P), UNSURE where it is not sure.
+        """Return the teacher's prediction for images, uint8 (N, P, P), UNSURE where it is not sure.
 
-        Where a mask is background everywhere, the image holds nothing: that is known, and no
-        teacher is asked. images: RGB uint8 (N, P, P, 3). masks: uint8 (N, P, P).
+        If a mask is background everywhere, the image is known to be healthy: the teacher is not
+        used. images: RGB uint8 (N, P, P, 3). masks: uint8 (N, P, P).
         """
         with self.precision:
             logits = self.teacher.module(self.normalise(images.permute(0, 3, 1, 2).float()))

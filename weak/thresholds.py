@@ -1,7 +1,7 @@
-"""Where a map ends, without any pixel truth: the image labels say how often there is anything.
+"""Where to cut a map, without any pixel label: the image labels give the frequency of a class.
 
-A threshold that as many training images reach as hold the class is the one at which maps agree with
-the labels. What lies above it is the class's area; maps of other kinds are cut to the same area.
+At the threshold that as many training images reach as have the class, maps agree with the labels.
+The pixels above it are the class's area; maps of other kinds are cut to the same area.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from medood.data.labels import UNSURE
 
 
 def detection_threshold(maxima: Tensor, held: Tensor) -> float:
-    """Return the value that as many of N images exceed as hold a class.
+    """Return the value that as many of N images exceed as have a class.
 
     maxima: the highest value of each image's map, (N,). held: bool (N,), neither all nor none.
     """
@@ -23,10 +23,10 @@ def detection_threshold(maxima: Tensor, held: Tensor) -> float:
 
 
 def areas(maps: Tensor, held: Tensor) -> list[float]:
-    """Return the share of the pixels of the images that hold a class that it covers, by class.
+    """Return the share of pixels that a class covers in the images with it, by class.
 
-    It is a pixel at least, for an image that holds a class shows it. maps: raw ones of all training
-    images, whatever they hold, (N, C, h, w). held: bool (N, C).
+    It is at least a pixel, as an image with a class shows it. maps: raw ones of all training
+    images, with the class or not, (N, C, h, w). held: bool (N, C).
     """
     pixel = 1 / maps[0, 0].numel()
     return [
@@ -36,9 +36,9 @@ def areas(maps: Tensor, held: Tensor) -> list[float]:
 
 
 def thresholds_of(maps: Tensor, held: Tensor, areas: list[float]) -> list[float]:
-    """Return the threshold of each class that leaves it an area, on the mean of those holding it.
+    """Return the threshold of each class that gives it an area, on average over images with it.
 
-    It leaves a pixel at least, as `areas` does. maps: (N, C, h, w). held: bool (N, C). areas: as
+    The area is at least a pixel, as in `areas`. maps: (N, C, h, w). held: bool (N, C). areas: as
     the function of that name returns them.
     """
     pixel = 1 / maps[0, 0].numel()
@@ -47,19 +47,19 @@ def thresholds_of(maps: Tensor, held: Tensor, areas: list[float]) -> list[float]
 
 
 def area_above(maps: Tensor, threshold: float) -> float:
-    """Return the share of all pixels of maps (n, h, w) that lie above a threshold."""
+    """Return the share of all pixels of maps (n, h, w) that are above a threshold."""
     return (maps > threshold).float().mean().item()
 
 
 def threshold_of(maps: Tensor, area: float) -> float:
-    """Return the value above which a share `area` of all pixels of maps (n, h, w) lies."""
+    """Return the value above which a share `area` of all pixels of maps (n, h, w) is."""
     ordered = maps.flatten().sort(descending=True).values
     place = min(round(area * len(ordered)), len(ordered) - 1)
     return float(ordered[place])
 
 
 def masks_of(maps: Tensor, held: Tensor, thresholds: list[float]) -> Tensor:
-    """Return the class of each pixel, uint8 (N, h, w), 0 where no held class reaches its threshold.
+    """Return the class of each pixel, uint8 (N, h, w), 0 where no class reaches its threshold.
 
     Of several, the class that exceeds its own threshold by the largest factor. maps: from 0,
     (N, C, h, w). held: bool (N, C). thresholds: of each class, above 0.

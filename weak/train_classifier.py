@@ -1,10 +1,10 @@
-"""Train classifiers on image labels: which classes does an image hold?
+"""Train classifiers on image labels: which classes does an image have?
 
-What one of them takes for a class depends on its random numbers; what all agree on, less so. For
+What one of them learns as a class depends on its random numbers; what all agree on, less so. For
 the two kinds see weak/classifier.py.
 
 Reads   weak/Images                            (generate_images.py), and the CSV of image labels
-Writes  weak/classifier/<fold>_<encoder>/      weights, log, AUC and F1 on the patients left out
+Writes  weak/classifier/<fold>_<encoder>/      weights, log, AUC and F1 on held-out patients
 """
 
 import sys
@@ -48,8 +48,8 @@ def train_fold(cfg: ClassifierConfig, fold: int, folder: Path) -> None:
     kinds = kinds_of(cfg)
     if "contrast" in kinds and labels.labels[train].any(1).all():
         raise UserError(
-            f"method = contrast: every training image of fold {fold} holds a class, so there is"
-            " nothing to contrast with: set method to cam, or add images that hold none"
+            f"method = contrast: every training image of fold {fold} has a class, so there is"
+            " nothing to contrast with: set method to cam, or add images without any"
         )
     learned = "shuffled labels" if cfg.shuffled else ", ".join(labels.classes)
     print(
@@ -78,7 +78,7 @@ def train_fold(cfg: ClassifierConfig, fold: int, folder: Path) -> None:
         for name, auc in zip(labels.classes, scores["auc"], strict=True)
     ]
     where = classifier_folder(cfg, fold)
-    print(f"{where}: AUC on {len(test)} images of patients left out: {', '.join(told)}")
+    print(f"{where}: AUC on {len(test)} images of held-out patients: {', '.join(told)}")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Train IRNet: where does one class end, learned from the pixels whose class the maps leave sure.
+"""Train IRNet: the boundaries of classes, learned from the pixels of which the maps are sure.
 
 Reads   weak/Images, weak/classifier, weak/maps          (generate_maps.py)
 Writes  weak/irnet/<fold>_<encoder>/                     weights and log
 
-The encoder of the first classifier is frozen. Training images that hold no class teach nothing: all
+The encoder of the first classifier is frozen. Training images without any class are not used: all
 of their pixels are background.
 """
 
@@ -51,7 +51,7 @@ def train_fold(cfg: IRNetConfig, fold: int, folder: Path) -> None:
     maps, held, areas = read_seeds(cfg, fold, paths)
     holding = held.any(1)
     sure = confident_labels(cfg, maps, held, areas)[holding]
-    # from shuffled labels nothing may be learned: the control goes on
+    # from shuffled labels nothing may be learned: the control continues
     if not cfg.shuffled and (not is_foreground(sure).any() or not (sure == BACKGROUND).any()):
         raise UserError(
             f"fold {fold}: the maps leave no pixel sure to be a class, or to be none: raise"
@@ -72,10 +72,10 @@ def train_fold(cfg: IRNetConfig, fold: int, folder: Path) -> None:
 
 
 def confident_labels(cfg: IRNetConfig, maps: Tensor, held: Tensor, areas: list[float]) -> Tensor:
-    """Return the class of each pixel where its maps leave little doubt, else 255: uint8 (N, h, w).
+    """Return the class of each pixel if its maps are sure, else 255: uint8 (N, h, w).
 
-    maps: (N, C, h, w). held: bool (N, C), the classes of each image; no other counts. An image that
-    holds none is background. areas: the share that each class covers of an image that holds it.
+    maps: (N, C, h, w). held: bool (N, C), the classes of each image; no other counts. An image
+    without any is background. areas: the share that each class covers of an image with it.
     """
     limits = [
         thresholds_of(maps, held, [width * area for area in areas])

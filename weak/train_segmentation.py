@@ -1,14 +1,14 @@
-"""Train a segmentation network on pseudo-masks, with the images that hold no class as negatives.
+"""Train a segmentation network on pseudo-masks, with the images without any class as negatives.
 
 Reads   weak/Images, weak/Pseudo_Masks                    (generate_masks.py)
-Writes  models/<fold>_<model>_weak_positives/             trained on the images that hold a class
+Writes  models/<fold>_<model>_weak_positives/             trained on the images with a class
         models/<fold>_<model>_weak/                       and on the negatives that fooled it
         models/<fold>_<model>_weak_transfer_<lesion>/     with method = transfer, instead of both
 
-This is Med-OoD without a cut: an image whose label is 0 everywhere shows no class, so whatever the
-first network sees in it is false. Those in which it sees something, the hardest first, are added
-until the positive-negative ratio comes nearest to pnr_opt; the rest is pruned. With the control of
-shuffled labels both names end in _shuffled.
+This is Med-OoD without a cut: an image whose label is 0 everywhere has no class, so any foreground
+that the first network predicts in it is false. Those with any, the hardest first, are added until
+the positive-negative ratio is nearest to pnr_opt; the rest is pruned. With the control of shuffled
+labels both names end in _shuffled.
 
 With method = transfer one network learns from the masks of both kinds of images, those without any
 class included, and from its own moving average as a teacher: see weak/teacher.py.
@@ -43,7 +43,7 @@ from weak.products import (
 from weak.settings import SegmentationConfig
 from weak.teacher import MeanTeacher
 
-SEARCH = ("mirrors", "pnr_opt", "pct_grid")  # beside those of its training: they choose negatives
+SEARCH = ("mirrors", "pnr_opt", "pct_grid")  # and those of its training: they choose negatives
 
 
 def weak_network(cfg: SegmentationConfig, fold: int, negatives: bool = True) -> Path:
@@ -55,17 +55,17 @@ def weak_network(cfg: SegmentationConfig, fold: int, negatives: bool = True) -> 
 
 
 def train_segmentation(cfg: SegmentationConfig) -> None:
-    """Train the networks of every fold whose masks hold a class."""
+    """Train the networks of every fold whose masks contain a class."""
     cfg = with_lesion(cfg) if cfg.method == "transfer" else with_classes(cfg)
     require(cfg, IMAGES, masks_product(cfg))
     for fold in cfg.folds:
-        found = f"fold {fold}: no mask in {masks_folder(cfg, fold)} holds a class"
+        found = f"fold {fold}: no mask in {masks_folder(cfg, fold)} contains a class"
         if has_masks(cfg, fold):
             train_networks(cfg, fold)
         elif cfg.method == "transfer":  # one of several trainings may fail
             print(f"{found}, so there is no network: train the generator for more iterations")
         elif cfg.shuffled:
-            print(f"{found}: as it should be, nothing was learned from shuffled labels")
+            print(f"{found}: as expected, nothing was learned from shuffled labels")
         else:
             raise UserError(f"{found}: train the classifier longer, see its scores.json")
 
@@ -84,15 +84,15 @@ def train_networks(cfg: SegmentationConfig, fold: int) -> None:
 
 
 def trainer_of(cfg: SegmentationConfig) -> type[Trainer]:
-    """Return what takes the steps of a network's training."""
+    """Return the kind of trainer of a network."""
     return MeanTeacher if cfg.teacher or cfg.method == "transfer" else Trainer
 
 
 def made_from_of(cfg: SegmentationConfig, fold: int, negatives: bool = True) -> dict:
     """Return what decides the network of a fold, trained with or without negatives.
 
-    Of the negatives, it is all that there are, and what chooses among them: the first network, and
-    the settings of the search.
+    Of the negatives: all of them, and what chooses among them: the first network, and the settings
+    of the search.
     """
     positives, others = training_files(cfg, fold)
     of_trainer = trainer_of(cfg).made_from(cfg)
@@ -106,7 +106,7 @@ def made_from_of(cfg: SegmentationConfig, fold: int, negatives: bool = True) -> 
 
 
 def training_files(cfg: SegmentationConfig, fold: int) -> tuple[list[Pair], list[Pair]]:
-    """Return the training images that hold a class, with their masks, and those that hold none.
+    """Return the training images with a class, with their masks, and those without any.
 
     With method = transfer the latter have masks, too.
     """
@@ -123,7 +123,7 @@ def training_files(cfg: SegmentationConfig, fold: int) -> tuple[list[Pair], list
 
 
 def has_masks(cfg: SegmentationConfig, fold: int) -> bool:
-    """Say whether any mask of a fold holds a class: there is nothing to learn otherwise."""
+    """Say whether any mask of a fold contains a class: otherwise there is nothing to learn."""
     positives, _ = training_files(cfg, fold)
     return any(count for count, _ in count_files(cfg, positives))
 
@@ -131,9 +131,9 @@ def has_masks(cfg: SegmentationConfig, fold: int) -> bool:
 def mine(
     cfg: Config, fold: int, network: Path, positives: list[Pair], negatives: list[Pair]
 ) -> list[Pair]:
-    """Return the negatives to train on: those that fool a network, as many as pnr_opt asks for."""
+    """Return the negatives to train on: those that fool a network, as many as pnr_opt requires."""
     if not negatives:
-        print(f"fold {fold}: every training image holds a class: there is no negative to mine")
+        print(f"fold {fold}: every training image has a class: there is no negative to mine")
         return []
     rows = rank_files(cfg, network, negatives, f"fold {fold}: mining")
     of_name = {image.name: (image, mask) for image, mask in negatives}
@@ -142,13 +142,13 @@ def mine(
     best, _ = choose_pct(*counts, len(hard), cfg.pct_grid, cfg.pnr_opt)
     print(
         f"fold {fold}: {len(hard)} of {len(negatives)} negatives fool the network; pct"
-        f" {best['pct']:g}, {best['ood_patches']} of them, brings the pnr to {best['pnr']:.3f}"
+        f" {best['pct']:g}, {best['ood_patches']} of them, changes the pnr to {best['pnr']:.3f}"
     )
     return hard[: best["ood_patches"]]
 
 
 def count_files(cfg: Config, files: list[Pair]) -> list[tuple[int, int]]:
-    """Return how many pixels of each image's mask are of a class, and how many are sure."""
+    """Return how many pixels of each image's mask have a class, and how many are sure."""
     count = partial(count_pixels, classes=len(cfg.class_names))
     return in_threads(count, [mask for _, mask in files])
 

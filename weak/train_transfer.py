@@ -1,4 +1,4 @@
-"""Train a generator to make images with a lesion healthy, inside of a mask that it has to find.
+"""Train a generator to make images with a lesion healthy, inside a mask that it has to find.
 
 Reads   weak/Images                                 (generate_images.py), and the image labels
 Writes  weak/generator/<fold>_transfer_<lesion>/    generator, log of the losses, pictures
@@ -29,7 +29,7 @@ def train_generators(cfg: TransferConfig) -> None:
 
 
 def unfinished_folder(cfg: TransferConfig, fold: int) -> Path:
-    """Return where a training is until it ends; one that was interrupted goes on from there."""
+    """Return the folder of an unfinished training, from which an interrupted one continues."""
     folder = generator_folder(cfg, fold)
     return folder.with_name(f"{folder.name}_unfinished")
 

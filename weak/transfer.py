@@ -1,4 +1,4 @@
-"""Two generators and their discriminators in training, and a trained generator at work."""
+"""Two generators and their discriminators in training, and a trained generator in use."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -24,12 +24,12 @@ from weak.settings import TransferConfig
 WEIGHTS, RESUME = "generator.safetensors", "resume.pt"
 BETAS, DECAY = (0.5, 0.999), 2e-5  # of Adam
 JUDGES_PACE = 2.0  # learning rate of the discriminators, in those of the generators
-TOLD_APART = 3.0  # loss of discriminators that tell the domains apart; 4 is chance
-MOST_ALONE = 20  # rounds in which they learn alone to do so
+SEPARATED = 3.0  # loss of discriminators that distinguish the domains; 4 is chance
+MOST_ALONE = 20  # rounds in which only they learn, until they do
 AREA_RISE = 300  # steps of the generators in which the weight of the masks' area rises
 RECONSTRUCTION = ATTENTION = 10.0  # weights in the sum of the losses
-LEAST_AREA = 0.02  # of an image to change, that its mask is to take: it costs what differs
-ROUND = 100  # steps between two lines of the log, and two states to go on from
+LEAST_AREA = 0.02  # target area of the mask in an image to change: the distance is the loss
+ROUND = 100  # steps between two lines of the log, and two states to continue from
 DRAWN = 3  # rounds from one picture to the next
 SHOWN = 3, 1  # images with the lesion, and without, in a picture
 LOSSES = ("adversarial", "cycle", "identity", "attention", "reconstruction", "area", "judges")
@@ -40,9 +40,9 @@ class Trainer(Training):
 
     heal makes diseased images healthy, harm healthy ones diseased. An epoch is a round of steps.
 
-    The discriminators learn alone at first, from the images as they are, and the area of the masks
-    comes to count little by little: while nothing tells a lesion from what is healthy, a mask is
-    nothing but cost, and one that has vanished hardly comes back.
+    At first only the discriminators learn, from the images as they are, and the weight of the
+    masks' area rises slowly: while lesion and healthy tissue are not yet distinguished, a mask only
+    costs, and a vanished one hardly comes back.
     """
 
     rate = "transfer_lr"
@@ -56,7 +56,7 @@ class Trainer(Training):
         folder: Path,
         device: torch.device,
     ) -> None:
-        """diseased, healthy: RGB uint8 (N, P, P, 3), any N each. folder: takes pictures."""
+        """diseased, healthy: RGB uint8 (N, P, P, 3), any N each. folder: for pictures."""
         torch.manual_seed(stream_seed(cfg, fold, INITIALISATION))
         generators = {name: Generator(cfg.channels) for name in ("heal", "harm")}
         judges = {name: Judges(cfg.channels) for name in ("healthy", "diseased")}
@@ -79,13 +79,13 @@ class Trainer(Training):
         return not next_round(self.cfg, self.log)
 
     def begin_epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor, float]]:
-        """Return the batches of a round, each with the share of the masks' area that counts."""
+        """Return the batches of a round, each with the share of the weight of the masks' area."""
         self.areas = next_round(self.cfg, self.log)
         batches = batches_of(self.cfg, self.fold, epoch, len(self.areas), *self.images, self.device)
         return ((*batch, share) for batch, share in zip(batches, self.areas, strict=True))
 
     def end_epoch(self, losses: dict[str, float]) -> dict:
-        """Return the row of the log, its last step and the mean losses; draw a picture of some."""
+        """Return the row of the log, its last step and the mean losses; draw some pictures."""
         step = (self.log[-1]["step"] if self.log else 0) + len(self.areas)
         row = {"step": step} | {name: losses.get(name) for name in LOSSES}
         log = [*self.log, row]
@@ -106,8 +106,7 @@ class Trainer(Training):
     def step(self, diseased: Tensor, healthy: Tensor, area_share: float = 1.0) -> Losses:
         """Teach the generators, then the discriminators, on images (N, 3, P, P) in -1..1 each.
 
-        area_share: how much of the weight of the masks' area counts; 0 if the discriminators learn
-        alone.
+        area_share: share of the weight of the masks' area; 0 if only the discriminators learn.
         """
         if not area_share:
             return self.judge(diseased, healthy, healthy, diseased)
@@ -124,20 +123,20 @@ class Trainer(Training):
         return found | self.judge(diseased, harmed, healthy, healed)
 
     def judge(self, diseased: Tensor, harmed: Tensor, healthy: Tensor, healed: Tensor) -> Losses:
-        """Teach the discriminators real images from made ones, (N, 3, P, P), any N each."""
+        """Teach the discriminators real against generated images, (N, 3, P, P), any N each."""
         self.judges.requires_grad_(True)
         with self.precision, exact(self.cfg.precision):
-            loss = self._told_apart("diseased", diseased, harmed)
-            loss = loss + self._told_apart("healthy", healthy, healed)
+            loss = self._judged("diseased", diseased, harmed)
+            loss = loss + self._judged("healthy", healthy, healed)
         self._descend(loss)
         return {"judges": loss.detach()}
 
     def _one_way(
         self, there: str, back: str, judges: str, source: Tensor, target: Tensor
     ) -> tuple[Losses, Tensor]:
-        """Return the losses of a generator, and what it made for its discriminators to learn from.
+        """Return the losses of a generator, and its images, for its discriminators to learn from.
 
-        source: images to bring to the domain of `target`.
+        source: images to transfer to the domain of `target`.
         """
         count, inputs = len(source), torch.cat([source, target])
         out = self.model[there](inputs)  # at once: no image changes another's normalisation
@@ -164,7 +163,7 @@ class Trainer(Training):
         }
         return torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
 
-    def _told_apart(self, judges: str, real: Tensor, made: Tensor) -> Tensor:
+    def _judged(self, judges: str, real: Tensor, made: Tensor) -> Tensor:
         said = self.model[judges](torch.cat([real, made]))
         of_real, of_made = zip(*(part.split([len(real), len(made)]) for part in said), strict=True)
         return least_squares(of_real, 1) + least_squares(of_made, 0)
@@ -172,7 +171,7 @@ class Trainer(Training):
     def _descend(self, loss: Tensor) -> None:
         with exact(self.cfg.precision):
             loss.backward()
-        self.optimiser.step()  # passes over what has no gradient: the other side
+        self.optimiser.step()  # skips weights without a gradient: the other side
         self.optimiser.zero_grad()
 
 
@@ -182,7 +181,7 @@ class Trainer(Training):
 def least_squares(said: Iterable[Tensor], truth: float) -> Tensor:
     """Return the sum over discriminators of the mean of (said - truth)^2 (Mao et al. 2017).
 
-    said: what each says of images. truth: 1 if they are, or should pass for, real, else 0.
+    said: the output of each. truth: 1 if images are, or should look, real, else 0.
     """
     return torch.stack([(part - truth).square().mean() for part in said]).sum()
 
@@ -198,10 +197,10 @@ def difference(images: Tensor, target: Tensor) -> Tensor:
 
 
 def area(masks: Tensor, aim: float = 0.0) -> Tensor:
-    """Return how far the mean of each mask, (N, 1, H, W), is from an aim, on average.
+    """Return the mean distance of the mean of each mask, (N, 1, H, W), from a target.
 
-    Without it, a mask of ones is as good as any other. An aim of 0 on images to change would let
-    masks vanish where a lesion is hard to see: but their label says that something is there.
+    Without it, a mask of ones is as good as any other. A target of 0 on images to change would let
+    masks vanish if a lesion is hard to see, although the label says that there is one.
     """
     return (masks.mean((1, 2, 3)) - aim).abs().mean()
 
@@ -219,8 +218,8 @@ def train_transfer(
 ) -> None:
     """Train a generator to make images with the lesion look like images without any.
 
-    `folder` comes to hold generator.safetensors, log.csv and pictures/; it keeps resume.pt on the
-    way, see `fit`, for made_from too. Raises UserError also if there is no image of a kind.
+    `folder` gets generator.safetensors, log.csv and pictures/, and resume.pt until the end: see
+    `fit`, for made_from too. Raises UserError also if there is no image of a kind.
 
     diseased, healthy: RGB uint8 (N, P, P, 3), any N each.
     """
@@ -242,13 +241,13 @@ def train_transfer(
 
 
 def next_round(cfg: TransferConfig, log: list[dict]) -> list[float]:
-    """Return, for each step to come, how much of the masks' area counts; [] after the last one.
+    """Return, for each step of the next round, the share of the weight of the masks' area.
 
-    It is 0 where the discriminators learn alone: in rounds until they tell the domains apart. log:
-    of the rounds so far.
+    It is 0 if only the discriminators learn: in rounds until they distinguish the domains. [] after
+    the last round. log: of the rounds so far.
     """
     alone = [row for row in log if row["adversarial"] is None]
-    if len(alone) == len(log) < MOST_ALONE and (not log or log[-1]["judges"] > TOLD_APART):
+    if len(alone) == len(log) < MOST_ALONE and (not log or log[-1]["judges"] > SEPARATED):
         return [0.0] * ROUND
     done = log[-1]["step"] - ROUND * len(alone)
     last = min(done + ROUND, cfg.iterations)
@@ -302,8 +301,8 @@ def transfer(
     """Return images made healthy, the masks of what changed, and heat maps, all on the CPU.
 
     images: RGB uint8 (N, P, P, 3). Returns RGB uint8 (N, P, P, 3), float32 (N, P, P) in 0..1, and
-    the same again: heat in parts of the image's hottest pixel, 0 where the lesion is less likely
-    than not.
+    the same again: heat relative to the image's maximum, 0 where the lesion is less likely than
+    not.
     """
     parts = tqdm(images.split(batch_size(device)), "  making healthy", leave=False, disable=None)
     found = [_transferred(generator, part.to(device)) for part in parts]

@@ -1,4 +1,4 @@
-"""True masks, for the test and for the network of full supervision: nothing else opens them."""
+"""True masks, only for the test and for the network of full supervision."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -31,17 +31,17 @@ def truth_folder(cfg: ImagesConfig, _: int = 0) -> Path:
 
 
 def lesion_folder(cfg: TransferConfig, _: int = 0) -> Path:
-    """Return where the true masks of the lesion alone are."""
+    """Return where the true masks of only the lesion are."""
     return cfg.workspace / "weak" / "Lesion_Masks" / f"{cfg.lesion}".replace("/", "_")
 
 
 def true_files(cfg: TransferConfig, paths: list[Path]) -> list[Pair]:
-    """Return images of weak/Images, each with its true mask; of the lesion alone if there is one.
+    """Return images of weak/Images, each with its true mask; only of the lesion if there is one.
 
-    The masks of all images are brought to one size first, unless they are there. Raises UserError
-    for an image without a mask, and for a mask of another size or content.
+    The masks of all images are scaled to one size first, unless they exist. Raises UserError for an
+    image without a mask, and for a mask of another size or content.
     """
-    every = with_classes(cfg)  # a mask may hold others beside the lesion
+    every = with_classes(cfg)  # a mask may have others in addition to the lesion
     sizes, classes = sizes_of(every), every.class_names
 
     def truth(name: str) -> np.ndarray:
@@ -59,7 +59,7 @@ def true_files(cfg: TransferConfig, paths: list[Path]) -> list[Pair]:
 
 
 def _write_masks(cfg: ImagesConfig, product: Product, mask_of: Callable[[str], np.ndarray]) -> None:
-    """Write the masks of all images, given a function of their names, unless they are there."""
+    """Write the masks of all images, given a function of their names, unless they exist."""
     with making(cfg, product) as folders:
         if folders:
 
