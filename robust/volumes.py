@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from config import Config, UserError
-from medood.data.folds import PARTS, deal
+from medood.data.folds import PARTS, split_units
 from medood.data.names import by_name, plain
 from medood.models.network import autocast, exact
 from medood.processes import world_size
@@ -214,7 +214,7 @@ def split_cases(cases: list[Case], fold: int, seed: int) -> tuple[list[Case], li
     """Return the training and the test cases of a fold: it tests part `fold` mod 3 of three."""
     if len(cases) < PARTS:
         raise UserError(f"{len(cases)} labelled volumes: {PARTS} folds need at least one each")
-    part = deal([case.name for case in cases], seed)
+    part = split_units([case.name for case in cases], seed)
     sides = ([c for c in cases if (part[c.name] == fold % PARTS) == side] for side in (False, True))
     return tuple(sides)
 

@@ -53,7 +53,7 @@ from config import Count, UserError, settings
 from generate_unfiltered_oods import fill_folder
 from medood.data.dataset import load_patches
 from medood.data.files import fingerprint
-from medood.data.folds import deal_patients
+from medood.data.folds import split_patients
 from medood.data.images import UNSURE, read_image, read_mask, write_png
 from medood.data.labels import BACKGROUND, is_foreground
 from medood.data.names import name_of
@@ -229,7 +229,7 @@ def false_nuclei(cfg: common.StudyConfig, fold: int) -> common.Recipe | None:
     Each half of the regions, or patients, is tested by a baseline trained on the other half.
     """
     plain = common.baseline(cfg, fold)
-    half_of = deal_patients(cfg, [name_of(image) for image, _ in plain.files], 2)
+    half_of = split_patients(cfg, [name_of(image) for image, _ in plain.files], 2)
     false: dict[str, int] = {}
     for half in (0, 1):
         ours, theirs = (

@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from config import Config, Count, UserError, settings
-from medood.data.folds import deal_patients, patches_there, read_list
+from medood.data.folds import patches_there, read_list, split_patients
 from medood.data.patients import patients_of
 from medood.data.workspace import LIST_ENDING, data_name, id_files
 from medood.evaluation.figures import draw_intervals
@@ -104,7 +104,7 @@ def leakage(cfg: LeakageConfig) -> None:
         raise UserError(f"{cfg.workspace}: all patches are of one {cfg.unit}: add images of others")
     # with so many parts, both arms train on about the same number of patches
     parts = min(max(2, round(len(names) * len(folds) / len(tests))), patients)
-    part_of, apart_arm = deal_patients(cfg, names, parts), f"{cfg.unit}s apart"
+    part_of, apart_arm = split_patients(cfg, names, parts), f"{cfg.unit}s apart"
 
     def listed(cfg: StudyConfig, fold: int) -> Recipe:
         train, test = lists[str(fold)]

@@ -28,7 +28,7 @@ from pydantic import Field
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from config import UserError, settings
-from medood.data.folds import deal_patients, read_fold
+from medood.data.folds import read_fold, split_patients
 from medood.data.patients import patients_of
 from medood.data.workspace import id_files
 from medood.runs.command_line import run
@@ -73,7 +73,7 @@ def changed(plain: Recipe, change: dict) -> Recipe:
 
 def within(train: list[str], change: dict, cfg: StudyConfig, part: int) -> Recipe:
     """Return the training on all but one part of a training side, which that part tests."""
-    part_of = deal_patients(cfg, train, PARTS)
+    part_of = split_patients(cfg, train, PARTS)
     test = [name for name in train if part_of[name] == part]
     kept = [name for name in train if part_of[name] != part]
     return changed(Recipe(cfg, id_files(cfg.workspace, kept), [], test), change)

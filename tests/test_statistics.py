@@ -35,7 +35,7 @@ def test_two_regions_by_hand():
     gain = paired_differences([ours], [theirs], NAMES)["fg_to_bg"]
     # of two regions a resample draws the first twice, both, or the second twice: 1/4, 1/2, 1/4
     assert gain == pytest.approx((0.05, -0.1, 0.2))
-    assert gain.holds_zero
+    assert gain.includes_zero
     assert gain.text() == "5.0 [-10.0, 20.0] n.s."
 
 
@@ -97,7 +97,7 @@ def test_equal_networks_do_not_differ():
     counts = region_counts([0.1, 0.4, 0.3])
     gains = paired_differences([counts], [counts], NAMES)
     assert gains["miou"] == (0, 0, 0)
-    assert gains["miou"].holds_zero
+    assert gains["miou"].includes_zero
 
 
 def test_a_single_region_gives_no_interval():
@@ -132,12 +132,12 @@ def test_trainings_that_differ_by_chance_seldom_look_like_a_gain():
     for _ in range(30):
         missed = 0.4 + rng.normal(0, 0.03, (2, 9, 1)) + rng.normal(0, 0.02, (2, 9, 20))
         ours, theirs = ([region_counts(run) for run in of] for of in missed)
-        claims += not paired_differences(ours, theirs, NAMES)["fg_to_bg"].holds_zero
+        claims += not paired_differences(ours, theirs, NAMES)["fg_to_bg"].includes_zero
     assert claims <= 5  # 5 % would be 1.5; drawing regions alone claims a gain in most
 
 
 def test_what_is_undefined_for_zero_is_not_a_gain():
-    assert Difference(0.1, np.nan, np.nan).holds_zero
+    assert Difference(0.1, np.nan, np.nan).includes_zero
 
 
 def test_an_interval_says_over_how_many_units_and_that_few_are_too_few():

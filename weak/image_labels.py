@@ -14,7 +14,7 @@ import numpy as np
 
 from config import LIZARD, UserError
 from medood.data.files import read_rows
-from medood.data.folds import PARTS, deal
+from medood.data.folds import PARTS, split_units
 from medood.data.names import plain
 from medood.processes import world_size
 from weak.settings import ClassifierConfig, ImagesConfig, TransferConfig
@@ -196,7 +196,7 @@ def split(labels: ImageLabels, fold: int, seed: int) -> tuple[list[int], list[in
     if labels.given is not None:
         is_tested = [side == "test" for side in labels.given]
     else:
-        parts = deal(sorted(set(labels.patients)), seed)
+        parts = split_units(sorted(set(labels.patients)), seed)
         is_tested = [parts[patient] == fold % PARTS for patient in labels.patients]
     train, test = (
         [index for index, tested in enumerate(is_tested) if tested == side]

@@ -187,7 +187,7 @@ def verdict(scores: Scores, gains: Gains, row: str, floor: str) -> str:
     own, full = mean_over_folds(scores, row), mean_over_folds(scores, "supervised")
     gain = gains[row]["miou"]
     share = f"{100 * own / full:.0f} % of full supervision's" if full else "full supervision has"
-    open_ = " (n.s.)" if gain.holds_zero else ""
+    open_ = " (n.s.)" if gain.includes_zero else ""
     return (
         f"From image labels alone: mean IoU {100 * own:.1f} %, {share} ({100 * full:.1f} %);"
         f" {gain.points()} points more than {ROWS[floor]}{open_}."

@@ -21,16 +21,16 @@ OFFICIAL = ("1", "2", "3")  # the parts of Lizard's info.csv
 VAL_SHARE = 0.1  # of the training side's patches, at the least
 
 
-def deal(units: list[str], seed: int, parts: int = PARTS) -> dict[str, int]:
+def split_units(units: list[str], seed: int, parts: int = PARTS) -> dict[str, int]:
     """Return the part, from 0, of each unit: shuffled by `seed`, then assigned in turn."""
     order = np.random.default_rng(seed).permutation(len(units))
     return {units[position]: rank % parts for rank, position in enumerate(order)}
 
 
-def deal_patients(cfg: Config, names: list[str], parts: int = PARTS) -> dict[str, int]:
+def split_patients(cfg: Config, names: list[str], parts: int = PARTS) -> dict[str, int]:
     """Return the part, from 0, of each patch: patients are split by `seed`, with all patches."""
     patients = patients_of(cfg, names)
-    of_patient = deal(sorted(set(patients)), cfg.seed, parts)
+    of_patient = split_units(sorted(set(patients)), cfg.seed, parts)
     return {name: of_patient[patient] for name, patient in zip(names, patients, strict=True)}
 
 
@@ -43,9 +43,9 @@ def held_out(cfg: Config, names: list[str], fold: int) -> set[str]:
         official = read_official(cfg.workspace, names)
         parts = {name: official[region_of(name)] % PARTS for name in names}
     elif cfg.split == "region":
-        parts = deal_patients(cfg, names)
+        parts = split_patients(cfg, names)
     else:
-        parts = deal(sorted(names), cfg.seed)
+        parts = split_units(sorted(names), cfg.seed)
     tested = {name for name in names if parts[name] == fold % PARTS}
     if len(tested) in (0, len(names)):
         raise UserError(

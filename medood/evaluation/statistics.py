@@ -30,7 +30,7 @@ class Difference(NamedTuple):
     high: float
 
     @property
-    def holds_zero(self) -> bool:
+    def includes_zero(self) -> bool:
         """Say whether the interval includes 0: no difference is shown."""
         return not (self.low > 0 or self.high < 0)
 
@@ -49,7 +49,7 @@ class Difference(NamedTuple):
 
     def text(self) -> str:
         """Return it in percentage points, with `n.s.` if the interval includes 0."""
-        holds = not np.isnan(self.low) and self.holds_zero
+        holds = not np.isnan(self.low) and self.includes_zero
         return self.points() + (" n.s." if holds else "")
 
 
