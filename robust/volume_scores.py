@@ -160,10 +160,10 @@ def score_network(
 ) -> tuple[dict, dict, list["Slices"]]:
     """Return the scores of a network by eps and attack, those under corruptions, and slices.
 
-    volumes: gives the first so many test volumes, None for all. keep: takes what is called without
-    an attack. The threshold of ROG's criterion is half of the mean clean Dice of all volumes. Under
-    eps, `clean` has the scores of the attacked volumes before the attack. Corruptions are tried
-    on the attacked volumes: see by_corruption.py for what comes of their scores.
+    volumes: returns this number of test volumes, from the first; None: all. keep: takes the clean
+    predictions. The threshold of ROG's criterion is half of the mean clean Dice of all volumes.
+    Under eps, `clean` has the scores of the attacked volumes before the attack. Corruptions are
+    tried on the attacked volumes: see by_corruption.py for their scores.
     """
     segmenter.requires_grad_(False)
     seed = stream_seed(cfg, fold, ATTACK)

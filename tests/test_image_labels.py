@@ -71,8 +71,8 @@ def test_spaces_capitals_and_the_order_of_columns_do_not_matter(tmp_path):
         ("img_name,cat,dog\na,0,1\nb,1,1\n", "every image has dog"),
         ("img_name,cat,cat\na,0,1\nb,1,0\n", "has two columns named cat"),
         ("img_name,patient,Patient,cat\na,x,x,1\nb,y,y,0\n", "has two columns named patient"),
-        ("img_name,cat,Background\na,0,1\nb,1,0\n", "column 'Background', which is no name"),
-        (",img_name,cat\n0,a,0\n1,b,1\n", "column '', which is no name"),
+        ("img_name,cat,Background\na,0,1\nb,1,0\n", "column 'Background', which cannot name"),
+        (",img_name,cat\n0,a,0\n1,b,1\n", "column '', which cannot name"),
         ("img_name,split,cat\na,train,0\nb,val,1\n", "'val' as split of b"),
         (
             "img_name,patient,split,cat\na,x,train,0\nb,x,test,1\nc,y,test,0\n",

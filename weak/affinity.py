@@ -1,7 +1,7 @@
 """Inter-pixel relations of IRNet (Ahn, Cho and Kwak, CVPR 2019): pairs, losses, random walk.
 
 A pair is two pixels closer than a radius. Of a stack (N, O, h, w), [n, o, y, x] is the pair of
-pixel (y, x) and the one at half_plane(radius)[o] from it; that one may lie outside the image.
+pixel (y, x) and the one at half_plane(radius)[o] from it; it may be outside the image.
 """
 
 from typing import NamedTuple

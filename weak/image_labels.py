@@ -89,7 +89,7 @@ def _refuse_columns(path: Path, columns: list[str], classes: tuple[str, ...]) ->
     for name in classes:
         if not name or not name.isprintable() or name.lower() == "background":
             raise UserError(
-                f"{path} has a column {name!r}, which is no name for a class: rename or remove it"
+                f"{path} has a column {name!r}, which cannot name a class: rename or remove it"
             )
 
 
