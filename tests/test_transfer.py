@@ -203,13 +203,13 @@ def test_maps_that_are_not_current_are_not_shown(cfg, change, capsys):
         changed = ",".join([name, patient, str(1 - int(striped)), tinted])
         cfg.image_labels.write_text(text.replace(line, changed))
     assert not is_shown("the rows of maps", [by_maps(with_lesion(cfg))])
-    assert "the rows of maps: left out (" in capsys.readouterr().out
+    assert "the rows of maps: skipped (" in capsys.readouterr().out
 
 
 def test_maps_that_are_missing_are_no_rows(cfg, capsys):
     shutil.rmtree(cfg.workspace / "weak" / "maps")
     evaluate_masks(cfg)
-    assert "the rows of maps: left out (" in capsys.readouterr().out
+    assert "the rows of maps: skipped (" in capsys.readouterr().out
     own = ("all_background", "threshold", *TRAINED, "supervised")
     assert list(scores_in(cfg)) == list(own)
 
@@ -219,7 +219,7 @@ def test_trainings_without_masks_are_not_shown_beside_maps(cfg, capsys):
     shutil.rmtree(masks_folder(trainings[1], 79))
     assert is_shown("the rows", trainings[:1])
     assert not is_shown("the rows", trainings)
-    assert "the rows: left out (" in capsys.readouterr().out
+    assert "the rows: skipped (" in capsys.readouterr().out
 
 
 def test_a_network_of_other_settings_is_not_tested(cfg):

@@ -296,7 +296,7 @@ def test_a_network_of_other_volumes_is_neither_tested_nor_trained_on(trained):
     rewrite(train[0].label, lambda values, affine: (values * 0, affine))
     with pytest.raises(UserError, match=r"79_unet is out of date \(its inputs changed\)"):
         evaluate_volumes(small_test_of(trained))
-    with pytest.raises(UserError, match=r"79_unet is out of date \(what .*, seed was 0, is 1\)"):
+    with pytest.raises(UserError, match=r"79_unet is out of date \(its .*, seed was 0, is 1\)"):
         train_volumes(replace(trained, free=True, seed=1))
 
 

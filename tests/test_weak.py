@@ -182,11 +182,11 @@ def test_a_control_of_other_settings_leaves_the_table_until_it_is_trained_again(
     capsys.readouterr()
     evaluate_masks(longer)
     said = capsys.readouterr().out
-    assert "the row of shuffled labels: left out (" in said
+    assert "the row of shuffled labels: skipped (" in said
     assert "weak_positives_shuffled is out of date (epochs was 1, is 2)" in said
     assert list(scores_in(cfg)) == [row for row in MAPS if row != "shuffled_labels"]
     assert {path.name for path in out.glob("*.png")} == {"79_pseudo_masks.png", "79_tested.png"}
-    (line,) = (line for line in said.splitlines() if ": left out (" in line)
+    (line,) = (line for line in said.splitlines() if ": skipped (" in line)
     _, script, *arguments = shlex.split(printed_in(line))
     assert script == "weak/train_segmentation.py"
     train_segmentation(parse(SegmentationConfig(), arguments))
