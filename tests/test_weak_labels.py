@@ -82,9 +82,9 @@ def test_shares_by_place():
     ("held_at", "told"),
     [
         (lambda p, k: float(4 <= k <= 7 or (k == 8 and p % 2)), "weak/matched_cat.csv names the 6"),
-        (lambda p, k: float(k > 4), "and no place shows both kinds"),
+        (lambda p, k: float(k > 4), "and no place has both kinds"),
         (lambda p, k: float((k + p) % 2), ""),
-        (lambda p, k: float((k + p) % 2) if p else 1.0, "1 of 6 patients have images of one kind"),
+        (lambda p, k: float((k + p) % 2) if p else 1.0, "1 of 6 patients have only images of one"),
     ],
 )
 def test_labels_that_a_place_or_a_patient_gives_away_are_told(

@@ -1,7 +1,7 @@
-"""What image labels give away without any image: a classifier would learn that instead.
+"""Warnings about image labels that can be predicted without any image: a classifier may do so.
 
-A user is told, and nothing stops: that images which hold a class show other places of the body than
-those which do not, and that patients have images of one kind alone.
+Images with a class may show other places of the body than those without, and patients may have only
+images of one kind. These are warnings: nothing stops.
 """
 
 import re
@@ -15,10 +15,10 @@ from weak.image_labels import NAME, PATIENT, ImageLabels
 from weak.products import labels_there
 from weak.settings import ImagesConfig
 
-GIVEN_AWAY = 0.9  # AUC of the place alone
-PARTS = 10  # into which the places of a patient's images are divided
-BOTH = 0.1  # an image is at a place of both kinds if either has so large a share there
-FEWEST = 5  # images of a patient whose order tells a place
+GIVEN_AWAY = 0.9  # AUC of only the place
+PARTS = 10  # of the places of a patient's images
+BOTH = 0.1  # an image is at a place of both kinds if each has more than this share there
+FEWEST = 5  # images of a patient whose order shows the place
 
 
 def places_of(labels: ImageLabels) -> np.ndarray:
@@ -41,14 +41,14 @@ def _natural(name: str) -> list:
 
 
 def shares_by_place(places: np.ndarray, held: np.ndarray) -> np.ndarray:
-    """Return the share of images that hold a class among those around the place of each, (N,)."""
+    """Return the share of images with a class among those around the place of each, (N,)."""
     part = np.minimum((places * PARTS).astype(int), PARTS - 1)
     count = np.bincount(part, minlength=PARTS)
     return (np.bincount(part, held, PARTS) / np.maximum(count, 1))[part]
 
 
 def check_labels(cfg: ImagesConfig) -> None:
-    """Tell the user what gives the labels away; write the CSV of images matched by place."""
+    """Print what predicts the labels; write the CSV of images matched by place."""
     labels = labels_there(cfg)
     by_patient = defaultdict(list)
     for patient, held in zip(labels.patients, labels.labels.any(1), strict=True):
@@ -56,8 +56,8 @@ def check_labels(cfg: ImagesConfig) -> None:
     alone = sum(len(set(held)) == 1 for held in by_patient.values())
     if len(by_patient) < len(labels.names) and alone:
         print(
-            f"{cfg.image_labels}: {alone} of {len(by_patient)} patients have images of one kind"
-            " alone: what distinguishes patients may pass for a class: add their other images"
+            f"{cfg.image_labels}: {alone} of {len(by_patient)} patients have only images of one"
+            " kind, so that patients may be learned as a class: add their other images"
         )
     places = places_of(labels)
     known = ~np.isnan(places)
@@ -69,16 +69,16 @@ def check_labels(cfg: ImagesConfig) -> None:
         kept = known.copy()
         kept[known] = (shares > BOTH) & (shares < 1 - BOTH)
         gives_away = (
-            f"{cfg.image_labels}: the place of an image among its patient's alone predicts {name}"
+            f"{cfg.image_labels}: the place of an image among those of its patient predicts {name}"
             f" (AUC {auc:.2f})"
         )
         if not kept.any():
-            print(f"{gives_away}, and no place shows both kinds: maps may show the place instead")
+            print(f"{gives_away}, and no place has both kinds: maps may show the place instead")
             continue
         path = cfg.workspace / "weak" / f"matched_{name}.csv".replace("/", "_")
         write_text(path, _csv_of(labels, kept))
         print(
-            f"{gives_away}: {path} names the {kept.sum()} images of places that show both kinds:"
+            f"{gives_away}: {path} names the {kept.sum()} images of places with both kinds:"
             " use it as --image_labels"
         )
 

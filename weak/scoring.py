@@ -114,11 +114,11 @@ def scores_by_fold(tests: dict[int, TestedRows]) -> Scores:
 
 
 def lesion_scores(test: TestedRows) -> dict[str, dict[str, float | None]]:
-    """Return, of each row, what is asked of lesions: LESION_SCORES, the mean over classes.
+    """Return LESION_SCORES of each row, the mean over classes.
 
-    shown: IoU over the images that truly show the class. by_patient: the mean Dice of a patient's
-    images together, over the patients that have the class. small, medium, large: the mean Dice of
-    the images that show the class, by thirds of its true area.
+    shown: IoU over the images with the class. by_patient: the mean Dice of a patient's images
+    together, over the patients with the class. small, medium, large: the mean Dice of the images
+    with the class, by thirds of its true area.
     """
     return {name: _of_lesions(tally, test.patients) for name, tally in test.tallies.items()}
 
