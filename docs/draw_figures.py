@@ -2,9 +2,11 @@
 
     python main.py --sample && python docs/draw_figures.py
 
-Writes  docs/figures/method.png   a training image, cut, and what the baseline sees in it; and what
-                                  both networks see in an image that they were not trained on
+Writes  docs/figures/method.png   a training image, cut, and what the baseline predicts in it; and
+                                  the predictions of both networks in an image that is new to them
         docs/figures/report.png   the head of the report, if chromium is installed
+        docs/figures/attack.png   from the report of the attack in docs/robustness.md, if it ran
+        docs/figures/weak.png     from the report of weak/main.py --sample, if it ran
 
 Everything in them was drawn by a program, so they may be passed on.
 """
@@ -33,6 +35,10 @@ from medood.sample import SETTINGS, draw_region
 OUT = Path(__file__).parent / "figures"
 SIDE = 192  # of the images shown, in pixels
 NEW = 1000  # seed of a region that is not in the sample
+COPIED = {  # from folders next to that of the sample
+    "attack.png": "sample/reports/robust/checkpoints/*_vs_*/examples_79_unet_tu-resnet10t.png",
+    "weak.png": "weak_sample/reports/weak/79_tested.png",
+}
 SHOT = (1000, 700)  # of the report, in pixels
 CHROMIUM = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars")
 
@@ -110,6 +116,9 @@ def draw_figures(cfg: Config) -> None:
     OUT.mkdir(exist_ok=True)
     draw_method(cfg)
     shoot_report(cfg)
+    for name, pattern in COPIED.items():
+        for path in cfg.workspace.parent.glob(pattern):
+            shutil.copy(path, OUT / name)
     print(*sorted(OUT.glob("*.png")), sep="\n")
 
 
