@@ -133,7 +133,7 @@ def test_the_sample_prints_commands_with_the_settings_of_the_sample(monkeypatch)
     cfg = MainConfig(**SETTINGS, workspace=Path("workspace/sample"), sample=True)
     found = arrived(command(cfg, "train.py", TrainingConfig), TrainingConfig, monkeypatch)
     assert found == as_kind(cfg, TrainingConfig)
-    assert (found.encoder, found.encoder_weights, found.epochs) == ("tu-resnet10t", "none", 16)
+    assert (found.encoder, found.encoder_weights, found.epochs) == ("tu-resnet10t", "none", 6)
 
 
 # ---------------------------------------------------------------- printed, and run

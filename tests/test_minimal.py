@@ -22,7 +22,7 @@ def test_the_smallest_change_of_a_linear_network():
     found = smallest_change(model, images, target, steps=500)
     assert (model(found).argmax(1)[target == 1] == 0).all()
     assert 3.99 < 255 * (found - images).abs().max() < 4.1
-    with pytest.raises(UserError, match="needs 3 classes, and the network has 2"):
+    with pytest.raises(UserError, match="needs 3 classes, the network has 2"):
         smallest_change(linear([[0.0], [1.0]], [0.0, 0.0]), images, target)
 
 
