@@ -10,6 +10,8 @@ from tests.conftest import TINY, as_settings_of
 from weak import generate_maps, healthy, report, sample
 from weak.main import MainConfig
 
+POOLED = ("tissue", "brightest", "strange", "maps", "unet")  # rows only with method = unet
+
 
 @contextmanager
 def few_pictures() -> Iterator[None]:

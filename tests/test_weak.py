@@ -16,7 +16,7 @@ from medood.data.records import RECORD, hashes
 from medood.runs.command_line import parse
 from tests.conftest import as_settings_of, in_a_copy, printed_in
 from tests.leaks import files_by_masks
-from tests.small_weak import few_pictures, small
+from tests.small_weak import POOLED, few_pictures, small
 from weak import train_irnet
 from weak.evaluate_masks import evaluate_masks, require_all
 from weak.generate_images import generate_images
@@ -24,6 +24,7 @@ from weak.generate_maps import generate_maps, read_maps
 from weak.generate_masks import generate_masks
 from weak.image_labels import with_classes
 from weak.main import MainConfig, main, steps
+from weak.pooled import PooledTraining
 from weak.products import classifier_folder, fold_labels, image_paths, maps_folder, masks_folder
 from weak.scoring import ROWS, TRAINED
 from weak.settings import SegmentationConfig
@@ -37,7 +38,7 @@ from weak.train_segmentation import (
     weak_network,
 )
 
-MAPS = [row for row in ROWS if row not in TRAINED]  # of a run without a generator
+MAPS = [row for row in ROWS if row not in TRAINED + POOLED]  # of a run without a generator
 
 
 @pytest.fixture(autouse=True)
@@ -119,10 +120,72 @@ def test_a_test_image_holds_what_the_classifier_says(made):
     assert {rows[path.stem] for path in paths} == {"test"}
 
 
-def test_no_mask_is_looked_at_before_the_test(tmp_path):
-    first, second = files_by_masks(small(tmp_path, 12), steps, "weak")
+@pytest.mark.parametrize("method", ["contrast", "unet"])
+def test_no_mask_is_looked_at_before_the_test(tmp_path, method):
+    first, second = files_by_masks(small(tmp_path, 12, method=method), steps, "weak")
     assert len(first) > 40  # images, maps, masks
     assert first == second
+
+
+def test_a_run_with_unet_has_its_own_products_next_to_those_of_other_maps(cfg, capsys):
+    """A mask's classes are those of the label, or the prediction."""
+    cfg = dataclasses.replace(
+        cfg, method="unet", classifiers=1, classifier_epochs=24, classifier_lr=1e-2, size=0.6
+    )
+    before = {path: path.stat().st_mtime_ns for path in cfg.workspace.glob("weak/*/79_tu*/*")}
+    main(cfg)
+    others = ("cam", "grad_cam_pp", "contrast", "irnet", *TRAINED)
+    assert list(scores_in(cfg)) == [row for row in ROWS if row not in others]
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    page = (cfg.workspace / "reports" / "weak" / "index.html").read_text()
+    assert ROWS["brightest"] in page
+    assert classifier_folder(cfg, 79).name == "79_pooled_unet_tu-test_resnet"
+    assert not list(cfg.workspace.glob("weak/*/*_unfinished"))
+    assert weak_network(cfg, 79).name == "79_unet_tu-test_resnet_weak_pooled"
+    labelled = with_classes(cfg)
+    labels, train, test = fold_labels(labelled, 79)
+    paths = image_paths(labelled, labels)
+    maps, held = read_maps(labelled, 79, paths, "unet")
+    logits, _ = read_maps(labelled, 79, paths, "logits")
+    assert maps.shape[1:] == (2, 32, 32)
+    assert (held[test] == (logits[test] > 0)).all()
+    seen = set()
+    for index in train:
+        values = set(np.unique(read_mask(masks_folder(cfg, 79) / paths[index].name, 3)).tolist())
+        assert values <= {0, 255} | {1 + c for c in np.flatnonzero(labels.labels[index])}
+        seen |= values
+    assert {0, 255} < seen
+    capsys.readouterr()
+    steps(dataclasses.replace(cfg, unsure=0.3))
+    assert "Pseudo_Masks/79_pooled_unet_tu-test_resnet: regen" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"is out of date \(size was 0.6, is 0.5\)"):
+        evaluate_masks(dataclasses.replace(cfg, size=0.5))
+    with pytest.raises(UserError, match=r"uses no IRNet: run weak/generate_masks.py"):
+        train_irnets(cfg)
+
+
+def test_an_interrupted_training_with_unet_continues_to_the_same_files(cfg, monkeypatch, capsys):
+    cfg = dataclasses.replace(cfg, method="unet", classifiers=1, classifier_epochs=2)
+    train_classifiers(cfg)
+    folder = classifier_folder(cfg, 79)
+    whole = hashes(folder)
+    shutil.rmtree(folder)
+    begin = PooledTraining.begin_epoch
+
+    def stop(self, epoch):
+        if epoch == 1:
+            raise KeyboardInterrupt
+        return begin(self, epoch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PooledTraining, "begin_epoch", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train_classifiers(cfg)
+    assert not folder.exists()
+    capsys.readouterr()
+    train_classifiers(cfg)
+    assert "continues after epoch 1" in capsys.readouterr().out
+    assert hashes(folder) == whole
 
 
 @pytest.mark.parametrize("negatives", [False, True])

@@ -8,7 +8,7 @@ from skimage.filters import threshold_otsu
 
 from medood.data.images import read_image, read_mask
 from medood.data.workspace import data_name
-from weak.evaluate_masks import otsu_masks
+from weak.floors import otsu_masks
 from weak.image_labels import read_image_labels, split
 from weak.label_patches import classes_in
 from weak.sample import CLASSES, draw_lesion, draw_sample

@@ -51,7 +51,7 @@ def check_labels(cfg: ImagesConfig) -> None:
     """Print what predicts the labels; write the CSV of images matched by place."""
     labels = labels_there(cfg)
     by_patient = defaultdict(list)
-    for patient, held in zip(labels.patients, labels.labels.any(1), strict=True):
+    for patient, held in zip(labels.patients, labels.held.any(1), strict=True):
         by_patient[patient].append(held)
     alone = sum(len(set(held)) == 1 for held in by_patient.values())
     if len(by_patient) < len(labels.names) and alone:
@@ -61,7 +61,7 @@ def check_labels(cfg: ImagesConfig) -> None:
         )
     places = places_of(labels)
     known = ~np.isnan(places)
-    for name, held in zip(labels.classes, (labels.labels == 1).T, strict=True):
+    for name, held in zip(labels.classes, labels.held.T, strict=True):
         shares = shares_by_place(places[known], held[known]) if known.any() else np.zeros(0)
         auc = auc_of(shares, held[known])
         if auc is None or auc <= GIVEN_AWAY:
@@ -86,7 +86,7 @@ def check_labels(cfg: ImagesConfig) -> None:
 def _csv_of(labels: ImageLabels, kept: np.ndarray) -> str:
     header = [NAME, PATIENT, *labels.classes]
     rows = [
-        (labels.names[index], labels.patients[index], *labels.labels[index])
+        (labels.names[index], labels.patients[index], *(f"{v:g}" for v in labels.labels[index]))
         for index in np.flatnonzero(kept)
     ]
     return csv_text(header, rows)

@@ -23,9 +23,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import numpy as np
 import torch
-from skimage.filters import threshold_otsu
 from torch import Tensor
 
 from config import UserError
@@ -35,18 +33,20 @@ from medood.data.records import record_of, refuse_unusable
 from medood.runs.command_line import run
 from medood.runs.provenance import require
 from medood.training.segmentation import train_fold
+from weak import pooled_masks
 from weak.arrays import load_images, read_masks
+from weak.floors import brightness, cut_to, otsu_masks, strangeness
 from weak.generate_maps import read_maps, read_seeds
 from weak.image_labels import labels_of, with_classes, with_lesion
 from weak.maps import resized
 from weak.products import (
-    MAPS,
     domains,
     fold_labels,
     image_paths,
     indices_to_test,
     irnet_folder,
     labels_there,
+    maps_product,
     masks_folder,
     masks_product,
 )
@@ -82,8 +82,9 @@ def by_maps(cfg: EvaluationConfig) -> EvaluationConfig:
     """Return settings of the route of maps: with transfer, of the method that was run."""
     if cfg.method == "transfer":
         record = record_of(irnet_folder(cfg, cfg.folds[0])).content or {}
-        method = record.get("made_from", {}).get("settings", {}).get("method", "cam")
-        cfg = replace(cfg, method=method)
+        method = record.get("made_from", {}).get("settings", {}).get("method")
+        pooled = masks_folder(replace(cfg, method="unet"), cfg.folds[0]).exists()
+        cfg = replace(cfg, method=method or ("unet" if pooled else "cam"))
     return with_classes(replace(cfg, lesion=None))
 
 
@@ -111,7 +112,7 @@ def require_all(cfg: EvaluationConfig) -> None:
     Masks without any class have no networks: nothing was learned.
     """
     is_transfer = cfg.method == "transfer"
-    require(cfg, masks_product(cfg), *([] if is_transfer else [MAPS]))
+    require(cfg, masks_product(cfg), *([] if is_transfer else [maps_product(cfg)]))
     for fold in cfg.folds:
         script = "weak/train_segmentation.py"
         again = partial(command, cfg, script, SegmentationConfig, folds=(fold,))
@@ -137,28 +138,14 @@ def evaluate_fold(cfg: EvaluationConfig, fold: int, rows: Rows) -> TestedRows:
         "threshold": otsu_masks(images, torch.ones(len(images), dtype=torch.long)),
     }
     if rows.maps:
-        of_maps = {**from_maps(rows.maps, fold, test), **from_networks(rows, fold, images)}
+        masks = from_pooled if rows.maps.method == "unet" else from_maps
+        of_maps = {**masks(rows.maps, fold, test), **from_networks(rows, fold, images)}
         found |= {name: masks_in(cfg, rows.maps, masks) for name, masks in of_maps.items()}
     for number, training in enumerate(rows.trainings):
         found |= from_transfer(training, fold, paths, images, number)
     found |= predicted_by(cfg, {"supervised": train_supervised(cfg, fold)}, images)
     patients = [labels.patients[index] for index in test]
     return tally_rows(patches, patients, found, len(cfg.class_names))
-
-
-def otsu_masks(images: Tensor, classes: Tensor) -> Tensor:
-    """Return the smaller side of Otsu's grey threshold as the class of each image.
-
-    images: RGB uint8 (N, H, W, 3). classes: integers (N,), 0 for an image without any. Returns
-    uint8 (N, H, W).
-    """
-    masks = np.zeros(images.shape[:3], np.uint8)
-    for mask, image, value in zip(masks, images.numpy(), classes.tolist(), strict=True):
-        grey = image.mean(2)
-        if value and np.ptp(grey) > 0:
-            above = grey > threshold_otsu(grey)
-            mask[above if above.mean() <= 0.5 else ~above] = value
-    return torch.from_numpy(masks)
 
 
 def masks_in(cfg: EvaluationConfig, maps: EvaluationConfig, masks: Tensor) -> Tensor:
@@ -198,6 +185,43 @@ def from_maps(cfg: EvaluationConfig, fold: int, test: list[int]) -> dict[str, Te
         "grad_cam_pp": detected("grad_cam_pp"),
         **({"contrast": by_area(seeds)} if cfg.method == "contrast" else {}),
         "irnet": read_masks(cfg, masks_folder(cfg, fold), tested),
+    }
+
+
+def from_pooled(cfg: EvaluationConfig, fold: int, test: list[int]) -> dict[str, Tensor]:
+    """Return the floors and the masks with method = unet, by row, as from_maps does.
+
+    Floors are cut to the share `size`. The classifier says which images have a class, and which.
+    """
+    labels, train, _ = fold_labels(cfg, fold)
+    paths = image_paths(cfg, labels)
+    images, tested = load_images(cfg, paths), [paths[index] for index in test]
+    maps, held = read_maps(cfg, fold, paths, "unet")
+    logits, predicted = read_maps(cfg, fold, tested, "logits")
+    top, best = logits.max(1)
+    likeliest = torch.where(top > 0, best + 1, 0).byte()
+    held = held[train]
+    holding = held.any(1)
+
+    def cut(of_tested: Tensor, training: Tensor) -> Tensor:
+        return cut_to(of_tested, training, cfg.size, top > 0) * likeliest[:, None, None]
+
+    found = {
+        "threshold": otsu_masks(images[test], likeliest),
+        "tissue": otsu_masks(images[test], likeliest, inside=True),
+    }
+    of_images = {"brightest": brightness(images)}
+    if not holding.all():
+        healthy = torch.tensor(train)[~holding].tolist()
+        of_images["strange"] = strangeness(cfg, images, healthy)
+    for name, values in of_images.items():
+        found[name] = cut(values[test], values[train][holding])
+    by_class = zip(maps[train].unbind(1), held.unbind(1), strict=True)
+    prior = torch.stack([of_class[has].sigmoid().mean(0) for of_class, has in by_class])
+    return found | {
+        "centre_prior": cut(prior[best], prior),
+        "maps": pooled_masks.masks_of(maps[test], predicted),
+        "unet": read_masks(cfg, masks_folder(cfg, fold), tested),
     }
 
 

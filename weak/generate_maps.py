@@ -4,12 +4,14 @@ Reads   weak/Images, weak/classifier/<fold>_<encoder>/      (train_classifier.py
 Writes  weak/maps/<fold>_<encoder>/<image>.npz              float16 (C, P / 4, P / 4) of each kind,
                                                             and the logits, float32 (C,)
         weak/maps/<fold>_<encoder>/held.csv                 the classes of each image
-        weak/maps/<fold>_<encoder>/areas.json               the share of an image per class
+        weak/maps/<fold>_<encoder>/areas.json               the share of an image per class; not
+                                                            with method = unet
         weak/maps/<fold>_<encoder>/maps.png                 a contact sheet of training images
 
 The classes of a training image are those of its label, those of a test image are predicted by the
 plain classifiers: maps and logits are the mean of theirs. With method = "contrast", `contrast` is
-CAM too, of the others.
+CAM too, of the others. With method = "unet", weak/maps/<fold>_pooled_<model>/ has `unet`: log-odds,
+float16 (C, P, P).
 """
 
 import sys
@@ -30,13 +32,14 @@ from weak.classifier import kinds_of, load_classifier
 from weak.image_labels import for_maps
 from weak.maps import maps_of, normalised
 from weak.pictures import caption, draw_rows, some_of
+from weak.pooled import load_pooled, seen_by
 from weak.products import (
-    MAPS,
     classifier_folder,
     fold_labels,
     image_paths,
     make_folds,
     maps_folder,
+    maps_product,
 )
 from weak.settings import IRNetConfig, MapsConfig
 from weak.thresholds import areas
@@ -47,24 +50,28 @@ SHOWN = 8  # images in the contact sheet
 
 def generate_maps(cfg: MapsConfig) -> None:
     """Write the maps of every fold, of training and of test images."""
-    make_folds(for_maps(cfg), MAPS, write_maps)
+    make_folds(for_maps(cfg), maps_product(cfg), write_maps)
 
 
 def write_maps(cfg: MapsConfig, fold: int, folder: Path) -> None:
     """Write the maps of all images by the classifiers of a fold into a folder."""
     labels, train, test = fold_labels(cfg, fold)
     paths, device = image_paths(cfg, labels), pick_device(cfg.device)
-    numbers = range(cfg.classifiers)
-    images = load_images(cfg, paths)
-    classifiers = {
-        kind: [load_classifier(cfg, classifier_folder(cfg, fold), kind, n, device) for n in numbers]
-        for kind in kinds_of(cfg)
-    }
-    maps, logits = maps_of(cfg, classifiers, images, device)
+    images, trained = load_images(cfg, paths), classifier_folder(cfg, fold)
+    if cfg.method == "unet":
+        seen, logits = seen_by(cfg, load_pooled(cfg, trained, device), images, device)
+        maps = {"unet": seen}
+    else:
+        classifiers = {
+            kind: [load_classifier(cfg, trained, kind, n, device) for n in range(cfg.classifiers)]
+            for kind in kinds_of(cfg)
+        }
+        maps, logits = maps_of(cfg, classifiers, images, device)
     held = logits > 0
-    held[train] = torch.from_numpy(labels.labels[train] == 1)
-    found = areas(maps["cam"][train], held[train])
-    write_json(folder / AREAS, dict(zip(labels.classes, found, strict=True)))
+    held[train] = torch.from_numpy(labels.held[train])
+    if "cam" in maps:
+        found = areas(maps["cam"][train], held[train])
+        write_json(folder / AREAS, dict(zip(labels.classes, found, strict=True)))
     for index, path in enumerate(paths):
         arrays = {kind: of_kind[index].numpy().astype(np.float16) for kind, of_kind in maps.items()}
         np.savez_compressed(folder / f"{path.stem}.npz", logits=logits[index].numpy(), **arrays)
@@ -75,6 +82,8 @@ def write_maps(cfg: MapsConfig, fold: int, folder: Path) -> None:
     ]
     write_text(folder / HELD, csv_text(["img_name", "split", *labels.classes], rows))
     shown = some_of([index for index in train if held[index].any()], SHOWN)
+    if cfg.method == "unet":
+        maps["unet"] = maps["unet"].sigmoid()
     columns = {
         kind: normalised(of_kind[shown], held[shown]).amax(1) for kind, of_kind in maps.items()
     }

@@ -5,6 +5,11 @@ Writes  weak/Pseudo_Masks/<fold>_<encoder>/<image>.png           uint8 (P, P), 0
                                                                  the class, 255 unsure
         weak/Pseudo_Masks/<fold>_<encoder>/boundaries.npz        float16 (P / 4, P / 4) by image
 
+With method = unet, brightness is added to the maps: see weak/pooled_masks.py.
+
+Reads   weak/Images, weak/maps                                   (generate_maps.py)
+Writes  weak/Pseudo_Masks/<fold>_pooled_<model>/<image>.png      as above
+
 With method = transfer, the changes of a generator become the masks: see weak/healthy.py.
 
 Reads   weak/Images, weak/generator                              (train_transfer.py)
@@ -29,17 +34,17 @@ from medood.data.files import in_threads, reading
 from medood.data.images import write_png
 from medood.models.network import pick_device
 from medood.runs.command_line import run
+from weak import pooled_masks
 from weak.affinity import walk
 from weak.arrays import load_images, write_arrays
 from weak.classifier import load_classifier
-from weak.generate_maps import read_seeds
+from weak.generate_maps import read_maps, read_seeds
 from weak.healthy import write_healthy, write_lesions
 from weak.image_labels import with_classes, with_lesion
 from weak.irnet import WEIGHTS, IRNet, boundaries, encoder_of
 from weak.maps import normalised, resized
 from weak.products import (
     HEALTHY,
-    PSEUDO_MASKS,
     TRANSFER_MASKS,
     classifier_folder,
     fold_labels,
@@ -47,6 +52,7 @@ from weak.products import (
     irnet_folder,
     make_folds,
     masks_folder,
+    masks_product,
 )
 from weak.settings import MasksConfig
 from weak.thresholds import masks_of, masks_with_unsure
@@ -62,7 +68,8 @@ def generate_masks(cfg: MasksConfig) -> None:
         make_folds(cfg, HEALTHY, write_healthy)
         make_folds(cfg, TRANSFER_MASKS, write_lesions)
     else:
-        make_folds(with_classes(cfg), PSEUDO_MASKS, write_masks)
+        write = write_pooled if cfg.method == "unet" else write_masks
+        make_folds(with_classes(cfg), masks_product(cfg), write)
 
 
 def write_masks(cfg: MasksConfig, fold: int, folder: Path) -> None:
@@ -83,6 +90,21 @@ def write_masks(cfg: MasksConfig, fold: int, folder: Path) -> None:
         else:
             mask = masks_of(of_image, held[one], [BORDER] * count)
         write_png(folder / path.name, mask[0].numpy())
+    print(f"{masks_folder(cfg, fold)}: masks of {len(paths)} images")
+
+
+def write_pooled(cfg: MasksConfig, fold: int, folder: Path) -> None:
+    """Write the masks of all images by the maps of a fold with method = unet into a folder."""
+    labels, train, _ = fold_labels(cfg, fold)
+    paths = image_paths(cfg, labels)
+    images = load_images(cfg, paths)
+    maps, held = read_maps(cfg, fold, paths, "unet")
+    ratio = pooled_masks.appearance(maps[train], images[train], held[train])
+    maps = pooled_masks.with_appearance(maps, images, ratio)
+    masks = pooled_masks.masks_of(maps, held)
+    masks[train] = pooled_masks.masks_with_unsure(maps[train], held[train], cfg.unsure)
+    for path, mask in zip(paths, masks, strict=True):
+        write_png(folder / path.name, mask.numpy())
     print(f"{masks_folder(cfg, fold)}: masks of {len(paths)} images")
 
 

@@ -35,8 +35,9 @@ class MainConfig(EvaluationConfig):
 
 def steps(cfg: MasksConfig) -> None:
     """Make the pseudo-masks; products of the same settings and inputs are kept."""
-    by_maps = (train_classifiers, generate_maps, train_irnets)
-    route = (train_generators,) if cfg.method == "transfer" else by_maps
+    by_maps = (train_classifiers, generate_maps)
+    routes = {"transfer": (train_generators,), "unet": by_maps}
+    route = routes.get(cfg.method, (*by_maps, train_irnets))
     for step in (generate_images, *route, generate_masks):
         step(cfg)
 

@@ -8,8 +8,9 @@
     weak/healthy/<name>/       every image without it
     weak/Pseudo_Masks/<name>/  the masks from maps, or from what a generator had to change
 
-<name> is <fold>_<encoder> of maps, with _shuffled for the control, and <fold>_transfer_<lesion> of
-generators, with the number of the training from the second one on.
+<name> is <fold>_<encoder> of maps, <fold>_pooled_<model> with method = unet, with _shuffled for the
+control, and <fold>_transfer_<lesion> of generators, with the number of the training from the second
+one on.
 """
 
 from collections.abc import Callable
@@ -80,7 +81,8 @@ def labels_there(cfg: ImagesConfig) -> ImageLabels:
 
 def maps_name(cfg: ClassifierConfig, fold: int) -> str:
     """Return the name of the products of a fold by maps."""
-    return f"{fold}_{cfg.encoder}".replace("/", "_") + "_shuffled" * cfg.shuffled
+    network = f"pooled_{cfg.model_name}" if cfg.method == "unet" else cfg.encoder
+    return f"{fold}_{network}".replace("/", "_") + "_shuffled" * cfg.shuffled
 
 
 def transfer_name(cfg: TransferConfig, fold: int) -> str:
@@ -112,9 +114,19 @@ generator_folder = folder_of("generator", transfer_name)
 healthy_folder = folder_of("healthy", transfer_name)
 
 
+def classifier_product(cfg: ClassifierConfig) -> Product:
+    """Return the product of the classifiers of a method."""
+    return POOLED_CLASSIFIER if cfg.method == "unet" else CLASSIFIER
+
+
+def maps_product(cfg: MapsConfig) -> Product:
+    """Return the product of the maps of a method."""
+    return POOLED_MAPS if cfg.method == "unet" else MAPS
+
+
 def masks_product(cfg: MasksConfig) -> Product:
     """Return the product of the masks of a method."""
-    return TRANSFER_MASKS if cfg.method == "transfer" else PSEUDO_MASKS
+    return {"transfer": TRANSFER_MASKS, "unet": POOLED_MASKS}.get(cfg.method, PSEUDO_MASKS)
 
 
 def masks_folder(cfg: MasksConfig, fold: int) -> Path:
@@ -163,8 +175,7 @@ def paths_to_test(cfg: TransferConfig, fold: int) -> list[Path]:
 
 def _domains_of(cfg: TransferConfig, labels: ImageLabels) -> tuple[np.ndarray, np.ndarray]:
     """Return which images have the lesion, and which have no class: bool (N,) each."""
-    has_lesion = labels.labels[:, labels.classes.index(cfg.lesion)] == 1
-    return has_lesion, ~labels.labels.any(1)
+    return labels.held[:, labels.classes.index(cfg.lesion)], ~labels.held.any(1)
 
 
 # ---------------------------------------------------------------- the table
@@ -186,14 +197,18 @@ def _of_labels(cfg: ClassifierConfig, fold: int) -> dict:
     rows = [f"{labels.names[i]} {labels.labels[i].tolist()}" for i in train]
     paths = image_paths(cfg, labels)
     table = [*labels.classes, *sorted(rows)]
-    # without a contrast classifier its settings do not matter
-    contrast = cfg.contrast_epochs if cfg.method == "contrast" else 0
     return {
-        "settings": settings_of(cfg, _CLASSIFIER) | {"contrast_epochs": contrast},
         "fold": fold,
         "inputs": fingerprint(paths[i] for i in train),
         "image labels": digest("\n".join(table)),
     }
+
+
+def _of_kinds(cfg: ClassifierConfig, fold: int) -> dict:
+    # without a contrast classifier its settings do not matter
+    contrast = cfg.contrast_epochs if cfg.method == "contrast" else 0
+    settings = settings_of(cfg, _CLASSIFIER) | {"contrast_epochs": contrast}
+    return {"settings": settings, **_of_labels(cfg, fold)}
 
 
 def _of_classifier(cfg: MapsConfig, fold: int) -> dict:
@@ -233,6 +248,10 @@ _CLASSIFIER = (
     *("encoder", "encoder_weights", "output_stride", "stages", "classifiers"),
     *("classifier_epochs", "classifier_lr", "batch_size", "precision", "seed", "shuffled"),
 )
+_POOLED = (
+    *("architecture", "encoder", "encoder_weights", "pooling", "size", "classifiers"),
+    *("classifier_epochs", "classifier_lr", "batch_size", "precision", "seed", "shuffled"),
+)
 _IRNET = ("method", "sure_area", "possible_area", "irnet_epochs", "irnet_lr", "batch_size")
 _GENERATOR = (
     *("channels", "iterations", "transfer_lr", "cycle_weight", "identity_weight", "area_weight"),
@@ -243,7 +262,12 @@ IMAGES = Product(
     *("weak/generate_images.py", ImagesConfig),
 )
 CLASSIFIER = Product(
-    *("classifier", classifier_folder, _CLASSIFIER, _of_labels),
+    *("classifier", classifier_folder, _CLASSIFIER, _of_kinds),
+    *("weak/train_classifier.py", ClassifierConfig),
+    behind=(IMAGES,),
+)
+POOLED_CLASSIFIER = Product(
+    *("classifier", classifier_folder, _POOLED, _of_labels),
     *("weak/train_classifier.py", ClassifierConfig),
     behind=(IMAGES,),
 )
@@ -251,6 +275,11 @@ MAPS = Product(
     *("maps", maps_folder, ("scales",), _of_classifier),
     *("weak/generate_maps.py", MapsConfig),
     behind=(CLASSIFIER,),
+)
+POOLED_MAPS = Product(
+    *("maps", maps_folder, (), _of_classifier),
+    *("weak/generate_maps.py", MapsConfig),
+    behind=(POOLED_CLASSIFIER,),
 )
 IRNET = Product(
     *("IRNet", irnet_folder, _IRNET),
@@ -262,6 +291,11 @@ _MASKS = ("weak/generate_masks.py", MasksConfig)
 PSEUDO_MASKS = Product(
     *("pseudo-masks", folder_of("Pseudo_Masks", maps_name), ("method", "walk_steps", "unsure")),
     *(_of_irnet, *_MASKS, (CLASSIFIER, MAPS, IRNET)),
+)
+POOLED_MASKS = Product(
+    *("pseudo-masks", folder_of("Pseudo_Masks", maps_name), ("unsure",)),
+    lambda cfg, fold: {"inputs": _found(maps_folder(cfg, fold))},
+    *(*_MASKS, (POOLED_MAPS,)),
 )
 GENERATOR = Product(
     *("generator", generator_folder, _GENERATOR, _of_domains),

@@ -16,7 +16,7 @@ from medood.evaluation.figures import draw_bars
 from medood.evaluation.page import Picture, Table, Text, as_markdown, write_page
 from medood.evaluation.tables import interval_over
 from weak.arrays import load_images, read_arrays, read_masks
-from weak.generate_maps import read_seeds
+from weak.generate_maps import read_maps, read_seeds
 from weak.generate_masks import BOUNDARIES
 from weak.healthy import HEAT, read_levels
 from weak.image_labels import labels_of
@@ -31,6 +31,7 @@ from weak.products import (
     masks_folder,
 )
 from weak.scoring import (
+    FLOORS,
     LESION_SCORES,
     ROWS,
     TRAINED,
@@ -99,8 +100,8 @@ def write_report(cfg: EvaluationConfig, rows: Rows, tests: dict[int, TestedRows]
     scores = scores_by_fold(tests)
     lesions = {fold: lesion_scores(test) for fold, test in tests.items()}
     columns = {title: over_folds(lesions, name) for name, title in LESION_SCORES.items()}
-    floor = "centre_prior" if rows.maps else "threshold"
     found = next(iter(scores.values()))
+    floor = next(row for row in FLOORS if row in found)
     pairs = {name: pair for name, pair in PAIRS.items() if pair[0] in found}
     gains = gains_of(tests, floor, classes, pairs)
     patients = {patient for test in tests.values() for patient in test.patients}
@@ -283,7 +284,7 @@ def draw_tested(
         columns["healthy"] = torch.from_numpy(np.stack(healthy))
         columns["mask head"] = read_levels(training, fold, paths) / 255
         columns["heat"] = read_levels(training, fold, paths, HEAT).float()
-    shown = ("irnet", "transfer", "segmentation", "refined")
+    shown = ("irnet", "unet", "transfer", "segmentation", "refined")
     masks = {name: test.predicted[name][chosen] for name in shown if name in test.predicted}
     columns |= {ROWS[name]: of_row for name, of_row in masks.items()}
     columns["ground truth"] = test.patches.masks[chosen]
@@ -294,10 +295,10 @@ def draw_tested(
 def draw_teaching(path: Path, cfg: MasksConfig, fold: int) -> None:
     """Draw training images in rows, with their label: map, boundary and pseudo-mask."""
     labels, train, _ = fold_labels(cfg, fold)
-    chosen = some_of([index for index in train if labels.labels[index].any()], EXAMPLES)
+    chosen = some_of([index for index in train if labels.held[index].any()], EXAMPLES)
     paths = [image_paths(cfg, labels)[index] for index in chosen]
     names = [
-        caption(path, labels.classes, labels.labels[index])
+        caption(path, labels.classes, labels.held[index])
         for index, path in zip(chosen, paths, strict=True)
     ]
     masks = read_masks(cfg, masks_folder(cfg, fold), paths)
@@ -307,6 +308,9 @@ def draw_teaching(path: Path, cfg: MasksConfig, fold: int) -> None:
 
 def seen_by_maps(cfg: MasksConfig, fold: int, paths: list[Path]) -> dict[str, Tensor]:
     """Return the highest map of the classes of images, and the boundaries, for draw_rows."""
+    if cfg.method == "unet":  # a mask ends at a half of its map
+        maps, held = read_maps(cfg, fold, paths, "unet")
+        return {"map": (maps.sigmoid() * held[:, :, None, None]).amax(1)}
     seeds, _, _ = read_seeds(cfg, fold, paths)
     return {
         "map": resized(seeds, [cfg.image_size] * 2).amax(1),

@@ -26,11 +26,16 @@ from weak.settings import EvaluationConfig
 ROWS = {
     "all_background": "all background",
     "threshold": "grey threshold (Otsu)",
+    "tissue": "Otsu inside the tissue",
+    "brightest": "brightest",
+    "strange": "unlike healthy (PaDiM)",
     "centre_prior": "mean of the maps",
     "cam": "CAM",
     "grad_cam_pp": "Grad-CAM++",
     "contrast": "CAM, contrast classifier",
     "irnet": "IRNet",
+    "maps": "U-Net, maps",
+    "unet": "U-Net, maps and brightness",
     "transfer": "transfer",
     "positives_only": "segmentation, without negatives",
     "segmentation": "segmentation",
@@ -38,6 +43,7 @@ ROWS = {
     "shuffled_labels": "segmentation, labels shuffled",
     "supervised": "full supervision",
 }
+FLOORS = ("brightest", "centre_prior", "threshold")  # others are compared with the first tested
 TRAINED = ("transfer", "refined")  # the rows that differ between trainings
 SHOWN_SCORES = ("miou", "dsc", "fg_to_bg", "bg_to_fg")
 LESION_SCORES = {

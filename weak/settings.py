@@ -7,7 +7,7 @@ from pydantic import Field
 
 from config import Config, Count, Number, Positive, Share, settings
 
-Method = Literal["cam", "contrast", "grad_cam", "grad_cam_pp", "transfer"]
+Method = Literal["cam", "contrast", "grad_cam", "grad_cam_pp", "transfer", "unet"]
 Scale = Annotated[float, Field(ge=0.25, le=4)]
 Weight = Annotated[float, Field(ge=0)]
 
@@ -41,6 +41,10 @@ class ClassifierConfig(ImagesConfig):
     """Passes of a plain classifier over the training images."""
     method: Method = "cam"
     """Maps that become masks (contrast if no image has two classes); or transfer, a generator."""
+    pooling: Literal["top", "lse", "max"] = "top"
+    """With unet, the logit of an image by a map: the mean of its top 2 %, soft or real maximum."""
+    size: Annotated[float, Field(gt=0, lt=1)] = 0.03
+    """With unet, the share of an image that a class covers if its label is 1: a rough guess."""
     contrast_epochs: Count = 5
     """Passes of a contrast classifier, for that method; it continues from a plain one."""
     classifier_lr: Positive = 3e-4

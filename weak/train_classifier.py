@@ -5,14 +5,19 @@ the two kinds see weak/classifier.py.
 
 Reads   weak/Images                            (generate_images.py), and the CSV of image labels
 Writes  weak/classifier/<fold>_<encoder>/      weights, log, AUC and F1 on held-out patients
+
+With method = unet the trunk's network is the classifier: see weak/pooled.py. It is written to
+weak/classifier/<fold>_pooled_<model>/, and an interrupted training continues.
 """
 
+import shutil
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
+from torch import Tensor
 
 from config import UserError
 from medood.data.files import write_json
@@ -29,7 +34,14 @@ from weak.classifier import (
     save_classifier,
 )
 from weak.image_labels import for_maps
-from weak.products import CLASSIFIER, classifier_folder, fold_labels, image_paths, make_folds
+from weak.pooled import PooledTraining, save_pooled, seen_by
+from weak.products import (
+    classifier_folder,
+    classifier_product,
+    fold_labels,
+    image_paths,
+    make_folds,
+)
 from weak.settings import ClassifierConfig
 
 
@@ -37,7 +49,8 @@ def train_classifiers(cfg: ClassifierConfig) -> None:
     """Train the classifiers of every fold on the patients of its training side."""
     cfg = for_maps(cfg)
     check_labels(cfg)
-    make_folds(cfg, CLASSIFIER, train_fold)
+    train = train_pooled if cfg.method == "unet" else train_fold
+    make_folds(cfg, classifier_product(cfg), train)
 
 
 def train_fold(cfg: ClassifierConfig, fold: int, folder: Path) -> None:
@@ -70,7 +83,40 @@ def train_fold(cfg: ClassifierConfig, fold: int, folder: Path) -> None:
                 logits += logits_of(cfg, classifier, images[test], device) / cfg.classifiers
             log += training.log
             save_classifier(classifier, folder, kind, number)
-    scores = image_scores(logits.numpy(), labels.labels[test])
+    write_scores(cfg, fold, folder, logits, log)
+
+
+def train_pooled(cfg: ClassifierConfig, fold: int, folder: Path) -> None:
+    """Write the classifiers of a fold with method = unet into a folder."""
+    labels, train, test = fold_labels(cfg, fold)
+    paths, device = image_paths(cfg, labels), pick_device(cfg.device)
+    images, truth = load_images(cfg, paths), torch.from_numpy(labels.labels).float()
+    learned = "shuffled labels" if cfg.shuffled else ", ".join(labels.classes)
+    print(
+        f"fold {fold}: {cfg.classifiers} classifiers, {cfg.model_name}, {len(train)} images,"
+        f" {learned}, {device.type}"
+    )
+    where = classifier_folder(cfg, fold)
+    unfinished = where.with_name(f"{where.name}_unfinished")  # continued if it is interrupted
+    made_from = classifier_product(cfg).made_from(cfg, fold)
+    logits, log = torch.zeros(len(test), len(labels.classes)), []
+    for number in range(cfg.classifiers):
+        training = PooledTraining(cfg, fold, number, images[train], truth[train], device)
+        fit(training, unfinished / str(number + 1), made_from)
+        network = training.model.eval()
+        logits += seen_by(cfg, [network], images[test], device).logits / cfg.classifiers
+        log += training.log
+        save_pooled(network, folder, number)
+    write_scores(cfg, fold, folder, logits, log)
+    shutil.rmtree(unfinished)
+
+
+def write_scores(
+    cfg: ClassifierConfig, fold: int, folder: Path, logits: Tensor, log: list[dict]
+) -> None:
+    """Write the log of classifiers, and AUC and F1 on the test images. logits: of these, (N, C)."""
+    labels, _, test = fold_labels(cfg, fold)
+    scores = image_scores(logits.numpy(), labels.held[test])
     write_log(folder, log)
     write_json(folder / "scores.json", {"classes": labels.classes, **scores})
     told = [

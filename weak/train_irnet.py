@@ -41,6 +41,8 @@ from weak.thresholds import masks_with_unsure, thresholds_of
 
 def train_irnets(cfg: IRNetConfig) -> None:
     """Train the IRNet of every fold."""
+    if cfg.method == "unet":
+        raise UserError("method = unet: it uses no IRNet: run weak/generate_masks.py instead")
     make_folds(for_maps(cfg), IRNET, train_fold)
 
 

@@ -3,6 +3,7 @@
 Reads   weak/Images, weak/Pseudo_Masks                    (generate_masks.py)
 Writes  models/<fold>_<model>_weak_positives/             trained on the images with a class
         models/<fold>_<model>_weak/                       and on the negatives that fooled it
+        models/<fold>_<model>_weak_pooled[_positives]/    with method = unet, the same two
         models/<fold>_<model>_weak_transfer_<lesion>/     with method = transfer, instead of both
 
 This is Med-OoD without a cut: an image whose label is 0 everywhere has no class, so any foreground
@@ -48,7 +49,8 @@ SEARCH = ("mirrors", "pnr_opt", "pct_grid")  # and those of its training: they c
 
 def weak_network(cfg: SegmentationConfig, fold: int, negatives: bool = True) -> Path:
     """Return where the network of a fold is, trained with or without negatives."""
-    ending = ("" if negatives else "_positives") + "_shuffled" * cfg.shuffled
+    ending = "_pooled" * (cfg.method == "unet") + ("" if negatives else "_positives")
+    ending += "_shuffled" * cfg.shuffled
     if cfg.method == "transfer":
         ending = f"_{of_transfer(cfg)}"
     return cfg.workspace / "models" / f"{fold}_{cfg.model_name}_weak{ending}"

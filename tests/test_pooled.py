@@ -1,0 +1,275 @@
+"""--method unet: pooling and losses by hand, its training, brightness, masks and floors."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from medood.training.loop import fit
+from tests.conftest import TINY, as_settings_of
+from weak import floors, pooled_masks
+from weak.classifier import EMPTY, image_scores
+from weak.floors import brightness, cut_to, otsu_masks, strangeness
+from weak.pooled import (
+    SHARPNESS,
+    PooledTraining,
+    batches_of,
+    load_pooled,
+    maps_by,
+    pooled,
+    pooled_loss,
+    save_pooled,
+    seen_by,
+    size_loss,
+)
+from weak.pooled_masks import (
+    LEVELS,
+    appearance,
+    masks_of,
+    masks_with_unsure,
+    with_appearance,
+)
+from weak.settings import ClassifierConfig
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def cfg(tmp_path):
+    own = {"workspace": tmp_path, "classes": (("a", "#000000"), ("b", "#ffffff"))}
+    own |= {"classifier_epochs": 2, "classifier_lr": 3e-3, "size": 0.14}
+    return as_settings_of(ClassifierConfig, TINY, **own)
+
+
+def painted(count, side=32, seed=0):
+    """Images with a red square where class a is held, and a blue one where b is."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 2, (count, 2))
+    images = rng.integers(100, 150, (count, side, side, 3))
+    for image, (a, b) in zip(images, labels, strict=True):
+        if a:
+            image[2:14, 2:14] = 255, 0, 0
+        if b:
+            image[16:28, 16:28] = 0, 0, 255
+    return torch.from_numpy(images.astype(np.uint8)), torch.from_numpy(labels).float()
+
+
+# ---------------------------------------------------------------- pooling and losses
+
+
+@pytest.mark.parametrize(
+    ("pooling", "value", "gradient"),
+    [
+        ("max", 3.0, [0, 0, 0, 1]),
+        ("top", 3.0, [0, 0, 0, 1]),  # 2 % of four pixels is one
+        (
+            "lse",
+            math.log((1 + math.exp(4) + math.exp(8) + math.exp(12)) / 4) / 4,
+            [math.exp(4 * k) / sum(math.exp(4 * j) for j in range(4)) for k in range(4)],
+        ),
+    ],
+)
+def test_each_pooling_and_its_gradient_on_2_x_2(pooling, value, gradient):
+    assert SHARPNESS == 4
+    maps = torch.tensor([[[[0.0, 1.0], [2.0, 3.0]]]], requires_grad=True)
+    said = pooled(maps, pooling)
+    said.sum().backward()
+    assert said.shape == (1, 1)
+    assert said.item() == pytest.approx(value, rel=1e-6)
+    assert maps.grad.flatten().tolist() == pytest.approx(gradient, rel=1e-5)
+
+
+def test_the_top_of_a_hundred_pixels_is_the_mean_of_two():
+    assert pooled(torch.arange(100.0).view(1, 1, 10, 10), "top").item() == 98.5
+
+
+def test_the_size_loss_by_hand():
+    """A mean of a half, taught a quarter, is ln 2; the least is the entropy of the quarter."""
+    maps, share = torch.zeros(1, 1, 2, 2), torch.tensor([[0.25]])
+    assert size_loss(maps, share).item() == pytest.approx(math.log(2))
+    right = torch.full((1, 1, 2, 2), math.log(1 / 3), requires_grad=True)
+    loss = size_loss(right, share)
+    loss.sum().backward()
+    assert loss.item() == pytest.approx(-(0.25 * math.log(0.25) + 0.75 * math.log(0.75)))
+    assert right.grad.abs().max() < 1e-6
+
+
+def test_the_pooled_loss_by_hand():
+    """Maps of 0: an image with the class costs two coins, one without it its pixels too."""
+    maps, coin = torch.zeros(3, 1, 2, 2), math.log(2)
+    labels = torch.tensor([[1.0], [0.0], [0.25]])
+    found = pooled_loss(maps, labels, "max", size=0.5).item()
+    assert found == pytest.approx((2 * coin + (1 + EMPTY) * coin + 2 * coin) / 3)
+
+
+def test_a_label_below_1_is_the_share_that_is_taught():
+    maps = torch.full((1, 1, 2, 2), 1.0, requires_grad=True)
+    grads = []
+    for label, size in ((0.1, 0.9), (1.0, 0.1), (1.0, 0.9)):
+        loss = pooled_loss(maps, torch.tensor([[label]]), "max", size)
+        grads.append(torch.autograd.grad(loss, maps)[0])
+    assert torch.equal(grads[0], grads[1])
+    assert not torch.equal(grads[0], grads[2])
+
+
+# ---------------------------------------------------------------- training
+
+
+def trained(cfg, images, labels, folder=None):
+    training = PooledTraining(cfg, 1, 0, images, labels, CPU)
+    fit(training, folder, {})
+    return training.model.eval()
+
+
+def test_it_learns_which_and_where_and_the_same_seed_gives_the_same_bytes(cfg, tmp_path):
+    images, labels = painted(32)
+    cfg = dataclasses.replace(cfg, classifier_epochs=8, classifier_lr=1e-2)
+    network = trained(cfg, images, labels)
+    maps, logits = seen_by(cfg, [network], images, CPU)
+    assert image_scores(logits.numpy(), labels.numpy() > 0)["auc"] == [1, 1]
+    red, blue = maps[labels[:, 0] > 0, 0], maps[labels[:, 1] > 0, 1]
+    assert red[:, 4:12, 4:12].mean() > red[:, 18:, 18:].mean() + 1
+    assert blue[:, 18:26, 18:26].mean() > blue[:, :12, :12].mean() + 1
+    short = dataclasses.replace(cfg, classifier_epochs=1)
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        save_pooled(trained(short, images, labels), tmp_path / name, 0)
+    first, second = ((tmp_path / name / "1.safetensors").read_bytes() for name in ("one", "two"))
+    assert first == second
+    (loaded,) = load_pooled(dataclasses.replace(cfg, classifiers=1), tmp_path / "one", CPU)
+    assert not loaded.training
+    other = dataclasses.replace(short, seed=1)
+    save_pooled(trained(other, images, labels), tmp_path / "two", 0)
+    assert (tmp_path / "two" / "1.safetensors").read_bytes() != first
+
+
+def test_an_interrupted_training_ends_with_the_same_weights(cfg, tmp_path, monkeypatch):
+    images, labels = painted(10)
+    whole = trained(cfg, images, labels).state_dict()
+    begin = PooledTraining.begin_epoch
+
+    def stop(self, epoch):
+        if epoch == 1:
+            raise KeyboardInterrupt
+        return begin(self, epoch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PooledTraining, "begin_epoch", stop)
+        with pytest.raises(KeyboardInterrupt):
+            trained(cfg, images, labels, tmp_path / "cut")
+    again = trained(cfg, images, labels, tmp_path / "cut").state_dict()
+    assert all(torch.equal(values, again[name]) for name, values in whole.items())
+
+
+@pytest.mark.parametrize(("images", "epochs"), [(2, 1), (9, 1)])
+def test_it_trains_for_as_few_steps_as_there_are(cfg, images, epochs):
+    given = painted(images)
+    cfg = dataclasses.replace(cfg, classifier_epochs=epochs)
+    training = PooledTraining(cfg, 1, 0, *given, CPU)
+    fit(training)
+    assert len(training.log) == epochs
+
+
+def test_images_are_drawn_as_their_labels_are_rare(cfg):
+    labels = torch.tensor([[0.2]] + [[0.0]] * 99)
+    drawn = torch.cat([index for index, _ in batches_of(cfg, 1, 0, labels)])
+    assert len(drawn) == 100
+    assert 30 < (drawn == 0).sum() < 70
+
+
+def test_maps_are_log_odds_and_the_mean_over_mirror_images(cfg):
+    class Channels(torch.nn.Module):
+        def forward(self, images):
+            ramp = torch.arange(images.shape[3]).float().expand(len(images), 1, 32, -1)
+            return torch.cat([torch.full_like(ramp, 2.0), ramp, -ramp], 1)
+
+    images = torch.zeros(1, 32, 32, 3, dtype=torch.uint8)
+    said = maps_by(Channels(), images.permute(0, 3, 1, 2).float())
+    assert said[0, 0, 0].tolist() == [x - 2 for x in range(32)]
+    maps, logits = seen_by(cfg, [Channels()], images, CPU)
+    assert (maps[0, 0] == 15.5 - 2).all()
+    assert logits[0, 0] == np.sort(np.tile(np.arange(32), 32))[-20:].mean() - 2
+
+
+# ---------------------------------------------------------------- brightness, masks
+
+
+def test_brightness_that_maps_agree_on_is_added_to_them(monkeypatch):
+    monkeypatch.setattr(pooled_masks, "BLUR", 0.0)
+    monkeypatch.setattr(pooled_masks, "gaussian_filter1d", lambda counts, _: counts)
+    images = torch.zeros(2, 2, 2, 3, dtype=torch.uint8)
+    images[:, 0] = 255
+    maps = torch.full((2, 1, 2, 2), -40.0)
+    maps[0, 0, 0] = 40.0  # the bright row of the first image, which alone holds the class
+    held = torch.tensor([[True], [False]])
+    ratio = appearance(maps, images, held)
+    assert ratio.shape == (1, LEVELS)
+    total = 6 + LEVELS  # two pixels of three colours on either side, and one of each level
+    bright = math.log((7 / total) / (1 / total))
+    assert ratio[0, LEVELS - 1].item() == pytest.approx(bright)
+    assert ratio[0, 0].item() == pytest.approx(-bright)
+    added = with_appearance(torch.zeros(2, 1, 2, 2), images, ratio)
+    assert added[1, 0].flatten().tolist() == pytest.approx([bright, bright, -bright, -bright])
+
+
+def test_a_mask_ends_at_a_half_and_a_training_image_is_unsure_around_it():
+    odds = torch.tensor([0.3, 0.45, 0.55, 0.7]).logit().view(1, 1, 2, 2)
+    held = torch.tensor([[True]])
+    assert masks_of(odds, held).flatten().tolist() == [0, 0, 1, 1]
+    assert masks_with_unsure(odds, held, 0.1).flatten().tolist() == [0, 255, 255, 1]
+    assert not masks_of(odds, ~held).any()
+    assert not masks_with_unsure(odds, ~held, 0.1).any()
+    # of an image that holds the class, a mask without it says nothing of what is no class
+    assert masks_with_unsure(odds - 9, held, 0.1).flatten().tolist() == [255] * 4
+    two = torch.cat([odds, odds.flip(3)], 1)
+    assert masks_of(two, torch.tensor([[True, True]])).flatten().tolist() == [0, 0, 2, 1]
+
+
+# ---------------------------------------------------------------- floors
+
+
+def test_otsu_inside_the_tissue_finds_what_is_brighter_than_tissue():
+    image = torch.zeros(1, 8, 8, 3, dtype=torch.uint8)
+    image[:, 2:7] = 100
+    image[:, 3, 3] = 200
+    masks = otsu_masks(image, torch.tensor([2]), inside=True)
+    assert masks.nonzero().tolist() == [[0, 3, 3]]
+    assert masks.max() == 2
+    assert not otsu_masks(image, torch.tensor([0]), inside=True).any()
+
+
+def test_a_map_is_cut_where_it_covers_the_share_of_training_ones():
+    training = torch.arange(8.0).view(2, 2, 2)  # a quarter of eight lies above 5
+    maps = torch.tensor([[[5.0, 5.5], [6.0, 7.0]]] * 2)
+    found = cut_to(maps, training, 0.25, torch.tensor([True, False]))
+    assert found.tolist() == [[[0, 1], [1, 1]], [[0, 0], [0, 0]]]
+
+
+def test_brightness_is_that_around_a_pixel():
+    image = torch.zeros(1, 64, 64, 3, dtype=torch.uint8)
+    image[0, 32, 32] = 255
+    found = brightness(image)[0]
+    assert found.argmax() == 32 * 64 + 32
+    assert 0 < found[32, 33] < found[32, 32] < 255
+
+
+def test_a_place_is_strange_where_healthy_images_never_look_so(monkeypatch):
+    """Features are the image itself: grey noise around 100, but for one pixel of one image."""
+
+    class Encoder(torch.nn.Module):
+        def forward(self, images):
+            return [images, images[:, :1, ::4, ::4]]
+
+    network = torch.nn.Module()
+    network.encoder = Encoder()
+    monkeypatch.setattr(floors, "build_model", lambda cfg: network)
+    rng = np.random.default_rng(0)
+    images = torch.from_numpy(rng.integers(90, 110, (12, 32, 32, 3)).astype(np.uint8))
+    images[0, 16, 8] = 250
+    found = strangeness(TINY, images, list(range(4, 12)))
+    assert found.shape == (12, 32, 32)
+    # of its 8 x 8 places the one at row 4, column 2; distances of others are about 1
+    assert found[0].argmax().item() in {r * 32 + c for r in range(16, 20) for c in range(8, 12)}
+    assert found[0].max() > 5 * found[4:].max()
