@@ -102,7 +102,7 @@ def test_what_a_block_needs_is_one_of_few_things():
     }
 
 
-def test_ci_runs_the_test_command_of_the_readme():
+def test_ci_runs_the_test_command_of_the_pages():
     (command,) = (line for block in BLOCKS for line in block.splitlines() if "pytest" in line)
     assert command in (ROOT / ".ci" / "run").read_text()
 
