@@ -12,9 +12,15 @@ _SCRIPT = Path(getattr(sys.modules["__main__"], "__file__", None) or "/").resolv
 
 
 def _stop_quietly(kind: type[BaseException], error: BaseException, trace: object) -> None:
-    """Show no traceback for Ctrl-C that comes while Python still imports."""
+    """Show no traceback for Ctrl-C while Python still imports, or for a package that is missing."""
     if kind is KeyboardInterrupt:
         print("stopped", file=sys.stderr)
+    elif kind is ModuleNotFoundError:
+        cure = "`source .venv/bin/activate`, or `pip install -r requirements.txt`"
+        print(
+            f"error: the package {str(error.name).partition('.')[0]} is not installed: {cure}",
+            file=sys.stderr,
+        )
     else:
         sys.__excepthook__(kind, error, trace)
 
@@ -36,7 +42,6 @@ Number = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Microns = Annotated[float, Field(ge=0.05, le=10)]
-Colour = Annotated[str, Field(pattern="^#[0-9a-fA-F]{6}$")]
 
 # Lizard's classes, name and colour; colour-blind readers can distinguish them (Okabe and Ito)
 LIZARD = (
@@ -99,8 +104,8 @@ class Data:
 
     workspace: Path = Path("workspace")
     """Folder of the data and of everything generated from it."""
-    classes: Annotated[tuple[tuple[str, Colour], ...], Field(min_length=1, max_length=254)] = LIZARD
-    """Name and colour of each foreground class; 1 in a mask is the first, 0 is background."""
+    classes: Annotated[tuple[tuple[str, str], ...], Field(min_length=1, max_length=254)] = LIZARD
+    """Name and colour of each class, such as `tumour "#d55e00"`; 1 in a mask is the first."""
     images: Path | None = None
     """Folder of your images, of any size; None: Lizard's, in the workspace."""
     masks: Path | None = None
@@ -140,7 +145,8 @@ class Data:
             ),
             "classes": (
                 len(names) == len(self.classes) + 1
-                and all(name.strip() and name.isprintable() for name in names),
+                and all(name.strip() and name.isprintable() for name in names)
+                and all(re.fullmatch("#[0-9a-fA-F]{6}", colour) for _, colour in self.classes),
                 'pairs of a name and a colour, such as (("tumour", "#d55e00"),), no name twice',
             ),
             "masks": (

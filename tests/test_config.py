@@ -135,6 +135,7 @@ def test_a_switch_takes_its_value_in_any_spelling(monkeypatch, no):
         ["--patch_size", "100"],
         ["--epochs", "x"],
         ["--classes", "tumour"],
+        ["--classes", "tumour", "d55e00"],
         ["--split"],
         ["--tile", "64"],
     ],
@@ -208,3 +209,11 @@ def test_ctrl_c_while_python_imports_shows_no_traceback(tmp_path):
         text=True,
     )
     assert (done.returncode, done.stderr) == (-signal.SIGINT, "stopped\n")
+
+
+def test_a_package_that_is_missing_is_named_with_the_cure():
+    given = [sys.executable, "-S", "main.py"]  # without what is installed
+    done = subprocess.run(given, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: the package pydantic is not installed: ")
+    assert done.stderr.count("\n") == 1
