@@ -3,8 +3,13 @@
 import json
 
 import pytest
+import torch
 
-from tests.golden import SYSTEMS, found_by, path_of
+from tests.golden import ROOT, SYSTEMS, found_by, path_of
+
+# another version of torch rounds differently, and attacks amplify that: by up to 1.2 % in 2.8
+VERSION = f"torch=={torch.__version__.partition('+')[0]}\n"
+TOLERANCE = 0 if VERSION in (ROOT / "constraints.txt").read_text() else 0.02
 
 
 @pytest.mark.parametrize(
@@ -21,8 +26,11 @@ def test_a_sample_gives_what_is_written_down(name, kind, tmp_path):
     expected = json.loads(path_of(name, kind).read_text())
     found = found_by(name, kind, tmp_path)
     assert found["data"] == expected["data"]
-    assert found["scores"].keys() == expected["scores"].keys()
-    assert found["scores"] == pytest.approx(expected["scores"], abs=1e-6)
+    scores, written = (
+        {score: -1 if value is None else value for score, value in of["scores"].items()}
+        for of in (found, expected)  # None: not defined
+    )
+    assert scores == pytest.approx(written, rel=TOLERANCE, abs=1e-6)
     if name == "trunk":
         says_that_it_is_the_sample(tmp_path)
 
