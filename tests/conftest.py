@@ -10,7 +10,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 # before torch is imported: each of pytest-xdist's processes has a core, and so have its children
@@ -217,14 +218,23 @@ def report(whole_run, tmp_path):
     return cfg, cfg.workspace / "reports" / "unet_tu-test_resnet"
 
 
-@pytest.fixture
-def quick_report(monkeypatch):
+@contextmanager
+def quick_reports() -> Iterator[None]:
     """Figures are one grey pixel, intervals of few resamples: for tests of what else is there."""
     pixel = np.full((1, 1, 3), 128, np.uint8)
-    monkeypatch.setattr(
-        "matplotlib.figure.Figure.savefig", lambda _, path, **__: write_png(path, pixel)
-    )
-    monkeypatch.setattr("medood.evaluation.statistics.RESAMPLES", 50)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "matplotlib.figure.Figure.savefig", lambda _, path, **__: write_png(path, pixel)
+        )
+        patch.setattr("medood.evaluation.statistics.RESAMPLES", 50)
+        yield
+
+
+@pytest.fixture
+def quick_report():
+    """The same, for one test."""
+    with quick_reports():
+        yield
 
 
 @pytest.fixture(scope="session")

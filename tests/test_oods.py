@@ -108,7 +108,7 @@ def test_external_images_are_cut_into_whole_patches(external):
     np.testing.assert_array_equal(read_image(folder / "source-wide_4.png"), whole[32:64, 32:64])
 
 
-def test_external_patches_are_mined_and_trained_on(external):
+def test_external_patches_are_mined_and_trained_on(external, quick_report):
     cfg = dataclasses.replace(external, ood_source_use="beside", pct_grid=(1.0,), epochs=1)
     generate_unfiltered_oods(cfg)
     for step in (train, rank_prune_ood, estimate_pct, train_ood):

@@ -53,7 +53,7 @@ def own(tmp_path):
     )
 
 
-def test_another_data_set_goes_all_the_way_through_config_alone(own, tmp_path):
+def test_another_data_set_goes_all_the_way_through_config_alone(own, quick_report, tmp_path):
     own = dataclasses.replace(own, folds=(1,), epochs=1)
     main(own)
     mask = read_mask(own.workspace / "Semantic_Labels" / "a-1.png", classes=3)

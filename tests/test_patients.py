@@ -284,7 +284,7 @@ def test_the_data_are_counted_by_patient(prepared):
     assert [row[3:] for row in described["by_fold"]] == [[12, 2, 0]] * 3
 
 
-def test_the_report_speaks_of_patients(report):
+def test_the_report_speaks_of_patients(report, quick_report):
     from test import evaluate
 
     cfg, folder = report

@@ -173,7 +173,7 @@ def test_a_bad_label_is_named_and_costs_no_other(run_script, tiny):
     assert (done.returncode, "`class` contains 7" in done.stderr) == (1, True)
 
 
-def test_skipped_files_are_left_out_to_the_end_and_the_report_says_which(tiny):
+def test_skipped_files_are_left_out_to_the_end_and_the_report_says_which(tiny, quick_report):
     (tiny.workspace / "Labels" / "region_1.mat").write_bytes(b"not a label")
     write_region(tiny.workspace, "region_3", 64, 96, seed=3)
     image = tiny.workspace / "Lizard_Images" / "region_3.png"
@@ -192,7 +192,9 @@ def test_skipped_files_are_left_out_to_the_end_and_the_report_says_which(tiny):
     assert "region_3.png is not a complete image file" in report
 
 
-def test_prepared_patches_are_enough_and_bad_ones_are_left_out_of_lists_of_the_user(patched):
+def test_prepared_patches_are_enough_and_bad_ones_are_left_out_of_lists_of_the_user(
+    patched, quick_report
+):
     cfg = dataclasses.replace(patched, folds=(1,), epochs=1)
     for folder in ("Lizard_Images", "Labels", "Semantic_Labels", "OoD_Patchs"):
         shutil.rmtree(cfg.workspace / folder)
