@@ -1,12 +1,13 @@
-"""Attacks against those of adv-lib, on the same networks with as many steps."""
+"""Attacks against those of adv-lib, and Square against its paper: as many steps or queries."""
 
 import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from medood.attacks import apgd, fab, worst_case
+from medood.attacks import apgd, fab, square, worst_case
 from medood.attacks.ascent import SEA_LOSSES
 from tests.small_networks import draw_discs, scores, seeded, trained
 
@@ -91,3 +92,48 @@ def test_sea_is_as_strong_as_alma_prox_of_adv_lib_in_the_changes_that_this_needs
         ],
     )
     assert (scores(model, ours, target) <= scores(model, found, target) + 0.01).all()
+
+
+def square_of_its_paper(model, images, label, eps, queries):
+    """Return images after Algorithms 1 and 2 of Andriushchenko et al. (2020), on the margin.
+
+    p = 0.8, halved as AutoAttack does; each image has windows of its own.
+    """
+    numbers = seeded()
+
+    def signs(*shape):
+        return 2.0 * torch.randint(2, shape, generator=numbers) - 1
+
+    def margin(changed):
+        logits = model(changed)
+        others = logits.masked_fill(F.one_hot(label, logits.shape[1]).bool(), -math.inf)
+        return logits[torch.arange(len(label)), label] - others.amax(1)
+
+    count, channels, height, width = images.shape
+    change = eps * signs(count, channels, 1, width).expand_as(images)
+    lowest = margin((images + change).clamp(0, 1))
+    for number in range(queries - 1):
+        done = 10_000 * number / queries
+        halvings = sum(done > mark for mark in (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000))
+        side = max(1, round((0.8 / 2**halvings * height * width) ** 0.5))
+        tried = change.clone()
+        for image in range(count):
+            top = torch.randint(height - side + 1, (), generator=numbers)
+            left = torch.randint(width - side + 1, (), generator=numbers)
+            window = tried[image, :, top : top + side, left : left + side]
+            window.copy_(eps * signs(channels, 1, 1).expand_as(window))
+        of_tried = margin((images + tried).clamp(0, 1))
+        lower = of_tried < lowest
+        lowest = torch.where(lower, of_tried, lowest)
+        change[lower] = tried[lower]
+    return (images + change).clamp(0, 1)
+
+
+def test_square_is_as_strong_as_that_of_its_paper_on_whole_images():
+    images, _ = draw_discs(48, 2)
+    images = images.repeat(12, 1, 1, 1)  # searches of each: a single one differs by up to 0.05
+    label, options = Centre(())(images).argmax(1), {"eps": 6 / 255, "queries": 50}
+    theirs = accuracy(square_of_its_paper(Centre(()), images, label, **options), label)
+    found = square(Centre((1, 1)), images, label[:, None, None], **options, generator=seeded())
+    assert 0.3 < theirs < 0.9  # it is an attack, and does not always succeed
+    assert accuracy(found, label) <= theirs + 0.01

@@ -23,8 +23,8 @@ def test_the_objective_of_square_is_the_score_of_sure_predictions():
 
 def test_the_windows_of_square_shrink_with_the_queries():
     share = partial(window_share, queries=1000)
-    assert [share(query) for query in (1, 2, 5, 6, 800, 999)] == [
-        *(0.8, 0.4, 0.4, 0.2),
+    assert [share(number) for number in (0, 1, 2, 5, 6, 800, 997)] == [
+        *(0.8, 0.8, 0.4, 0.4, 0.2),
         *(0.8 / 256, 0.8 / 512),
     ]
 
