@@ -16,22 +16,16 @@ from config import UserError
 from medood.data.images import read_image, read_mask
 from tests.conftest import in_a_copy, moved, printed_in
 from tests.leaks import files_by_masks
-from tests.small_weak import POOLED, few_pictures, small
+from tests.small_weak import few_pictures, small
 from weak import transfer as training
-from weak.evaluate_masks import by_maps, by_trainings, evaluate_masks, is_shown
+from weak.evaluate_masks import evaluate_masks, is_shown
 from weak.generate_masks import generate_masks
-from weak.healthy import HEAT, MASK, read_levels
-from weak.image_labels import with_lesion
+from weak.generator import Healed
+from weak.healthy import CHANGE, MASK, read_levels
+from weak.image_labels import with_classes, with_lesion
 from weak.main import main, steps
-from weak.products import (
-    domains,
-    generator_folder,
-    healthy_folder,
-    masks_folder,
-    paths_to_test,
-)
-from weak.report import median_training
-from weak.scoring import ROWS, TRAINED, of_training
+from weak.products import domains, generator_folder, healthy_folder, masks_folder, paths_to_test
+from weak.scoring import FLOORS, ROWS
 from weak.train_segmentation import train_segmentation, weak_network
 
 
@@ -41,43 +35,43 @@ def hue(images):
 
 
 def knowing_hues(generator, images, device):
-    """Take the hue out of images: what `transfer` does, by a rule; a little worse per training."""
+    """Take the hue out of images: what `heal` does, by a rule."""
     mask = (hue(images) > 30).float() * 0.9 + 0.02
-    mask[:, : int(generator)] = 0.02  # a training that misses the upper rows
     grey = images.float().mean(-1, keepdim=True).expand(-1, -1, -1, 3)
     healthy = torch.where(mask[..., None] > 0.5, grey, images.float()).round().byte()
-    return healthy, mask, mask / mask.amax((1, 2), keepdim=True)
+    return Healed(healthy, mask, (healthy.float() - images.float()).abs().mean(3) / 255)
 
 
 @pytest.fixture(scope="module")
 def stand_in():
-    """Let a rule stand in for the generator. Its weights are how many rows a training misses."""
+    """Let a rule stand in for the generator, and for what its classifier says of images."""
 
-    def train(cfg, fold, diseased, healthy, folder, made_from):
-        assert len(diseased)
-        assert len(healthy)
+    def train(cfg, fold, diseased, healthy, sees, folder, made_from):
+        assert len(diseased.pixels)
+        assert len(healthy.pixels)
         folder.mkdir(parents=True)
-        (folder / "generator.safetensors").write_bytes(bytes([6 * cfg.seed]))
-
-    def load(cfg, folder, device):
-        return (folder / "generator.safetensors").read_bytes()[0]
+        (folder / "generator.safetensors").write_bytes(b"")
+        return 1.0
 
     with few_pictures(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "train_transfer", train)
-        patch.setattr(training, "load_generator", load)
-        patch.setattr(training, "transfer", knowing_hues)
+        patch.setattr("weak.train_transfer.train_transfer", train)
+        patch.setattr(training, "load_generator", lambda *_: None)
+        patch.setattr(training, "heal", knowing_hues)
+        for module in ("healthy", "evaluate_masks"):
+            seen = lambda cfg, fold, paths: torch.ones(len(paths), dtype=torch.uint8)  # noqa: E731
+            patch.setattr(f"weak.{module}.seen_in", seen)
         yield
 
 
 def small_transfer(workspace, images=18):
-    return small(workspace, images, method="transfer", lesion="tinted", trainings=3)
+    return small(workspace, images, method="transfer", lesion="tinted")
 
 
 @pytest.fixture(scope="module")
 def made(made_once, stand_in, weak_run):
     """A workspace after a whole run by transfer, in which one by maps had come before."""
 
-    cfg = dataclasses.replace(weak_run, method="transfer", lesion="tinted", trainings=3)
+    cfg = dataclasses.replace(weak_run, method="transfer", lesion="tinted")
     folder = made_once("transfer", lambda folder: main(in_a_copy(cfg, folder / "run")))
     return moved(cfg, folder / "run")
 
@@ -108,24 +102,37 @@ def test_the_pictures_and_arrays_lie_beside_the_healthy_images(made):
     cfg = with_lesion(made)
     diseased, _ = domains(cfg, 79)
     assert read_levels(cfg, 79, diseased, MASK).dtype == torch.uint8
-    heat = read_levels(cfg, 79, diseased, HEAT)
-    assert heat.shape == (len(diseased), 32, 32)
-    assert heat.max() == 1
+    change = read_levels(cfg, 79, diseased, CHANGE)
+    assert change.shape == (len(diseased), 32, 32)
+    assert change.max() > 10
     assert (healthy_folder(cfg, 79) / "sheet" / "healthy.png").exists()
 
 
 def test_a_mask_that_contradicts_its_label_is_unsure(tmp_path, stand_in, monkeypatch, capsys):
     def blind_to_one(generator, images, device):
-        healthy, mask, heat = knowing_hues(generator, images, device)
-        mask[0] = torch.arange(32) / 1000  # the first training image with the lesion
-        return healthy, mask, heat
+        healed = knowing_hues(generator, images, device)
+        healed.mask[0] = torch.arange(32) / 1000  # the first training image with the lesion
+        return healed
 
-    monkeypatch.setattr(training, "transfer", blind_to_one)
+    monkeypatch.setattr(training, "heal", blind_to_one)
     cfg = with_lesion(small_transfer(tmp_path, 18))
     steps(cfg)
     diseased, _ = domains(cfg, 79)
     assert (read_mask(masks_folder(cfg, 79) / diseased[0].name, 2) == 255).all()
-    assert f"nothing found in 1 of {len(diseased)} training images" in capsys.readouterr().out
+    assert f"nothing found in 1 of {len(diseased)} training images" in " ".join(
+        capsys.readouterr().out.split()
+    )
+
+
+def test_an_image_that_the_classifier_calls_healthy_has_no_mask(cfg, stand_in, monkeypatch):
+    none = lambda cfg, fold, paths: torch.zeros(len(paths), dtype=torch.uint8)  # noqa: E731
+    monkeypatch.setattr("weak.healthy.seen_in", none)
+    shutil.rmtree(cfg.workspace / "weak" / "Pseudo_Masks")
+    generate_masks(cfg)
+    cfg = with_lesion(cfg)
+    assert not any(
+        read_mask(masks_folder(cfg, 79) / path.name, 2).any() for path in paths_to_test(cfg, 79)
+    )
 
 
 # ---------------------------------------------------------------- scores
@@ -143,53 +150,23 @@ def scores_in(cfg):
 
 def test_methods_of_one_workspace_stand_side_by_side(made):
     of_fold = scores_in(made)
-    shown = [row for row in ROWS if row not in POOLED]
-    assert list(of_fold) == shown
+    assert list(of_fold) == list(ROWS)
     assert of_fold["all_background"]["miou"] == 0
     assert of_fold["transfer"]["miou"] > 0.8
-    assert len(of_fold["irnet"]["iou"]) == 2  # of the lesion alone
+    assert of_fold["change"]["miou"] > 0.5
+    assert len(of_fold["unet"]["iou"]) == 2  # of the lesion alone
     page = (report_of(made) / "index.html").read_text()
-    for row in (ROWS[row] for row in shown):
+    for row in ROWS.values():
         assert row in page
-    assert "refined less transfer" in (report_of(made) / "table.md").read_text()
+    table = (report_of(made) / "table.md").read_text()
+    assert "refining adds, transfer" in table
+    assert "transfer, refined less brightest" in table
+    assert "|   79 |         1 |   100.0 |" in table  # one training, after which all flipped
     of_all = json.loads((report_of(made).parent / "scores.json").read_text())["79"]
-    assert len(of_all["irnet"]["iou"]) == 3  # what the run by maps found before
-
-
-def test_trainings_share_their_images_and_nothing_else(made):
-    cfg = with_lesion(made)
-    every = by_trainings(cfg)
-    for kind in (generator_folder, healthy_folder, masks_folder, weak_network):
-        folders = {kind(training, 79) for training in every}
-        assert len(folders) == 3
-        assert all(folder.is_dir() for folder in folders)
-    assert all(domains(training, 79) == domains(cfg, 79) for training in every)
-
-
-def test_the_tables_show_the_median_training(made):
-    """The three miss 0, 6 and 12 rows of 32."""
-    out, shown = report_of(made), scores_in(made)
-    every = json.loads((out / "trainings.json").read_text())["79"]["scores"]
-    by_training = [every[of_training("transfer", n)]["miou"] for n in range(3)]
-    assert by_training[0] > by_training[1] > by_training[2]
-    for row in TRAINED:
-        assert shown[row] == every[of_training(row, 1)]
-    assert "| 2 (shown) |" in (out / "table.md").read_text()
-
-
-@pytest.mark.parametrize(
-    ("found", "median"), [([0.3], 0), ([0.1, 0.9, 0.5], 2), ([0.9, 0.1], 1), ([None, 0.2, 0.4], 1)]
-)
-def test_the_median_of_an_even_number_is_the_worse_of_the_middle_two(found, median):
-    scores = {79: {of_training("transfer", n): {"miou": value} for n, value in enumerate(found)}}
-    assert median_training(scores, len(found)) == median
-
-
-def test_the_area_on_healthy_images_is_told(made):
-    path = report_of(made) / "trainings.json"
-    area = json.loads(path.read_text())["79"]["area_on_healthy"]
-    assert area["all_background"] == area["transfer 0"] == 0
-    assert area["refined 0"] > 0
+    assert len(of_all["unet"]["iou"]) == 3  # what the run by maps found before
+    lesions = json.loads((report_of(made) / "lesions.json").read_text())["79"]
+    assert lesions["transfer"]["shown"] > 0.8
+    assert lesions["transfer"]["by_patient"] > lesions["all_background"]["by_patient"] == 0
 
 
 @pytest.mark.parametrize("change", ["settings", "labels"])
@@ -203,23 +180,25 @@ def test_maps_that_are_not_current_are_not_shown(cfg, change, capsys):
         name, patient, striped, tinted = line.split(",")
         changed = ",".join([name, patient, str(1 - int(striped)), tinted])
         cfg.image_labels.write_text(text.replace(line, changed))
-    assert not is_shown("the rows of maps", [by_maps(with_lesion(cfg))])
-    assert "the rows of maps: skipped (" in capsys.readouterr().out
+    maps = with_classes(dataclasses.replace(cfg, method="unet", lesion=None))
+    assert not is_shown("the rows of maps", maps)
+    assert "the rows of maps: left out (" in capsys.readouterr().out
 
 
 def test_maps_that_are_missing_are_no_rows(cfg, capsys):
     shutil.rmtree(cfg.workspace / "weak" / "maps")
     evaluate_masks(cfg)
-    assert "the rows of maps: skipped (" in capsys.readouterr().out
-    own = ("all_background", "threshold", *TRAINED, "supervised")
-    assert list(scores_in(cfg)) == list(own)
+    assert "the rows of maps: left out (" in capsys.readouterr().out
+    floors = [row for row in FLOORS if row != "centre_prior"]
+    own = ["all_background", *floors, "change", "transfer", "refined", "supervised"]
+    assert list(scores_in(cfg)) == own
 
 
-def test_trainings_without_masks_are_not_shown_beside_maps(cfg, capsys):
-    trainings = by_trainings(with_lesion(cfg))
-    shutil.rmtree(masks_folder(trainings[1], 79))
-    assert is_shown("the rows", trainings[:1])
-    assert not is_shown("the rows", trainings)
+def test_a_generator_without_masks_is_not_shown_beside_maps(cfg, capsys):
+    cfg = with_lesion(cfg)
+    assert is_shown("the rows", cfg)
+    shutil.rmtree(masks_folder(cfg, 79))
+    assert not is_shown("the rows", cfg)
     assert "the rows: skipped (" in capsys.readouterr().out
 
 
@@ -232,7 +211,6 @@ def test_a_network_of_other_settings_is_not_tested(cfg):
     assert printed.startswith("python weak/train_segmentation.py ")
     assert "--method transfer" in printed
     assert "--epochs 2" in printed
-    assert "--trainings" not in printed
 
 
 # ---------------------------------------------------------------- the steps
@@ -254,12 +232,12 @@ def test_what_is_made_already_is_kept(cfg, stand_in, capsys, monkeypatch):
 
 
 def test_a_step_names_the_step_before_it(cfg, stand_in):
-    second = dataclasses.replace(with_lesion(cfg), training=1)
-    shutil.rmtree(masks_folder(second, 79))
-    again = r"weak/generate_masks.py .*--folds 79 .*--lesion tinted .*--training 1 .*--method trans"
-    with pytest.raises(UserError, match=rf"transfer_tinted_2 is missing: run `python {again}"):
+    of_lesion = with_lesion(cfg)
+    shutil.rmtree(masks_folder(of_lesion, 79))
+    again = r"weak/generate_masks.py .*--folds 79 .*--method trans.* --lesion tinted"
+    with pytest.raises(UserError, match=rf"transfer_tinted is missing: run `python {again}"):
         evaluate_masks(cfg)
-    shutil.rmtree(generator_folder(second, 79).parent)
+    shutil.rmtree(generator_folder(of_lesion, 79).parent)
     with pytest.raises(UserError, match=r"run `python weak/train_transfer.py .*` first"):
         generate_masks(cfg)
 
@@ -272,32 +250,29 @@ def test_a_generator_that_changes_makes_all_after_it_stale(cfg, stand_in):
     weights.write_bytes(b"\x08")
     with pytest.raises(UserError, match="healthy/79_transfer_tinted is out of date"):
         train_segmentation(cfg)
-    generate_masks(cfg)
-    with pytest.raises(UserError, match=r"weak_transfer_tinted is out of date .*segmentation.py"):
-        evaluate_masks(cfg)
 
 
-def test_a_training_without_any_mask_has_no_network_and_counts_as_finding_none(
+def test_a_generator_without_any_mask_has_no_network_and_counts_as_finding_none(
     tmp_path, stand_in, monkeypatch, capsys
 ):
-    def blind_at_last(generator, images, device):
-        if generator < 6:  # rows that the second training would miss
-            return knowing_hues(generator, images, device)
-        return images, torch.full(images.shape[:3], 0.5), torch.zeros(images.shape[:3])
+    def blind(generator, images, device):
+        flat = torch.full(images.shape[:3], 0.5)
+        return Healed(images, flat, 0 * flat)
 
-    monkeypatch.setattr(training, "transfer", blind_at_last)
-    cfg = dataclasses.replace(small_transfer(tmp_path, 18), trainings=2)
+    monkeypatch.setattr(training, "heal", blind)
+    cfg = small_transfer(tmp_path, 18)
     main(cfg)
-    assert "contains a class, so there is no network: train" in capsys.readouterr().out
-    assert not weak_network(dataclasses.replace(with_lesion(cfg), training=1), 79).exists()
-    scores = json.loads((report_of(cfg) / "trainings.json").read_text())["79"]["scores"]
-    assert [scores[of_training(row, 1)]["miou"] for row in TRAINED] == [0, 0]
-    assert scores[of_training("transfer", 0)]["miou"] > 0.5
+    assert (
+        "contains a class, so there is no network: train the generator" in capsys.readouterr().out
+    )
+    assert not weak_network(with_lesion(cfg), 79).exists()
+    scores = scores_in(cfg)
+    assert [scores[row]["miou"] for row in ("transfer", "refined")] == [0, 0]
 
 
 def test_without_masks_it_stops_before_the_test(cfg, stand_in, capsys):
     without = dataclasses.replace(cfg, masks=None)
     main(without)
-    assert "no test; predict.py" in capsys.readouterr().out
+    assert "no test;" in capsys.readouterr().out
     with pytest.raises(UserError, match="masks = None"):
         evaluate_masks(without)

@@ -6,14 +6,11 @@ Writes  models/<fold>_<model>_supervised/   the same network, trained on the tru
         reports/weak/scores.json            by fold and row, see weak/scoring.py
         reports/weak/lesions.json           by fold and row: by patient, by size of the lesion
         reports/weak/table.md               and differences.json, each row less the floor
-        reports/weak/trainings.json         by fold, the scores of every training of a generator
         reports/weak/index.html             the report, with its figures in one file
 
 Methods that ran in the workspace on the same images and labels are in one report. A generator has
 one class, so if it is tested, or a lesion is named, only masks of this class are compared (in
-reports/weak/<lesion> if there are others), on the images with this class or none. A generator is
-trained several times, and the tables show one training, declared beforehand: the median by the
-`miou` of the row `transfer`, the mean over folds; of an even number, the worse of the middle two.
+reports/weak/<lesion> if there are others), on the images with this class or none.
 """
 
 import sys
@@ -37,9 +34,12 @@ from weak import pooled_masks
 from weak.arrays import load_images, read_masks
 from weak.floors import brightness, cut_to, otsu_masks, strangeness
 from weak.generate_maps import read_maps, read_seeds
+from weak.healthy import CHANGE, cut, seen_in
 from weak.image_labels import labels_of, with_classes, with_lesion
 from weak.maps import resized
+from weak.pooled import logits_by
 from weak.products import (
+    classifier_folder,
     domains,
     fold_labels,
     image_paths,
@@ -52,7 +52,7 @@ from weak.products import (
 )
 from weak.read_images import require_masks
 from weak.report import write_report
-from weak.scoring import TRAINED, Rows, TestedRows, of_training, predicted_by, tally_rows
+from weak.scoring import Rows, TestedRows, predicted_by, tally_rows
 from weak.settings import EvaluationConfig, SegmentationConfig
 from weak.thresholds import detection_threshold, masks_of, thresholds_of
 from weak.train_segmentation import has_masks, made_from_of, weak_network
@@ -67,14 +67,14 @@ def evaluate_masks(cfg: EvaluationConfig) -> None:
     of_lesion = is_transfer or cfg.lesion is not None or len(labels_of(cfg).classes) == 1
     cfg = with_lesion(cfg) if of_lesion else with_classes(cfg)
     require_masks(cfg)
-    rows = Rows(None, None, [])
-    maps, trainings = by_maps(cfg), by_trainings(cfg) if of_lesion else []
-    if is_shown("the rows of maps", [maps], must=not is_transfer):
+    rows = Rows(None, None, None)
+    maps, transfer = by_maps(cfg), replace(cfg, method="transfer")
+    if is_shown("the rows of maps", maps, must=not is_transfer):
         control = replace(maps, shuffled=True)
-        with_control = is_shown("the row of shuffled labels", [control])
-        rows = Rows(maps, control if with_control else None, [])
-    if is_shown("the rows of transfer", trainings, must=is_transfer):
-        rows = rows._replace(trainings=trainings)
+        with_control = is_shown("the row of shuffled labels", control)
+        rows = Rows(maps, control if with_control else None, None)
+    if of_lesion and is_shown("the rows of transfer", transfer, must=is_transfer):
+        rows = rows._replace(transfer=transfer)
     write_report(cfg, rows, {fold: evaluate_fold(cfg, fold, rows) for fold in cfg.folds})
 
 
@@ -88,16 +88,10 @@ def by_maps(cfg: EvaluationConfig) -> EvaluationConfig:
     return with_classes(replace(cfg, lesion=None))
 
 
-def by_trainings(cfg: EvaluationConfig) -> list[EvaluationConfig]:
-    """Return settings of every training of a generator."""
-    return [replace(cfg, method="transfer", training=number) for number in range(cfg.trainings)]
-
-
-def is_shown(rows: str, routes: list[EvaluationConfig], *, must: bool = False) -> bool:
-    """Say whether rows of some routes can be tested. If not, print why, or raise it as an error."""
+def is_shown(rows: str, route: EvaluationConfig, *, must: bool = False) -> bool:
+    """Say whether rows of a route can be tested. If not, print why, or raise it as an error."""
     try:
-        for route in routes:
-            require_all(route)
+        require_all(route)
     except UserError as error:
         if must:
             raise
@@ -137,15 +131,56 @@ def evaluate_fold(cfg: EvaluationConfig, fold: int, rows: Rows) -> TestedRows:
         # without a classifier, each image is assumed to have the lesion
         "threshold": otsu_masks(images, torch.ones(len(images), dtype=torch.long)),
     }
+    if cfg.is_pooled:
+        found |= floors(cfg, fold, images, rows.maps)
     if rows.maps:
         masks = from_pooled if rows.maps.method == "unet" else from_maps
         of_maps = {**masks(rows.maps, fold, test), **from_networks(rows, fold, images)}
         found |= {name: masks_in(cfg, rows.maps, masks) for name, masks in of_maps.items()}
-    for number, training in enumerate(rows.trainings):
-        found |= from_transfer(training, fold, paths, images, number)
+    if rows.transfer:
+        found |= from_transfer(rows.transfer, fold, paths, images)
     found |= predicted_by(cfg, {"supervised": train_supervised(cfg, fold)}, images)
     patients = [labels.patients[index] for index in test]
     return tally_rows(patches, patients, found, len(cfg.class_names))
+
+
+def floors(
+    cfg: EvaluationConfig, fold: int, tested: Tensor, maps: EvaluationConfig | None
+) -> dict[str, Tensor]:
+    """Return the floors of test images (N, P, P, 3) by row, uint8 (N, P, P): see weak/floors.py.
+
+    The classifier says which images have a class, and which. maps: of the route of maps, whose mean
+    is the prior of place if it is that of method = unet.
+    """
+    every = with_classes(cfg)
+    logits = logits_by(every, classifier_folder(cfg, fold), tested)
+    labels, train, _ = fold_labels(every, fold)
+    held = torch.from_numpy(labels.held[train])
+    kinds = range(held.shape[1])
+    if cfg.lesion is not None:
+        kinds = [every.class_names.index(cfg.lesion) - 1]
+    top, best = logits[:, kinds].max(1)
+    held, classes = held[:, kinds], torch.where(top > 0, best + 1, 0).byte()
+    paths = [image_paths(cfg, labels)[index] for index in train]
+    learned = load_images(cfg, paths)
+
+    def cut_like(of_tested: Tensor, of_learned: Tensor) -> Tensor:
+        return cut_to(of_tested, of_learned, cfg.size, classes > 0) * classes[:, None, None]
+
+    found = {
+        "threshold": otsu_masks(tested, classes),
+        "tissue": otsu_masks(tested, classes, inside=True),
+        "brightest": cut_like(brightness(tested), brightness(learned)[held.any(1)]),
+    }
+    healthy = [int(index) + len(tested) for index in (~labels.held[train].any(1)).nonzero()[0]]
+    if healthy:
+        strange = strangeness(cfg, torch.cat([tested, learned]), healthy)
+        found["strange"] = cut_like(strange[: len(tested)], strange[len(tested) :][held.any(1)])
+    if maps and maps.is_pooled:
+        seen, _ = read_maps(maps, fold, paths, "unet")
+        prior = [seen[has, k].sigmoid().mean(0) for k, has in zip(kinds, held.T, strict=True)]
+        found["centre_prior"] = cut_like(torch.stack(prior)[best], torch.stack(prior))
+    return found
 
 
 def masks_in(cfg: EvaluationConfig, maps: EvaluationConfig, masks: Tensor) -> Tensor:
@@ -189,38 +224,11 @@ def from_maps(cfg: EvaluationConfig, fold: int, test: list[int]) -> dict[str, Te
 
 
 def from_pooled(cfg: EvaluationConfig, fold: int, test: list[int]) -> dict[str, Tensor]:
-    """Return the floors and the masks with method = unet, by row, as from_maps does.
-
-    Floors are cut to the share `size`. The classifier says which images have a class, and which.
-    """
-    labels, train, _ = fold_labels(cfg, fold)
-    paths = image_paths(cfg, labels)
-    images, tested = load_images(cfg, paths), [paths[index] for index in test]
-    maps, held = read_maps(cfg, fold, paths, "unet")
-    logits, predicted = read_maps(cfg, fold, tested, "logits")
-    top, best = logits.max(1)
-    likeliest = torch.where(top > 0, best + 1, 0).byte()
-    held = held[train]
-    holding = held.any(1)
-
-    def cut(of_tested: Tensor, training: Tensor) -> Tensor:
-        return cut_to(of_tested, training, cfg.size, top > 0) * likeliest[:, None, None]
-
-    found = {
-        "threshold": otsu_masks(images[test], likeliest),
-        "tissue": otsu_masks(images[test], likeliest, inside=True),
-    }
-    of_images = {"brightest": brightness(images)}
-    if not holding.all():
-        healthy = torch.tensor(train)[~holding].tolist()
-        of_images["strange"] = strangeness(cfg, images, healthy)
-    for name, values in of_images.items():
-        found[name] = cut(values[test], values[train][holding])
-    by_class = zip(maps[train].unbind(1), held.unbind(1), strict=True)
-    prior = torch.stack([of_class[has].sigmoid().mean(0) for of_class, has in by_class])
-    return found | {
-        "centre_prior": cut(prior[best], prior),
-        "maps": pooled_masks.masks_of(maps[test], predicted),
+    """Return the masks with method = unet, by row, as from_maps does."""
+    paths = image_paths(cfg, labels_there(cfg))
+    tested = [paths[index] for index in test]
+    return {
+        "maps": pooled_masks.masks_of(*read_maps(cfg, fold, tested, "unet")),
         "unet": read_masks(cfg, masks_folder(cfg, fold), tested),
     }
 
@@ -240,14 +248,18 @@ def from_networks(rows: Rows, fold: int, images: Tensor) -> dict[str, Tensor]:
 
 
 def from_transfer(
-    cfg: EvaluationConfig, fold: int, paths: list[Path], images: Tensor, number: int
+    cfg: EvaluationConfig, fold: int, paths: list[Path], images: Tensor
 ) -> dict[str, Tensor]:
-    """Return the predictions of a training of a generator, and of its network, by row."""
-    own, refined = (of_training(row, number) for row in TRAINED)
-    found = {own: read_masks(cfg, masks_folder(cfg, fold), paths)}
+    """Return the predictions of a generator and of its network, by row, uint8 (N, P, P)."""
+    diseased, _ = domains(cfg, fold)
+    change, _ = cut(cfg, fold, diseased + paths, len(diseased), CHANGE)
+    found = {
+        "change": change[len(diseased) :] * seen_in(cfg, fold, paths)[:, None, None],
+        "transfer": read_masks(cfg, masks_folder(cfg, fold), paths),
+    }
     if has_masks(cfg, fold):
-        return found | predicted_by(cfg, {refined: weak_network(cfg, fold)}, images)
-    return found | {refined: torch.zeros(images.shape[:3], dtype=torch.uint8)}
+        return found | predicted_by(cfg, {"refined": weak_network(cfg, fold)}, images)
+    return found | {"refined": torch.zeros(images.shape[:3], dtype=torch.uint8)}
 
 
 def train_supervised(cfg: EvaluationConfig, fold: int) -> Path:

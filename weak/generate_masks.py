@@ -5,6 +5,8 @@ Writes  weak/Pseudo_Masks/<fold>_<encoder>/<image>.png           uint8 (P, P), 0
                                                                  the class, 255 unsure
         weak/Pseudo_Masks/<fold>_<encoder>/boundaries.npz        float16 (P / 4, P / 4) by image
 
+trust.csv, next to the masks, ranks them: see weak/trust.py.
+
 With method = unet, brightness is added to the maps: see weak/pooled_masks.py.
 
 Reads   weak/Images, weak/maps                                   (generate_maps.py)
@@ -56,6 +58,7 @@ from weak.products import (
 )
 from weak.settings import MasksConfig
 from weak.thresholds import masks_of, masks_with_unsure
+from weak.trust import write_trust
 
 BOUNDARIES = "boundaries.npz"
 BORDER = 0.5  # of a map's maximum
@@ -82,15 +85,15 @@ def write_masks(cfg: MasksConfig, fold: int, folder: Path) -> None:
     walked = normalised(walked_maps(cfg, maps, found), held)
     count, training = len(labels.classes), set(train)
     limits = [BORDER + cfg.unsure] * count, [BORDER - cfg.unsure] * count
-    for index, path in enumerate(paths):
+    masks = []
+    for index in range(len(paths)):
         one = slice(index, index + 1)
         of_image = resized(walked[one], [cfg.image_size] * 2)
         if index in training:
-            mask = masks_with_unsure(of_image, held[one], limits)
+            masks.append(masks_with_unsure(of_image, held[one], limits))
         else:
-            mask = masks_of(of_image, held[one], [BORDER] * count)
-        write_png(folder / path.name, mask[0].numpy())
-    print(f"{masks_folder(cfg, fold)}: masks of {len(paths)} images")
+            masks.append(masks_of(of_image, held[one], [BORDER] * count))
+    write_all(cfg, fold, folder, paths, torch.cat(masks))
 
 
 def write_pooled(cfg: MasksConfig, fold: int, folder: Path) -> None:
@@ -103,8 +106,14 @@ def write_pooled(cfg: MasksConfig, fold: int, folder: Path) -> None:
     maps = pooled_masks.with_appearance(maps, images, ratio)
     masks = pooled_masks.masks_of(maps, held)
     masks[train] = pooled_masks.masks_with_unsure(maps[train], held[train], cfg.unsure)
+    write_all(cfg, fold, folder, paths, masks)
+
+
+def write_all(cfg: MasksConfig, fold: int, folder: Path, paths: list[Path], masks: Tensor) -> None:
+    """Write the masks of images, uint8 (N, P, P), and their trust into a folder."""
     for path, mask in zip(paths, masks, strict=True):
         write_png(folder / path.name, mask.numpy())
+    write_trust(cfg, fold, folder, paths, masks)
     print(f"{masks_folder(cfg, fold)}: masks of {len(paths)} images")
 
 

@@ -1,55 +1,65 @@
 """Images made healthy by a generator, and masks of what had to change.
 
-weak/healthy/<fold>_transfer_<lesion>/ contains
+weak/healthy/<fold>_transfer_<lesion>/ holds
 
-    <image>.png         RGB (P, P, 3), without the lesion
-    mask.npz            uint8 (P, P) by image: the mask head, 255 where all of a pixel has to change
-    heat.npz            float16 (P, P) by image: the map of the generator's classifier
+    <image>.png         RGB (P, P, 3), the lesion taken out
+    mask.npz            uint8 (P, P) by image: the mask head, 255 where all of a pixel may change
+    change.npz          uint8 (P, P) by image: how much a pixel changed, 255 from black to white
     sheet/healthy.png   a contact sheet of training images
 
-The generator is that of the last step: no other is chosen. Otsu's threshold splits the values of
-the mask head on all training images with the lesion, so there is one for a fold. A threshold for
-each image would always find two sides, even without a lesion.
+The generator is the last one of its training: nothing chooses another. Otsu's threshold splits the
+values of the mask head on all training images with the lesion, so there is one for a fold. A
+threshold of its own for each image would always find two sides, also where nothing is.
 
-A training image without any class has an empty mask, by its label. One with the lesion in which
-nothing reaches the threshold contradicts its label: its mask is unsure (255) everywhere. Test
-images have no label here: only the threshold decides, without a classifier.
+A training image without any class has an empty mask, as its label says. One with the lesion in
+which nothing reaches the threshold contradicts its label: its mask is unsure (255) all over. A test
+image without a lesion to the classifier has an empty mask.
 """
 
 from pathlib import Path
 
 import numpy as np
+import torch
 from skimage.filters import threshold_otsu
 from torch import Tensor
 
-from medood.data.images import write_png
+from medood.data.images import read_image, write_png
 from medood.data.labels import BACKGROUND, UNSURE
 from medood.models.network import pick_device
 from weak import transfer
 from weak.arrays import load_images, read_arrays, write_arrays
+from weak.image_labels import with_classes
 from weak.pictures import draw_rows, some_of
-from weak.products import domains, generator_folder, healthy_folder, masks_folder, paths_to_test
+from weak.pooled import logits_by
+from weak.products import (
+    classifier_folder,
+    domains,
+    generator_folder,
+    healthy_folder,
+    masks_folder,
+    paths_to_test,
+)
 from weak.settings import MasksConfig, TransferConfig
+from weak.trust import write_trust
 
-MASK, HEAT = "mask.npz", "heat.npz"
+MASK, CHANGE = "mask.npz", "change.npz"
 SHOWN = 8  # images in the contact sheet
 
 
 def write_healthy(cfg: MasksConfig, fold: int, folder: Path) -> None:
-    """Write all images made healthy by the generator of a fold into a folder."""
+    """Write what the generator of a fold makes of all images into a folder."""
     diseased, healthy = domains(cfg, fold)
     paths, device = [*diseased, *healthy, *paths_to_test(cfg, fold)], pick_device(cfg.device)
     images = load_images(cfg, paths)
     generator = transfer.load_generator(cfg, generator_folder(cfg, fold), device)
-    composites, masks, heat = transfer.transfer(generator, images, device)
-    for path, composite in zip(paths, composites.numpy(), strict=True):
-        write_png(folder / path.name, composite)
-    levels = (255 * masks).round().byte()
-    write_arrays(folder / MASK, paths, levels, np.uint8)
-    write_arrays(folder / HEAT, paths, heat, np.float16)
+    healed = transfer.heal(generator, images, device)
+    for path, image in zip(paths, healed.image.numpy(), strict=True):
+        write_png(folder / path.name, image)
+    for name, values in ((MASK, healed.mask), (CHANGE, healed.change)):
+        write_arrays(folder / name, paths, (255 * values).round().byte(), np.uint8)
     count = len(diseased)
     shown = some_of(range(count), SHOWN) + some_of(range(count, count + len(healthy)), SHOWN // 2)
-    columns = {"healthy": composites[shown], "mask": levels[shown] / 255}
+    columns = {"healthy": healed.image[shown], "mask": healed.mask[shown]}
     names = [paths[index].stem for index in shown]
     sheet = folder / "sheet" / "healthy.png"
     draw_rows(sheet, cfg, "made healthy", names, images[shown], columns)
@@ -60,24 +70,43 @@ def write_lesions(cfg: MasksConfig, fold: int, folder: Path) -> None:
     """Write the masks of all images by the mask heads of a fold into a folder."""
     diseased, healthy = domains(cfg, fold)
     test = paths_to_test(cfg, fold)
-    levels = read_levels(cfg, fold, diseased + test)
-    # the highest level if all are equal: nothing is above it
-    threshold = int(threshold_otsu(levels[: len(diseased)].numpy()))
-    masks, empty = (levels > threshold).byte(), 0
-    for number, (path, mask) in enumerate(zip(diseased + test, masks, strict=True)):
-        if number < len(diseased) and not mask.any():
-            mask[:] = UNSURE
-            empty += 1
+    masks, threshold = cut(cfg, fold, diseased + test, len(diseased))
+    masks[len(diseased) :] *= seen_in(cfg, fold, test)[:, None, None]
+    is_empty = masks[: len(diseased)].flatten(1).amax(1) == 0
+    masks[: len(diseased)][is_empty] = UNSURE
+    for path, mask in zip(diseased + test, masks, strict=True):
         write_png(folder / path.name, mask.numpy())
     for path in healthy:
         write_png(folder / path.name, np.full([cfg.image_size] * 2, BACKGROUND, np.uint8))
+    without = np.stack([read_image(healthy_folder(cfg, fold) / p.name) for p in diseased + test])
+    write_trust(cfg, fold, folder, diseased + test, masks, torch.from_numpy(without))
     print(
         f"{masks_folder(cfg, fold)}: masks of {len(masks) + len(healthy)} images, threshold"
-        f" {threshold / 255:.2f}; nothing found in {empty} of {len(diseased)} training images with"
-        f" {cfg.lesion}"
+        f" {threshold / 255:.2f}; nothing found in {int(is_empty.sum())} of {len(diseased)}"
+        f" training images with {cfg.lesion}"
     )
 
 
+def cut(
+    cfg: TransferConfig, fold: int, paths: list[Path], training: int, kind: str = MASK
+) -> tuple[Tensor, int]:
+    """Return where images exceed Otsu's threshold of the first of them, and the threshold.
+
+    training: how many of the images, the first ones, teach it. Returns uint8 (N, P, P) of 0 and 1.
+    """
+    levels = read_levels(cfg, fold, paths, kind)
+    # the highest level where all are alike: nothing lies above it
+    threshold = int(threshold_otsu(levels[:training].numpy()))
+    return (levels > threshold).byte(), threshold
+
+
+def seen_in(cfg: TransferConfig, fold: int, paths: list[Path]) -> Tensor:
+    """Say in which images the classifier sees the lesion, uint8 (N,) of 0 and 1."""
+    of_all = with_classes(cfg)
+    logits = logits_by(of_all, classifier_folder(cfg, fold), load_images(cfg, paths))
+    return (logits[:, of_all.class_names.index(cfg.lesion) - 1] > 0).byte()
+
+
 def read_levels(cfg: TransferConfig, fold: int, paths: list[Path], kind: str = MASK) -> Tensor:
-    """Return the output of the mask head for images, uint8 (N, P, P); or the heat, float16."""
+    """Return what the mask head says of images, uint8 (N, P, P); or how much they changed."""
     return read_arrays(healthy_folder(cfg, fold) / kind, paths)

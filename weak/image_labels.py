@@ -166,6 +166,11 @@ def for_maps(cfg: ClassifierConfig) -> ClassifierConfig:
     """Return settings with the classes of the CSV for a step by maps; UserError for transfer."""
     if cfg.method == "transfer":
         raise UserError("method = transfer: it uses no maps: run weak/train_transfer.py instead")
+    return for_classifier(cfg)
+
+
+def for_classifier(cfg: ClassifierConfig) -> ClassifierConfig:
+    """Return settings with the classes of the CSV, whose labels suit the method."""
     if cfg.method != "unet":
         _refuse_shares(cfg, cfg.method)
     return with_classes(cfg)

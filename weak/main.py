@@ -36,7 +36,7 @@ class MainConfig(EvaluationConfig):
 def steps(cfg: MasksConfig) -> None:
     """Make the pseudo-masks; products of the same settings and inputs are kept."""
     by_maps = (train_classifiers, generate_maps)
-    routes = {"transfer": (train_generators,), "unet": by_maps}
+    routes = {"transfer": (train_classifiers, train_generators), "unet": by_maps}
     route = routes.get(cfg.method, (*by_maps, train_irnets))
     for step in (generate_images, *route, generate_masks):
         step(cfg)
@@ -45,12 +45,10 @@ def steps(cfg: MasksConfig) -> None:
 def main(cfg: MainConfig) -> None:
     """Run every step of a method in order, and the test if there are masks.
 
-    A generator is trained several times; by maps, the control of shuffled labels runs too.
+    By maps, the control of shuffled labels runs too.
     """
     arms = [cfg]
-    if cfg.method == "transfer":
-        arms = [replace(cfg, training=number) for number in range(cfg.trainings)]
-    elif cfg.masks is not None:
+    if cfg.method != "transfer" and cfg.masks is not None:
         arms.append(replace(cfg, shuffled=True))
     if cfg.masks is not None:
         require_masks(cfg)  # now, not after hours of training

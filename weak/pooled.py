@@ -1,5 +1,7 @@
 """The classifier of --method unet: maps of full resolution, whose highest values say the classes.
 
+The generator of --method transfer is trained against it, too.
+
 It is the trunk's own network, trained without a mask (GP-UNet, Chatterjee et al. 2026). Two things
 make its maps show where a class is, and not only that it is somewhere:
 
@@ -25,11 +27,18 @@ from config import Config
 from medood.data.files import reading
 from medood.data.labels import BACKGROUND
 from medood.models.inference import batch_size
-from medood.models.network import Normalise, autocast, build_model, exact, for_training
+from medood.models.network import (
+    Normalise,
+    autocast,
+    build_model,
+    exact,
+    for_training,
+    pick_device,
+)
 from medood.training.augmentation import RANDOM, augment, parameters_of
 from medood.training.batches import AUGMENTATION, INITIALISATION, balanced, batches, stream_seed
 from medood.training.protocol import Losses, Training
-from weak.classifier import EMPTY, WARM_UP
+from weak.classifier import EMPTY, WARM_UP, load_classifier, logits_of
 from weak.settings import ClassifierConfig
 
 TOP = 0.02  # of a map's pixels, for the pooling of that name
@@ -211,6 +220,19 @@ def seen_by(
         logits.append(torch.stack([pooled(each, cfg.pooling) for each in found]).mean(0).cpu())
         maps.append(torch.stack(found).mean(0).cpu())
     return Seen(torch.cat(maps), torch.cat(logits))
+
+
+def logits_by(cfg: ClassifierConfig, folder: Path, images: Tensor) -> Tensor:
+    """Return the logits, (N, C) on the CPU, by the classifiers of a method in their folder.
+
+    They are the mean over (plain) classifiers. images: RGB uint8 (N, P, P, 3).
+    """
+    device = pick_device(cfg.device)
+    if cfg.is_pooled:
+        return seen_by(cfg, load_pooled(cfg, folder, device), images, device).logits
+    numbers = range(cfg.classifiers)
+    plain = [load_classifier(cfg, folder, "plain", number, device) for number in numbers]
+    return torch.stack([logits_of(cfg, one, images, device) for one in plain]).mean(0)
 
 
 def save_pooled(network: nn.Module, folder: Path, number: int) -> None:

@@ -9,12 +9,11 @@
     weak/Pseudo_Masks/<name>/  the masks from maps, or from what a generator had to change
 
 <name> is <fold>_<encoder> of maps, <fold>_pooled_<model> with method = unet, with _shuffled for the
-control, and <fold>_transfer_<lesion> of generators, with the number of the training from the second
-one on.
+control, and <fold>_transfer_<lesion> of generators, whose classifier is that of method = unet.
 """
 
+import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -81,7 +80,7 @@ def labels_there(cfg: ImagesConfig) -> ImageLabels:
 
 def maps_name(cfg: ClassifierConfig, fold: int) -> str:
     """Return the name of the products of a fold by maps."""
-    network = f"pooled_{cfg.model_name}" if cfg.method == "unet" else cfg.encoder
+    network = f"pooled_{cfg.model_name}" if cfg.is_pooled else cfg.encoder
     return f"{fold}_{network}".replace("/", "_") + "_shuffled" * cfg.shuffled
 
 
@@ -91,14 +90,8 @@ def transfer_name(cfg: TransferConfig, fold: int) -> str:
 
 
 def of_transfer(cfg: TransferConfig) -> str:
-    """Return the part of a generator's product names with the lesion and the training."""
-    number = f"_{cfg.training + 1}" if cfg.training else ""
-    return f"transfer_{cfg.lesion}{number}".replace("/", "_")
-
-
-def seeded(cfg: TransferConfig) -> TransferConfig:
-    """Return settings whose seed is that of a training; `seed` itself also splits the patients."""
-    return replace(cfg, seed=cfg.seed + cfg.training)
+    """Return the part of a generator's product names with the lesion."""
+    return f"transfer_{cfg.lesion}".replace("/", "_")
 
 
 def folder_of(
@@ -116,7 +109,7 @@ healthy_folder = folder_of("healthy", transfer_name)
 
 def classifier_product(cfg: ClassifierConfig) -> Product:
     """Return the product of the classifiers of a method."""
-    return POOLED_CLASSIFIER if cfg.method == "unet" else CLASSIFIER
+    return POOLED_CLASSIFIER if cfg.is_pooled else CLASSIFIER
 
 
 def maps_product(cfg: MapsConfig) -> Product:
@@ -222,7 +215,12 @@ def _of_irnet(cfg: MasksConfig, fold: int) -> dict:
 
 def _of_domains(cfg: TransferConfig, fold: int) -> dict:
     diseased, healthy = domains(cfg, fold)
-    return {"fold": fold, "inputs": fingerprint(diseased), "healthy": fingerprint(healthy)}
+    return {
+        "fold": fold,
+        "inputs": fingerprint(diseased),
+        "healthy": fingerprint(healthy),
+        "classifier": _found(classifier_folder(cfg, fold)),
+    }
 
 
 def _of_generator(cfg: TransferConfig, fold: int) -> dict:
@@ -253,10 +251,7 @@ _POOLED = (
     *("classifier_epochs", "classifier_lr", "batch_size", "precision", "seed", "shuffled"),
 )
 _IRNET = ("method", "sure_area", "possible_area", "irnet_epochs", "irnet_lr", "batch_size")
-_GENERATOR = (
-    *("channels", "iterations", "transfer_lr", "cycle_weight", "identity_weight", "area_weight"),
-    *("batch_size", "precision", "seed", "training"),
-)
+_GENERATOR = ("iterations", "transfer_lr", "size", "batch_size", "precision", "seed")
 IMAGES = Product(
     *("weak images", images_folder, ("image_size", "normalise"), _of_images),
     *("weak/generate_images.py", ImagesConfig),
@@ -300,7 +295,7 @@ POOLED_MASKS = Product(
 GENERATOR = Product(
     *("generator", generator_folder, _GENERATOR, _of_domains),
     *("weak/train_transfer.py", TransferConfig),
-    behind=(IMAGES,),
+    behind=(POOLED_CLASSIFIER,),
 )
 HEALTHY = Product("healthy images", healthy_folder, (), _of_generator, *_MASKS, (GENERATOR,))
 TRANSFER_MASKS = Product(
@@ -321,3 +316,9 @@ def make_folds(
         with making(cfg, product, fold=fold) as folders:
             for folder in folders:
                 make(cfg, fold, folder)
+        shutil.rmtree(unfinished(product.path(cfg, fold)), ignore_errors=True)
+
+
+def unfinished(folder: Path) -> Path:
+    """Return the folder of an unfinished training, from which an interrupted one continues."""
+    return folder.with_name(f"{folder.name}_unfinished")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +18,14 @@ from medood.evaluation.tables import interval_over
 from weak.arrays import load_images, read_arrays, read_masks
 from weak.generate_maps import read_maps, read_seeds
 from weak.generate_masks import BOUNDARIES
-from weak.healthy import HEAT, read_levels
+from weak.healthy import read_levels
 from weak.image_labels import labels_of
 from weak.maps import resized
 from weak.pictures import caption, draw_rows, some_of
 from weak.products import (
     classifier_folder,
     fold_labels,
+    generator_folder,
     healthy_folder,
     image_paths,
     images_folder,
@@ -34,7 +35,6 @@ from weak.scoring import (
     FLOORS,
     LESION_SCORES,
     ROWS,
-    TRAINED,
     Grid,
     Rows,
     Scores,
@@ -44,8 +44,6 @@ from weak.scoring import (
     gains_of,
     grid,
     lesion_scores,
-    mean_over_folds,
-    of_training,
     over_folds,
     score_table,
     scores_by_fold,
@@ -54,16 +52,21 @@ from weak.scoring import (
     verdict,
 )
 from weak.settings import EvaluationConfig, MasksConfig
+from weak.train_transfer import FLIPPED
+from weak.trust import read_trust
 
+OWN = ("unet", "segmentation", "transfer", "refined")  # compared with every floor
 PAIRS = {
     "segmentation less without negatives": ("segmentation", "positives_only"),
     "refined less transfer": ("refined", "transfer"),
+    "U-Net, brightness less maps alone": ("unet", "maps"),
 }
 METHOD = (
     "No pixel of a training image was marked. Maps: a classifier learns from image labels; its maps"
     " become masks, and it predicts the classes of a test image. Transfer: a generator learns to"
-    " make images with the lesion healthy; what it changes is the mask; refined: a network trained"
-    " on these masks. Ground truth is used only for the test and for full supervision."
+    " change images until the classifier sees no lesion; what it changes is the mask; refined: a"
+    " network trained on these masks. Ground truth is used only for the test and for full"
+    " supervision."
 )
 EXAMPLES = 6  # images of a fold in each picture
 
@@ -78,31 +81,24 @@ def report_folder(cfg: EvaluationConfig) -> Path:
 def write_report(cfg: EvaluationConfig, rows: Rows, tests: dict[int, TestedRows]) -> None:
     """Print the tables; write them, the scores and the page with its figures.
 
-    tests: by fold, with the rows of every training.
+    tests: by fold.
     """
     out, classes = report_folder(cfg), cfg.class_names
-    tables, median = {}, 0
-    if rows.trainings:
-        every = scores_by_fold(tests)
-        median = median_training(every, cfg.trainings)
-        areas = {fold: areas_on_healthy(test) for fold, test in tests.items()}
-        plain = {fold: {"scores": every[fold], "area_on_healthy": areas[fold]} for fold in tests}
-        write_json(out / "trainings.json", plain)
-        said = (
-            "Trainings with other seeds; the tables above show the median by `miou` of transfer;"
-            " percent"
-        )
-        tables[said] = training_table(every, areas, median, cfg.trainings)
+    tables = {}
     if rows.maps:
         said = "The classifier, on images of held-out patients"
         tables[said] = classifier_table(rows.maps)
-    tests = {fold: with_one_training(test, median) for fold, test in tests.items()}
+    if rows.transfer:
+        said = "Generators: lesions that the classifier sees before and not after, percent"
+        tables[said] = flipped_table(rows.transfer)
+    tests = {fold: in_order(test) for fold, test in tests.items()}
     scores = scores_by_fold(tests)
     lesions = {fold: lesion_scores(test) for fold, test in tests.items()}
     columns = {title: over_folds(lesions, name) for name, title in LESION_SCORES.items()}
     found = next(iter(scores.values()))
     floor = next(row for row in FLOORS if row in found)
-    pairs = {name: pair for name, pair in PAIRS.items() if pair[0] in found}
+    pairs = {f"{ROWS[own]} less {ROWS[low]}": (own, low) for own in OWN for low in FLOORS}
+    pairs = {name: pair for name, pair in {**pairs, **PAIRS}.items() if set(pair) <= set(found)}
     gains = gains_of(tests, floor, classes, pairs)
     patients = {patient for test in tests.values() for patient in test.patients}
     less = (
@@ -132,7 +128,7 @@ def write_report(cfg: EvaluationConfig, rows: Rows, tests: dict[int, TestedRows]
     sections = {
         "": [Text(result, "verdict"), Text(METHOD)],
         "Scores": [lead[0], bars, lead[1], *more],
-        "Images": draw_pictures(cfg, rows, out, tests, own, median),
+        "Images": draw_pictures(cfg, rows, out, tests, own),
         "Settings": [Table("settings", ["setting", "value"], settings)],
     }
     text = as_markdown([lead[0], Text(result), lead[1], *more])
@@ -163,66 +159,22 @@ def classifier_table(cfg: MasksConfig) -> Grid:
     return grid(columns, "class", scale=1, digits=3)
 
 
-# ---------------------------------------------------------------- trainings
+def flipped_table(cfg: MasksConfig) -> Grid:
+    """Return how often the classifier flipped after the last training of each fold's generator."""
+    lines = []
+    for fold in cfg.folds:
+        shares = (read_json(generator_folder(cfg, fold) / FLIPPED) or {}).get("flipped", [])
+        last = [f"{100 * share:.1f}" for share in shares[-1:]]
+        lines.append([str(fold), str(len(shares)), *last])
+    return ["fold", "trainings", "flipped"], lines
 
 
-def median_training(scores: Scores, count: int) -> int:
-    """Return which training, from 0, has the median `miou` of the row transfer, over folds.
-
-    Of an even number, it is the worse of the middle two; an undefined `miou` is the worst.
-    """
-    found = [mean_over_folds(scores, of_training("transfer", n)) for n in range(count)]
-    order = np.argsort(np.nan_to_num(found, nan=-1.0), kind="stable")
-    return int(order[(count - 1) // 2])
-
-
-def with_one_training(test: TestedRows, number: int) -> TestedRows:
-    """Return the rows of one training only, named and ordered as in ROWS."""
-    names = {row: of_training(row, number) if row in TRAINED else row for row in ROWS}
-    kept = {row: name for row, name in names.items() if name in test.tallies}
-    return TestedRows(
-        test.patches,
-        test.patients,
-        {row: test.predicted[name] for row, name in kept.items()},
-        {row: test.tallies[name] for row, name in kept.items()},
-    )
-
-
-def areas_on_healthy(test: TestedRows) -> dict[str, float | None]:
-    """Return the share of the pixels predicted as lesion in images that have none, by row."""
-    is_healthy = ~(test.patches.masks == 1).flatten(1).any(1)
-    if not is_healthy.any():
-        return dict.fromkeys(test.predicted)
-    return {
-        row: (masks[is_healthy] == 1).float().mean().item() for row, masks in test.predicted.items()
-    }
-
-
-def training_table(
-    scores: Scores, areas: dict[int, dict[str, float | None]], median: int, count: int
-) -> Grid:
-    """Return `miou`, `dsc` and the area on healthy images of every training, in percent."""
-    of_row = {name: over_folds(scores, name) for name in ("miou", "dsc")}
-    tested = next(iter(areas.values()))
-    of_row["area on healthy images"] = {
-        row: [of_fold[row] for of_fold in areas.values()] for row in tested
-    }
-    labels = [f"{number + 1}{' (shown)' * (number == median)}" for number in range(count)]
-    columns = {}
-    for row in TRAINED:
-        for name, values in of_row.items():
-            every = [values[of_training(row, number)] for number in range(count)]
-            column = dict(zip(labels, every, strict=True))
-            if count > 1:
-                column["all"] = [mean_of(of_one) for of_one in every]
-            columns[f"{ROWS[row]}: {name}"] = column
-    return grid(columns, "training")
-
-
-def mean_of(values: list[float | None]) -> float | None:
-    """Return the mean of the known values, None if there are none."""
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else None
+def in_order(test: TestedRows) -> TestedRows:
+    """Return the rows in the order of ROWS."""
+    rows = [row for row in ROWS if row in test.tallies]
+    predicted = {row: test.predicted[row] for row in rows}
+    tallies = {row: test.tallies[row] for row in rows}
+    return replace(test, predicted=predicted, tallies=tallies)
 
 
 # ---------------------------------------------------------------- pictures
@@ -234,30 +186,29 @@ def draw_pictures(
     out: Path,
     tests: dict[int, TestedRows],
     row: str,
-    number: int,
 ) -> list[Picture]:
     """Draw test images, from the worst of a row to the best, and pseudo-masks.
 
-    number: of the training that is shown. Pictures of an earlier test are removed.
+    Pictures of an earlier test are removed.
     """
     for old in out.glob("*.png"):
         old.unlink()
     pictures = []
     for fold, test in tests.items():
         path = out / f"{fold}_tested.png"
-        draw_tested(path, cfg, rows, fold, test, row, number)
+        draw_tested(path, cfg, rows, fold, test, row)
         caption = (
             f"Fold {fold}: test images, from the worst to the best. Map and boundary are the"
-            " classifier's and IRNet's; the mask head, and the heat of its classifier, are from the"
-            " generator that made the image healthy."
+            " classifier's and IRNet's; the mask head is the generator's, which made the image"
+            " healthy."
         )
         pictures.append(Picture(path, caption))
     for fold in tests if rows.maps else ():
         path = out / f"{fold}_pseudo_masks.png"
         draw_teaching(path, rows.maps, fold)
         caption = (
-            f"Fold {fold}: training images with their pseudo-masks; grey is unsure, and counts in"
-            " no loss."
+            f"Fold {fold}: training images with their pseudo-masks, from the least trusted, to"
+            " correct first, to the most; grey is unsure, and counts in no loss."
         )
         pictures.append(Picture(path, caption))
     return pictures
@@ -270,7 +221,6 @@ def draw_tested(
     fold: int,
     test: TestedRows,
     row: str,
-    number: int,
 ) -> None:
     """Draw test images in rows, from the worst to the best, with the results of each step."""
     chosen = spread_by_score(test, row, EXAMPLES)
@@ -278,13 +228,11 @@ def draw_tested(
     columns = {}
     if rows.maps:
         columns |= seen_by_maps(rows.maps, fold, paths)
-    if rows.trainings:
-        training = rows.trainings[number]
-        healthy = [read_image(healthy_folder(training, fold) / path.name) for path in paths]
+    if rows.transfer:
+        healthy = [read_image(healthy_folder(rows.transfer, fold) / path.name) for path in paths]
         columns["healthy"] = torch.from_numpy(np.stack(healthy))
-        columns["mask head"] = read_levels(training, fold, paths) / 255
-        columns["heat"] = read_levels(training, fold, paths, HEAT).float()
-    shown = ("irnet", "unet", "transfer", "segmentation", "refined")
+        columns["mask head"] = read_levels(rows.transfer, fold, paths) / 255
+    shown = ("irnet", "unet", "transfer", "segmentation", "refined", "supervised")
     masks = {name: test.predicted[name][chosen] for name in shown if name in test.predicted}
     columns |= {ROWS[name]: of_row for name, of_row in masks.items()}
     columns["ground truth"] = test.patches.masks[chosen]
@@ -293,14 +241,14 @@ def draw_tested(
 
 
 def draw_teaching(path: Path, cfg: MasksConfig, fold: int) -> None:
-    """Draw training images in rows, with their label: map, boundary and pseudo-mask."""
+    """Draw training images in rows, with their label: map, boundary and pseudo-mask, by trust."""
     labels, train, _ = fold_labels(cfg, fold)
-    chosen = some_of([index for index in train if labels.held[index].any()], EXAMPLES)
-    paths = [image_paths(cfg, labels)[index] for index in chosen]
-    names = [
-        caption(path, labels.classes, labels.held[index])
-        for index, path in zip(chosen, paths, strict=True)
-    ]
+    every = image_paths(cfg, labels)
+    holding = {every[index].name: index for index in train if labels.held[index].any()}
+    ranked = list(read_trust(masks_folder(cfg, fold), holding))  # of those that have a mask
+    chosen = [holding[name] for name in some_of(ranked or list(holding), EXAMPLES)]
+    paths = [every[index] for index in chosen]
+    names = [caption(every[index], labels.classes, labels.held[index]) for index in chosen]
     masks = read_masks(cfg, masks_folder(cfg, fold), paths)
     columns = {**seen_by_maps(cfg, fold, paths), "pseudo-mask": masks}
     draw_rows(path, cfg, f"fold {fold}, training images", names, load_images(cfg, paths), columns)

@@ -33,7 +33,8 @@ SETTINGS = {
     **{"classifier_epochs": 60, "classifier_lr": 1e-3, "epochs": 12, "lr": 4e-3},
     **{"images": None, "image_labels": None, "masks": None, "mask_values": ()},
 }
-BY_METHOD = {"transfer": {"batch_size": 4, "trainings": 1}}  # three would take thrice as long
+_POOLED = {"classifier_epochs": 24, "classifier_lr": 3e-3, "epochs": 8, "size": 0.1}
+BY_METHOD = {"unet": _POOLED, "transfer": {**_POOLED, "iterations": 100}}
 NOTE = """SAMPLE: synthetic images drawn by weak/sample.py.
 
 Scores made from this folder show that the steps run. They say nothing about any organ or tissue.

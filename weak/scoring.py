@@ -36,6 +36,7 @@ ROWS = {
     "irnet": "IRNet",
     "maps": "U-Net, maps",
     "unet": "U-Net, maps and brightness",
+    "change": "transfer, all that changed",
     "transfer": "transfer",
     "positives_only": "segmentation, without negatives",
     "segmentation": "segmentation",
@@ -43,8 +44,7 @@ ROWS = {
     "shuffled_labels": "segmentation, labels shuffled",
     "supervised": "full supervision",
 }
-FLOORS = ("brightest", "centre_prior", "threshold")  # others are compared with the first tested
-TRAINED = ("transfer", "refined")  # the rows that differ between trainings
+FLOORS = ("brightest", "centre_prior", "threshold", "tissue", "strange")
 SHOWN_SCORES = ("miou", "dsc", "fg_to_bg", "bg_to_fg")
 LESION_SCORES = {
     "shown": "IoU, images with it",
@@ -64,12 +64,7 @@ class Rows(NamedTuple):
 
     maps: EvaluationConfig | None  # of the route of maps
     control: EvaluationConfig | None  # of the same, from shuffled labels
-    trainings: list[EvaluationConfig]  # of every training of a generator
-
-
-def of_training(row: str, number: int) -> str:
-    """Return the name of a row of TRAINED in one of the trainings of a fold, from 0."""
-    return f"{row} {number}"
+    transfer: EvaluationConfig | None  # of the route of transfer
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,10 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from config import Config, Count, Number, Positive, Share, settings
+from config import Config, Count, Positive, Share, settings
 
 Method = Literal["cam", "contrast", "grad_cam", "grad_cam_pp", "transfer", "unet"]
 Scale = Annotated[float, Field(ge=0.25, le=4)]
-Weight = Annotated[float, Field(ge=0)]
 
 
 @settings
@@ -42,9 +41,9 @@ class ClassifierConfig(ImagesConfig):
     method: Method = "cam"
     """Maps that become masks (contrast if no image has two classes); or transfer, a generator."""
     pooling: Literal["top", "lse", "max"] = "top"
-    """With unet, the logit of an image by a map: the mean of its top 2 %, soft or real maximum."""
+    """With unet and transfer, the logit of a map: mean of its top 2 %, soft or real maximum."""
     size: Annotated[float, Field(gt=0, lt=1)] = 0.03
-    """With unet, the share of an image that a class covers if its label is 1: a rough guess."""
+    """With unet and transfer, the share of an image that a class covers: a rough guess."""
     contrast_epochs: Count = 5
     """Passes of a contrast classifier, for that method; it continues from a plain one."""
     classifier_lr: Positive = 3e-4
@@ -53,6 +52,11 @@ class ClassifierConfig(ImagesConfig):
     """Classifiers of each kind, with different seeds: maps and logits are their mean."""
     shuffled: bool = False
     """A control: shuffle the labels of the training images."""
+
+    @property
+    def is_pooled(self) -> bool:
+        """Whether the classifier is the trunk's network: see weak/pooled.py."""
+        return self.method in ("unet", "transfer")
 
 
 @settings
@@ -78,25 +82,15 @@ class IRNetConfig(MapsConfig):
 
 
 @settings
-class TransferConfig(ImagesConfig):
+class TransferConfig(ClassifierConfig):
     """How images with a lesion are made healthy."""
 
     lesion: str | None = None
     """Class of the image labels to remove; None: the only one."""
-    training: Number = 0
-    """Number of the training of a fold, from 0: each has its own seed."""
-    channels: Count = 16
-    """Width of the networks (published: 54)."""
     iterations: Count = 600
-    """Steps of the generators, each on batch_size images with the lesion and as many without."""
+    """Steps of the judge, each on batch_size images with the lesion and as many without."""
     transfer_lr: Positive = 5e-4
-    """Learning rate of generators and discriminators."""
-    cycle_weight: Weight = 2.0
-    """Weight of the cycle loss: there and back must give the same image."""
-    identity_weight: Weight = 10.0
-    """Weight of the identity loss: a healthy image must not change."""
-    area_weight: Weight = 3.0
-    """Weight of the distance of the masks' area from 0 on healthy images, from 2 % on others."""
+    """Learning rate of generator and judge."""
 
 
 @settings
@@ -115,11 +109,10 @@ class SegmentationConfig(MasksConfig):
 
     teacher: bool = False
     """Let the network's moving average label images too; always on with transfer."""
+    trust: bool = False
+    """Leave out the fifth of the masks that the classifier trusts least: see weak/trust.py."""
 
 
 @settings
 class EvaluationConfig(SegmentationConfig):
     """What is tested."""
-
-    trainings: Count = 3
-    """Trainings of each fold with transfer, as a GAN's success varies; tables show the median."""

@@ -6,11 +6,10 @@ the two kinds see weak/classifier.py.
 Reads   weak/Images                            (generate_images.py), and the CSV of image labels
 Writes  weak/classifier/<fold>_<encoder>/      weights, log, AUC and F1 on held-out patients
 
-With method = unet the trunk's network is the classifier: see weak/pooled.py. It is written to
-weak/classifier/<fold>_pooled_<model>/, and an interrupted training continues.
+With method = unet or transfer the trunk's network is the classifier: see weak/pooled.py. It is
+written to weak/classifier/<fold>_pooled_<model>/, and an interrupted training continues.
 """
 
-import shutil
 import sys
 from pathlib import Path
 
@@ -33,7 +32,7 @@ from weak.classifier import (
     logits_of,
     save_classifier,
 )
-from weak.image_labels import for_maps
+from weak.image_labels import for_classifier
 from weak.pooled import PooledTraining, save_pooled, seen_by
 from weak.products import (
     classifier_folder,
@@ -41,15 +40,16 @@ from weak.products import (
     fold_labels,
     image_paths,
     make_folds,
+    unfinished,
 )
 from weak.settings import ClassifierConfig
 
 
 def train_classifiers(cfg: ClassifierConfig) -> None:
     """Train the classifiers of every fold on the patients of its training side."""
-    cfg = for_maps(cfg)
+    cfg = for_classifier(cfg)
     check_labels(cfg)
-    train = train_pooled if cfg.method == "unet" else train_fold
+    train = train_pooled if cfg.is_pooled else train_fold
     make_folds(cfg, classifier_product(cfg), train)
 
 
@@ -96,19 +96,17 @@ def train_pooled(cfg: ClassifierConfig, fold: int, folder: Path) -> None:
         f"fold {fold}: {cfg.classifiers} classifiers, {cfg.model_name}, {len(train)} images,"
         f" {learned}, {device.type}"
     )
-    where = classifier_folder(cfg, fold)
-    unfinished = where.with_name(f"{where.name}_unfinished")  # continued if it is interrupted
+    where = unfinished(classifier_folder(cfg, fold))
     made_from = classifier_product(cfg).made_from(cfg, fold)
     logits, log = torch.zeros(len(test), len(labels.classes)), []
     for number in range(cfg.classifiers):
         training = PooledTraining(cfg, fold, number, images[train], truth[train], device)
-        fit(training, unfinished / str(number + 1), made_from)
+        fit(training, where / str(number + 1), made_from)
         network = training.model.eval()
         logits += seen_by(cfg, [network], images[test], device).logits / cfg.classifiers
         log += training.log
         save_pooled(network, folder, number)
     write_scores(cfg, fold, folder, logits, log)
-    shutil.rmtree(unfinished)
 
 
 def write_scores(

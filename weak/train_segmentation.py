@@ -39,10 +39,10 @@ from weak.products import (
     masks_folder,
     masks_product,
     of_transfer,
-    seeded,
 )
 from weak.settings import SegmentationConfig
 from weak.teacher import MeanTeacher
+from weak.trust import without_least_trusted
 
 SEARCH = ("mirrors", "pnr_opt", "pct_grid")  # and those of its training: they choose negatives
 
@@ -64,7 +64,7 @@ def train_segmentation(cfg: SegmentationConfig) -> None:
         found = f"fold {fold}: no mask in {masks_folder(cfg, fold)} contains a class"
         if has_masks(cfg, fold):
             train_networks(cfg, fold)
-        elif cfg.method == "transfer":  # one of several trainings may fail
+        elif cfg.method == "transfer":  # a training may fail
             print(f"{found}, so there is no network: train the generator for more iterations")
         elif cfg.shuffled:
             print(f"{found}: as expected, nothing was learned from shuffled labels")
@@ -77,7 +77,7 @@ def train_networks(cfg: SegmentationConfig, fold: int) -> None:
     positives, negatives = training_files(cfg, fold)
     second, kind = weak_network(cfg, fold), trainer_of(cfg)
     if cfg.method == "transfer":
-        train_fold(seeded(cfg), fold, positives, [], second, kind)
+        train_fold(cfg, fold, positives, [], second, kind)
         return
     first = weak_network(cfg, fold, negatives=False)
     train_fold(cfg, fold, positives, [], first, kind)
@@ -99,7 +99,7 @@ def made_from_of(cfg: SegmentationConfig, fold: int, negatives: bool = True) -> 
     positives, others = training_files(cfg, fold)
     of_trainer = trainer_of(cfg).made_from(cfg)
     if cfg.method == "transfer":
-        return network_made_from(seeded(cfg), fold, positives) | of_trainer
+        return network_made_from(cfg, fold, positives) | of_trainer
     if not negatives:
         return network_made_from(cfg, fold, positives) | of_trainer
     first = weights_of(weak_network(cfg, fold, negatives=False))
@@ -110,18 +110,21 @@ def made_from_of(cfg: SegmentationConfig, fold: int, negatives: bool = True) -> 
 def training_files(cfg: SegmentationConfig, fold: int) -> tuple[list[Pair], list[Pair]]:
     """Return the training images with a class, with their masks, and those without any.
 
-    With method = transfer the latter have masks, too.
+    With method = transfer the latter have masks, too. With `trust`, the masks that are trusted
+    least are left out.
     """
     masks = masks_folder(cfg, fold)
     if cfg.method == "transfer":
-        diseased, healthy = domains(cfg, fold)
-        return [(path, masks / path.name) for path in diseased + healthy], []
-    labels, train, _ = fold_labels(cfg, fold)
-    paths = image_paths(cfg, labels)
-    holding = [index for index in train if labels.labels[index].any()]
-    empty = [index for index in train if not labels.labels[index].any()]
-    positives = [(paths[index], masks / paths[index].name) for index in holding]
-    return positives, [(paths[index], None) for index in empty]
+        holding, empty = sum(domains(cfg, fold), []), []
+    else:
+        labels, train, _ = fold_labels(cfg, fold)
+        paths = image_paths(cfg, labels)
+        holding = [paths[index] for index in train if labels.held[index].any()]
+        empty = [paths[index] for index in train if not labels.held[index].any()]
+    positives = [(path, masks / path.name) for path in holding]
+    if cfg.trust:
+        positives = without_least_trusted(masks, positives)
+    return positives, [(path, None) for path in empty]
 
 
 def has_masks(cfg: SegmentationConfig, fold: int) -> bool:
