@@ -19,7 +19,7 @@ from medood.runs import command_line
 from medood.runs.command_line import parse
 from robust import settings as robust
 from tests.conftest import printed_in
-from weak.settings import EvaluationConfig, SegmentationConfig
+from weak.settings import SegmentationConfig, TransferConfig
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted(
@@ -117,11 +117,11 @@ def test_a_name_that_two_scripts_declare_is_not_shared():
 
 
 def test_a_script_is_given_the_settings_that_it_declares_alone():
-    given = {"trainings": 5, "lesion": "a b", "workspace": Path("constrain.py_data"), "epochs": 3}
-    cfg = EvaluationConfig(**given)
-    printed = command(cfg, "weak/train_segmentation.py", SegmentationConfig, folds=(79,))
+    given = {"teacher": True, "lesion": "a b", "workspace": Path("constrain.py_data"), "epochs": 3}
+    cfg = SegmentationConfig(**given)
+    printed = command(cfg, "weak/train_transfer.py", TransferConfig, folds=(79,))
     assert shlex.split(printed) == [
-        *("python", "weak/train_segmentation.py", "--workspace", "constrain.py_data"),
+        *("python", "weak/train_transfer.py", "--workspace", "constrain.py_data"),
         *("--folds", "79", "--epochs", "3", "--lesion", "a b"),
     ]
 

@@ -53,13 +53,13 @@ from weak.products import (
 from weak.read_images import require_masks
 from weak.report import write_report
 from weak.scoring import Rows, TestedRows, predicted_by, tally_rows
-from weak.settings import EvaluationConfig, SegmentationConfig
+from weak.settings import SegmentationConfig
 from weak.thresholds import detection_threshold, masks_of, thresholds_of
 from weak.train_segmentation import has_masks, made_from_of, weak_network
 from weak.truth import true_files
 
 
-def evaluate_masks(cfg: EvaluationConfig) -> None:
+def evaluate_masks(cfg: SegmentationConfig) -> None:
     """Test every row on the test images of every fold; write scores, tables and the report."""
     if cfg.shuffled:
         raise UserError("shuffled = True: this control is tested with the rest: remove the setting")
@@ -78,17 +78,18 @@ def evaluate_masks(cfg: EvaluationConfig) -> None:
     write_report(cfg, rows, {fold: evaluate_fold(cfg, fold, rows) for fold in cfg.folds})
 
 
-def by_maps(cfg: EvaluationConfig) -> EvaluationConfig:
+def by_maps(cfg: SegmentationConfig) -> SegmentationConfig:
     """Return settings of the route of maps: with transfer, of the method that was run."""
     if cfg.method == "transfer":
-        record = record_of(irnet_folder(cfg, cfg.folds[0])).content or {}
+        by_irnet = irnet_folder(replace(cfg, method="cam"), cfg.folds[0])
+        record = record_of(by_irnet).content or {}
         method = record.get("made_from", {}).get("settings", {}).get("method")
         pooled = masks_folder(replace(cfg, method="unet"), cfg.folds[0]).exists()
         cfg = replace(cfg, method=method or ("unet" if pooled else "cam"))
     return with_classes(replace(cfg, lesion=None))
 
 
-def is_shown(rows: str, route: EvaluationConfig, *, must: bool = False) -> bool:
+def is_shown(rows: str, route: SegmentationConfig, *, must: bool = False) -> bool:
     """Say whether rows of a route can be tested. If not, print why, or raise it as an error."""
     try:
         require_all(route)
@@ -100,7 +101,7 @@ def is_shown(rows: str, route: EvaluationConfig, *, must: bool = False) -> bool:
     return True
 
 
-def require_all(cfg: EvaluationConfig) -> None:
+def require_all(cfg: SegmentationConfig) -> None:
     """Raise UserError if masks or networks of a route are missing or out of date.
 
     Masks without any class have no networks: nothing was learned.
@@ -120,7 +121,7 @@ def require_all(cfg: EvaluationConfig) -> None:
 # ---------------------------------------------------------------- rows
 
 
-def evaluate_fold(cfg: EvaluationConfig, fold: int, rows: Rows) -> TestedRows:
+def evaluate_fold(cfg: SegmentationConfig, fold: int, rows: Rows) -> TestedRows:
     """Return the predictions of every row for the test images of a fold, and their tallies."""
     labels, test = labels_there(cfg), indices_to_test(cfg, fold)
     paths = [image_paths(cfg, labels)[index] for index in test]
@@ -145,7 +146,7 @@ def evaluate_fold(cfg: EvaluationConfig, fold: int, rows: Rows) -> TestedRows:
 
 
 def floors(
-    cfg: EvaluationConfig, fold: int, tested: Tensor, maps: EvaluationConfig | None
+    cfg: SegmentationConfig, fold: int, tested: Tensor, maps: SegmentationConfig | None
 ) -> dict[str, Tensor]:
     """Return the floors of test images (N, P, P, 3) by row, uint8 (N, P, P): see weak/floors.py.
 
@@ -183,14 +184,14 @@ def floors(
     return found
 
 
-def masks_in(cfg: EvaluationConfig, maps: EvaluationConfig, masks: Tensor) -> Tensor:
+def masks_in(cfg: SegmentationConfig, maps: SegmentationConfig, masks: Tensor) -> Tensor:
     """Return masks by the route of maps, uint8 (N, P, P), in the classes of cfg."""
     if cfg.lesion is None:
         return masks
     return (masks == maps.class_names.index(cfg.lesion)).byte()
 
 
-def from_maps(cfg: EvaluationConfig, fold: int, test: list[int]) -> dict[str, Tensor]:
+def from_maps(cfg: SegmentationConfig, fold: int, test: list[int]) -> dict[str, Tensor]:
     """Return the masks of maps without a network, by row, uint8 (N, P, P). test: image indices."""
     labels, train, _ = fold_labels(cfg, fold)
     paths, size = image_paths(cfg, labels), [cfg.image_size] * 2
@@ -223,7 +224,7 @@ def from_maps(cfg: EvaluationConfig, fold: int, test: list[int]) -> dict[str, Te
     }
 
 
-def from_pooled(cfg: EvaluationConfig, fold: int, test: list[int]) -> dict[str, Tensor]:
+def from_pooled(cfg: SegmentationConfig, fold: int, test: list[int]) -> dict[str, Tensor]:
     """Return the masks with method = unet, by row, as from_maps does."""
     paths = image_paths(cfg, labels_there(cfg))
     tested = [paths[index] for index in test]
@@ -248,7 +249,7 @@ def from_networks(rows: Rows, fold: int, images: Tensor) -> dict[str, Tensor]:
 
 
 def from_transfer(
-    cfg: EvaluationConfig, fold: int, paths: list[Path], images: Tensor
+    cfg: SegmentationConfig, fold: int, paths: list[Path], images: Tensor
 ) -> dict[str, Tensor]:
     """Return the predictions of a generator and of its network, by row, uint8 (N, P, P)."""
     diseased, _ = domains(cfg, fold)
@@ -262,7 +263,7 @@ def from_transfer(
     return found | {"refined": torch.zeros(images.shape[:3], dtype=torch.uint8)}
 
 
-def train_supervised(cfg: EvaluationConfig, fold: int) -> Path:
+def train_supervised(cfg: SegmentationConfig, fold: int) -> Path:
     """Return the folder of the network trained on the true masks of a fold's training images."""
     if cfg.lesion is None:
         labels, train, _ = fold_labels(cfg, fold)
@@ -275,4 +276,4 @@ def train_supervised(cfg: EvaluationConfig, fold: int) -> Path:
 
 
 if __name__ == "__main__":
-    run(evaluate_masks, EvaluationConfig())
+    run(evaluate_masks, SegmentationConfig())

@@ -18,7 +18,7 @@ from weak.generate_images import generate_images
 from weak.generate_maps import generate_maps
 from weak.generate_masks import generate_masks
 from weak.read_images import require_masks
-from weak.settings import EvaluationConfig, MasksConfig
+from weak.settings import MasksConfig, SegmentationConfig
 from weak.train_classifier import train_classifiers
 from weak.train_irnet import train_irnets
 from weak.train_segmentation import train_segmentation
@@ -26,7 +26,7 @@ from weak.train_transfer import train_generators
 
 
 @settings
-class MainConfig(EvaluationConfig):
+class MainConfig(SegmentationConfig):
     """The settings of main.py only."""
 
     sample: bool = False

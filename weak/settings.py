@@ -111,8 +111,3 @@ class SegmentationConfig(MasksConfig):
     """Let the network's moving average label images too; always on with transfer."""
     trust: bool = False
     """Leave out the fifth of the masks that the classifier trusts least: see weak/trust.py."""
-
-
-@settings
-class EvaluationConfig(SegmentationConfig):
-    """What is tested."""
