@@ -63,7 +63,7 @@ SYSTEMS = {
     ),
     "transfer": System(
         "weak/main.py --method transfer",
-        "--iterations 4 --channels 4 --epochs 1",
+        "--classifier_epochs 1 --iterations 4 --epochs 1",
         ("drawn", "weak/Images", "weak/Lesion_Masks"),
         "reports/weak/scores.json",
     ),
