@@ -18,6 +18,7 @@ from medood.data.images import write_png
 from medood.data.workspace import model_folder, ood_files
 from medood.models import inference
 from medood.models.checkpoints import load_model
+from medood.models.network import build_model
 from medood.training import losses, segmentation
 from medood.training.batches import storage_device
 from medood.training.loop import train_epoch
@@ -31,8 +32,8 @@ from tests.gpus import CPU, HERE, SMALL, Standin, some_patches, trained
 from train import train
 from train_ood import train_ood
 from weak.settings import TransferConfig
+from weak.transfer import Images, Sees, batches_of, heal
 from weak.transfer import Trainer as TransferTrainer
-from weak.transfer import batches_of, transfer
 
 
 def test_nobody_finds_the_stand_in_once_it_is_over():
@@ -113,19 +114,22 @@ def test_patches_that_take_more_than_half_of_a_gpu_stay_in_memory(monkeypatch):
 
 
 def test_generators_learn_the_same_and_the_host_waits_for_nothing(gpu):
-    cfg = as_settings_of(TransferConfig, TINY, channels=2, batch_size=2)
+    cfg = as_settings_of(TransferConfig, TINY, batch_size=2)
     images = some_patches(6).images
+    kinds = [Images(part, torch.zeros(3)) for part in images.split(3)]
     found = {}
     for device in (CPU, gpu.device):
-        trainer = TransferTrainer(cfg, 1, images[:3], images[3:], Path(), device)
-        (batch,) = batches_of(cfg, 1, 0, 1, images[:3], images[3:], device)
-        trainer.step(*batch)  # the first one builds the optimiser's state
+        torch.manual_seed(0)
+        sees = Sees(cfg, [build_model(cfg)], 0)
+        trainer = TransferTrainer(cfg, 1, *kinds, sees, Path(), device)
+        (batch,) = batches_of(cfg, 1, 0, 1, *kinds, device)
+        trainer.step(*batch)  # the first one builds the optimisers' states
         with gpu.never_waiting() if device == gpu.device else contextlib.nullcontext():
             losses = trainer.step(*batch)
         found[device.type] = {name: loss.item() for name, loss in losses.items()}
     assert found[gpu.device.type] == pytest.approx(found["cpu"], rel=1e-3)
-    healthy, _, _ = transfer(trainer.model["heal"].eval(), images, gpu.device)
-    assert healthy.device == CPU
+    healed = heal(trainer.model["generator"].eval(), images, gpu.device)
+    assert healed.image.device == CPU
 
 
 # ---------------------------------------------------------------- what these tests would find
