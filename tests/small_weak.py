@@ -1,10 +1,12 @@
-"""Settings of weak/ for the first images of its sample."""
+"""Settings of weak/ for the first images of its sample, and images to classify."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from tests.conftest import TINY, as_settings_of
 from weak import generate_maps, healthy, report, sample
@@ -40,3 +42,31 @@ def settings_of(workspace: Path, **own: object) -> MainConfig:
     given |= {"method": "contrast", "contrast_epochs": 16}
     given |= {"stages": 3, "scales": (1.0,), "irnet_epochs": 1}
     return as_settings_of(MainConfig, TINY, **given | own)
+
+
+def painted(count, side=32, seed=0):
+    """Images with a red square where class a is held, and a blue one where b is."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 2, (count, 2))
+    images = rng.integers(100, 150, (count, side, side, 3))
+    for image, (a, b) in zip(images, labels, strict=True):
+        if a:
+            image[2:14, 2:14] = 255, 0, 0
+        if b:
+            image[16:28, 16:28] = 0, 0, 255
+    return torch.from_numpy(images.astype(np.uint8)), torch.from_numpy(labels).float()
+
+
+@contextmanager
+def stopped_after(kind: type, epochs: int) -> Iterator[None]:
+    """Interrupt every training of a kind when it has had some epochs."""
+    begin = kind.begin_epoch
+
+    def stop(self, epoch):
+        if epoch == epochs:
+            raise KeyboardInterrupt
+        return begin(self, epoch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kind, "begin_epoch", stop)
+        yield

@@ -10,6 +10,7 @@ from config import UserError
 from medood.models.network import Normalise
 from medood.training.loop import fit
 from tests.conftest import TINY, as_settings_of
+from tests.small_weak import painted
 from weak.classifier import (
     EMPTY,
     ClassifierTraining,
@@ -32,19 +33,6 @@ CPU = torch.device("cpu")
 def cfg(tmp_path):
     own = {"workspace": tmp_path, "classes": (("a", "#000000"), ("b", "#ffffff"))}
     return as_settings_of(ClassifierConfig, TINY, **own, classifier_epochs=2, classifier_lr=1e-3)
-
-
-def painted(count, side=32, seed=0):
-    """Images with a red square where class a is held, and a blue one where b is."""
-    rng = np.random.default_rng(seed)
-    labels = rng.integers(0, 2, (count, 2))
-    images = rng.integers(100, 150, (count, side, side, 3))
-    for image, (a, b) in zip(images, labels, strict=True):
-        if a:
-            image[2:14, 2:14] = 255, 0, 0
-        if b:
-            image[16:28, 16:28] = 0, 0, 255
-    return torch.from_numpy(images.astype(np.uint8)), torch.from_numpy(labels).float()
 
 
 @pytest.mark.parametrize(

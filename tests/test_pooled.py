@@ -9,13 +9,13 @@ import torch
 
 from medood.training.loop import fit
 from tests.conftest import TINY, as_settings_of
+from tests.small_weak import painted, stopped_after
 from weak import floors, pooled_masks
 from weak.classifier import EMPTY, image_scores
 from weak.floors import brightness, cut_to, otsu_masks, strangeness
 from weak.pooled import (
     SHARPNESS,
     PooledTraining,
-    batches_of,
     load_pooled,
     maps_by,
     pooled,
@@ -41,19 +41,6 @@ def cfg(tmp_path):
     own = {"workspace": tmp_path, "classes": (("a", "#000000"), ("b", "#ffffff"))}
     own |= {"classifier_epochs": 2, "classifier_lr": 3e-3, "size": 0.14}
     return as_settings_of(ClassifierConfig, TINY, **own)
-
-
-def painted(count, side=32, seed=0):
-    """Images with a red square where class a is held, and a blue one where b is."""
-    rng = np.random.default_rng(seed)
-    labels = rng.integers(0, 2, (count, 2))
-    images = rng.integers(100, 150, (count, side, side, 3))
-    for image, (a, b) in zip(images, labels, strict=True):
-        if a:
-            image[2:14, 2:14] = 255, 0, 0
-        if b:
-            image[16:28, 16:28] = 0, 0, 255
-    return torch.from_numpy(images.astype(np.uint8)), torch.from_numpy(labels).float()
 
 
 # ---------------------------------------------------------------- pooling and losses
@@ -145,20 +132,11 @@ def test_it_learns_which_and_where_and_the_same_seed_gives_the_same_bytes(cfg, t
     assert (tmp_path / "two" / "1.safetensors").read_bytes() != first
 
 
-def test_an_interrupted_training_ends_with_the_same_weights(cfg, tmp_path, monkeypatch):
+def test_an_interrupted_training_ends_with_the_same_weights(cfg, tmp_path):
     images, labels = painted(10)
     whole = trained(cfg, images, labels).state_dict()
-    begin = PooledTraining.begin_epoch
-
-    def stop(self, epoch):
-        if epoch == 1:
-            raise KeyboardInterrupt
-        return begin(self, epoch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(PooledTraining, "begin_epoch", stop)
-        with pytest.raises(KeyboardInterrupt):
-            trained(cfg, images, labels, tmp_path / "cut")
+    with stopped_after(PooledTraining, 1), pytest.raises(KeyboardInterrupt):
+        trained(cfg, images, labels, tmp_path / "cut")
     again = trained(cfg, images, labels, tmp_path / "cut").state_dict()
     assert all(torch.equal(values, again[name]) for name, values in whole.items())
 
@@ -174,7 +152,9 @@ def test_it_trains_for_as_few_steps_as_there_are(cfg, images, epochs):
 
 def test_images_are_drawn_as_their_labels_are_rare(cfg):
     labels = torch.tensor([[0.2]] + [[0.0]] * 99)
-    drawn = torch.cat([index for index, _ in batches_of(cfg, 1, 0, labels)])
+    images = torch.zeros(100, 32, 32, 3, dtype=torch.uint8)
+    training = PooledTraining(cfg, 1, 0, images, labels, CPU)
+    drawn = torch.cat([index for index, _ in training.begin_epoch(0)])
     assert len(drawn) == 100
     assert 30 < (drawn == 0).sum() < 70
 

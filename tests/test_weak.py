@@ -16,7 +16,7 @@ from medood.data.records import RECORD, hashes
 from medood.runs.command_line import parse
 from tests.conftest import as_settings_of, in_a_copy, printed_in
 from tests.leaks import files_by_masks
-from tests.small_weak import POOLED, few_pictures, small
+from tests.small_weak import POOLED, few_pictures, small, stopped_after
 from weak import train_irnet
 from weak.evaluate_masks import evaluate_masks, require_all
 from weak.generate_images import generate_images
@@ -165,23 +165,14 @@ def test_a_run_with_unet_has_its_own_products_next_to_those_of_other_maps(cfg, c
         train_irnets(cfg)
 
 
-def test_an_interrupted_training_with_unet_continues_to_the_same_files(cfg, monkeypatch, capsys):
+def test_an_interrupted_training_with_unet_continues_to_the_same_files(cfg, capsys):
     cfg = dataclasses.replace(cfg, method="unet", classifiers=1, classifier_epochs=2)
     train_classifiers(cfg)
     folder = classifier_folder(cfg, 79)
     whole = hashes(folder)
     shutil.rmtree(folder)
-    begin = PooledTraining.begin_epoch
-
-    def stop(self, epoch):
-        if epoch == 1:
-            raise KeyboardInterrupt
-        return begin(self, epoch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(PooledTraining, "begin_epoch", stop)
-        with pytest.raises(KeyboardInterrupt):
-            train_classifiers(cfg)
+    with stopped_after(PooledTraining, 1), pytest.raises(KeyboardInterrupt):
+        train_classifiers(cfg)
     assert not folder.exists()
     capsys.readouterr()
     train_classifiers(cfg)

@@ -28,8 +28,8 @@ from medood.training.augmentation import augment, draw_augmentation
 from medood.training.batches import (
     AUGMENTATION,
     INITIALISATION,
-    ORDER,
     balanced,
+    batches,
     stream_seed,
 )
 from medood.training.protocol import Losses, Training
@@ -127,14 +127,81 @@ def build_classifier(cfg: ClassifierConfig, to_train: bool = True) -> Classifier
 # ---------------------------------------------------------------- training
 
 
-class ClassifierTraining(Training):
-    """A classifier in training on images, which may continue from another one, with a new head.
+class ImagesTraining(Training):
+    """A network in training on images and their labels.
 
     AdamW, whose rate rises once and falls once; an epoch has as many images as there are, drawn by
     `balanced`.
     """
 
     rate = "classifier_lr"
+    draw_augmentation = staticmethod(draw_augmentation)
+
+    def __init__(
+        self,
+        cfg: ClassifierConfig,
+        fold: int,
+        called: str,
+        network: nn.Module,
+        groups: list[dict],
+        epochs: int,
+        first: int,
+        images: Tensor,
+        labels: Tensor,
+        device: torch.device,
+    ) -> None:
+        """groups: parameters of the network, on the device, each with its highest rate, `lr`.
+
+        first: of the epochs' numbers, each of which has its own random numbers. images: RGB uint8
+        (N, P, P, 3). labels: float (N, C).
+        """
+        self.called = called
+        super().__init__(cfg, f"fold {fold}, classifier {called}", network, epochs, device)
+        self.fold, self.images, self.labels, self.first = fold, images, labels, first
+        self.normalise = Normalise(cfg.encoder).to(device)
+        self.precision = autocast(cfg.precision, device)
+        rates = [group["lr"] for group in groups]
+        self.optimiser = torch.optim.AdamW(groups, weight_decay=1e-4)
+        # the rise and the fall need two steps each
+        steps = max(4, epochs * -(-len(images) // cfg.batch_size))
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimiser, rates, total_steps=steps, pct_start=max(WARM_UP, 2 / steps)
+        )
+        self.parts |= {"optimiser": self.optimiser, "schedule": self.schedule}
+
+    def loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Return the scalar loss of normalised images (N, 3, H, W), for labels (N, C)."""
+        raise NotImplementedError
+
+    def begin_epoch(self, epoch: int) -> list[tuple[Tensor, Tensor]]:
+        """Return the indices of the images of each batch, and their augmentation."""
+        number, count = self.first + epoch, len(self.labels)
+        likely = torch.from_numpy(balanced((self.labels > 0).numpy()))
+        indices = batches(self.cfg, self.fold, number, count, likely)
+        seed = stream_seed(self.cfg, self.fold, AUGMENTATION, number)
+        augmentation = self.draw_augmentation(count, seed).split(self.cfg.batch_size)
+        return list(zip(indices, augmentation, strict=False))
+
+    def step(self, index: Tensor, augmentation: Tensor) -> Losses:
+        """Take a step on some of the images."""
+        batch = self.images[index].to(self.device)
+        unused = torch.zeros(batch.shape[:3], dtype=torch.uint8, device=self.device)
+        augmented, _ = augment(batch, unused, augmentation.to(self.device))
+        self.optimiser.zero_grad()
+        with exact(self.cfg.precision):
+            loss = self.loss(self.normalise(augmented), self.labels[index].to(self.device))
+            loss.backward()
+        self.optimiser.step()
+        self.schedule.step()
+        return {"loss": loss.detach()}
+
+    def end_epoch(self, losses: dict[str, float]) -> dict:
+        """Return the row of the log, with the name of the classifier."""
+        return {"classifier": self.called, **super().end_epoch(losses)}
+
+
+class ClassifierTraining(ImagesTraining):
+    """A classifier in training, which may continue from another one, with a new head."""
 
     def __init__(
         self,
@@ -149,8 +216,7 @@ class ClassifierTraining(Training):
     ) -> None:
         """number: from 0; each has its own random numbers.
 
-        images: RGB uint8 (N, P, P, 3). labels: float (N, C), 0 or 1. start: a classifier to
-        continue from, in place.
+        labels: 0 or 1. start: a classifier to continue from, in place.
         """
         self.loss_of, epochs = {
             "plain": (plain_loss, cfg.classifier_epochs),
@@ -161,46 +227,22 @@ class ClassifierTraining(Training):
         if start:
             start.head.reset_parameters()
         classifier = for_training(start or build_classifier(cfg), device)
-        self.called = f"{kind} {number + 1}"
-        super().__init__(cfg, f"fold {fold}, classifier {self.called}", classifier, epochs, device)
-        self.fold, self.images, self.labels = fold, images, labels
-        self.first = stream * max(cfg.classifier_epochs, cfg.contrast_epochs)  # of its epochs
-        self.normalise = Normalise(cfg.encoder).to(device)
-        self.precision = autocast(cfg.precision, device)
-        rates = [cfg.classifier_lr, HEAD_LR * cfg.classifier_lr]
-        parts = classifier.encoder, classifier.head
+        rate = cfg.classifier_lr
         groups = [
-            {"params": part.parameters(), "lr": lr} for part, lr in zip(parts, rates, strict=True)
+            {"params": classifier.encoder.parameters(), "lr": rate},
+            {"params": classifier.head.parameters(), "lr": HEAD_LR * rate},
         ]
-        self.optimiser = torch.optim.AdamW(groups, weight_decay=1e-4)
-        # the rise and the fall need two steps each
-        steps = max(4, epochs * -(-len(images) // cfg.batch_size))
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimiser, rates, total_steps=steps, pct_start=max(WARM_UP, 2 / steps)
+        first = stream * max(cfg.classifier_epochs, cfg.contrast_epochs)
+        called = f"{kind} {number + 1}"
+        super().__init__(
+            *(cfg, fold, called, classifier, groups, epochs, first, images, labels, device)
         )
 
-    def begin_epoch(self, epoch: int) -> list[tuple[Tensor, Tensor]]:
-        """Return the indices of the images of each batch, and their augmentation."""
-        return batches_of(self.cfg, self.fold, self.first + epoch, self.labels)
-
-    def step(self, index: Tensor, augmentation: Tensor) -> Losses:
-        """Take a step on some of the images."""
-        batch = self.images[index].to(self.device)
-        unused = torch.zeros(batch.shape[:3], dtype=torch.uint8, device=self.device)
-        augmented, _ = augment(batch, unused, augmentation.to(self.device))
-        self.optimiser.zero_grad()
-        with exact(self.cfg.precision):
-            with self.precision:
-                maps = self.model.maps(self.normalise(augmented))
-            loss = self.loss_of(maps.float(), self.labels[index].to(self.device))
-            loss.backward()
-        self.optimiser.step()
-        self.schedule.step()
-        return {"loss": loss.detach()}
-
-    def end_epoch(self, losses: dict[str, float]) -> dict:
-        """Return the row of the log, with the name of the classifier."""
-        return {"classifier": self.called, **super().end_epoch(losses)}
+    def loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss of the maps, by the kind."""
+        with self.precision:
+            maps = self.model.maps(images)
+        return self.loss_of(maps.float(), labels)
 
 
 def plain_loss(maps: Tensor, labels: Tensor) -> Tensor:
@@ -223,21 +265,6 @@ def contrast_loss(maps: Tensor, labels: Tensor) -> Tensor:
     of_image = F.binary_cross_entropy_with_logits(maps.mean((2, 3)), labels, reduction="none")
     of_pixels = F.softplus(maps).mean((2, 3))  # binary cross-entropy of each against 0
     return (known * of_image + EMPTY * empty * of_pixels).sum() / known.sum()
-
-
-def batches_of(
-    cfg: ClassifierConfig, fold: int, epoch: int, labels: Tensor
-) -> list[tuple[Tensor, Tensor]]:
-    """Return the indices of the images of each batch of an epoch, and their augmentation.
-
-    epoch: counted on from one classifier to the next.
-    """
-    generator = torch.Generator().manual_seed(stream_seed(cfg, fold, ORDER, epoch))
-    likely = torch.from_numpy(balanced(labels.numpy()))
-    order = likely.multinomial(len(labels), replacement=True, generator=generator)
-    augmentation = draw_augmentation(len(labels), stream_seed(cfg, fold, AUGMENTATION, epoch))
-    parts = order.split(cfg.batch_size), augmentation.split(cfg.batch_size)
-    return list(zip(*parts, strict=True))
 
 
 # ---------------------------------------------------------------- predictions

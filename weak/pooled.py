@@ -35,10 +35,9 @@ from medood.models.network import (
     for_training,
     pick_device,
 )
-from medood.training.augmentation import RANDOM, augment, parameters_of
-from medood.training.batches import AUGMENTATION, INITIALISATION, balanced, batches, stream_seed
-from medood.training.protocol import Losses, Training
-from weak.classifier import EMPTY, WARM_UP, load_classifier, logits_of
+from medood.training.augmentation import RANDOM, parameters_of
+from medood.training.batches import INITIALISATION, stream_seed
+from weak.classifier import EMPTY, ImagesTraining, load_classifier, logits_of
 from weak.settings import ClassifierConfig
 
 TOP = 0.02  # of a map's pixels, for the pooling of that name
@@ -100,14 +99,21 @@ def pooled_loss(maps: Tensor, labels: Tensor, pooling: str, size: float) -> Tens
 # ---------------------------------------------------------------- training
 
 
-class PooledTraining(Training):
-    """A classifier of --method unet in training on images.
+def gentle(count: int, seed: int) -> Tensor:
+    """Return random parameters of an augmentation that keeps the brightness, (count, K).
 
-    AdamW, whose rate rises once and falls once; an epoch has as many images as there are, drawn by
-    `balanced`.
+    Brightness is half of what distinguishes a lesion from tissue. The warps do not change: with
+    angles a tenth as wide, maps of the sample showed a class at the border of the image.
     """
+    random = torch.rand(count, RANDOM, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    random[:, LIGHT:] *= GENTLE
+    return parameters_of(random)
 
-    rate = "classifier_lr"
+
+class PooledTraining(ImagesTraining):
+    """A classifier of --method unet in training."""
+
+    draw_augmentation = staticmethod(gentle)
 
     def __init__(
         self,
@@ -118,76 +124,20 @@ class PooledTraining(Training):
         labels: Tensor,
         device: torch.device,
     ) -> None:
-        """number: from 0; each has its own random numbers.
-
-        images: RGB uint8 (N, P, P, 3). labels: float (N, C), as pooled_loss takes them.
-        """
+        """number: from 0; each has its own random numbers. labels: as pooled_loss takes them."""
         torch.manual_seed(stream_seed(cfg, fold, INITIALISATION, number))
-        network = for_training(build_model(cfg), device)
-        self.called = str(number + 1)
-        epochs = cfg.classifier_epochs
-        super().__init__(cfg, f"fold {fold}, classifier {self.called}", network, epochs, device)
-        self.fold, self.images, self.labels = fold, images, labels
-        self.first = number * epochs  # of its epochs
-        self.normalise = Normalise(cfg.encoder).to(device)
-        self.precision = autocast(cfg.precision, device)
-        rate = cfg.classifier_lr
-        self.optimiser = torch.optim.AdamW(network.parameters(), rate, weight_decay=1e-4)
-        self.parts["optimiser"] = self.optimiser
-        # the rise and the fall need two steps each
-        steps = max(4, epochs * -(-len(images) // cfg.batch_size))
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimiser, rate, total_steps=steps, pct_start=max(WARM_UP, 2 / steps)
+        network, epochs = for_training(build_model(cfg), device), cfg.classifier_epochs
+        groups = [{"params": network.parameters(), "lr": cfg.classifier_lr}]
+        first, called = number * epochs, str(number + 1)
+        super().__init__(
+            *(cfg, fold, called, network, groups, epochs, first, images, labels, device)
         )
-        self.parts["schedule"] = self.schedule
 
-    def begin_epoch(self, epoch: int) -> list[tuple[Tensor, Tensor]]:
-        """Return the indices of the images of each batch, and their augmentation."""
-        return batches_of(self.cfg, self.fold, self.first + epoch, self.labels)
-
-    def step(self, index: Tensor, augmentation: Tensor) -> Losses:
-        """Take a step on some of the images."""
-        batch = self.images[index].to(self.device)
-        unused = torch.zeros(batch.shape[:3], dtype=torch.uint8, device=self.device)
-        augmented, _ = augment(batch, unused, augmentation.to(self.device))
-        self.optimiser.zero_grad()
-        with exact(self.cfg.precision):
-            with self.precision:
-                maps = maps_by(self.model, self.normalise(augmented))
-            labels = self.labels[index].to(self.device)
-            loss = pooled_loss(maps.float(), labels, self.cfg.pooling, self.cfg.size)
-            loss.backward()
-        self.optimiser.step()
-        self.schedule.step()
-        return {"loss": loss.detach()}
-
-    def end_epoch(self, losses: dict[str, float]) -> dict:
-        """Return the row of the log, with the name of the classifier."""
-        return {"classifier": self.called, **super().end_epoch(losses)}
-
-
-def batches_of(
-    cfg: ClassifierConfig, fold: int, epoch: int, labels: Tensor
-) -> list[tuple[Tensor, Tensor]]:
-    """Return the indices of the images of each batch of an epoch, and their augmentation.
-
-    epoch: counted on from one classifier to the next.
-    """
-    likely = torch.from_numpy(balanced((labels > 0).numpy().astype(np.uint8)))
-    indices = batches(cfg, fold, epoch, len(labels), likely)
-    augmentation = gentle(len(labels), stream_seed(cfg, fold, AUGMENTATION, epoch))
-    return list(zip(indices, augmentation.split(cfg.batch_size), strict=False))
-
-
-def gentle(count: int, seed: int) -> Tensor:
-    """Return random parameters of an augmentation that keeps the brightness, (count, K).
-
-    Brightness is half of what distinguishes a lesion from tissue. The warps do not change: with
-    angles a tenth as wide, maps of the sample showed a class at the border of the image.
-    """
-    random = torch.rand(count, RANDOM, generator=torch.Generator().manual_seed(seed)) * 2 - 1
-    random[:, LIGHT:] *= GENTLE
-    return parameters_of(random)
+    def loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Return pooled_loss of the maps."""
+        with self.precision:
+            maps = maps_by(self.model, images)
+        return pooled_loss(maps.float(), labels, self.cfg.pooling, self.cfg.size)
 
 
 # ---------------------------------------------------------------- predictions
