@@ -16,6 +16,7 @@ import torch
 from scipy.ndimage import binary_dilation
 from torch import Tensor
 
+from config import UserError
 from medood.data.files import csv_text, in_threads, read_table, write_text
 from medood.data.labels import is_foreground
 from medood.data.workspace import Pair
@@ -80,13 +81,24 @@ def write_trust(
 
 
 def read_trust(folder: Path, names: Iterable[str]) -> dict[str, float]:
-    """Return the logit that is left of images that have a mask, the least trusted first."""
+    """Return the logit that is left of images that have a mask, the least trusted first.
+
+    {} if masks of an earlier version have no trust.csv.
+    """
+    if not (folder / TRUST).exists():
+        return {}
     logits = {row["img_name"]: float(row["after"]) for row in read_table(folder / TRUST)}
-    return {name: logit for name, logit in logits.items() if name in set(names)}
+    asked = set(names)
+    return {name: logit for name, logit in logits.items() if name in asked}
 
 
 def without_least_trusted(folder: Path, files: list[Pair]) -> list[Pair]:
-    """Return images with their masks but for those trusted least, LEAST of those with a mask."""
+    """Return images with their masks but for those trusted least, LEAST of those with a mask.
+
+    Raises UserError for masks of an earlier version.
+    """
+    if not (folder / TRUST).exists():
+        raise UserError(f"{folder} has no {TRUST}: remove it, and run weak/generate_masks.py again")
     ranked = list(read_trust(folder, [image.name for image, _ in files]))
     doubted = set(ranked[: round(LEAST * len(ranked))])
     return [pair for pair in files if pair[0].name not in doubted]
