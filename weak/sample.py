@@ -30,10 +30,10 @@ LEVEL, SPREAD = 128.0, 22.0  # of the brightness, in the ground and in the ellip
 # what the sample runs with, unless the command line says otherwise
 SETTINGS = {
     **{"encoder": "tu-resnet10t", "encoder_weights": "none", "image_size": SIDE, "folds": (79,)},
-    **{"classifier_epochs": 60, "classifier_lr": 1e-3, "epochs": 12, "lr": 4e-3},
+    **{"classifiers": 1, "classifier_epochs": 60, "classifier_lr": 1e-3, "epochs": 8, "lr": 4e-3},
     **{"images": None, "image_labels": None, "masks": None, "mask_values": ()},
 }
-_POOLED = {"classifier_epochs": 24, "classifier_lr": 3e-3, "epochs": 8, "size": 0.1}
+_POOLED = {"classifier_epochs": 24, "classifier_lr": 3e-3, "size": 0.1}
 BY_METHOD = {"unet": _POOLED, "transfer": {**_POOLED, "iterations": 100}}
 NOTE = """SAMPLE: synthetic images drawn by weak/sample.py.
 
