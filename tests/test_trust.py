@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from config import UserError
 from medood.data.files import read_table
 from medood.data.images import write_png
 from tests.conftest import TINY, as_settings_of
 from weak import trust
 from weak.settings import MasksConfig
 from weak.train_segmentation import training_files
-from weak.trust import painted_over, without_least_trusted, write_trust
+from weak.trust import painted_over, read_trust, without_least_trusted, write_trust
 
 
 def test_a_mask_is_painted_over_with_its_surroundings():
@@ -69,3 +70,9 @@ def test_with_trust_a_network_learns_from_fewer_masks(weak_run):
     fewer, _ = training_files(dataclasses.replace(cfg, trust=True), 79)
     assert len(every) - round(trust.LEAST * len(every)) <= len(fewer) < len(every)
     assert set(fewer) < set(every)
+
+
+def test_masks_of_an_earlier_version_have_no_trust(tmp_path):
+    assert read_trust(tmp_path, ["a.png"]) == {}
+    with pytest.raises(UserError, match="has no trust.csv: remove it, and run"):
+        without_least_trusted(tmp_path, [])
