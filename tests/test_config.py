@@ -150,7 +150,7 @@ def test_a_wrong_argument_exits_with_1_and_no_traceback(run_script, arguments):
 
 MAINS = {  # the sample of each main.py: a setting, its value there and in config.py, and data
     "main": ("medood.sample", "epochs", 6, 36, "images"),
-    "weak.main": ("weak.sample", "epochs", 12, 36, "image_labels"),
+    "weak.main": ("weak.sample", "epochs", 8, 36, "image_labels"),
     "robust.main": ("robust.volume_sample", "epochs", 10, 30, "data"),
 }
 
