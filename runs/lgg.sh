@@ -37,15 +37,17 @@ case $part in
         run "$workspace/maps" "$data/image_labels.csv" evaluate_masks --method contrast \
             --stages 4 --scales 1 --masks "$data/masks"
         ;;
-    # image labels, and pixel masks, of few patients: the same test patients, by fold
+    # image labels, and pixel masks, of few patients: the same test patients, by fold, and about as
+    # many steps as on all 46 or 47
     few)
         for fold in $folds; do
             for patients in 1 2 5 15; do
                 place=$workspace/few_${fold}_$patients
+                steps=(--epochs $((6 * 46 / patients)) --classifier_epochs $((8 * 46 / patients)))
                 python runs/few_patients.py "$data/image_labels.csv" "$fold" "$patients" "$place"
-                folds=$fold run "$place" "$place/few.csv" main --method unet
+                folds=$fold run "$place" "$place/few.csv" main --method unet "${steps[@]}"
                 folds=$fold run "$place" "$place/few.csv" evaluate_masks --method unet \
-                    --masks "$data/masks"
+                    --masks "$data/masks" "${steps[@]}"
             done
         done
         ;;
