@@ -65,9 +65,10 @@ def count_seen(cfg: TrainingConfig, model: nn.Module, files: list[Pair], task: s
     from medood.models.inference import Predictor, count_pixels, predict
 
     predictor = Predictor(cfg, model)
-    counts = torch.zeros(len(files), len(cfg.class_names), dtype=torch.int64)
+    classes = len(cfg.class_names)
+    counts = torch.zeros(len(files), classes, dtype=torch.int64)
     own = shard(len(files), predictor.at_once)
-    images = load_patches(cfg, files[own]).images
+    images = load_patches(files[own], cfg.patch_size, classes).images
     for part, probability in predict(predictor, images, task):
         counts[own][part] = count_pixels(probability).cpu()
     return all_reduce(counts).numpy()
@@ -95,7 +96,8 @@ def draw_ranking(cfg: TrainingConfig, fold: int, network: Path, rows: list[list]
     sheet = path.with_name(f"{path.stem}_hardest.png")
     sheet.unlink(missing_ok=True)
     if hardest:
-        patches = load_patches(cfg, ood_files(cfg.workspace, [row[1] for row in hardest]))
+        files = ood_files(cfg.workspace, [row[1] for row in hardest])
+        patches = load_patches(files, cfg.patch_size, len(cfg.class_names))
         predictor = Predictor(cfg, load_model(network, cfg))
         _, predicted = tally_patches(predictor, patches, "drawing")
         draw_contact_sheet(sheet, title, patches, predicted, cfg.classes)

@@ -231,7 +231,7 @@ def _check_time(cfg: Config, patches: int, findings: Findings) -> None:
     from medood.data.dataset import require_memory  # here: they import torch
     from medood.training.segmentation import step_seconds
 
-    require_memory(cfg, round(TRAIN_SHARE * patches))
+    require_memory(round(TRAIN_SHARE * patches), cfg.patch_size)
     steps = cfg.epochs * math.ceil(TRAIN_SHARE * patches / cfg.batch_size)
     # a baseline and a network on at least as many, at most twice as many patches
     hours = np.array([2, 3]) * steps * len(cfg.folds) * step_seconds(cfg) / 3600

@@ -187,7 +187,7 @@ def try_fold(
     """Return the predictions of the networks on the named patches, under each condition."""
     foreground = dict(zip(names, foreground_of(cfg, names), strict=True))
     names = sorted(names, key=lambda name: -foreground[name])
-    patches = load_patches(cfg, id_files(cfg.workspace, names))
+    patches = load_patches(id_files(cfg.workspace, names), cfg.patch_size, len(cfg.class_names))
     every = _objects(cfg, names, patches.masks.numpy())
     device = pick_device(cfg.device)
     places = torch.arange(len(names)).split(batch_size(device))

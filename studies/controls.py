@@ -241,7 +241,8 @@ def false_nuclei(cfg: common.StudyConfig, fold: int) -> common.Recipe | None:
             continue
         network = common.train_recipe(replace(plain, files=theirs), fold)
         predictor, task = Predictor(cfg, load_model(network, cfg)), f"fold {fold}: false nuclei"
-        tally, _ = tally_patches(predictor, load_patches(cfg, ours), task)
+        patches = load_patches(ours, cfg.patch_size, len(cfg.class_names))
+        tally, _ = tally_patches(predictor, patches, task)
         counts = tally.confusion[:, BACKGROUND, BACKGROUND + 1 :].sum(1).tolist()
         false |= dict(zip((name_of(image) for image, _ in ours), counts, strict=True))
     ranked = sorted(plain.files, key=lambda pair: (-false[name_of(pair[0])], name_of(pair[0])))

@@ -273,7 +273,9 @@ def test_the_noise_steps_eps_up_the_loss_and_stays_within_it():
 def test_an_epoch_drives_the_noise_to_eps(patched):
     """Every batch is replayed three times; the noise climbs, and no weight of it descends."""
     cfg = as_settings_of(FreeConfig, patched, replays=3)
-    patches = load_patches(cfg, id_files(cfg.workspace, read_fold(cfg, 1).train))
+    patches = load_patches(
+        id_files(cfg.workspace, read_fold(cfg, 1).train), cfg.patch_size, len(cfg.class_names)
+    )
     trainer = FreeTrainer(cfg, 1, patches, torch.device("cpu"))
     losses = train_epoch(trainer, 0)["loss"]
     noise = trainer.noise.noise.detach().abs()

@@ -17,13 +17,14 @@ from tests.conftest import TINY
 
 def test_patches_that_do_not_fit_into_memory_are_refused_before_they_are_read(patched, monkeypatch):
     files = id_files(patched.workspace, read_fold(patched, 1).train)
+    sizes = patched.patch_size, len(patched.class_names)
     size = 4 * len(files) * patched.patch_size**2
     monkeypatch.setattr(dataset, "available_memory", lambda: size)
-    assert len(load_patches(patched, files)) == len(files)
+    assert len(load_patches(files, *sizes)) == len(files)
     monkeypatch.setattr(dataset, "available_memory", lambda: size - 1)
     monkeypatch.setattr(dataset, "read_image", lambda _: 1 / 0)
     with pytest.raises(UserError, match=rf"{len(files)} patches take .* GB of memory, .*: close"):
-        load_patches(patched, files)
+        load_patches(files, *sizes)
 
 
 def test_the_memory_of_this_machine_is_found():

@@ -130,7 +130,9 @@ def test_prepared_patches_may_be_called_in_upper_case(patched):
     findings = check(patched)
     assert not findings.bad
     assert not findings.stops
-    images = load_patches(patched, id_files(patched.workspace, fold.test[:2])).images.numpy()
+    images = load_patches(
+        id_files(patched.workspace, fold.test[:2]), patched.patch_size, 7
+    ).images.numpy()
     np.testing.assert_array_equal(images[1], read_image(prepared[0] / fold.test[1]))
 
 

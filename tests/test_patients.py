@@ -339,7 +339,7 @@ def test_false_nuclei_are_looked_for_by_a_network_of_other_patients(prepared, mo
     plain, trained, asked = common.baseline(cfg, 1), [], []
     monkeypatch.setattr(common, "train_recipe", lambda made, fold: trained.append(made.files))
     monkeypatch.setattr(controls, "load_model", lambda *_: None)
-    monkeypatch.setattr(controls, "load_patches", lambda cfg, files: asked.append(files) or files)
+    monkeypatch.setattr(controls, "load_patches", lambda files, *_: asked.append(files) or files)
     monkeypatch.setattr(controls, "Predictor", lambda *_: None)
     monkeypatch.setattr(
         controls, "tally_patches", lambda *given: (random_tally(len(given[1]), 0), None)

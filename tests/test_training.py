@@ -160,9 +160,9 @@ def test_med_ood_trains_on_the_hardest_share(one_fold):
     opened = []
     load = training.load_patches
 
-    def spy(cfg, files):
+    def spy(files, *sizes):
         opened.extend(files)
-        return load(cfg, files)
+        return load(files, *sizes)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "load_patches", spy)

@@ -229,10 +229,10 @@ def test_unsure_pixels_belong_to_no_class_in_tables_and_warnings(own):
     generate_patches(own)
     counts = count_classes(own, ["a_0.png", "a_2.png", "a_3.png"])
     assert counts.tolist() == [[940, 36, 0], [0, 0, 0], [972, 0, 36]]
-    patches = load_patches(own, id_files(own.workspace, ["a_0.png", "a_2.png"]))
+    patches = load_patches(id_files(own.workspace, ["a_0.png", "a_2.png"]), own.patch_size, 3)
     assert without_classes(own, patches).startswith("no training patch contains stroma:")
     with pytest.raises(UserError, match="no training mask contains a nucleus"):
-        without_classes(own, load_patches(own, id_files(own.workspace, ["a_2.png"])))
+        without_classes(own, load_patches(id_files(own.workspace, ["a_2.png"]), own.patch_size, 3))
 
 
 def test_unsure_masks_go_all_the_way_to_the_report(own, quick_report):
@@ -243,6 +243,6 @@ def test_unsure_masks_go_all_the_way_to_the_report(own, quick_report):
         assert np.sum(network["confusion"]) % 1024  # not of whole patches
         assert 0 <= network["miou_paper"] <= 1
     assert "27.73 % of their pixels are unsure" in (report / "index.html").read_text()
-    ood = load_patches(own, ood_files(own.workspace, ["a_2.png"]))
+    ood = load_patches(ood_files(own.workspace, ["a_2.png"]), own.patch_size, 3)
     assert not ood.images.any()  # cut, as it may hold nuclei; its truth is background
     assert not ood.masks.any()

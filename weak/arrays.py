@@ -14,7 +14,7 @@ from medood.data.images import read_mask
 
 def load_images(cfg: Config, paths: list[Path]) -> Tensor:
     """Return images of one size, RGB uint8 (N, P, P, 3)."""
-    return load_patches(cfg, [(path, None) for path in paths]).images
+    return load_patches([(path, None) for path in paths], cfg.image_size, 1).images
 
 
 def read_masks(cfg: Config, folder: Path, paths: list[Path]) -> Tensor:

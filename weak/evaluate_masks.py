@@ -125,7 +125,7 @@ def evaluate_fold(cfg: SegmentationConfig, fold: int, rows: Rows) -> TestedRows:
     """Return the predictions of every row for the test images of a fold, and their tallies."""
     labels, test = labels_there(cfg), indices_to_test(cfg, fold)
     paths = [image_paths(cfg, labels)[index] for index in test]
-    patches = load_patches(cfg, true_files(cfg, paths))
+    patches = load_patches(true_files(cfg, paths), cfg.image_size, len(cfg.class_names))
     images = patches.images
     found = {
         "all_background": torch.zeros(images.shape[:3], dtype=torch.uint8),

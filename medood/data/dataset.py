@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from config import Config, UserError
+from config import UserError
 from medood.data.files import in_threads
 from medood.data.images import read_image, read_mask, require_side
 from medood.data.names import name_of
@@ -33,17 +33,16 @@ class Patches:
         return len(self.names)
 
 
-def load_patches(cfg: Config, files: list[Pair]) -> Patches:
+def load_patches(files: list[Pair], side: int, classes: int) -> Patches:
     """Read patches; a patch without a mask is an OoD patch.
 
-    Raises UserError for a patch that is not patch_size pixels wide and high, and if the patches do
-    not fit into memory.
+    classes: with background. Raises UserError for a patch that is not `side` pixels wide and high,
+    and if the patches do not fit into memory.
     """
-    require_memory(cfg, len(files))
-    side = cfg.patch_size
+    require_memory(len(files), side)
     shape = len(files), side, side
     images, masks = torch.zeros(*shape, 3, dtype=torch.uint8), torch.zeros(shape, dtype=torch.uint8)
-    read_truth = partial(read_mask, classes=len(cfg.class_names))
+    read_truth = partial(read_mask, classes=classes)
 
     def read(index: int) -> None:
         image, mask = files[index]
@@ -62,9 +61,9 @@ def load_patches(cfg: Config, files: list[Pair]) -> Patches:
     )
 
 
-def require_memory(cfg: Config, count: int) -> None:
+def require_memory(count: int, side: int) -> None:
     """Raise UserError unless `count` patches fit into memory in each process."""
-    needed = PIXEL * count * cfg.patch_size**2 * local_world_size()
+    needed = PIXEL * count * side**2 * local_world_size()
     if needed > (free := available_memory()):
         raise UserError(
             f"{count} patches take {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are"

@@ -69,8 +69,8 @@ def score_networks(
     cfg = replace(cfg, precision="float32")
     models = {name: load(folder, cfg) for name, folder in folders.items()}
     runs = {name: read_run(folder) for name, folder in folders.items()}
-    patches = load_patches(cfg, id_files(cfg.workspace, names))
     classes = len(cfg.class_names)
+    patches = load_patches(id_files(cfg.workspace, names), cfg.patch_size, classes)
     floor = ProbabilityTally(tuple(patches.masks.shape), classes)
     for start in range(0, len(patches), CHUNK):
         part = slice(start, start + CHUNK)

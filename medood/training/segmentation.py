@@ -208,8 +208,9 @@ def begin(
     cfg: Config, fold: int, files: list[Pair], val_files: list[Pair], kind: type[Trainer]
 ) -> Trainer:
     """Return the training of a fold at its beginning, and print what it is."""
-    patches = load_patches(cfg, files)
-    val = load_patches(cfg, val_files) if val_files else None
+    sizes = cfg.patch_size, len(cfg.class_names)
+    patches = load_patches(files, *sizes)
+    val = load_patches(val_files, *sizes) if val_files else None
     warning = without_classes(cfg, patches)
     device = network.pick_device(cfg.device)
     if cfg.deterministic:
