@@ -151,6 +151,14 @@ def test_what_cannot_be_attacked_is_refused_in_one_sentence():
         evaluate(model, [(images, target)], attacks="deepfool")
     with pytest.raises(UserError, match="eps = 8 to 8: it must be between 0 and the range"):
         evaluate(model, [(images, target)], 8, "noise")
+    with pytest.raises(UserError, match=r"class 3, and the model has 3 \(0 to 2\): correct it"):
+        evaluate(model, [(images, target), (images, torch.full_like(target, 3))])
+    with pytest.raises(UserError, match=r"gives a tensor \(8, 1, 20, 20\) for images \(8, 3, 20"):
+        evaluate(nn.Conv2d(3, 1, 1).eval(), [(images, target)])
+    with pytest.raises(UserError, match="the model gives dict for images"):
+        evaluate(lambda batch: {"out": model(batch)}, [(images, target)])
+    with pytest.raises(UserError, match="the loader gives dict: it must give pairs of tensors"):
+        evaluate(model, [{"image": images, "label": target}])
 
 
 def test_an_attack_of_the_table_is_the_attack_itself():

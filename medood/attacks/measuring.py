@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from medood import UserError
+from medood import UNSURE, UserError
 from medood.attacks.iterates import Model, image_dice
 from medood.attacks.together import OF_SEA, SEA, WORST, by_name, under_attacks
 from medood.markdown import markdown
@@ -242,12 +242,12 @@ def evaluate(
         raise UserError("the model is in training mode: call model.eval() first")
     parameters = getattr(model, "parameters", tuple)()
     device = next((weights.device for weights in parameters), torch.device("cpu"))
-    batches = (_checked(*batch, device) for batch in loader)
+    batches = (_checked(batch, device) for batch in loader)
     first = next(batches, None)
     if first is None:
         raise UserError("the loader has no batch: it must give pairs of images and targets")
-    with torch.no_grad():
-        classes = model(first[0]).shape[1]
+    classes = _classes_of(model, first[0])
+    batches = (_known(*batch, classes) for batch in itertools.chain([first], batches))
     names = () if attacks == "standard" else (attacks,) if isinstance(attacks, str) else attacks
     tried = {
         name: partial(attack, low=low, high=high)
@@ -266,7 +266,7 @@ def evaluate(
     size = len(loader) if hasattr(loader, "__len__") else None
     counts = batch_by_batch(
         model,
-        tqdm(itertools.chain([first], batches), "batches", size, disable=not progress or None),
+        tqdm(batches, "batches", size, disable=not progress or None),
         lambda images, target, own: under_attacks(tried, model, images, target, bounds, own),
         count,
         seed=seed,
@@ -276,8 +276,14 @@ def evaluate(
     return _table(*with_greedy(conditions_of(tried, bounds), counts))
 
 
-def _checked(images: Tensor, target: Tensor, device: torch.device) -> Batch:
+def _checked(batch: Batch, device: torch.device) -> Batch:
     """Return a batch on a device, the target as int64 (N, *space)."""
+    if not isinstance(batch, tuple | list) or not all(isinstance(part, Tensor) for part in batch):
+        raise UserError(
+            f"the loader gives {type(batch).__name__}: it must give pairs of tensors (images,"
+            " target), such as `((batch['image'], batch['label']) for batch in loader)`"
+        )
+    images, target = batch
     if target.dim() == images.dim() and target.shape[1] == 1:
         target = target[:, 0]
     if images.dtype != torch.float32 or images.shape[::2][:1] + images.shape[2:] != target.shape:
@@ -286,6 +292,32 @@ def _checked(images: Tensor, target: Tensor, device: torch.device) -> Batch:
             f" {tuple(target.shape)}: it must give float32 (N, C, *space) and (N, *space)"
         )
     return images.to(device), target.to(device).long()
+
+
+def _classes_of(model: Model, images: Tensor) -> int:
+    """Return how many classes a model has; UserError if it does not give logits of two or more."""
+    with torch.no_grad():
+        logits = model(images)
+    shape = tuple(getattr(logits, "shape", ()))
+    if shape[:1] + shape[2:] != images.shape[:1] + images.shape[2:] or shape[1] < 2:
+        found = f"a tensor {shape}" if shape else type(logits).__name__
+        raise UserError(
+            f"the model gives {found} for images {tuple(images.shape)}: it must give logits"
+            " (N, K, *space) of K classes, background first; wrap it, for a single logit z as"
+            " torch.cat([0 * z, z], 1)"
+        )
+    return shape[1]
+
+
+def _known(images: Tensor, target: Tensor, classes: int) -> Batch:
+    """Return a batch; UserError for a class that the model does not have."""
+    wrong = target[(target != UNSURE) & ((target < 0) | (target >= classes))]
+    if len(wrong):
+        raise UserError(
+            f"a target contains class {wrong[0]}, and the model has {classes} (0 to {classes - 1}):"
+            f" correct it, or write {UNSURE} where the class is unknown"
+        )
+    return images, target
 
 
 def _table(conditions: list[Condition], counts: Counts) -> Table:
