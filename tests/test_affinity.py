@@ -12,7 +12,6 @@ from weak.affinity import (
     Pairs,
     affinity,
     affinity_loss,
-    displacement_loss,
     half_plane,
     pairs,
     transition,
@@ -110,33 +109,11 @@ def test_the_affinity_loss_by_hand():
     torch.testing.assert_close(logits.grad.flatten(), torch.tensor(slope))
 
 
-def test_the_displacement_loss_by_hand():
-    displacement = torch.zeros(1, 2, 2, 3)
-    displacement[0, :, 0, 0] = torch.tensor([0.25, 0.5])  # down and right
-    displacement[0, :, 0, 2] = torch.tensor([3.0, -1.0])
-    loss = displacement_loss(displacement, pairs(LABELS, radius=2), radius=2)
-    # foreground: (.25, .5) - (0, 1) is off by .25 and .5; background: (3, -1) by 3 and 1
-    assert loss.item() == pytest.approx((0.25 + 0.5) / 2 + (3 + 1) / 2)
-
-
-def test_a_field_that_leads_to_the_centre_costs_nothing():
-    labels = torch.ones(1, 6, 9, dtype=torch.uint8)
-    y, x = torch.meshgrid(torch.arange(6.0), torch.arange(9.0), indexing="ij")
-    to_centre = torch.stack([2.5 - y, 4 - x])[None]
-    kinds = pairs(labels, radius=4)
-    assert displacement_loss(to_centre, kinds, radius=4) == 0
-    assert displacement_loss(-to_centre, kinds, radius=4) > 1
-    assert displacement_loss(torch.ones(1, 2, 6, 9), pairs(0 * labels, 4), 4) == 0
-
-
 @pytest.mark.parametrize("label", [0, 1, UNSURE])
 def test_a_kind_without_pairs_costs_nothing(label):
     labels = torch.full((1, 4, 4), label, dtype=torch.uint8)
-    logits, displacement = torch.zeros(1, 4, 4), torch.zeros(1, 2, 4, 4)
-    kinds = pairs(labels, radius=2)
-    expected = 0 if label == UNSURE else log(2) / 2
-    assert affinity_loss(logits, kinds, radius=2).item() == pytest.approx(expected)
-    assert displacement_loss(displacement, kinds, radius=2).isfinite()
+    loss = affinity_loss(torch.zeros(1, 4, 4), pairs(labels, radius=2), radius=2)
+    assert loss.item() == pytest.approx(0 if label == UNSURE else log(2) / 2)
 
 
 @pytest.mark.parametrize("value", [-1e4, 1e4])

@@ -7,6 +7,7 @@ from torch import nn
 
 from medood.training.loop import fit
 from tests.conftest import TINY, as_settings_of
+from weak import affinity
 from weak.affinity import UNSURE
 from weak.classifier import Level
 from weak.irnet import STRIDE, IRNet, IRNetTraining, boundaries
@@ -103,20 +104,6 @@ def test_the_encoder_is_frozen_and_irnet_is_not():
     assert all(value != untrained[name] for name, value in state_bytes(irnet).items())
 
 
-def test_the_mean_displacement_is_learnt_and_subtracted():
-    _, irnet = networks()
-    features = [torch.randn(4, 8, 16, 16), torch.randn(4, 12, 8, 8)]
-    logits, field = irnet.train()(features, (16, 16))
-    assert logits.shape == (4, 16, 16)
-    assert field.shape == (4, 2, 16, 16)
-    for _ in range(120):
-        irnet(features, (16, 16))
-    assert field.mean((0, 2, 3)).abs().min() > 1e-3
-    shifted = irnet.eval()(features, (16, 16))[1]
-    torch.testing.assert_close(shifted.mean((0, 2, 3)), torch.zeros(2), atol=1e-5, rtol=0)
-    torch.testing.assert_close(shifted + irnet.mean[:, None, None], field)
-
-
 def test_boundaries_of_mirrored_images_are_mirrored():
     encoder, irnet = networks()
     images, _, _ = halves(10)  # more than a batch
@@ -140,11 +127,11 @@ def test_the_encoder_sees_images_and_mirror_images_with_their_labels(monkeypatch
         values = batch.permute(0, 3, 1, 2).float() / 64
         return [values.repeat(1, 3, 1, 1)[:, :8], values.repeat(1, 4, 1, 1)]
 
-    def loss(logits, displacement, batch):
+    def pairs(batch, radius):
         assert torch.equal(seen[-1][:, ::4, ::4, 0], batch)
-        return logits.mean()
+        return affinity.pairs(batch, radius)
 
-    monkeypatch.setattr("weak.irnet.irnet_loss", loss)
+    monkeypatch.setattr("weak.irnet.pairs", pairs)
     train(encoder, irnet, images, labels, irnet_epochs=4, batch_size=4)
     assert [len(batch) for batch in seen] == [4, 2] * 4
     is_mirrored = torch.cat([batch[:, 0, 0, 0] > batch[:, 0, -1, 0] for batch in seen])

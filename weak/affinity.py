@@ -59,7 +59,8 @@ def line(offset: Offset) -> list[Offset]:
 
 def pairs(labels: Tensor, radius: int) -> Pairs:
     """Return the kinds of all pairs of pixels of labels, uint8 (N, h, w)."""
-    own, partner = labels[:, None], _neighbours(labels, radius, UNSURE)
+    own, padded = labels[:, None], _pad(labels, radius, UNSURE)
+    partner = torch.stack([_at(padded, radius, offset) for offset in half_plane(radius)], 1)
     known = (own != UNSURE) & (partner != UNSURE)
     same = known & (own == partner)
     is_background = own == BACKGROUND
@@ -96,12 +97,6 @@ def highest(values: Tensor, radius: int, outside: float) -> Tensor:
     return ordered.gather(1, ranks.flatten(1).long()).view(ranks.shape)
 
 
-def _neighbours(values: Tensor, radius: int, outside: float) -> Tensor:
-    """Return each pair's partner, (N, O, h, w), in values (N, h, w)."""
-    padded = _pad(values, radius, outside)
-    return torch.stack([_at(padded, radius, offset) for offset in half_plane(radius)], 1)
-
-
 def _pad(values: Tensor, radius: int, outside: float) -> Tensor:
     """Return values (N, h, w) with room for every partner: (N, h + r - 1, w + 2 * (r - 1))."""
     margin = radius - 1
@@ -131,24 +126,6 @@ def affinity_loss(logits: Tensor, kinds: Pairs, radius: int) -> Tensor:
     alike, apart = F.softplus(top), F.softplus(-top)  # -log a, -log(1 - a)
     same = _mean(alike, kinds.foreground) + _mean(alike, kinds.background)
     return same / 2 + _mean(apart, kinds.different)
-
-
-def displacement_loss(displacement: Tensor, kinds: Pairs, radius: int) -> Tensor:
-    """Return the scalar loss of the displacement field, L^D_fg + L^D_bg of the paper.
-
-    D leads from a pixel to the centre of its object: x_i + D(x_i) = x_j + D(x_j). So it is the mean
-    of |D(x_i) - D(x_j) - (x_j - x_i)| over P+fg and that of |D(x_i) - D(x_j)| over P+bg, over both
-    coordinates too. A kind without any pair costs nothing.
-
-    displacement: (N, 2, h, w), down and right, in pixels. kinds: as `pairs` returns them.
-    """
-    offsets = displacement.new_tensor(half_plane(radius))
-    loss = displacement.new_zeros(())
-    for own, lengths in zip(displacement.unbind(1), offsets.T, strict=True):
-        expected = kinds.foreground * lengths[:, None, None]  # 0 between pixels of background
-        error = (own[:, None] - _neighbours(own, radius, 0) - expected).abs()
-        loss = loss + _mean(error, kinds.foreground) + _mean(error, kinds.background)
-    return loss / 2
 
 
 def _mean(values: Tensor, chosen: Tensor) -> Tensor:

@@ -124,7 +124,8 @@ def boundaries_of(cfg: MasksConfig, fold: int, paths: list[Path]) -> Tensor:
     irnet = IRNet(classifier.levels)
     weights = irnet_folder(cfg, fold) / WEIGHTS
     with reading(weights):
-        irnet.load_state_dict(load_file(weights))
+        found = load_file(weights)  # of an earlier version, with a second branch
+        irnet.load_state_dict({name: found[name] for name in irnet.state_dict()})
     return boundaries(encoder_of(cfg, classifier, device), irnet, load_images(cfg, paths), device)
 
 

@@ -1,4 +1,6 @@
-"""IRNet's two branches (Ahn, Cho and Kwak, CVPR 2019) on a frozen encoder: training and inference.
+"""IRNet's boundary branch (Ahn, Cho and Kwak, CVPR 2019) on a frozen encoder: training, inference.
+
+Its other branch, the displacement field, tells two objects of one class apart: no mask here does.
 
 An encoder is any function of images on the device, RGB uint8 (N, P, P, 3), that returns a list of
 feature maps, shallow to deep.
@@ -15,7 +17,7 @@ from medood.models.inference import batch_size as inference_batch
 from medood.models.network import Normalise
 from medood.training.batches import ORDER, stream_seed
 from medood.training.protocol import Losses, Training
-from weak.affinity import TRAINING_RADIUS, affinity_loss, displacement_loss, pairs
+from weak.affinity import TRAINING_RADIUS, affinity_loss, pairs
 from weak.classifier import Classifier, Level
 from weak.maps import placed
 from weak.settings import IRNetConfig
@@ -24,10 +26,8 @@ Encoder = Callable[[Tensor], Sequence[Tensor]]
 
 WEIGHTS = "model.safetensors"  # the name of its file
 STRIDE = 4  # pixels of an image per pixel of the boundary, along each side
-BOUNDARY, DISPLACEMENT, JOINED = 32, 64, 256  # channels
-GROUP = 8  # channels that are normalised together; 16 of JOINED
+BOUNDARY, GROUP = 32, 8  # channels; those that are normalised together
 MOMENTUM, WEIGHT_DECAY, POWER = 0.9, 1e-4, 0.9  # of SGD; of the learning rate's decline
-MEAN_RATE = 0.1  # share of the last batch in the running mean of the displacement
 
 
 def encoder_of(cfg: Config, classifier: Classifier, device: torch.device) -> Encoder:
@@ -36,17 +36,17 @@ def encoder_of(cfg: Config, classifier: Classifier, device: torch.device) -> Enc
     return lambda images: classifier.features(normalise(images.permute(0, 3, 1, 2).float()))
 
 
-def projection(ins: int, outs: int, groups: int) -> nn.Sequential:
-    """Return a 1 x 1 convolution and its normalisation."""
-    return nn.Sequential(nn.Conv2d(ins, outs, 1, bias=False), nn.GroupNorm(groups, outs))
-
-
 class Projections(nn.Module):
-    """Feature maps of any size -> (N, outs * maps, *size): projected, enlarged, joined."""
+    """Feature maps of any size -> (N, BOUNDARY * maps, *size): projected, enlarged, joined."""
 
-    def __init__(self, levels: Sequence[Level], outs: int) -> None:
+    def __init__(self, levels: Sequence[Level]) -> None:
         super().__init__()
-        self.levels = nn.ModuleList(projection(ins, outs, outs // GROUP) for ins, _ in levels)
+        self.levels = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(ins, BOUNDARY, 1, bias=False), nn.GroupNorm(BOUNDARY // GROUP, BOUNDARY)
+            )
+            for ins, _ in levels
+        )
         self.shifts = [level.grid_shift for level in levels]
 
     def forward(self, features: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
@@ -58,33 +58,17 @@ class Projections(nn.Module):
 
 
 class IRNet(nn.Module):
-    """Feature maps -> logits of the class boundary (N, h, w) and displacement (N, 2, h, w).
-
-    The displacement leads down and right, in pixels of the result, to the centre of an object. The
-    losses use only its differences, so its mean has no meaning: in evaluation it is subtracted.
-    """
+    """Feature maps -> logits of the class boundary (N, h, w)."""
 
     def __init__(self, levels: Sequence[Level]) -> None:
         """levels: the feature maps, shallow to deep."""
         super().__init__()
-        self.boundary_levels = Projections(levels, BOUNDARY)
+        self.boundary_levels = Projections(levels)
         self.boundary = nn.Conv2d(BOUNDARY * len(levels), 1, 1)
-        self.displacement_levels = Projections(levels, DISPLACEMENT)
-        self.displacement = nn.Sequential(
-            *projection(DISPLACEMENT * len(levels), JOINED, JOINED // (2 * GROUP)),
-            nn.ReLU(),
-            nn.Conv2d(JOINED, 2, 1, bias=False),
-        )
-        self.register_buffer("mean", torch.zeros(2))
 
-    def forward(self, features: Sequence[Tensor], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def forward(self, features: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
         """size: height and width of the result."""
-        logits = self.boundary(self.boundary_levels(features, size))[:, 0]
-        displacement = self.displacement(self.displacement_levels(features, size))
-        if not self.training:
-            return logits, displacement - self.mean[:, None, None]
-        self.mean.lerp_(displacement.detach().mean((0, 2, 3)), MEAN_RATE)
-        return logits, displacement
+        return self.boundary(self.boundary_levels(features, size))[:, 0]
 
 
 class IRNetTraining(Training):
@@ -129,20 +113,13 @@ class IRNetTraining(Training):
         with torch.no_grad():
             features = self.encoder(inputs)
         labels = _mirrored(self.labels[batch], flips, 2).to(self.device)
-        loss = irnet_loss(*self.model(features, labels.shape[1:]), labels)
+        logits = self.model(features, labels.shape[1:])
+        loss = affinity_loss(logits, pairs(labels, TRAINING_RADIUS), TRAINING_RADIUS)
         self.optimiser.zero_grad()
         loss.backward()
         self.optimiser.step()
         self.schedule.step()
         return {"loss": loss.detach()}
-
-
-def irnet_loss(logits: Tensor, displacement: Tensor, labels: Tensor) -> Tensor:
-    """Return the scalar loss of IRNet's results for labels, uint8 (N, h, w)."""
-    kinds = pairs(labels, TRAINING_RADIUS)
-    return affinity_loss(logits, kinds, TRAINING_RADIUS) + displacement_loss(
-        displacement, kinds, TRAINING_RADIUS
-    )
 
 
 @torch.no_grad()
@@ -158,7 +135,7 @@ def boundaries(encoder: Encoder, irnet: IRNet, images: Tensor, device: torch.dev
     parts = images.split(inference_batch(device))
     for part in tqdm(parts, "  boundaries", leave=False, disable=None):
         inputs = part.to(device)
-        logits, _ = irnet(encoder(torch.cat([inputs, inputs.flip(2)])), size)
+        logits = irnet(encoder(torch.cat([inputs, inputs.flip(2)])), size)
         straight, mirrored = logits.sigmoid().chunk(2)
         found.append(((straight + mirrored.flip(2)) / 2).cpu())
     return torch.cat(found)
