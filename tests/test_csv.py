@@ -16,7 +16,6 @@ from medood.data.workspace import ranking_path
 from tests.conftest import TINY
 from tests.test_names import NFC, NFD
 from weak.image_labels import read_image_labels
-from weak.read_images import read_truth
 
 WAYS = [(",", "utf-8", "\n"), (";", "utf-8-sig", "\r\n"), ("\t", "utf-16", "\n")]
 
@@ -69,14 +68,6 @@ def test_the_official_split_is_read_from_any_spreadsheet(save, tmp_path):
     assert read_official(tmp_path, [f"{NFC}_0.png", "b.1_0.png"]) == {NFC: 2, "b.1": 3}
 
 
-def test_run_lengths_are_read_from_any_spreadsheet(save):
-    path = save([["imageid ", "ENCODEDPIXELS"], [NFC, "1 2"], ["b", "-1"]], "masks.csv")
-    cfg = dataclasses.replace(TINY, images=path.parent, masks=path)
-    cfg = dataclasses.replace(cfg, classes=(("cat", "#000000"),))
-    assert read_truth(cfg, f"{NFC}.dcm", (2, 2), 2).tolist() == [[0, 1], [1, 0]]
-    assert read_truth(cfg, "b.dcm", (2, 2), 2).tolist() == [[0, 0], [0, 0]]
-
-
 def test_a_ranking_is_read_back_whatever_the_classes_are_called(tmp_path, monkeypatch):
     classes = (("tumour ", "#000000"), (NFD, "#ffffff"))
     cfg = dataclasses.replace(TINY, workspace=tmp_path, classes=classes)
@@ -100,11 +91,6 @@ def test_a_separator_that_excel_names_is_used_and_rows_count_as_it_counts(tmp_pa
     path = tmp_path / "t.csv"
     path.write_text("sep=|\na|b\n\n1|2, 3; 4\n")
     assert list(read_rows(path)) == [(4, {"a": "1", "b": "2, 3; 4"})]
-
-
-def test_a_value_of_a_million_characters_is_read(tmp_path):
-    path = saved(tmp_path / "t.csv", [["a", "b"], ["1 " * 500_000, "2"]])
-    assert [len(row["a"]) for row in read_table(path)] == [999_999]
 
 
 @pytest.mark.parametrize(

@@ -185,6 +185,3 @@ def test_a_true_mask_lies_on_its_image_or_is_refused(weak, orientation):
     write(weak.masks, mask, 1, "png")
     with pytest.raises(UserError, match=f"has the orientation {orientation} and its label"):
         truth_of(weak)
-    (weak.workspace / "rle.csv").write_text("ImageId,EncodedPixels\na,0 1\n")
-    with pytest.raises(UserError, match=f"has the orientation {orientation} and its label"):
-        truth_of(dataclasses.replace(weak, masks=weak.workspace / "rle.csv"))

@@ -1,4 +1,4 @@
-"""True masks of test images: mask images, and run lengths."""
+"""True masks of test images."""
 
 import dataclasses
 
@@ -8,10 +8,8 @@ from conftest import TINY, as_settings_of
 from PIL import Image
 
 from config import UserError
-from weak.read_images import decode_rle, read_truth
+from weak.read_images import read_truth
 from weak.settings import ImagesConfig
-
-UID = "1.2.276.0.7230010.3.1.4.8323329.6904.1517875201.850819"  # as SIIM-ACR's
 
 
 @pytest.fixture
@@ -61,72 +59,5 @@ def test_a_mask_that_cannot_be_the_images_is_named(cfg):
     with pytest.raises(UserError, match="c.png contains the value 9"):
         read_truth(cfg, "c", (1, 2), 4)
     absent = dataclasses.replace(cfg, masks=cfg.masks / "elsewhere")
-    with pytest.raises(UserError, match="name the folder, or the CSV, of true masks"):
+    with pytest.raises(UserError, match="name the folder of true masks"):
         read_truth(absent, "a", (1, 3), 4)
-
-
-# ---------------------------------------------------------------- run lengths
-
-
-@pytest.mark.parametrize(
-    ("text", "mask"),
-    [
-        ("-1", [[0, 0, 0], [0, 0, 0]]),
-        (" -1 ", [[0, 0, 0], [0, 0, 0]]),
-        ("0 1", [[1, 0, 0], [0, 0, 0]]),
-        ("1 2", [[0, 1, 0], [1, 0, 0]]),  # down the first column, on at the head of the second
-        ("1 1 2 2", [[0, 0, 1], [1, 0, 1]]),  # the second gap counts from the end of the first run
-        ("0 6", [[1, 1, 1], [1, 1, 1]]),
-        ("5 1", [[0, 0, 0], [0, 0, 1]]),
-        ("0 1 0 1", [[1, 0, 0], [1, 0, 0]]),
-    ],
-)
-def test_run_lengths_go_down_the_columns_and_from_run_to_run(text, mask):
-    found = decode_rle(text, 2, 3)
-    assert found.dtype == np.uint8
-    assert found.tolist() == mask
-
-
-@pytest.mark.parametrize(
-    ("text", "problem"),
-    [
-        ("1", "not pairs"),
-        ("1 2 3", "not pairs"),
-        ("", "not pairs"),
-        ("1 -2", "not pairs"),
-        ("-1 2", "not pairs"),
-        ("1 x", "not pairs"),
-        ("1 2.0", "not pairs"),
-        ("5 2", "end at pixel 7 of an image of 3 x 2 = 6"),
-        ("0 1 99999999999999999999 1", "end at pixel 100000000000000000001"),
-    ],
-)
-def test_run_lengths_that_are_none_are_refused(text, problem):
-    with pytest.raises(UserError, match=problem):
-        decode_rle(text, 2, 3)
-
-
-@pytest.fixture
-def rle(cfg):
-    """Settings of a table of run lengths, laid out as SIIM-ACR's, and one class."""
-    path = cfg.workspace / "rle.csv"
-    path.write_text(f"ImageId, EncodedPixels\n{UID}, -1\ntwo,0 1\ntwo,5 1\nodd,1\n")
-    return dataclasses.replace(cfg, masks=path, classes=cfg.classes[:1])
-
-
-def test_all_run_lengths_of_an_image_are_united(rle):
-    assert read_truth(rle, f"{UID}.dcm", (2, 3), 3).max() == 0
-    truth = read_truth(rle, "two", (2, 3), 3)
-    assert truth.tolist() == [[1, 0, 0], [0, 0, 1], [0, 0, 0]]
-    with pytest.raises(UserError, match="rle.csv, image odd: the run lengths '1' are not pairs"):
-        read_truth(rle, "odd", (2, 3), 3)
-    with pytest.raises(UserError, match="has no mask of three"):
-        read_truth(rle, "three", (2, 3), 3)
-
-
-def test_run_lengths_tell_of_one_class(rle, cfg):
-    with pytest.raises(UserError, match="describe one class, but there are 2"):
-        read_truth(dataclasses.replace(rle, classes=cfg.classes), "two", (2, 3), 3)
-    rle.masks.write_text("image,runs\ntwo,-1\n")
-    with pytest.raises(UserError, match="lacks the columns ImageId and EncodedPixels"):
-        read_truth(rle, "two", (2, 3), 3)

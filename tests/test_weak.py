@@ -387,6 +387,6 @@ def test_a_damaged_file_is_named_with_the_cure(cfg, damaged, again, step):
 
 def test_masks_that_are_not_there_are_missed_before_any_work(cfg):
     shutil.rmtree(cfg.workspace / "weak")
-    with pytest.raises(UserError, match="masks = .*nowhere: name the folder, or the CSV"):
+    with pytest.raises(UserError, match="masks = .*nowhere: name the folder of true"):
         main(dataclasses.replace(cfg, masks=cfg.workspace / "nowhere"))
     assert not (cfg.workspace / "weak").exists()

@@ -1,7 +1,6 @@
 """Test masks and networks against true masks, and compare them with full supervision.
 
-Reads   all products of earlier steps, and, for the first time, masks: a folder of true masks (or a
-        CSV of run lengths)
+Reads   all products of earlier steps, and, for the first time, masks: a folder of true masks
 Writes  models/<fold>_<model>_supervised/   the same network, trained on the true masks
         reports/weak/scores.json            by fold and row, see weak/scoring.py
         reports/weak/lesions.json           by fold and row: by patient, by size of the lesion

@@ -6,14 +6,12 @@ windows, any other by its own range, from its darkest to its brightest pixel.
 
 import functools
 from collections import defaultdict
-from itertools import accumulate
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from config import Config, UserError
-from medood.data.files import read_table
 from medood.data.images import (
     IMAGE_ENDINGS,
     UNSURE,
@@ -27,8 +25,6 @@ from medood.data.workspace import list_images
 from medood.processes import say_once
 from weak.dicom import DICOM_ENDINGS, read_dicom
 from weak.image_labels import ImageLabels
-
-RLE_COLUMNS = ("imageid", "encodedpixels")  # in lower case
 
 # ---------------------------------------------------------------- names
 
@@ -138,62 +134,33 @@ def squared(pixels: np.ndarray, side: int, nearest: bool = False) -> np.ndarray:
 
 
 def require_masks(cfg: Config) -> Path:
-    """Return where the true masks are; UserError if there are none, without opening any."""
-    path = cfg.masks
-    if path is None or not path.exists():
-        raise UserError(f"masks = {path}: name the folder, or the CSV, of true masks with --masks")
-    return path
+    """Return the folder of the true masks; UserError if there is none, without opening any."""
+    folder = cfg.masks
+    if folder is None or not folder.is_dir():
+        raise UserError(f"masks = {folder}: name the folder of true masks with --masks")
+    return folder
 
 
 def read_truth(cfg: Config, name: str, size: tuple[int, ...], side: int) -> np.ndarray:
     """Return the true mask of a test image as uint8 (side, side): 0..C, or 255 where unsure.
 
-    masks is a folder with a mask image of the same stem, or a CSV of run lengths. name: of the
-    image. size: height and width of the original image, which those of the mask must be, and its
-    orientation if it is not 1. Raises UserError for a mask that is missing, of another size or
-    content, or that may be turned.
+    It is the mask image of the same stem. name: of the image. size: height and width of the
+    original image, which those of the mask must be, and its orientation if it is not 1. Raises
+    UserError for a mask that is missing, of another size or content, or that may be turned.
     """
-    path = require_masks(cfg)
-    truths = _truths(path, path.stat().st_mtime_ns)
-    if stem_of(name) not in truths:
-        raise UserError(f"{path} has no mask of {name}: add it")
-    truth = truths[stem_of(name)]
-    height, width, of_image = (*size, 1)[:3]
-    read = _read_run_lengths if path.is_file() else _read_mask_image
-    return squared(read(cfg, truth, name, (height, width), of_image), side, nearest=True)
-
-
-@functools.lru_cache(maxsize=2)  # one folder, or table, serves all images of a test
-def _truths(path: Path, mtime_ns: int) -> dict[str, Path | list[str]]:
-    """Return the mask image, or the run lengths, of each image, by its stem."""
-    if path.is_dir():
-        masks = {stem_of(name_of(mask)): mask for mask in list_images(path)}
-        return {stem_of(stem): mask for stem, mask in masks.items()} | masks  # `a.dcm.png`, too
-    found: dict[str, list[str]] = {}
-    for row in read_table(path, RLE_COLUMNS):
-        name, text = (row.get(column) for column in RLE_COLUMNS)
-        if not name or text is None:
-            raise UserError(
-                f"{path} lacks the columns ImageId and EncodedPixels, or a row lacks one: correct"
-                " it, or name a folder of mask images"
-            )
-        found.setdefault(stem_of(name), []).append(text)
-    return found
-
-
-def _read_mask_image(
-    cfg: Config, path: Path, name: str, size: tuple[int, int], of_image: int
-) -> np.ndarray:
-    """Return a mask image as classes, uint8 (H, W), 255 where its pixels have this value."""
-    n_classes = len(cfg.class_names)
-    inst_map, _, classes = read_own_mask(path, cfg.mask_values, n_classes)
+    folder = require_masks(cfg)
+    path = _masks_in(folder, folder.stat().st_mtime_ns).get(stem_of(name))
+    if path is None:
+        raise UserError(f"{folder} has no mask of {name}: add it")
+    inst_map, _, classes = read_own_mask(path, cfg.mask_values, len(cfg.class_names))
     mask = np.array([BACKGROUND, *classes, UNSURE], np.uint8)[inst_map]  # -1 is unsure
+    height, width, of_image = (*size, 1)[:3]
     orientations = of_image, orientation_of(path)
-    require_one_orientation(Path(name), path, orientations, size, mask.shape)
-    if mask.shape != size:
+    require_one_orientation(Path(name), path, orientations, (height, width), mask.shape)
+    if mask.shape != (height, width):
         raise UserError(
-            f"{path} is {mask.shape[1]} x {mask.shape[0]} pixels but the image {name} {size[1]} x"
-            f" {size[0]}: replace it with the mask of this image"
+            f"{path} is {mask.shape[1]} x {mask.shape[0]} pixels but the image {name} {width} x"
+            f" {height}: replace it with the mask of this image"
         )
     if not cfg.mask_values and set(np.unique(mask)) - {BACKGROUND} == {UNSURE}:
         # a class saved as white is far more frequent than an image of only unsure pixels
@@ -201,48 +168,11 @@ def _read_mask_image(
             f"{path} contains {UNSURE} and no class: set mask_values to {UNSURE} if it is the"
             " class, or to the values of the classes if these pixels are unsure"
         )
-    return mask
+    return squared(mask, side, nearest=True)
 
 
-def _read_run_lengths(
-    cfg: Config, texts: list[str], name: str, size: tuple[int, int], of_image: int
-) -> np.ndarray:
-    """Return the union of the run lengths of an image, uint8 (H, W) of 0 and 1."""
-    if len(cfg.classes) != 1:
-        raise UserError(
-            f"{cfg.masks} is a table of run lengths, which describe one class, but there are"
-            f" {len(cfg.classes)}: set masks to a folder of mask images"
-        )
-    # their numbers do not show along which side they run
-    require_one_orientation(Path(name), cfg.masks, (of_image, 1), size, (0, 0))
-    try:
-        return np.maximum.reduce([decode_rle(text, *size) for text in texts])
-    except UserError as error:
-        raise UserError(f"{cfg.masks}, image {name}: {error}") from None
-
-
-def decode_rle(text: str, height: int, width: int) -> np.ndarray:
-    """Return the mask (height, width), uint8 of 0 and 1, that run lengths as of SIIM-ACR describe.
-
-    They are pairs of a gap, from the end of the last run to the next one, and the run's length, in
-    pixels counted down the columns, from left to right. -1 alone is an empty mask.
-    """
-    mask = np.zeros(height * width, np.uint8)
-    words = text.split()
-    if words != ["-1"]:
-        numbers = [int(word) for word in words if word.isdecimal()]
-        if not words or len(words) % 2 or len(numbers) < len(words):
-            short = text if len(text) <= 40 else f"{text[:40]}..."
-            raise UserError(
-                f"the run lengths {short!r} are not pairs of a gap and a length, whole numbers from"
-                " 0: correct them, or write -1 for none"
-            )
-        ends = list(accumulate(numbers))
-        if ends[-1] > mask.size:
-            raise UserError(
-                f"the run lengths end at pixel {ends[-1]} of an image of {width} x {height} ="
-                f" {mask.size}: use those of this image, at its original size"
-            )
-        for start, end in zip(ends[::2], ends[1::2], strict=True):
-            mask[start:end] = 1
-    return np.ascontiguousarray(mask.reshape(width, height).T)
+@functools.lru_cache(maxsize=2)  # one listing serves all images of a test
+def _masks_in(folder: Path, _: int) -> dict[str, Path]:
+    """Return the mask image of each image, by its stem. _: when the folder was changed."""
+    masks = {stem_of(name_of(mask)): mask for mask in list_images(folder)}
+    return {stem_of(stem): mask for stem, mask in masks.items()} | masks  # `a.dcm.png`, too

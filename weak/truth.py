@@ -70,9 +70,9 @@ def _write_masks(cfg: ImagesConfig, product: Product, mask_of: Callable[[str], n
 
 
 def _of_truth(cfg: ImagesConfig, _: int) -> dict:
-    if cfg.masks is None or not cfg.masks.exists():
+    if cfg.masks is None or not cfg.masks.is_dir():
         return {"inputs": None}
-    masks = [cfg.masks] if cfg.masks.is_file() else sorted(cfg.masks.glob("*.*"))
+    masks = sorted(cfg.masks.glob("*.*"))
     return {"inputs": fingerprint(masks), "images": fingerprint([images_folder(cfg) / SIZES])}
 
 

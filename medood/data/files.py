@@ -31,7 +31,6 @@ TICK = 0.05  # seconds; the clock of a disk may advance in steps of a few hundre
 UTF8 = {"encoding": "utf-8", "errors": "backslashreplace"}  # of text that may contain names
 
 QUOTED = {"skipinitialspace": True, "strict": True}  # a quote that is left open is an error
-csv.field_size_limit(2**31 - 1)  # the run lengths of a large mask are one value
 
 CHUNK = 16  # files that a thread takes at once: a hash takes less time than passing on one file
 
