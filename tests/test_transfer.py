@@ -1,4 +1,4 @@
-"""weak/ by transfer, from image labels to masks, a network and scores: a rule stands in for it.
+"""weak/ by transfer, from image labels to masks and scores: a rule stands in for it.
 
 The lesions are the tinted ellipses of the sample: the generator that stands in here finds them by
 their hue, so that every step after it can be checked to the pixel.
@@ -14,7 +14,7 @@ import torch
 
 from config import UserError
 from medood.data.images import read_image, read_mask
-from tests.conftest import in_a_copy, moved, printed_in
+from tests.conftest import in_a_copy, moved
 from tests.leaks import files_by_masks
 from tests.small_weak import few_pictures, small
 from weak import transfer as training
@@ -26,7 +26,7 @@ from weak.image_labels import with_classes, with_lesion
 from weak.main import main, steps
 from weak.products import domains, generator_folder, healthy_folder, masks_folder, paths_to_test
 from weak.scoring import FLOORS, ROWS
-from weak.train_segmentation import train_segmentation, weak_network
+from weak.train_segmentation import train_segmentation
 
 
 def hue(images):
@@ -159,8 +159,7 @@ def test_methods_of_one_workspace_stand_side_by_side(made):
     page = (report_of(made) / "index.html").read_text()
     assert all(ROWS[row] in page for row in rows)
     table = (report_of(made) / "table.md").read_text()
-    assert "refined less transfer" in table
-    assert "transfer, refined less brightest" in table
+    assert "transfer less brightest" in table
     assert "|   79 |         1 |   100.0 |" in table  # one training, after which all flipped
     of_all = json.loads((report_of(made).parent / "scores.json").read_text())["79"]
     assert len(of_all["irnet"]["iou"]) == 3  # what the run by maps found before
@@ -190,7 +189,7 @@ def test_maps_that_are_missing_are_no_rows(cfg, capsys):
     evaluate_masks(cfg)
     assert "the rows of maps: skipped (" in capsys.readouterr().out
     floors = [row for row in ROWS if row in FLOORS and row != "centre_prior"]
-    own = ["all_background", *floors, "change", "transfer", "refined", "supervised"]
+    own = ["all_background", *floors, "change", "transfer", "supervised"]
     assert list(scores_in(cfg)) == own
 
 
@@ -200,17 +199,6 @@ def test_a_generator_without_masks_is_not_shown_beside_maps(cfg, capsys):
     shutil.rmtree(masks_folder(cfg, 79))
     assert not is_shown("the rows", cfg)
     assert "the rows: skipped (" in capsys.readouterr().out
-
-
-def test_a_network_of_other_settings_is_not_tested(cfg):
-    longer = dataclasses.replace(cfg, epochs=2, loss="dice_ce")
-    with pytest.raises(UserError, match="weak_transfer_tinted is out of date") as caught:
-        evaluate_masks(longer)
-    assert "epochs was 1, is 2, loss was dice, is dice_ce" in str(caught.value)
-    printed = printed_in(str(caught.value))
-    assert printed.startswith("python weak/train_segmentation.py ")
-    assert "--method transfer" in printed
-    assert "--epochs 2" in printed
 
 
 # ---------------------------------------------------------------- the steps
@@ -249,25 +237,12 @@ def test_a_generator_that_changes_makes_all_after_it_stale(cfg, stand_in):
     (weights.parent / "made_from.json").write_text(json.dumps(record))
     weights.write_bytes(b"\x08")
     with pytest.raises(UserError, match="healthy/79_transfer_tinted is out of date"):
+        evaluate_masks(cfg)
+
+
+def test_no_network_learns_from_masks_of_a_generator(cfg):
+    with pytest.raises(UserError, match="method = transfer has no such step"):
         train_segmentation(cfg)
-
-
-def test_a_generator_without_any_mask_has_no_network_and_counts_as_finding_none(
-    tmp_path, stand_in, monkeypatch, capsys
-):
-    def blind(generator, images, device):
-        flat = torch.full(images.shape[:3], 0.5)
-        return Healed(images, flat, 0 * flat)
-
-    monkeypatch.setattr(training, "heal", blind)
-    cfg = small_transfer(tmp_path, 18)
-    main(cfg)
-    assert (
-        "contains a class, so there is no network: train the generator" in capsys.readouterr().out
-    )
-    assert not weak_network(with_lesion(cfg), 79).exists()
-    scores = scores_in(cfg)
-    assert [scores[row]["miou"] for row in ("transfer", "refined")] == [0, 0]
 
 
 def test_without_masks_it_stops_before_the_test(cfg, stand_in, capsys):

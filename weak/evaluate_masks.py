@@ -38,6 +38,7 @@ from weak.image_labels import labels_of, with_classes, with_lesion
 from weak.maps import resized
 from weak.pooled import logits_by
 from weak.products import (
+    TRANSFER_MASKS,
     classifier_folder,
     domains,
     fold_labels,
@@ -105,13 +106,15 @@ def require_all(cfg: SegmentationConfig) -> None:
 
     Masks without any class have no networks: nothing was learned.
     """
-    is_transfer = cfg.method == "transfer"
-    require(cfg, masks_product(cfg), *([] if is_transfer else [maps_product(cfg)]))
+    if cfg.method == "transfer":
+        require(cfg, TRANSFER_MASKS)
+        return
+    require(cfg, masks_product(cfg), maps_product(cfg))
     for fold in cfg.folds:
         script = "weak/train_segmentation.py"
         again = partial(command, cfg, script, SegmentationConfig, folds=(fold,))
-        if has_masks(cfg, fold) or not (cfg.shuffled or is_transfer):
-            for negatives in (True,) if is_transfer else (False, True):
+        if has_masks(cfg, fold) or not cfg.shuffled:
+            for negatives in (False, True):
                 network = weak_network(cfg, fold, negatives)
                 made_from = partial(made_from_of, cfg, fold, negatives)
                 refuse_unusable(record_of(network), made_from, again)
@@ -138,7 +141,7 @@ def evaluate_fold(cfg: SegmentationConfig, fold: int, rows: Rows) -> TestedRows:
         of_maps = {**masks(rows.maps, fold, test), **from_networks(rows, fold, images)}
         found |= {name: masks_in(cfg, rows.maps, masks) for name, masks in of_maps.items()}
     if rows.transfer:
-        found |= from_transfer(rows.transfer, fold, paths, images)
+        found |= from_transfer(rows.transfer, fold, paths)
     found |= predicted_by(cfg, {"supervised": train_supervised(cfg, fold)}, images)
     patients = [labels.patients[index] for index in test]
     return tally_rows(patches, patients, found, len(cfg.class_names))
@@ -247,19 +250,14 @@ def from_networks(rows: Rows, fold: int, images: Tensor) -> dict[str, Tensor]:
     return predicted_by(rows.maps, networks, images) | nothing
 
 
-def from_transfer(
-    cfg: SegmentationConfig, fold: int, paths: list[Path], images: Tensor
-) -> dict[str, Tensor]:
-    """Return the predictions of a generator and of its network, by row, uint8 (N, P, P)."""
+def from_transfer(cfg: SegmentationConfig, fold: int, paths: list[Path]) -> dict[str, Tensor]:
+    """Return the predictions of a generator, by row, uint8 (N, P, P)."""
     diseased, _ = domains(cfg, fold)
     change, _ = cut(cfg, fold, diseased + paths, len(diseased), CHANGE)
-    found = {
+    return {
         "change": change[len(diseased) :] * seen_in(cfg, fold, paths)[:, None, None],
         "transfer": read_masks(cfg, masks_folder(cfg, fold), paths),
     }
-    if has_masks(cfg, fold):
-        return found | predicted_by(cfg, {"refined": weak_network(cfg, fold)}, images)
-    return found | {"refined": torch.zeros(images.shape[:3], dtype=torch.uint8)}
 
 
 def train_supervised(cfg: SegmentationConfig, fold: int) -> Path:

@@ -163,9 +163,12 @@ def with_classes(cfg: ImagesConfig) -> ImagesConfig:
 
 
 def for_maps(cfg: ClassifierConfig) -> ClassifierConfig:
-    """Return settings with the classes of the CSV for a step by maps; UserError for transfer."""
+    """Return settings with the classes of the CSV for a step of maps; UserError for transfer."""
     if cfg.method == "transfer":
-        raise UserError("method = transfer: it uses no maps: run weak/train_transfer.py instead")
+        raise UserError(
+            "method = transfer has no such step: run weak/train_transfer.py, then"
+            " weak/generate_masks.py"
+        )
     return for_classifier(cfg)
 
 

@@ -86,12 +86,7 @@ def maps_name(cfg: ClassifierConfig, fold: int) -> str:
 
 def transfer_name(cfg: TransferConfig, fold: int) -> str:
     """Return the name of the products of a fold by a generator."""
-    return f"{fold}_{of_transfer(cfg)}"
-
-
-def of_transfer(cfg: TransferConfig) -> str:
-    """Return the part of a generator's product names with the lesion."""
-    return f"transfer_{cfg.lesion}".replace("/", "_")
+    return f"{fold}_transfer_{cfg.lesion}".replace("/", "_")
 
 
 def folder_of(

@@ -55,18 +55,16 @@ from weak.settings import MasksConfig, SegmentationConfig
 from weak.train_transfer import FLIPPED
 from weak.trust import read_trust
 
-OWN = ("unet", "segmentation", "transfer", "refined")  # compared with every floor
+OWN = ("unet", "segmentation", "transfer")  # compared with every floor
 PAIRS = {
     "segmentation less without negatives": ("segmentation", "positives_only"),
-    "refined less transfer": ("refined", "transfer"),
     "U-Net, brightness less maps alone": ("unet", "maps"),
 }
 METHOD = (
     "No pixel of a training image was marked. Maps: a classifier learns from image labels; its maps"
     " become masks, and it predicts the classes of a test image. Transfer: a generator learns to"
-    " change images until the classifier sees no lesion; what it changes is the mask; refined: a"
-    " network trained on these masks. Ground truth is used only for the test and for full"
-    " supervision."
+    " change images until the classifier sees no lesion; what it changes is the mask. Ground"
+    " truth is used only for the test and for full supervision."
 )
 EXAMPLES = 6  # images of a fold in each picture
 
@@ -111,7 +109,7 @@ def write_report(cfg: SegmentationConfig, rows: Rows, tests: dict[int, TestedRow
         "By patient, and by thirds of the true area; percent": grid(columns),
         **tables,
     }
-    own = "refined" if cfg.method == "transfer" else "segmentation"
+    own = "transfer" if cfg.method == "transfer" else "segmentation"
     result = verdict(scores, gains, own, floor)
     subtitle = f"{data_name(cfg.workspace)}. {cfg.model_name}, percent, {describe(tests)}"
     lead = [Text(subtitle, "note"), Table("scores", *score_table(scores, classes))]
@@ -232,7 +230,7 @@ def draw_tested(
         healthy = [read_image(healthy_folder(rows.transfer, fold) / path.name) for path in paths]
         columns["healthy"] = torch.from_numpy(np.stack(healthy))
         columns["mask head"] = read_levels(rows.transfer, fold, paths) / 255
-    shown = ("irnet", "unet", "transfer", "segmentation", "refined", "supervised")
+    shown = ("irnet", "unet", "transfer", "segmentation", "supervised")
     masks = {name: test.predicted[name][chosen] for name in shown if name in test.predicted}
     columns |= {ROWS[name]: of_row for name, of_row in masks.items()}
     columns["ground truth"] = test.patches.masks[chosen]

@@ -40,7 +40,6 @@ ROWS = {
     "transfer": "transfer",
     "positives_only": "segmentation, without negatives",
     "segmentation": "segmentation",
-    "refined": "transfer, refined",
     "shuffled_labels": "segmentation, labels shuffled",
     "supervised": "full supervision",
 }

@@ -4,15 +4,13 @@ Reads   weak/Images, weak/Pseudo_Masks                    (generate_masks.py)
 Writes  models/<fold>_<model>_weak_positives/             trained on the images with a class
         models/<fold>_<model>_weak/                       and on the negatives that fooled it
         models/<fold>_<model>_weak_pooled[_positives]/    with method = unet, the same two
-        models/<fold>_<model>_weak_transfer_<lesion>/     with method = transfer, instead of both
 
 This is Med-OoD without a cut: an image whose label is 0 everywhere has no class, so any foreground
 that the first network predicts in it is false. Those with any, the hardest first, are added until
 the positive-negative ratio is nearest to pnr_opt; the rest is pruned. With the control of shuffled
 labels both names end in _shuffled.
 
-With method = transfer one network learns from the masks of both kinds of images, those without any
-class included, and from its own moving average as a teacher: see weak/teacher.py.
+With `teacher` a network also learns from its own moving average: see weak/teacher.py.
 """
 
 import sys
@@ -30,15 +28,13 @@ from medood.runs.products import network_made_from
 from medood.runs.provenance import require
 from medood.training.segmentation import Trainer, train_fold
 from rank_prune_ood import rank_files
-from weak.image_labels import with_classes, with_lesion
+from weak.image_labels import for_maps
 from weak.products import (
     IMAGES,
-    domains,
     fold_labels,
     image_paths,
     masks_folder,
     masks_product,
-    of_transfer,
 )
 from weak.settings import SegmentationConfig
 from weak.teacher import MeanTeacher
@@ -51,21 +47,17 @@ def weak_network(cfg: SegmentationConfig, fold: int, negatives: bool = True) -> 
     """Return where the network of a fold is, trained with or without negatives."""
     ending = "_pooled" * (cfg.method == "unet") + ("" if negatives else "_positives")
     ending += "_shuffled" * cfg.shuffled
-    if cfg.method == "transfer":
-        ending = f"_{of_transfer(cfg)}"
     return cfg.workspace / "models" / f"{fold}_{cfg.model_name}_weak{ending}"
 
 
 def train_segmentation(cfg: SegmentationConfig) -> None:
     """Train the networks of every fold whose masks contain a class."""
-    cfg = with_lesion(cfg) if cfg.method == "transfer" else with_classes(cfg)
+    cfg = for_maps(cfg)
     require(cfg, IMAGES, masks_product(cfg))
     for fold in cfg.folds:
         found = f"fold {fold}: no mask in {masks_folder(cfg, fold)} contains a class"
         if has_masks(cfg, fold):
             train_networks(cfg, fold)
-        elif cfg.method == "transfer":  # a training may fail
-            print(f"{found}, so there is no network: train the generator for more iterations")
         elif cfg.shuffled:
             print(f"{found}: as expected, nothing was learned from shuffled labels")
         else:
@@ -75,11 +67,8 @@ def train_segmentation(cfg: SegmentationConfig) -> None:
 def train_networks(cfg: SegmentationConfig, fold: int) -> None:
     """Train the network of a fold on its positives, mine the negatives, and train the second."""
     positives, negatives = training_files(cfg, fold)
-    second, kind = weak_network(cfg, fold), trainer_of(cfg)
-    if cfg.method == "transfer":
-        train_fold(cfg, fold, positives, [], second, kind)
-        return
-    first = weak_network(cfg, fold, negatives=False)
+    first, second = (weak_network(cfg, fold, negatives) for negatives in (False, True))
+    kind = trainer_of(cfg)
     train_fold(cfg, fold, positives, [], first, kind)
     chosen = mine(cfg, fold, first, positives, negatives)
     train_fold(cfg, fold, positives + chosen, [], second, kind, made_from_of(cfg, fold))
@@ -87,7 +76,7 @@ def train_networks(cfg: SegmentationConfig, fold: int) -> None:
 
 def trainer_of(cfg: SegmentationConfig) -> type[Trainer]:
     """Return the kind of trainer of a network."""
-    return MeanTeacher if cfg.teacher or cfg.method == "transfer" else Trainer
+    return MeanTeacher if cfg.teacher else Trainer
 
 
 def made_from_of(cfg: SegmentationConfig, fold: int, negatives: bool = True) -> dict:
@@ -98,8 +87,6 @@ def made_from_of(cfg: SegmentationConfig, fold: int, negatives: bool = True) -> 
     """
     positives, others = training_files(cfg, fold)
     of_trainer = trainer_of(cfg).made_from(cfg)
-    if cfg.method == "transfer":
-        return network_made_from(cfg, fold, positives) | of_trainer
     if not negatives:
         return network_made_from(cfg, fold, positives) | of_trainer
     first = weights_of(weak_network(cfg, fold, negatives=False))
@@ -110,17 +97,13 @@ def made_from_of(cfg: SegmentationConfig, fold: int, negatives: bool = True) -> 
 def training_files(cfg: SegmentationConfig, fold: int) -> tuple[list[Pair], list[Pair]]:
     """Return the training images with a class, with their masks, and those without any.
 
-    With method = transfer the latter have masks, too. With `trust`, the masks that are trusted
-    least are left out.
+    With `trust`, the masks that are trusted least are left out.
     """
     masks = masks_folder(cfg, fold)
-    if cfg.method == "transfer":
-        holding, empty = sum(domains(cfg, fold), []), []
-    else:
-        labels, train, _ = fold_labels(cfg, fold)
-        paths = image_paths(cfg, labels)
-        holding = [paths[index] for index in train if labels.held[index].any()]
-        empty = [paths[index] for index in train if not labels.held[index].any()]
+    labels, train, _ = fold_labels(cfg, fold)
+    paths = image_paths(cfg, labels)
+    holding = [paths[index] for index in train if labels.held[index].any()]
+    empty = [paths[index] for index in train if not labels.held[index].any()]
     positives = [(path, masks / path.name) for path in holding]
     if cfg.trust:
         positives = without_least_trusted(masks, positives)
