@@ -21,7 +21,7 @@ from weak import transfer as training
 from weak.evaluate_masks import evaluate_masks, is_shown
 from weak.generate_masks import generate_masks
 from weak.generator import Healed
-from weak.healthy import CHANGE, MASK, read_levels
+from weak.healthy import read_levels
 from weak.image_labels import with_classes, with_lesion
 from weak.main import main, steps
 from weak.products import domains, generator_folder, healthy_folder, masks_folder, paths_to_test
@@ -39,7 +39,7 @@ def knowing_hues(generator, images, device):
     mask = (hue(images) > 30).float() * 0.9 + 0.02
     grey = images.float().mean(-1, keepdim=True).expand(-1, -1, -1, 3)
     healthy = torch.where(mask[..., None] > 0.5, grey, images.float()).round().byte()
-    return Healed(healthy, mask, (healthy.float() - images.float()).abs().mean(3) / 255)
+    return Healed(healthy, mask)
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +57,8 @@ def stand_in():
         patch.setattr("weak.train_transfer.train_transfer", train)
         patch.setattr(training, "load_generator", lambda *_: None)
         patch.setattr(training, "heal", knowing_hues)
-        for module in ("healthy", "evaluate_masks"):
-            seen = lambda cfg, fold, paths: torch.ones(len(paths), dtype=torch.uint8)  # noqa: E731
-            patch.setattr(f"weak.{module}.seen_in", seen)
+        seen = lambda cfg, fold, paths: torch.ones(len(paths), dtype=torch.uint8)  # noqa: E731
+        patch.setattr("weak.healthy.seen_in", seen)
         yield
 
 
@@ -101,10 +100,9 @@ def test_a_mask_is_what_had_to_change_and_a_healthy_image_lacks_it(made):
 def test_the_pictures_and_arrays_lie_beside_the_healthy_images(made):
     cfg = with_lesion(made)
     diseased, _ = domains(cfg, 79)
-    assert read_levels(cfg, 79, diseased, MASK).dtype == torch.uint8
-    change = read_levels(cfg, 79, diseased, CHANGE)
-    assert change.shape == (len(diseased), 32, 32)
-    assert change.max() > 10
+    levels = read_levels(cfg, 79, diseased)
+    assert levels.dtype == torch.uint8
+    assert levels.shape == (len(diseased), 32, 32)
     assert (healthy_folder(cfg, 79) / "sheet" / "healthy.png").exists()
 
 
@@ -154,7 +152,6 @@ def test_methods_of_one_workspace_stand_side_by_side(made):
     assert list(of_fold) == rows
     assert of_fold["all_background"]["miou"] == 0
     assert of_fold["transfer"]["miou"] > 0.8
-    assert of_fold["change"]["miou"] > 0.5
     assert len(of_fold["irnet"]["iou"]) == 2  # of the lesion alone
     page = (report_of(made) / "index.html").read_text()
     assert all(ROWS[row] in page for row in rows)
@@ -189,7 +186,7 @@ def test_maps_that_are_missing_are_no_rows(cfg, capsys):
     evaluate_masks(cfg)
     assert "the rows of maps: skipped (" in capsys.readouterr().out
     floors = [row for row in ROWS if row in FLOORS and row != "centre_prior"]
-    own = ["all_background", *floors, "change", "transfer", "supervised"]
+    own = ["all_background", *floors, "transfer", "supervised"]
     assert list(scores_in(cfg)) == own
 
 

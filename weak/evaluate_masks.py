@@ -33,7 +33,6 @@ from weak import pooled_masks
 from weak.arrays import load_images, read_masks
 from weak.floors import brightness, cut_to, otsu_masks, strangeness
 from weak.generate_maps import read_maps, read_seeds
-from weak.healthy import CHANGE, cut, seen_in
 from weak.image_labels import labels_of, with_classes, with_lesion
 from weak.maps import resized
 from weak.pooled import logits_by
@@ -141,7 +140,7 @@ def evaluate_fold(cfg: SegmentationConfig, fold: int, rows: Rows) -> TestedRows:
         of_maps = {**masks(rows.maps, fold, test), **from_networks(rows, fold, images)}
         found |= {name: masks_in(cfg, rows.maps, masks) for name, masks in of_maps.items()}
     if rows.transfer:
-        found |= from_transfer(rows.transfer, fold, paths)
+        found["transfer"] = read_masks(cfg, masks_folder(rows.transfer, fold), paths)
     found |= predicted_by(cfg, {"supervised": train_supervised(cfg, fold)}, images)
     patients = [labels.patients[index] for index in test]
     return tally_rows(patches, patients, found, len(cfg.class_names))
@@ -248,16 +247,6 @@ def from_networks(rows: Rows, fold: int, images: Tensor) -> dict[str, Tensor]:
     elif rows.control:  # nothing was learned, so nothing is found
         nothing["shuffled_labels"] = torch.zeros(images.shape[:3], dtype=torch.uint8)
     return predicted_by(rows.maps, networks, images) | nothing
-
-
-def from_transfer(cfg: SegmentationConfig, fold: int, paths: list[Path]) -> dict[str, Tensor]:
-    """Return the predictions of a generator, by row, uint8 (N, P, P)."""
-    diseased, _ = domains(cfg, fold)
-    change, _ = cut(cfg, fold, diseased + paths, len(diseased), CHANGE)
-    return {
-        "change": change[len(diseased) :] * seen_in(cfg, fold, paths)[:, None, None],
-        "transfer": read_masks(cfg, masks_folder(cfg, fold), paths),
-    }
 
 
 def train_supervised(cfg: SegmentationConfig, fold: int) -> Path:

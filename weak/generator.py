@@ -21,7 +21,6 @@ class Healed(NamedTuple):
 
     image: Tensor  # (N, 3, H, W) in -1..1
     mask: Tensor  # (N, 1, H, W) in 0..1: where it may change
-    change: Tensor  # (N, 3, H, W) in -2..2: what is added there
 
 
 def changed(images: Tensor, mask: Tensor, change: Tensor) -> Tensor:
@@ -46,7 +45,7 @@ class Generator(nn.Module):
         """images: float (N, 3, H, W) in -1..1."""
         out = self.network(self.normalise((images + 1) * 127.5)).float()
         mask, change = (out[:, :1] + RARE).sigmoid(), 2 * out[:, 1:].tanh()
-        return Healed(changed(images, mask, change), mask, change)
+        return Healed(changed(images, mask, change), mask)
 
 
 class Judge(nn.Sequential):

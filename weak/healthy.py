@@ -4,7 +4,6 @@ weak/healthy/<fold>_transfer_<lesion>/ holds
 
     <image>.png         RGB (P, P, 3), the lesion taken out
     mask.npz            uint8 (P, P) by image: the mask head, 255 where all of a pixel may change
-    change.npz          uint8 (P, P) by image: how much a pixel changed, 255 from black to white
     sheet/healthy.png   a contact sheet of training images
 
 The generator is the last one of its training: nothing chooses another. Otsu's threshold splits the
@@ -42,7 +41,7 @@ from weak.products import (
 from weak.settings import MasksConfig, TransferConfig
 from weak.trust import write_trust
 
-MASK, CHANGE = "mask.npz", "change.npz"
+MASK = "mask.npz"
 SHOWN = 8  # images in the contact sheet
 
 
@@ -55,8 +54,7 @@ def write_healthy(cfg: MasksConfig, fold: int, folder: Path) -> None:
     healed = transfer.heal(generator, images, device)
     for path, image in zip(paths, healed.image.numpy(), strict=True):
         write_png(folder / path.name, image)
-    for name, values in ((MASK, healed.mask), (CHANGE, healed.change)):
-        write_arrays(folder / name, paths, (255 * values).round().byte(), np.uint8)
+    write_arrays(folder / MASK, paths, (255 * healed.mask).round().byte(), np.uint8)
     count = len(diseased)
     shown = some_of(range(count), SHOWN) + some_of(range(count, count + len(healthy)), SHOWN // 2)
     columns = {"healthy": healed.image[shown], "mask": healed.mask[shown]}
@@ -70,7 +68,10 @@ def write_lesions(cfg: MasksConfig, fold: int, folder: Path) -> None:
     """Write the masks of all images by the mask heads of a fold into a folder."""
     diseased, healthy = domains(cfg, fold)
     test = paths_to_test(cfg, fold)
-    masks, threshold = cut(cfg, fold, diseased + test, len(diseased))
+    levels = read_levels(cfg, fold, diseased + test)
+    # the highest level where all are alike: nothing lies above it
+    threshold = int(threshold_otsu(levels[: len(diseased)].numpy()))
+    masks = (levels > threshold).byte()
     masks[len(diseased) :] *= seen_in(cfg, fold, test)[:, None, None]
     is_empty = masks[: len(diseased)].flatten(1).amax(1) == 0
     masks[: len(diseased)][is_empty] = UNSURE
@@ -87,19 +88,6 @@ def write_lesions(cfg: MasksConfig, fold: int, folder: Path) -> None:
     )
 
 
-def cut(
-    cfg: TransferConfig, fold: int, paths: list[Path], training: int, kind: str = MASK
-) -> tuple[Tensor, int]:
-    """Return where images exceed Otsu's threshold of the first of them, and the threshold.
-
-    training: how many of the images, the first ones, teach it. Returns uint8 (N, P, P) of 0 and 1.
-    """
-    levels = read_levels(cfg, fold, paths, kind)
-    # the highest level where all are alike: nothing lies above it
-    threshold = int(threshold_otsu(levels[:training].numpy()))
-    return (levels > threshold).byte(), threshold
-
-
 def seen_in(cfg: TransferConfig, fold: int, paths: list[Path]) -> Tensor:
     """Say in which images the classifier sees the lesion, uint8 (N,) of 0 and 1."""
     of_all = with_classes(cfg)
@@ -107,6 +95,6 @@ def seen_in(cfg: TransferConfig, fold: int, paths: list[Path]) -> Tensor:
     return (logits[:, of_all.class_names.index(cfg.lesion) - 1] > 0).byte()
 
 
-def read_levels(cfg: TransferConfig, fold: int, paths: list[Path], kind: str = MASK) -> Tensor:
-    """Return what the mask head says of images, uint8 (N, P, P); or how much they changed."""
-    return read_arrays(healthy_folder(cfg, fold) / kind, paths)
+def read_levels(cfg: TransferConfig, fold: int, paths: list[Path]) -> Tensor:
+    """Return what the mask head says of images, uint8 (N, P, P)."""
+    return read_arrays(healthy_folder(cfg, fold) / MASK, paths)

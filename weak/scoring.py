@@ -36,7 +36,6 @@ ROWS = {
     "irnet": "IRNet",
     "maps": "U-Net, maps",
     "unet": "U-Net, maps and brightness",
-    "change": "transfer, all that changed",
     "transfer": "transfer",
     "positives_only": "segmentation, without negatives",
     "segmentation": "segmentation",

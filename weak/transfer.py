@@ -268,17 +268,14 @@ def load_generator(cfg: TransferConfig, folder: Path, device: torch.device) -> G
 def heal(generator: Generator, images: Tensor, device: torch.device) -> Healed:
     """Return images made healthy, RGB uint8 (N, P, P, 3), all on the CPU.
 
-    The mask is float32 (N, P, P) in 0..1, the change its mean over colours, absolute, in 0..1.
-    images: RGB uint8 (N, P, P, 3).
+    The mask is float32 (N, P, P) in 0..1. images: RGB uint8 (N, P, P, 3).
     """
     parts = tqdm(images.split(batch_size(device)), "  making healthy", leave=False, disable=None)
     found = []
     for part in parts:
-        before = scaled(part.to(device).permute(0, 3, 1, 2).float())
-        healed = generator(before)
+        healed = generator(scaled(part.to(device).permute(0, 3, 1, 2).float()))
         after = ((healed.image + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        change = (healed.image - before).abs().mean(1) / 2
-        found.append((after.permute(0, 2, 3, 1).cpu(), healed.mask[:, 0].cpu(), change.cpu()))
+        found.append((after.permute(0, 2, 3, 1).cpu(), healed.mask[:, 0].cpu()))
     return Healed(*(torch.cat(part) for part in zip(*found, strict=True)))
 
 
