@@ -1,7 +1,7 @@
 """Train a generator to make images with a lesion healthy, inside of a mask that it has to find.
 
 Reads   weak/Images, weak/classifier                (train_classifier.py), and the image labels
-Writes  weak/generator/<fold>_transfer_<lesion>/    generator, log of the losses, pictures
+Writes  weak/generator/<fold>_transfer_<lesion>/    generator, log of the losses
         weak/generator/<fold>_.../flipped.json      by training, how often the classifier flipped
 
 A training after which the classifier still sees most of the lesions has failed: it is repeated from

@@ -34,11 +34,10 @@ from medood.training.batches import AUGMENTATION, INITIALISATION, ORDER, stream_
 from medood.training.loop import fit, write_log
 from medood.training.protocol import Losses, Training
 from weak.generator import Generator, Healed, Judge, least_squares, total_variation
-from weak.pictures import draw_rows
 from weak.pooled import maps_by, pooled, size_loss
 from weak.settings import TransferConfig
 
-WEIGHTS, RESUME = "generator.safetensors", "resume.pt"
+WEIGHTS = "generator.safetensors"
 BETAS = (0.5, 0.999)  # of Adam
 PACE = 2  # the generator learns in every step of this number, the judge in each
 WEIGHT = {
@@ -46,8 +45,6 @@ WEIGHT = {
     **{"variation": 0.5, "size": 1.0},
 }
 ROUND = 100  # steps between two lines of the log, and two states to go on from
-DRAWN = 3  # rounds from one picture to the next
-SHOWN = 3, 1  # images with the lesion, and without, in a picture
 NEAREST_OF = 4  # healthy images, drawn at random: the one of the nearest place is taken
 
 
@@ -86,16 +83,14 @@ class Trainer(Training):
         diseased: Images,
         healthy: Images,
         sees: Sees,
-        folder: Path,
         device: torch.device,
     ) -> None:
-        """folder: takes pictures."""
         torch.manual_seed(stream_seed(cfg, fold, INITIALISATION))
         model = nn.ModuleDict({"generator": Generator(with_four_channels(cfg)), "judge": Judge()})
         rounds = -(-cfg.iterations // ROUND)
         model = for_training(model, device)
         super().__init__(cfg, f"fold {fold}", model, rounds, device)
-        self.fold, self.folder, self.precision = fold, folder, autocast(cfg.precision, device)
+        self.fold, self.precision = fold, autocast(cfg.precision, device)
         self.diseased, self.healthy, self.sees = diseased, healthy, sees.to(device)
         self.optimisers = {}
         for name, part in model.items():
@@ -111,26 +106,11 @@ class Trainer(Training):
         return ((*batch, number % PACE == 0) for number, batch in enumerate(batches))
 
     def end_epoch(self, losses: dict[str, float]) -> dict:
-        """Return the row of the log, its last step and the mean losses; draw a picture of some."""
-        done = len(self.log) + 1
-        step = min(done * ROUND, self.cfg.iterations)
+        """Return the row of the log: its last step and the mean losses."""
+        step = min((len(self.log) + 1) * ROUND, self.cfg.iterations)
         # the generator's are 0 in the steps that it leaves out
         scale = dict.fromkeys(WEIGHT, PACE)
-        row = {"step": step} | {name: scale.get(name, 1) * loss for name, loss in losses.items()}
-        if done % DRAWN == 0 or done == self.epochs:
-            self._draw(step)
-        return row
-
-    def _draw(self, step: int) -> None:
-        kinds = self.diseased.pixels, self.healthy.pixels
-        shown = [part[:most] for part, most in zip(kinds, SHOWN, strict=True)]
-        names = ["lesion"] * len(shown[0]) + ["none"] * len(shown[1])
-        generator = self.model["generator"].eval()
-        healed = heal(generator, torch.cat(shown), self.device)
-        generator.train()
-        columns = {"mask": healed.mask, "made healthy": healed.image}
-        path = self.folder / "pictures" / f"{step:06}.png"
-        draw_rows(path, self.cfg, f"step {step}", names, torch.cat(shown), columns)
+        return {"step": step} | {name: scale.get(name, 1) * loss for name, loss in losses.items()}
 
     def step(self, diseased: Tensor, healthy: Tensor, generates: bool = True) -> Losses:
         """Teach the judge and, if it generates, the generator: images (N, 3, P, P) in -1..1."""
@@ -206,7 +186,7 @@ def train_transfer(
         f"fold {fold}: {len(diseased.pixels)} images with the lesion, {len(healthy.pixels)} without"
         f" any class, {device.type}"
     )
-    trainer = Trainer(cfg, fold, diseased, healthy, sees, folder, device)
+    trainer = Trainer(cfg, fold, diseased, healthy, sees, device)
     fit(trainer, folder, made_from)
     generator = trainer.model["generator"]
     with whole(folder / WEIGHTS) as partial:
