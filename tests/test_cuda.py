@@ -6,7 +6,6 @@ GPU refuses, and says what would make the host wait. It knows nothing of a GPU's
 
 import contextlib
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -121,7 +120,7 @@ def test_generators_learn_the_same_and_the_host_waits_for_nothing(gpu):
     for device in (CPU, gpu.device):
         torch.manual_seed(0)
         sees = Sees(cfg, [build_model(cfg)], 0)
-        trainer = TransferTrainer(cfg, 1, *kinds, sees, Path(), device)
+        trainer = TransferTrainer(cfg, 1, *kinds, sees, device)
         (batch,) = batches_of(cfg, 1, 0, 1, *kinds, device)
         trainer.step(*batch)  # the first one builds the optimisers' states
         with gpu.never_waiting() if device == gpu.device else contextlib.nullcontext():

@@ -2,24 +2,25 @@
 
 Reads   weak/Images, weak/classifier                (train_classifier.py), and the image labels
 Writes  weak/generator/<fold>_transfer_<lesion>/    generator, log of the losses
-        weak/generator/<fold>_.../flipped.json      by training, how often the classifier flipped
+        weak/generator/<fold>_.../flipped.json      how often the classifier flipped
 
-A training after which the classifier still sees most of the lesions has failed: it is repeated from
-other random numbers, twice at most. That is told by image labels alone. The last one is kept.
+An interrupted training continues. One after which the classifier still sees most of the lesions has
+failed; that is told by image labels alone.
 """
 
-import shutil
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
+from safetensors.torch import save_file
 
+from config import UserError
 from medood.data.files import write_json
 from medood.models.network import pick_device
 from medood.runs.command_line import run
+from medood.training.loop import fit, write_log
 from weak.arrays import load_images
 from weak.check_labels import check_labels, places_of
 from weak.image_labels import with_classes, with_lesion
@@ -35,11 +36,10 @@ from weak.products import (
     unfinished,
 )
 from weak.settings import TransferConfig
-from weak.transfer import Images, Sees, train_transfer
+from weak.transfer import WEIGHTS, Images, Sees, Trainer, flipped
 
-TRAININGS = 3  # of a fold, at most
 FLIPPED = "flipped.json"
-ENOUGH = 0.5  # of the lesions that the classifier sees, which a generator is to heal
+ENOUGH = 0.5  # of the lesions that the classifier sees, which a generator is to take out
 
 
 def train_generators(cfg: TransferConfig) -> None:
@@ -51,19 +51,32 @@ def train_generators(cfg: TransferConfig) -> None:
 
 def train_fold(cfg: TransferConfig, fold: int, folder: Path) -> None:
     """Write the generator of a fold into a folder."""
-    diseased, healthy = (with_places(cfg, paths) for paths in domains(cfg, fold))
+    paths = domains(cfg, fold)
+    if not paths[1]:
+        raise UserError(
+            f"fold {fold} has no training image without any class: add some, or another fold"
+        )
+    diseased, healthy = (with_places(cfg, of_kind) for of_kind in paths)
     of_all, device = with_classes(cfg), pick_device(cfg.device)
     networks = load_pooled(of_all, classifier_folder(cfg, fold), device)
     sees = Sees(cfg, networks, of_all.class_names.index(cfg.lesion) - 1)
-    where, made_from = generator_folder(cfg, fold), GENERATOR.made_from(cfg, fold)
-    shares: list[float] = []
-    while len(shares) < TRAININGS and (not shares or shares[-1] < ENOUGH):
-        own = unfinished(where) / str(len(shares) + 1)
-        seeded = replace(cfg, seed=cfg.seed + len(shares))
-        shares.append(train_transfer(seeded, fold, diseased, healthy, sees, own, made_from))
-        print(f"{where}: the classifier flips on {100 * shares[-1]:.0f} % of what it sees")
-    shutil.copytree(own, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("resume.pt"))
-    write_json(folder / FLIPPED, {"flipped": shares})
+    print(
+        f"fold {fold}: {len(diseased.pixels)} images with the lesion, {len(healthy.pixels)} without"
+        f" any class, {device.type}"
+    )
+    where = generator_folder(cfg, fold)
+    trainer = Trainer(cfg, fold, diseased, healthy, sees, device)
+    fit(trainer, unfinished(where), GENERATOR.made_from(cfg, fold))
+    generator = trainer.model["generator"].eval()
+    save_file(
+        {name: values.contiguous() for name, values in generator.state_dict().items()},
+        folder / WEIGHTS,
+    )
+    write_log(folder, trainer.log)
+    share = flipped(generator, sees, diseased.pixels, device)
+    write_json(folder / FLIPPED, {"flipped": [share]})
+    cure = f": raise iterations (now {cfg.iterations})" if share < ENOUGH else ""
+    print(f"{where}: the classifier flips on {100 * share:.0f} % of what it sees{cure}")
 
 
 def with_places(cfg: TransferConfig, paths: list[Path]) -> Images:

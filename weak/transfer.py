@@ -21,17 +21,15 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from config import UserError
-from medood.data.files import reading, whole
+from medood.data.files import reading
 from medood.models.inference import batch_size
-from medood.models.network import Normalise, autocast, exact, for_training, pick_device
+from medood.models.network import Normalise, autocast, exact, for_training
 from medood.training.augmentation import augment, draw_augmentation
 from medood.training.batches import AUGMENTATION, INITIALISATION, ORDER, stream_seed, to_device
-from medood.training.loop import fit, write_log
 from medood.training.protocol import Losses, Training
 from weak.generator import Generator, Healed, Judge, least_squares, total_variation
 from weak.pooled import maps_by, pooled, size_loss
@@ -157,42 +155,6 @@ class Trainer(Training):
 def with_four_channels(cfg: TransferConfig) -> TransferConfig:
     """Return settings of a network for a mask and a change of three colours."""
     return replace(cfg, classes=tuple((name, "#000000") for name in ("red", "green", "blue")))
-
-
-# ---------------------------------------------------------------- the training
-
-
-def train_transfer(
-    cfg: TransferConfig,
-    fold: int,
-    diseased: Images,
-    healthy: Images,
-    sees: Sees,
-    folder: Path,
-    made_from: dict,
-) -> float:
-    """Train a generator to make images with the lesion look like images without any.
-
-    `folder` comes to hold generator.safetensors, log.csv and pictures/; it keeps resume.pt on the
-    way, see `fit`, for made_from too. Returns the share of the diseased images in which the
-    classifier sees the lesion before and not after. Raises UserError also if there is no image of
-    a kind.
-    """
-    for images, kind in ((diseased, "with the lesion"), (healthy, "without any class")):
-        if not len(images.pixels):
-            raise UserError(f"fold {fold} has no training image {kind}: add some, or another fold")
-    device = pick_device(cfg.device)
-    print(
-        f"fold {fold}: {len(diseased.pixels)} images with the lesion, {len(healthy.pixels)} without"
-        f" any class, {device.type}"
-    )
-    trainer = Trainer(cfg, fold, diseased, healthy, sees, device)
-    fit(trainer, folder, made_from)
-    generator = trainer.model["generator"]
-    with whole(folder / WEIGHTS) as partial:
-        save_file({k: v.contiguous() for k, v in generator.state_dict().items()}, partial)
-    write_log(folder, trainer.log)
-    return flipped(generator.eval(), sees, diseased.pixels, device)
 
 
 def batches_of(
