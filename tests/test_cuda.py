@@ -30,9 +30,10 @@ from tests.conftest import TINY, as_settings_of
 from tests.gpus import CPU, HERE, SMALL, Standin, some_patches, trained
 from train import train
 from train_ood import train_ood
+from weak.generator import Sees, heal
 from weak.settings import TransferConfig
-from weak.transfer import Images, Sees, batches_of, heal
-from weak.transfer import Trainer as TransferTrainer
+from weak.train_transfer import Images, batches_of
+from weak.train_transfer import Trainer as TransferTrainer
 
 
 def test_nobody_finds_the_stand_in_once_it_is_over():

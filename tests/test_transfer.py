@@ -17,7 +17,6 @@ from medood.data.images import read_image, read_mask
 from tests.conftest import in_a_copy, moved
 from tests.leaks import files_by_masks
 from tests.small_weak import few_pictures, small
-from weak import transfer as training
 from weak.evaluate_masks import evaluate_masks, is_shown
 from weak.generate_masks import generate_masks
 from weak.generator import Healed
@@ -51,7 +50,7 @@ def stand_in():
             "weak.train_transfer.fit", lambda trainer, *_: trainer.log.append({"step": 1})
         )
         patch.setattr("weak.train_transfer.flipped", lambda *_: 1.0)
-        patch.setattr(training, "heal", knowing_hues)
+        patch.setattr("weak.healthy.heal", knowing_hues)
         seen = lambda cfg, fold, paths: torch.ones(len(paths), dtype=torch.uint8)  # noqa: E731
         patch.setattr("weak.healthy.seen_in", seen)
         yield
@@ -107,7 +106,7 @@ def test_a_mask_that_contradicts_its_label_is_unsure(tmp_path, stand_in, monkeyp
         healed.mask[0] = torch.arange(32) / 1000  # the first training image with the lesion
         return healed
 
-    monkeypatch.setattr(training, "heal", blind_to_one)
+    monkeypatch.setattr("weak.healthy.heal", blind_to_one)
     cfg = with_lesion(small_transfer(tmp_path, 18))
     steps(cfg)
     diseased, _ = domains(cfg, 79)

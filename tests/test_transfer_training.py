@@ -13,26 +13,26 @@ from medood.models.network import build_model
 from medood.training.loop import fit
 from tests.conftest import TINY, as_settings_of
 from weak import train_transfer as step
-from weak import transfer as training
 from weak.generate_images import generate_images
-from weak.generator import Generator, Healed, Judge, changed, least_squares, total_variation
+from weak.generator import (
+    Generator,
+    Healed,
+    Judge,
+    Sees,
+    changed,
+    flipped,
+    heal,
+    least_squares,
+    load_generator,
+    total_variation,
+    with_four_channels,
+)
 from weak.image_labels import read_image_labels, with_lesion
 from weak.products import domains, generator_folder
 from weak.sample import draw_lesion, draw_sample
 from weak.settings import TransferConfig
 from weak.train_classifier import train_classifiers
-from weak.transfer import (
-    PACE,
-    WEIGHT,
-    Images,
-    Sees,
-    Trainer,
-    flipped,
-    heal,
-    load_generator,
-    nearest,
-    with_four_channels,
-)
+from weak.train_transfer import PACE, WEIGHT, Images, Trainer, nearest
 
 CPU = torch.device("cpu")
 CFG = as_settings_of(
@@ -62,7 +62,7 @@ def classifiers():
 def short():
     """Trainings of 6 steps, in rounds of 2."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "ROUND", 2)
+        patch.setattr(step, "ROUND", 2)
         yield patch
 
 

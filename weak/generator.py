@@ -1,16 +1,27 @@
-"""A generator that makes an image healthy by a change inside a mask, and the judge of what it made.
+"""A generator that makes an image healthy by a change inside a mask, and those who judge it.
 
-Images are float (N, 3, H, W) in -1..1.
+Images are float (N, 3, H, W) in -1..1, but for `heal` and `flipped`.
 """
 
+from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
+from tqdm import tqdm
 
 from config import Config
+from medood.data.files import reading
+from medood.models.inference import batch_size
 from medood.models.network import Normalise, build_model
+from weak.pooled import maps_by, pooled
+from weak.settings import TransferConfig
 
+WEIGHTS = "generator.safetensors"
 WIDTHS = (3, 16, 32, 64)  # of the judge
 SLOPE = 0.2  # of its leaky ReLU
 RARE = -3.0  # log-odds of the mask at the start: 5 % of an image
@@ -58,6 +69,22 @@ class Judge(nn.Sequential):
         super().__init__(*layers, spectral_norm(nn.Conv2d(WIDTHS[-1], 1, 3, padding=1)))
 
 
+class Sees(nn.Module):
+    """Frozen classifiers: images (N, 3, H, W) in -1..1 -> the logit of the lesion, (N,)."""
+
+    def __init__(self, cfg: TransferConfig, networks: list[nn.Module], channel: int) -> None:
+        """channel: of the lesion, among the classes."""
+        super().__init__()
+        self.networks, self.normalise = nn.ModuleList(networks), Normalise(cfg.encoder)
+        self.channel, self.pooling = channel, cfg.pooling
+        self.eval().requires_grad_(False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        batch = self.normalise((images + 1) * 127.5)
+        found = [pooled(maps_by(network, batch), self.pooling) for network in self.networks]
+        return torch.stack(found).mean(0)[:, self.channel]
+
+
 # ---------------------------------------------------------------- losses
 
 
@@ -70,3 +97,51 @@ def total_variation(values: Tensor) -> Tensor:
     """Return the mean absolute difference of neighbouring pixels of (N, C, H, W)."""
     down = (values[..., 1:, :] - values[..., :-1, :]).abs().mean()
     return down + (values[..., 1:] - values[..., :-1]).abs().mean()
+
+
+# ---------------------------------------------------------------- a trained generator
+
+
+def with_four_channels(cfg: TransferConfig) -> TransferConfig:
+    """Return settings of a network for a mask and a change of three colours."""
+    return replace(cfg, classes=tuple((name, "#000000") for name in ("red", "green", "blue")))
+
+
+def scaled(images: Tensor) -> Tensor:
+    """Return images of 0..255 in -1..1."""
+    return images / 127.5 - 1
+
+
+def load_generator(cfg: TransferConfig, folder: Path, device: torch.device) -> Generator:
+    """Return the generator of a folder, in eval mode."""
+    generator = Generator(replace(with_four_channels(cfg), encoder_weights="none"))
+    with reading(folder / WEIGHTS):
+        generator.load_state_dict(load_file(folder / WEIGHTS))
+    return generator.eval().to(device, memory_format=torch.channels_last)
+
+
+@torch.no_grad()
+def heal(generator: Generator, images: Tensor, device: torch.device) -> Healed:
+    """Return images made healthy, RGB uint8 (N, P, P, 3), all on the CPU.
+
+    The mask is float32 (N, P, P) in 0..1. images: RGB uint8 (N, P, P, 3).
+    """
+    parts = tqdm(images.split(batch_size(device)), "  making healthy", leave=False, disable=None)
+    found = []
+    for part in parts:
+        healed = generator(scaled(part.to(device).permute(0, 3, 1, 2).float()))
+        after = ((healed.image + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        found.append((after.permute(0, 2, 3, 1).cpu(), healed.mask[:, 0].cpu()))
+    return Healed(*(torch.cat(part) for part in zip(*found, strict=True)))
+
+
+@torch.no_grad()
+def flipped(generator: Generator, sees: Sees, images: Tensor, device: torch.device) -> float:
+    """Return the share of the images seen to hold the lesion that are not once they are healed."""
+    before, after = [], []
+    for part in images.split(batch_size(device)):
+        batch = scaled(part.to(device).permute(0, 3, 1, 2).float())
+        before.append(sees(batch).cpu() > 0)
+        after.append(sees(generator(batch).image).cpu() > 0)
+    seen, still = torch.cat(before).numpy(), torch.cat(after).numpy()
+    return float(np.mean(~still[seen])) if seen.any() else 0.0

@@ -25,8 +25,8 @@ from torch import Tensor
 from medood.data.images import read_image, write_png
 from medood.data.labels import BACKGROUND, UNSURE
 from medood.models.network import pick_device
-from weak import transfer
 from weak.arrays import load_images, read_arrays, write_arrays
+from weak.generator import heal, load_generator
 from weak.image_labels import with_classes
 from weak.pictures import draw_rows, some_of
 from weak.pooled import logits_by
@@ -50,8 +50,8 @@ def write_healthy(cfg: MasksConfig, fold: int, folder: Path) -> None:
     diseased, healthy = domains(cfg, fold)
     paths, device = [*diseased, *healthy, *paths_to_test(cfg, fold)], pick_device(cfg.device)
     images = load_images(cfg, paths)
-    generator = transfer.load_generator(cfg, generator_folder(cfg, fold), device)
-    healed = transfer.heal(generator, images, device)
+    generator = load_generator(cfg, generator_folder(cfg, fold), device)
+    healed = heal(generator, images, device)
     for path, image in zip(paths, healed.image.numpy(), strict=True):
         write_png(folder / path.name, image)
     write_arrays(folder / MASK, paths, (255 * healed.mask).round().byte(), np.uint8)
