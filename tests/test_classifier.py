@@ -11,6 +11,7 @@ from medood.models.network import Normalise
 from medood.training.loop import fit
 from tests.conftest import TINY, as_settings_of
 from tests.small_weak import painted
+from weak.arrays import save_weights
 from weak.classifier import (
     EMPTY,
     ClassifierTraining,
@@ -18,10 +19,10 @@ from weak.classifier import (
     build_classifier,
     contrast_loss,
     image_scores,
-    load_classifier,
+    load_classifiers,
     logits_of,
     plain_loss,
-    save_classifier,
+    weights_file,
 )
 from weak.maps import placed
 from weak.settings import ClassifierConfig
@@ -172,8 +173,8 @@ def test_it_learns_and_the_same_seed_gives_the_same_bytes(cfg, tmp_path):
     held_out, truth = painted(40, seed=1)
     scores = image_scores(logits_of(cfg, classifier, held_out, CPU).numpy(), truth.numpy())
     assert min(scores["auc"]) > 0.9
-    save_classifier(classifier, tmp_path, "plain", 1)
-    loaded = load_classifier(cfg, tmp_path, "plain", 1, CPU)
+    save_weights(classifier, weights_file(tmp_path, "plain", 0))
+    (loaded,) = load_classifiers(dataclasses.replace(cfg, classifiers=1), tmp_path, "plain", CPU)
     torch.testing.assert_close(
         logits_of(cfg, loaded, held_out, CPU), logits_of(cfg, classifier, held_out, CPU)
     )

@@ -9,18 +9,17 @@ import torch
 
 from medood.training.loop import fit
 from tests.conftest import TINY, as_settings_of
-from tests.small_weak import painted, stopped_after
+from tests.small_weak import painted
 from weak import floors, pooled_masks
-from weak.classifier import EMPTY, image_scores
+from weak.arrays import save_weights
+from weak.classifier import EMPTY, image_scores, load_classifiers
 from weak.floors import brightness, cut_to, otsu_masks, strangeness
 from weak.pooled import (
     SHARPNESS,
     PooledTraining,
-    load_pooled,
     maps_by,
     pooled,
     pooled_loss,
-    save_pooled,
     seen_by,
     size_loss,
 )
@@ -104,9 +103,9 @@ def test_a_label_below_1_is_the_share_that_is_taught():
 # ---------------------------------------------------------------- training
 
 
-def trained(cfg, images, labels, folder=None):
+def trained(cfg, images, labels):
     training = PooledTraining(cfg, 1, 0, images, labels, CPU)
-    fit(training, folder, {})
+    fit(training)
     return training.model.eval()
 
 
@@ -122,32 +121,15 @@ def test_it_learns_which_and_where_and_the_same_seed_gives_the_same_bytes(cfg, t
     short = dataclasses.replace(cfg, classifier_epochs=1)
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-        save_pooled(trained(short, images, labels), tmp_path / name, 0)
+        save_weights(trained(short, images, labels), tmp_path / name / "1.safetensors")
     first, second = ((tmp_path / name / "1.safetensors").read_bytes() for name in ("one", "two"))
     assert first == second
-    (loaded,) = load_pooled(dataclasses.replace(cfg, classifiers=1), tmp_path / "one", CPU)
+    one = dataclasses.replace(cfg, classifiers=1)
+    (loaded,) = load_classifiers(one, tmp_path / "one", "pooled", CPU)
     assert not loaded.training
     other = dataclasses.replace(short, seed=1)
-    save_pooled(trained(other, images, labels), tmp_path / "two", 0)
+    save_weights(trained(other, images, labels), tmp_path / "two" / "1.safetensors")
     assert (tmp_path / "two" / "1.safetensors").read_bytes() != first
-
-
-def test_an_interrupted_training_ends_with_the_same_weights(cfg, tmp_path):
-    images, labels = painted(10)
-    whole = trained(cfg, images, labels).state_dict()
-    with stopped_after(PooledTraining, 1), pytest.raises(KeyboardInterrupt):
-        trained(cfg, images, labels, tmp_path / "cut")
-    again = trained(cfg, images, labels, tmp_path / "cut").state_dict()
-    assert all(torch.equal(values, again[name]) for name, values in whole.items())
-
-
-@pytest.mark.parametrize(("images", "epochs"), [(2, 1), (9, 1)])
-def test_it_trains_for_as_few_steps_as_there_are(cfg, images, epochs):
-    given = painted(images)
-    cfg = dataclasses.replace(cfg, classifier_epochs=epochs)
-    training = PooledTraining(cfg, 1, 0, *given, CPU)
-    fit(training)
-    assert len(training.log) == epochs
 
 
 def test_images_are_drawn_as_their_labels_are_rare(cfg):

@@ -18,13 +18,13 @@ from tests.conftest import as_settings_of, in_a_copy, printed_in
 from tests.leaks import files_by_masks
 from tests.small_weak import POOLED, few_pictures, small, stopped_after
 from weak import train_irnet
+from weak.classifier import ImagesTraining
 from weak.evaluate_masks import evaluate_masks, require_all
 from weak.generate_images import generate_images
 from weak.generate_maps import generate_maps, read_maps
 from weak.generate_masks import generate_masks
 from weak.image_labels import with_classes
 from weak.main import MainConfig, main, steps
-from weak.pooled import PooledTraining
 from weak.products import classifier_folder, fold_labels, image_paths, maps_folder, masks_folder
 from weak.scoring import ROWS
 from weak.settings import SegmentationConfig
@@ -164,13 +164,15 @@ def test_a_run_with_unet_has_its_own_products_next_to_those_of_other_maps(cfg, c
         train_irnets(cfg)
 
 
-def test_an_interrupted_training_with_unet_continues_to_the_same_files(cfg, capsys):
-    cfg = dataclasses.replace(cfg, method="unet", classifiers=1, classifier_epochs=2)
+@pytest.mark.parametrize("method", ["contrast", "unet"])
+def test_an_interrupted_training_of_classifiers_ends_with_the_same_files(cfg, method, capsys):
+    few = {"classifiers": 1, "classifier_epochs": 2, "contrast_epochs": 2}
+    cfg = dataclasses.replace(cfg, method=method, **few)
     train_classifiers(cfg)
     folder = classifier_folder(cfg, 79)
     whole = hashes(folder)
     shutil.rmtree(folder)
-    with stopped_after(PooledTraining, 1), pytest.raises(KeyboardInterrupt):
+    with stopped_after(ImagesTraining, 1), pytest.raises(KeyboardInterrupt):
         train_classifiers(cfg)
     assert not folder.exists()
     capsys.readouterr()

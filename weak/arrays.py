@@ -1,10 +1,11 @@
-"""Images and arrays of them, as the steps of weak/ pass them on."""
+"""Images, arrays of them and weights, as the steps of weak/ pass them on."""
 
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from config import Config
 from medood.data.dataset import load_patches
@@ -34,3 +35,16 @@ def read_arrays(file: Path, paths: list[Path]) -> Tensor:
     """Return what write_arrays wrote for some images, (N, ...)."""
     with reading(file), np.load(file) as arrays:
         return torch.from_numpy(np.stack([arrays[path.stem] for path in paths]))
+
+
+def save_weights(network: nn.Module, file: Path) -> None:
+    """Write the weights of a network."""
+    save_file({name: value.contiguous() for name, value in network.state_dict().items()}, file)
+
+
+def load_weights(network: nn.Module, file: Path) -> nn.Module:
+    """Return a network, in eval mode, with the weights that save_weights wrote."""
+    with reading(file):
+        found = load_file(file)  # of an earlier version, IRNet's has more
+        network.load_state_dict({name: found[name] for name in network.state_dict()})
+    return network.eval()

@@ -1,10 +1,10 @@
 """The classifier: the classes of an image, from maps whose spatial mean is the logit.
 
-There are two kinds. A plain one separates the images with a class from all others. It may use
+There are three kinds. A plain one separates the images with a class from all others. It may use
 what distinguishes two classes but belongs to neither: for parts of one organ, the tissue around
 them. A contrast one continues from it: it separates them only from the images without any class,
 and learns that these have no class at any pixel. It cannot say which of two classes an image has,
-but where.
+but where. For the third, pooled, see weak/pooled.py.
 """
 
 from dataclasses import replace
@@ -15,13 +15,11 @@ import numpy as np
 import segmentation_models_pytorch as smp
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from scipy.stats import mannwhitneyu
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from config import Config, UserError
-from medood.data.files import reading
 from medood.models.inference import batch_size
 from medood.models.network import Normalise, autocast, build_model, exact, for_training
 from medood.training.augmentation import augment, draw_augmentation
@@ -33,6 +31,7 @@ from medood.training.batches import (
     stream_seed,
 )
 from medood.training.protocol import Losses, Training
+from weak.arrays import load_weights
 from weak.output_stride import PROBE, grid_shifts, set_output_stride
 from weak.settings import ClassifierConfig
 
@@ -40,11 +39,13 @@ HEAD_LR = 10  # times the encoder's: the head has random weights at first
 WARM_UP = 0.1  # of all steps, in which the learning rate rises; then it falls
 EMPTY = 4  # weight of the pixels of images without a class, in the contrast loss; an image has 1
 
-Kind = Literal["plain", "contrast"]
+Kind = Literal["plain", "contrast", "pooled"]
 
 
 def kinds_of(cfg: ClassifierConfig) -> list[Kind]:
     """Return the kinds of classifier that are trained, in this order."""
+    if cfg.is_pooled:
+        return ["pooled"]
     return ["plain", "contrast"] if cfg.method == "contrast" else ["plain"]
 
 
@@ -302,22 +303,23 @@ def auc_of(values: np.ndarray, held: np.ndarray) -> float | None:
     return float(ranks.statistic / pairs) if pairs else None
 
 
-def save_classifier(classifier: Classifier, folder: Path, kind: Kind, number: int) -> None:
-    """Write the weights of a classifier into a folder. number: from 0."""
-    weights = {name: values.contiguous() for name, values in classifier.state_dict().items()}
-    save_file(weights, _weights(folder, kind, number))
+def load_classifiers(
+    cfg: ClassifierConfig, folder: Path, kind: Kind, device: torch.device
+) -> list[nn.Module]:
+    """Return the classifiers of a kind in a folder, in eval mode."""
+    found = []
+    for number in range(cfg.classifiers):
+        network = (
+            build_model(replace(cfg, encoder_weights="none"))
+            if kind == "pooled"
+            else build_classifier(cfg, to_train=False)
+        )
+        load_weights(network, weights_file(folder, kind, number))
+        found.append(network.to(device, memory_format=torch.channels_last))
+    return found
 
 
-def load_classifier(
-    cfg: ClassifierConfig, folder: Path, kind: Kind, number: int, device: torch.device
-) -> Classifier:
-    """Return a classifier of a folder, in eval mode. number: from 0."""
-    classifier = build_classifier(cfg, to_train=False)
-    weights = _weights(folder, kind, number)
-    with reading(weights):
-        classifier.load_state_dict(load_file(weights))
-    return classifier.eval().to(device, memory_format=torch.channels_last)
-
-
-def _weights(folder: Path, kind: Kind, number: int) -> Path:
-    return folder / f"{kind}_{number + 1}.safetensors"
+def weights_file(folder: Path, kind: Kind, number: int) -> Path:
+    """Return where a folder has the weights of a classifier. number: from 0."""
+    name = f"{kind}_{number + 1}".removeprefix("pooled_")
+    return folder / f"{name}.safetensors"

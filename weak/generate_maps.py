@@ -28,11 +28,11 @@ from medood.data.files import csv_text, read_json, read_table, reading, write_js
 from medood.models.network import pick_device
 from medood.runs.command_line import run
 from weak.arrays import load_images
-from weak.classifier import kinds_of, load_classifier
+from weak.classifier import kinds_of, load_classifiers
 from weak.image_labels import for_maps
 from weak.maps import maps_of, normalised
 from weak.pictures import caption, draw_rows, some_of
-from weak.pooled import load_pooled, seen_by
+from weak.pooled import seen_by
 from weak.products import (
     classifier_folder,
     fold_labels,
@@ -58,14 +58,11 @@ def write_maps(cfg: MapsConfig, fold: int, folder: Path) -> None:
     labels, train, test = fold_labels(cfg, fold)
     paths, device = image_paths(cfg, labels), pick_device(cfg.device)
     images, trained = load_images(cfg, paths), classifier_folder(cfg, fold)
+    classifiers = {kind: load_classifiers(cfg, trained, kind, device) for kind in kinds_of(cfg)}
     if cfg.method == "unet":
-        seen, logits = seen_by(cfg, load_pooled(cfg, trained, device), images, device)
+        seen, logits = seen_by(cfg, classifiers["pooled"], images, device)
         maps = {"unet": seen}
     else:
-        classifiers = {
-            kind: [load_classifier(cfg, trained, kind, n, device) for n in range(cfg.classifiers)]
-            for kind in kinds_of(cfg)
-        }
         maps, logits = maps_of(cfg, classifiers, images, device)
     held = logits > 0
     held[train] = torch.from_numpy(labels.held[train])

@@ -29,17 +29,16 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
-from medood.data.files import in_threads, reading
+from medood.data.files import in_threads
 from medood.data.images import write_png
 from medood.models.network import pick_device
 from medood.runs.command_line import run
 from weak import pooled_masks
 from weak.affinity import walk
-from weak.arrays import load_images, write_arrays
-from weak.classifier import load_classifier
+from weak.arrays import load_images, load_weights, write_arrays
+from weak.classifier import load_classifiers
 from weak.generate_maps import read_maps, read_seeds
 from weak.healthy import write_healthy, write_lesions
 from weak.image_labels import with_classes, with_lesion
@@ -120,12 +119,8 @@ def write_all(cfg: MasksConfig, fold: int, folder: Path, paths: list[Path], mask
 def boundaries_of(cfg: MasksConfig, fold: int, paths: list[Path]) -> Tensor:
     """Return the boundaries that the IRNet of a fold predicts in images, float32 (N, h, w)."""
     device = pick_device(cfg.device)
-    classifier = load_classifier(cfg, classifier_folder(cfg, fold), "plain", 0, device)
-    irnet = IRNet(classifier.levels)
-    weights = irnet_folder(cfg, fold) / WEIGHTS
-    with reading(weights):
-        found = load_file(weights)  # of an earlier version, with a second branch
-        irnet.load_state_dict({name: found[name] for name in irnet.state_dict()})
+    classifier, *_ = load_classifiers(cfg, classifier_folder(cfg, fold), "plain", device)
+    irnet = load_weights(IRNet(classifier.levels), irnet_folder(cfg, fold) / WEIGHTS)
     return boundaries(encoder_of(cfg, classifier, device), irnet, load_images(cfg, paths), device)
 
 

@@ -9,15 +9,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 from tqdm import tqdm
 
 from config import Config
-from medood.data.files import reading
 from medood.models.inference import batch_size
 from medood.models.network import Normalise, build_model
+from weak.arrays import load_weights
 from weak.pooled import maps_by, pooled
 from weak.settings import TransferConfig
 
@@ -115,9 +114,8 @@ def scaled(images: Tensor) -> Tensor:
 def load_generator(cfg: TransferConfig, folder: Path, device: torch.device) -> Generator:
     """Return the generator of a folder, in eval mode."""
     generator = Generator(replace(with_four_channels(cfg), encoder_weights="none"))
-    with reading(folder / WEIGHTS):
-        generator.load_state_dict(load_file(folder / WEIGHTS))
-    return generator.eval().to(device, memory_format=torch.channels_last)
+    load_weights(generator, folder / WEIGHTS)
+    return generator.to(device, memory_format=torch.channels_last)
 
 
 @torch.no_grad()

@@ -12,19 +12,15 @@ make its maps show where a class is, and not only that it is somewhere:
 What brightness adds, and how maps become masks: see weak/pooled_masks.py.
 """
 
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from config import Config
-from medood.data.files import reading
 from medood.data.labels import BACKGROUND
 from medood.models.inference import batch_size
 from medood.models.network import (
@@ -37,7 +33,7 @@ from medood.models.network import (
 )
 from medood.training.augmentation import RANDOM, parameters_of
 from medood.training.batches import INITIALISATION, stream_seed
-from weak.classifier import EMPTY, ImagesTraining, load_classifier, logits_of
+from weak.classifier import EMPTY, ImagesTraining, kinds_of, load_classifiers, logits_of
 from weak.settings import ClassifierConfig
 
 TOP = 0.02  # of a map's pixels, for the pooling of that name
@@ -178,30 +174,7 @@ def logits_by(cfg: ClassifierConfig, folder: Path, images: Tensor) -> Tensor:
     They are the mean over (plain) classifiers. images: RGB uint8 (N, P, P, 3).
     """
     device = pick_device(cfg.device)
+    classifiers = load_classifiers(cfg, folder, kinds_of(cfg)[0], device)
     if cfg.is_pooled:
-        return seen_by(cfg, load_pooled(cfg, folder, device), images, device).logits
-    numbers = range(cfg.classifiers)
-    plain = [load_classifier(cfg, folder, "plain", number, device) for number in numbers]
-    return torch.stack([logits_of(cfg, one, images, device) for one in plain]).mean(0)
-
-
-def save_pooled(network: nn.Module, folder: Path, number: int) -> None:
-    """Write the weights of a classifier into a folder. number: from 0."""
-    weights = {name: values.contiguous() for name, values in network.state_dict().items()}
-    save_file(weights, _weights(folder, number))
-
-
-def load_pooled(cfg: Config, folder: Path, device: torch.device) -> list[nn.Module]:
-    """Return the classifiers of a folder, in eval mode."""
-    networks = []
-    for number in range(cfg.classifiers):
-        network = build_model(replace(cfg, encoder_weights="none"))
-        weights = _weights(folder, number)
-        with reading(weights):
-            network.load_state_dict(load_file(weights))
-        networks.append(network.eval().to(device, memory_format=torch.channels_last))
-    return networks
-
-
-def _weights(folder: Path, number: int) -> Path:
-    return folder / f"{number + 1}.safetensors"
+        return seen_by(cfg, classifiers, images, device).logits
+    return torch.stack([logits_of(cfg, one, images, device) for one in classifiers]).mean(0)

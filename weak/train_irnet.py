@@ -13,7 +13,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from config import UserError
@@ -22,8 +21,8 @@ from medood.models.network import pick_device
 from medood.runs.command_line import run
 from medood.training.batches import INITIALISATION, stream_seed
 from medood.training.loop import fit, write_log
-from weak.arrays import load_images
-from weak.classifier import load_classifier
+from weak.arrays import load_images, save_weights
+from weak.classifier import load_classifiers
 from weak.generate_maps import read_seeds
 from weak.image_labels import for_maps
 from weak.irnet import WEIGHTS, IRNet, IRNetTraining, encoder_of
@@ -61,14 +60,14 @@ def train_fold(cfg: IRNetConfig, fold: int, folder: Path) -> None:
             f" {cfg.possible_area:g})"
         )
     images = load_images(cfg, paths)[holding]
-    classifier = load_classifier(cfg, classifier_folder(cfg, fold), "plain", 0, device)
+    classifier, *_ = load_classifiers(cfg, classifier_folder(cfg, fold), "plain", device)
     torch.manual_seed(stream_seed(cfg, fold, INITIALISATION))
     irnet = IRNet(classifier.levels)
     print(f"fold {fold}: IRNet on {len(images)} images, {device.type}")
     encoder = encoder_of(cfg, classifier, device)
     training = IRNetTraining(cfg, fold, encoder, irnet, images, sure, device)
     fit(training)
-    save_file({k: v.contiguous() for k, v in irnet.state_dict().items()}, folder / WEIGHTS)
+    save_weights(irnet, folder / WEIGHTS)
     write_log(folder, training.log)
     print(f"{irnet_folder(cfg, fold)}: loss {training.log[-1]['loss']:.3f}")
 

@@ -29,7 +29,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from config import UserError
@@ -40,8 +39,9 @@ from medood.training.augmentation import augment, draw_augmentation
 from medood.training.batches import AUGMENTATION, INITIALISATION, ORDER, stream_seed, to_device
 from medood.training.loop import fit, write_log
 from medood.training.protocol import Losses, Training
-from weak.arrays import load_images
+from weak.arrays import load_images, save_weights
 from weak.check_labels import check_labels, places_of
+from weak.classifier import load_classifiers
 from weak.generator import (
     WEIGHTS,
     Generator,
@@ -55,7 +55,7 @@ from weak.generator import (
     with_four_channels,
 )
 from weak.image_labels import with_classes, with_lesion
-from weak.pooled import load_pooled, size_loss
+from weak.pooled import size_loss
 from weak.products import (
     GENERATOR,
     classifier_folder,
@@ -103,7 +103,7 @@ def train_fold(cfg: TransferConfig, fold: int, folder: Path) -> None:
         )
     diseased, healthy = (with_places(cfg, of_kind) for of_kind in paths)
     of_all, device = with_classes(cfg), pick_device(cfg.device)
-    networks = load_pooled(of_all, classifier_folder(cfg, fold), device)
+    networks = load_classifiers(of_all, classifier_folder(cfg, fold), "pooled", device)
     sees = Sees(cfg, networks, of_all.class_names.index(cfg.lesion) - 1)
     print(
         f"fold {fold}: {len(diseased.pixels)} images with the lesion, {len(healthy.pixels)} without"
@@ -113,10 +113,7 @@ def train_fold(cfg: TransferConfig, fold: int, folder: Path) -> None:
     trainer = Trainer(cfg, fold, diseased, healthy, sees, device)
     fit(trainer, unfinished(where), GENERATOR.made_from(cfg, fold))
     generator = trainer.model["generator"].eval()
-    save_file(
-        {name: values.contiguous() for name, values in generator.state_dict().items()},
-        folder / WEIGHTS,
-    )
+    save_weights(generator, folder / WEIGHTS)
     write_log(folder, trainer.log)
     share = flipped(generator, sees, diseased.pixels, device)
     write_json(folder / FLIPPED, {"flipped": [share]})
