@@ -57,6 +57,7 @@ def strangeness(cfg: Config, images: Tensor, healthy: list[int]) -> Tensor:
     et al. 2021), with the initial weights of cfg's encoder. images: RGB uint8
     (N, P, P, 3). healthy: the indices of training images without any class.
     """
+    torch.manual_seed(cfg.seed)  # of weights at random, if it has no others
     encoder, normalise = build_model(cfg).encoder.eval(), Normalise(cfg.encoder)
     parts = [
         encoder(normalise(part.permute(0, 3, 1, 2).float()))
