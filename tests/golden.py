@@ -64,7 +64,7 @@ SYSTEMS = {
     "transfer": System(
         "weak/main.py --method transfer",
         "--classifier_epochs 1 --iterations 4 --epochs 1",
-        ("drawn", "weak/Images", "weak/Lesion_Masks"),
+        ("drawn", "weak/Images", "weak/True_Masks"),
         "reports/weak/scores.json",
     ),
 }

@@ -8,7 +8,7 @@ Writes  models/<fold>_<model>_supervised/   the same network, trained on the tru
         reports/weak/index.html             the report, with its figures in one file
 
 Methods that ran in the workspace on the same images and labels are in one report. A generator has
-one class, so if it is tested, or a lesion is named, only masks of this class are compared (in
+one class, so if it is tested, or a lesion is named, only this class is compared (in
 reports/weak/<lesion> if there are others), on the images with this class or none.
 """
 
@@ -25,6 +25,7 @@ from torch import Tensor
 from config import UserError
 from medood.commands import command
 from medood.data.dataset import load_patches
+from medood.data.labels import UNSURE
 from medood.data.records import record_of, refuse_unusable
 from medood.runs.command_line import run
 from medood.runs.provenance import require
@@ -39,7 +40,6 @@ from weak.pooled import logits_by
 from weak.products import (
     TRANSFER_MASKS,
     classifier_folder,
-    domains,
     fold_labels,
     image_paths,
     indices_to_test,
@@ -125,8 +125,9 @@ def require_all(cfg: SegmentationConfig) -> None:
 def evaluate_fold(cfg: SegmentationConfig, fold: int, rows: Rows) -> TestedRows:
     """Return the predictions of every row for the test images of a fold, and their tallies."""
     labels, test = labels_there(cfg), indices_to_test(cfg, fold)
-    paths = [image_paths(cfg, labels)[index] for index in test]
-    patches = load_patches(true_files(cfg, paths), cfg.image_size, len(cfg.class_names))
+    paths, every = [image_paths(cfg, labels)[index] for index in test], with_classes(cfg)
+    patches = load_patches(true_files(every, paths), cfg.image_size, len(every.class_names))
+    patches = replace(patches, masks=in_classes(cfg, every, patches.masks))
     images = patches.images
     found = {
         "all_background": torch.zeros(images.shape[:3], dtype=torch.uint8),
@@ -138,10 +139,11 @@ def evaluate_fold(cfg: SegmentationConfig, fold: int, rows: Rows) -> TestedRows:
     if rows.maps:
         masks = from_pooled if rows.maps.method == "unet" else from_maps
         of_maps = {**masks(rows.maps, fold, test), **from_networks(rows, fold, images)}
-        found |= {name: masks_in(cfg, rows.maps, masks) for name, masks in of_maps.items()}
+        found |= {name: in_classes(cfg, every, masks) for name, masks in of_maps.items()}
     if rows.transfer:
         found["transfer"] = read_masks(cfg, masks_folder(rows.transfer, fold), paths)
-    found |= predicted_by(cfg, {"supervised": train_supervised(cfg, fold)}, images)
+    full = predicted_by(every, {"supervised": train_supervised(every, fold)}, images)
+    found |= {name: in_classes(cfg, every, masks) for name, masks in full.items()}
     patients = [labels.patients[index] for index in test]
     return tally_rows(patches, patients, found, len(cfg.class_names))
 
@@ -185,11 +187,12 @@ def floors(
     return found
 
 
-def masks_in(cfg: SegmentationConfig, maps: SegmentationConfig, masks: Tensor) -> Tensor:
-    """Return masks by the route of maps, uint8 (N, P, P), in the classes of cfg."""
+def in_classes(cfg: SegmentationConfig, every: SegmentationConfig, masks: Tensor) -> Tensor:
+    """Return masks of every class, uint8 (N, P, P), in the classes of cfg: its lesion, if any."""
     if cfg.lesion is None:
         return masks
-    return (masks == maps.class_names.index(cfg.lesion)).byte()
+    of_lesion = (masks == every.class_names.index(cfg.lesion)).byte()
+    return torch.where(masks == UNSURE, UNSURE, of_lesion)
 
 
 def from_maps(cfg: SegmentationConfig, fold: int, test: list[int]) -> dict[str, Tensor]:
@@ -251,12 +254,9 @@ def from_networks(rows: Rows, fold: int, images: Tensor) -> dict[str, Tensor]:
 
 def train_supervised(cfg: SegmentationConfig, fold: int) -> Path:
     """Return the folder of the network trained on the true masks of a fold's training images."""
-    if cfg.lesion is None:
-        labels, train, _ = fold_labels(cfg, fold)
-        paths, of_lesion = [image_paths(cfg, labels)[index] for index in train], ""
-    else:
-        paths, of_lesion = sum(domains(cfg, fold), []), f"_{cfg.lesion}".replace("/", "_")
-    folder = cfg.workspace / "models" / f"{fold}_{cfg.model_name}{of_lesion}_supervised"
+    labels, train, _ = fold_labels(cfg, fold)
+    paths = [image_paths(cfg, labels)[index] for index in train]
+    folder = cfg.workspace / "models" / f"{fold}_{cfg.model_name}_supervised"
     train_fold(cfg, fold, true_files(cfg, paths), [], folder)
     return folder
 
