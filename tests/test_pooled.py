@@ -10,24 +10,23 @@ import torch
 from medood.training.loop import fit
 from tests.conftest import TINY, as_settings_of
 from tests.small_weak import painted
-from weak import floors, pooled_masks
+from weak import floors
+from weak import pooled as module
 from weak.arrays import save_weights
 from weak.classifier import EMPTY, image_scores, load_classifiers
 from weak.floors import brightness, cut_to, otsu_masks, strangeness
 from weak.pooled import (
+    LEVELS,
     SHARPNESS,
     PooledTraining,
+    appearance,
     maps_by,
+    masks_of,
+    masks_with_unsure,
     pooled,
     pooled_loss,
     seen_by,
     size_loss,
-)
-from weak.pooled_masks import (
-    LEVELS,
-    appearance,
-    masks_of,
-    masks_with_unsure,
     with_appearance,
 )
 from weak.settings import ClassifierConfig
@@ -159,8 +158,8 @@ def test_maps_are_log_odds_and_the_mean_over_mirror_images(cfg):
 
 
 def test_brightness_that_maps_agree_on_is_added_to_them(monkeypatch):
-    monkeypatch.setattr(pooled_masks, "BLUR", 0.0)
-    monkeypatch.setattr(pooled_masks, "gaussian_filter1d", lambda counts, _: counts)
+    monkeypatch.setattr(module, "BLUR", 0.0)
+    monkeypatch.setattr(module, "gaussian_filter1d", lambda counts, _: counts)
     images = torch.zeros(2, 2, 2, 3, dtype=torch.uint8)
     images[:, 0] = 255
     maps = torch.full((2, 1, 2, 2), -40.0)

@@ -2,8 +2,7 @@
 
 import torch
 
-from weak.settings import IRNetConfig
-from weak.thresholds import (
+from weak.maps import (
     area_above,
     detection_threshold,
     masks_of,
@@ -11,6 +10,7 @@ from weak.thresholds import (
     threshold_of,
     thresholds_of,
 )
+from weak.settings import IRNetConfig
 from weak.train_irnet import confident_labels
 
 

@@ -1,6 +1,9 @@
-"""Images, arrays of them and weights, as the steps of weak/ pass them on."""
+"""Images, arrays of them and weights, as the steps of weak/ pass them on, and pictures."""
 
+from collections.abc import Iterable, Sequence
+from itertools import compress
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -11,6 +14,8 @@ from config import Config
 from medood.data.dataset import load_patches
 from medood.data.files import reading
 from medood.data.images import read_mask
+from medood.data.workspace import data_name
+from medood.evaluation import figures
 
 
 def load_images(cfg: Config, paths: list[Path]) -> Tensor:
@@ -48,3 +53,32 @@ def load_weights(network: nn.Module, file: Path) -> nn.Module:
         found = load_file(file)  # of an earlier version, IRNet's has more
         network.load_state_dict({name: found[name] for name in network.state_dict()})
     return network.eval()
+
+
+# ---------------------------------------------------------------- pictures
+
+T = TypeVar("T")
+
+
+def some_of(items: Sequence[T], count: int) -> list[T]:
+    """Return `count` of some items, or all of them, spread evenly from the first to the last."""
+    places = np.linspace(0, len(items) - 1, min(count, len(items))).astype(int)
+    return [items[place] for place in places]
+
+
+def caption(path: Path, classes: Sequence[str], held: Iterable[bool]) -> str:
+    """Return the caption of an image in a picture: its name, and its classes."""
+    return f"{path.stem}\n{', '.join(compress(classes, held))}"
+
+
+def draw_rows(
+    path: Path,
+    cfg: Config,
+    title: str,
+    names: list[str],
+    images: Tensor,
+    columns: dict[str, Tensor],
+) -> None:
+    """Draw images, RGB uint8 (n, P, P, 3), each with its name and, next to it, its columns."""
+    title = f"{data_name(cfg.workspace)}, {title}"
+    figures.draw_rows(path, title, names, {"image": images} | columns, cfg.classes)

@@ -30,12 +30,12 @@ from medood.data.records import record_of, refuse_unusable
 from medood.runs.command_line import run
 from medood.runs.provenance import require
 from medood.training.segmentation import train_fold
-from weak import pooled_masks
+from weak import pooled
 from weak.arrays import load_images, read_masks
 from weak.floors import brightness, cut_to, otsu_masks, strangeness
 from weak.generate_maps import read_maps, read_seeds
 from weak.image_labels import labels_of, with_classes, with_lesion
-from weak.maps import resized
+from weak.maps import detection_threshold, masks_of, resized, thresholds_of
 from weak.pooled import logits_by
 from weak.products import (
     TRANSFER_MASKS,
@@ -53,7 +53,6 @@ from weak.read_images import require_masks
 from weak.report import write_report
 from weak.scoring import Rows, TestedRows, predicted_by, tally_rows
 from weak.settings import SegmentationConfig
-from weak.thresholds import detection_threshold, masks_of, thresholds_of
 from weak.train_segmentation import has_masks, made_from_of, weak_network
 from weak.truth import true_files
 
@@ -233,7 +232,7 @@ def from_pooled(cfg: SegmentationConfig, fold: int, test: list[int]) -> dict[str
     paths = image_paths(cfg, labels_there(cfg))
     tested = [paths[index] for index in test]
     return {
-        "maps": pooled_masks.masks_of(*read_maps(cfg, fold, tested, "unet")),
+        "maps": pooled.masks_of(*read_maps(cfg, fold, tested, "unet")),
         "unet": read_masks(cfg, masks_folder(cfg, fold), tested),
     }
 

@@ -27,11 +27,10 @@ from config import UserError
 from medood.data.files import csv_text, read_json, read_table, reading, write_json, write_text
 from medood.models.network import pick_device
 from medood.runs.command_line import run
-from weak.arrays import load_images
+from weak.arrays import caption, draw_rows, load_images, some_of
 from weak.classifier import kinds_of, load_classifiers
 from weak.image_labels import for_maps
-from weak.maps import maps_of, normalised
-from weak.pictures import caption, draw_rows, some_of
+from weak.maps import areas, maps_of, normalised
 from weak.pooled import seen_by
 from weak.products import (
     classifier_folder,
@@ -42,7 +41,6 @@ from weak.products import (
     maps_product,
 )
 from weak.settings import IRNetConfig, MapsConfig
-from weak.thresholds import areas
 
 HELD, AREAS = "held.csv", "areas.json"
 SHOWN = 8  # images in the contact sheet

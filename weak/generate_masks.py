@@ -7,7 +7,7 @@ Writes  weak/Pseudo_Masks/<fold>_<encoder>/<image>.png           uint8 (P, P), 0
 
 trust.csv, next to the masks, ranks them: see weak/trust.py.
 
-With method = unet, brightness is added to the maps: see weak/pooled_masks.py.
+With method = unet, brightness is added to the maps: see weak/pooled.py.
 
 Reads   weak/Images, weak/maps                                   (generate_maps.py)
 Writes  weak/Pseudo_Masks/<fold>_pooled_<model>/<image>.png      as above
@@ -35,7 +35,7 @@ from medood.data.files import in_threads
 from medood.data.images import write_png
 from medood.models.network import pick_device
 from medood.runs.command_line import run
-from weak import pooled_masks
+from weak import pooled
 from weak.affinity import walk
 from weak.arrays import load_images, load_weights, write_arrays
 from weak.classifier import load_classifiers
@@ -43,7 +43,7 @@ from weak.generate_maps import read_maps, read_seeds
 from weak.healthy import write_healthy, write_lesions
 from weak.image_labels import with_classes, with_lesion
 from weak.irnet import WEIGHTS, IRNet, boundaries, encoder_of
-from weak.maps import normalised, resized
+from weak.maps import masks_of, masks_with_unsure, normalised, resized
 from weak.products import (
     HEALTHY,
     TRANSFER_MASKS,
@@ -56,7 +56,6 @@ from weak.products import (
     masks_product,
 )
 from weak.settings import MasksConfig
-from weak.thresholds import masks_of, masks_with_unsure
 from weak.trust import write_trust
 
 BOUNDARIES = "boundaries.npz"
@@ -101,10 +100,10 @@ def write_pooled(cfg: MasksConfig, fold: int, folder: Path) -> None:
     paths = image_paths(cfg, labels)
     images = load_images(cfg, paths)
     maps, held = read_maps(cfg, fold, paths, "unet")
-    ratio = pooled_masks.appearance(maps[train], images[train], held[train])
-    maps = pooled_masks.with_appearance(maps, images, ratio)
-    masks = pooled_masks.masks_of(maps, held)
-    masks[train] = pooled_masks.masks_with_unsure(maps[train], held[train], cfg.unsure)
+    ratio = pooled.appearance(maps[train], images[train], held[train])
+    maps = pooled.with_appearance(maps, images, ratio)
+    masks = pooled.masks_of(maps, held)
+    masks[train] = pooled.masks_with_unsure(maps[train], held[train], cfg.unsure)
     write_all(cfg, fold, folder, paths, masks)
 
 

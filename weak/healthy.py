@@ -25,10 +25,9 @@ from torch import Tensor
 from medood.data.images import read_image, write_png
 from medood.data.labels import BACKGROUND, UNSURE
 from medood.models.network import pick_device
-from weak.arrays import load_images, read_arrays, write_arrays
+from weak.arrays import draw_rows, load_images, read_arrays, some_of, write_arrays
 from weak.generator import heal, load_generator
 from weak.image_labels import with_classes
-from weak.pictures import draw_rows, some_of
 from weak.pooled import logits_by
 from weak.products import (
     classifier_folder,

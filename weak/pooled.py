@@ -9,7 +9,8 @@ make its maps show where a class is, and not only that it is somewhere:
 - In an image with it, the mean of the map is taught a share of the image (Fan, Zhang and Boykov,
   arXiv 2503.06954). Without this, an image with a class was painted all over.
 
-What brightness adds, and how maps become masks: see weak/pooled_masks.py.
+A map is the log-odds of a class against background, so a mask ends at a probability of a half, after
+the evidence of brightness is added. A training image is unsure around it; a test image is not.
 """
 
 from pathlib import Path
@@ -18,10 +19,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.ndimage import gaussian_filter, gaussian_filter1d
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from medood.data.labels import BACKGROUND
+from medood.data.files import in_threads
+from medood.data.labels import BACKGROUND, UNSURE
 from medood.models.inference import batch_size
 from medood.models.network import (
     Normalise,
@@ -39,6 +42,7 @@ from weak.settings import ClassifierConfig
 TOP = 0.02  # of a map's pixels, for the pooling of that name
 SHARPNESS = 4.0  # of the soft maximum: the mean at 0, the maximum at infinity
 TINY = 1e-6
+LEVELS, BLUR = 32, 1.5 / 64  # of brightness; of an image's side
 LIGHT, GENTLE = 7, 0.1  # of an augmentation's random numbers: the first of light, and their factor
 
 
@@ -178,3 +182,68 @@ def logits_by(cfg: ClassifierConfig, folder: Path, images: Tensor) -> Tensor:
     if cfg.is_pooled:
         return seen_by(cfg, classifiers, images, device).logits
     return torch.stack([logits_of(cfg, one, images, device) for one in classifiers]).mean(0)
+
+
+# ---------------------------------------------------------------- from maps to masks
+
+
+def appearance(maps: Tensor, images: Tensor, held: Tensor) -> Tensor:
+    """Return the log-ratio of each level of brightness, by class: (C, LEVELS).
+
+    It is log P(level | class) - log P(level | not) over the pixels of the images with the class,
+    each of which counts on both sides, by its probability. maps: (N, C, P, P). images: RGB
+    uint8 (N, P, P, 3). held: bool (N, C).
+    """
+    levels, found = levels_of(images), []
+    for of_class, has in zip(maps.unbind(1), held.unbind(1), strict=True):
+        likely = of_class[has].sigmoid()[..., None].expand(*of_class[has].shape, 3)
+        sides = [
+            torch.bincount(levels[has].flatten(), part.flatten(), LEVELS).numpy() + 1.0
+            for part in (likely, 1 - likely)
+        ]
+        inside, outside = (gaussian_filter1d(side / side.sum(), 1) for side in sides)
+        found.append(torch.from_numpy(np.log(inside / outside)))
+    return torch.stack(found).float()
+
+
+def with_appearance(maps: Tensor, images: Tensor, ratio: Tensor) -> Tensor:
+    """Return maps plus the log-ratios of their pixels, as if independent (naive Bayes).
+
+    It is the mean over the three colours. maps, images and ratio: as in `appearance`.
+    """
+    levels = levels_of(images)
+    said = [of_class[levels].mean(3) for of_class in ratio]
+    return maps + torch.stack(said, 1)
+
+
+def levels_of(images: Tensor) -> Tensor:
+    """Return the level of brightness around each pixel and colour, int64 (N, P, P, 3)."""
+    sigma = BLUR * images.shape[1]
+
+    def levels(image: np.ndarray) -> np.ndarray:
+        return gaussian_filter(image.astype(np.float32), (sigma, sigma, 0)) * (LEVELS / 256)
+
+    return torch.from_numpy(np.stack(in_threads(levels, images.numpy()))).long()
+
+
+def masks_of(maps: Tensor, held: Tensor) -> Tensor:
+    """Return the class of each pixel, uint8 (N, P, P): the most likely present, if above a half.
+
+    maps: log-odds (N, C, P, P). held: bool (N, C).
+    """
+    top, best = maps.masked_fill(~held[:, :, None, None], -torch.inf).max(1)
+    return torch.where(top > 0, best + 1, 0).to(torch.uint8)
+
+
+def masks_with_unsure(maps: Tensor, held: Tensor, unsure: float) -> Tensor:
+    """Return the class of each pixel, as masks_of does, UNSURE within `unsure` of a half.
+
+    A mask that lacks a class of its image contradicts the label: its background is unsure.
+    """
+    margin = torch.tensor(0.5 + unsure).logit()
+    inner, outer = (masks_of(maps + shift, held) for shift in (-margin, margin))
+    masks = torch.where(inner == outer, inner, UNSURE).to(torch.uint8)
+    for value, has in enumerate(held.unbind(1), 1):
+        lacks = has & ~(masks == value).flatten(1).any(1)
+        masks[lacks] = masks[lacks].masked_fill(masks[lacks] == 0, UNSURE)
+    return masks

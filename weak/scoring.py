@@ -19,7 +19,7 @@ from medood.evaluation.statistics import Difference, paired_differences
 from medood.evaluation.tables import spread
 from medood.models.checkpoints import load_model
 from medood.models.inference import Predictor, predict
-from weak.pictures import some_of
+from weak.arrays import some_of
 from weak.settings import SegmentationConfig
 
 # what is tested, in the order of the table

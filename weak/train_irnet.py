@@ -26,6 +26,7 @@ from weak.classifier import load_classifiers
 from weak.generate_maps import read_seeds
 from weak.image_labels import for_maps
 from weak.irnet import WEIGHTS, IRNet, IRNetTraining, encoder_of
+from weak.maps import masks_with_unsure, thresholds_of
 from weak.products import (
     IRNET,
     classifier_folder,
@@ -35,7 +36,6 @@ from weak.products import (
     make_folds,
 )
 from weak.settings import IRNetConfig
-from weak.thresholds import masks_with_unsure, thresholds_of
 
 
 def train_irnets(cfg: IRNetConfig) -> None:
