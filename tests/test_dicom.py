@@ -18,7 +18,8 @@ from medood.data.images import to_bytes, write_png
 from tests.small_dicom import GREY, UID, write_dicom
 from tests.test_weak_images import labelled
 from weak.products import png_of
-from weak.read_images import list_inputs, read_any, read_truth
+from weak.read_images import list_inputs, read_any
+from weak.truth import read_truth
 
 RANGE = [[0, 64], [128, 255]]  # of GREY, from its own minimum to its maximum
 

@@ -32,8 +32,8 @@ from predict import find_images
 from tests.conftest import TINY, as_settings_of, write_region
 from weak.generate_images import generate_images
 from weak.products import image_paths, labels_there
-from weak.read_images import read_truth
 from weak.settings import ImagesConfig
+from weak.truth import read_truth
 
 ROOT = Path(__file__).parents[1]
 NFC = "h\u00f6hle_\u00e4"

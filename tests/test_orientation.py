@@ -18,8 +18,9 @@ from medood.predicting.slides import open_image
 from tests.conftest import TINY, as_settings_of
 from weak.generate_images import generate_images
 from weak.products import png_of, sizes_of
-from weak.read_images import read_any, read_truth
+from weak.read_images import read_any
 from weak.settings import ImagesConfig
+from weak.truth import read_truth
 
 TURNED = (2, 3, 6, 8)
 KINDS = ("png", "jpg", "tif", "tiled")

@@ -8,8 +8,8 @@ from conftest import TINY, as_settings_of
 from PIL import Image
 
 from config import UserError
-from weak.read_images import read_truth
 from weak.settings import ImagesConfig
+from weak.truth import read_truth
 
 
 @pytest.fixture

@@ -17,6 +17,8 @@ from medood.data.images import read_mask
 from medood.data.workspace import data_name
 from medood.evaluation import figures
 
+T = TypeVar("T")
+
 
 def load_images(cfg: Config, paths: list[Path]) -> Tensor:
     """Return images of one size, RGB uint8 (N, P, P, 3)."""
@@ -56,8 +58,6 @@ def load_weights(network: nn.Module, file: Path) -> nn.Module:
 
 
 # ---------------------------------------------------------------- pictures
-
-T = TypeVar("T")
 
 
 def some_of(items: Sequence[T], count: int) -> list[T]:

@@ -49,12 +49,11 @@ from weak.products import (
     masks_folder,
     masks_product,
 )
-from weak.read_images import require_masks
 from weak.report import write_report
 from weak.scoring import Rows, TestedRows, predicted_by, tally_rows
 from weak.settings import SegmentationConfig
 from weak.train_segmentation import has_masks, made_from_of, weak_network
-from weak.truth import true_files
+from weak.truth import require_masks, true_files
 
 
 def evaluate_masks(cfg: SegmentationConfig) -> None:

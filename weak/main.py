@@ -17,12 +17,12 @@ from weak.evaluate_masks import evaluate_masks
 from weak.generate_images import generate_images
 from weak.generate_maps import generate_maps
 from weak.generate_masks import generate_masks
-from weak.read_images import require_masks
 from weak.settings import MasksConfig, SegmentationConfig
 from weak.train_classifier import train_classifiers
 from weak.train_irnet import train_irnets
 from weak.train_segmentation import train_segmentation
 from weak.train_transfer import train_generators
+from weak.truth import require_masks
 
 
 @settings

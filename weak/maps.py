@@ -137,9 +137,9 @@ def maps_of(
 
 # ---------------------------------------------------------------- where to cut them
 
-# The image labels give the frequency of a class. At the threshold that as many training images reach
-# as have the class, maps agree with the labels. The pixels above it are the class's area; maps of
-# other kinds are cut to the same area.
+# The image labels give the frequency of a class. At the threshold that as many training images
+# reach as have the class, maps agree with the labels. The pixels above it are the class's area, to
+# which maps of other kinds are cut.
 
 
 def detection_threshold(maxima: Tensor, held: Tensor) -> float:

@@ -9,8 +9,8 @@ make its maps show where a class is, and not only that it is somewhere:
 - In an image with it, the mean of the map is taught a share of the image (Fan, Zhang and Boykov,
   arXiv 2503.06954). Without this, an image with a class was painted all over.
 
-A map is the log-odds of a class against background, so a mask ends at a probability of a half, after
-the evidence of brightness is added. A training image is unsure around it; a test image is not.
+A map is the log-odds of a class against background. The evidence of brightness is added, and a mask
+ends at a probability of a half. A training image is unsure around it; a test image is not.
 """
 
 from pathlib import Path

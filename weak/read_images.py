@@ -1,30 +1,36 @@
-"""Images of any format, and the true masks of test images, scaled to the side of a patch.
+"""Images of any format, scaled to one side; DICOM as a viewer shows it at first.
 
 Radiology stores more than 8 bits: such an image is scaled to 0..255, a DICOM file by one of its
 windows, any other by its own range, from its darkest to its brightest pixel.
 """
 
-import functools
 from collections import defaultdict
+from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 
-from config import Config, UserError
+from config import UserError
+from medood.data.headers import refuse_huge
 from medood.data.images import (
     IMAGE_ENDINGS,
-    UNSURE,
-    orientation_of,
+    read_bytes,
     read_image,
-    require_one_orientation,
+    to_bytes,
 )
-from medood.data.labels import BACKGROUND, read_own_mask
 from medood.data.names import name_of
-from medood.data.workspace import list_images
 from medood.processes import say_once
-from weak.dicom import DICOM_ENDINGS, read_dicom
 from weak.image_labels import ImageLabels
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+DICOM_ENDINGS = (".dcm", ".dicom", ".dic", ".ima")  # many files have none
+PLUGINS = '`pip install "pylibjpeg[all]"`'  # further decoders for pydicom
+COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")  # what pydicom makes RGB
 
 # ---------------------------------------------------------------- names
 
@@ -130,49 +136,124 @@ def squared(pixels: np.ndarray, side: int, nearest: bool = False) -> np.ndarray:
     return np.pad(pixels, margins + [(0, 0)] * (pixels.ndim - 2))
 
 
-# ---------------------------------------------------------------- true masks
+# ---------------------------------------------------------------- DICOM
 
 
-def require_masks(cfg: Config) -> Path:
-    """Return the folder of the true masks; UserError if there is none, without opening any."""
-    folder = cfg.masks
-    if folder is None or not folder.is_dir():
-        raise UserError(f"masks = {folder}: name the folder of true masks with --masks")
-    return folder
+def read_dicom(path: Path) -> np.ndarray:
+    """Return the image of a DICOM file as RGB uint8 (H, W, 3).
 
-
-def read_truth(cfg: Config, name: str, size: tuple[int, ...], side: int) -> np.ndarray:
-    """Return the true mask of a test image as uint8 (side, side): 0..C, or 255 where unsure.
-
-    It is the mask image of the same stem. name: of the image. size: height and width of the
-    original image, which those of the mask must be, and its orientation if it is not 1. Raises
-    UserError for a mask that is missing, of another size or content, or that may be turned.
+    UserError for one that is damaged, has no pixels, several frames, more pixels than MAX_PIXELS
+    or other colours than RGB and YBR of 8 bits, or has an unsupported compression.
     """
-    folder = require_masks(cfg)
-    path = _masks_in(folder, folder.stat().st_mtime_ns).get(stem_of(name))
-    if path is None:
-        raise UserError(f"{folder} has no mask of {name}: add it")
-    inst_map, _, classes = read_own_mask(path, cfg.mask_values, len(cfg.class_names))
-    mask = np.array([BACKGROUND, *classes, UNSURE], np.uint8)[inst_map]  # -1 is unsure
-    height, width, of_image = (*size, 1)[:3]
-    orientations = of_image, orientation_of(path)
-    require_one_orientation(Path(name), path, orientations, (height, width), mask.shape)
-    if mask.shape != (height, width):
+    file = _parse(path, read_bytes(path))
+    try:
+        size, frames = int(file.Rows) * int(file.Columns), int(file.get("NumberOfFrames") or 1)
+    except Exception as error:  # pydicom raises a dozen kinds for a damaged file
+        raise _damaged(path, error) from None
+    refuse_huge(path, size)
+    if frames > 1:
+        raise UserError(f"{path} has {frames} frames: save the frame to be used as a file")
+    values, kind = _pixels(path, file), str(file.get("PhotometricInterpretation"))
+    if kind.startswith("MONOCHROME"):
+        try:
+            return np.repeat(_displayed(values, file)[..., None], 3, axis=2)
+        except Exception as error:
+            raise _damaged(path, error) from None
+    if kind not in COLOURS or values.ndim != 3 or values.dtype != np.uint8:
         raise UserError(
-            f"{path} is {mask.shape[1]} x {mask.shape[0]} pixels but the image {name} {width} x"
-            f" {height}: replace it with the mask of this image"
+            f"{path} has {8 * values.itemsize} bits of {kind}: save it as grey, or as RGB with 8"
+            " bits per channel"
         )
-    if not cfg.mask_values and set(np.unique(mask)) - {BACKGROUND} == {UNSURE}:
-        # a class saved as white is far more frequent than an image of only unsure pixels
-        raise UserError(
-            f"{path} contains {UNSURE} and no class: set mask_values to {UNSURE} if it is the"
-            " class, or to the values of the classes if these pixels are unsure"
-        )
-    return squared(mask, side, nearest=True)
+    return values
 
 
-@functools.lru_cache(maxsize=2)  # one listing serves all images of a test
-def _masks_in(folder: Path, _: int) -> dict[str, Path]:
-    """Return the mask image of each image, by its stem. _: when the folder was changed."""
-    masks = {stem_of(name_of(mask)): mask for mask in list_images(folder)}
-    return {stem_of(stem): mask for stem, mask in masks.items()} | masks  # `a.dcm.png`, too
+def _parse(path: Path, data: bytes) -> "Dataset":
+    """Return the content of a DICOM file, its pixels as stored."""
+    from pydicom import dcmread, uid  # takes a while to import
+
+    try:
+        file = dcmread(BytesIO(data), force=True)  # without a preamble, too
+        if "TransferSyntaxUID" not in file.file_meta:
+            implicit, little = file.original_encoding
+            of_little = uid.ImplicitVRLittleEndian if implicit else uid.ExplicitVRLittleEndian
+            file.file_meta.TransferSyntaxUID = of_little if little else uid.ExplicitVRBigEndian
+    except Exception as error:
+        raise _damaged(path, error) from None
+    if not any(f"{kind}PixelData" in file for kind in ("", "Float", "DoubleFloat")):
+        raise _damaged(path, "it contains no pixels")
+    return file
+
+
+def _pixels(path: Path, file: "Dataset") -> np.ndarray:
+    """Return the stored pixels of a DICOM file, (H, W) of numbers or RGB (H, W, 3)."""
+    from pydicom import uid
+    from pydicom.pixels import pixel_array
+
+    syntax = file.file_meta.TransferSyntaxUID
+    is_plain = syntax in uid.UncompressedTransferSyntaxes
+    if is_plain and "PixelData" in file and file["PixelData"].is_undefined_length:
+        raise UserError(
+            f"{path} does not name the compression of its pixels: export it again, uncompressed"
+        )
+    try:
+        return pixel_array(file)
+    except Exception as error:
+        if is_plain:
+            raise _damaged(path, error) from None
+        raise UserError(
+            f"{path} is damaged, or its compression, {syntax.name}, is not supported: run"
+            f" {PLUGINS}, or save it uncompressed"
+        ) from None
+
+
+def _damaged(path: Path, error: Exception | str) -> UserError:
+    reason = next(iter(str(error).splitlines()), type(error).__name__).rstrip(":. ")
+    return UserError(f"{path} is not a complete DICOM image ({reason}): copy or export it again")
+
+
+def _displayed(values: np.ndarray, file: "Dataset") -> np.ndarray:
+    """Return stored grey values (H, W) as a viewer shows them at first, uint8.
+
+    That is by the first valid window of the file, or its table, or else the range of its values.
+    Padding around the image is black.
+    """
+    from pydicom.pixels import apply_modality_lut, apply_voi
+
+    is_padding = _is_padding(values, file)
+    if not file.get("RescaleSlope") or file.get("RescaleIntercept") in (None, ""):
+        file.pop("RescaleSlope", None)  # empty or 0: the image would vanish
+    values = apply_modality_lut(values, file)
+    if not np.isfinite(values).all():
+        raise ValueError("it contains values that are not finite")
+    shown = _windowed(values, file)
+    if shown is None:
+        if file.get("VOILUTSequence"):
+            values = apply_voi(np.rint(values).astype(np.int32), file)
+        inside = values if is_padding.all() else values[~is_padding]
+        shown = to_bytes(values, inside.min(), inside.max())
+    shown = 255 - shown if file.PhotometricInterpretation == "MONOCHROME1" else shown
+    return np.where(is_padding, np.uint8(0), shown)
+
+
+def _is_padding(values: np.ndarray, file: "Dataset") -> np.ndarray:
+    """Return which stored values (H, W) only fill the rectangle around an image, bool."""
+    padding = file.get("PixelPaddingValue")
+    if padding is None:
+        return np.zeros(values.shape, bool)
+    ends = [padding, file.get("PixelPaddingRangeLimit", padding)]
+    # a file may state an unsigned value although its pixels are signed
+    low, high = sorted(np.array(ends, np.int64).astype(values.dtype).tolist())
+    return (low <= values) & (values <= high)
+
+
+def _windowed(values: np.ndarray, file: "Dataset") -> np.ndarray | None:
+    """Return values by the first valid window, uint8; None if there is none."""
+    from pydicom.pixels import apply_windowing
+
+    file.VOILUTFunction = file.get("VOILUTFunction") or "LINEAR"
+    for index in range(file["WindowWidth"].VM if "WindowWidth" in file else 0):
+        with suppress(Exception):  # pydicom raises several kinds for an invalid window
+            # it scales a window to the range of the bits: compute where the ends are mapped
+            low, high = apply_windowing(np.array([-np.inf, np.inf]), file, index=index)
+            return to_bytes(apply_windowing(values, file, index=index), low, high)
+    return None
