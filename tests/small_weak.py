@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.conftest import TINY, as_settings_of
-from weak import generate_maps, healthy, report, sample
+from weak import generate_maps, generate_masks, report, sample
 from weak.main import MainConfig
 
 POOLED = ("tissue", "brightest", "strange", "maps", "unet")  # rows only with method = unet
@@ -19,7 +19,7 @@ POOLED = ("tissue", "brightest", "strange", "maps", "unet")  # rows only with me
 def few_pictures() -> Iterator[None]:
     """Draw one image in each picture: to draw takes longer than to compute what is drawn."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (generate_maps, healthy):
+        for module in (generate_maps, generate_masks):
             patch.setattr(module, "SHOWN", 2)
         patch.setattr(report, "EXAMPLES", 1)
         yield

@@ -18,9 +18,8 @@ from tests.conftest import in_a_copy, moved
 from tests.leaks import files_by_masks
 from tests.small_weak import few_pictures, small
 from weak.evaluate_masks import evaluate_masks, is_shown
-from weak.generate_masks import generate_masks
+from weak.generate_masks import generate_masks, read_levels
 from weak.generator import Healed
-from weak.healthy import read_levels
 from weak.image_labels import with_classes, with_lesion
 from weak.main import main, steps
 from weak.products import domains, generator_folder, healthy_folder, masks_folder, paths_to_test
@@ -50,9 +49,9 @@ def stand_in():
             "weak.train_transfer.fit", lambda trainer, *_: trainer.log.append({"step": 1})
         )
         patch.setattr("weak.train_transfer.flipped", lambda *_: 1.0)
-        patch.setattr("weak.healthy.heal", knowing_hues)
+        patch.setattr("weak.generate_masks.heal", knowing_hues)
         seen = lambda cfg, fold, paths: torch.ones(len(paths), dtype=torch.uint8)  # noqa: E731
-        patch.setattr("weak.healthy.seen_in", seen)
+        patch.setattr("weak.generate_masks.seen_in", seen)
         yield
 
 
@@ -106,7 +105,7 @@ def test_a_mask_that_contradicts_its_label_is_unsure(tmp_path, stand_in, monkeyp
         healed.mask[0] = torch.arange(32) / 1000  # the first training image with the lesion
         return healed
 
-    monkeypatch.setattr("weak.healthy.heal", blind_to_one)
+    monkeypatch.setattr("weak.generate_masks.heal", blind_to_one)
     cfg = with_lesion(small_transfer(tmp_path, 18))
     steps(cfg)
     diseased, _ = domains(cfg, 79)
@@ -118,7 +117,7 @@ def test_a_mask_that_contradicts_its_label_is_unsure(tmp_path, stand_in, monkeyp
 
 def test_an_image_that_the_classifier_calls_healthy_has_no_mask(cfg, stand_in, monkeypatch):
     none = lambda cfg, fold, paths: torch.zeros(len(paths), dtype=torch.uint8)  # noqa: E731
-    monkeypatch.setattr("weak.healthy.seen_in", none)
+    monkeypatch.setattr("weak.generate_masks.seen_in", none)
     shutil.rmtree(cfg.workspace / "weak" / "Pseudo_Masks")
     generate_masks(cfg)
     cfg = with_lesion(cfg)

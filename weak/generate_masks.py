@@ -12,14 +12,23 @@ With method = unet, brightness is added to the maps: see weak/pooled.py.
 Reads   weak/Images, weak/maps                                   (generate_maps.py)
 Writes  weak/Pseudo_Masks/<fold>_pooled_<model>/<image>.png      as above
 
-With method = transfer, the changes of a generator become the masks: see weak/healthy.py.
-
-Reads   weak/Images, weak/generator                              (train_transfer.py)
-Writes  weak/healthy/<fold>_transfer_<lesion>/                   every image without the lesion
-        weak/Pseudo_Masks/<fold>_transfer_<lesion>/<image>.png   uint8 (P, P), 0 or 1, or 255 unsure
-
 Within its borders a map is nearly flat after the walk, so it is cut at half of its maximum, and no
 threshold must be chosen. Around that a training image is unsure; a test image is not.
+
+With method = transfer, what a generator may change becomes the mask.
+
+Reads   weak/Images, weak/generator                              (train_transfer.py)
+Writes  weak/healthy/<fold>_transfer_<lesion>/<image>.png        RGB (P, P, 3), the lesion taken out
+        weak/healthy/<fold>_transfer_<lesion>/mask.npz           uint8 (P, P) by image: the mask
+                                                                 head, 255 where all may change
+        weak/healthy/<fold>_transfer_<lesion>/sheet/healthy.png  a contact sheet
+        weak/Pseudo_Masks/<fold>_transfer_<lesion>/<image>.png   uint8 (P, P), 0 or 1, or 255 unsure
+
+Otsu's threshold splits the values of the mask head on all training images with the lesion, so there
+is one for a fold: one of its own for each image would always find two sides, also where nothing is.
+A training image without any class has an empty mask, as its label says. One with the lesion in
+which nothing reaches the threshold contradicts its label: its mask is unsure all over. A test image
+without a lesion to the classifier has an empty mask.
 """
 
 import sys
@@ -29,18 +38,27 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
 import torch
+from skimage.filters import threshold_otsu
 from torch import Tensor
 
 from medood.data.files import in_threads
-from medood.data.images import write_png
+from medood.data.images import read_image, write_png
+from medood.data.labels import BACKGROUND, UNSURE
 from medood.models.network import pick_device
 from medood.runs.command_line import run
 from weak import pooled
 from weak.affinity import walk
-from weak.arrays import load_images, load_weights, write_arrays
+from weak.arrays import (
+    draw_rows,
+    load_images,
+    load_weights,
+    read_arrays,
+    some_of,
+    write_arrays,
+)
 from weak.classifier import load_classifiers
 from weak.generate_maps import read_maps, read_seeds
-from weak.healthy import write_healthy, write_lesions
+from weak.generator import heal, load_generator
 from weak.image_labels import with_classes, with_lesion
 from weak.irnet import WEIGHTS, IRNet, boundaries, encoder_of
 from weak.maps import masks_of, masks_with_unsure, normalised, resized
@@ -48,18 +66,23 @@ from weak.products import (
     HEALTHY,
     TRANSFER_MASKS,
     classifier_folder,
+    domains,
     fold_labels,
+    generator_folder,
+    healthy_folder,
     image_paths,
     irnet_folder,
     make_folds,
     masks_folder,
     masks_product,
+    paths_to_test,
 )
-from weak.settings import MasksConfig
+from weak.settings import MasksConfig, TransferConfig
 from weak.trust import write_trust
 
-BOUNDARIES = "boundaries.npz"
+BOUNDARIES, MASK = "boundaries.npz", "mask.npz"
 BORDER = 0.5  # of a map's maximum
+SHOWN = 8  # images in the contact sheet
 
 
 def generate_masks(cfg: MasksConfig) -> None:
@@ -135,6 +158,64 @@ def walked_maps(cfg: MasksConfig, maps: Tensor, boundaries: Tensor) -> Tensor:
         return out
 
     return torch.stack(in_threads(walked, range(len(maps)), "random walk"))
+
+
+# ---------------------------------------------------------------- transfer
+
+
+def write_healthy(cfg: MasksConfig, fold: int, folder: Path) -> None:
+    """Write what the generator of a fold makes of all images into a folder."""
+    diseased, healthy = domains(cfg, fold)
+    paths, device = [*diseased, *healthy, *paths_to_test(cfg, fold)], pick_device(cfg.device)
+    images = load_images(cfg, paths)
+    generator = load_generator(cfg, generator_folder(cfg, fold), device)
+    healed = heal(generator, images, device)
+    for path, image in zip(paths, healed.image.numpy(), strict=True):
+        write_png(folder / path.name, image)
+    write_arrays(folder / MASK, paths, (255 * healed.mask).round().byte(), np.uint8)
+    count = len(diseased)
+    shown = some_of(range(count), SHOWN) + some_of(range(count, count + len(healthy)), SHOWN // 2)
+    columns = {"healthy": healed.image[shown], "mask": healed.mask[shown]}
+    names = [paths[index].stem for index in shown]
+    sheet = folder / "sheet" / "healthy.png"
+    draw_rows(sheet, cfg, "made healthy", names, images[shown], columns)
+    print(f"{healthy_folder(cfg, fold)}: {len(paths)} images made healthy")
+
+
+def write_lesions(cfg: MasksConfig, fold: int, folder: Path) -> None:
+    """Write the masks of all images by the mask heads of a fold into a folder."""
+    diseased, healthy = domains(cfg, fold)
+    test = paths_to_test(cfg, fold)
+    levels = read_levels(cfg, fold, diseased + test)
+    # the highest level where all are alike: nothing lies above it
+    threshold = int(threshold_otsu(levels[: len(diseased)].numpy()))
+    masks = (levels > threshold).byte()
+    masks[len(diseased) :] *= seen_in(cfg, fold, test)[:, None, None]
+    is_empty = masks[: len(diseased)].flatten(1).amax(1) == 0
+    masks[: len(diseased)][is_empty] = UNSURE
+    for path, mask in zip(diseased + test, masks, strict=True):
+        write_png(folder / path.name, mask.numpy())
+    for path in healthy:
+        write_png(folder / path.name, np.full([cfg.image_size] * 2, BACKGROUND, np.uint8))
+    without = np.stack([read_image(healthy_folder(cfg, fold) / p.name) for p in diseased + test])
+    write_trust(cfg, fold, folder, diseased + test, masks, torch.from_numpy(without))
+    print(
+        f"{masks_folder(cfg, fold)}: masks of {len(masks) + len(healthy)} images, threshold"
+        f" {threshold / 255:.2f}; nothing found in {int(is_empty.sum())} of {len(diseased)}"
+        f" training images with {cfg.lesion}"
+    )
+
+
+def seen_in(cfg: TransferConfig, fold: int, paths: list[Path]) -> Tensor:
+    """Say in which images the classifier sees the lesion, uint8 (N,) of 0 and 1."""
+    of_all = with_classes(cfg)
+    logits = pooled.logits_by(of_all, classifier_folder(cfg, fold), load_images(cfg, paths))
+    return (logits[:, of_all.class_names.index(cfg.lesion) - 1] > 0).byte()
+
+
+def read_levels(cfg: TransferConfig, fold: int, paths: list[Path]) -> Tensor:
+    """Return what the mask head says of images, uint8 (N, P, P)."""
+    return read_arrays(healthy_folder(cfg, fold) / MASK, paths)
 
 
 if __name__ == "__main__":

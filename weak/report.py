@@ -17,8 +17,7 @@ from medood.evaluation.page import Picture, Table, Text, as_markdown, write_page
 from medood.evaluation.tables import interval_over
 from weak.arrays import caption, draw_rows, load_images, read_arrays, read_masks, some_of
 from weak.generate_maps import read_maps, read_seeds
-from weak.generate_masks import BOUNDARIES
-from weak.healthy import read_levels
+from weak.generate_masks import BOUNDARIES, read_levels
 from weak.image_labels import labels_of
 from weak.maps import resized
 from weak.products import (
