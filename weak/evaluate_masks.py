@@ -38,6 +38,7 @@ from weak.image_labels import labels_of, with_classes, with_lesion
 from weak.maps import detection_threshold, masks_of, resized, thresholds_of
 from weak.pooled import logits_by
 from weak.products import (
+    MAPS,
     TRANSFER_MASKS,
     classifier_folder,
     fold_labels,
@@ -45,7 +46,6 @@ from weak.products import (
     indices_to_test,
     irnet_folder,
     labels_there,
-    maps_product,
     masks_folder,
     masks_product,
 )
@@ -106,7 +106,7 @@ def require_all(cfg: SegmentationConfig) -> None:
     if cfg.method == "transfer":
         require(cfg, TRANSFER_MASKS)
         return
-    require(cfg, masks_product(cfg), maps_product(cfg))
+    require(cfg, masks_product(cfg), MAPS)
     for fold in cfg.folds:
         script = "weak/train_segmentation.py"
         again = partial(command, cfg, script, SegmentationConfig, folds=(fold,))

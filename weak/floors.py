@@ -15,6 +15,7 @@ from config import Config
 from medood.data.files import in_threads
 from medood.models.inference import batch_size
 from medood.models.network import Normalise, build_model, pick_device
+from weak.maps import threshold_of
 
 BLUR = 1.5 / 64  # of an image's side
 FEATURES, STRIDE = 24, 4  # of an encoder, drawn at random; pixels of the image to one of theirs
@@ -82,6 +83,4 @@ def cut_to(maps: Tensor, training: Tensor, share: float, held: Tensor) -> Tensor
 
     training: (n, P, P). held: bool (N,), whether an image has the class.
     """
-    ordered = training.flatten().sort(descending=True).values
-    threshold = ordered[min(round(share * len(ordered)), len(ordered) - 1)]
-    return ((maps > threshold) & held[:, None, None]).byte()
+    return ((maps > threshold_of(training, share)) & held[:, None, None]).byte()

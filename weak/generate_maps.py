@@ -33,12 +33,12 @@ from weak.image_labels import for_maps
 from weak.maps import areas, maps_of, normalised
 from weak.pooled import seen_by
 from weak.products import (
+    MAPS,
     classifier_folder,
     fold_labels,
     image_paths,
     make_folds,
     maps_folder,
-    maps_product,
 )
 from weak.settings import IRNetConfig, MapsConfig
 
@@ -48,7 +48,7 @@ SHOWN = 8  # images in the contact sheet
 
 def generate_maps(cfg: MapsConfig) -> None:
     """Write the maps of every fold, of training and of test images."""
-    make_folds(for_maps(cfg), maps_product(cfg), write_maps)
+    make_folds(for_maps(cfg), MAPS, write_maps)
 
 
 def write_maps(cfg: MapsConfig, fold: int, folder: Path) -> None:

@@ -102,16 +102,6 @@ generator_folder = folder_of("generator", transfer_name)
 healthy_folder = folder_of("healthy", transfer_name)
 
 
-def classifier_product(cfg: ClassifierConfig) -> Product:
-    """Return the product of the classifiers of a method."""
-    return POOLED_CLASSIFIER if cfg.is_pooled else CLASSIFIER
-
-
-def maps_product(cfg: MapsConfig) -> Product:
-    """Return the product of the maps of a method."""
-    return POOLED_MAPS if cfg.method == "unet" else MAPS
-
-
 def masks_product(cfg: MasksConfig) -> Product:
     """Return the product of the masks of a method."""
     return {"transfer": TRANSFER_MASKS, "unet": POOLED_MASKS}.get(cfg.method, PSEUDO_MASKS)
@@ -193,15 +183,20 @@ def _of_labels(cfg: ClassifierConfig, fold: int) -> dict:
 
 
 def _of_kinds(cfg: ClassifierConfig, fold: int) -> dict:
-    # without a contrast classifier its settings do not matter
-    contrast = cfg.contrast_epochs if cfg.method == "contrast" else 0
-    settings = settings_of(cfg, _CLASSIFIER) | {"contrast_epochs": contrast}
+    if cfg.is_pooled:
+        settings = settings_of(cfg, _POOLED)
+    else:  # without a contrast classifier its settings do not matter
+        contrast = cfg.contrast_epochs if cfg.method == "contrast" else 0
+        settings = settings_of(cfg, _CLASSIFIER) | {"contrast_epochs": contrast}
     return {"settings": settings, **_of_labels(cfg, fold)}
 
 
 def _of_classifier(cfg: MapsConfig, fold: int) -> dict:
-    images = fingerprint(image_paths(cfg, labels_there(cfg)))
-    return {"classifier": _found(classifier_folder(cfg, fold)), "inputs": images}
+    return {
+        "settings": settings_of(cfg, () if cfg.is_pooled else ("scales",)),
+        "classifier": _found(classifier_folder(cfg, fold)),
+        "inputs": fingerprint(image_paths(cfg, labels_there(cfg))),
+    }
 
 
 def _of_irnet(cfg: MasksConfig, fold: int) -> dict:
@@ -252,24 +247,14 @@ IMAGES = Product(
     *("weak/generate_images.py", ImagesConfig),
 )
 CLASSIFIER = Product(
-    *("classifier", classifier_folder, _CLASSIFIER, _of_kinds),
-    *("weak/train_classifier.py", ClassifierConfig),
-    behind=(IMAGES,),
-)
-POOLED_CLASSIFIER = Product(
-    *("classifier", classifier_folder, _POOLED, _of_labels),
+    *("classifier", classifier_folder, (), _of_kinds),
     *("weak/train_classifier.py", ClassifierConfig),
     behind=(IMAGES,),
 )
 MAPS = Product(
-    *("maps", maps_folder, ("scales",), _of_classifier),
-    *("weak/generate_maps.py", MapsConfig),
-    behind=(CLASSIFIER,),
-)
-POOLED_MAPS = Product(
     *("maps", maps_folder, (), _of_classifier),
     *("weak/generate_maps.py", MapsConfig),
-    behind=(POOLED_CLASSIFIER,),
+    behind=(CLASSIFIER,),
 )
 IRNET = Product(
     *("IRNet", irnet_folder, _IRNET),
@@ -285,12 +270,12 @@ PSEUDO_MASKS = Product(
 POOLED_MASKS = Product(
     *("pseudo-masks", folder_of("Pseudo_Masks", maps_name), ("unsure",)),
     lambda cfg, fold: {"inputs": _found(maps_folder(cfg, fold))},
-    *(*_MASKS, (POOLED_MAPS,)),
+    *(*_MASKS, (MAPS,)),
 )
 GENERATOR = Product(
     *("generator", generator_folder, _GENERATOR, _of_domains),
     *("weak/train_transfer.py", TransferConfig),
-    behind=(POOLED_CLASSIFIER,),
+    behind=(CLASSIFIER,),
 )
 HEALTHY = Product("healthy images", healthy_folder, (), _of_generator, *_MASKS, (GENERATOR,))
 TRANSFER_MASKS = Product(

@@ -28,8 +28,8 @@ from weak.classifier import ClassifierTraining, image_scores, kinds_of, weights_
 from weak.image_labels import for_classifier
 from weak.pooled import PooledTraining, logits_by
 from weak.products import (
+    CLASSIFIER,
     classifier_folder,
-    classifier_product,
     fold_labels,
     image_paths,
     make_folds,
@@ -42,7 +42,7 @@ def train_classifiers(cfg: ClassifierConfig) -> None:
     """Train the classifiers of every fold on the patients of its training side."""
     cfg = for_classifier(cfg)
     check_labels(cfg)
-    make_folds(cfg, classifier_product(cfg), train_fold)
+    make_folds(cfg, CLASSIFIER, train_fold)
 
 
 def train_fold(cfg: ClassifierConfig, fold: int, folder: Path) -> None:
@@ -62,7 +62,7 @@ def train_fold(cfg: ClassifierConfig, fold: int, folder: Path) -> None:
         f" {device.type}"
     )
     given = images[train], torch.from_numpy(labels.labels[train]).float(), device
-    made_from, log = classifier_product(cfg).made_from(cfg, fold), []
+    made_from, log = CLASSIFIER.made_from(cfg, fold), []
     for number in range(cfg.classifiers):
         network = None
         for kind in kinds:
