@@ -131,15 +131,6 @@ def test_it_learns_which_and_where_and_the_same_seed_gives_the_same_bytes(cfg, t
     assert (tmp_path / "two" / "1.safetensors").read_bytes() != first
 
 
-def test_images_are_drawn_as_their_labels_are_rare(cfg):
-    labels = torch.tensor([[0.2]] + [[0.0]] * 99)
-    images = torch.zeros(100, 32, 32, 3, dtype=torch.uint8)
-    training = PooledTraining(cfg, 1, 0, images, labels, CPU)
-    drawn = torch.cat([index for index, _ in training.begin_epoch(0)])
-    assert len(drawn) == 100
-    assert 30 < (drawn == 0).sum() < 70
-
-
 def test_maps_are_log_odds_and_the_mean_over_mirror_images(cfg):
     class Channels(torch.nn.Module):
         def forward(self, images):

@@ -183,14 +183,6 @@ def test_maps_that_are_missing_are_no_rows(cfg, capsys):
     assert list(scores_in(cfg)) == own
 
 
-def test_a_generator_without_masks_is_not_shown_beside_maps(cfg, capsys):
-    cfg = with_lesion(cfg)
-    assert is_shown("the rows", cfg)
-    shutil.rmtree(masks_folder(cfg, 79))
-    assert not is_shown("the rows", cfg)
-    assert "the rows: skipped (" in capsys.readouterr().out
-
-
 # ---------------------------------------------------------------- the steps
 
 
@@ -198,15 +190,6 @@ def test_no_mask_is_looked_at_before_the_test(tmp_path, stand_in):
     first, second = files_by_masks(small_transfer(tmp_path, 18), steps, "weak")
     assert len(first) > 50  # images, healthy ones, masks
     assert first == second
-
-
-def test_what_is_made_already_is_kept(cfg, stand_in, capsys, monkeypatch):
-    monkeypatch.setattr("weak.main.evaluate_masks", lambda _: None)
-    before = {path: path.stat().st_mtime_ns for path in cfg.workspace.rglob("*.safetensors")}
-    capsys.readouterr()
-    main(cfg)
-    assert "regenerated" not in capsys.readouterr().out
-    assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
 def test_a_step_names_the_step_before_it(cfg, stand_in):
@@ -233,11 +216,3 @@ def test_a_generator_that_changes_makes_all_after_it_stale(cfg, stand_in):
 def test_no_network_learns_from_masks_of_a_generator(cfg):
     with pytest.raises(UserError, match="method = transfer has no such step"):
         train_segmentation(cfg)
-
-
-def test_without_masks_it_stops_before_the_test(cfg, stand_in, capsys):
-    without = dataclasses.replace(cfg, masks=None)
-    main(without)
-    assert "no test;" in capsys.readouterr().out
-    with pytest.raises(UserError, match="masks = None"):
-        evaluate_masks(without)

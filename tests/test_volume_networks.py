@@ -19,7 +19,7 @@ from config import UserError
 from medood.commands import command
 from medood.training.state import TrainingState as State
 from robust import main as volumes_main
-from robust import settings, volume_sample, volumes
+from robust import settings, volumes
 from robust.corruptions import OF_VOLUMES
 from robust.test_volumes import evaluate_volumes, score_table
 from robust.train_volumes import train_volumes
@@ -227,7 +227,7 @@ def test_the_table_has_a_row_for_each_attack():
 # ---------------------------------------------------------------- scripts
 
 
-def test_predictions_lie_where_their_volumes_lie(trained):
+def test_predictions_lie_where_their_volumes_lie(trained, capsys):
     """With another spacing in one of them, so that one is resampled there and back."""
     affine = np.array([[0, -1, 0, 5], [0.8, 0, 0, -7], [0, 0, 1, 3], [0, 0, 0, 1.0]])
     _, test = split_cases(read_task(trained.data).cases, 79, 0)
@@ -240,6 +240,8 @@ def test_predictions_lie_where_their_volumes_lie(trained):
         assert called.shape == image.shape
         np.testing.assert_allclose(called.affine, image.affine)
         assert set(np.unique(called.get_fdata())) <= {0, 1, 2}
+    evaluate_volumes(small_test_of(trained, attacks=("noise",)))
+    assert "79_unet.json: kept, made from the same" in capsys.readouterr().out
 
 
 def small_test_of(cfg, **changes):
@@ -323,33 +325,6 @@ def test_without_a_network_there_is_nothing_to_test(cfg):
     assert printed_in(str(caught.value)) == command(
         replace(cfg, epochs=7), TRAIN_VOLUMES, type(cfg)
     )
-
-
-def test_the_sample_runs_from_drawing_to_the_table_and_is_kept(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(volume_sample, "CASES", 6)
-    monkeypatch.setattr(volumes, "WIDTHS", (4, 8, 8, 8))
-    small = ["--epochs", "1", "--attacked", "1", "--steps", "1", "--queries", "2"]
-    arguments = ["robust/main.py", "--sample", "--workspace", str(tmp_path), *small]
-    monkeypatch.setattr(sys, "argv", arguments)
-    main, run = volumes_main, volumes_main.run
-    for _ in range(2):
-        run(main.start, main.MainConfig(), main.home, main.parts, "robust.volume_sample")
-    said = capsys.readouterr().out
-    assert said.count("kept") == 7  # the sample, three networks and their scores
-    home = tmp_path / "Task00_SAMPLE"
-    scores = json.loads((home / "reports" / "scores.json").read_text())
-    assert list(scores["79"]) == ["unet", "unet_ood", "unet_free"]
-    for network, of_network in scores["79"].items():
-        assert list(of_network) == ["0", "8"]
-        assert of_network["0"]["clean"]["volumes"] == 2
-        under = of_network["8"]
-        attacks = [row["mean_dice"] for name, row in under.items() if name != "noise"]
-        assert under["worst_case"]["mean_dice"] <= min(attacks)
-        assert all(row["largest_change"] <= 8 / 255 for row in under.values())
-        assert (home / "reports" / f"79_{network}.png").stat().st_size > 10000
-    run_of_ood = json.loads((home / "models" / "79_unet_ood" / "run.json").read_text())
-    assert run_of_ood["ood_patches"] > 0
-    assert "| " in (home / "reports" / "table.md").read_text()
 
 
 def test_help_names_the_settings_that_the_script_uses_and_imports_no_torch():
