@@ -59,10 +59,8 @@ def shares_by_size(cfg: Config, found: Found) -> dict[tuple[str, float, str], li
 def size_table(cfg: Config, found: Found, rows: dict) -> tuple[list[str], list[list[str]]]:
     """Return the shares as header and rows: each attack at the largest eps, the worst at all."""
     bins, most = bins_of(found), max(cfg.eps)
-    first = next(iter(next(iter(found.values())).values()))
-    counts = in_bins(first, 0, bins)[0].sum(0)
-    if len(found) > 1:
-        counts = sum(in_bins(next(iter(of.values())), 0, bins)[0].sum(0) for of in found.values())
+    firsts = [next(iter(of_fold.values())) for of_fold in found.values()]
+    counts = sum(in_bins(attacked, 0, bins)[0].sum(0) for attacked in firsts)
     header = [f"{name} ({count})" for name, count in zip(bins, counts.tolist(), strict=True)]
     table = [
         [label(network), f"{eps:g}", label(attack), *(share.points() for share in of_bins)]

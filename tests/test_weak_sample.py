@@ -1,4 +1,4 @@
-"""The drawn sets of weak/: no threshold on brightness finds a class; golden files have the bytes."""
+"""The drawn sets of weak/: no threshold on brightness finds a class. Golden files hash them."""
 
 import numpy as np
 import pytest

@@ -113,16 +113,11 @@ def read_seeds(
     classes: as read_maps returns them.
     """
     maps, held = read_maps(cfg, fold, paths, cfg.method)
-    return normalised(maps, held), held, read_areas(cfg, fold)
-
-
-def read_areas(cfg: MapsConfig, fold: int) -> list[float]:
-    """Return the share that each class covers of an image with it."""
     path = maps_folder(cfg, fold) / AREAS
     found = read_json(path)
     if found is None:
         raise UserError(f"{path} cannot be read: remove {path.parent} to have it regenerated")
-    return [found[name] for name in cfg.class_names[1:]]
+    return normalised(maps, held), held, [found[name] for name in cfg.class_names[1:]]
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -87,7 +87,6 @@ def write_report(cfg: SegmentationConfig, rows: Rows, tests: dict[int, TestedRow
     if rows.transfer:
         said = "Generators: lesions that the classifier sees before and not after, percent"
         tables[said] = flipped_table(rows.transfer)
-    tests = {fold: in_order(test) for fold, test in tests.items()}
     scores = scores_by_fold(tests)
     lesions = {fold: lesion_scores(test) for fold, test in tests.items()}
     columns = {title: over_folds(lesions, name) for name, title in LESION_SCORES.items()}
@@ -162,14 +161,6 @@ def flipped_table(cfg: MasksConfig) -> Grid:
         shares = (read_json(generator_folder(cfg, fold) / FLIPPED) or {}).get("flipped", [])
         lines.append([str(fold), *(f"{100 * share:.1f}" for share in shares[-1:])])
     return ["fold", "flipped"], lines
-
-
-def in_order(test: TestedRows) -> TestedRows:
-    """Return the rows in the order of ROWS."""
-    rows = [row for row in ROWS if row in test.tallies]
-    predicted = {row: test.predicted[row] for row in rows}
-    tallies = {row: test.tallies[row] for row in rows}
-    return replace(test, predicted=predicted, tallies=tallies)
 
 
 # ---------------------------------------------------------------- pictures

@@ -78,8 +78,11 @@ class TestedRows:
 def tally_rows(
     patches: Patches, patients: list[str], predicted: dict[str, Tensor], classes: int
 ) -> TestedRows:
-    """Return the tally of each row. classes: with background; the rest as in `TestedRows`."""
-    tallies = {}
+    """Return the tally of each row, in the order of ROWS; arguments as in `TestedRows`.
+
+    classes: with background.
+    """
+    predicted, tallies = {name: predicted[name] for name in ROWS if name in predicted}, {}
     for name, masks in predicted.items():
         tallies[name] = Tally(len(patches), classes)
         sure = F.one_hot(masks.long(), classes).permute(0, 3, 1, 2)  # as probabilities
