@@ -75,12 +75,12 @@ class Sees(nn.Module):
         """channel: of the lesion, among the classes."""
         super().__init__()
         self.networks, self.normalise = nn.ModuleList(networks), Normalise(cfg.encoder)
-        self.channel, self.pooling = channel, cfg.pooling
+        self.channel = channel
         self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
         batch = self.normalise((images + 1) * 127.5)
-        found = [pooled(maps_by(network, batch), self.pooling) for network in self.networks]
+        found = [pooled(maps_by(network, batch)) for network in self.networks]
         return torch.stack(found).mean(0)[:, self.channel]
 
 

@@ -39,8 +39,7 @@ from medood.training.batches import INITIALISATION, stream_seed
 from weak.classifier import EMPTY, ImagesTraining, kinds_of, load_classifiers, logits_of
 from weak.settings import ClassifierConfig
 
-TOP = 0.02  # of a map's pixels, for the pooling of that name
-SHARPNESS = 4.0  # of the soft maximum: the mean at 0, the maximum at infinity
+TOP = 0.02  # of a map's pixels, whose mean is the logit of the image
 TINY = 1e-6
 LEVELS, BLUR = 32, 1.5 / 64  # of brightness; of an image's side
 LIGHT, GENTLE = 7, 0.1  # of an augmentation's random numbers: the first of light, and their factor
@@ -55,17 +54,12 @@ def maps_by(network: nn.Module, images: Tensor) -> Tensor:
     return logits[:, BACKGROUND + 1 :] - logits[:, BACKGROUND : BACKGROUND + 1]
 
 
-def pooled(maps: Tensor, pooling: str) -> Tensor:
+def pooled(maps: Tensor) -> Tensor:
     """Return the logits of images, (N, C), from their maps (N, C, H, W).
 
-    top: the mean of the highest TOP of the pixels, one at least. lse: the soft maximum
-    log(mean(exp(SHARPNESS x))) / SHARPNESS (Pinheiro and Collobert 2015). max: the maximum.
+    It is the mean of the highest TOP of the pixels, one at least.
     """
     flat = maps.flatten(2)
-    if pooling == "max":
-        return flat.amax(2)
-    if pooling == "lse":
-        return (SHARPNESS * flat).logsumexp(2).sub(np.log(flat.shape[2])) / SHARPNESS
     return flat.topk(max(1, round(TOP * flat.shape[2])), 2).values.mean(2)
 
 
@@ -80,7 +74,7 @@ def size_loss(maps: Tensor, share: Tensor) -> Tensor:
     return F.binary_cross_entropy(mean, share, reduction="none")
 
 
-def pooled_loss(maps: Tensor, labels: Tensor, pooling: str, size: float) -> Tensor:
+def pooled_loss(maps: Tensor, labels: Tensor, size: float) -> Tensor:
     """Return the scalar loss of maps (N, C, H, W), for labels (N, C).
 
     It is the mean, over images and classes, of the binary cross-entropy of the pooled map and, if
@@ -91,7 +85,7 @@ def pooled_loss(maps: Tensor, labels: Tensor, pooling: str, size: float) -> Tens
     """
     held = (labels > 0).float()
     share = torch.where(labels < 1, labels, size)
-    of_image = F.binary_cross_entropy_with_logits(pooled(maps, pooling), held, reduction="none")
+    of_image = F.binary_cross_entropy_with_logits(pooled(maps), held, reduction="none")
     of_pixels = F.softplus(maps).mean((2, 3))  # binary cross-entropy of each against 0
     return (of_image + held * size_loss(maps, share) + EMPTY * (1 - held) * of_pixels).mean()
 
@@ -137,7 +131,7 @@ class PooledTraining(ImagesTraining):
         """Return pooled_loss of the maps."""
         with self.precision:
             maps = maps_by(self.model, images)
-        return pooled_loss(maps.float(), labels, self.cfg.pooling, self.cfg.size)
+        return pooled_loss(maps.float(), labels, self.cfg.size)
 
 
 # ---------------------------------------------------------------- predictions
@@ -167,7 +161,7 @@ def seen_by(
         for network in networks:
             with precision, exact(cfg.precision):
                 found += [maps_by(network, batch), maps_by(network, batch.flip(3)).flip(3)]
-        logits.append(torch.stack([pooled(each, cfg.pooling) for each in found]).mean(0).cpu())
+        logits.append(torch.stack([pooled(each) for each in found]).mean(0).cpu())
         maps.append(torch.stack(found).mean(0).cpu())
     return Seen(torch.cat(maps), torch.cat(logits))
 

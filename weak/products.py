@@ -184,7 +184,7 @@ def _of_labels(cfg: ClassifierConfig, fold: int) -> dict:
 
 def _of_kinds(cfg: ClassifierConfig, fold: int) -> dict:
     if cfg.is_pooled:
-        settings = settings_of(cfg, _POOLED)
+        settings = settings_of(cfg, _POOLED) | {"pooling": "top"}  # once a setting
     else:  # without a contrast classifier its settings do not matter
         contrast = cfg.contrast_epochs if cfg.method == "contrast" else 0
         settings = settings_of(cfg, _CLASSIFIER) | {"contrast_epochs": contrast}
@@ -237,7 +237,7 @@ _CLASSIFIER = (
     *("classifier_epochs", "classifier_lr", "batch_size", "precision", "seed", "shuffled"),
 )
 _POOLED = (
-    *("architecture", "encoder", "encoder_weights", "pooling", "size", "classifiers"),
+    *("architecture", "encoder", "encoder_weights", "size", "classifiers"),
     *("classifier_epochs", "classifier_lr", "batch_size", "precision", "seed", "shuffled"),
 )
 _IRNET = ("method", "sure_area", "possible_area", "irnet_epochs", "irnet_lr", "batch_size")

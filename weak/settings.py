@@ -40,8 +40,6 @@ class ClassifierConfig(ImagesConfig):
     """Passes of a plain classifier over the training images."""
     method: Method = "cam"
     """Maps that become masks (contrast if no image has two classes); or transfer, a generator."""
-    pooling: Literal["top", "lse", "max"] = "top"
-    """With unet and transfer, the logit of a map: mean of its top 2 %, soft or real maximum."""
     size: Annotated[float, Field(gt=0, lt=1)] = 0.03
     """With unet and transfer, the share of an image that a class covers: a rough guess."""
     contrast_epochs: Count = 5
