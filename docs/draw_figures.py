@@ -25,6 +25,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from weak.healthy import read_levels
+
 from config import Config, UserError
 from medood.data.images import read_image, read_mask
 from medood.data.labels import BACKGROUND, BACKGROUND_COLOUR
@@ -36,7 +38,6 @@ from medood.runs.command_line import run
 from medood.sample import SETTINGS, draw_region
 from weak import sample as of_weak
 from weak.evaluate_masks import evaluate_fold, from_maps
-from weak.healthy import read_levels
 from weak.image_labels import with_classes, with_lesion
 from weak.main import steps
 from weak.products import healthy_folder, indices_to_test, paths_to_test
