@@ -25,8 +25,6 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from weak.healthy import read_levels
-
 from config import Config, UserError
 from medood.data.images import read_image, read_mask
 from medood.data.labels import BACKGROUND, BACKGROUND_COLOUR
@@ -38,6 +36,7 @@ from medood.runs.command_line import run
 from medood.sample import SETTINGS, draw_region
 from weak import sample as of_weak
 from weak.evaluate_masks import evaluate_fold, from_maps
+from weak.generate_masks import read_levels
 from weak.image_labels import with_classes, with_lesion
 from weak.main import steps
 from weak.products import healthy_folder, indices_to_test, paths_to_test
@@ -124,7 +123,7 @@ def draw_weak(folder: Path) -> None:
         changed = of_weak.SETTINGS | of_weak.BY_METHOD.get(method, {}) | drawn
         cfg = SegmentationConfig(workspace=folder, method=method, **changed)
         steps(cfg)
-        if method != "contrast":
+        if method == "unet":
             train_segmentation(cfg)
         cfgs[method] = with_lesion(cfg) if method == "transfer" else with_classes(cfg)
     contrast, transfer = cfgs["contrast"], cfgs["transfer"]
