@@ -159,29 +159,3 @@ def test_the_walk_is_the_matrix_squared_eight_times():
     power = np.linalg.matrix_power(transition(boundary).toarray(), 256)
     expected = (maps * (1 - boundary)).flatten(1).double().numpy() @ power
     np.testing.assert_allclose(walk(maps, boundary).flatten(1), expected, rtol=1e-6)
-
-
-@pytest.mark.parametrize(
-    "wall",
-    [
-        [[0, 1, 0], [0, 1, 0], [0, 1, 0]],
-        [[0, 0, 1], [0, 1, 0], [1, 0, 0]],  # pixels that touch at corners alone
-    ],
-)
-def test_no_wall_is_crossed(wall):
-    boundary = torch.tensor(wall, dtype=torch.float)
-    maps = torch.zeros(1, 3, 3)
-    maps[0, 0, 0] = maps[0, 1, 0] = 1
-    maps[0, 1, 1] = 1  # what lies on the wall counts nothing
-    spread = walk(maps, boundary)[0]
-    left = torch.cumsum(boundary, 1) == 0
-    assert (spread[left] > 0.5).all()
-    assert (spread[~left] == 0).all()
-
-
-def test_a_walled_in_pixel_keeps_its_value():
-    boundary = torch.ones(3, 3)
-    boundary[1, 1] = 0.25
-    assert walk(torch.full((1, 3, 3), 0.8), boundary)[0].flatten().tolist() == pytest.approx(
-        [0, 0, 0, 0, 0.6, 0, 0, 0, 0]
-    )

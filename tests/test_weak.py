@@ -264,16 +264,6 @@ def test_the_control_alone_is_not_tested_as_if_it_were_the_method(made):
         evaluate_masks(dataclasses.replace(made, shuffled=True))
 
 
-def test_what_is_made_already_is_kept(cfg, capsys, monkeypatch):
-    monkeypatch.setattr("weak.main.evaluate_masks", lambda _: None)
-    before = {path: path.stat().st_mtime_ns for path in (cfg.workspace / "weak").rglob("*.npz")}
-    capsys.readouterr()
-    main(cfg)
-    said = capsys.readouterr().out
-    assert "regenerated" not in said
-    assert before == {path: path.stat().st_mtime_ns for path in before}
-
-
 def test_a_setting_changes_what_comes_after_it_and_nothing_before(cfg, capsys):
     capsys.readouterr()
     steps(dataclasses.replace(cfg, unsure=0.3))
