@@ -10,8 +10,9 @@ from tests.conftest import TINY, as_settings_of
 from weak import affinity
 from weak.affinity import UNSURE
 from weak.classifier import Level
-from weak.irnet import STRIDE, IRNet, IRNetTraining, boundaries
+from weak.irnet import STRIDE, IRNet, boundaries
 from weak.settings import IRNetConfig
+from weak.train_irnet import IRNetTraining
 
 CPU = torch.device("cpu")
 LEVELS = Level(8, 0), Level(12, 1 / 4)  # the 3 x 3 convolution of stride 2 moves its map
@@ -119,7 +120,7 @@ def test_the_encoder_sees_images_and_mirror_images_with_their_labels(monkeypatch
         assert torch.equal(seen[-1][:, ::4, ::4, 0], batch)
         return affinity.pairs(batch, radius)
 
-    monkeypatch.setattr("weak.irnet.pairs", pairs)
+    monkeypatch.setattr("weak.train_irnet.pairs", pairs)
     train(encoder, irnet, images, labels, irnet_epochs=4, batch_size=4)
     assert [len(batch) for batch in seen] == [4, 2] * 4
     is_mirrored = torch.cat([batch[:, 0, 0, 0] > batch[:, 0, -1, 0] for batch in seen])

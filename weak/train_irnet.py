@@ -19,13 +19,15 @@ from config import UserError
 from medood.data.labels import BACKGROUND, is_foreground
 from medood.models.network import pick_device
 from medood.runs.command_line import run
-from medood.training.batches import INITIALISATION, stream_seed
+from medood.training.batches import INITIALISATION, ORDER, stream_seed
 from medood.training.loop import fit, write_log
+from medood.training.protocol import Losses, Training
+from weak.affinity import TRAINING_RADIUS, affinity_loss, pairs
 from weak.arrays import load_images, save_weights
 from weak.classifier import load_classifiers
 from weak.generate_maps import read_seeds
 from weak.image_labels import for_maps
-from weak.irnet import WEIGHTS, IRNet, IRNetTraining, encoder_of
+from weak.irnet import WEIGHTS, Encoder, IRNet, encoder_of
 from weak.maps import masks_with_unsure, thresholds_of
 from weak.products import (
     IRNET,
@@ -36,6 +38,8 @@ from weak.products import (
     make_folds,
 )
 from weak.settings import IRNetConfig
+
+MOMENTUM, WEIGHT_DECAY, POWER = 0.9, 1e-4, 0.9  # of SGD; of the learning rate's decline
 
 
 def train_irnets(cfg: IRNetConfig) -> None:
@@ -83,6 +87,63 @@ def confident_labels(cfg: IRNetConfig, maps: Tensor, held: Tensor, areas: list[f
         for width in (cfg.sure_area, cfg.possible_area)
     ]
     return masks_with_unsure(maps, held, limits)
+
+
+class IRNetTraining(Training):
+    """An IRNet in training, in place, on images and their mirror images.
+
+    The encoder stays as it is. All random numbers come from seed and fold.
+    """
+
+    rate = "irnet_lr"
+
+    def __init__(
+        self,
+        cfg: IRNetConfig,
+        fold: int,
+        encoder: Encoder,
+        irnet: IRNet,
+        images: Tensor,
+        labels: Tensor,
+        device: torch.device,
+    ) -> None:
+        """images: RGB uint8 (N, P, P, 3). labels: uint8 (N, P / STRIDE, P / STRIDE)."""
+        super().__init__(
+            cfg, f"fold {fold}, IRNet", irnet.to(device).train(), cfg.irnet_epochs, device
+        )
+        self.encoder, self.images, self.labels = encoder, images, labels
+        self.optimiser = torch.optim.SGD(
+            irnet.parameters(), cfg.irnet_lr, MOMENTUM, weight_decay=WEIGHT_DECAY
+        )
+        steps = cfg.irnet_epochs * -(-len(images) // cfg.batch_size)
+        self.schedule = torch.optim.lr_scheduler.PolynomialLR(self.optimiser, steps, POWER)
+        self.generator = torch.Generator().manual_seed(stream_seed(cfg, fold, ORDER))
+
+    def begin_epoch(self, epoch: int) -> list[tuple[Tensor, Tensor]]:
+        """Return the indices of the images of each batch, and which of them are mirrored."""
+        order = torch.randperm(len(self.images), generator=self.generator)
+        is_mirrored = torch.rand(len(self.images), generator=self.generator) < 0.5
+        return [(batch, is_mirrored[batch]) for batch in order.split(self.cfg.batch_size)]
+
+    def step(self, batch: Tensor, flips: Tensor) -> Losses:
+        """Take a step on some of the images."""
+        inputs = _mirrored(self.images[batch], flips, 2).to(self.device)
+        with torch.no_grad():
+            features = self.encoder(inputs)
+        labels = _mirrored(self.labels[batch], flips, 2).to(self.device)
+        logits = self.model(features, labels.shape[1:])
+        loss = affinity_loss(logits, pairs(labels, TRAINING_RADIUS), TRAINING_RADIUS)
+        self.optimiser.zero_grad()
+        loss.backward()
+        self.optimiser.step()
+        self.schedule.step()
+        return {"loss": loss.detach()}
+
+
+def _mirrored(values: Tensor, flips: Tensor, axis: int) -> Tensor:
+    """Return values (N, ...) with those that `flips`, bool (N,), names mirrored along an axis."""
+    flips = flips.view(-1, *[1] * (values.dim() - 1)).to(values.device)
+    return torch.where(flips, values.flip(axis), values)
 
 
 if __name__ == "__main__":
