@@ -261,7 +261,7 @@ def run_arms(cfg: StudyConfig, arms: dict[str, Arm], results: Path | None = None
                     continue
                 print(f"--- {name}, fold {fold}, seed {seed}")
                 folder = train_recipe(recipe, fold)
-                of_test = replace(recipe.cfg, classes=cfg.classes)  # see split_background
+                of_test = replace(recipe.cfg, classes=cfg.classes)  # see background_split
                 tested = score_networks(
                     *(of_test, {name: folder}, recipe.test, f"fold {fold}"), recipe.load
                 )

@@ -18,14 +18,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from config import Config, Count, UserError, settings
 from medood.data.folds import patches_there, read_list, split_patients
 from medood.data.patients import patients_of
-from medood.data.workspace import LIST_ENDING, data_name, id_files
-from medood.evaluation.figures import draw_intervals
-from medood.evaluation.statistics import paired_differences, pool
-from medood.evaluation.tables import SCORES, spread
+from medood.data.workspace import LIST_ENDING, id_files
 from medood.markdown import markdown
 from medood.runs.command_line import run
-from studies.common import Recipe, StudyConfig, prepare, run_arms, seeds_of
-from studies.report import values, write_study
+from studies.common import Recipe, StudyConfig, prepare, run_arms
+from studies.report import tell
 
 LISTED = "lists as they are"
 
@@ -118,31 +115,10 @@ def leakage(cfg: LeakageConfig) -> None:
 
     results = run_arms(replace(cfg, folds=folds), {LISTED: listed})
     results |= run_arms(replace(cfg, folds=tuple(range(parts))), {apart_arm: apart})
-    if cfg.plan:
-        return
-    by_seed = {
-        arm: [
-            pool([result.counts for (_, seed), result in of_arm.items() if seed == wanted])
-            for wanted in seeds_of(cfg)
-        ]
-        for arm, of_arm in results.items()
-    }
-    fall = paired_differences(by_seed[apart_arm], by_seed[LISTED], cfg.class_names)
-    gains = {name: fall[name] for name in SCORES if name in fall}  # labels may have no nuclei
-    rows = [
-        [f"`{name}`", *(spread(values(of_arm, name)) for of_arm in results.values()), gain.text()]
-        for name, gain in gains.items()
-    ]
-    for label, size in (("ID training patches", "id_patches"), ("steps", "steps")):
-        of_arms = (spread(values(of_arm, size), 1, 0) for of_arm in results.values())
-        rows.append([label, *of_arms, ""])
-    chance = "" if cfg.seeds > 1 else "; one training each: without chance between trainings"
-    scores = markdown(["", *results, f"difference, all folds as one test{chance}"], rows)
-    tables = {"Both sides of the lists": table, "Scores of the baseline": scores}
-    out = write_study(cfg, "leakage", results, tables, {f"{apart_arm} - {LISTED}": fall})
-    title = f"{data_name(cfg.workspace)}, {cfg.model_name}: {apart_arm} less {LISTED}"
-    draw_intervals(Path(f"{out}.png"), title, "points", gains)
-    print(f"{out}.csv, .json, .md, .png")
+    if results:
+        tables = {"Both sides of the lists": table}
+        against, columns = {LISTED: [apart_arm]}, ("id_patches",)
+        tell(cfg, "leakage", results, against, columns=columns, tables=tables, as_one=True)
 
 
 if __name__ == "__main__":

@@ -46,8 +46,6 @@ class RecipeConfig(ArmsConfig):
     """The number of parts of the training side, of three, on which each change is tested."""
 
 
-# ---------------------------------------------------------------- arms
-
 BASE = {"loss": "dice_ce"}
 TOGETHER = {"lr": 3e-4, "mirrors": True}
 CHANGES: dict[str, dict] = {
@@ -79,16 +77,6 @@ def within(train: list[str], change: dict, cfg: StudyConfig, part: int) -> Recip
     return changed(Recipe(cfg, id_files(cfg.workspace, kept), [], test), change)
 
 
-def whole(change: dict, cfg: StudyConfig, fold: int) -> Recipe:
-    """Return the training on the whole training side of a fold, which its test side tests."""
-    return changed(baseline(cfg, fold), change)
-
-
-# ---------------------------------------------------------------- the study
-
-DICE, CE, STRONG = "dice", "dice_ce", "together"
-
-
 def recipe(cfg: RecipeConfig) -> None:
     """Train every arm within the training side of the first fold, and the choice on all of it."""
     if (cfg.loss, cfg.select) != ("dice", "last"):
@@ -97,7 +85,7 @@ def recipe(cfg: RecipeConfig) -> None:
         raise UserError(
             f"split: patch, so that test {cfg.unit}s would influence the choice: set it to region"
         )
-    changes = chosen(cfg, CHANGES, (CE,))
+    changes = chosen(cfg, CHANGES, ("dice_ce",))
     prepare(cfg)
     fold = cfg.folds[0]
     train = read_fold(cfg, fold).train
@@ -105,11 +93,14 @@ def recipe(cfg: RecipeConfig) -> None:
         raise UserError(f"fold {fold}: fewer than {PARTS} {cfg.unit}s train: add images of others")
     arms = {name: functools.partial(within, train, change) for name, change in changes.items()}
     results = run_arms(replace(cfg, folds=tuple(range(cfg.parts))), arms)
-    best = {f"{name}, test": functools.partial(whole, CHANGES[name]) for name in (DICE, CE, STRONG)}
+    best = {  # on the whole training side, which the test side of the fold tests
+        f"{name}, test": lambda cfg, fold, name=name: changed(baseline(cfg, fold), CHANGES[name])
+        for name in ("dice", "dice_ce", "together")
+    }
     results |= run_arms(replace(cfg, folds=(fold,)), best)
     if results:
-        against = {CE: [arm for arm in arms if arm != CE]}
-        against[f"{DICE}, test"] = [f"{arm}, test" for arm in (CE, STRONG)]
+        against = {"dice_ce": [arm for arm in arms if arm != "dice_ce"]}
+        against["dice, test"] = ["dice_ce, test", "together, test"]
         kinds = tuple(f"IoU {name}" for name in cfg.class_names[1:])
         tell(cfg, "recipe", results, against, columns=kinds)
 

@@ -10,7 +10,8 @@ from config import Config, UserError
 from medood.data.files import csv_text, write_json, write_text
 from medood.data.workspace import data_name
 from medood.evaluation.figures import draw_bars, draw_intervals
-from medood.evaluation.statistics import Difference, paired_differences
+from medood.evaluation.scores import RegionCounts
+from medood.evaluation.statistics import Difference, paired_differences, pool
 from medood.evaluation.tables import OWN_SCORES, SHARES, interval_over, spread
 from medood.markdown import markdown
 from medood.models.checkpoints import versions
@@ -29,19 +30,27 @@ OfArm = dict[tuple[int, int], Result]  # by fold and seed
 
 
 def compare(
-    results: Results, arm: str, against: str, classes: tuple[str, ...]
+    results: Results, arm: str, against: str, classes: tuple[str, ...], as_one: bool = False
 ) -> dict[str, Difference]:
     """Return the paired differences of two arms over the folds and seeds that both have.
 
-    classes: the name of each value of a mask.
-    Raises UserError if there is none.
+    classes: the name of each value of a mask. as_one: the arms have other folds; all folds of a
+    seed are one test. Raises UserError if there is none.
     """
-    both = [key for key in results[arm] if key in results[against]]
+    ours, theirs = (tests_of(results[name], as_one) for name in (arm, against))
+    both = [key for key in ours if key in theirs]
     if not both:
         raise UserError(f"{arm} and {against}: no fold has patches for both: set other folds")
-    return paired_differences(
-        *([results[name][key].counts for key in both] for name in (arm, against)), classes
-    )
+    return paired_differences(*([of[key] for key in both] for of in (ours, theirs)), classes)
+
+
+def tests_of(results: OfArm, as_one: bool) -> dict[object, RegionCounts]:
+    """Return the counts of an arm by fold and seed, or as one test by seed."""
+    counts = {key: result.counts for key, result in results.items()}
+    if not as_one:
+        return counts
+    seeds = {seed for _, seed in counts}
+    return {s: pool([of for (_, seed), of in counts.items() if seed == s]) for s in sorted(seeds)}
 
 
 def values(results: OfArm, name: str) -> list[float | None]:
@@ -101,12 +110,14 @@ def tell(
     printed: dict[str, dict[str, object]] | None = None,
     tables: dict[str, str] | None = None,
     draw: Callable[[Path, str], None] | None = None,
+    as_one: bool = False,
 ) -> None:
     """Print the scores and differences of a study, and write them with a figure.
 
     against: the arms to compare, by their reference. columns: additional ones of the table of
     scores. printed: the paper's columns, by arm. tables: additional ones, by caption. draw: draws
-    the figure, instead of the differences of `ap`.
+    the figure, instead of the differences of `ap` or, of a single pair, of all scores. as_one: see
+    `compare`.
     """
     printed = printed or {}
     floor = [result.floor for result in next(iter(results.values())).values()]
@@ -120,7 +131,7 @@ def tell(
     known = [spread([of.get(name) for of in floor]) for name in columns]
     rows.append(["all background", "-", "-", *known, *["-"] * len(printed)])
     differences = {
-        f"{arm} - {other}": compare(results, arm, other, cfg.class_names)
+        f"{arm} - {other}": compare(results, arm, other, cfg.class_names, as_one)
         for other, arms in against.items()
         for arm in arms
     }
@@ -135,8 +146,11 @@ def tell(
     if draw:
         draw(path, title)
     else:
-        bars = {pair: tuple(gain["ap"]) for pair, gain in differences.items()}
-        draw_intervals(path, title, "`ap`, points; grey: n.s.", bars)
+        bars, of = {pair: gain["ap"] for pair, gain in differences.items()}, "`ap`"
+        if len(bars) == 1:
+            ((of, gain),) = differences.items()
+            bars = {name: gain[name] for name in COMPARED if name in gain}
+        draw_intervals(path, title, f"{of}, points; grey: n.s.", bars)
     print(f"{out}.csv, .json, .md, .png")
 
 

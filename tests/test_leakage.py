@@ -46,6 +46,8 @@ def test_no_region_of_a_test_patch_trains_once_regions_are_apart(tmp_path, monke
     assert {row["arm"] for row in content["rows"]} == {"lists as they are", "regions apart"}
     tables = (tmp_path / f"reports/studies/leakage_{NETWORK}.md").read_text()
     assert "regions on both sides" in tables
+    (gains,) = content["differences"].values()  # of all parts as one test, on the same patches
+    assert gains["miou"]["mean"] is not None
     # of four regions, two parts hold one and one holds two: that many are kept from training
     assert sorted(len(regions) for regions in trained[-3:]) == [2, 3, 3]
 
