@@ -5,7 +5,6 @@ import importlib
 import os
 import re
 import runpy
-import shlex
 import shutil
 import signal
 import subprocess
@@ -96,12 +95,6 @@ def moved(cfg: Config, workspace: Path) -> Config:
     return dataclasses.replace(cfg, workspace=workspace, **own)
 
 
-def run_printed(printed: str) -> subprocess.CompletedProcess:
-    """Run a command in the repository root, in a shell in which `python` is this one."""
-    shell = f'python() {{ {shlex.quote(sys.executable)} "$@"; }}\n{printed}'
-    return subprocess.run(["bash", "-c", shell], cwd=ROOT, capture_output=True, text=True)
-
-
 @pytest.fixture
 def run_script(monkeypatch, capfd) -> Callable[..., subprocess.CompletedProcess]:
     """A function that runs a script as a command does, but in this process: torch is imported."""
@@ -147,6 +140,14 @@ def draw_regions(workspace: Path) -> None:
         write_region(workspace, f"region_{seed}", height, width, seed)
 
 
+def drawn_tissue(seed: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return an image of the sample, RGB (H, W, 3), and its class mask (H, W), uint8."""
+    image, inst_map, ids, classes = draw_region(np.random.default_rng(seed), height, width)
+    class_of = np.zeros(inst_map.max() + 1, np.uint8)
+    class_of[ids] = classes
+    return image, class_of[inst_map]
+
+
 @pytest.fixture
 def tiny(made_once, tmp_path) -> Config:
     """Settings of a workspace with three regions."""
@@ -154,18 +155,44 @@ def tiny(made_once, tmp_path) -> Config:
     return dataclasses.replace(TINY, workspace=tmp_path)
 
 
+def prepare(workspace: Path) -> Config:
+    """Draw three regions and make patches, folds and OoD patches; return the settings."""
+    draw_regions(workspace)
+    cfg = dataclasses.replace(TINY, workspace=workspace)
+    for step in STEPS[:3]:
+        getattr(importlib.import_module(step), step)(cfg)
+    return cfg
+
+
 @pytest.fixture
 def patched(made_once, tmp_path) -> Config:
     """The same with patches, folds and OoD patches made."""
+    shutil.copytree(made_once("patched", prepare), tmp_path, dirs_exist_ok=True)
+    return dataclasses.replace(TINY, workspace=tmp_path)
+
+
+@pytest.fixture
+def one_fold(patched) -> Config:
+    """The same for fold 1 alone."""
+    return dataclasses.replace(patched, folds=(1,))
+
+
+@pytest.fixture(scope="session")
+def trained(made_once) -> Config:
+    """Settings of a workspace with the baseline of fold 1, which no test changes."""
+    from train import train
 
     def make(folder):
-        draw_regions(folder)
-        cfg = dataclasses.replace(TINY, workspace=folder)
-        for step in ("generate_semantic_labels", "generate_patches", "generate_unfiltered_oods"):
-            getattr(importlib.import_module(step), step)(cfg)
+        train(dataclasses.replace(prepare(folder), folds=(1,)))
 
-    shutil.copytree(made_once("patched", make), tmp_path, dirs_exist_ok=True)
-    return dataclasses.replace(TINY, workspace=tmp_path)
+    return dataclasses.replace(TINY, workspace=made_once("trained", make), folds=(1,))
+
+
+@pytest.fixture
+def one_trained(trained, tmp_path) -> Config:
+    """The same in a copy of its own."""
+    copy = shutil.copytree(trained.workspace, tmp_path, dirs_exist_ok=True)
+    return dataclasses.replace(trained, workspace=copy)
 
 
 @pytest.fixture(scope="session")
@@ -211,11 +238,16 @@ def whole_run(made_once):
 
 
 @pytest.fixture
-def report(whole_run, tmp_path):
-    """The settings of such a run, in a copy of its own, and the folder of its report."""
-    cfg = dataclasses.replace(TINY, workspace=tmp_path / "run", folds=(1, 2))
-    shutil.copytree(whole_run, cfg.workspace)
-    return cfg, cfg.workspace / "reports" / "unet_tu-test_resnet"
+def ran(whole_run, tmp_path) -> Config:
+    """The settings of such a run, in a copy of its own."""
+    shutil.copytree(whole_run, tmp_path / "run")
+    return dataclasses.replace(TINY, workspace=tmp_path / "run", folds=(1, 2))
+
+
+@pytest.fixture
+def report(ran) -> tuple[Config, Path]:
+    """The same, and the folder of its report."""
+    return ran, ran.workspace / "reports" / ran.model_name
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from tests.conftest import TINY
 
 CPU = torch.device("cpu")
 # Adam turns rounding into whole steps where a gradient is next to nothing: small ones
-SMALL = dataclasses.replace(TINY, encoder="tu-test_resnet", lr=1e-4)
+SMALL = dataclasses.replace(TINY, lr=1e-4)
 HERE = torch.cuda.is_available()
 
 
@@ -34,15 +34,6 @@ class Cuda:
             torch.cuda.set_sync_debug_mode("default")
 
 
-class Standin(standin.Standin):
-    @contextlib.contextmanager
-    def never_waiting(self):
-        self.waits.clear()
-        yield
-        if self.waits:
-            raise RuntimeError(f"the host waits: {', '.join(self.waits)}")
-
-
 @contextlib.contextmanager
 def any_gpu():
     """The GPU that is there, or else a stand-in; the test is skipped where torch is too old."""
@@ -51,7 +42,7 @@ def any_gpu():
         return
     if standin.register is None:
         pytest.skip("needs a GPU, or torch 2.10 for a stand-in")
-    with standin.started(Standin()) as device:
+    with standin.started(standin.Standin()) as device:
         yield device
 
 

@@ -3,14 +3,10 @@
 Tests compare results with them, bench/ compares times.
 """
 
-import csv
-
 import cv2
 import numpy as np
 import torch
 from torch.utils.data import Dataset
-
-from medood.data.grid import padding
 
 
 def semantic_mask(inst_map, ids, classes):
@@ -35,20 +31,6 @@ def tile(image, size):
     ]
 
 
-def rank(names, predictions):
-    """(miou, false pixels, name) of each OoD patch, hardest first, class by class."""
-    rows = []
-    for name, predicted in zip(names, predictions, strict=True):
-        truth = np.zeros_like(predicted)
-        ious = []
-        for value in range(7):
-            union = ((truth == value) | (predicted == value)).sum()
-            both = ((truth == value) & (predicted == value)).sum()
-            ious.append(both / union if union else 1.0)
-        rows.append((sum(ious) / 7, int((predicted != 0).sum()), name))
-    return sorted(rows, key=lambda row: (row[0], -row[1], row[2]))
-
-
 def choose_pct(mask_paths, available, grid, optimum):
     """The share of OoD patches, reading every mask again for every value of the grid."""
     best = None
@@ -64,27 +46,6 @@ def choose_pct(mask_paths, available, grid, optimum):
         if best is None or distance < best[0]:
             best = (distance, pct)
     return best[1]
-
-
-def scores(truths, predictions):
-    """(per-class IoU over the whole fold, None where absent from the truth), pixel by pixel."""
-    hit, true, predicted = [0] * 7, [0] * 7, [0] * 7
-    wrong = {"fg_to_bg": 0, "bg_to_fg": 0, "fg_to_fg": 0}
-    for truth, prediction in zip(truths, predictions, strict=True):
-        for t, p in zip(truth.ravel().tolist(), prediction.ravel().tolist(), strict=True):
-            true[t] += 1
-            predicted[p] += 1
-            hit[t] += t == p
-            if t != p:
-                wrong["fg_to_bg" if p == 0 else "bg_to_fg" if t == 0 else "fg_to_fg"] += 1
-    iou = [h / (t + p - h) if t else None for h, t, p in zip(hit, true, predicted, strict=True)]
-    foreground = sum(true[1:])
-    shares = {
-        "fg_to_bg": wrong["fg_to_bg"] / foreground,
-        "bg_to_fg": wrong["bg_to_fg"] / true[0],
-        "fg_to_fg": wrong["fg_to_fg"] / foreground,
-    }
-    return iou, shares
 
 
 class PlainDataset(Dataset):
@@ -139,20 +100,3 @@ def plain_loss(logits, target):
         p, t = probability[:, value], (target == value).float()
         terms.append(1 - (2 * (p * t).sum() + 1) / (p.sum() + t.sum() + 1))
     return torch.stack(terms).mean()
-
-
-def read_rows(path):
-    """The rows of a CSV as dictionaries."""
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def untile(tiles: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Put (N, P, P, ...) from `tile` together again to (height, width, ...)."""
-    patch_size = tiles.shape[1]
-    top, bottom = padding(height, patch_size)
-    left, right = padding(width, patch_size)
-    rows, columns = (top + height + bottom) // patch_size, (left + width + right) // patch_size
-    grid = tiles.reshape(rows, columns, *tiles.shape[1:]).swapaxes(1, 2)
-    padded = grid.reshape(rows * patch_size, columns * patch_size, *tiles.shape[3:])
-    return padded[top : top + height, left : left + width]

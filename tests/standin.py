@@ -1,7 +1,7 @@
 """A stand-in for a GPU: a device of torch's own kind whose tensors are computed on the CPU.
 
 What a GPU refuses is refused here too: an operation on tensors of two devices. What would make the
-host wait is noted, and so is each launch. The results are those of the CPU, so what a whole step of
+host wait is noted. The results are those of the CPU, so what a whole step of
 Med-OoD computes here can be compared with what it should.
 """
 
@@ -24,7 +24,6 @@ NAME = "standin"
 WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "bincount", "equal"}
 COPIES = {"_to_copy", "copy_"}
 INDEXING = {"index", "index_put_", "_index_put_impl_"}
-NO_LAUNCH = {"empty", "empty_strided", "empty_like", "detach", "alias", "_reshape_alias"}
 
 
 # ---------------------------------------------------------------- the device
@@ -102,15 +101,11 @@ class OnStandin(torch.Tensor):
 
 
 class Standin(TorchDispatchMode):
-    """The device while it is there: a context in which torch knows it.
-
-    waits: what made the host wait. launches: the operations that ran on the device, in order.
-    """
+    """The device while it is there: a context in which torch knows it. waits: why the host did."""
 
     def __init__(self) -> None:
         super().__init__()
         self.waits: list[str] = []
-        self.launches: list[str] = []
         self.pinned: dict[int, torch.Tensor] = {}  # by storage; kept, so that none is used again
 
     def __enter__(self) -> "Standin":
@@ -127,6 +122,14 @@ class Standin(TorchDispatchMode):
     @property
     def device(self) -> torch.device:
         return torch.device(NAME, 0)
+
+    @contextlib.contextmanager
+    def never_waiting(self) -> Iterator[None]:
+        """A context in which it is an error if the host waits."""
+        self.waits.clear()
+        yield
+        if self.waits:
+            raise RuntimeError(f"the host waits: {', '.join(self.waits)}")
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         return self.run(function, args, kwargs or {})
@@ -150,8 +153,6 @@ class Standin(TorchDispatchMode):
         found = function(*args_there, **kwargs_there)
         if target != NAME and (not is_ours or target is not None):
             return found  # on the CPU
-        if not function.is_view and name not in NO_LAUNCH:
-            self.launches.append(name)
         wrapped = tree_map(lambda leaf: OnStandin(leaf) if _is_new(leaf) else leaf, found)
         return return_and_correct_aliasing(function, args, kwargs, wrapped) if is_ours else wrapped
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from medood.sample import draw_region
 from medood.training import augmentation as module
 from medood.training.augmentation import RANDOM, augment, draw_augmentation, parameters_of
+from tests.conftest import drawn_tissue
 
 
 def augmented(images, masks, seed=0):
@@ -15,13 +15,7 @@ def augmented(images, masks, seed=0):
 
 @pytest.fixture
 def batch():
-    masks, images = [], []
-    for seed in range(6):
-        image, inst_map, ids, classes = draw_region(np.random.default_rng(seed), 128, 128)
-        class_of = np.zeros(inst_map.max() + 1, np.uint8)
-        class_of[ids] = classes
-        masks.append(class_of[inst_map])
-        images.append(image)
+    images, masks = zip(*(drawn_tissue(seed, 128, 128) for seed in range(6)), strict=True)
     return torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(masks))
 
 

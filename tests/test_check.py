@@ -155,17 +155,16 @@ def test_weights_out_of_reach_do_not_hide_what_is_found_in_the_data(tiny, monkey
     assert "regions that fit  3" in capsys.readouterr().out
 
 
-def test_what_comes_after_a_change_may_be_regenerated(report):
-    cfg, _ = report
-    assert set(survey(cfg).values()) == {"kept"}
-    fate = survey(dataclasses.replace(cfg, epochs=3))
-    networks = [f"models/{fold}_unet_tu-test_resnet" for fold in cfg.folds]
+def test_what_comes_after_a_change_may_be_regenerated(ran):
+    assert set(survey(ran).values()) == {"kept"}
+    fate = survey(dataclasses.replace(ran, epochs=3))
+    networks = [f"models/{fold}_unet_tu-test_resnet" for fold in ran.folds]
     for name in networks:
         assert fate[name] == "regenerated: epochs was 2, is 3"
         ranking = name.replace("models", "HardOoD") + ".csv"
         assert fate[ranking] == "may be regenerated after baseline"
         assert fate[ranking.replace(".csv", "_pct.json")] == "may be regenerated after ranking"
     assert fate["OoD_Patchs"] == "kept"
-    shutil.rmtree(cfg.workspace / networks[0])
+    shutil.rmtree(ran.workspace / networks[0])
     ranking = networks[0].replace("models", "HardOoD") + ".csv"
-    assert survey(cfg)[ranking] == "may be regenerated after baseline"
+    assert survey(ran)[ranking] == "may be regenerated after baseline"

@@ -127,6 +127,11 @@ def test_a_wrong_official_split_is_named(tmp_path, rows, said):
         read_official(tmp_path, ["a_0.png"])
 
 
+def test_an_official_split_without_its_table_is_said(tmp_path):
+    with pytest.raises(UserError, match=r"no info.csv in .*: add Lizard's, or set split to"):
+        read_official(tmp_path, ["a_0.png"])
+
+
 def test_a_decimal_comma_is_named_where_a_number_is_needed(tmp_path):
     write_png(tmp_path / "a.png", np.zeros((32, 32), np.uint8))
     rows = [["region", "class", "x", "y"], ["a", "1", "12,5", "3"]]

@@ -6,12 +6,14 @@ GPU refuses, and says what would make the host wait. It knows nothing of a GPU's
 
 import contextlib
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
 import torch
 
 from estimate_pct import estimate_pct
+from medood.data.files import read_table
 from medood.data.folds import read_fold
 from medood.data.images import write_png
 from medood.data.workspace import model_folder, ood_files
@@ -25,24 +27,14 @@ from medood.training.segmentation import Trainer
 from predict import PredictConfig, predict_images
 from rank_prune_ood import count_seen, rank_prune_ood
 from test import evaluate
-from tests import standin
 from tests.conftest import TINY, as_settings_of
-from tests.gpus import CPU, HERE, SMALL, Standin, some_patches, trained
+from tests.gpus import CPU, HERE, SMALL, some_patches, trained
 from train import train
 from train_ood import train_ood
 from weak.generator import Sees, heal
 from weak.settings import TransferConfig
 from weak.train_transfer import Images, batches_of
 from weak.train_transfer import Trainer as TransferTrainer
-
-
-def test_nobody_finds_the_stand_in_once_it_is_over():
-    if not HERE and standin.register is not None:
-        with standin.started(Standin()):
-            assert torch.get_device_module(standin.NAME).is_available()
-        assert not torch.get_device_module(standin.NAME).is_available()
-        assert torch.nn.DataParallel(torch.nn.Linear(2, 2)).module.weight.device == CPU
-
 
 # ---------------------------------------------------------------- the step
 
@@ -132,33 +124,12 @@ def test_generators_learn_the_same_and_the_host_waits_for_nothing(gpu):
     assert healed.image.device == CPU
 
 
-# ---------------------------------------------------------------- what these tests would find
-
-
-def leave_a_mask_on_the_cpu(monkeypatch):
-    monkeypatch.setattr(
-        segmentation,
-        "augment",
-        lambda images, masks, _: (images.permute(0, 3, 1, 2).float(), masks.cpu().long()),
-    )
-
-
-def ask_for_the_loss(monkeypatch):
+def test_a_host_that_waits_would_be_found(gpu, monkeypatch):
     def asking(*given):
         loss = losses.segmentation_loss(*given)
         return loss if loss.item() > 0 else -loss
 
     monkeypatch.setattr(segmentation, "segmentation_loss", asking)
-
-
-def test_a_mask_left_on_the_cpu_is_found(gpu, monkeypatch):
-    leave_a_mask_on_the_cpu(monkeypatch)
-    with pytest.raises(RuntimeError, match="same device"):
-        test_training_gives_what_it_gives_on_the_cpu(gpu)
-
-
-def test_a_host_that_waits_is_found(gpu, monkeypatch):
-    ask_for_the_loss(monkeypatch)
     with pytest.raises(RuntimeError, match="wait|synchroniz"):
         test_the_host_never_waits_in_an_epoch(gpu, "dice", "there", monkeypatch)
 
@@ -167,9 +138,9 @@ def test_a_host_that_waits_is_found(gpu, monkeypatch):
 
 
 @pytest.fixture
-def cuda_run(gpu, patched):
+def cuda_run(gpu, one_fold):
     """The settings of a workspace on the device, and those of the CPU."""
-    cfg = dataclasses.replace(patched, folds=(1,), select="val")
+    cfg = dataclasses.replace(one_fold, select="val")
     return dataclasses.replace(cfg, device=str(gpu.device)), cfg
 
 
@@ -189,16 +160,8 @@ def test_every_step_runs_and_gives_what_the_cpu_gives(cuda_run, quick_report, tm
     written = []
     for cfg, name in ((on_gpu, "gpu"), (on_cpu, "cpu")):
         out = tmp_path / name
-        predict_images(
-            as_settings_of(
-                PredictConfig,
-                cfg,
-                image=(tmp_path / "new.png",),
-                checkpoint=folder,
-                out=out,
-                image_mpp=0.5,
-            )
-        )
+        new = {"image": (tmp_path / "new.png",), "checkpoint": folder, "image_mpp": 0.5}
+        predict_images(as_settings_of(PredictConfig, cfg, out=out, **new))
         written.append(next(out.glob("*_mask.tif")).read_bytes())
     assert len(written[0]) == len(written[1])
     if not HERE:
@@ -208,22 +171,19 @@ def test_every_step_runs_and_gives_what_the_cpu_gives(cuda_run, quick_report, tm
 def test_an_interrupted_training_goes_on_and_may_change_its_device(cuda_run, monkeypatch):
     on_gpu, on_cpu = (dataclasses.replace(cfg, select="last") for cfg in cuda_run)
     whole, logs = Trainer.begin_epoch, []
+
+    def stop_in_the_second(trainer, epoch):
+        if epoch == 1:
+            raise KeyboardInterrupt
+        return whole(trainer, epoch)
+
     for first, then in ((on_gpu, on_cpu), (on_cpu, on_gpu)):
-        folder = model_folder(first, 1, ood=False)
-
-        def stop_in_the_second(trainer, epoch):
-            if epoch == 1:
-                raise KeyboardInterrupt
-            return whole(trainer, epoch)
-
-        monkeypatch.setattr(Trainer, "begin_epoch", stop_in_the_second)
-        with pytest.raises(KeyboardInterrupt):
-            train(first)
-        monkeypatch.setattr(Trainer, "begin_epoch", whole)
+        with monkeypatch.context() as patch:
+            patch.setattr(Trainer, "begin_epoch", stop_in_the_second)
+            with pytest.raises(KeyboardInterrupt):
+                train(first)
         train(then)
-        rows = (folder / "log.csv").read_text().splitlines()
-        logs.append([float(row.split(",")[1]) for row in rows[1:]])
-        for path in folder.iterdir():
-            path.unlink()
-        folder.rmdir()
+        folder = model_folder(first, 1, ood=False)
+        logs.append([float(row["loss"]) for row in read_table(folder / "log.csv")])
+        shutil.rmtree(folder)
     np.testing.assert_allclose(logs[1], logs[0], rtol=1e-3)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -12,41 +11,26 @@ from safetensors.torch import load_file
 from torch import nn
 
 from config import UserError
-from generate_patches import generate_patches
-from generate_semantic_labels import generate_semantic_labels
 from medood.data.workspace import model_folder
 from medood.evaluation.model_card import write_card
 from medood.models.checkpoints import load_model, read_run
 from medood.models.inference import Predictor
-from tests.conftest import TINY, draw_regions
+from tests.conftest import TINY
 from train import train
 
 
-@pytest.fixture(scope="module")
-def trained_once(tmp_path_factory):
-    """The settings of a workspace with a trained network, of which tests get copies."""
-    workspace = tmp_path_factory.mktemp("trained")
-    cfg = dataclasses.replace(TINY, workspace=workspace, folds=(1,), epochs=1)
-    draw_regions(workspace)
-    generate_semantic_labels(cfg)
-    generate_patches(cfg)
-    train(cfg)
-    return cfg
-
-
 @pytest.fixture
-def trained(trained_once, tmp_path):
-    cfg = dataclasses.replace(trained_once, workspace=tmp_path / "workspace")
-    shutil.copytree(trained_once.workspace, cfg.workspace)
-    return cfg, model_folder(cfg, 1, ood=False)
+def network(one_trained):
+    """The settings of a workspace with a trained network, and its folder."""
+    return one_trained, model_folder(one_trained, 1, ood=False)
 
 
-def test_onnx_gives_the_probabilities_of_the_logits_for_any_number_of_patches(trained):
+def test_onnx_gives_the_probabilities_of_the_logits_for_any_number_of_patches(network):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     from export import export
 
-    cfg, folder = trained
+    cfg, folder = network
     predictor = Predictor(cfg, load_model(folder, cfg))
     head = {"classes": 3, "pooling": "avg"}  # of smp's, with an activation: both are left out
     other = smp.Unet(
@@ -64,12 +48,12 @@ def test_onnx_gives_the_probabilities_of_the_logits_for_any_number_of_patches(tr
     assert json.loads(names) == list(TINY.class_names)
 
 
-def test_a_version_whose_output_differs_is_not_kept(trained, monkeypatch):
+def test_a_version_whose_output_differs_is_not_kept(network, monkeypatch):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     import export
 
-    cfg, folder = trained
+    cfg, folder = network
     network = nn.Conv2d(3, len(cfg.class_names), 1)  # the smallest: an export takes seconds
     network.config = {"encoder_name": cfg.encoder}
     monkeypatch.setattr("medood.models.checkpoints.load_model", lambda *_: network)
@@ -80,7 +64,7 @@ def test_a_version_whose_output_differs_is_not_kept(trained, monkeypatch):
     assert not list(folder.glob("*model.onnx*"))
 
 
-def test_what_cannot_be_exported_is_said_and_leaves_nothing(trained, monkeypatch):
+def test_what_cannot_be_exported_is_said_and_leaves_nothing(network, monkeypatch):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     import export
@@ -88,7 +72,7 @@ def test_what_cannot_be_exported_is_said_and_leaves_nothing(trained, monkeypatch
     def fail(*_, **__):
         raise torch.onnx.OnnxExporterError("no such operator\nmore")
 
-    cfg, folder = trained
+    cfg, folder = network
     monkeypatch.setattr(torch.onnx, "export", fail)
     with pytest.raises(UserError, match=r"cannot be exported \(no such operator\)"):
         export.export(cfg, folder)
@@ -99,10 +83,10 @@ def test_what_cannot_be_exported_is_said_and_leaves_nothing(trained, monkeypatch
     assert not list(folder.glob("*model.onnx*"))
 
 
-def test_the_card_says_on_what_a_network_was_trained_and_what_it_scored(trained):
+def test_the_card_says_on_what_a_network_was_trained_and_what_it_scored(network):
     from test import evaluate
 
-    cfg, folder = trained
+    cfg, folder = network
     run = read_run(folder)
     untested = (folder / "README.md").read_text()
     assert "# unet on tu-test_resnet, without OoD patches" in untested
@@ -115,25 +99,25 @@ def test_the_card_says_on_what_a_network_was_trained_and_what_it_scored(trained)
     assert f"| `miou` | {100 * miou:.1f} |" in tested
 
 
-def test_a_card_of_the_sample_says_so(trained, tmp_path):
+def test_a_card_of_the_sample_says_so(network, tmp_path):
     from medood.data.workspace import SAMPLE_NAME
 
-    _, folder = trained
+    _, folder = network
     write_card(tmp_path, {**read_run(folder), "data": SAMPLE_NAME})
     assert "it knows nothing about real tissue" in (tmp_path / "README.md").read_text()
 
 
-def test_tensorboard_gets_losses_and_changes_no_weight(trained):
+def test_tensorboard_gets_losses_and_changes_no_weight(network):
     event_accumulator = pytest.importorskip(
         "tensorboard.backend.event_processing.event_accumulator"
     )
-    cfg, folder = trained
+    cfg, folder = network
     before = (folder / "model.safetensors").read_bytes()
-    watched = dataclasses.replace(cfg, tensorboard=True, epochs=2)
-    train(watched)  # two epochs
+    watched = dataclasses.replace(cfg, tensorboard=True, epochs=1)
+    train(watched)
     events = event_accumulator.EventAccumulator(str(cfg.workspace / "tensorboard" / folder.name))
     events.Reload()
-    assert [event.step for event in events.Scalars("loss")] == [1, 2]
+    assert [event.step for event in events.Scalars("loss")] == [1]
     train(dataclasses.replace(cfg, tensorboard=True))
     assert (folder / "model.safetensors").read_bytes() == before
     train(dataclasses.replace(watched, tensorboard=False))  # another network, of the same name

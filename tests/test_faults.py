@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[1]
     ],
 )
 def test_steps_that_are_stopped_end_as_undisturbed_ones(tmp_path, points, stopped):
-    command = [sys.executable, "tests/faults.py", str(tmp_path), "--points", str(points)]
+    command = [sys.executable, "-m", "tests.faults", str(tmp_path), str(points)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
@@ -130,13 +130,6 @@ def test_two_runs_do_not_make_the_same_patches(patched, other_run):
     generate_patches(patched)  # what is there stays
     with pytest.raises(UserError, match="another run .* is writing .*Image_Patchs"):
         generate_patches(dataclasses.replace(patched, patch_size=64))
-
-
-def test_a_second_run_is_refused_on_the_command_line(run_script, patched):
-    with locked(patched.workspace, ["1_unet_vgg11_bn"]):
-        done = run_script("train.py", f"--workspace={patched.workspace}", "--folds=1")
-    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
-    assert "another run" in done.stderr
 
 
 def test_a_folder_that_was_not_there_is_not_left_behind(tmp_path):

@@ -44,12 +44,6 @@ def test_examples_are_the_best_the_median_and_the_worst_change():
     assert chosen == {"best change": 3, "median change": 2, "worst change": 1}
 
 
-def test_share_right_by_hand(patches):
-    predicted = torch.zeros(3, 16, 16, dtype=torch.uint8)
-    predicted[1, :4] = 3
-    assert figures.share_right(patches, predicted).tolist() == [1, 0.75, 1]
-
-
 def test_bars_leave_out_what_no_run_defines(tmp_path):
     bars = {"baseline": {"x": [0.2, 0.4], "y": [None, None]}, "Med-OoD": {"x": [0.3, 0.5], "y": []}}
     figures.draw_bars(tmp_path / "bars.png", "title", "IoU", bars)

@@ -5,17 +5,11 @@ import dataclasses
 import pytest
 
 from config import UserError
-from estimate_pct import estimate_pct
 from generate_patches import generate_patches
 from medood.data.folds import held_out, hold_out_patients, read_fold
-from medood.data.ood_set import read_estimate
 from medood.data.patients import region_of
-from medood.data.workspace import fold_path, ranking_path
-from rank_prune_ood import rank_prune_ood
+from medood.data.workspace import fold_path
 from tests.conftest import TINY
-from tests.oracles import read_rows
-from train import train
-from train_ood import train_ood
 
 NAMES = [f"region_{r}_{k}.png" for r in range(7) for k in range(5)]
 
@@ -32,37 +26,6 @@ def test_a_patch_split_depends_on_seed_alone_not_on_the_order_of_the_files():
     tested = held_out(TINY, NAMES, 79)
     assert tested == held_out(TINY, NAMES[::-1], 79)
     assert tested != held_out(dataclasses.replace(TINY, seed=1), NAMES, 79)
-
-
-def test_the_official_split_follows_info_csv(tiny):
-    tiny = dataclasses.replace(tiny, split="official", folds=(1, 2, 3))
-    from generate_semantic_labels import generate_semantic_labels
-
-    generate_semantic_labels(tiny)
-    with pytest.raises(UserError, match=r"no info.csv"):
-        generate_patches(tiny)
-    table = "FileName,Source,Split\nregion_0,a,2\nregion_1,a,1\nregion_2,b,3\n"
-    (tiny.workspace / "info.csv").write_text(table)
-    generate_patches(tiny)
-    tested = {fold: {region_of(name) for name in read_fold(tiny, fold).test} for fold in (1, 2, 3)}
-    assert tested == {1: {"region_1"}, 2: {"region_0"}, 3: {"region_2"}}
-
-
-def test_lists_have_the_columns_of_the_authors_release(patched):
-    lines = fold_path(patched.workspace, 1).read_text().splitlines()
-    assert lines[0] == ",img_name,obj_tag"
-    assert lines[1] in ("0,region_0_0.png,train", "0,region_0_0.png,test")
-    assert len(lines) == 1 + 37
-
-
-def test_a_list_of_the_user_is_used_as_it_is(patched, capsys):
-    own = ",img_name,obj_tag\n0,region_0_0.png,test\n1,region_0_1.png,train\n"
-    fold_path(patched.workspace, 1).write_text(own)
-    fold_path(patched.workspace, 1).with_suffix(".json").unlink()  # else a drawn list was changed
-    generate_patches(patched)
-    assert "user-supplied" in capsys.readouterr().out
-    assert fold_path(patched.workspace, 1).read_text() == own
-    assert read_fold(patched, 1) == (["region_0_1.png"], [], ["region_0_0.png"])
 
 
 @pytest.mark.parametrize(
@@ -89,28 +52,6 @@ def test_folds_that_test_the_same_part_are_pointed_out(patched, capsys):
     assert "some test the same part" not in capsys.readouterr().out
 
 
-def test_no_test_patch_is_read_by_training_mining_or_the_estimate(patched, monkeypatch):
-    for step in (
-        "train",
-        "rank_prune_ood",
-        "estimate_pct",
-        "train_ood",
-    ):  # it looks for changed files
-        monkeypatch.setattr(f"{step}.require", lambda *_, **__: None)
-    patched = dataclasses.replace(patched, folds=(1,), epochs=1)
-    train_names, _, test_names = read_fold(patched, 1)
-    for folder in ("Image_Patchs", "Mask_Patchs", "OoD_Patchs"):
-        for name in test_names:  # whoever opens one of these stops with an error
-            (patched.workspace / folder / name).write_bytes(b"not an image")
-    train(patched)
-    rank_prune_ood(patched)
-    estimate_pct(patched)
-    train_ood(patched)
-    candidates = {row["img_name"] for row in read_rows(ranking_path(patched, 1))}
-    assert candidates == set(train_names)
-    assert read_estimate(patched, 1)["id_patches"] == len(train_names)
-
-
 def test_validation_patches_are_whole_regions_of_the_training_side(patched):
     cfg = dataclasses.replace(patched, split="patch", select="val")
     train, val, test = read_fold(cfg, 1)
@@ -129,3 +70,5 @@ def test_just_so_many_regions_are_held_out_as_make_a_tenth(sizes, count):
     out = hold_out_patients(TINY, names, 1)
     assert len({region_of(name) for name in out}) == count
     assert len(out) < len(names)
+    with pytest.raises(UserError, match="needs two regions on the training side, found 1"):
+        hold_out_patients(TINY, names[:1], 1)

@@ -2,14 +2,13 @@
 
 import json
 
-import cv2
 import numpy as np
 import pytest
 from skimage.draw import disk
 
 from medood.predicting import nuclei
 from medood.predicting.nuclei import MIN_DISTANCE, NucleusFinder, outline, separate
-from medood.sample import draw_region
+from tests.conftest import drawn_tissue
 
 
 def discs(*places, shape=(60, 60)):
@@ -37,7 +36,10 @@ def polygon_area(points):
 
 
 def test_two_overlapping_discs_are_separated_and_one_is_not():
-    assert separate(discs((30, 20, 10), (30, 36, 10)), MIN_DISTANCE / 0.5).max() == 2
+    touching = discs((30, 20, 10), (30, 36, 10))
+    assert separate(touching, MIN_DISTANCE / 0.5).max() == 2
+    assert len(find(touching.astype(np.uint8))) == 2
+    assert len(find(touching.astype(np.uint8), min_distance=None)) == 1
     assert separate(discs((30, 20, 10)), MIN_DISTANCE / 0.5).max() == 1
     toothed = discs((30, 30, 12))
     toothed[18::2, 16:20] = False
@@ -77,26 +79,16 @@ def test_an_outline_is_closed_and_holds_the_area():
     assert polygon_area(diagonal) > 1.5  # one piece, not the first of four
 
 
-def test_without_separation_touching_nuclei_are_one():
-    touching = discs((30, 20, 10), (30, 36, 10)).astype(np.uint8)
-    assert len(find(touching, min_distance=None)) == 1
-    assert len(find(touching)) == 2
-
-
 def test_specks_are_left_out():
     classes = discs((10, 10, 5)).astype(np.uint8)
     classes[40, 40:43] = 1
-    assert len(find(classes, min_area=3)) == 2
-    assert len(find(classes, min_area=4)) == 1
+    assert [len(find(classes, min_area=area)) for area in (3, 4)] == [2, 1]
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_rows_given_in_pieces_give_the_nuclei_of_the_whole(seed):
     rng = np.random.default_rng(seed)
-    _, inst_map, ids, values = draw_region(rng, 200, 230)
-    class_of = np.zeros(inst_map.max() + 1, np.uint8)
-    class_of[ids] = values
-    classes = class_of[inst_map]
+    _, classes = drawn_tissue(seed, 200, 230)
     certainty = rng.integers(0, 256, classes.shape, np.uint8)
     cuts = sorted(rng.choice(np.arange(1, 200), 12, replace=False))
 
@@ -133,15 +125,3 @@ def test_what_a_cut_leaves_in_pieces_counts_as_pieces(monkeypatch):
     comb[::4] = 1  # three teeth: one piece up to column 10, three beyond
     found = find(comb, min_distance=None)
     assert sorted(n.area for n in found) == [10, 10, 10, 9 + 3 * 9]
-
-
-def test_touching_nuclei_of_the_sample_are_mostly_separated():
-    """Counts on drawn tissue, where the truth is known: separation must pay."""
-    true = whole = separated = 0
-    for seed in range(3):
-        _, inst_map, _, _ = draw_region(np.random.default_rng(seed), 300, 300)
-        foreground = (inst_map > 0).astype(np.uint8)
-        true += len(np.unique(inst_map)) - 1
-        whole += cv2.connectedComponents(foreground)[0] - 1
-        separated += len(find(foreground))
-    assert abs(separated - true) < abs(whole - true)

@@ -8,12 +8,13 @@ import shutil
 
 import numpy as np
 import pytest
-from scipy.io import loadmat
 
 from config import UserError
 from estimate_pct import estimate_pct
+from generate_patches import generate_patches
 from main import main
 from medood import sample
+from medood.data.files import read_table
 from medood.data.folds import read_fold
 from medood.data.images import write_png
 from medood.data.ood_set import read_estimate, read_hard_oods
@@ -22,8 +23,6 @@ from medood.data.workspace import fold_path, model_folder, ranking_path
 from rank_prune_ood import rank_prune_ood
 from test import evaluate
 from tests.conftest import FEW_RESAMPLES, TINY, write_region
-from tests.oracles import read_rows
-from tests.test_check import change_label
 from train import train
 from train_ood import train_ood
 
@@ -44,10 +43,8 @@ def test_main_goes_from_raw_data_to_scores_of_both_and_again_keeps_everything(
             assert set(network) >= {*NAMES, "iou", "dice", "confusion"}
             assert len(network["iou"]) == len(network["dice"]) == 7
             assert np.array(network["confusion"]).shape == (7, 7)
-        # every network is judged on the same pixels and the same classes
-        totals = {np.sum(network["confusion"]) for network in fold.values()}
-        absent = {tuple(iou is None for iou in network["iou"]) for network in fold.values()}
-        assert len(totals) == len(absent) == 1
+        # every network is judged on the same pixels
+        assert len({np.sum(network["confusion"]) for network in fold.values()}) == 1
     gains = json.loads((out / "differences.json").read_text())
     for name in NAMES:
         expected = np.mean([fold["ood"][name] - fold["baseline"][name] for fold in scores.values()])
@@ -69,33 +66,31 @@ def test_main_goes_from_raw_data_to_scores_of_both_and_again_keeps_everything(
     assert changed == []
 
 
-def test_files_of_the_ood_set_fit_together(report):
-    cfg, _ = report
-    for fold in cfg.folds:
-        rows = read_rows(ranking_path(cfg, fold))
-        train_names = read_fold(cfg, fold).train
+def test_files_of_the_ood_set_fit_together(ran):
+    for fold in ran.folds:
+        rows = read_table(ranking_path(ran, fold))
+        train_names = read_fold(ran, fold).train
         assert sorted(row["img_name"] for row in rows) == sorted(train_names)
-        estimate = read_estimate(cfg, fold)
-        kept = read_hard_oods(cfg, fold)
+        estimate = read_estimate(ran, fold)
+        kept = read_hard_oods(ran, fold)
         for picture in ("hardest", "false_pixels", "pct"):
-            drawn = ranking_path(cfg, fold).with_name(f"{fold}_unet_tu-test_resnet_{picture}.png")
+            drawn = ranking_path(ran, fold).with_name(f"{fold}_unet_tu-test_resnet_{picture}.png")
             assert drawn.read_bytes().startswith(b"\x89PNG")
         assert estimate["available"] == len(kept) > 0
-        run = json.loads((model_folder(cfg, fold, ood=True) / "run.json").read_text())
+        run = json.loads((model_folder(ran, fold, ood=True) / "run.json").read_text())
         assert run["ood_patches"] == estimate["ood_patches"] == round(estimate["pct"] * len(kept))
         assert run["id_patches"] == len(train_names)
         assert set(run["scores"]) >= set(NAMES)
 
 
-def test_a_ranking_or_estimate_of_an_older_baseline_is_not_used(report):
-    cfg, _ = report
-    cfg = dataclasses.replace(cfg, epochs=1, folds=(1,))
-    train(cfg)
+def test_a_ranking_or_estimate_of_an_older_baseline_is_not_used(ran):
+    ran = dataclasses.replace(ran, epochs=1, folds=(1,))
+    train(ran)
     with pytest.raises(UserError, match=r"run `python rank_prune_ood.py .*--folds 1 .*` first"):
-        train_ood(cfg)
-    rank_prune_ood(cfg)
+        train_ood(ran)
+    rank_prune_ood(ran)
     with pytest.raises(UserError, match=r"run `python estimate_pct.py .*--folds 1 .*` first"):
-        train_ood(cfg)
+        train_ood(ran)
 
 
 def test_the_baseline_can_be_tested_before_med_ood_is_trained(report):
@@ -124,10 +119,9 @@ def test_the_sample_is_drawn_once_and_a_kill_leaves_none_unmarked(tmp_path, caps
 
 def test_no_data_is_said_with_what_belongs_where_and_no_sample_is_drawn(run_script, tmp_path):
     done = run_script("main.py", "--workspace", tmp_path / "nothing")
-    assert done.returncode == 1
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False)
     for word in ("Lizard_Images1", "Lizard_Labels/Labels", "Image_Patchs", "main.py --sample"):
         assert word in done.stderr
-    assert "Traceback" not in done.stderr
     assert not (tmp_path / "nothing").exists()
 
 
@@ -153,24 +147,8 @@ def test_a_step_without_its_input_names_the_command_that_makes_it(
     assert done.returncode == 1
     assert said.format(nothing) in done.stderr  # with the options that the user gave
     assert ("run" in said) == ("is empty, or its name is misspelled" in done.stderr)
-    assert "Traceback" not in done.stderr
     assert done.stderr.count("\n") == 1  # one sentence
     assert not (tmp_path / "nothing").exists()
-
-
-def test_a_bad_label_is_named_and_costs_no_other(run_script, tiny):
-    path = tiny.workspace / "Labels" / "region_1.mat"
-    change_label(path, **{"class": loadmat(path)["class"] * 0 + 7})
-    for _ in range(2):  # what is kept is as bad as what was made
-        done = run_script("generate_semantic_labels.py", "--workspace", tiny.workspace)
-        assert done.returncode == 1
-        first, second = done.stderr.splitlines()
-        assert first.startswith("error: 1 file cannot be used: correct or remove them")
-        assert "`class` contains 7, expected 1..6" in second
-    made = {path.stem for path in (tiny.workspace / "Semantic_Labels").glob("*.png")}
-    assert made == {"region_0", "region_2"}
-    done = run_script("generate_patches.py", "--workspace", tiny.workspace, "--patch_size", 32)
-    assert (done.returncode, "`class` contains 7" in done.stderr) == (1, True)
 
 
 def test_skipped_files_are_left_out_to_the_end_and_the_report_says_which(tiny, quick_report):
@@ -192,11 +170,9 @@ def test_skipped_files_are_left_out_to_the_end_and_the_report_says_which(tiny, q
     assert "region_3.png is not a complete image file" in report
 
 
-def test_prepared_patches_are_enough_and_bad_ones_are_left_out_of_lists_of_the_user(
-    patched, quick_report
-):
-    cfg = dataclasses.replace(patched, folds=(1,), epochs=1)
-    for folder in ("Lizard_Images", "Labels", "Semantic_Labels", "OoD_Patchs"):
+def test_prepared_patches_are_enough_and_bad_ones_are_left_out_of_lists_of_the_user(one_fold):
+    cfg = one_fold
+    for folder in ("Lizard_Images", "Labels", "Semantic_Labels"):
         shutil.rmtree(cfg.workspace / folder)
     for folder in ("Image_Patchs", "Mask_Patchs"):
         (cfg.workspace / folder / RECORD).unlink()
@@ -207,9 +183,9 @@ def test_prepared_patches_are_enough_and_bad_ones_are_left_out_of_lists_of_the_u
     write_png(cfg.workspace / "Mask_Patchs" / bad[1], np.full((32, 32), 7, np.uint8))
     (cfg.workspace / "Mask_Patchs" / bad[2]).unlink()
     with pytest.raises(UserError) as caught:
-        main(cfg)
+        generate_patches(cfg)
     assert all(name in str(caught.value) for name in bad)
-    main(dataclasses.replace(cfg, skip_bad_files=True))
+    generate_patches(dataclasses.replace(cfg, skip_bad_files=True))
     assert fold_path(cfg.workspace, 1).read_bytes() == lists
     fold = read_fold(cfg, 1)
     assert len(fold.train) + len(fold.test) == 34
@@ -218,22 +194,13 @@ def test_prepared_patches_are_enough_and_bad_ones_are_left_out_of_lists_of_the_u
 
 def test_a_wrong_encoder_stops_main_before_anything_is_made(run_script, tiny):
     done = run_script("main.py", "--workspace", tiny.workspace, "--encoder", "vgg11bn")
-    assert done.returncode == 1
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False)
     assert "vgg11_bn" in done.stderr
-    assert "Traceback" not in done.stderr
     assert not (tiny.workspace / "Semantic_Labels").exists()
 
 
-@pytest.mark.parametrize(
-    ("step", "missing"),
-    [
-        (rank_prune_ood, "train.py"),
-        (estimate_pct, "rank_prune_ood.py"),
-        (train_ood, "rank_prune_ood.py"),
-        (evaluate, "train.py"),
-    ],
-)
-def test_a_step_out_of_order_names_the_one_before(patched, step, missing):
-    cfg = dataclasses.replace(patched, folds=(1,))
-    with pytest.raises(UserError, match=f"run `python {missing} .*--folds 1 .*` first"):
-        step(cfg)
+def test_a_step_out_of_order_names_the_one_before(one_fold):
+    before = {rank_prune_ood: "train", estimate_pct: "rank_prune_ood", evaluate: "train"}
+    for step, missing in (before | {train_ood: "rank_prune_ood"}).items():
+        with pytest.raises(UserError, match=f"run `python {missing}.py .*--folds 1 .*` first"):
+            step(one_fold)

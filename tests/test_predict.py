@@ -1,6 +1,5 @@
 """New images: tiles that fade into each other, and what is written; see test_slides.py."""
 
-import csv
 import dataclasses
 import json
 import re
@@ -19,18 +18,17 @@ from tifffile import TiffWriter, imread
 from torch import nn
 
 from config import UserError
+from medood.data.files import read_table
 from medood.data.images import read_image, write_png
 from medood.data.labels import palette
-from medood.data.workspace import require_network
 from medood.models.inference import Predictor
 from medood.models.network import Normalise, build_model
 from medood.predicting.nuclei import NucleusFinder
 from medood.predicting.outputs import ENDINGS, Outputs
 from medood.predicting.slides import open_image
 from medood.predicting.tiles import OVERLAP, fade, positions, strips
-from medood.sample import draw_region
 from predict import PredictConfig, find_images, predict_images
-from tests.conftest import TINY, as_settings_of, write_slide
+from tests.conftest import TINY, as_settings_of, drawn_tissue, write_slide
 
 ROOT = Path(__file__).parents[1]
 COLOURS = palette(TINY.classes)
@@ -57,10 +55,7 @@ def by_colour():
 
 def coloured(height, width, seed=0):
     """A mask of drawn nuclei, and the image in which each pixel has the colour of its class."""
-    _, inst_map, ids, values = draw_region(np.random.default_rng(seed), height, width)
-    class_of = np.zeros(inst_map.max() + 1, np.uint8)
-    class_of[ids] = values
-    mask = class_of[inst_map]
+    _, mask = drawn_tissue(seed, height, width)
     return mask, COLOURS[mask]
 
 
@@ -160,26 +155,23 @@ def test_mask_table_and_outlines_say_the_same(tmp_path, network, ending):
     predict_images(settings(tmp_path, network, path, tile=128, min_area=0.0))
     stem = tmp_path / "out" / "image"
     np.testing.assert_array_equal(imread(f"{stem}_mask.tif"), mask)
-    with open(f"{stem}_nuclei.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_table(Path(f"{stem}_nuclei.csv"))
     shapes = json.loads(Path(f"{stem}_nuclei.geojson").read_text())
     assert shapes["type"] == "FeatureCollection"
     assert len(rows) == len(shapes["features"]) > 20
     assert sum(float(row["area_px"]) for row in rows) == (mask > 0).sum()
     colour_of = dict(zip(TINY.class_names, COLOURS.tolist(), strict=True))
     for row, shape in zip(rows, shapes["features"], strict=True):
-        assert shape["type"] == "Feature"
-        assert shape["geometry"]["type"] == "Polygon"
+        assert (shape["type"], shape["geometry"]["type"]) == ("Feature", "Polygon")
         (ring,) = shape["geometry"]["coordinates"]
         assert ring[0] == ring[-1]
         assert len(ring) >= 4
-        inner, outer = np.min(ring, axis=0), np.max(ring, axis=0)
-        assert (inner <= [float(row["x"]), float(row["y"])]).all()
-        assert (outer >= [float(row["x"]), float(row["y"])]).all()
+        place = [float(row["x"]), float(row["y"])]
+        assert (np.min(ring, axis=0) <= place).all()
+        assert (np.max(ring, axis=0) >= place).all()
+        kind = {"name": row["class"], "color": colour_of[row["class"]]}
         properties = shape["properties"]
-        assert properties["objectType"] == "detection"
-        assert properties["classification"]["name"] == row["class"]
-        assert properties["classification"]["color"] == colour_of[row["class"]]
+        assert (properties["objectType"], properties["classification"]) == ("detection", kind)
         assert float(row["area_um2"]) == pytest.approx(0.25 * float(row["area_px"]), abs=0.01)
         assert 0.5 < float(row["probability"]) <= 1
     overlay = read_image(Path(f"{stem}_overlay.png"))
@@ -205,8 +197,7 @@ def test_an_image_of_another_scale_is_brought_to_the_networks_and_back(
     predict_images(settings(tmp_path, network, path, image_mpp=mpp, min_area=0.0))
     stem = tmp_path / "out" / path.stem
     np.testing.assert_array_equal(imread(f"{stem}_mask.tif"), small)
-    with open(f"{stem}_nuclei.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_table(Path(f"{stem}_nuclei.csv"))
     assert sum(float(row["area_um2"]) for row in rows) == pytest.approx(0.25 * (small > 0).sum())
     assert sum(float(row["area_px"]) for row in rows) == across * down * (small > 0).sum()
     assert max(float(row["x"]) for row in rows) > 260  # in pixels of the image as it is
@@ -242,6 +233,7 @@ def test_one_bad_image_does_not_stop_the_others(tmp_path, network):
         ({"image": (Path("nowhere.png"),)}, "there is no image nowhere.png"),
         ({"checkpoint": None}, "--checkpoint"),
         ({"checkpoint": Path("nowhere")}, "there is no folder nowhere: correct its name"),
+        ({"checkpoint": Path("docs")}, "no network .* in docs: name the folder of one, or train"),
     ],
 )
 def test_what_is_missing_is_named(tmp_path, network, change, message):
@@ -251,15 +243,6 @@ def test_what_is_missing_is_named(tmp_path, network, change, message):
         predict_images(dataclasses.replace(cfg, **change))
     with pytest.raises(UserError, match="is the folder of the images"):
         predict_images(dataclasses.replace(cfg, out=tmp_path))
-
-
-def test_a_misspelt_folder_is_told_from_one_without_a_network(tmp_path):
-    with pytest.raises(UserError, match="there is no folder .*_bn: correct its name"):
-        require_network(tmp_path / "79_unet_vgg11_bn")
-    with pytest.raises(
-        UserError, match=r"no network .* in .*: name the folder of one, or train it"
-    ):
-        require_network(tmp_path)
 
 
 def test_a_batch_that_does_not_fit_is_given_in_halves(by_colour, monkeypatch):

@@ -18,14 +18,13 @@ from config import UserError
 from main import main
 from medood import processes
 from medood.commands import command
-from medood.data.files import TIMES
+from medood.data.files import TIMES, read_table
 from medood.data.workspace import model_folder
 from medood.models import network
 from medood.training import batches, losses, segmentation
 from medood.training.batches import shard_of
 from medood.training.losses import segmentation_loss
 from tests.conftest import TINY, draw_regions, kind_of, quick_reports
-from tests.oracles import read_rows
 
 ROOT = Path(__file__).parents[1]
 
@@ -85,7 +84,7 @@ def both(tmp_path_factory):
 def test_two_processes_lose_what_one_loses(both):
     """The losses of both epochs agree to rounding: those of the second follow from the first."""
     for ood in (False, True):
-        logs = [read_rows(model_folder(cfg, 1, ood) / "log.csv") for cfg in both]
+        logs = [read_table(model_folder(cfg, 1, ood) / "log.csv") for cfg in both]
         losses, scores = (
             [[float(row[column]) for row in log] for log in logs] for column in ("loss", "val_miou")
         )
@@ -99,7 +98,7 @@ def test_two_processes_write_the_same_files_once(both):
     one, two = (set(files_in(cfg.workspace)) for cfg in both)
     assert one == two
     # each writer adds a line to it
-    steps = [[row["step"] for row in read_rows(cfg.workspace / TIMES)] for cfg in both]
+    steps = [[row["step"] for row in read_table(cfg.workspace / TIMES)] for cfg in both]
     assert steps[0] == steps[1]
 
 
@@ -224,34 +223,6 @@ def test_the_loss_and_gradient_of_a_batch_do_not_depend_on_how_it_is_dealt(monke
         torch.testing.assert_close(value, whole)
         found += torch.autograd.grad(value, logits)[0]
     torch.testing.assert_close(found, expected)
-
-
-def test_the_gradient_of_a_sum_over_processes_is_summed_over_them_too(monkeypatch):
-    """Two processes with the same loss: each gets twice its gradient, of which DDP takes half."""
-    monkeypatch.setattr(losses, "world_size", lambda: 2)
-    monkeypatch.setattr(losses, "all_reduce", lambda values: values.mul_(2))
-    values = torch.tensor([1.0, 2.0], requires_grad=True)
-    total = losses.sum_over_processes(values)
-    assert total.tolist() == [2, 4]
-    (total * torch.tensor([3.0, 5.0])).sum().backward()
-    assert values.grad.tolist() == [6, 10]
-
-
-def test_what_the_main_process_does_alone_is_done_as_without_others(monkeypatch):
-    monkeypatch.setattr(processes, "_joined", True)
-    monkeypatch.setattr(processes, "all_reduce", lambda values: seen.append("waits"))
-    seen = []
-
-    @processes.on_main
-    def work():
-        seen.append((processes.rank(), processes.world_size(), processes.shard(9, 1)))
-
-    for rank in ("0", "1"):
-        monkeypatch.setenv("RANK", rank)
-        monkeypatch.setenv("WORLD_SIZE", "2")
-        work()
-        assert processes.world_size() == 2
-    assert seen == [(0, 1, slice(0, 9)), "waits", "waits"]
 
 
 # ---------------------------------------------------------------- meeting

@@ -9,7 +9,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from medood.data.images import UNSURE, read_image
 from medood.evaluation import figures
-from medood.evaluation.ranking import FOREGROUND_BINS, calibration, curve, log_odds, rate_at
+from medood.evaluation.ranking import calibration, curve, log_odds, rate_at
 from medood.evaluation.scores import ProbabilityTally, all_background
 from medood.evaluation.statistics import paired_differences, pool
 
@@ -81,7 +81,6 @@ NETWORKS = {
     "strong": (3, 2, 0),
     "sure": (1.8, 9, -2),
     "weak": (0.4, 1e-4, 0),  # after a few steps: all logits lie in what was one bin
-    "weak beside zero": (0.6, 1e-2, -2),
     "worse than chance": (-1, 1, 3),
 }
 
@@ -104,23 +103,6 @@ def test_ranks_equal_scikit_learn_on_networks_of_any_strength(network, share):
     odds = log_odds(probability_of(logits)).flatten()
     for name, theirs in (("ap", average_precision_score), ("auroc", roc_auc_score)):
         assert scores[name] == pytest.approx(theirs(truth.flatten(), odds), abs=2e-4), name
-
-
-@pytest.mark.parametrize("steps", [1, 300])
-def test_pixels_that_share_a_value_are_one_threshold(steps):
-    logits, truth = of_a_network(1, 1, 0, 0.1)
-    logits = (logits * steps).round() / steps
-    scores = tally_of(logits, truth).scores()
-    odds = log_odds(probability_of(logits)).flatten()
-    assert scores["ap"] == pytest.approx(average_precision_score(truth.flatten(), odds), abs=5e-5)
-    assert scores["auroc"] == pytest.approx(roc_auc_score(truth.flatten(), odds), abs=5e-5)
-
-
-def test_a_bin_holds_little_of_the_foreground_whatever_the_scores_are():
-    for name in ("strong", "sure", "weak beside zero"):
-        of_bins = counts_of(*of_a_network(*NETWORKS[name], 0.2)).ranked[0]
-        assert of_bins.sum() == 400_000
-        assert of_bins[1].max() < 1.5 * of_bins[1].sum() / FOREGROUND_BINS
 
 
 def test_sure_pixels_are_told_apart_at_both_ends():

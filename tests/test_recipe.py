@@ -6,26 +6,9 @@ import json
 import pytest
 
 from config import UserError
-from medood.data.folds import read_fold
-from medood.data.patients import region_of
-from studies import common, recipe
+from studies import recipe
 from studies.common import Recipe
 from tests.conftest import TINY, write_region
-
-
-def test_the_choice_never_sees_a_patch_that_the_fold_tests(patched):
-    train, _, test = read_fold(dataclasses.replace(patched, split="region"), 1)
-    regions = [f"{region_of(name)}_{i}_0.png" for i, name in enumerate(train)]  # each a region
-    cfg = common.StudyConfig(**{**vars(patched)})
-    tested = []
-    for part in range(recipe.PARTS):
-        found = recipe.within(regions, {}, cfg, part)
-        trained = {image.name for image, _ in found.files}
-        assert trained.isdisjoint(found.test)
-        assert trained | set(found.test) == set(regions)
-        tested += found.test
-    assert sorted(tested) == sorted(regions)
-    assert set(tested).isdisjoint(test)
 
 
 def test_a_change_is_settings_or_more_epochs():

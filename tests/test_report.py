@@ -200,13 +200,12 @@ def test_a_class_that_differs_and_a_network_below_the_floor_are_said():
 # ---------------------------------------------------------------- nothing of an earlier report
 
 
-def test_a_ranking_of_the_users_has_no_pictures_of_an_earlier_one(report):
-    cfg, _ = report
-    networks = SimpleNamespace(folders={"ood": model_folder(cfg, 1, ood=True)})
-    found = SimpleNamespace(cfg=cfg, tests={1: networks})
+def test_a_ranking_of_the_users_has_no_pictures_of_an_earlier_one(ran):
+    networks = SimpleNamespace(folders={"ood": model_folder(ran, 1, ood=True)})
+    found = SimpleNamespace(cfg=ran, tests={1: networks})
     drawn = pictures_of_oods(found)
     assert [list(of_kind) for of_kind in drawn.values()] == [[1], [1], [1]]
-    ranking_path(cfg, 1).with_suffix(".json").unlink()
+    ranking_path(ran, 1).with_suffix(".json").unlink()
     assert pictures_of_oods(found) == {"hardest": {}, "false_pixels": {}, "pct": drawn["pct"]}
 
 

@@ -11,7 +11,6 @@ from medood.data.folds import read_fold
 from medood.evaluation.scores import Tally, all_background, paper_iou_dice, scores_of
 from medood.evaluation.testing import score_networks
 from medood.models.network import build_model
-from tests import oracles
 
 
 def one_hot(prediction):
@@ -25,38 +24,21 @@ def tally_of(truth, prediction):
     return tally.scores()
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_scores_equal_an_independent_count(seed):
-    generator = torch.Generator().manual_seed(seed)
-    truth = torch.randint(0, 5, (5, 16, 16), generator=generator)  # classes 5 and 6 are absent
-    prediction = torch.where(
-        torch.rand(truth.shape, generator=generator) < 0.6, truth, truth.flip(0) + 1
-    )
-    scores = tally_of(truth, prediction)
-    iou, shares = oracles.scores(truth.numpy(), prediction.numpy())
-    assert scores["iou"] == pytest.approx(iou)
-    assert scores["iou"][5:] == [None, None]
-    assert scores["miou"] == pytest.approx(np.mean(iou[1:5]))
-    assert scores["dsc"] == pytest.approx(np.mean([2 * v / (1 + v) for v in iou[1:5]]))
-    for name, share in shares.items():
-        assert scores[name] == pytest.approx(share)
-    assert np.sum(scores["confusion"]) == truth.numel()
-
-
 def test_the_three_errors_by_hand():
     #        truth: 4 background, 2 of class 1, 2 of class 3
     matrix = np.zeros((7, 7), int)
-    matrix[0, 0], matrix[0, 3] = 3, 1
+    matrix[0, 0], matrix[0, 3] = 2, 2
     matrix[1, 1], matrix[1, 0] = 1, 1
     matrix[3, 1], matrix[3, 3] = 1, 1
     scores = scores_of(matrix)
     assert scores["fg_to_bg"] == 1 / 4
-    assert scores["bg_to_fg"] == 1 / 4
+    assert scores["bg_to_fg"] == 2 / 4
     assert scores["fg_to_fg"] == 1 / 4
     nan = np.nan
-    np.testing.assert_allclose(scores["iou"], [3 / 5, 1 / 3, nan, 1 / 3, nan, nan, nan])
-    np.testing.assert_allclose(scores["dice"], [6 / 8, 1 / 2, nan, 1 / 2, nan, nan, nan])
-    assert scores["miou"] == pytest.approx(1 / 3)
+    np.testing.assert_allclose(scores["iou"], [2 / 5, 1 / 3, nan, 1 / 4, nan, nan, nan])
+    np.testing.assert_allclose(scores["dice"], [4 / 7, 1 / 2, nan, 2 / 5, nan, nan, nan])
+    assert scores["miou"] == pytest.approx((1 / 3 + 1 / 4) / 2)
+    assert scores["dsc"] == pytest.approx((1 / 2 + 2 / 5) / 2)
 
 
 def test_a_class_that_only_the_prediction_has_moves_no_mean():
@@ -67,16 +49,6 @@ def test_a_class_that_only_the_prediction_has_moves_no_mean():
     assert tally_of(truth, wrong)["miou"] == tally_of(truth, truth)["miou"] == 1
     assert tally_of(truth, wrong)["bg_to_fg"] == 1 / 64
     assert tally_of(truth, wrong)["iou"][5] is None
-
-
-def test_the_papers_measure_is_pixel_accuracy_in_other_clothes():
-    generator = torch.Generator().manual_seed(0)
-    truth = torch.randint(0, 7, (3, 16, 16), generator=generator)
-    prediction = torch.where(torch.rand(truth.shape, generator=generator) < 0.8, truth, 0)
-    iou, dice = paper_iou_dice(one_hot(prediction), truth)
-    accuracy = (prediction == truth).double().mean((1, 2))
-    torch.testing.assert_close(dice, accuracy)
-    torch.testing.assert_close(iou, accuracy / (2 - accuracy))
 
 
 def test_the_paper_measure_equals_smp(recwarn):

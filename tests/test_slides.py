@@ -22,15 +22,6 @@ def write_pages(path, *pages, description=None):
             tiff.write(image, **options, description=description if number == 0 else None)
 
 
-def test_a_slide_is_read_in_rows_as_it_is(tmp_path):
-    image = np.random.default_rng(0).integers(0, 256, (700, 530, 3), np.uint8)
-    write_slide(tmp_path / "slide.tif", image)
-    source = open_image(tmp_path / "slide.tif")
-    assert isinstance(source, Slide)
-    assert (source.height, source.width) == (700, 530)
-    np.testing.assert_array_equal(source.rows(123, 456, 700, 530), image[123:456])
-
-
 def test_a_pyramid_is_read_from_the_level_that_is_fine_enough(tmp_path):
     fine = np.random.default_rng(0).integers(0, 256, (1024, 1024, 3), np.uint8)
     coarse = np.zeros((256, 256, 3), np.uint8)
@@ -237,9 +228,3 @@ def test_pages_that_are_images_of_their_own_are_refused(tmp_path, pages, descrip
     write_pages(tmp_path / "slide.tif", *pages, description=description)
     with pytest.raises(UserError, match="has 2 pages: save the page to be used as a file"):
         open_image(tmp_path / "slide.tif")
-
-
-def test_a_slide_of_a_scanner_with_16_bits_is_refused(tmp_path):
-    write_pages(tmp_path / "a.svs", (SLIDE.astype(np.uint16), TILED), description=APERIO)
-    with pytest.raises(UserError, match="has 16 bits per channel: save it with 8"):
-        open_image(tmp_path / "a.svs")

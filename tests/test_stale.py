@@ -10,25 +10,27 @@ import torch
 from scipy.io import loadmat
 
 from config import UserError
-from generate_patches import generate_patches
+from generate_patches import generate_patches, nuclei_of_patches
+from generate_semantic_labels import generate_semantic_labels
 from generate_unfiltered_oods import generate_unfiltered_oods
 from main import look
 from medood.check import check
 from medood.data.files import csv_text, write_text
 from medood.data.folds import read_fold
 from medood.data.images import read_image, write_png
+from medood.data.ood_set import columns, read_hard_oods
 from medood.data.records import RECORD
 from medood.data.workspace import fold_path, model_folder, ranking_path
 from medood.runs.products import FOLD, OOD_PATCHES, PATCH_MASKS, PATCHES
 from medood.runs.provenance import require, survey
 from medood.training import segmentation
+from rank_prune_ood import rank_prune_ood
 from tests.test_check import change_label, truncate
+from train import train
+from train_ood import train_ood
 
 
 def test_a_changed_source_is_seen_by_the_steps_behind_it_and_the_reason_is_said(patched, capsys):
-    from generate_semantic_labels import generate_semantic_labels
-    from train import train
-
     cfg = dataclasses.replace(patched, folds=(1,), epochs=1)
     train(cfg)
     image = cfg.workspace / "Lizard_Images" / "region_0.png"
@@ -52,31 +54,14 @@ def test_a_changed_source_is_seen_by_the_steps_behind_it_and_the_reason_is_said(
     ("change", "said"),
     [
         ({"patch_size": 64}, r"Image_Patchs is out of date .patch_size was 32, is 64.*patches.py"),
-        (
-            {"split": "region"},
-            r"1Image_Patchs.csv is out of date .split was patch, is region.*generate_patches.py",
-        ),
-        ({"seed": 4}, r"1Image_Patchs.csv is out of date .seed was 0, is 4.*generate_patches.py"),
-        ({"ood_fill": "mean"}, r"OoD_Patchs is out of date .ood_fill was zero, is mean.*oods.py"),
-    ],
-)
-def test_a_changed_setting_is_seen_by_the_steps_behind_it(patched, change, said):
-    from rank_prune_ood import rank_prune_ood
-
-    with pytest.raises(UserError, match=said):
-        rank_prune_ood(dataclasses.replace(patched, folds=(1,), **change))
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"pnr_opt": 0.8}, r"pnr_opt was 0.65, is 0.8.*estimate_pct.py .*--folds 1"),
+        ({"split": "region"}, "Image_Patchs.csv is out of date .split was patch, is region.*es.py"),
+        ({"seed": 4}, "1Image_Patchs.csv is out of date .seed was 0, is 4.*generate_patches.py"),
+        ({"ood_fill": "mean"}, "OoD_Patchs is out of date .ood_fill was zero, is mean.*oods.py"),
+        ({"pnr_opt": 0.8}, "pnr_opt was 0.65, is 0.8.*estimate_pct.py .*--folds 1"),
         ({"epochs": 3}, "is out of date .epochs was 2, is 3.*train.py"),
     ],
 )
-def test_what_another_setting_made_is_not_trained_on(report, change, said):
-    from train_ood import train_ood
-
+def test_what_other_settings_made_is_not_trained_on(report, change, said):
     with pytest.raises(UserError, match=said):
         train_ood(dataclasses.replace(report[0], **change))
 
@@ -107,8 +92,8 @@ def test_bad_files_of_patches_that_were_the_users_are_forgotten_with_them(patche
 # ---------------------------------------------------------------- what was corrected
 
 
-def test_an_image_without_a_label_is_seen_when_it_comes_and_forgotten_when_it_goes(patched):
-    cfg = dataclasses.replace(patched, folds=(1,))
+def test_an_image_without_a_label_is_seen_when_it_comes_and_forgotten_when_it_goes(one_fold):
+    cfg = one_fold
     lone = cfg.workspace / "Lizard_Images" / "lone.png"
     write_png(lone, np.zeros((40, 40, 3), np.uint8))
     with pytest.raises(UserError, match="Image_Patchs is out of date .left out"):
@@ -119,14 +104,6 @@ def test_an_image_without_a_label_is_seen_when_it_comes_and_forgotten_when_it_go
     lone.unlink()
     generate_patches(cfg)
     require(cfg, PATCHES)
-
-
-def test_hidden_files_of_macos_are_no_patches(patched):
-    for folder in ("Image_Patchs", "Mask_Patchs", "Lizard_Images"):
-        name = next((patched.workspace / folder).glob("*.png")).name
-        (patched.workspace / folder / f"._{name}").write_bytes(b"macOS")
-    generate_patches(patched)
-    require(patched, PATCHES, PATCH_MASKS, FOLD)
 
 
 def test_an_estimate_of_time_without_memory_is_said_with_the_batch_size_to_try(tiny, monkeypatch):
@@ -150,11 +127,7 @@ def test_own_ood_patches_that_lack_some_are_found_before_the_training(patched):
 
 
 def test_a_network_and_a_ranking_of_the_user_are_not_overwritten(report, capsys):
-    from rank_prune_ood import rank_prune_ood
-    from train import train
-
-    cfg, _ = report
-    cfg = dataclasses.replace(cfg, folds=(1,))
+    cfg = dataclasses.replace(report[0], folds=(1,))
     ranking = ranking_path(cfg, 1)
     ranking.with_suffix(".json").unlink()
     before = ranking.read_bytes()
@@ -170,8 +143,6 @@ def test_a_network_and_a_ranking_of_the_user_are_not_overwritten(report, capsys)
 
 
 def test_a_table_that_is_gone_does_not_undo_its_lists(tiny):
-    from generate_semantic_labels import generate_semantic_labels
-
     rows = "".join(f"region_{n},drawn,{n + 1}\n" for n in range(3))
     (tiny.workspace / "info.csv").write_text("FileName,Source,Split\n" + rows)
     cfg = dataclasses.replace(tiny, split="official")
@@ -184,9 +155,6 @@ def test_a_table_that_is_gone_does_not_undo_its_lists(tiny):
 
 
 def test_names_in_tables_do_not_reach_outside_the_workspace(patched):
-    from generate_patches import nuclei_of_patches
-    from medood.data.ood_set import columns, read_hard_oods
-
     cfg = dataclasses.replace(patched, folds=(1,))
     secret = cfg.workspace.parent / "secret.png"
     write_png(secret, np.zeros((32, 32, 3), np.uint8))
@@ -205,10 +173,7 @@ def test_names_in_tables_do_not_reach_outside_the_workspace(patched):
         read_fold(cfg, 1)
 
 
-def test_a_ranking_without_rows_is_none(report):
-    from medood.data.ood_set import read_hard_oods
-
-    cfg, _ = report
-    ranking_path(cfg, 1).write_text("a,b\n")
+def test_a_ranking_without_rows_is_none(ran):
+    ranking_path(ran, 1).write_text("a,b\n")
     with pytest.raises(UserError, match="lacks columns of rank"):
-        read_hard_oods(cfg, 1)
+        read_hard_oods(ran, 1)

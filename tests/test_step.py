@@ -31,13 +31,31 @@ def trainer(cfg):
     return Trainer(cfg, 1, some_patches(4), CPU)
 
 
-def test_a_batch_of_one_that_cannot_be_normalised_is_said_with_the_setting():
-    cfg = dataclasses.replace(SMALL, batch_size=1)
-    with (
-        pytest.raises(UserError, match="batch_size = 1: .* set batch_size to 2"),
-        explain_errors(cfg, CPU),
-    ):
+def step(cfg, error):
+    """Take a step that fails."""
+    with explain_errors(cfg, CPU):
+        if error is not None:
+            raise error
         trainer(cfg).step(*batch(cfg, 1))
+
+
+MEMORY = torch.OutOfMemoryError("CUDA out of memory.")
+SLOW = RuntimeError("x_cuda does not have a deterministic implementation, but you set")
+
+
+@pytest.mark.parametrize(
+    ("error", "change", "said"),
+    [
+        (MEMORY, {"batch_size": 8}, "memory for batches of 8 .* set batch_size to 4$"),
+        (MEMORY, {"batch_size": 1}, "batches of 1 .* set device to cpu$"),
+        (SLOW, {}, "^deterministic = True: unet_tu-test_resnet needs x_cuda"),
+        (Unsupported("no compiler"), {}, "compile = True: unet_tu-test_resnet cannot .* to False$"),
+        (None, {"batch_size": 1}, "batch_size = 1: .* set batch_size to 2"),  # as torch raises it
+    ],
+)
+def test_what_torch_cannot_do_is_said_with_the_setting_that_helps(error, change, said):
+    with pytest.raises(UserError, match=said):
+        step(dataclasses.replace(SMALL, **change), error)
 
 
 @pytest.mark.parametrize("encoder", ["tu-test_resnet", "mobilenet_v2", "mobileone_s0"])
@@ -50,19 +68,6 @@ def test_every_gradient_lies_in_memory_as_its_weight_does(encoder):
     found = [weight for weight in ours.model.parameters() if weight.grad is not None]
     assert any(not weight.is_contiguous() for weight in found)
     assert all(weight.stride() == weight.grad.stride() for weight in found)
-
-
-def test_what_cannot_be_compiled_is_said_with_the_cure(monkeypatch):
-    def fail(*_):
-        raise Unsupported("no compiler")
-
-    monkeypatch.setattr(torch, "compile", lambda *_, **__: fail)
-    cfg = dataclasses.replace(SMALL, compile=True)
-    with (
-        pytest.raises(UserError, match="compile = True: unet_tu-test_resnet cannot .* to False$"),
-        explain_errors(cfg, CPU),
-    ):
-        trainer(cfg).step(*batch(cfg))
 
 
 def test_one_graph_serves_every_batch_and_learning_rate_and_learns_the_same(monkeypatch):

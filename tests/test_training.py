@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import shutil
 import sys
 from pathlib import Path
 
@@ -12,10 +11,7 @@ import torch
 
 from config import UserError
 from estimate_pct import estimate_pct
-from generate_patches import generate_patches
-from generate_semantic_labels import generate_semantic_labels
-from generate_unfiltered_oods import generate_unfiltered_oods
-from medood.data.files import csv_text, digest, write_json
+from medood.data.files import csv_text, digest, read_table, write_json
 from medood.data.folds import read_fold
 from medood.data.images import write_png
 from medood.data.ood_set import ESTIMATE, columns
@@ -25,8 +21,6 @@ from medood.runs import products
 from medood.training import batches
 from medood.training import segmentation as training
 from rank_prune_ood import rank_prune_ood
-from tests.conftest import TINY, draw_regions
-from tests.oracles import read_rows
 from train import train
 from train_ood import train_ood
 
@@ -36,53 +30,13 @@ def weights(cfg, fold=1, ood=False):
     return digest((model_folder(cfg, fold, ood) / "model.safetensors").read_bytes())
 
 
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
-    """Settings of a small network, and a workspace with patches, folds and OoD patches."""
-    workspace = tmp_path_factory.mktemp("prepared") / "run"
-    draw_regions(workspace)
-    cfg = dataclasses.replace(TINY, workspace=workspace, encoder="tu-test_resnet")
-    for step in (generate_semantic_labels, generate_patches, generate_unfiltered_oods):
-        step(cfg)
-    return cfg
-
-
-@pytest.fixture(scope="module")
-def trained(prepared, tmp_path_factory):
-    """The same with the baseline of fold 1, in a workspace that no test changes."""
-    cfg = copy_of(dataclasses.replace(prepared, folds=(1,)), tmp_path_factory.mktemp("trained"))
-    train(cfg)
-    return cfg
-
-
-def copy_of(cfg, folder):
-    """The settings of a copy of the workspace in `folder`."""
-    shutil.copytree(cfg.workspace, folder / "run")
-    return dataclasses.replace(cfg, workspace=folder / "run")
-
-
-@pytest.fixture
-def all_folds(prepared, tmp_path):
-    return copy_of(prepared, tmp_path)
-
-
-@pytest.fixture
-def one_fold(all_folds):
-    return dataclasses.replace(all_folds, folds=(1,))
-
-
-@pytest.fixture
-def one_trained(trained, tmp_path):
-    return copy_of(trained, tmp_path)
-
-
-def test_equal_runs_give_equal_bytes_whatever_other_folds_are_trained(all_folds, trained):
+def test_equal_runs_give_equal_bytes_whatever_other_folds_are_trained(patched, trained):
     # the list is the user's: no seed's
-    fold_path(all_folds.workspace, 1).with_suffix(".json").unlink()
-    train(dataclasses.replace(all_folds, folds=(2, 1)))
-    assert weights(all_folds) == weights(trained)
-    train(dataclasses.replace(all_folds, folds=(1,), seed=1))
-    assert weights(all_folds) != weights(trained)
+    fold_path(patched.workspace, 1).with_suffix(".json").unlink()
+    train(dataclasses.replace(patched, folds=(2, 1)))
+    assert weights(patched) == weights(trained)
+    train(dataclasses.replace(patched, folds=(1,), seed=1))
+    assert weights(patched) != weights(trained)
 
 
 def test_a_resume_of_other_settings_is_not_continued(one_fold, trained, monkeypatch, capsys):
@@ -148,7 +102,7 @@ def test_id_and_ood_patches_are_shuffled_together(tiny):
     assert not torch.equal(torch.cat(found), torch.cat(other))
 
 
-def test_med_ood_trains_on_the_hardest_share(one_fold):
+def test_med_ood_trains_on_the_hardest_share(one_fold, monkeypatch):
     names = read_fold(one_fold, 1).train
     rows = [[i, name, 0.5, 1, 1, 0, 0, 0, 0, 0, int(i <= 6)] for i, name in enumerate(names, 1)]
     ranking_path(one_fold, 1).parent.mkdir()
@@ -157,25 +111,17 @@ def test_med_ood_trains_on_the_hardest_share(one_fold):
     write_json(
         pct_path(one_fold, 1), estimate | {"made_from": products.ESTIMATE.made_from(one_fold, 1)}
     )
-    opened = []
-    load = training.load_patches
-
-    def spy(files, *sizes):
-        opened.extend(files)
-        return load(files, *sizes)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "load_patches", spy)
-        train_ood(dataclasses.replace(one_fold, epochs=1))
-    ood = [image.name for image, mask in opened if mask is None]
-    assert ood == names[:4]
-    assert [image.name for image, mask in opened if mask is not None] == names
+    trained = []
+    monkeypatch.setattr(training, "train_fold", lambda cfg, fold, files, *_: trained.extend(files))
+    train_ood(one_fold)
+    assert [image.name for image, mask in trained if mask is None] == names[:4]
+    assert [image.name for image, mask in trained if mask is not None] == names
 
 
 @pytest.fixture
-def with_val(all_folds):
+def with_val(patched):
     """Settings that hold a region out of the training side; four epochs, so that one is best."""
-    return dataclasses.replace(all_folds, folds=(1,), select="val", epochs=3)
+    return dataclasses.replace(patched, folds=(1,), select="val", epochs=3)
 
 
 def stop_in_epoch(patch, epoch, scores):
@@ -207,18 +153,18 @@ def test_the_weights_of_the_best_epoch_are_kept_also_by_a_training_that_was_stop
     head = "segmentation_head.0.weight"
     assert not torch.equal(kept[head], seen[2][head])
     assert json.loads((folder / "run.json").read_text())["epoch"] == 2
-    assert [row["val_miou"] for row in read_rows(folder / "log.csv")] == ["0.1", "0.3", "0.3"]
+    assert [row["val_miou"] for row in read_table(folder / "log.csv")] == ["0.1", "0.3", "0.3"]
 
 
 def test_validation_does_not_change_the_training(with_val):
     with_val = dataclasses.replace(with_val, epochs=1)
     train(with_val)
     fold = read_fold(with_val, 1)
-    losses = [row["loss"] for row in read_rows(model_folder(with_val, 1, False) / "log.csv")]
+    losses = [row["loss"] for row in read_table(model_folder(with_val, 1, False) / "log.csv")]
     cfg = dataclasses.replace(with_val, select="last", workspace=with_val.workspace)
     folder = with_val.workspace / "alone"
     training.train_fold(cfg, 1, id_files(cfg.workspace, fold.train), [], folder)
-    assert [row["loss"] for row in read_rows(folder / "log.csv")] == losses
+    assert [row["loss"] for row in read_table(folder / "log.csv")] == losses
 
 
 OPENED = []
@@ -241,7 +187,7 @@ def test_training_never_opens_a_test_patch(patched, quick_report, monkeypatch):
     assert opened >= set(fold.train)  # the spy works
     assert opened >= set(fold.val)
     assert opened.isdisjoint(fold.test)
-    candidates = {row["img_name"] for row in read_rows(ranking_path(cfg, 1))}
+    candidates = {row["img_name"] for row in read_table(ranking_path(cfg, 1))}
     assert candidates == set(fold.train)  # nor does it mine what chooses the epoch
 
 
@@ -309,7 +255,7 @@ def test_the_epochs_before_a_loss_that_is_not_finite_are_kept(one_fold, trained,
     train(one_fold)  # it was a fault of the machine: it goes on, with the weights of an undisturbed
     assert weights(one_fold) == weights(trained)
     assert not (folder / "resume.pt").exists()
-    assert [row["epoch"] for row in read_rows(folder / "log.csv")] == ["1", "2"]
+    assert [row["epoch"] for row in read_table(folder / "log.csv")] == ["1", "2"]
 
 
 def test_a_device_without_memory_is_said_with_the_batch_size_to_try(one_fold, monkeypatch):
@@ -318,15 +264,6 @@ def test_a_device_without_memory_is_said_with_the_batch_size_to_try(one_fold, mo
 
     monkeypatch.setattr(training.Trainer, "step", fill)
     with pytest.raises(UserError, match="memory for batches of 8 .* set batch_size to 4$"):
-        train(one_fold)
-    with pytest.raises(UserError, match="batches of 1 .* set device to cpu$"):
-        train(dataclasses.replace(one_fold, batch_size=1))
-
-
-def test_masks_without_any_nucleus_do_not_train(one_fold):
-    for name in read_fold(one_fold, 1).train:
-        write_png(one_fold.workspace / "Mask_Patchs" / name, np.zeros((32, 32), np.uint8))
-    with pytest.raises(UserError, match="no training mask contains a nucleus"):
         train(one_fold)
 
 

@@ -1,6 +1,5 @@
 """Unsure pixels, 255 in a mask: from the mask to the scores, they count nowhere."""
 
-import csv
 import dataclasses
 import json
 
@@ -17,6 +16,7 @@ from generate_unfiltered_oods import remove_foreground
 from main import main
 from medood.check import check
 from medood.data.dataset import Patches, load_patches
+from medood.data.files import read_table
 from medood.data.images import read_image, read_mask, write_png
 from medood.data.labels import UNSURE, UNSURE_COLOUR, read_own_mask
 from medood.data.workspace import id_files, ood_files
@@ -96,7 +96,11 @@ def own(tmp_path):
         write_png(images / f"{name}.png", rng.integers(0, 256, (64, 64, 3), np.uint8))
         write_png(masks / f"{name}.png", mask)
     changes = {"workspace": tmp_path / "own", "images": images, "masks": masks, "folds": (1,)}
-    return dataclasses.replace(TINY, classes=CLASSES, encoder="tu-test_resnet", **changes)
+    return dataclasses.replace(TINY, classes=CLASSES, **changes)
+
+
+def listed(path):
+    return [tuple(row.values()) for row in read_table(path)]
 
 
 def test_neither_list_of_nuclei_names_an_unsure_one(own):
@@ -104,11 +108,9 @@ def test_neither_list_of_nuclei_names_an_unsure_one(own):
     generate_patches(own)
     stored = read_mask(own.workspace / "Semantic_Labels" / "a.png", 3)
     np.testing.assert_array_equal(stored, np.array(Image.open(own.masks / "a.png")))
-    with open(own.workspace / "Semantic_Labels" / "nuclei.csv", newline="") as file:
-        rows = [tuple(row.values()) for row in csv.DictReader(file)]
+    rows = listed(own.workspace / "Semantic_Labels" / "nuclei.csv")
     assert rows == [(n, *of) for n in "ab" for of in (("1", "6.5", "6.5"), ("2", "42.5", "42.5"))]
-    with open(own.workspace / "Mask_Patchs" / "nuclei.csv", newline="") as file:
-        rows = [tuple(row.values()) for row in csv.DictReader(file)]
+    rows = listed(own.workspace / "Mask_Patchs" / "nuclei.csv")
     assert rows == [(f"{n}_{k}.png", str(c)) for n in "ab" for k, c in ((0, 1), (3, 2))]
 
 

@@ -18,15 +18,12 @@ from medood.training.augmentation import augment, draw_augmentation
 from medood.training.losses import EPS, SMOOTH, segmentation_loss
 from robust.attack import with_sure_pixels
 from tests.small_networks import some_images, some_network
+from tests.test_losses import logits_for
 
 U = UNSURE
 
 
 # ---------------------------------------------------------------- loss
-
-
-def logits_for(probabilities):
-    return torch.tensor(probabilities).clamp_min(1e-30).log()
 
 
 def test_the_loss_by_hand():
