@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from scipy.io import loadmat, savemat
 
 from config import UserError
@@ -14,6 +15,7 @@ from medood.data.images import read_mask, read_values, write_png
 from medood.data.workspace import id_files
 from medood.evaluation.nuclei import count_canvases, count_nuclei, no_nuclei, read_canvases
 from medood.evaluation.scores import COUNTS, nucleus_scores
+from medood.predicting.nuclei import nuclei_of
 
 
 def numbered(drawing):
@@ -107,6 +109,36 @@ def test_patches_whose_region_is_not_whole_are_counted_alone(patched):
     whole = np.concatenate([canvas.truth[0].ravel() > 0 for canvas in found])
     assert whole.sum() == (masks > 0).sum()
     assert len(count_canvases(patched, found, masks)) == 3
+
+
+def random_nuclei(rng):
+    """The nuclei of a random drawing, and those of one that is shifted and has other classes."""
+    blocks = rng.integers(1, 4, (12, 12)) * (rng.random((12, 12)) < 0.5)
+    others = np.where(rng.random((12, 12)) < 0.7, blocks, rng.integers(0, 4, (12, 12)))
+    drawings = (np.kron(kinds, np.ones((8, 8))).astype(np.uint8) for kinds in (blocks, others))
+    true, called = (nuclei_of(drawing, 2.0, 4.0) for drawing in drawings)
+    return true, (np.roll(called[0], 1, 1), called[1])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_panoptic_quality_is_that_of_monai(seed):
+    from monai.metrics.panoptic_quality import compute_panoptic_quality
+
+    (truth, kinds), (called, guesses) = random_nuclei(np.random.default_rng(seed))
+    counts = count_nuclei((truth, kinds), (called, guesses), called > 0, 4, 6.0)
+    scores = nucleus_scores(counts)
+    for c in range(4):
+        own, theirs = (
+            torch.from_numpy(np.where((of[drawn] == c) | (c == 0), drawn, 0)).int()
+            for drawn, of in ((truth, kinds), (called, guesses))
+        )
+        tp, fp, fn, iou = compute_panoptic_quality(
+            theirs, own, remap=True, output_confusion_matrix=True
+        ).tolist()
+        every = dict(zip(COUNTS, counts[c], strict=True))
+        assert (every["matched"], every["iou"]) == (tp, pytest.approx(iou, rel=1e-6))
+        assert (every["predicted"] - tp, every["true"] - tp) == (fp, fn)
+    assert scores["bpq"] == pytest.approx(counts[0, 3] / (counts[0, :2].sum() / 2))
 
 
 def test_a_workspace_without_instances_is_told_what_makes_them(patched, capsys):

@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from medood.attacks import apgd, fab, square
-from tests.small_networks import draw_discs, seeded, trained
+from medood.attacks import apgd, fab, square, worst_case
+from medood.attacks.ascent import SEA_LOSSES
+from tests.small_networks import draw_discs, scores, seeded, trained
 
 STEPS = 20
 EPS = [eps / 255 for eps in (2, 3, 4, 6, 8)]
@@ -70,6 +71,27 @@ def test_fab_is_as_strong_as_that_of_adv_lib_on_whole_images():
         ours_.append(accuracy(found, label))
     assert max(theirs_) - min(theirs_) > 0.3
     assert sum(ours_) / len(EPS) <= sum(theirs_) / len(EPS) + 0.01
+
+
+@pytest.mark.parametrize("rate", [0.001, 0.01])
+def test_sea_is_as_strong_as_alma_prox_of_adv_lib_in_the_changes_that_this_needs(rate):
+    """ALMA-prox looks for a small change; SEA may change each image by as much. 60 steps each."""
+    from adv_lib.attacks.segmentation import alma_prox
+
+    model, images, target = trained()
+    found = alma_prox(model, images, target, num_steps=3 * STEPS, lr_init=rate)
+    eps = (found - images).abs().amax((1, 2, 3), keepdim=True).clamp_max(1)
+    options = {"steps": STEPS, "sea": True}
+    ours = worst_case(
+        model,
+        images,
+        target,
+        [
+            apgd(model, images, target, eps, loss=loss, generator=seeded(), **options)
+            for loss in SEA_LOSSES
+        ],
+    )
+    assert (scores(model, ours, target) <= scores(model, found, target) + 0.01).all()
 
 
 def square_of_its_paper(model, images, label, eps, queries):
