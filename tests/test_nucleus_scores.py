@@ -141,6 +141,15 @@ def test_panoptic_quality_is_that_of_monai(seed):
     assert scores["bpq"] == pytest.approx(counts[0, 3] / (counts[0, :2].sum() / 2))
 
 
+def test_every_predicted_nucleus_is_matched_invented_or_neither():
+    (truth, kinds), (called, guesses) = random_nuclei(np.random.default_rng(9))
+    every = count_nuclei((truth, kinds), (called, guesses), called > 0, 4, 6.0)[0]
+    every = dict(zip(COUNTS, every, strict=True))
+    touching = {int(n) for n in np.unique(called[truth > 0])} - {0}
+    assert every["invented"] == every["predicted"] - len(touching)
+    assert every["matched"] <= len(touching)
+
+
 def test_a_workspace_without_instances_is_told_what_makes_them(patched, capsys):
     folder = patched.workspace / "Instance_Patchs"
     assert read_values(folder / "region_0_1.png").dtype == np.uint16
