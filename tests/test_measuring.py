@@ -155,3 +155,15 @@ def test_an_attack_of_the_table_is_the_attack_itself():
     own = apgd(model, images, target, 8 / 255, steps=3, generator=torch.manual_seed(int(seed)))
     (_, row, *_) = evaluate(model, [(images, target)], 8 / 255, "apgd_ce", **SHORT)
     assert row["miou"] == float(scores_of(_matrix(model, own, target))["miou"])
+
+
+def test_the_worst_case_of_all_images_is_never_above_where_it_began():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        matrices = rng.integers(0, 50, (4, 6, 3, 3)) * rng.integers(0, 2, (4, 6, 1, 1))
+        first = rng.integers(0, 4, 6)
+        before, after = (
+            scores_of(matrices[choice, range(6)].sum(0))["miou"]
+            for choice in (first, greedy(matrices, first))
+        )
+        assert after <= before

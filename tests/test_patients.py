@@ -15,7 +15,9 @@ from medood.data.folds import held_out, hold_out_patients, read_fold
 from medood.data.images import write_png
 from medood.data.patients import patients_of
 from medood.data.workspace import fold_path, id_files
-from medood.evaluation.scores import Tally
+from medood.evaluation.scores import RegionCounts, Tally
+from medood.evaluation.statistics import paired_differences
+from medood.evaluation.testing import score_networks
 from medood.runs.products import BASELINE, FOLD, network_made_from
 from medood.runs.provenance import require
 from robust.report import _by_patient
@@ -300,3 +302,29 @@ def test_false_nuclei_are_looked_for_by_a_network_of_other_patients(prepared, mo
         one, other = (of_patients(image.name for image, _ in files) for files in (learned, seen))
         assert len(one) == len(other) == 2
         assert not one & other
+
+
+def test_what_is_tested_is_summed_by_patient(prepared):
+    names = PATCHES[:12]  # of two patients
+    counts = score_networks(prepared, {}, names, "test").counts["all_background"]
+    regions = dataclasses.replace(prepared, patients=None)
+    of_regions = score_networks(regions, {}, names, "test").counts["all_background"]
+    assert len(of_regions.regions) == 6
+    owners = [region.split("_")[0] for region in of_regions.regions]
+    columns = ("confusion", "iou_paper", "dice_paper", "patches")
+    summed = RegionCounts.summed(owners, {name: getattr(of_regions, name) for name in columns})
+    assert counts.regions == summed.regions == ["p0", "p1"]
+    for column in columns:
+        np.testing.assert_allclose(getattr(counts, column), getattr(summed, column))
+
+
+def test_the_interval_of_two_patients_knows_two_units_however_many_images(prepared):
+    names = PATCHES[:12]
+    tallies = [random_tally(len(names), seed) for seed in (0, 1)]
+    ours, theirs = (tally.by_region(patients_of(prepared, names)) for tally in tallies)
+    found = paired_differences([ours], [theirs], ("background", "a", "b"))["miou"]
+    both, alone = np.ones((1, 2)), np.eye(2)  # a draw has one patient twice, or both
+    gains = [ours.scores(w)["miou"] - theirs.scores(w)["miou"] for w in (alone, both)]
+    assert found.mean == pytest.approx(gains[1][0])
+    every = np.concatenate(gains)
+    assert (found.low, found.high) == pytest.approx((every.min(), every.max()))
