@@ -5,6 +5,7 @@ Reads   models/<fold>_<model>/ and, where trained, ..._ood/ and ..._free/
 Writes  reports/robust/<model>/scores.json        by fold, network, eps and attack
         reports/robust/<model>/table.md, figures, and a section in reports/<model>/index.html
         reports/robust/<model>/corruptions.json   with --corruptions: by kind and strength
+        reports/robust/<model>/minimal.json       with --minimal: the smallest change of each patch
         reports/robust/<model>/differences.json   each network less the first, as fractions
         reports/robust/<model>/parts/             the results of each batch, to continue from
         reports/robust/checkpoints/<name>/        the same, of checkpoints on the command line
@@ -40,7 +41,7 @@ def attack(cfg: AttackConfig) -> None:
         cfg = quick(cfg)
     # here, so that --help needs no torch
     from medood.evaluation.report import report_folder, robust_folder, subject_of
-    from robust.attacked import attack_fold, corrupt_fold
+    from robust.attacked import attack_fold, change_fold, corrupt_fold
     from robust.report import write_report
 
     folders = networks(cfg, of_name)
@@ -50,15 +51,18 @@ def attack(cfg: AttackConfig) -> None:
         folders = with_free(cfg, folders, folds)
     report = report_folder(cfg, of_name)
     parts = robust_folder(report) / "parts"
-    found, corrupted = {}, {}
+    found, corrupted, changed = {}, {}, {}
     for fold, patches in folds.items():
         names = spread_out(with_sure_pixels(cfg, patches.test), cfg.patches, cfg.seed)
         tried = cfg, folders[fold], names, fold, parts
         found[fold] = attack_fold(*tried)
         if cfg.corruptions:
             corrupted[fold] = corrupt_fold(*tried)
+        if cfg.minimal:
+            changed[fold] = change_fold(*tried)
     if is_main():
-        write_report(cfg, folders, found, corrupted, report, subject, one_training=bool(of_name))
+        trials = found, corrupted, changed
+        write_report(cfg, folders, *trials, report, subject, one_training=bool(of_name))
 
 
 def quick(cfg: AttackConfig) -> AttackConfig:

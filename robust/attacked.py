@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from estimate_pct import foreground_of
 from medood.attacks import (
+    CLEAN,
     GREEDY,
     WORST,
     Attack,
@@ -30,6 +31,7 @@ from medood.attacks import (
     under_attacks,
     with_greedy,
 )
+from medood.attacks.minimal import smallest_change
 from medood.data.dataset import Patches, load_patches
 from medood.data.files import digest
 from medood.data.workspace import id_files
@@ -151,6 +153,19 @@ def corrupt_fold(
         {name: kind.values for name, kind in kinds.items()},
     )
     return try_fold(cfg, folders, names, fold, parts / "corruptions", trial)
+
+
+def change_fold(
+    cfg: AttackConfig, folders: dict[str, Path], names: list[str], fold: int, parts: Path
+) -> dict[str, Attacked]:
+    """Search for the smallest changes of the named patches of a fold; see attack_fold."""
+    steps = 5 * cfg.steps
+    trial = Trial(
+        [CLEAN, (255.0, "alma_prox")],
+        lambda victim, images, target, _: iter([smallest_change(victim, images, target, steps)]),
+        steps,
+    )
+    return try_fold(cfg, folders, names, fold, parts / "minimal", trial)
 
 
 class Trial(NamedTuple):

@@ -17,6 +17,8 @@ from medood.evaluation.scores import RegionCounts
 from medood.evaluation.statistics import Difference, paired_differences, pool
 from medood.evaluation.tables import interval_over, spread
 from robust.attacked import TENTH, Attacked, Found, attacks_of, label
+from robust.by_change import ABOUT as OF_CHANGES
+from robust.by_change import change_table, changes_of
 from robust.by_corruption import ABOUT as OF_CORRUPTIONS
 from robust.by_corruption import corruption_differences, corruption_scores, corruption_table
 from robust.by_size import ABOUT as OF_SIZES
@@ -227,13 +229,14 @@ def write_report(
     folders: dict[int, dict[str, Path]],
     found: Found,
     corrupted: Found,
+    changed: Found,
     report: Path,
     subject: str,
     one_training: bool,
 ) -> None:
     """Print the tables; write them, the scores and figures, and the section of the report.
 
-    folders: the networks, by fold and name. corrupted: {} if not tried. report: the
+    folders: the networks, by fold and name. corrupted, changed: {} if not tried. report: the
     folder of test.py's report on them. subject: of that report. one_training: see differences.
     """
     out = robust_folder(report)
@@ -254,7 +257,7 @@ def write_report(
     of_attacks = [Text("Attack by attack: miou, percent.", "note"), attacks]
     by_size = shares_by_size(cfg, found)
     sizes = [Text(OF_SIZES, "note"), Table("found, by size", *size_table(cfg, found, by_size))]
-    corruptions = of_corruptions(cfg, corrupted, scores, out)
+    corruptions = of_corruptions(cfg, corrupted, scores, out) + of_changes(changed, out)
     text = as_markdown([Text(title), worst, *compared, *corruptions, *of_attacks, *sizes, *masked])
     print(text)
     write_text(out / "table.md", text)
@@ -295,6 +298,15 @@ def of_corruptions(cfg: AttackConfig, found: Found, attacked: dict, out: Path) -
     parts.append(Table("corruptions", *corruption_table(scores, attacked)))
     header, rows = corruption_differences(cfg, found)
     return [*parts, Table("differences under corruptions", header, rows)] if rows else parts
+
+
+def of_changes(found: Found, out: Path) -> list[Part]:
+    """Write the smallest changes, if they were tried; return their part of the page."""
+    if not found:
+        return []
+    changes = changes_of(found)
+    write_json(out / "minimal.json", changes)
+    return [Text(OF_CHANGES, "note"), Table("smallest changes", *change_table(changes))]
 
 
 def draw_figures(cfg: AttackConfig, found: Found, scores: dict, out: Path) -> list[Path]:
