@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from torch import nn
 
 from config import Config, Count, UserError, settings
 from estimate_pct import choose_pct, count_samples, pixels_of, pnr
@@ -40,7 +39,6 @@ from medood.data.workspace import (
 )
 from medood.evaluation.testing import score_networks
 from medood.markdown import markdown
-from medood.models.checkpoints import load_model
 from medood.models.network import build_model, pick_device
 from medood.processes import world_size
 from medood.runs.products import network_made_from
@@ -79,7 +77,6 @@ class Recipe:
     val_files: list[Pair]
     test: list[str]
     notes: dict = field(default_factory=dict)  # numbers for the tables, such as its pnr
-    load: Callable[[Path, Config], nn.Module] = load_model  # opens the network for its test
 
     @property
     def ood_patches(self) -> int:
@@ -261,10 +258,7 @@ def run_arms(cfg: StudyConfig, arms: dict[str, Arm], results: Path | None = None
                     continue
                 print(f"--- {name}, fold {fold}, seed {seed}")
                 folder = train_recipe(recipe, fold)
-                of_test = replace(recipe.cfg, classes=cfg.classes)  # see background_split
-                tested = score_networks(
-                    *(of_test, {name: folder}, recipe.test, f"fold {fold}"), recipe.load
-                )
+                tested = score_networks(recipe.cfg, {name: folder}, recipe.test, f"fold {fold}")
                 floor = "all_background"
                 result = Result(
                     *(recipe.cfg.model_name, folder, recipe.sizes),

@@ -31,8 +31,6 @@ These add nothing to the ID patches, and are compared with the plain baseline:
 
     stain 0.05, 0.2        varied stains
     rare classes           patches of rare classes drawn more often
-    background split       background as three kinds of tissue, summed again for the test
-                           (BackSplit: Saluja et al. 2025, arXiv 2511.19394)
     3, 6, 24 epochs        this number of epochs
     paper's recipe         `dice`, lr 1e-4, 24 epochs, no mirrors
 """
@@ -65,7 +63,6 @@ from medood.models.inference import Predictor
 from medood.runs.command_line import run
 from medood.runs.products import OOD_PATCHES
 from studies import common
-from studies.background import background_split
 from studies.report import tell, values
 
 EQUAL = "baseline, equal steps"  # what the other arms are compared with
@@ -278,7 +275,6 @@ OF_BASELINE: dict[str, common.Arm] = {  # at the plain baseline's epochs, or at 
     "3 epochs": common.changed(common.baseline, epochs=3),
     "6 epochs": common.changed(common.baseline, epochs=6),
     "24 epochs": common.changed(common.baseline, epochs=24),
-    "background split": background_split,
     PAPERS: common.changed(common.baseline, **PAPER),
 }
 IF_NAMED |= OF_BASELINE

@@ -9,14 +9,13 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
-import torch
 
 from config import UserError
 from medood.data.files import read_table
 from medood.data.folds import read_fold
 from medood.data.images import UNSURE, read_mask, write_png
 from medood.data.patients import region_of
-from studies import background, common, controls, paper
+from studies import common, controls, paper
 from studies.common import StudyConfig
 from studies.controls import EQUAL
 from tests.conftest import TINY, draw_regions, write_region
@@ -249,15 +248,15 @@ def test_a_silhouette_that_fits_nowhere_leaves_no_hole():
 
 def test_controls_run_to_their_tables_and_figure(workspace):
     named = ("baseline", "Med-OoD", "Med-OoD, inpaint", "+ silhouettes moved", "+ external")
-    named += ("background split",)
+    named += ("rare classes",)
     changed = {"seeds": 1, "arms": named, "ood_source": workspace / "external"}
     controls.controls(settings(controls.ControlsConfig, workspace, **changed))
     found = written(workspace, "controls")
     rows = {row["arm"]: row for row in found["rows"]}
     assert {*rows} == {*named, EQUAL}
-    assert "background split - baseline" in found["differences"]
-    assert f"background split - {EQUAL}" not in found["differences"]
-    assert rows["baseline"]["steps"] == rows["background split"]["steps"]
+    assert "rare classes - baseline" in found["differences"]
+    assert f"rare classes - {EQUAL}" not in found["differences"]
+    assert rows["baseline"]["steps"] == rows["rare classes"]["steps"]
     assert rows["baseline"]["steps"] < rows["Med-OoD"]["steps"] == rows["+ external"]["steps"]
     assert 0 < float(rows["+ silhouettes moved"]["moved"]) <= 1
 
@@ -304,38 +303,6 @@ def test_holes_are_unsure_and_tissue_is_background(patched, monkeypatch):
     for image, mask in found:
         truth = read_mask(cfg.workspace / "Mask_Patchs" / image.name, 7)
         np.testing.assert_array_equal(read_mask(mask, 7), np.where(truth > 0, UNSURE, 0))
-
-
-def test_kinds_of_background_are_told_apart_and_summed_again(patched):
-    cfg = settings(controls.ControlsConfig, patched.workspace)
-    plain, split = common.baseline(cfg, 1), background.background_split(cfg, 1)
-    seen = set()
-    for (image, mask), (same, of_kinds) in zip(plain.files, split.files, strict=True):
-        truth, found = read_mask(mask, 7), read_mask(of_kinds, 9)
-        assert same == image
-        np.testing.assert_array_equal(found[truth > 0], truth[truth > 0])
-        seen |= {*np.unique(found[truth == 0])}
-    assert seen == {0, 7, 8}
-    assert split.cfg.class_names[7:] == ("background 2", "background 3")
-
-
-def test_the_sum_of_kinds_by_hand():
-    logits = torch.tensor([0.2, 0.3, 0.1, 0.4]).log().reshape(1, 4, 1, 1)  # of two classes
-    network = torch.nn.Identity()
-    network.config = {"classes": 4}
-    merged = background.BackgroundsSummed(network, 2)
-    assert merged.config["classes"] == 2
-    probability = merged(logits).softmax(1).flatten()
-    torch.testing.assert_close(probability, torch.tensor([0.7, 0.3]))
-
-
-def test_tissue_is_described_by_colour_and_texture():
-    flat = np.full((16, 16, 3), 119, np.uint8)  # L* 50 as good as, no colour, no texture
-    found = background.describe_tissue(flat)
-    assert found.shape == (16, 16, 4)
-    np.testing.assert_allclose(found, np.broadcast_to([50, 0, 0, 0], found.shape), atol=0.3)
-    board = np.where(np.indices((16, 16)).sum(0) % 2, 255, 0).astype(np.uint8)
-    assert background.describe_tissue(np.dstack([board] * 3))[8, 8, 3] == pytest.approx(50, abs=1)
 
 
 def test_arms_and_results_that_are_none_are_refused(plan):

@@ -1,11 +1,10 @@
 """Networks on the test patches of a fold: the counts of test.py and the studies."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from config import Config, UserError
 from medood.data.dataset import CHUNK, Patches, load_patches
@@ -52,22 +51,15 @@ def tally_patches(
     return tally, predicted
 
 
-def score_networks(
-    cfg: Config,
-    folders: dict[str, Path],
-    names: list[str],
-    task: str,
-    load: Callable[[Path, Config], nn.Module] = load_model,
-) -> Tested:
+def score_networks(cfg: Config, folders: dict[str, Path], names: list[str], task: str) -> Tested:
     """Test the networks in some folders on the named patches.
 
-    task: what the progress bar says. load: opens a network, see load_model. Of several networks,
-    error rates are matched to those of the first. The networks compute in float32, whatever
-    cfg.precision is: bfloat16 changes scores.
+    task: what the progress bar says. Of several networks, error rates are matched to those of the
+    first. The networks compute in float32, whatever cfg.precision is: bfloat16 changes scores.
     Raises UserError if no pixel of the patches is sure.
     """
     cfg = replace(cfg, precision="float32")
-    models = {name: load(folder, cfg) for name, folder in folders.items()}
+    models = {name: load_model(folder, cfg) for name, folder in folders.items()}
     runs = {name: read_run(folder) for name, folder in folders.items()}
     classes = len(cfg.class_names)
     patches = load_patches(id_files(cfg.workspace, names), cfg.patch_size, classes)
