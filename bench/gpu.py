@@ -164,7 +164,8 @@ def step(cfg: BenchConfig, encoder: str) -> str:
     device, steps = pick_device(cfg.device), 2 if cfg.dry_run else 100
     precision = torch.bfloat16 if autocast(cfg.precision, device)._enabled else torch.float32
     files = training_files(cfg)[: 6 * cfg.batch_size]
-    patches, plain = load_patches(cfg, files), Plain(cfg, files, device)
+    patches = load_patches(files, cfg.patch_size, len(cfg.class_names))
+    plain = Plain(cfg, files, device)
     work: dict[str, Callable] = {"plain loop": plain.train}
     for name in ("ours", "ours, --compile")[: 1 if cfg.dry_run else 2]:  # compiling takes a minute
         trainer = Trainer(replace(cfg, compile=name != "ours"), FOLD, patches, device)
@@ -187,7 +188,8 @@ def data(cfg: BenchConfig, encoder: str) -> str:
     cfg = cfg if cfg.dry_run else replace(cfg, encoder=encoder, encoder_weights="none")
     device, count = pick_device(cfg.device), 24 if cfg.dry_run else TRAINED
     files = training_files(cfg)
-    read = seconds_of(lambda: load_patches(cfg, files)) / len(files)
+    sizes = cfg.patch_size, len(cfg.class_names)
+    read = seconds_of(lambda: load_patches(files, *sizes)) / len(files)
     shape = (count, cfg.patch_size, cfg.patch_size)
     images = torch.randint(0, 256, (*shape, 3), dtype=torch.uint8)
     masks = torch.randint(0, len(cfg.class_names), shape, dtype=torch.uint8)

@@ -90,10 +90,11 @@ def bench(cfg: BenchConfig) -> None:
 def compare_mining(cfg: BenchConfig, figures: Figures, plain: Plain, device: torch.device) -> None:
     """Compare the times of mining, and which patches are kept."""
     model, files = copy.deepcopy(plain.model).eval(), plain.files
-    images = load_patches(cfg, files).images
+    sizes = cfg.patch_size, len(cfg.class_names)
+    images = load_patches(files, *sizes).images
 
     def mine() -> np.ndarray:
-        images = load_patches(cfg, files).images  # as the plain loop reads them
+        images = load_patches(files, *sizes).images  # as the plain loop reads them
         found = predict(Predictor(cfg, model), images, "")
         return torch.cat([count_pixels(probability).cpu() for _, probability in found]).numpy()
 

@@ -45,7 +45,8 @@ class Ours:
 
     def __init__(self, cfg: Config, files: list, device: torch.device) -> None:
         self.cfg, self.files, self.device = cfg, files, device
-        self.trainer = Trainer(cfg, 0, load_patches(cfg, files), device)
+        self.sizes = cfg.patch_size, len(cfg.class_names)
+        self.trainer = Trainer(cfg, 0, load_patches(files, *self.sizes), device)
 
     def train(self) -> None:
         """Train for an epoch."""
@@ -54,7 +55,7 @@ class Ours:
 
     def test(self) -> np.ndarray:
         """Return the confusion matrix of all patches, which are read as in the plain loop."""
-        patches = load_patches(self.cfg, self.files)
+        patches = load_patches(self.files, *self.sizes)
         tally, _ = tally_patches(Predictor(self.cfg, self.trainer.model.eval()), patches, "")
         return np.array(tally.scores()["confusion"])
 
