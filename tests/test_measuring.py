@@ -147,6 +147,8 @@ def test_what_cannot_be_attacked_is_refused_in_one_sentence():
         evaluate(lambda batch: {"out": model(batch)}, [(images, target)])
     with pytest.raises(UserError, match="the loader gives dict: it must give pairs of tensors"):
         evaluate(model, [{"image": images, "label": target}])
+    with pytest.raises(UserError, match="the loader gives tuple of 3: it must give pairs"):
+        evaluate(model, [(images, target, target)])
 
 
 def test_an_attack_of_the_table_is_the_attack_itself():

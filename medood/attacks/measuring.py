@@ -278,15 +278,17 @@ def evaluate(
 
 def _checked(batch: Batch, device: torch.device) -> Batch:
     """Return a batch on a device, the target as int64 (N, *space)."""
-    if not isinstance(batch, tuple | list) or not all(isinstance(part, Tensor) for part in batch):
+    parts = batch if isinstance(batch, tuple | list) else ()
+    if len(parts) != 2 or not all(isinstance(part, Tensor) for part in parts):
+        found = f"{type(batch).__name__} of {len(parts)}" if parts else type(batch).__name__
         raise UserError(
-            f"the loader gives {type(batch).__name__}: it must give pairs of tensors (images,"
+            f"the loader gives {found}: it must give pairs of tensors (images,"
             " target), such as `((batch['image'], batch['label']) for batch in loader)`"
         )
-    images, target = batch
+    images, target = parts
     if target.dim() == images.dim() and target.shape[1] == 1:
         target = target[:, 0]
-    if images.dtype != torch.float32 or images.shape[::2][:1] + images.shape[2:] != target.shape:
+    if images.dtype != torch.float32 or images.shape[:1] + images.shape[2:] != target.shape:
         raise UserError(
             f"the loader gives images of {images.dtype} {tuple(images.shape)} and targets"
             f" {tuple(target.shape)}: it must give float32 (N, C, *space) and (N, *space)"
