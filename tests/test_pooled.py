@@ -15,17 +15,18 @@ from weak import pooled as module
 from weak.arrays import save_weights
 from weak.classifier import EMPTY, image_scores, load_classifiers
 from weak.floors import brightness, cut_to, otsu_masks, strangeness
+from weak.maps import cut_at_half
 from weak.pooled import (
     LEVELS,
     PooledTraining,
     appearance,
     maps_by,
-    masks_of,
-    masks_with_unsure,
     pooled,
     pooled_loss,
+    probability,
     seen_by,
     size_loss,
+    unsure_without_class,
     with_appearance,
 )
 from weak.settings import ClassifierConfig
@@ -154,14 +155,23 @@ def test_brightness_that_maps_agree_on_is_added_to_them(monkeypatch):
 def test_a_mask_ends_at_a_half_and_a_training_image_is_unsure_around_it():
     odds = torch.tensor([0.3, 0.45, 0.55, 0.7]).logit().view(1, 1, 2, 2)
     held = torch.tensor([[True]])
-    assert masks_of(odds, held).flatten().tolist() == [0, 0, 1, 1]
-    assert masks_with_unsure(odds, held, 0.1).flatten().tolist() == [0, 255, 255, 1]
-    assert not masks_of(odds, ~held).any()
-    assert not masks_with_unsure(odds, ~held, 0.1).any()
+
+    def cut(odds, held, training=()):
+        return cut_at_half(map(probability, odds), held, training, 0.1)
+
+    assert cut(odds, held).flatten().tolist() == [0, 0, 1, 1]
+    assert cut(odds, held, {0}).flatten().tolist() == [0, 255, 255, 1]
+    assert not cut(odds, ~held).any()
+    assert not cut(odds, ~held, {0}).any()
     # of an image that holds the class, a mask without it says nothing of what is no class
-    assert masks_with_unsure(odds - 9, held, 0.1).flatten().tolist() == [255] * 4
+    nothing = cut(odds - 9, held, {0})
+    assert unsure_without_class(nothing, held).flatten().tolist() == [255] * 4
+    found = cut(odds, held, {0})
+    assert unsure_without_class(found, held).tolist() == found.tolist()
     two = torch.cat([odds, odds.flip(3)], 1)
-    assert masks_of(two, torch.tensor([[True, True]])).flatten().tolist() == [0, 0, 2, 1]
+    assert cut(two, torch.tensor([[True, True]])).flatten().tolist() == [0, 0, 2, 1]
+    certain = torch.tensor([20.0, 30.0]).view(1, 2, 1, 1)  # in float32 both would be 1
+    assert cut(certain, torch.tensor([[True, True]])).item() == 2
 
 
 # ---------------------------------------------------------------- floors

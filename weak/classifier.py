@@ -7,6 +7,7 @@ and learns that these have no class at any pixel. It cannot say which of two cla
 but where. For the third, pooled, see weak/pooled.py.
 """
 
+from abc import abstractmethod
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -170,9 +171,9 @@ class ImagesTraining(Training):
         )
         self.parts |= {"optimiser": self.optimiser, "schedule": self.schedule}
 
+    @abstractmethod
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
         """Return the scalar loss of normalised images (N, 3, H, W), for labels (N, C)."""
-        raise NotImplementedError
 
     def begin_epoch(self, epoch: int) -> list[tuple[Tensor, Tensor]]:
         """Return the indices of the images of each batch, and their augmentation."""

@@ -30,13 +30,12 @@ from medood.data.records import record_of, refuse_unusable
 from medood.runs.command_line import run
 from medood.runs.provenance import require
 from medood.training.segmentation import train_fold
-from weak import pooled
 from weak.arrays import load_images, read_masks
 from weak.floors import brightness, cut_to, otsu_masks, strangeness
 from weak.generate_maps import read_maps, read_seeds
 from weak.image_labels import labels_of, with_classes, with_lesion
-from weak.maps import detection_threshold, masks_of, resized, thresholds_of
-from weak.pooled import logits_by
+from weak.maps import cut_at_half, detection_threshold, masks_of, resized, thresholds_of
+from weak.pooled import logits_by, probability
 from weak.products import (
     MAPS,
     TRANSFER_MASKS,
@@ -230,8 +229,9 @@ def from_pooled(cfg: SegmentationConfig, fold: int, test: list[int]) -> dict[str
     """Return the masks with method = unet, by row, as from_maps does."""
     paths = image_paths(cfg, labels_there(cfg))
     tested = [paths[index] for index in test]
+    maps, held = read_maps(cfg, fold, tested, "unet")
     return {
-        "maps": pooled.masks_of(*read_maps(cfg, fold, tested, "unet")),
+        "maps": cut_at_half(map(probability, maps), held, (), cfg.unsure),
         "unet": read_masks(cfg, masks_folder(cfg, fold), tested),
     }
 

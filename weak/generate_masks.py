@@ -61,7 +61,7 @@ from weak.generate_maps import read_maps, read_seeds
 from weak.generator import heal, load_generator
 from weak.image_labels import with_classes, with_lesion
 from weak.irnet import WEIGHTS, IRNet, boundaries, encoder_of
-from weak.maps import masks_of, masks_with_unsure, normalised, resized
+from weak.maps import cut_at_half, normalised, resized
 from weak.products import (
     HEALTHY,
     TRANSFER_MASKS,
@@ -81,7 +81,6 @@ from weak.settings import MasksConfig, TransferConfig
 from weak.trust import write_trust
 
 BOUNDARIES, MASK = "boundaries.npz", "mask.npz"
-BORDER = 0.5  # of a map's maximum
 SHOWN = 8  # images in the contact sheet
 
 
@@ -104,17 +103,8 @@ def write_masks(cfg: MasksConfig, fold: int, folder: Path) -> None:
     found = boundaries_of(cfg, fold, paths)
     write_arrays(folder / BOUNDARIES, paths, found, np.float16)
     walked = normalised(walked_maps(cfg, maps, found), held)
-    count, training = len(labels.classes), set(train)
-    limits = [BORDER + cfg.unsure] * count, [BORDER - cfg.unsure] * count
-    masks = []
-    for index in range(len(paths)):
-        one = slice(index, index + 1)
-        of_image = resized(walked[one], [cfg.image_size] * 2)
-        if index in training:
-            masks.append(masks_with_unsure(of_image, held[one], limits))
-        else:
-            masks.append(masks_of(of_image, held[one], [BORDER] * count))
-    write_all(cfg, fold, folder, paths, torch.cat(masks))
+    full = (resized(one, [cfg.image_size] * 2)[0] for one in walked.split(1))
+    write_all(cfg, fold, folder, paths, cut_at_half(full, held, set(train), cfg.unsure))
 
 
 def write_pooled(cfg: MasksConfig, fold: int, folder: Path) -> None:
@@ -125,8 +115,8 @@ def write_pooled(cfg: MasksConfig, fold: int, folder: Path) -> None:
     maps, held = read_maps(cfg, fold, paths, "unet")
     ratio = pooled.appearance(maps[train], images[train], held[train])
     maps = pooled.with_appearance(maps, images, ratio)
-    masks = pooled.masks_of(maps, held)
-    masks[train] = pooled.masks_with_unsure(maps[train], held[train], cfg.unsure)
+    masks = cut_at_half(map(pooled.probability, maps), held, set(train), cfg.unsure)
+    masks[train] = pooled.unsure_without_class(masks[train], held[train])
     write_all(cfg, fold, folder, paths, masks)
 
 

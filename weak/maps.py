@@ -7,7 +7,7 @@ the denominator of alpha, and the squared gradients of a mean over 256 pixels ar
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from weak.classifier import Classifier, Kind
 from weak.settings import MapsConfig
 
 MAP_STRIDE = 4  # pixels of an image per pixel of the saved maps
+BORDER = 0.5  # of the maximum of a map, or a probability: there a mask ends
 TINY = 1e-12
 
 
@@ -206,3 +207,24 @@ def masks_with_unsure(maps: Tensor, held: Tensor, limits: Sequence[list[float]])
     """
     inner, outer = (masks_of(maps, held, thresholds) for thresholds in limits)
     return torch.where(inner == outer, inner, UNSURE).to(torch.uint8)
+
+
+def cut_at_half(
+    maps: Iterable[Tensor], held: Tensor, training: Container[int], unsure: float
+) -> Tensor:
+    """Return the class of each pixel of N images, uint8 (N, P, P), by maps cut at BORDER.
+
+    An image that trains is UNSURE within `unsure` of it. maps: of each image in turn, in 0..1,
+    (C, P, P). held: bool (N, C). training: indices of those that train.
+    """
+    count, masks = held.shape[1], []
+    limits = [BORDER + unsure] * count, [BORDER - unsure] * count
+    for index, of_image in enumerate(maps):
+        one = of_image[None], held[index : index + 1]
+        cut = (
+            masks_with_unsure(*one, limits)
+            if index in training
+            else masks_of(*one, [BORDER] * count)
+        )
+        masks.append(cut)
+    return torch.cat(masks)

@@ -220,24 +220,18 @@ def levels_of(images: Tensor) -> Tensor:
     return torch.from_numpy(np.stack(in_threads(levels, images.numpy()))).long()
 
 
-def masks_of(maps: Tensor, held: Tensor) -> Tensor:
-    """Return the class of each pixel, uint8 (N, P, P): the most likely present, if above a half.
+def probability(maps: Tensor) -> Tensor:
+    """Return log-odds as probabilities; float64, in which large ones still differ."""
+    return maps.double().sigmoid()
 
-    maps: log-odds (N, C, P, P). held: bool (N, C).
+
+def unsure_without_class(masks: Tensor, held: Tensor) -> Tensor:
+    """Return masks whose background is UNSURE if a class of the image is missing, uint8 (N, P, P).
+
+    Such a mask contradicts the label. masks: the class of each pixel. held: bool (N, C).
     """
-    top, best = maps.masked_fill(~held[:, :, None, None], -torch.inf).max(1)
-    return torch.where(top > 0, best + 1, 0).to(torch.uint8)
-
-
-def masks_with_unsure(maps: Tensor, held: Tensor, unsure: float) -> Tensor:
-    """Return the class of each pixel, as masks_of does, UNSURE within `unsure` of a half.
-
-    A mask that lacks a class of its image contradicts the label: its background is unsure.
-    """
-    margin = torch.tensor(0.5 + unsure).logit()
-    inner, outer = (masks_of(maps + shift, held) for shift in (-margin, margin))
-    masks = torch.where(inner == outer, inner, UNSURE).to(torch.uint8)
+    masks = masks.clone()
     for value, has in enumerate(held.unbind(1), 1):
         lacks = has & ~(masks == value).flatten(1).any(1)
-        masks[lacks] = masks[lacks].masked_fill(masks[lacks] == 0, UNSURE)
+        masks[lacks] = masks[lacks].masked_fill(masks[lacks] == BACKGROUND, UNSURE)
     return masks
