@@ -30,7 +30,8 @@ LEVEL, SPREAD = 128.0, 22.0  # of the brightness, in the ground and in the ellip
 # what the sample runs with, unless the command line says otherwise
 SETTINGS = {
     **{"encoder": "tu-resnet10t", "encoder_weights": "none", "image_size": SIDE, "folds": (79,)},
-    **{"classifiers": 1, "classifier_epochs": 60, "classifier_lr": 1e-3, "epochs": 8, "lr": 4e-3},
+    **{"stages": 4, "classifiers": 1, "classifier_epochs": 80, "classifier_lr": 1e-3},
+    **{"epochs": 8, "lr": 4e-3},
     **{"images": None, "image_labels": None, "masks": None, "mask_values": ()},
 }
 _POOLED = {"classifier_epochs": 24, "classifier_lr": 3e-3, "size": 0.1}
