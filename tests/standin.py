@@ -26,9 +26,6 @@ COPIES = {"_to_copy", "copy_"}
 INDEXING = {"index", "index_put_", "_index_put_impl_"}
 
 
-# ---------------------------------------------------------------- the device
-
-
 class Backend:
     """What torch asks a device's module for."""
 

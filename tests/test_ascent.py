@@ -34,9 +34,6 @@ def test_a_linear_network_is_attacked_as_well_as_can_be(attack, space):
     assert (found - expected)[wanted].abs().max() < 1e-4
 
 
-# ---------------------------------------------------------------- losses
-
-
 def by_hand(loss, logits, target, share=0.0):
     """The loss of each pixel; logits (K, H, W), target (H, W)."""
     logits, target = torch.tensor(logits)[None], torch.tensor(target)[None]
@@ -106,9 +103,6 @@ def test_dlr_by_hand():
     # logits 5, 3, 1, 0: of a right pixel -(5 - 3) / (5 - 1), of a wrong one -(3 - 5) / (5 - 1)
     logits = [[[5.0, 5.0]], [[3.0, 3.0]], [[1.0, 1.0]], [[0.0, 0.0]]]
     assert by_hand(ascent.dlr, logits, [[0, 1]]) == pytest.approx([-0.5, 0.5])
-
-
-# ---------------------------------------------------------------- schedules
 
 
 def test_the_checkpoints_of_apgd():

@@ -30,9 +30,6 @@ from robust.train_free import train_free
 from test import folds_to_test, networks
 from tests.conftest import TINY, as_settings_of, printed_in, quick_reports, write_region
 
-# ---------------------------------------------------------------- attack.py
-
-
 OF_SEA = ["sea_masked_ce_balanced", "sea_masked_ce", "sea_js"]
 WORST_CASES = ["worst_case", "worst_case_greedy"]
 
@@ -212,9 +209,6 @@ def test_a_network_of_two_classes_is_attacked_without_dlr_unless_it_is_asked_for
     )
 
 
-# ---------------------------------------------------------------- the check
-
-
 def checked(**dice):
     """Return what is said of a network with these Dice by attack at eps 8, 0.8 on clean images."""
     cfg = as_settings_of(AttackConfig, TINY, eps=(8.0,), attacks=("noise", "apgd_ce", "square"))
@@ -254,9 +248,6 @@ def test_an_image_is_fooled_below_half_of_the_mean_clean_dice():
     assert of_eps["0"]["clean"]["fooled"] == 0
     assert of_eps["8"]["noise"]["fooled"] == 0.5  # below 0.35
     assert of_eps["8"]["worst_case"]["fooled"] == 1
-
-
-# ---------------------------------------------------------------- free training
 
 
 def test_the_noise_steps_eps_up_the_loss_and_stays_within_it():

@@ -50,9 +50,6 @@ ATTACKS = {
 every_attack = pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
 
 
-# ---------------------------------------------------------------- the score
-
-
 def test_the_score_by_hand():
     target = torch.tensor([[[0, 1, 1, 1]], [[0, 0, 0, 0]], [[2, 2, 0, 1]]])
     predicted = torch.tensor([[[1, 1, 1, 0]], [[0, 0, 1, 3]], [[0, 0, 3, 2]]])
@@ -65,9 +62,6 @@ def test_the_score_is_the_dsc_of_the_trunk():
     np.testing.assert_allclose(image_dice(predicted, target, 5), expected)
     volumes = [each.view(6, 4, 2, 8) for each in (predicted, target)]
     np.testing.assert_allclose(image_dice(*volumes, 5), expected)
-
-
-# ---------------------------------------------------------------- bounds
 
 
 @every_attack
@@ -147,9 +141,6 @@ def test_a_loss_that_does_not_fit_is_refused():
     model = some_network((9, 7), classes=2)
     with pytest.raises(UserError, match="loss = 'dlr' needs 3 classes, and the network has 2"):
         apgd(model, images, target.clamp_max(1), 0.1, loss="dlr")
-
-
-# ---------------------------------------------------------------- what every attack keeps to
 
 
 @every_attack
@@ -264,9 +255,6 @@ def test_a_batch_that_does_not_fit_is_halved(attack):
         in_halves(attack, none, images, target, 8 / 255, seeded())
 
 
-# ---------------------------------------------------------------- strength
-
-
 def test_apgd_is_at_least_as_strong_as_pgd_and_noise_does_nothing():
     model, images, target = trained()
 
@@ -283,9 +271,6 @@ def test_apgd_is_at_least_as_strong_as_pgd_and_noise_does_nothing():
         assert score(attack, steps=20) < plain + 0.01
     assert score(square, queries=100) < clean_score - 0.05
     assert score(fab, steps=10) < clean_score - 0.1
-
-
-# ---------------------------------------------------------------- another implementation
 
 
 def pgd_of_foolbox(steps):

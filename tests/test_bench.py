@@ -51,9 +51,6 @@ def compared(path):
     return [row["what"].split(",")[0] for row in json.loads(path.read_text())["rows"]]
 
 
-# ---------------------------------------------------------------- bench/gpu.py
-
-
 def dry(small, **own):
     return gpu.BenchConfig(**SETTINGS | {"dry_run": True, "workspace": small} | own)
 

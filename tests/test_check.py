@@ -17,8 +17,6 @@ from medood.data.workspace import fold_path
 from medood.runs.provenance import survey
 from tests.conftest import write_region
 
-ROOT = Path(__file__).parents[1]
-
 
 @pytest.fixture
 def run_check(run_script):

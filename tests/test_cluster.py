@@ -16,7 +16,7 @@ from generate_patches import generate_patches
 from generate_semantic_labels import generate_semantic_labels
 from generate_unfiltered_oods import generate_unfiltered_oods
 from medood.runs.jobs import dask_cluster, for_each
-from tests.conftest import TINY, draw_regions
+from tests.conftest import ROOT, TINY, draw_regions
 from tests.faults import tree
 
 
@@ -69,7 +69,7 @@ def test_a_script_sends_what_it_defines_itself(tiny, over_dask):
     command = [sys.executable, "generate_semantic_labels.py", "--workspace", tiny.workspace]
     done = subprocess.run(
         [*command, "--dask_scheduler", over_dask.dask_scheduler],
-        cwd=Path(__file__).parents[1],
+        cwd=ROOT,
         capture_output=True,
         text=True,
     )

@@ -18,10 +18,9 @@ from medood.commands import as_kind, command
 from medood.runs import command_line
 from medood.runs.command_line import parse
 from robust import settings as robust
-from tests.conftest import printed_in
+from tests.conftest import ROOT, printed_in
 from weak.settings import SegmentationConfig, TransferConfig
 
-ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted(
     path.relative_to(ROOT).as_posix()
     for folder in ("", "robust", "weak", "studies")
@@ -105,9 +104,6 @@ def test_a_printed_command_reaches_its_script_with_the_settings_of_the_run(scrip
         assert arrived(printed, kind, monkeypatch) == cfg, printed
 
 
-# ---------------------------------------------------------------- what is shared between scripts
-
-
 def test_a_name_that_two_scripts_declare_is_not_shared():
     """`eps` are the radii of attack.py, and the radius of train_free.py."""
     cfg = robust.AttackConfig(eps=(1.0, 2.0), steps=7, epochs=5)
@@ -134,9 +130,6 @@ def test_the_sample_prints_commands_with_the_settings_of_the_sample(monkeypatch)
     found = arrived(command(cfg, "train.py", TrainingConfig), TrainingConfig, monkeypatch)
     assert found == as_kind(cfg, TrainingConfig)
     assert (found.encoder, found.encoder_weights, found.epochs) == ("tu-resnet10t", "none", 6)
-
-
-# ---------------------------------------------------------------- printed, and run
 
 
 def test_the_printed_commands_lead_from_the_data_to_a_training(tiny, monkeypatch, run_script):

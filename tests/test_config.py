@@ -16,9 +16,8 @@ from config import Config, UserError, settings
 from export import ExportConfig
 from medood.runs.command_line import parse
 from predict import PredictConfig
-from tests.conftest import TINY, kind_of
+from tests.conftest import ROOT, TINY, kind_of
 
-ROOT = Path(__file__).parents[1]
 GROUPS = ["data", "network", "training", "machine", "search"]
 OWN = {"predict.py": PredictConfig, "export.py": ExportConfig}  # they use no training's settings
 SETTINGS = {field.name for field in dataclasses.fields(Config)}

@@ -41,9 +41,6 @@ def save(request, tmp_path):
     return write
 
 
-# ---------------------------------------------------------------- every table of a user
-
-
 def test_patients_are_read_from_any_spreadsheet(save):
     path = save([[" IMG_NAME", "Patient "], [f"{NFC}.png", "Jäger"], ["b_1", "p, 2"]], quote='"')
     cfg = dataclasses.replace(TINY, patients=str(path))
@@ -75,9 +72,6 @@ def test_a_ranking_is_read_back_whatever_the_classes_are_called(tmp_path, monkey
     row = [1, "a_0.png", 0.5, 3, 1, 2, 1]
     write_text(ranking_path(cfg, 1), csv_text(ood_set.columns(cfg), [row]))
     assert ood_set.read_hard_oods(cfg, 1) == ["a_0.png"]
-
-
-# ---------------------------------------------------------------- the reader
 
 
 def test_what_is_written_is_read_back(tmp_path):

@@ -36,8 +36,6 @@ from weak.settings import TransferConfig
 from weak.train_transfer import Images, batches_of
 from weak.train_transfer import Trainer as TransferTrainer
 
-# ---------------------------------------------------------------- the step
-
 
 def test_training_gives_what_it_gives_on_the_cpu(gpu):
     """The rest of a batch, of ID and OoD patches, lambda and unsure pixels included."""
@@ -132,9 +130,6 @@ def test_a_host_that_waits_would_be_found(gpu, monkeypatch):
     monkeypatch.setattr(segmentation, "segmentation_loss", asking)
     with pytest.raises(RuntimeError, match="wait|synchroniz"):
         test_the_host_never_waits_in_an_epoch(gpu, "dice", "there", monkeypatch)
-
-
-# ---------------------------------------------------------------- the steps of the paper
 
 
 @pytest.fixture

@@ -29,8 +29,6 @@ def shown(path):
     return read_any(path)[..., 0].tolist()
 
 
-# ---------------------------------------------------------------- names
-
 ENDINGS = ("", ".dcm", ".DICOM", ".ima")
 
 
@@ -69,9 +67,6 @@ def test_the_directory_of_a_disc_is_no_image(tmp_path, capsys):
     write_dicom(tmp_path / "DICOMDIR", GREY)
     assert list_inputs(tmp_path, labelled("IM1")) == [tmp_path / "IM1"]
     assert "ignored" not in capsys.readouterr().out
-
-
-# ---------------------------------------------------------------- beginnings
 
 
 def bare(path, implicit, little, values=GREY):
@@ -160,9 +155,6 @@ def test_a_dicom_that_cannot_be_used_is_refused_before_it_is_decoded(tmp_path, e
         read_any(tmp_path / "a.dcm")
 
 
-# ---------------------------------------------------------------- windows
-
-
 def window(centre, width, function=None, **more):
     known = {"WindowCenter": centre, "WindowWidth": width, "VOILUTFunction": function}
     return {name: value for name, value in known.items() if value is not None} | more
@@ -231,8 +223,6 @@ def test_a_table_of_values_is_followed(tmp_path):
     write_dicom(tmp_path / "a.dcm", np.array([[0, 1], [2, 3]], np.uint8), **entries)
     assert shown(tmp_path / "a.dcm") == [[0, 64], [191, 255]]
 
-
-# ---------------------------------------------------------------- padding, colours, values
 
 SIGNED = np.array([[-2000, -100], [0, 300]], np.int16)
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from bench.page import tables
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).parents[1]
 PAGES = {
     path: path.read_text(encoding="utf-8")
     for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]

@@ -117,9 +117,6 @@ def test_a_download_is_never_tried_for_a_file(tmp_path, monkeypatch):
     built(tmp_path, "timm-gernet_s", timm_weights("gernet_s"))
 
 
-# ---------------------------------------------------------------- names of earlier versions
-
-
 @pytest.mark.parametrize(
     ("encoder", "name"),
     [
@@ -162,9 +159,6 @@ def test_the_constants_are_those_of_the_weights(encoder, mean):
 def test_a_misspelt_old_name_is_answered_with_the_nearest():
     with pytest.raises(UserError, match="'timm-regnetx_0002' is unknown: .*tu-regnetx_002"):
         build_model(dataclasses.replace(TINY, encoder="timm-regnetx_0002"))
-
-
-# ---------------------------------------------------------------- sides of images
 
 
 @pytest.mark.parametrize(

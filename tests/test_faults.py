@@ -18,8 +18,7 @@ from medood.data.files import whole
 from medood.data.records import fresh_folder
 from medood.runs.command_line import run
 from medood.runs.locks import locked
-
-ROOT = Path(__file__).parents[1]
+from tests.conftest import ROOT
 
 
 @pytest.mark.parametrize(
@@ -36,9 +35,6 @@ def test_steps_that_are_stopped_end_as_undisturbed_ones(tmp_path, points, stoppe
     found = json.loads(done.stdout)
     assert not found["failures"], json.dumps(found["failures"], indent=2)
     assert found["stopped"] > stopped  # of 8 strikes a point
-
-
-# ---------------------------------------------------------------- what is left, and put right
 
 
 def test_a_file_takes_its_name_when_it_is_complete(tmp_path):
@@ -78,8 +74,6 @@ def test_a_replaced_folder_is_put_back_if_its_successor_cannot_take_its_name(tmp
     assert (tmp_path / "made/a.png").read_text() == "before"
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
 
-
-# ---------------------------------------------------------------- one run at a time
 
 HOLD = """
 import sys, time
@@ -136,9 +130,6 @@ def test_a_folder_that_was_not_there_is_not_left_behind(tmp_path):
     with locked(tmp_path / "misspelt", ["79_unet"]):
         assert (tmp_path / "misspelt").is_dir()
     assert list(tmp_path.iterdir()) == []
-
-
-# ---------------------------------------------------------------- disks and pipes
 
 
 @pytest.mark.parametrize(

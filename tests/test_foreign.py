@@ -38,9 +38,6 @@ def refused(path, message, cfg=TINY):
         load_model(path, cfg)
 
 
-# ---------------------------------------------------------------- which network it is
-
-
 def test_a_whole_network_says_itself_what_it_is_also_one_of_several_gpus(tmp_path):
     """Also what shapes do not tell."""
     expected = network("deeplabv3plus", decoder_atrous_rates=(2, 4, 6))
@@ -154,9 +151,6 @@ def test_pretrained_weights_that_a_folder_names_are_not_downloaded(tmp_path):
     assert_same(load_model(tmp_path, TINY), expected)
 
 
-# ---------------------------------------------------------------- how its weights are filed
-
-
 @pytest.mark.parametrize("prefix", [*PREFIXES, "module._orig_mod.", "model.net."])
 def test_weights_as_trainers_name_and_file_them_are_found(tmp_path, prefix):
     expected = network()
@@ -177,9 +171,6 @@ def test_weights_of_another_precision_are_rounded_to_float32(tmp_path, dtype):
     torch.save(weights, tmp_path / "weights.pth")
     for name, value in load_model(tmp_path / "weights.pth", TINY).state_dict().items():
         assert torch.equal(value, weights[name].to(value.dtype))
-
-
-# ---------------------------------------------------------------- what is refused
 
 
 def spoilt(**changes):
@@ -272,9 +263,6 @@ def test_a_folder_without_its_weights_is_said(tmp_path):
     refused(tmp_path, "not a complete file of weights .* copy it again")
     (tmp_path / "model.safetensors").unlink()
     refused(tmp_path, r"there is no .*model\.safetensors")
-
-
-# ---------------------------------------------------------------- code in files
 
 
 class Calls:

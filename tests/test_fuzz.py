@@ -27,9 +27,6 @@ def test_damaged_files_end_in_a_sentence(tmp_path, count):
         assert share > 0.2, kind  # they were really damaged
 
 
-# ---------------------------------------------------------------- the science
-
-
 @UNTIMED
 @given(SIDES, SIDES, PATCH, st.data())
 def test_the_patch_of_a_pixel_is_the_one_that_shows_it(height, width, patch_size, data):

@@ -127,9 +127,6 @@ def test_a_mask_tells_254_classes_apart(tmp_path, count):
             read_image_labels(path)
 
 
-# ---------------------------------------------------------------- classes
-
-
 def test_classes_are_called_after_the_columns(tmp_path):
     cfg = with_classes(ImagesConfig(image_labels=write(tmp_path, PLAIN)))
     assert cfg.classes == (("cat", LIZARD[0][1]), ("dog", LIZARD[1][1]))
@@ -147,9 +144,6 @@ def test_every_class_has_a_colour_of_its_own():
     assert len(set(many)) == 254
     assert many[:6] == [colour for _, colour in LIZARD]
     assert colours(20) == many[:20]  # a class more changes no colour
-
-
-# ---------------------------------------------------------------- who trains
 
 
 def test_patients_stay_on_one_side_and_three_folds_test_each_once():
@@ -194,9 +188,6 @@ def test_shuffled_labels_are_the_same_rows_dealt_among_the_training_images_alone
     assert dealt.labels.tolist() == shuffled(labels, [0, 1, 2, 3, 5, 6], seed=1).labels.tolist()
     assert labels.labels is rows  # left as they were
     assert rows[3].tolist() == [0, 1, 1]
-
-
-# ---------------------------------------------------------------- labels of patches
 
 
 def test_one_pixel_holds_a_class_and_an_unsure_one_none():

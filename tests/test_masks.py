@@ -82,9 +82,6 @@ def test_a_compression_that_cannot_be_read_is_named(tmp_path):
         read_own_mask(path, (), 3)
 
 
-# ---------------------------------------------------------------- two colours
-
-
 def save_two(path, kind):
     """Write where MASK is 1 as a mask of two colours."""
     pixels = Image.fromarray(MASK == 1)
@@ -129,9 +126,6 @@ def test_two_colours_that_may_be_any_class_are_refused(tmp_path, values, message
     save_two(tmp_path / "a.png", "")
     with pytest.raises(UserError, match=message):
         read_own_mask(tmp_path / "a.png", values, 3)
-
-
-# ---------------------------------------------------------------- other kinds
 
 
 def test_the_indices_of_a_palette_are_the_classes_in_prepared_patches_too(tmp_path):

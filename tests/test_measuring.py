@@ -14,9 +14,6 @@ from tests.small_networks import in_every_space, linear, some_images, some_netwo
 SHORT = {"steps": 3, "queries": 4, "progress": False}
 
 
-# ---------------------------------------------------------------- the worst case of a data set
-
-
 def pixels(hit, missed, invented):
     """Counts of one foreground class: found, called background, background called so."""
     return [[0, invented], [missed, hit]]
@@ -45,9 +42,6 @@ def test_the_worst_case_of_three_images_by_hand():
 def test_images_without_foreground_have_no_worst_case_and_need_none():
     matrices = np.array([[[[9, 1], [0, 0]]], [[[5, 5], [0, 0]]]])
     assert greedy(matrices, np.array([1])).tolist() == [1]
-
-
-# ---------------------------------------------------------------- one call
 
 
 @in_every_space

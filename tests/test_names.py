@@ -29,21 +29,17 @@ from medood.data.workspace import fold_path, id_files, list_images, ood_files, r
 from medood.evaluation.tables import count_classes
 from medood.models.network import build_model
 from predict import find_images
-from tests.conftest import TINY, as_settings_of, write_region
+from tests.conftest import ROOT, TINY, as_settings_of, write_region
 from weak.generate_images import generate_images
 from weak.products import image_paths, labels_there
 from weak.settings import ImagesConfig
 from weak.truth import read_truth
 
-ROOT = Path(__file__).parents[1]
 NFC = "h\u00f6hle_\u00e4"
 NFD = unicodedata.normalize("NFD", NFC)
 NO_UTF8 = os.fsdecode(b"h\xf6hle")  # as Latin-1 writes it
 SHOWN = r"h\udcf6hle"
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the disk takes no such names")
-
-
-# ---------------------------------------------------------------- one spelling
 
 
 @given(st.binary(max_size=20).map(os.fsdecode))
@@ -78,9 +74,6 @@ def test_hashes_and_text_take_any_name_and_one_hash_is_of_both_spellings(tmp_pat
     assert (tmp_path / "text").read_text(encoding="utf-8") == f"a {SHOWN}"
     write_json(tmp_path / "json", {"image": NO_UTF8})
     assert read_json(tmp_path / "json") == {"image": NO_UTF8}
-
-
-# ---------------------------------------------------------------- images, labels and patches
 
 
 def steps(cfg):
@@ -184,9 +177,6 @@ def test_two_files_that_differ_only_in_spelling_are_one_sentence(tmp_path, list_
     assert "\n" not in str(said.value)
 
 
-# ---------------------------------------------------------------- image labels
-
-
 @linux
 @pytest.mark.parametrize(
     ("file", "row", "shown"),
@@ -210,9 +200,6 @@ def test_image_labels_find_images_and_masks_of_any_name(tmp_path, file, row, sho
     one = dataclasses.replace(cfg, classes=(("cat", "#000000"),))
     found = [int(read_truth(one, name, (32, 32), 32).max()) for name in labels.names]
     assert found == [0, 1]
-
-
-# ---------------------------------------------------------------- what is shown
 
 
 @linux

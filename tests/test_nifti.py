@@ -65,9 +65,6 @@ def task_of(*cases, modalities=1):
     return Task(list(cases), modalities, ("background", "one", "two"))
 
 
-# ---------------------------------------------------------------- orientations
-
-
 @hypothesis_settings(deadline=None, max_examples=20)
 @given(
     of_image=st.sampled_from(ORIENTATIONS),
@@ -181,9 +178,6 @@ def test_a_network_of_before_the_turning_is_refused(trained_volumes):
     (folder / "config.json").write_text(text.replace('"axes"', '"other"'))
     with pytest.raises(UserError, match="along their stored axes, by an earlier version: train"):
         load_network(trained_volumes, folder, CPU)
-
-
-# ---------------------------------------------------------------- values
 
 
 STORED_AS = {

@@ -79,9 +79,6 @@ def test_a_mask_is_turned_as_an_image_is(tmp_path, orientation, number):
     np.testing.assert_array_equal(read_mask(path, 2), mask)
 
 
-# ---------------------------------------------------------------- an image and its mask
-
-
 @pytest.fixture
 def own(tmp_path):
     """Settings of images and masks of the user's, of which there are none yet."""
@@ -153,9 +150,6 @@ def test_prepared_patches_that_are_turned_are_refused_unless_both_are(tmp_path):
     with pytest.raises(UserError, match="has the orientation 3 and its label .* 1 "):
         look_at_pair(turned, upright, cfg)
     look_at_pair(turned, write(tmp_path / "m", mask, 3, "png"), cfg)
-
-
-# ---------------------------------------------------------------- weak/
 
 
 @pytest.fixture

@@ -53,9 +53,6 @@ def with_table(cfg, text):
     return dataclasses.replace(cfg, patients=str(path))
 
 
-# ---------------------------------------------------------------- who is whose
-
-
 @pytest.mark.parametrize(
     "text",
     [
@@ -122,9 +119,6 @@ def test_an_image_that_a_pattern_does_not_fit_is_named(prepared, pattern):
         generate_patches(dataclasses.replace(prepared, patients=pattern))
 
 
-# ---------------------------------------------------------------- what they do
-
-
 def test_a_region_split_deals_whole_patients_and_tests_each_once(prepared):
     generate_patches(prepared)
     folds = [read_fold(prepared, fold) for fold in prepared.folds]
@@ -163,9 +157,6 @@ def test_too_few_patients_for_a_fold_are_said_before_a_list_is_written(prepared,
     assert re.search(said, check(cfg).stops[0])
 
 
-# ---------------------------------------------------------------- intervals
-
-
 def random_tally(patches, seed):
     generator = torch.Generator().manual_seed(seed)
     tally = Tally(patches, 3)
@@ -182,9 +173,6 @@ def test_attacks_draw_patients_too(prepared):
     expected = tally.by_region([name[:2] for name in PATCHES])
     assert counts.regions == expected.regions == PATIENTS
     np.testing.assert_array_equal(counts.confusion, expected.confusion)
-
-
-# ---------------------------------------------------------------- records
 
 
 def test_a_change_of_patients_makes_the_lists_anew(prepared, capsys):
@@ -222,9 +210,6 @@ def test_networks_depend_on_patients_where_these_choose_the_epoch(prepared):
         files = [*id_files(one.workspace, train), (source, None), *id_files(one.workspace, val)]
         trained = network_made_from(one, 1, files)
         assert trained.get("patients") == BASELINE.made_from(one, 1).get("patients")
-
-
-# ---------------------------------------------------------------- what is said
 
 
 def test_the_check_counts_patients_and_says_who_stands_on_both_sides(prepared, capsys):

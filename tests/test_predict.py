@@ -28,9 +28,8 @@ from medood.predicting.outputs import ENDINGS, Outputs
 from medood.predicting.slides import open_image
 from medood.predicting.tiles import OVERLAP, fade, positions, strips
 from predict import PredictConfig, find_images, predict_images
-from tests.conftest import TINY, as_settings_of, drawn_tissue, write_slide
+from tests.conftest import ROOT, TINY, as_settings_of, drawn_tissue, write_slide
 
-ROOT = Path(__file__).parents[1]
 COLOURS = palette(TINY.classes)
 
 
@@ -57,9 +56,6 @@ def coloured(height, width, seed=0):
     """A mask of drawn nuclei, and the image in which each pixel has the colour of its class."""
     _, mask = drawn_tissue(seed, height, width)
     return mask, COLOURS[mask]
-
-
-# ---------------------------------------------------------------- tiles
 
 
 @pytest.mark.parametrize("length", [1, 128, 129, 192, 193, 1000])
@@ -99,9 +95,6 @@ def test_a_tile_of_glass_is_background_without_the_network(tmp_path, by_colour, 
     found = list(strips(by_colour, open_image(tmp_path / "glass.png"), 200, 200, 128, "test"))
     assert not any(classes.any() for _, classes, _ in found)
     assert all((certainty == 255).all() for _, _, certainty in found)
-
-
-# ---------------------------------------------------------------- the step
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 from datetime import timedelta
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,9 +23,7 @@ from medood.models import network
 from medood.training import batches, losses, segmentation
 from medood.training.batches import shard_of
 from medood.training.losses import segmentation_loss
-from tests.conftest import TINY, draw_regions, kind_of, quick_reports
-
-ROOT = Path(__file__).parents[1]
+from tests.conftest import ROOT, TINY, draw_regions, kind_of, quick_reports
 
 
 def launched(script, cfg, processes=2):
@@ -147,9 +144,6 @@ def test_an_interrupted_training_goes_on_in_two_processes_to_the_same_bytes(both
     assert (folder / "model.safetensors").read_bytes() == weights
 
 
-# ---------------------------------------------------------------- who does what
-
-
 def test_only_the_first_process_that_fails_says_why():
     store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True)
     assert processes._is_first_to_fail(store)
@@ -223,9 +217,6 @@ def test_the_loss_and_gradient_of_a_batch_do_not_depend_on_how_it_is_dealt(monke
         torch.testing.assert_close(value, whole)
         found += torch.autograd.grad(value, logits)[0]
     torch.testing.assert_close(found, expected)
-
-
-# ---------------------------------------------------------------- meeting
 
 
 LEFT = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}

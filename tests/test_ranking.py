@@ -180,9 +180,6 @@ def test_counts_of_folds_pool_with_their_ranks():
     assert ap == pytest.approx(average_precision_score(truth, logits), abs=4e-4)
 
 
-# ---------------------------------------------------------------- the figure
-
-
 def test_the_figure_draws_each_fold_and_marks_argmax(tmp_path):
     counts = [random_counts(seed).ranked.sum(0) for seed in range(4)]
     rates = {"one": [curve(of) for of in counts[:2]], "two": [curve(of) for of in counts[2:]]}

@@ -58,9 +58,6 @@ def keep_as_said(message: str) -> None:
     Path(re.search(r"or remove (\S+) to keep it as user-supplied", message)[1]).unlink()
 
 
-# ---------------------------------------------------------------- tables
-
-
 @pytest.mark.parametrize("change", TOUCHED)
 def test_a_table_that_was_touched_is_refused_and_both_cures_work(tmp_path, change):
     path = tmp_path / "list.csv"
@@ -147,8 +144,6 @@ def test_an_estimate_that_was_edited_is_refused_and_one_of_the_user_is_used(repo
     estimate_pct(cfg)
     assert path.read_bytes() == made
 
-
-# ---------------------------------------------------------------- folders
 
 PARTS = {
     "a.png": "image",
@@ -259,9 +254,6 @@ def test_a_change_is_seen_where_size_and_time_stay(tmp_path):
         assert hash_of(path) == hashlib.sha256(content).hexdigest()
 
 
-# ---------------------------------------------------------------- networks
-
-
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "trained_on.txt"])
 def test_a_network_that_was_changed_is_neither_used_nor_overwritten(report, name):
     cfg = dataclasses.replace(report[0], folds=(1,))
@@ -285,9 +277,6 @@ def test_scores_beside_a_network_and_a_record_without_hashes_do_not_change_it(ra
     (folder / "trained_on.txt").write_text("of a version that did not look\n")
     train(cfg)
     assert (folder / "model.safetensors").stat().st_ino == weights
-
-
-# ---------------------------------------------------------------- settings that decide
 
 
 def test_the_weight_of_ood_patches_decides_a_network_that_has_some(ran):

@@ -197,9 +197,6 @@ def test_a_class_that_differs_and_a_network_below_the_floor_are_said():
     assert say("floor", below_floor({79: test}, labels)) == ""
 
 
-# ---------------------------------------------------------------- nothing of an earlier report
-
-
 def test_a_ranking_of_the_users_has_no_pictures_of_an_earlier_one(ran):
     networks = SimpleNamespace(folders={"ood": model_folder(ran, 1, ood=True)})
     found = SimpleNamespace(cfg=ran, tests={1: networks})

@@ -103,9 +103,6 @@ def test_an_ordinary_image_is_resized_once_and_whole(tmp_path):
     assert np.abs(np.concatenate(parts) - half).max() <= 1
 
 
-# ---------------------------------------------------------------- tiled or not, the same
-
-
 RGB = np.random.default_rng(0).integers(0, 256, (140, 150, 3), np.uint8)
 GREY = RGB[..., 0]
 OPAQUE = np.full_like(GREY, 255)
@@ -182,9 +179,6 @@ def test_what_loses_nothing_is_read_as_it_is_tiled_or_not(tmp_path, kind, tile):
     assert (source.height, source.width) == (140, 150)
     expected = expected if expected.ndim == 3 else np.repeat(expected[..., None], 3, axis=2)
     np.testing.assert_array_equal(source.rows(0, 140, 140, 150), expected)
-
-
-# ---------------------------------------------------------------- pages
 
 
 SLIDE = np.random.default_rng(0).integers(0, 256, (512, 512, 3), np.uint8)

@@ -89,9 +89,6 @@ def test_bad_files_of_patches_that_were_the_users_are_forgotten_with_them(patche
     assert "region_0_1.png" in read_fold(patched, 1).train + read_fold(patched, 1).test
 
 
-# ---------------------------------------------------------------- what was corrected
-
-
 def test_an_image_without_a_label_is_seen_when_it_comes_and_forgotten_when_it_goes(one_fold):
     cfg = one_fold
     lone = cfg.workspace / "Lizard_Images" / "lone.png"

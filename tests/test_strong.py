@@ -19,9 +19,6 @@ def some_images(count):
     return torch.randint(0, 256, (count, 32, 32, 3), dtype=torch.uint8, generator=generator)
 
 
-# ---------------------------------------------------------------- stains
-
-
 def test_more_hematoxylin_by_hand():
     """Of a pixel with one unit of hematoxylin, half as much again: its density grows by half."""
     density = augmentation.STAINS[0]
@@ -56,9 +53,6 @@ def test_stains_leave_all_else_as_it_was_drawn():
     assert (augment(images, masks, stained)[0] - ours).abs().mean() > 1
 
 
-# ---------------------------------------------------------------- sampling
-
-
 def patches_with(classes, is_ood):
     masks = torch.zeros(len(classes), 4, 4, dtype=torch.uint8)
     for mask, held in zip(masks, classes, strict=True):
@@ -82,9 +76,6 @@ def test_an_epoch_of_rare_sampling_has_as_many_patches_and_more_of_the_rare():
     assert 35 < (found == 99).sum() < 65
 
 
-# ---------------------------------------------------------------- mirrors
-
-
 def test_a_mirrored_prediction_turns_with_the_image_and_is_the_mean_by_hand():
     torch.manual_seed(0)
     model, images = build_model(TINY).eval(), some_images(2)
@@ -99,9 +90,6 @@ def test_a_mirrored_prediction_turns_with_the_image_and_is_the_mean_by_hand():
     turned = ours(images.rot90(1, (1, 2)).flip(1))
     torch.testing.assert_close(turned, ours(images).rot90(1, (2, 3)).flip(2), atol=2e-5, rtol=0)
     assert (plain(images) - ours(images)).abs().max() > 1e-4
-
-
-# ---------------------------------------------------------------- records
 
 
 def test_a_network_of_before_these_settings_is_still_up_to_date(patched):

@@ -20,7 +20,6 @@ from studies.common import StudyConfig
 from studies.controls import EQUAL
 from tests.conftest import TINY, draw_regions, write_region
 
-ROOT = Path(__file__).parents[1]
 SCORES = ["ap", "auroc", "miou", "dsc", "miou_paper", "dsc_paper"]
 SCORES += ["fg_to_bg", "bg_to_fg", "fg_to_fg"]
 MATCHED = {"bg_to_fg_matched", "fg_to_bg_matched"}
@@ -125,9 +124,6 @@ def test_a_plan_from_the_command_line_trains_nothing(prepared, run_script):
     assert "name a folder of nucleus-free images with --ood_source" in done.stdout
     for made in ("studies", "models", "reports"):
         assert not (prepared / made).exists()
-
-
-# ---------------------------------------------------------------- controls
 
 
 @pytest.fixture(scope="module")

@@ -210,9 +210,6 @@ def test_validation_patches_without_a_nucleus_are_refused(with_val):
         train(with_val)
 
 
-# ---------------------------------------------------------------- training that goes wrong
-
-
 def spoil(monkeypatch, step, change):
     """Let the loss of a step, counted from 1 over the whole training, be changed."""
     real, taken = training.segmentation_loss, []

@@ -73,9 +73,6 @@ def cfg(made, tmp_path):
     return in_a_copy(made, tmp_path / "run")
 
 
-# ---------------------------------------------------------------- masks
-
-
 def test_a_mask_is_what_had_to_change_and_a_healthy_image_lacks_it(made):
     cfg = with_lesion(made)
     diseased, healthy = domains(cfg, 79)
@@ -124,9 +121,6 @@ def test_an_image_that_the_classifier_calls_healthy_has_no_mask(cfg, stand_in, m
     assert not any(
         read_mask(masks_folder(cfg, 79) / path.name, 2).any() for path in paths_to_test(cfg, 79)
     )
-
-
-# ---------------------------------------------------------------- scores
 
 
 def report_of(cfg):
@@ -181,9 +175,6 @@ def test_maps_that_are_missing_are_no_rows(cfg, capsys):
     floors = [row for row in ROWS if row in FLOORS and row != "centre_prior"]
     own = ["all_background", *floors, "transfer", "supervised"]
     assert list(scores_in(cfg)) == own
-
-
-# ---------------------------------------------------------------- the steps
 
 
 def test_no_mask_is_looked_at_before_the_test(tmp_path, stand_in):

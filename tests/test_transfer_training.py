@@ -87,9 +87,6 @@ def whole(short):
     return trained(CFG)
 
 
-# ---------------------------------------------------------------- by hand
-
-
 def test_a_change_of_zero_and_a_mask_of_zero_keep_the_image_bit_by_bit():
     torch.manual_seed(0)
     images, some = torch.rand(2, 3, 8, 8) * 2 - 1, torch.rand(2, 3, 8, 8)
@@ -166,9 +163,6 @@ def test_networks_give_what_they_say():
     assert Judge()(images).shape == (2, 1, 4, 4)
 
 
-# ---------------------------------------------------------------- the training
-
-
 def test_another_seed_gives_another_generator(cfg, whole):
     assert not same(trained(dataclasses.replace(cfg, seed=1))[0], whole[0])
 
@@ -212,9 +206,6 @@ def test_the_generator_learns_in_its_own_steps_alone(cfg):
         assert torch.equal(weights("generator"), before[0]) != generates
         assert not torch.equal(weights("judge"), before[1])
         assert (losses["flip"] > 0) == generates
-
-
-# ---------------------------------------------------------------- the step
 
 
 LABELS = """img_name,patient,striped,other,split

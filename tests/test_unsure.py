@@ -35,9 +35,6 @@ def save(path, *rows, kind=np.uint8):
     return path
 
 
-# ---------------------------------------------------------------- masks
-
-
 def test_a_class_mask_may_hold_255_beside_its_classes_and_nothing_else(tmp_path):
     mask = np.array([[0, 6, U], [U, 1, 0]], np.uint8)
     write_png(tmp_path / "a.png", mask)
@@ -130,9 +127,6 @@ def test_masks_of_0_and_255_without_mask_values_are_refused_with_the_cure(own):
     assert any(stop.startswith(message) for stop in check(own).stops)
 
 
-# ---------------------------------------------------------------- positives and negatives
-
-
 def test_unsure_pixels_make_a_patch_neither_positive_nor_negative():
     #             both, foreground, background; foreground + unsure, background + unsure, unsure
     foreground = [1, 4, 0, 3, 0, 0]
@@ -147,9 +141,6 @@ def test_only_sure_pixels_make_a_patch_positive_or_negative(own):
     # a patch has 1024 pixels, of which the unsure column takes 48, 48, all and 16
     assert pixels_of(own, names) == ([36, 0, 0, 36], [976, 976, 0, 1008])
     assert count_samples(*pixels_of(own, names)) == (2, 3)
-
-
-# ---------------------------------------------------------------- OoD patches
 
 
 IMAGE = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3) * 10
@@ -178,9 +169,6 @@ def test_moved_silhouettes_are_those_of_nuclei_and_lie_in_background():
         holes = (move_silhouettes(image, mask, np.random.default_rng(seed)) == 0).all(-1)
         assert holes.sum() == 9
         assert (mask[holes] == 0).all()
-
-
-# ---------------------------------------------------------------- tables and pictures
 
 
 def three_patches():

@@ -23,9 +23,6 @@ from tests.test_losses import logits_for
 U = UNSURE
 
 
-# ---------------------------------------------------------------- loss
-
-
 def test_the_loss_by_hand():
     # three pixels, three classes; the truth is 0, 1 and unsure: the third counts in nothing
     p = [[[[0.5, 0.25, 0.1]], [[0.5, 0.5, 0.1]], [[0.0, 0.25, 0.8]]]]
@@ -87,9 +84,6 @@ def test_augmentation_moves_255_as_it_is():
     assert (moved == U).all()
 
 
-# ---------------------------------------------------------------- scores
-
-
 def test_confusion_leaves_unsure_pixels_out():
     truth = torch.tensor([[[0, 1, U]], [[U, U, U]], [[2, U, 2]]], dtype=torch.uint8)
     predicted = torch.tensor([[[0, 2, 2]], [[0, 1, 2]], [[2, 0, 1]]])
@@ -149,9 +143,6 @@ def test_a_test_without_a_sure_pixel_is_refused(patched):
     assert with_sure_pixels(patched, names[:3]) == [names[2]]
     with pytest.raises(UserError, match="every pixel of the test patches is unsure"):
         with_sure_pixels(patched, names[:2])
-
-
-# ---------------------------------------------------------------- attacks
 
 
 def test_the_score_under_attack_is_of_sure_pixels():

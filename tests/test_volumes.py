@@ -29,9 +29,6 @@ def cfg(volume_cfg):
     return volume_cfg
 
 
-# ---------------------------------------------------------------- network and plan
-
-
 def test_the_lattice_has_the_parameters_of_rogs_for_one_modality_and_three_classes():
     network = Lattice(1, 3, ((2, 2, 1), (2, 2, 1), (2, 2, 2)))
     assert sum(weight.numel() for weight in network.parameters()) == 2_596_347
@@ -82,9 +79,6 @@ def test_the_parts_of_a_large_volume_agree_with_the_whole_of_it(cfg):
     with torch.no_grad():
         expected = segmenter.network((image.clamp(0.1, 0.9) - 0.5) / 0.2)
         torch.testing.assert_close(segmenter(image), expected)
-
-
-# ---------------------------------------------------------------- data
 
 
 def test_folds_divide_the_cases_and_every_case_is_tested_once():
