@@ -11,8 +11,10 @@ import torch
 from tests.conftest import TINY, as_settings_of
 from weak import generate_maps, generate_masks, report, sample
 from weak.main import MainConfig
+from weak.scoring import ROWS
 
 POOLED = ("tissue", "brightest", "strange", "maps", "unet")  # rows only with method = unet
+PLAIN_ROWS = [row for row in ROWS if not row.endswith("_outlined")]  # without the setting
 
 
 @contextmanager

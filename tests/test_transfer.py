@@ -16,7 +16,7 @@ from config import UserError
 from medood.data.images import read_image, read_mask
 from tests.conftest import in_a_copy, moved
 from tests.leaks import files_by_masks
-from tests.small_weak import few_pictures, small
+from tests.small_weak import PLAIN_ROWS, few_pictures, small
 from weak.evaluate_masks import evaluate_masks, is_shown
 from weak.generate_masks import generate_masks, read_levels
 from weak.generator import Healed
@@ -135,7 +135,7 @@ def scores_in(cfg):
 
 def test_methods_of_one_workspace_stand_side_by_side(made):
     of_fold = scores_in(made)
-    rows = [row for row in ROWS if row not in ("maps", "unet")]  # contrast was run
+    rows = [row for row in PLAIN_ROWS if row not in ("maps", "unet")]  # contrast was run
     assert list(of_fold) == rows
     assert of_fold["all_background"]["miou"] == 0
     assert of_fold["transfer"]["miou"] > 0.8
@@ -168,6 +168,19 @@ def test_maps_that_are_not_current_are_not_shown(cfg, change, capsys):
     assert "the rows of maps: skipped (" in capsys.readouterr().out
 
 
+def test_outlined_masks_are_a_row_next_to_what_they_were_before(cfg, stand_in, capsys):
+    before = scores_in(cfg)["transfer"]
+    generate_masks(cfg := dataclasses.replace(cfg, outline=True))
+    evaluate_masks(cfg)
+    assert "the rows of maps: skipped (" in capsys.readouterr().out  # these are not outlined
+    found = scores_in(cfg)
+    assert found["transfer"] == before
+    assert found["transfer_outlined"]["confusion"] != before["confusion"]
+    table = (report_of(cfg) / "table.md").read_text()
+    assert "transfer, outlined, less before" in table
+    assert f"{ROWS['transfer_outlined']} less brightest" in table
+
+
 def test_maps_that_are_missing_are_no_rows(cfg, capsys):
     shutil.rmtree(cfg.workspace / "weak" / "maps")
     evaluate_masks(cfg)
@@ -178,7 +191,8 @@ def test_maps_that_are_missing_are_no_rows(cfg, capsys):
 
 
 def test_no_mask_is_looked_at_before_the_test(tmp_path, stand_in):
-    first, second = files_by_masks(small_transfer(tmp_path, 18), steps, "weak")
+    cfg = dataclasses.replace(small_transfer(tmp_path, 18), outline=True)
+    first, second = files_by_masks(cfg, steps, "weak")
     assert len(first) > 50  # images, healthy ones, masks
     assert first == second
 

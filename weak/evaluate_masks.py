@@ -30,9 +30,10 @@ from medood.data.records import record_of, refuse_unusable
 from medood.runs.command_line import run
 from medood.runs.provenance import require
 from medood.training.segmentation import train_fold
-from weak.arrays import load_images, read_masks
+from weak.arrays import load_images, read_arrays, read_masks
 from weak.floors import brightness, cut_to, otsu_masks, strangeness
 from weak.generate_maps import read_maps, read_seeds
+from weak.generate_masks import BEFORE
 from weak.image_labels import labels_of, with_classes, with_lesion
 from weak.maps import cut_at_half, detection_threshold, masks_of, resized, thresholds_of
 from weak.pooled import logits_by, probability
@@ -138,7 +139,7 @@ def evaluate_fold(cfg: SegmentationConfig, fold: int, rows: Rows) -> TestedRows:
         of_maps = {**masks(rows.maps, fold, test), **from_networks(rows, fold, images)}
         found |= {name: in_classes(cfg, every, masks) for name, masks in of_maps.items()}
     if rows.transfer:
-        found["transfer"] = read_masks(cfg, masks_folder(rows.transfer, fold), paths)
+        found |= by_row("transfer", rows.transfer, fold, paths)
     full = predicted_by(every, {"supervised": train_supervised(every, fold)}, images)
     found |= {name: in_classes(cfg, every, masks) for name, masks in full.items()}
     patients = [labels.patients[index] for index in test]
@@ -221,7 +222,7 @@ def from_maps(cfg: SegmentationConfig, fold: int, test: list[int]) -> dict[str, 
         "cam": detected("cam"),
         "grad_cam_pp": detected("grad_cam_pp"),
         **({"contrast": by_area(seeds)} if cfg.method == "contrast" else {}),
-        "irnet": read_masks(cfg, masks_folder(cfg, fold), tested),
+        **by_row("irnet", cfg, fold, tested),
     }
 
 
@@ -232,8 +233,17 @@ def from_pooled(cfg: SegmentationConfig, fold: int, test: list[int]) -> dict[str
     maps, held = read_maps(cfg, fold, tested, "unet")
     return {
         "maps": cut_at_half(map(probability, maps), held, (), cfg.unsure),
-        "unet": read_masks(cfg, masks_folder(cfg, fold), tested),
+        **by_row("unet", cfg, fold, tested),
     }
+
+
+def by_row(row: str, cfg: SegmentationConfig, fold: int, paths: list[Path]) -> dict[str, Tensor]:
+    """Return the masks of test images as uint8 (N, P, P), by row: if outlined, also before."""
+    folder = masks_folder(cfg, fold)
+    masks = read_masks(cfg, folder, paths)
+    if not cfg.outline:
+        return {row: masks}
+    return {row: read_arrays(folder / BEFORE, paths), f"{row}_outlined": masks}
 
 
 def from_networks(rows: Rows, fold: int, images: Tensor) -> dict[str, Tensor]:

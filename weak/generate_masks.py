@@ -5,6 +5,9 @@ Writes  weak/Pseudo_Masks/<fold>_<encoder>/<image>.png           uint8 (P, P), 0
                                                                  the class, 255 unsure
         weak/Pseudo_Masks/<fold>_<encoder>/boundaries.npz        float16 (P / 4, P / 4) by image
 
+With `outline`, masks end where the brightness changes: see weak/outline.py. before.npz then
+contains the masks before that, uint8 (P, P) by image.
+
 trust.csv, next to the masks, ranks them: see weak/trust.py.
 
 With method = unet, brightness is added to the maps: see weak/pooled.py.
@@ -32,6 +35,7 @@ without a lesion to the classifier has an empty mask.
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -62,6 +66,7 @@ from weak.generator import heal, load_generator
 from weak.image_labels import with_classes, with_lesion
 from weak.irnet import WEIGHTS, IRNet, boundaries, encoder_of
 from weak.maps import cut_at_half, normalised, resized
+from weak.outline import outlined
 from weak.products import (
     HEALTHY,
     TRANSFER_MASKS,
@@ -80,7 +85,7 @@ from weak.products import (
 from weak.settings import MasksConfig, TransferConfig
 from weak.trust import write_trust
 
-BOUNDARIES, MASK = "boundaries.npz", "mask.npz"
+BOUNDARIES, MASK, BEFORE = "boundaries.npz", "mask.npz", "before.npz"
 SHOWN = 8  # images in the contact sheet
 
 
@@ -104,7 +109,8 @@ def write_masks(cfg: MasksConfig, fold: int, folder: Path) -> None:
     write_arrays(folder / BOUNDARIES, paths, found, np.float16)
     walked = normalised(walked_maps(cfg, maps, found), held)
     full = (resized(one, [cfg.image_size] * 2)[0] for one in walked.split(1))
-    write_all(cfg, fold, folder, paths, cut_at_half(full, held, set(train), cfg.unsure))
+    masks = cut_at_half(full, held, set(train), cfg.unsure)
+    write_all(cfg, fold, folder, paths, ended(cfg, folder, paths, masks, train))
 
 
 def write_pooled(cfg: MasksConfig, fold: int, folder: Path) -> None:
@@ -116,8 +122,22 @@ def write_pooled(cfg: MasksConfig, fold: int, folder: Path) -> None:
     ratio = pooled.appearance(maps[train], images[train], held[train])
     maps = pooled.with_appearance(maps, images, ratio)
     masks = cut_at_half(map(pooled.probability, maps), held, set(train), cfg.unsure)
+    masks = ended(cfg, folder, paths, masks, train)
     masks[train] = pooled.unsure_without_class(masks[train], held[train])
     write_all(cfg, fold, folder, paths, masks)
+
+
+def ended(
+    cfg: MasksConfig, folder: Path, paths: list[Path], masks: Tensor, training: Sequence[int]
+) -> Tensor:
+    """Return masks of images, uint8 (N, P, P), outlined if the setting says so.
+
+    The given ones are then written to the folder, for the test. training: as in `outlined`.
+    """
+    if not cfg.outline:
+        return masks
+    write_arrays(folder / BEFORE, paths, masks, np.uint8)
+    return outlined(masks, load_images(cfg, paths), training, len(cfg.class_names))
 
 
 def write_all(cfg: MasksConfig, fold: int, folder: Path, paths: list[Path], masks: Tensor) -> None:
@@ -181,6 +201,7 @@ def write_lesions(cfg: MasksConfig, fold: int, folder: Path) -> None:
     threshold = int(threshold_otsu(levels[: len(diseased)].numpy()))
     masks = (levels > threshold).byte()
     masks[len(diseased) :] *= seen_in(cfg, fold, test)[:, None, None]
+    masks = ended(cfg, folder, diseased + test, masks, range(len(diseased)))
     is_empty = masks[: len(diseased)].flatten(1).amax(1) == 0
     masks[: len(diseased)][is_empty] = UNSURE
     for path, mask in zip(diseased + test, masks, strict=True):

@@ -263,12 +263,13 @@ IRNET = Product(
     behind=(CLASSIFIER, MAPS),
 )
 _MASKS = ("weak/generate_masks.py", MasksConfig)
+_OF_MASKS = ("unsure", "outline")
 PSEUDO_MASKS = Product(
-    *("pseudo-masks", folder_of("Pseudo_Masks", maps_name), ("method", "walk_steps", "unsure")),
+    *("pseudo-masks", folder_of("Pseudo_Masks", maps_name), ("method", "walk_steps", *_OF_MASKS)),
     *(_of_irnet, *_MASKS, (CLASSIFIER, MAPS, IRNET)),
 )
 POOLED_MASKS = Product(
-    *("pseudo-masks", folder_of("Pseudo_Masks", maps_name), ("unsure",)),
+    *("pseudo-masks", folder_of("Pseudo_Masks", maps_name), _OF_MASKS),
     lambda cfg, fold: {"inputs": _found(maps_folder(cfg, fold))},
     *(*_MASKS, (MAPS,)),
 )
@@ -279,7 +280,7 @@ GENERATOR = Product(
 )
 HEALTHY = Product("healthy images", healthy_folder, (), _of_generator, *_MASKS, (GENERATOR,))
 TRANSFER_MASKS = Product(
-    *("transfer masks", folder_of("Pseudo_Masks", transfer_name), ()),
+    *("transfer masks", folder_of("Pseudo_Masks", transfer_name), ("outline",)),
     *(_of_healthy, *_MASKS, (HEALTHY,)),
 )
 

@@ -53,10 +53,16 @@ from weak.settings import MasksConfig, SegmentationConfig
 from weak.train_transfer import FLIPPED
 from weak.trust import read_trust
 
-OWN = ("unet", "segmentation", "transfer")  # compared with every floor
+# compared with every floor
+OWN = ("unet", "unet_outlined", "segmentation", "transfer", "transfer_outlined")
 PAIRS = {
     "segmentation less without negatives": ("segmentation", "positives_only"),
     "U-Net, brightness less maps alone": ("unet", "maps"),
+    **{
+        f"{ROWS[row]}, less before": (row, row.removesuffix("_outlined"))
+        for row in ROWS
+        if row.endswith("_outlined")
+    },
 }
 METHOD = (
     "No pixel of a training image was marked. Maps: a classifier learns from image labels; its maps"
@@ -106,7 +112,9 @@ def write_report(cfg: SegmentationConfig, rows: Rows, tests: dict[int, TestedRow
         "By patient, and by thirds of the true area; percent": grid(columns),
         **tables,
     }
-    own = "transfer" if cfg.method == "transfer" else "segmentation"
+    own = "segmentation"
+    if cfg.method == "transfer":
+        own = "transfer_outlined" if cfg.outline else "transfer"
     result = verdict(scores, gains, own, floor)
     subtitle = f"{data_name(cfg.workspace)}. {cfg.model_name}, percent, {describe(tests)}"
     lead = [Text(subtitle, "note"), Table("scores", *score_table(scores, classes))]
@@ -218,7 +226,9 @@ def draw_tested(
         healthy = [read_image(healthy_folder(rows.transfer, fold) / path.name) for path in paths]
         columns["healthy"] = torch.from_numpy(np.stack(healthy))
         columns["mask head"] = read_levels(rows.transfer, fold, paths) / 255
-    shown = ("irnet", "unet", "transfer", "segmentation", "supervised")
+    of_masks = ("irnet", "unet", "transfer")
+    shown = [name for one in of_masks for name in (one, f"{one}_outlined")]
+    shown += ["segmentation", "supervised"]
     masks = {name: test.predicted[name][chosen] for name in shown if name in test.predicted}
     columns |= {ROWS[name]: of_row for name, of_row in masks.items()}
     columns["ground truth"] = test.patches.masks[chosen]

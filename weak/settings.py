@@ -99,6 +99,8 @@ class MasksConfig(IRNetConfig, TransferConfig):
     """Steps of the random walk that spreads the maps up to the boundaries."""
     unsure: Annotated[float, Field(ge=0, lt=0.5)] = 0.1
     """Mark pixels as unsure (255) if the map, after the walk, is this close to half its maximum."""
+    outline: bool = False
+    """End masks where the brightness changes: for lesions that differ in it from what is around."""
 
 
 @settings

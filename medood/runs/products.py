@@ -29,7 +29,7 @@ TRAINING = (
 # ood_weight in the record of a network trained without OoD patches, which it does not decide
 WITHOUT_OODS = 1.0
 # in a record only if they change something: products of before they existed stay current
-LATER = ("stain", "sampling", "mirrors", "patients", "normalise")
+LATER = ("stain", "sampling", "mirrors", "patients", "normalise", "outline")
 OFF = (0, "shuffle", False, None, "none")
 
 
