@@ -20,7 +20,7 @@ run() { # workspace, labels, script, then what differs
     python "weak/$script.py" --workspace "$place" --images "$data/images" \
         --image_labels "$labels" --normalise patient --image_size 64 --folds $folds \
         --encoder mobilenet_v2 --encoder_weights "$weights" --batch_size 16 --classifiers 1 \
-        --classifier_lr 5e-4 --epochs 6 --lr 1e-3 --loss dice_ce --teacher "$@"
+        --classifier_lr 5e-4 --epochs 6 --lr 1e-3 --loss dice_ce --outline "$@"
 }
 
 case $part in
