@@ -37,6 +37,10 @@ case $part in
         run "$workspace/maps" "$data/image_labels.csv" evaluate_masks --method contrast \
             --stages 4 --scales 1 --masks "$data/masks"
         ;;
+    # all slices, whose place in the head says much of the label; with the control
+    all)
+        run "$workspace/all" "$data/image_labels_all.csv" main --method unet --masks "$data/masks"
+        ;;
     # image labels, and pixel masks, of few patients: the same test patients, by fold, and about as
     # many steps as on all 46 or 47
     few)
@@ -64,5 +68,5 @@ case $part in
         run "$workspace" "$data/image_labels.csv" evaluate_masks --method unet --trust \
             --iterations 400 --masks "$data/masks"
         ;;
-    *) echo "PART is main, maps, few, sizes or trust" >&2 && exit 1 ;;
+    *) echo "PART is main, maps, all, few, sizes or trust" >&2 && exit 1 ;;
 esac
