@@ -114,6 +114,13 @@ def run_script(monkeypatch, capfd) -> Callable[..., subprocess.CompletedProcess]
     return start
 
 
+def run_program(program: str) -> str:
+    """Run lines of Python in a process of their own, which imports afresh; return its output."""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def printed_in(text: str) -> str:
     """Return the one command that a text names."""
     (found,) = re.findall("`(.*?)`", text, re.DOTALL)

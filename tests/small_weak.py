@@ -12,6 +12,7 @@ from tests.conftest import TINY, as_settings_of
 from weak import generate_maps, generate_masks, report, sample
 from weak.main import MainConfig
 from weak.scoring import ROWS
+from weak.settings import ClassifierConfig
 
 POOLED = ("tissue", "brightest", "strange", "maps", "unet")  # rows only with method = unet
 PLAIN_ROWS = [row for row in ROWS if not row.endswith("_outlined")]  # without the setting
@@ -44,6 +45,12 @@ def settings_of(workspace: Path, **own: object) -> MainConfig:
     given |= {"method": "contrast", "contrast_epochs": 16}
     given |= {"stages": 3, "scales": (1.0,), "irnet_epochs": 1}
     return as_settings_of(MainConfig, TINY, **given | own)
+
+
+def of_two_classes(workspace: Path, **own: object) -> ClassifierConfig:
+    """Settings of classifiers of the classes of `painted`."""
+    classes = (("a", "#000000"), ("b", "#ffffff"))
+    return as_settings_of(ClassifierConfig, TINY, workspace=workspace, classes=classes, **own)
 
 
 def painted(count, side=32, seed=0):

@@ -9,8 +9,7 @@ import torch
 from config import UserError
 from medood.models.network import Normalise
 from medood.training.loop import fit
-from tests.conftest import TINY, as_settings_of
-from tests.small_weak import painted
+from tests.small_weak import of_two_classes, painted
 from weak.arrays import save_weights
 from weak.classifier import (
     EMPTY,
@@ -25,15 +24,13 @@ from weak.classifier import (
     weights_file,
 )
 from weak.maps import placed
-from weak.settings import ClassifierConfig
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture
 def cfg(tmp_path):
-    own = {"workspace": tmp_path, "classes": (("a", "#000000"), ("b", "#ffffff"))}
-    return as_settings_of(ClassifierConfig, TINY, **own, classifier_epochs=2, classifier_lr=1e-3)
+    return of_two_classes(tmp_path, classifier_epochs=2, classifier_lr=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from config import Config, UserError, settings
 from export import ExportConfig
 from medood.runs.command_line import parse
 from predict import PredictConfig
-from tests.conftest import ROOT, TINY, kind_of
+from tests.conftest import ROOT, TINY, kind_of, run_program
 
 GROUPS = ["data", "network", "training", "machine", "search"]
 OWN = {"predict.py": PredictConfig, "export.py": ExportConfig}  # they use no training's settings
@@ -109,8 +109,7 @@ def test_help_imports_no_torch():
         program += "except SystemExit as stop: assert not stop.code\n"
     program += "import medood.check\n"  # every worker of a cluster does
     program += "assert 'torch' not in sys.modules"
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    run_program(program)
 
 
 @pytest.mark.parametrize("no", ["--no_batch_norm", "--batch_norm False", "--batch-norm=false"])

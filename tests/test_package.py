@@ -3,11 +3,11 @@
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.conftest import ROOT, run_program
+
 LINES = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "robustness.md").read_text(), re.S)[0]
 
 
@@ -22,15 +22,13 @@ def test_the_lines_of_the_page_attack_networks_of_smp_and_of_monai(tmp_path, mon
 
 def test_the_attacks_import_nothing_but_torch_numpy_and_tqdm():
     """With the modules of all else hidden: those of their own dependencies are found by them."""
-    program = (
+    run_program(
         "import sys, torch, numpy, tqdm\n"
         "before = set(sys.modules)\n"
         "import medood.attacks\n"
         "new = {name.partition('.')[0] for name in set(sys.modules) - before}\n"
         "assert not new - {'medood', *sys.stdlib_module_names, 'torch', 'numpy', 'tqdm'}, new"
     )
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from medood.training.loop import fit
-from tests.conftest import TINY, as_settings_of
-from tests.small_weak import painted
+from tests.conftest import TINY
+from tests.small_weak import of_two_classes, painted
 from weak import floors
 from weak import pooled as module
 from weak.arrays import save_weights
@@ -29,16 +29,13 @@ from weak.pooled import (
     unsure_without_class,
     with_appearance,
 )
-from weak.settings import ClassifierConfig
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture
 def cfg(tmp_path):
-    own = {"workspace": tmp_path, "classes": (("a", "#000000"), ("b", "#ffffff"))}
-    own |= {"classifier_epochs": 2, "classifier_lr": 3e-3, "size": 0.14}
-    return as_settings_of(ClassifierConfig, TINY, **own)
+    return of_two_classes(tmp_path, classifier_epochs=2, classifier_lr=3e-3, size=0.14)
 
 
 # ---------------------------------------------------------------- pooling and losses

@@ -3,11 +3,8 @@
 import gc
 import json
 import re
-import subprocess
-import sys
 import weakref
 from dataclasses import fields, replace
-from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -32,10 +29,9 @@ from robust.volumes import (
     read_task,
     split_cases,
 )
-from tests.conftest import printed_in
+from tests.conftest import printed_in, run_program
 from tests.small_volumes import CPU, PLAN, rewrite, training_volumes, volume_of
 
-ROOT = Path(__file__).parents[1]
 TRAIN_VOLUMES = "robust/train_volumes.py"
 
 
@@ -329,14 +325,12 @@ def test_without_a_network_there_is_nothing_to_test(cfg):
 
 def test_help_names_the_settings_that_the_script_uses_and_imports_no_torch():
     """Of main.py, which imports the other two."""
-    program = (
+    said = run_program(
         "import runpy, sys; sys.argv = ['robust/main.py', '--help']\n"
         "try: runpy.run_path('robust/main.py', run_name='__main__')\n"
         "except SystemExit as stop: assert not stop.code\n"
         "assert 'torch' not in sys.modules"
     )
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    named = set(re.findall(r"--(?!no_)(\w+)", done.stdout)) - {"help"}
+    named = set(re.findall(r"--(?!no_)(\w+)", said)) - {"help"}
     assert named == {field.name for field in fields(volumes_main.MainConfig)}
     assert not named & {"architecture", "encoder", "loss", "patch_size"}  # volumes ignore them
