@@ -24,7 +24,7 @@ def test_fab_finds_the_nearest_boundary_and_comes_nearer(space):
     distances = []
     for steps in (1, 2, 3, 6, 12):
         found = Nearest(clean(model, task, goal_margin), task)
-        step = BoundaryStep(task)
+        step = BoundaryStep(task, 1)
         walk(model, task, images, found, goal_margin, step, steps)
         distances.append(0.001 * found.distance)
         reached = (found.nearest - images).abs().flatten(1).amax(1)

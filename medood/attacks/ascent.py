@@ -7,7 +7,6 @@ steps by cross-entropy; here by the loss itself, which does not fall when a pixe
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -149,7 +148,7 @@ class AdaptiveStep(Mover):
     """APGD's step and its state (Croce and Hein 2020, Algorithm 1)."""
 
     def __init__(self, task: Task, steps: int) -> None:
-        super().__init__(task)
+        super().__init__(task, steps)
         images, zero = task.images, torch.zeros(len(task.images), device=task.images.device)
         self.marks = checkpoints(steps)  # the steps at which the size is judged
         self.size = zero + 2  # (N,), as a share of eps
@@ -209,34 +208,6 @@ def sea_stages(steps: int) -> list[tuple[float, int]]:
 # ---------------------------------------------------------------- attacks
 
 
-def _climb(
-    model: Model,
-    stages: list[tuple[Task, int]],
-    loss: str,
-    generator: torch.Generator | None,
-    mover: Callable[[Task, int], Mover],
-) -> Tensor:
-    """Return the best iterates of an ascent from a random start; UserError for an unknown loss.
-
-    stages: tasks with their steps, each from the projection of the last one's best; the last task
-    is the attack's. mover: from a task and its steps to the mover of the iterates.
-    """
-    if loss not in LOSSES:
-        raise UserError(f"loss = {loss!r} is unknown: set it to one of {', '.join(LOSSES)}")
-    (task, _), loss = stages[-1], LOSSES[loss]
-    best, generators = clean(model, task, loss), own_generators(len(task.images), generator)
-    rows = open_rows(task, best)
-    if not len(rows):
-        return best.images
-    start = stages[0][0].random_start(generators)[rows]
-    for stage, steps in stages:
-        within, found = stage[rows], best[rows]
-        walk(model, within, within.project(start), found, loss, mover(within, steps), steps)
-        start = found.images
-    best.update(rows, found.images, found.score, found.loss)
-    return best.images
-
-
 def apgd(
     model: Model,
     images: Tensor,
@@ -246,37 +217,40 @@ def apgd(
     steps: int = 100,
     loss: str = "ce",
     sea: bool = False,
+    mover: type[Mover] = AdaptiveStep,
     low: Bound = 0.0,
     high: Bound = 1.0,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Attack by ascent with momentum and an adaptive step size (Croce and Hein 2020).
 
-    loss: of LOSSES. sea: take the first 60 % of the steps within 2 eps and
-    1.5 eps (Croce et al. 2024).
+    loss: of LOSSES, UserError for another. sea: take the first 60 % of the steps within 2 eps and
+    1.5 eps (Croce et al. 2024), each stage from the projection of the last one's best. mover: how
+    the iterates move.
     """
     stages = [
         (bounded(images, target, eps, low, high, factor), part)
         for factor, part in (sea_stages(steps) if sea else [(1.0, steps)])
     ]
-    return _climb(model, stages, loss, generator, AdaptiveStep)
+    if loss not in LOSSES:
+        raise UserError(f"loss = {loss!r} is unknown: set it to one of {', '.join(LOSSES)}")
+    (task, _), loss = stages[-1], LOSSES[loss]
+    best, generators = clean(model, task, loss), own_generators(len(images), generator)
+    rows = open_rows(task, best)
+    if not len(rows):
+        return best.images
+    start = stages[0][0].random_start(generators)[rows]
+    for stage, part in stages:
+        within, found = stage[rows], best[rows]
+        walk(model, within, within.project(start), found, loss, mover(within, part), part)
+        start = found.images
+    best.update(rows, found.images, found.score, found.loss)
+    return best.images
 
 
-def pgd(
-    model: Model,
-    images: Tensor,
-    target: Tensor,
-    eps: Bound,
-    *,
-    steps: int = 100,
-    loss: str = "ce",
-    low: Bound = 0.0,
-    high: Bound = 1.0,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """Attack by steps of eps / 3 along the gradient's sign (Madry et al. 2018); see `apgd`."""
-    stages = [(bounded(images, target, eps, low, high), steps)]
-    return _climb(model, stages, loss, generator, lambda task, _: SignStep(task))
+def pgd(model: Model, images: Tensor, target: Tensor, eps: Bound, **options: Any) -> Tensor:
+    """Attack as `apgd`, by steps of eps / 3 along the gradient's sign (Madry et al. 2018)."""
+    return apgd(model, images, target, eps, mover=SignStep, **options)
 
 
 def segpgd(model: Model, images: Tensor, target: Tensor, eps: Bound, **options: Any) -> Tensor:

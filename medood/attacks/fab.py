@@ -61,7 +61,8 @@ def fab(
             break
         goal_task = GoalTask(**vars(task[rows]), goal=goal[rows])
         found = Nearest(best[rows], goal_task)
-        walk(model, goal_task, images[rows], found, goal_margin, BoundaryStep(goal_task), steps)
+        mover = BoundaryStep(goal_task, steps)
+        walk(model, goal_task, images[rows], found, goal_margin, mover, steps)
         nearest = goal_task.project(found.nearest)
         score, loss, _ = measure(model, goal_task, nearest, goal_margin, 1.0, backward=False)
         best.update(rows, found.images, found.score, found.loss)

@@ -193,7 +193,8 @@ def clean(model: Model, task: Task, loss: Loss) -> Best:
 class Mover(Rows, ABC):
     """Moves the iterates of a walk, with a state for each image."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task, steps: int) -> None:
+        """steps: of the walk."""
         self.task = task
 
     @abstractmethod
