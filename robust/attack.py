@@ -41,7 +41,7 @@ def attack(cfg: AttackConfig) -> None:
         cfg = quick(cfg)
     # here, so that --help needs no torch
     from medood.evaluation.report import report_folder, robust_folder, subject_of
-    from robust.attacked import attack_fold, change_fold, corrupt_fold
+    from robust.attacked import trials_of, try_fold
     from robust.report import write_report
 
     folders = networks(cfg, of_name)
@@ -51,18 +51,15 @@ def attack(cfg: AttackConfig) -> None:
         folders = with_free(cfg, folders, folds)
     report = report_folder(cfg, of_name)
     parts = robust_folder(report) / "parts"
-    found, corrupted, changed = {}, {}, {}
+    trials = trials_of(cfg)
+    found = {kind: {} for kind in trials}
     for fold, patches in folds.items():
         names = spread_out(with_sure_pixels(cfg, patches.test), cfg.patches, cfg.seed)
-        tried = cfg, folders[fold], names, fold, parts
-        found[fold] = attack_fold(*tried)
-        if cfg.corruptions:
-            corrupted[fold] = corrupt_fold(*tried)
-        if cfg.minimal:
-            changed[fold] = change_fold(*tried)
+        for kind, trial in trials.items():
+            tried = try_fold(cfg, folders[fold], names, fold, parts / kind, trial)
+            found[kind][fold] = tried
     if is_main():
-        trials = found, corrupted, changed
-        write_report(cfg, folders, *trials, report, subject, one_training=bool(of_name))
+        write_report(cfg, folders, found, report, subject, one_training=bool(of_name))
 
 
 def quick(cfg: AttackConfig) -> AttackConfig:

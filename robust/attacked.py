@@ -4,11 +4,10 @@ Each batch leaves a file in parts/: a stopped run continues from there, and seve
 the batches. See medood/attacks/measuring.py.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,22 +15,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from estimate_pct import foreground_of
-from medood.attacks import (
-    CLEAN,
-    GREEDY,
-    WORST,
-    Attack,
-    Condition,
-    Counts,
-    batch_by_batch,
-    by_name,
-    conditions_of,
-    count_of,
-    stacked,
-    under_attacks,
-    with_greedy,
-)
+from medood.attacks import measuring
+from medood.attacks.measuring import CLEAN, GREEDY, Condition, Counts, Trial
 from medood.attacks.minimal import smallest_change
+from medood.attacks.together import WORST, Attack, by_name, under_attacks
 from medood.data.dataset import Patches, load_patches
 from medood.data.files import digest
 from medood.data.workspace import id_files
@@ -44,7 +31,7 @@ from medood.models.inference import batch_size
 from medood.models.network import Normalise, folded, pick_device
 from medood.processes import all_reduce, rank, world_size
 from medood.training.batches import ATTACK, stream_seed
-from robust.corruptions import OF_IMAGES, conditions_under, corrupted
+from robust.corruptions import OF_IMAGES, trial_of
 from robust.settings import AttackConfig
 
 SHOWN = 4  # patches of each fold, those with most foreground, whose images are kept
@@ -119,61 +106,24 @@ class Attacked:
 
 
 Found = dict[int, dict[str, Attacked]]  # by fold and network
+ATTACKS, CORRUPTIONS, CHANGES = "", "corruptions", "minimal"  # trials, and their folders in parts/
 
 
-def attack_fold(
-    cfg: AttackConfig, folders: dict[str, Path], names: list[str], fold: int, parts: Path
-) -> dict[str, Attacked]:
-    """Attack the networks in some folders on the named patches of a fold.
-
-    parts: the folder of the results of each batch. Each process attacks its share of the batches.
-    """
-    attacks, eps = attacks_of(cfg), sorted(cfg.eps)
-    bounds = [of_255 / 255 for of_255 in eps]
-    print(
-        f"fold {fold}: {' and '.join(folders)} on {len(names)} test patches, under"
-        f" {', '.join(attacks)} at eps {', '.join(f'{of_255:g}' for of_255 in eps)}"
-    )
-    trial = Trial(
-        conditions_of(attacks, eps),
-        lambda victim, *batch: under_attacks(attacks, victim, *batch[:2], bounds, batch[2]),
-        (eps, list(attacks), cfg.steps, cfg.queries),
-    )
-    return try_fold(cfg, folders, names, fold, parts, trial)
-
-
-def corrupt_fold(
-    cfg: AttackConfig, folders: dict[str, Path], names: list[str], fold: int, parts: Path
-) -> dict[str, Attacked]:
-    """Corrupt the named patches of a fold; see attack_fold. An eps is a strength here."""
-    kinds = OF_IMAGES
-    trial = Trial(
-        conditions_under(kinds),
-        lambda _, images, target, seed: corrupted(kinds, images, seed),
-        {name: kind.values for name, kind in kinds.items()},
-    )
-    return try_fold(cfg, folders, names, fold, parts / "corruptions", trial)
-
-
-def change_fold(
-    cfg: AttackConfig, folders: dict[str, Path], names: list[str], fold: int, parts: Path
-) -> dict[str, Attacked]:
-    """Search for the smallest changes of the named patches of a fold; see attack_fold."""
-    steps = 5 * cfg.steps
-    trial = Trial(
-        [CLEAN, (255.0, "alma_prox")],
-        lambda victim, images, target, _: iter([smallest_change(victim, images, target, steps)]),
-        steps,
-    )
-    return try_fold(cfg, folders, names, fold, parts / "minimal", trial)
-
-
-class Trial(NamedTuple):
-    """Conditions of images, and how they are computed."""
-
-    conditions: list[Condition]
-    under: Callable[[Victim, Tensor, Tensor, int], Iterator[Tensor]]  # images, target and a seed
-    decided_by: object
+def trials_of(cfg: AttackConfig) -> dict[str, Trial]:
+    """Return what is tried: attacks and, if cfg asks for them, corruptions and smallest changes."""
+    attacks, eps, steps = attacks_of(cfg), sorted(cfg.eps), 5 * cfg.steps
+    under = partial(under_attacks, attacks, [of_255 / 255 for of_255 in eps])
+    decided_by = eps, list(attacks), cfg.steps, cfg.queries
+    trials = {ATTACKS: Trial(measuring.conditions_of(attacks, eps), under, decided_by)}
+    if cfg.corruptions:
+        trials[CORRUPTIONS] = trial_of(OF_IMAGES)
+    if cfg.minimal:
+        trials[CHANGES] = Trial(
+            [CLEAN, (255.0, "alma_prox")],
+            lambda model, images, target, _: iter([smallest_change(model, images, target, steps)]),
+            steps,
+        )
+    return trials
 
 
 def try_fold(
@@ -184,7 +134,12 @@ def try_fold(
     parts: Path,
     trial: Trial,
 ) -> dict[str, Attacked]:
-    """Return the predictions of the networks on the named patches, under each condition."""
+    """Return the networks in some folders on the named patches of a fold, under each condition.
+
+    parts: the folder of the results of each batch. Each process takes its share of the batches.
+    """
+    tried = ", ".join(dict.fromkeys(name for _, name in trial.conditions[1:]))
+    print(f"fold {fold}: {' and '.join(folders)} on {len(names)} test patches: {tried}")
     foreground = dict(zip(names, foreground_of(cfg, names), strict=True))
     names = sorted(names, key=lambda name: -foreground[name])
     patches = load_patches(id_files(cfg.workspace, names), cfg.patch_size, len(cfg.class_names))
@@ -196,13 +151,12 @@ def try_fold(
     def counts(network: str, share: tuple[int, int]) -> Counts:
         victim = Victim(load_model(folders[network], cfg), device)
         shown = tqdm(places, f"fold {fold}, {network}: batches", disable=None)
-        return batch_by_batch(
+        return measuring.batch_by_batch(
             victim,
             (_batch(patches, place, device) for place in shown),
-            partial(trial.under, victim),
+            trial._replace(decided_by=(trial.decided_by, digest(every.tobytes()))),
             lambda number, *batch: _count(victim, objects[number], not number, *batch),
             seed=stream_seed(cfg, fold, ATTACK),
-            decided_by=(trial.decided_by, digest(every.tobytes())),
             folder=parts / f"{fold}_{network}",
             share=share,
         )
@@ -215,7 +169,7 @@ def try_fold(
     for network in folders:
         of_network = counts(network, (0, 1))
         shown = {name: of_network.pop(name) for name in ("images", "called")}
-        pairs, of_pairs = with_greedy(trial.conditions, of_network)
+        pairs, of_pairs = measuring.with_greedy(trial.conditions, of_network)
         found[network] = Attacked(names, pairs, **of_pairs, **shown)
     return found
 
@@ -252,7 +206,7 @@ def _count(
         with torch.inference_mode():
             probability = victim(images).softmax(1)
         predicted = probability.argmax(1)
-        row = count_of(clean, images, predicted, target, probability.shape[1])
+        row = measuring.count_of(clean, images, predicted, target, probability.shape[1])
         row["iou_paper"], row["dice_paper"] = (
             score.cpu() for score in paper_iou_dice(probability, target)
         )
@@ -262,4 +216,8 @@ def _count(
         called.append(predicted[shown])
     truth, before, *_, after = (classes.byte().cpu() for classes in called)
     images = torch.stack([clean[shown], images[shown]]).contiguous().cpu()
-    return {**stacked(rows), "images": images, "called": torch.stack([truth, before, after])}
+    return {
+        **measuring.stacked(rows),
+        "images": images,
+        "called": torch.stack([truth, before, after]),
+    }

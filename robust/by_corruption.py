@@ -3,7 +3,7 @@
 import numpy as np
 
 from config import Config
-from medood.attacks import WORST
+from medood.attacks.together import WORST
 from medood.data.patients import patients_of
 from medood.evaluation.statistics import mean_difference
 from medood.evaluation.tables import spread

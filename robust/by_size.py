@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from config import Config
-from medood.attacks import WORST
+from medood.attacks.together import WORST
 from medood.data.patients import patients_of
 from medood.evaluation import figures
 from medood.evaluation.objects import wide_bins

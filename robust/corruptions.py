@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from medood.attacks import CLEAN, Condition
+from medood.attacks.measuring import CLEAN, Trial
 from medood.training.augmentation import restain, stains_of
 
 STRENGTHS = (1, 2, 3, 4, 5)
@@ -179,13 +179,14 @@ def corrupt(images: Tensor, corruption: Corruption, strength: int, seed: int) ->
     return torch.stack(changed).clamp(0, 1).to(images)
 
 
-def conditions_under(kinds: dict[str, Corruption]) -> list[Condition]:
-    """Return the clean condition and those of `corrupted` in their order: strength and kind."""
-    return [CLEAN, *((float(strength), kind) for kind in kinds for strength in STRENGTHS)]
+def trial_of(kinds: dict[str, Corruption]) -> Trial:
+    """Return the trial of each kind at each strength, which stands for the eps of a condition."""
+    conditions = [CLEAN, *((float(strength), kind) for kind in kinds for strength in STRENGTHS)]
+    decided_by = {name: kind.values for name, kind in kinds.items()}
 
+    def under(_: object, images: Tensor, __: Tensor, seed: int) -> Iterator[Tensor]:
+        for corruption in kinds.values():
+            for strength in STRENGTHS:
+                yield corrupt(images, corruption, strength, seed % 2**31)
 
-def corrupted(kinds: dict[str, Corruption], images: Tensor, seed: int) -> Iterator[Tensor]:
-    """Yield images under each kind of corruption at each strength."""
-    for corruption in kinds.values():
-        for strength in STRENGTHS:
-            yield corrupt(images, corruption, strength, seed % 2**31)
+    return Trial(conditions, under, decided_by)

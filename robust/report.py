@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from config import Config
-from medood.attacks import CLEAN, GREEDY, WORST, Condition
+from medood.attacks.measuring import CLEAN, GREEDY, Condition
+from medood.attacks.together import WORST
 from medood.commands import command
 from medood.data.files import write_json, write_text
 from medood.data.patients import patients_of
@@ -16,7 +17,16 @@ from medood.evaluation.report import robust_folder, write_section
 from medood.evaluation.scores import RegionCounts
 from medood.evaluation.statistics import Difference, paired_differences, pool
 from medood.evaluation.tables import interval_over, spread
-from robust.attacked import TENTH, Attacked, Found, attacks_of, label
+from robust.attacked import (
+    ATTACKS,
+    CHANGES,
+    CORRUPTIONS,
+    TENTH,
+    Attacked,
+    Found,
+    attacks_of,
+    label,
+)
 from robust.by_change import ABOUT as OF_CHANGES
 from robust.by_change import change_table, changes_of
 from robust.by_corruption import ABOUT as OF_CORRUPTIONS
@@ -227,19 +237,17 @@ def draw_examples(path: Path, title: str, attacked: Attacked, cfg: Config) -> No
 def write_report(
     cfg: AttackConfig,
     folders: dict[int, dict[str, Path]],
-    found: Found,
-    corrupted: Found,
-    changed: Found,
+    trials: dict[str, Found],
     report: Path,
     subject: str,
     one_training: bool,
 ) -> None:
     """Print the tables; write them, the scores and figures, and the section of the report.
 
-    folders: the networks, by fold and name. corrupted, changed: {} if not tried. report: the
-    folder of test.py's report on them. subject: of that report. one_training: see differences.
+    folders: the networks, by fold and name. trials: see trials_of. report: the folder of test.py's
+    report on them. subject: of that report. one_training: see differences.
     """
-    out = robust_folder(report)
+    out, found = robust_folder(report), trials[ATTACKS]
     scores, gains = scores_by_attack(found), differences(cfg, found, one_training)
     networks = list(next(iter(found.values())))
     title = describe(cfg, found)
@@ -257,7 +265,8 @@ def write_report(
     of_attacks = [Text("Attack by attack: miou, percent.", "note"), attacks]
     by_size = shares_by_size(cfg, found)
     sizes = [Text(OF_SIZES, "note"), Table("found, by size", *size_table(cfg, found, by_size))]
-    corruptions = of_corruptions(cfg, corrupted, scores, out) + of_changes(changed, out)
+    corruptions = of_corruptions(cfg, trials.get(CORRUPTIONS), scores, out)
+    corruptions += of_changes(trials.get(CHANGES), out)
     text = as_markdown([Text(title), worst, *compared, *corruptions, *of_attacks, *sizes, *masked])
     print(text)
     write_text(out / "table.md", text)
@@ -288,7 +297,7 @@ def write_report(
     print(f"{out}: table.md, scores.json and figures; {place}")
 
 
-def of_corruptions(cfg: AttackConfig, found: Found, attacked: dict, out: Path) -> list[Part]:
+def of_corruptions(cfg: AttackConfig, found: Found | None, attacked: dict, out: Path) -> list[Part]:
     """Write the results of corruptions, if they were tried; return their part of the page."""
     if not found:
         return []
@@ -300,7 +309,7 @@ def of_corruptions(cfg: AttackConfig, found: Found, attacked: dict, out: Path) -
     return [*parts, Table("differences under corruptions", header, rows)] if rows else parts
 
 
-def of_changes(found: Found, out: Path) -> list[Part]:
+def of_changes(found: Found | None, out: Path) -> list[Part]:
     """Write the smallest changes, if they were tried; return their part of the page."""
     if not found:
         return []

@@ -7,6 +7,7 @@ time.
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,31 +18,20 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from config import LIZARD
-from medood.attacks import (
-    WORST,
-    Condition,
-    Counts,
-    batch_by_batch,
-    by_name,
-    conditions_of,
-    count_of,
-    stacked,
-    under_attacks,
-    with_greedy,
-)
+from medood.attacks import measuring
+from medood.attacks.measuring import CLEAN, Condition, Counts, Trial
+from medood.attacks.together import WORST, by_name, under_attacks
 from medood.evaluation.figures import draw_rows
 from medood.evaluation.objects import count_found, objects_of, wide_bins
 from medood.models.network import exact
 from medood.training.batches import ATTACK, stream_seed
-from robust.corruptions import OF_VOLUMES, conditions_under, corrupted
+from robust.corruptions import OF_VOLUMES, trial_of
 from robust.settings import TestVolumesConfig
 from robust.volumes import Segmenter, Volume, resample
 
 SCORES = ("dice", "hd95", "recall", "precision")
 COLOURS = [colour for _, colour in LIZARD]  # of any six classes
 
-# from images, target and a seed to the images under each condition
-Under = Callable[[Tensor, Tensor, int], Iterator[Tensor]]
 # takes a volume, the number of a condition, the image as seen and the class of each voxel
 Keep = Callable[[Volume, int, Tensor, Tensor], None]
 
@@ -88,12 +78,12 @@ def count_volumes(
     cfg: TestVolumesConfig,
     segmenter: Segmenter,
     volumes: Iterable[Volume],
-    under: Under,
+    trial: Trial,
     classes: int,
     seed: int,
     keep: Keep,
 ) -> Counts:
-    """Return the counts of a network on N volumes, clean and under K - 1 conditions.
+    """Return the counts of a network on N volumes, under K conditions.
 
     As count_of, with `scores`, (K, N, 4, classes - 1), as volume_scores, NaN for None, and
     `objects`, (K, N, SIZES, 2). volumes: one is in memory at a time.
@@ -112,17 +102,17 @@ def count_volumes(
         objects = objects_of(label)
         for number, changed in enumerate(every):
             predicted = called_by(segmenter, changed, volume.label.shape)
-            row = count_of(images, changed, predicted, volume.label[None].long(), classes)
+            row = measuring.count_of(images, changed, predicted, volume.label[None].long(), classes)
             scores = volume_scores(predicted[0], volume.label, classes, volume.spacing)
             row["scores"] = torch.from_numpy(np.array([list(scores.values())], float))
             found = count_found(objects, label, predicted[0].numpy())
             row["objects"] = torch.from_numpy(found)[None]
             keep(volume, number, changed[0].cpu(), predicted[0])
             rows.append(row)
-        return stacked(rows)
+        return measuring.stacked(rows)
 
     with exact(cfg.precision):
-        return batch_by_batch(segmenter, batches(), under, count, seed=seed)
+        return measuring.batch_by_batch(segmenter, batches(), trial, count, seed=seed)
 
 
 def summarise(counts: Counts, condition: int, threshold: float) -> dict:
@@ -168,31 +158,27 @@ def score_network(
     segmenter.requires_grad_(False)
     seed = stream_seed(cfg, fold, ATTACK)
 
-    def count(most: int | None, under: Under, seen: Keep, task: str) -> Counts:
+    def count(most: int | None, trial: Trial, seen: Keep, task: str) -> Counts:
         shown = tqdm(volumes(most), f"fold {fold}, {task}", leave=False, disable=None)
-        return count_volumes(cfg, segmenter, shown, under, classes, seed, seen)
+        return count_volumes(cfg, segmenter, shown, trial, classes, seed, seen)
 
-    clean = count(None, lambda *_: iter(()), keep, "clean")
+    clean = count(None, Trial([CLEAN], lambda *_: iter(())), keep, "clean")
     threshold = clean["dice"][0].mean().item() / 2
     scores = {"0": {"clean": summarise(clean, 0, threshold)}}
     slices: list[Slices] = []
     if cfg.eps:
         attacks = by_name(cfg.attacks, classes, cfg.steps, cfg.queries)
         bounds = [cfg.eps / 255]
-        conditions = conditions_of(attacks, bounds)
+        conditions = measuring.conditions_of(attacks, bounds)
         worst = conditions.index((bounds[0], WORST))
+        trial = Trial(conditions, partial(under_attacks, attacks, bounds))
 
         def see(volume: Volume, condition: int, image: Tensor, predicted: Tensor) -> None:
             if condition in (0, worst):
                 slices.append(slices_of(volume, image, predicted))
 
-        counts = count(
-            cfg.attacked,
-            lambda *batch: under_attacks(attacks, segmenter, *batch[:2], bounds, batch[2]),
-            see,
-            "attacked",
-        )
-        names, counts = with_greedy(conditions, counts)
+        counts = count(cfg.attacked, trial, see, "attacked")
+        names, counts = measuring.with_greedy(conditions, counts)
         scores[f"{cfg.eps:g}"] = _by_name(names, counts, threshold)
         loss = (counts["dice"][0] - counts["dice"][names.index((bounds[0], WORST))]).tolist()
         slices = [
@@ -201,13 +187,9 @@ def score_network(
         ]
     corruptions = {}
     if cfg.corruptions:
-        counts = count(
-            cfg.attacked,
-            lambda images, _, own: corrupted(OF_VOLUMES, images, own),
-            lambda *_: None,
-            "corrupted",
-        )
-        for place, (strength, kind) in enumerate(conditions_under(OF_VOLUMES)):
+        trial = trial_of(OF_VOLUMES)
+        counts = count(cfg.attacked, trial, lambda *_: None, "corrupted")
+        for place, (strength, kind) in enumerate(trial.conditions):
             row = summarise(counts, place, threshold)
             corruptions.setdefault(kind, {})[f"{strength:g}"] = row
     return scores, corruptions, slices

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from medood.attacks import image_dice
+from medood.attacks.iterates import image_dice
 
 SPACES = {"image": (9, 7), "volume": (5, 6, 4)}
 in_every_space = pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)

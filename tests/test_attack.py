@@ -12,7 +12,7 @@ import robust.attacked
 from config import UserError
 from generate_patches import generate_patches
 from generate_semantic_labels import generate_semantic_labels
-from medood.attacks import conditions_of
+from medood.attacks.measuring import conditions_of
 from medood.commands import command
 from medood.data.dataset import load_patches
 from medood.data.folds import read_fold
@@ -21,7 +21,7 @@ from medood.evaluation.report import read_section, subject_of, write_section
 from medood.evaluation.tables import AT_ARGMAX
 from medood.training.loop import train_epoch
 from robust.attack import attack, quick, spread_out
-from robust.attacked import Attacked, attack_fold, attacks_of
+from robust.attacked import ATTACKS, Attacked, attacks_of, trials_of, try_fold
 from robust.corruptions import OF_IMAGES
 from robust.free import FreeTrainer, Noise
 from robust.report import check, scores_by_attack
@@ -48,10 +48,10 @@ def attacked(whole_run, tmp_path_factory):
 
 
 def results(cfg, out, fold=1):
-    """Return what attack_fold reads back."""
+    """Return what try_fold reads back."""
     names = spread_out(read_fold(cfg, fold).test, cfg.patches, cfg.seed)
     networks = {"baseline": model_folder(cfg, fold, False), "ood": model_folder(cfg, fold, True)}
-    return attack_fold(cfg, networks, names, fold, out / "parts")
+    return try_fold(cfg, networks, names, fold, out / "parts", trials_of(cfg)[ATTACKS])
 
 
 def test_scores_name_every_fold_network_eps_and_attack(attacked):

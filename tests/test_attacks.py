@@ -9,20 +9,10 @@ import torch
 import torch.nn.functional as F
 
 from config import UserError
-from medood.attacks import (
-    apgd,
-    cospgd,
-    fab,
-    image_dice,
-    in_halves,
-    noise,
-    pgd,
-    segpgd,
-    square,
-    worst_case,
-)
+from medood.attacks import apgd, cospgd, fab, noise, pgd, segpgd, square, worst_case
 from medood.attacks.ascent import STEP
-from medood.attacks.iterates import Task
+from medood.attacks.iterates import Task, image_dice
+from medood.attacks.together import in_halves
 from medood.evaluation.scores import confusion, scores_of
 from tests.small_networks import (
     in_every_space,

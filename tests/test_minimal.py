@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from config import UserError
-from medood.attacks import conditions_of
+from medood.attacks.measuring import conditions_of
 from medood.attacks.minimal import smallest_change
 from robust.attacked import Attacked
 from robust.by_change import change_table, changes_of

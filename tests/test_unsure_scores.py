@@ -5,10 +5,11 @@ import pytest
 import torch
 
 from config import UserError
-from medood.attacks import ascent, by_name, image_dice
+from medood.attacks import ascent
 from medood.attacks.fab import GoalTask, goal_margin
-from medood.attacks.iterates import bounded
+from medood.attacks.iterates import bounded, image_dice
 from medood.attacks.square import soft_dice_loss
+from medood.attacks.together import by_name
 from medood.data.images import write_png
 from medood.data.labels import UNSURE
 from medood.evaluation.scores import Tally, all_background, confusion, paper_iou_dice

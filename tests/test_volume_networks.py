@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from config import UserError
+from medood.attacks.measuring import CLEAN, Trial
 from medood.commands import command
 from medood.training.state import TrainingState as State
 from robust import main as volumes_main
@@ -201,8 +202,8 @@ def test_a_class_that_is_absent_and_not_called_counts_in_neither_criterion_nor_r
             return logits
 
     settings = small_test_of(cfg)
-    nothing = lambda *_: iter(())  # noqa: E731
-    counts = count_volumes(settings, Known(), [volume], nothing, 3, 0, nothing)
+    clean = Trial([CLEAN], lambda *_: iter(()))
+    counts = count_volumes(settings, Known(), [volume], clean, 3, 0, lambda *_: None)
     found = summarise(counts, 0, threshold=0.99)
     assert found["mean_dice"] == 1
     assert found["found_by_size"] == {"all": 1.0}

@@ -21,53 +21,8 @@ several attacks on a batch, and measuring.py the scores of a data set under atta
 
 from medood.attacks.ascent import apgd, cospgd, pgd, segpgd
 from medood.attacks.fab import fab
-from medood.attacks.iterates import image_dice
-from medood.attacks.measuring import (
-    CLEAN,
-    GREEDY,
-    Condition,
-    Counts,
-    batch_by_batch,
-    conditions_of,
-    count_of,
-    evaluate,
-    stacked,
-    with_greedy,
-)
+from medood.attacks.measuring import evaluate
 from medood.attacks.square import square
-from medood.attacks.together import (
-    WORST,
-    Attack,
-    by_name,
-    in_halves,
-    noise,
-    under_attacks,
-    worst_case,
-)
+from medood.attacks.together import noise, worst_case
 
-__all__ = [
-    "CLEAN",
-    "GREEDY",
-    "WORST",
-    "Attack",
-    "Condition",
-    "Counts",
-    "apgd",
-    "batch_by_batch",
-    "by_name",
-    "conditions_of",
-    "cospgd",
-    "count_of",
-    "evaluate",
-    "fab",
-    "image_dice",
-    "in_halves",
-    "noise",
-    "pgd",
-    "segpgd",
-    "square",
-    "stacked",
-    "under_attacks",
-    "with_greedy",
-    "worst_case",
-]
+__all__ = ["apgd", "cospgd", "evaluate", "fab", "noise", "pgd", "segpgd", "square", "worst_case"]

@@ -13,6 +13,7 @@ import pickle
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -30,6 +31,15 @@ Counts = dict[str, Tensor]
 Batch = tuple[Tensor, Tensor]  # images and target
 # from the number of a batch, images, target and the images under each condition to counts
 Count = Callable[[int, Tensor, Tensor, Iterator[Tensor]], Counts]
+
+
+class Trial(NamedTuple):
+    """Conditions, the clean images first, and how images are made under the others, in order."""
+
+    conditions: list[Condition]
+    under: Callable[[Model, Tensor, Tensor, int], Iterator[Tensor]]  # from images, target and seed
+    decided_by: object = None  # what else decides them
+
 
 CLEAN = (0.0, "clean")
 GREEDY = "worst_case_greedy"  # of all attacks, over the whole data set
@@ -59,20 +69,18 @@ def stacked(rows: Iterable[Counts]) -> Counts:
 def batch_by_batch(
     model: Model,
     batches: Iterable[Batch],
-    conditions: Callable[[Tensor, Tensor, int], Iterator[Tensor]],
+    trial: Trial,
     count: Count,
     *,
     seed: int,
-    decided_by: object = None,
     folder: Path | None = None,
     share: tuple[int, int] = (0, 1),
 ) -> Counts:
     """Return the results of `count` for all batches, joined along axis 1.
 
-    conditions: from images, target and a seed of the batch to the images under each condition.
     folder: keeps the result of each batch, so that a stopped run continues after it. A file there
-    counts if the weights of the model, the batch, the seed and `decided_by` are those that it was
-    made from. share: take only the batches (first, step), as one of several processes.
+    counts if the weights of the model, the batch, the seed and trial.decided_by are those that it
+    was made from. share: take only the batches (first, step), as one of several processes.
     """
     known = _weights(model) if folder else b""
     parts = []
@@ -81,10 +89,11 @@ def batch_by_batch(
             continue
         path = folder and folder / f"{number}.pt"
         own = int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0] >> 1)
-        made_from = path and _digest(known, *map(_bytes, (images, target)), repr((own, decided_by)))
+        decided_by = repr((own, trial.decided_by))
+        made_from = path and _digest(known, *map(_bytes, (images, target)), decided_by)
         part = _read(path, made_from)
         if part is None:
-            every = itertools.chain([images], conditions(images, target, own))
+            every = itertools.chain([images], trial.under(model, images, target, own))
             part = count(number, images, target, every)
             if path:
                 _write(path, {"made_from": made_from, "counts": part})
@@ -264,16 +273,12 @@ def evaluate(
         return stacked(rows)
 
     size = len(loader) if hasattr(loader, "__len__") else None
-    counts = batch_by_batch(
-        model,
-        tqdm(batches, "batches", size, disable=not progress or None),
-        lambda images, target, own: under_attacks(tried, model, images, target, bounds, own),
-        count,
-        seed=seed,
-        decided_by=(list(tried), steps, queries, low, high, bounds),
-        folder=folder and Path(folder),
-    )
-    return _table(*with_greedy(conditions_of(tried, bounds), counts))
+    shown = tqdm(batches, "batches", size, disable=not progress or None)
+    decided_by = list(tried), steps, queries, low, high, bounds
+    trial = Trial(conditions_of(tried, bounds), partial(under_attacks, tried, bounds), decided_by)
+    place = folder and Path(folder)
+    counts = batch_by_batch(model, shown, trial, count, seed=seed, folder=place)
+    return _table(*with_greedy(trial.conditions, counts))
 
 
 def _checked(batch: Batch, device: torch.device) -> Batch:

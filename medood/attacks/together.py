@@ -99,10 +99,10 @@ def in_halves(
 
 def under_attacks(
     attacks: dict[str, Attack],
+    eps: Iterable[float],
     model: Model,
     images: Tensor,
     target: Tensor,
-    eps: Iterable[float],
     seed: int,
 ) -> Iterator[Tensor]:
     """Yield the images under each attack, then the worst case of all; for each eps, rising.
