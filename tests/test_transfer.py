@@ -1,4 +1,4 @@
-"""weak/ by transfer, from image labels to masks and scores: a rule stands in for it.
+"""weak/ by transfer, from image labels to masks, a network and scores: a rule stands in for it.
 
 The lesions are the tinted ellipses of the sample: the generator that stands in here finds them by
 their hue, so that every step after it can be checked to the pixel.
@@ -24,7 +24,7 @@ from weak.image_labels import with_classes, with_lesion
 from weak.main import main, steps
 from weak.products import domains, generator_folder, healthy_folder, masks_folder, paths_to_test
 from weak.scoring import FLOORS, ROWS
-from weak.train_segmentation import train_segmentation
+from weak.train_segmentation import train_segmentation, training_files, weak_network
 
 
 def hue(images):
@@ -144,6 +144,7 @@ def test_methods_of_one_workspace_stand_side_by_side(made):
     assert all(ROWS[row] in page for row in rows)
     table = (report_of(made) / "table.md").read_text()
     assert "transfer less brightest" in table
+    assert "segmentation after transfer less brightest" in table
     assert "|   79 |   100.0 |" in table  # all flipped
     of_all = json.loads((report_of(made).parent / "scores.json").read_text())["79"]
     assert len(of_all["irnet"]["iou"]) == 3  # what the run by maps found before
@@ -170,7 +171,9 @@ def test_maps_that_are_not_current_are_not_shown(cfg, change, capsys):
 
 def test_outlined_masks_are_a_row_next_to_what_they_were_before(cfg, stand_in, capsys):
     before = scores_in(cfg)["transfer"]
-    generate_masks(cfg := dataclasses.replace(cfg, outline=True))
+    cfg = dataclasses.replace(cfg, outline=True)
+    generate_masks(cfg)
+    train_segmentation(cfg)
     evaluate_masks(cfg)
     assert "the rows of maps: skipped (" in capsys.readouterr().out  # these are not outlined
     found = scores_in(cfg)
@@ -186,7 +189,7 @@ def test_maps_that_are_missing_are_no_rows(cfg, capsys):
     evaluate_masks(cfg)
     assert "the rows of maps: skipped (" in capsys.readouterr().out
     floors = [row for row in ROWS if row in FLOORS and row != "centre_prior"]
-    own = ["all_background", *floors, "transfer", "supervised"]
+    own = ["all_background", *floors, "transfer", "transfer_segmentation", "supervised"]
     assert list(scores_in(cfg)) == own
 
 
@@ -218,6 +221,19 @@ def test_a_generator_that_changes_makes_all_after_it_stale(cfg, stand_in):
         evaluate_masks(cfg)
 
 
-def test_no_network_learns_from_masks_of_a_generator(cfg):
-    with pytest.raises(UserError, match="method = transfer has no such step"):
-        train_segmentation(cfg)
+def test_a_network_learns_from_masks_of_a_generator_and_from_mined_healthy_images(made):
+    cfg = with_lesion(made)
+    diseased, healthy = domains(cfg, 79)
+    masks = masks_folder(cfg, 79)
+    positives, negatives = training_files(cfg, 79)
+    assert positives == [(path, masks / path.name) for path in diseased]
+    assert negatives == [(path, None) for path in healthy]
+    names = [weak_network(cfg, 79, negatives).name for negatives in (False, True)]
+    assert names[1].endswith("_weak_transfer_tinted")
+    assert names[0] == names[1] + "_positives"
+    assert all((cfg.workspace / "models" / name / "run.json").exists() for name in names)
+
+
+def test_a_network_of_other_settings_is_not_tested(cfg):
+    with pytest.raises(UserError, match=r"tinted_positives is out of date \(epochs was 1, is 2\)"):
+        evaluate_masks(dataclasses.replace(cfg, epochs=2))

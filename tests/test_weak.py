@@ -38,9 +38,8 @@ from weak.train_segmentation import (
     weak_network,
 )
 
-MAPS = [
-    row for row in PLAIN_ROWS if row not in ("transfer", *POOLED)
-]  # of a run without a generator
+TRANSFER = ("transfer", "transfer_segmentation")
+MAPS = [row for row in PLAIN_ROWS if row not in TRANSFER + POOLED]  # of a run without a generator
 
 
 @pytest.fixture(autouse=True)
@@ -137,7 +136,7 @@ def test_a_run_with_unet_has_its_own_products_next_to_those_of_other_maps(cfg, c
     )
     before = {path: path.stat().st_mtime_ns for path in cfg.workspace.glob("weak/*/79_tu*/*")}
     main(cfg)
-    others = ("cam", "grad_cam_pp", "contrast", "irnet", "transfer")
+    others = ("cam", "grad_cam_pp", "contrast", "irnet", *TRANSFER)
     assert list(scores_in(cfg)) == [row for row in PLAIN_ROWS if row not in others]
     assert before == {path: path.stat().st_mtime_ns for path in before}
     page = (cfg.workspace / "reports" / "weak" / "index.html").read_text()

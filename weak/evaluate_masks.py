@@ -39,7 +39,6 @@ from weak.maps import cut_at_half, detection_threshold, masks_of, resized, thres
 from weak.pooled import logits_by, probability
 from weak.products import (
     MAPS,
-    TRANSFER_MASKS,
     classifier_folder,
     fold_labels,
     image_paths,
@@ -103,10 +102,7 @@ def require_all(cfg: SegmentationConfig) -> None:
 
     Masks without any class have no networks: nothing was learned.
     """
-    if cfg.method == "transfer":
-        require(cfg, TRANSFER_MASKS)
-        return
-    require(cfg, masks_product(cfg), MAPS)
+    require(cfg, masks_product(cfg), *([] if cfg.method == "transfer" else [MAPS]))
     for fold in cfg.folds:
         script = "weak/train_segmentation.py"
         again = partial(command, cfg, script, SegmentationConfig, folds=(fold,))
@@ -140,6 +136,8 @@ def evaluate_fold(cfg: SegmentationConfig, fold: int, rows: Rows) -> TestedRows:
         found |= {name: in_classes(cfg, every, masks) for name, masks in of_maps.items()}
     if rows.transfer:
         found |= by_row("transfer", rows.transfer, fold, paths)
+        network = {"transfer_segmentation": weak_network(rows.transfer, fold)}
+        found |= predicted_by(rows.transfer, network, images)
     full = predicted_by(every, {"supervised": train_supervised(every, fold)}, images)
     found |= {name: in_classes(cfg, every, masks) for name, masks in full.items()}
     patients = [labels.patients[index] for index in test]

@@ -54,11 +54,9 @@ def main(cfg: MainConfig) -> None:
         require_masks(cfg)  # now, not after hours of training
     for arm in arms:
         steps(arm)
-        if cfg.method != "transfer":
-            train_segmentation(arm)
+        train_segmentation(arm)
     if cfg.masks is None:
-        of_maps = ", and predict.py can use the networks in models/" * (cfg.method != "transfer")
-        print(f"masks = None: no test; the masks are in weak/Pseudo_Masks{of_maps}")
+        print("masks = None: no test; predict.py can use the networks in models/")
     else:
         evaluate_masks(cfg)
 

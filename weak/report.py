@@ -54,7 +54,10 @@ from weak.train_transfer import FLIPPED
 from weak.trust import read_trust
 
 # compared with every floor
-OWN = ("unet", "unet_outlined", "segmentation", "transfer", "transfer_outlined")
+OWN = (
+    *("unet", "unet_outlined", "segmentation"),
+    *("transfer", "transfer_outlined", "transfer_segmentation"),
+)
 PAIRS = {
     "segmentation less without negatives": ("segmentation", "positives_only"),
     "U-Net, brightness less maps alone": ("unet", "maps"),
@@ -112,9 +115,7 @@ def write_report(cfg: SegmentationConfig, rows: Rows, tests: dict[int, TestedRow
         "By patient, and by thirds of the true area; percent": grid(columns),
         **tables,
     }
-    own = "segmentation"
-    if cfg.method == "transfer":
-        own = "transfer_outlined" if cfg.outline else "transfer"
+    own = "transfer_segmentation" if cfg.method == "transfer" else "segmentation"
     result = verdict(scores, gains, own, floor)
     subtitle = f"{data_name(cfg.workspace)}. {cfg.model_name}, percent, {describe(tests)}"
     lead = [Text(subtitle, "note"), Table("scores", *score_table(scores, classes))]
@@ -228,7 +229,7 @@ def draw_tested(
         columns["mask head"] = read_levels(rows.transfer, fold, paths) / 255
     of_masks = ("irnet", "unet", "transfer")
     shown = [name for one in of_masks for name in (one, f"{one}_outlined")]
-    shown += ["segmentation", "supervised"]
+    shown += ["segmentation", "transfer_segmentation", "supervised"]
     masks = {name: test.predicted[name][chosen] for name in shown if name in test.predicted}
     columns |= {ROWS[name]: of_row for name, of_row in masks.items()}
     columns["ground truth"] = test.patches.masks[chosen]

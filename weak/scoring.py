@@ -42,6 +42,7 @@ ROWS = {
     "transfer_outlined": "transfer, outlined",
     "positives_only": "segmentation, without negatives",
     "segmentation": "segmentation",
+    "transfer_segmentation": "segmentation after transfer",
     "shuffled_labels": "segmentation, labels shuffled",
     "supervised": "full supervision",
 }

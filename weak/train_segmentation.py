@@ -4,6 +4,7 @@ Reads   weak/Images, weak/Pseudo_Masks                    (generate_masks.py)
 Writes  models/<fold>_<model>_weak_positives/             trained on the images with a class
         models/<fold>_<model>_weak/                       and on the negatives that fooled it
         models/<fold>_<model>_weak_pooled[_positives]/    with method = unet, the same two
+        models/<fold>_<model>_weak_transfer_<lesion>[_positives]/    with method = transfer
 
 This is Med-OoD without a cut: an image whose label is 0 everywhere has no class, so any foreground
 that the first network predicts in it is false. Those with any, the hardest first, are added until
@@ -28,9 +29,10 @@ from medood.runs.products import network_made_from
 from medood.runs.provenance import require
 from medood.training.segmentation import Trainer, train_fold
 from rank_prune_ood import rank_files
-from weak.image_labels import for_maps
+from weak.image_labels import for_classifier, with_lesion
 from weak.products import (
     IMAGES,
+    domains,
     fold_labels,
     image_paths,
     masks_folder,
@@ -45,14 +47,16 @@ SEARCH = ("mirrors", "pnr_opt", "pct_grid")  # and those of its training: they c
 
 def weak_network(cfg: SegmentationConfig, fold: int, negatives: bool = True) -> Path:
     """Return where the network of a fold is, trained with or without negatives."""
-    ending = "_pooled" * (cfg.method == "unet") + ("" if negatives else "_positives")
+    routes = {"unet": "_pooled", "transfer": f"_transfer_{cfg.lesion}".replace("/", "_")}
+    ending = routes.get(cfg.method, "") + ("" if negatives else "_positives")
     ending += "_shuffled" * cfg.shuffled
     return cfg.workspace / "models" / f"{fold}_{cfg.model_name}_weak{ending}"
 
 
 def train_segmentation(cfg: SegmentationConfig) -> None:
     """Train the networks of every fold whose masks contain a class."""
-    cfg = for_maps(cfg)
+    is_transfer = cfg.method == "transfer"
+    cfg = with_lesion(cfg) if is_transfer else for_classifier(cfg)
     require(cfg, IMAGES, masks_product(cfg))
     for fold in cfg.folds:
         found = f"fold {fold}: no mask in {masks_folder(cfg, fold)} contains a class"
@@ -61,7 +65,8 @@ def train_segmentation(cfg: SegmentationConfig) -> None:
         elif cfg.shuffled:
             print(f"{found}: as expected, nothing was learned from shuffled labels")
         else:
-            raise UserError(f"{found}: train the classifier longer, see its scores.json")
+            cure = "raise iterations" if is_transfer else "raise classifier_epochs"
+            raise UserError(f"{found}: {cure}, and run the steps again")
 
 
 def train_networks(cfg: SegmentationConfig, fold: int) -> None:
@@ -100,10 +105,13 @@ def training_files(cfg: SegmentationConfig, fold: int) -> tuple[list[Pair], list
     With `trust`, the masks that are trusted least are left out.
     """
     masks = masks_folder(cfg, fold)
-    labels, train, _ = fold_labels(cfg, fold)
-    paths = image_paths(cfg, labels)
-    holding = [paths[index] for index in train if labels.held[index].any()]
-    empty = [paths[index] for index in train if not labels.held[index].any()]
+    if cfg.method == "transfer":
+        holding, empty = domains(cfg, fold)
+    else:
+        labels, train, _ = fold_labels(cfg, fold)
+        paths = image_paths(cfg, labels)
+        holding = [paths[index] for index in train if labels.held[index].any()]
+        empty = [paths[index] for index in train if not labels.held[index].any()]
     positives = [(path, masks / path.name) for path in holding]
     if cfg.trust:
         positives = without_least_trusted(masks, positives)
