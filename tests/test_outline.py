@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from weak.outline import contrast, margin_of, outline, outlined
+from weak.outline import brighter_by, margin_of, outline, outlined
 
 BRIGHT = {1: True}
 
@@ -54,6 +54,13 @@ def test_a_bright_part_that_the_region_does_not_touch_is_no_lesion():
     assert (found == mask_with(1, np.s_[4:7], np.s_[4:8])).all()
 
 
+def test_a_region_with_no_pixel_on_the_side_of_its_class_vanishes():
+    mask = mask_with(1, np.s_[5:7], np.s_[5:7])
+    grey = grey_with(10.0, np.s_[5:7], np.s_[5:7])
+    assert not outline(grey, mask, BRIGHT).any()
+    assert (outline(grey, mask, {1: False}) == mask).all()
+
+
 def test_a_region_does_not_grow_into_another_and_unsure_pixels_near_it_are_decided():
     mask = mask_with(1, np.s_[4:8], np.s_[2:6])
     mask[4:8, 6:10] = 2
@@ -69,12 +76,12 @@ def test_a_region_does_not_grow_into_another_and_unsure_pixels_near_it_are_decid
     assert (found > 0).sum() == 40 + 32
 
 
-def test_the_contrast_is_the_mean_over_images_that_show_the_class_and_its_margin():
+def test_how_much_brighter_is_the_mean_over_images_that_show_the_class_and_its_margin():
     mask = mask_with(1, *LESION)
     pairs = [(grey_with(150.0, *LESION), mask), (grey_with(30.0, *LESION), mask)]
     empty, full = (grey_with(0.0, *LESION), mask * 0), (grey_with(0.0, *LESION), mask * 0 + 1)
-    assert contrast([*pairs, empty, full], 1) == (100 - 20) / 2
-    assert contrast([empty], 1) == 0
+    assert brighter_by([*pairs, empty, full], 1) == (100 - 20) / 2
+    assert brighter_by([empty], 1) == 0
 
 
 def test_training_images_alone_say_on_which_side_a_class_is():

@@ -15,7 +15,7 @@ from weak import pooled as module
 from weak.arrays import save_weights
 from weak.classifier import EMPTY, image_scores, load_classifiers
 from weak.floors import brightness, cut_to, otsu_masks, strangeness
-from weak.maps import cut_at_half
+from weak.maps import cut_at_half, unsure_without_class
 from weak.pooled import (
     LEVELS,
     PooledTraining,
@@ -26,7 +26,6 @@ from weak.pooled import (
     probability,
     seen_by,
     size_loss,
-    unsure_without_class,
     with_appearance,
 )
 

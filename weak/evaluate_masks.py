@@ -4,12 +4,12 @@ Reads   all products of earlier steps, and, for the first time, masks: a folder 
 Writes  models/<fold>_<model>_supervised/   the same network, trained on the true masks
         reports/weak/scores.json            by fold and row, see weak/scoring.py
         reports/weak/lesions.json           by fold and row: by patient, by size of the lesion
-        reports/weak/table.md               and differences.json, each row less the floor
+        reports/weak/table.md               and differences.json, differences to the floors
         reports/weak/index.html             the report, with its figures in one file
 
-Methods that ran in the workspace on the same images and labels are in one report. A generator has
-one class, so if it is tested, or a lesion is named, only this class is compared (in
-reports/weak/<lesion> if there are others), on the images with this class or none.
+A row is a method. Those that ran in the workspace on the same images and labels are in one report.
+With transfer, or a lesion named, only this class is compared (in reports/weak/<lesion> if there are
+others), on the images with this class or none.
 """
 
 import sys
@@ -75,7 +75,7 @@ def evaluate_masks(cfg: SegmentationConfig) -> None:
 
 
 def by_maps(cfg: SegmentationConfig) -> SegmentationConfig:
-    """Return settings of the route of maps: with transfer, of the method that was run."""
+    """Return settings of the route of maps: with transfer, of what is in the workspace."""
     if cfg.method == "transfer":
         by_irnet = irnet_folder(replace(cfg, method="cam"), cfg.folds[0])
         record = record_of(by_irnet).content or {}
@@ -100,7 +100,7 @@ def is_shown(rows: str, route: SegmentationConfig, *, must: bool = False) -> boo
 def require_all(cfg: SegmentationConfig) -> None:
     """Raise UserError if masks or networks of a route are missing or out of date.
 
-    Masks without any class have no networks: nothing was learned.
+    No network is required if shuffled labels gave masks without any class.
     """
     require(cfg, masks_product(cfg), *([] if cfg.method == "transfer" else [MAPS]))
     for fold in cfg.folds:
@@ -149,8 +149,8 @@ def floors(
 ) -> dict[str, Tensor]:
     """Return the floors of test images (N, P, P, 3) by row, uint8 (N, P, P): see weak/floors.py.
 
-    The classifier says which images have a class, and which. maps: of the route of maps, whose mean
-    is the prior of place if it is that of method = unet.
+    The classifier says which images have a class, and which. maps: settings of the route of maps;
+    with unet, the mean of its maps is a floor, too.
     """
     every = with_classes(cfg)
     logits = logits_by(every, classifier_folder(cfg, fold), tested)
@@ -236,7 +236,7 @@ def from_pooled(cfg: SegmentationConfig, fold: int, test: list[int]) -> dict[str
 
 
 def by_row(row: str, cfg: SegmentationConfig, fold: int, paths: list[Path]) -> dict[str, Tensor]:
-    """Return the masks of test images as uint8 (N, P, P), by row: if outlined, also before."""
+    """Return the masks of test images as uint8 (N, P, P), by row; if outlined, also before it."""
     folder = masks_folder(cfg, fold)
     masks = read_masks(cfg, folder, paths)
     if not cfg.outline:

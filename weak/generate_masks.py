@@ -1,4 +1,8 @@
-"""Turn maps into masks: a random walk up to the boundaries, a threshold, and unsure pixels.
+"""Turn maps, or what a generator may change, into masks, with unsure pixels.
+
+By default the maps are spread by a random walk up to the boundaries. Within its borders a map is
+nearly flat after it, so it is cut at half of its maximum, and no threshold must be chosen. Around
+that a training image is unsure; a test image is not.
 
 Reads   weak/Images, weak/classifier, weak/maps, weak/irnet      (train_irnet.py)
 Writes  weak/Pseudo_Masks/<fold>_<encoder>/<image>.png           uint8 (P, P), 0 background, 1..C
@@ -12,30 +16,27 @@ trust.csv, next to the masks, ranks them: see weak/trust.py.
 
 With method = unet, brightness is added to the maps: see weak/pooled.py.
 
-Reads   weak/Images, weak/maps                                   (generate_maps.py)
+Reads   weak/Images, weak/classifier, weak/maps                  (generate_maps.py)
 Writes  weak/Pseudo_Masks/<fold>_pooled_<model>/<image>.png      as above
-
-Within its borders a map is nearly flat after the walk, so it is cut at half of its maximum, and no
-threshold must be chosen. Around that a training image is unsure; a test image is not.
 
 With method = transfer, what a generator may change becomes the mask.
 
-Reads   weak/Images, weak/generator                              (train_transfer.py)
+Reads   weak/Images, weak/classifier, weak/generator             (train_transfer.py)
 Writes  weak/healthy/<fold>_transfer_<lesion>/<image>.png        RGB (P, P, 3), the lesion taken out
         weak/healthy/<fold>_transfer_<lesion>/mask.npz           uint8 (P, P) by image: the mask
                                                                  head, 255 where all may change
         weak/healthy/<fold>_transfer_<lesion>/sheet/healthy.png  a contact sheet
         weak/Pseudo_Masks/<fold>_transfer_<lesion>/<image>.png   uint8 (P, P), 0 or 1, or 255 unsure
 
-Otsu's threshold splits the values of the mask head on all training images with the lesion, so there
-is one for a fold: one of its own for each image would always find two sides, also where nothing is.
-A training image without any class has an empty mask, as its label says. One with the lesion in
-which nothing reaches the threshold contradicts its label: its mask is unsure all over. A test image
-without a lesion to the classifier has an empty mask.
+Otsu's threshold splits the values of the mask head on all training images with the lesion: one
+threshold per fold, as for each image it would split even an empty one. A training image without any
+class has an empty mask, as its label says; so has a test image in which the classifier sees none.
+
+A training mask by unet, by transfer or with `outline` that lacks a class of its label contradicts it:
+its background is unsure.
 """
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -65,7 +66,7 @@ from weak.generate_maps import read_maps, read_seeds
 from weak.generator import heal, load_generator
 from weak.image_labels import with_classes, with_lesion
 from weak.irnet import WEIGHTS, IRNet, boundaries, encoder_of
-from weak.maps import cut_at_half, normalised, resized
+from weak.maps import cut_at_half, normalised, resized, unsure_without_class
 from weak.outline import outlined
 from weak.products import (
     HEALTHY,
@@ -110,7 +111,9 @@ def write_masks(cfg: MasksConfig, fold: int, folder: Path) -> None:
     walked = normalised(walked_maps(cfg, maps, found), held)
     full = (resized(one, [cfg.image_size] * 2)[0] for one in walked.split(1))
     masks = cut_at_half(full, held, set(train), cfg.unsure)
-    write_all(cfg, fold, folder, paths, ended(cfg, folder, paths, masks, train))
+    if cfg.outline:
+        masks = finished(cfg, folder, paths, masks, train, held)
+    write_all(cfg, fold, folder, paths, masks)
 
 
 def write_pooled(cfg: MasksConfig, fold: int, folder: Path) -> None:
@@ -122,22 +125,27 @@ def write_pooled(cfg: MasksConfig, fold: int, folder: Path) -> None:
     ratio = pooled.appearance(maps[train], images[train], held[train])
     maps = pooled.with_appearance(maps, images, ratio)
     masks = cut_at_half(map(pooled.probability, maps), held, set(train), cfg.unsure)
-    masks = ended(cfg, folder, paths, masks, train)
-    masks[train] = pooled.unsure_without_class(masks[train], held[train])
-    write_all(cfg, fold, folder, paths, masks)
+    write_all(cfg, fold, folder, paths, finished(cfg, folder, paths, masks, train, held))
 
 
-def ended(
-    cfg: MasksConfig, folder: Path, paths: list[Path], masks: Tensor, training: Sequence[int]
+def finished(
+    cfg: MasksConfig,
+    folder: Path,
+    paths: list[Path],
+    masks: Tensor,
+    training: list[int],
+    held: Tensor,
 ) -> Tensor:
-    """Return masks of images, uint8 (N, P, P), outlined if the setting says so.
+    """Return masks, uint8 (N, P, P), outlined if the setting says so, unsure without a class.
 
-    The given ones are then written to the folder, for the test. training: as in `outlined`.
+    Masks before outlining are written to the folder, for the test. training: the indices of the
+    images that train. held: bool (N, C), which classes an image has.
     """
-    if not cfg.outline:
-        return masks
-    write_arrays(folder / BEFORE, paths, masks, np.uint8)
-    return outlined(masks, load_images(cfg, paths), training, len(cfg.class_names))
+    if cfg.outline:
+        write_arrays(folder / BEFORE, paths, masks, np.uint8)
+        masks = outlined(masks, load_images(cfg, paths), training, len(cfg.class_names))
+    masks[training] = unsure_without_class(masks[training], held[training])
+    return masks
 
 
 def write_all(cfg: MasksConfig, fold: int, folder: Path, paths: list[Path], masks: Tensor) -> None:
@@ -197,13 +205,13 @@ def write_lesions(cfg: MasksConfig, fold: int, folder: Path) -> None:
     diseased, healthy = domains(cfg, fold)
     test = paths_to_test(cfg, fold)
     levels = read_levels(cfg, fold, diseased + test)
-    # the highest level where all are alike: nothing lies above it
+    # if all levels are equal, it is theirs, and the masks are empty
     threshold = int(threshold_otsu(levels[: len(diseased)].numpy()))
     masks = (levels > threshold).byte()
     masks[len(diseased) :] *= seen_in(cfg, fold, test)[:, None, None]
-    masks = ended(cfg, folder, diseased + test, masks, range(len(diseased)))
-    is_empty = masks[: len(diseased)].flatten(1).amax(1) == 0
-    masks[: len(diseased)][is_empty] = UNSURE
+    every, held = [*range(len(diseased))], torch.ones(len(masks), 1, dtype=torch.bool)
+    masks = finished(cfg, folder, diseased + test, masks, every, held)
+    is_unsure = (masks[every] == UNSURE).flatten(1).all(1)
     for path, mask in zip(diseased + test, masks, strict=True):
         write_png(folder / path.name, mask.numpy())
     for path in healthy:
@@ -212,7 +220,7 @@ def write_lesions(cfg: MasksConfig, fold: int, folder: Path) -> None:
     write_trust(cfg, fold, folder, diseased + test, masks, torch.from_numpy(without))
     print(
         f"{masks_folder(cfg, fold)}: masks of {len(masks) + len(healthy)} images, threshold"
-        f" {threshold / 255:.2f}; nothing found in {int(is_empty.sum())} of {len(diseased)}"
+        f" {threshold / 255:.2f}; nothing found in {int(is_unsure.sum())} of {len(diseased)}"
         f" training images with {cfg.lesion}"
     )
 

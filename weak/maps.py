@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from medood.data.labels import UNSURE
+from medood.data.labels import BACKGROUND, UNSURE
 from medood.models.inference import batch_size
 from medood.models.network import Normalise, autocast, exact
 from weak.classifier import Classifier, Kind
@@ -228,3 +228,15 @@ def cut_at_half(
         )
         masks.append(cut)
     return torch.cat(masks)
+
+
+def unsure_without_class(masks: Tensor, held: Tensor) -> Tensor:
+    """Return masks whose background is UNSURE if a class of the image is missing, uint8 (N, P, P).
+
+    Such a mask contradicts the label. masks: the class of each pixel. held: bool (N, C).
+    """
+    masks = masks.clone()
+    for value, has in enumerate(held.unbind(1), 1):
+        lacks = has & ~(masks == value).flatten(1).any(1)
+        masks[lacks] = masks[lacks].masked_fill(masks[lacks] == BACKGROUND, UNSURE)
+    return masks

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from medood.data.files import in_threads
-from medood.data.labels import BACKGROUND, UNSURE
+from medood.data.labels import BACKGROUND
 from medood.models.inference import batch_size
 from medood.models.network import (
     Normalise,
@@ -223,15 +223,3 @@ def levels_of(images: Tensor) -> Tensor:
 def probability(maps: Tensor) -> Tensor:
     """Return log-odds as probabilities; float64, in which large ones still differ."""
     return maps.double().sigmoid()
-
-
-def unsure_without_class(masks: Tensor, held: Tensor) -> Tensor:
-    """Return masks whose background is UNSURE if a class of the image is missing, uint8 (N, P, P).
-
-    Such a mask contradicts the label. masks: the class of each pixel. held: bool (N, C).
-    """
-    masks = masks.clone()
-    for value, has in enumerate(held.unbind(1), 1):
-        lacks = has & ~(masks == value).flatten(1).any(1)
-        masks[lacks] = masks[lacks].masked_fill(masks[lacks] == BACKGROUND, UNSURE)
-    return masks
