@@ -32,8 +32,8 @@ Otsu's threshold splits the values of the mask head on all training images with 
 threshold per fold, as for each image it would split even an empty one. A training image without any
 class has an empty mask, as its label says; so has a test image in which the classifier sees none.
 
-A training mask by unet, by transfer or with `outline` that lacks a class of its label contradicts it:
-its background is unsure.
+A training mask by unet, by transfer or with `outline` that lacks a class of its label contradicts
+it: its background is unsure.
 """
 
 import sys

@@ -1,6 +1,6 @@
 """The one table of the trunk's products: which step writes each, from what, by which settings.
 
-medood/runs/provenance.py says whether a product is current with its settings and sources.
+What makes one out of date: out_of_date in medood/data/records.py.
 """
 
 import dataclasses

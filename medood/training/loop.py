@@ -1,7 +1,8 @@
 """The one training loop, of every network that is trained here.
 
 A training (protocol.py) draws the batches of an epoch and takes a step on each. The loop does the
-rest: it counts the epochs, stops if a loss is not finite, prints the log and keeps resume.pt.
+rest: it counts the epochs, stops if a loss is not finite, prints the log and keeps resume.pt
+(state.py).
 """
 
 import shutil
