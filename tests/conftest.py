@@ -225,7 +225,12 @@ def made_once(tmp_path_factory) -> Callable[[str, Callable], Path]:
     return once
 
 
-FEW_RESAMPLES = 200  # behind the intervals of whole_run
+@pytest.fixture(scope="session", autouse=True)
+def few_resamples() -> Iterator[None]:
+    """The 2000 resamples behind intervals take longer than all else in a report."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("medood.evaluation.statistics.RESAMPLES", 100)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -235,11 +240,9 @@ def whole_run(made_once):
     def make(folder):
         draw_regions(folder / "run")
         cfg = dataclasses.replace(TINY, workspace=folder / "run", folds=(1, 2))
-        with pytest.MonkeyPatch.context() as patch:  # 2000 resamples take longer than the rest
-            patch.setattr("medood.evaluation.statistics.RESAMPLES", FEW_RESAMPLES)
-            for script in STEPS:
-                step = getattr(importlib.import_module(script), script.replace("test", "evaluate"))
-                step(as_settings_of(kind_of(f"{script}.py"), cfg))
+        for script in STEPS:
+            step = getattr(importlib.import_module(script), script.replace("test", "evaluate"))
+            step(as_settings_of(kind_of(f"{script}.py"), cfg))
 
     return made_once("whole", make) / "run"
 
@@ -259,13 +262,12 @@ def report(ran) -> tuple[Config, Path]:
 
 @contextmanager
 def quick_reports() -> Iterator[None]:
-    """Figures are one grey pixel, intervals of few resamples: for tests of what else is there."""
+    """Figures are one grey pixel: for tests of what else is there."""
     pixel = np.full((1, 1, 3), 128, np.uint8)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             "matplotlib.figure.Figure.savefig", lambda _, path, **__: write_png(path, pixel)
         )
-        patch.setattr("medood.evaluation.statistics.RESAMPLES", 50)
         yield
 
 

@@ -26,15 +26,20 @@ def scores_only(monkeypatch):
     monkeypatch.setattr("medood.evaluation.report.write_report", lambda *_: None)
 
 
-def test_one_checkpoint_is_tested_on_its_own_fold_only(report, scores_only):
+@pytest.mark.parametrize("is_file", [False, True])
+def test_one_checkpoint_is_tested_as_main_tests_it_on_its_own_fold_only(
+    report, scores_only, tmp_path, is_file
+):
     cfg, out = report
-    folder = model_folder(cfg, 2, ood=False)
-    evaluate(cfg, (folder,))
-    path = cfg.workspace / "reports/checkpoints" / folder.name / "scores.json"
-    alone = json.loads(path.read_text())
-    both = json.loads((out / "scores.json").read_text())
+    path = model_folder(cfg, 2, ood=False)
+    if is_file:  # of weights alone: it does not say what it was trained on
+        torch.save(load_file(path / "model.safetensors"), tmp_path / "weights.pth")
+        path, cfg = tmp_path / "weights.pth", dataclasses.replace(cfg, folds=(2,))
+    evaluate(cfg, (path,))
+    found = cfg.workspace / "reports/checkpoints" / path.name / "scores.json"
+    alone, both = (json.loads(p.read_text()) for p in (found, out / "scores.json"))
     assert list(alone) == ["2"]  # fold 1 tests patches that this network was trained on
-    assert alone["2"][folder.name] == unmatched(both["2"]["baseline"])
+    assert alone["2"][path.name] == unmatched(both["2"]["baseline"])
 
 
 def test_two_checkpoints_of_a_fold_are_compared_as_main_compares_them(report, quick_report):
@@ -84,20 +89,22 @@ def test_a_network_that_does_not_say_what_it_has_seen_is_tested_and_it_is_said(
 def test_two_networks_from_elsewhere_are_one_training_each_on_every_fold_and_stay_as_they_were(
     ran, quick_report, tmp_path
 ):
-    folders = []
-    for ood in (False, True):
-        folders.append(tmp_path / f"elsewhere_{ood}")
-        shutil.copytree(model_folder(ran, 1, ood), folders[-1])
-        (folders[-1] / "trained_on.txt").write_text("another_region_0.png\n")
+    folders = tmp_path / "elsewhere", tmp_path / "ood"  # the name of an arm of ours
+    for folder, ood in zip(folders, (False, True), strict=True):
+        shutil.copytree(model_folder(ran, 1, ood), folder)
+        (folder / "trained_on.txt").write_text("another_region_0.png\n")
+    rows = (folder / "log.csv").read_text().splitlines()  # trained in another way
+    log = [f"{rows[0]},val_miou", *(f"{row},0.5" for row in rows[1:])]
+    (folder / "log.csv").write_text("\n".join(log))
     before = [path.read_bytes() for folder in folders for path in sorted(folder.iterdir())]
-    evaluate(ran, tuple(folders))
+    evaluate(ran, folders)
     after = [path.read_bytes() for folder in folders for path in sorted(folder.iterdir())]
     assert after == before
-    out = ran.workspace / "reports/checkpoints/elsewhere_False_vs_elsewhere_True"
+    out = ran.workspace / "reports/checkpoints/elsewhere_vs_ood"
     assert list(json.loads((out / "scores.json").read_text())) == ["1", "2"]
     page = (out / "index.html").read_text()
     assert "One training of each" in page
-    assert "more optimiser steps than elsewhere_False" in page
+    assert "more optimiser steps than elsewhere" in page
 
 
 def test_a_corrected_scale_or_colour_reaches_a_network_that_is_kept(ran, capsys):
@@ -118,27 +125,6 @@ def test_a_broken_run_json_is_named(ran, content):
     (folder / "run.json").write_text(content)
     with pytest.raises(UserError, match=r"run\.json.* (remove it|copy it)"):
         with_settings_of(ran, folder)
-
-
-def test_networks_trained_in_other_ways_are_compared(ran, quick_report, tmp_path):
-    ran = dataclasses.replace(ran, folds=(1,))
-    other = tmp_path / "ood"  # the name of an arm of ours
-    shutil.copytree(model_folder(ran, 1, ood=False), other)
-    rows = (other / "log.csv").read_text().splitlines()
-    log = [f"{rows[0]},val_miou", *(f"{row},0.5" for row in rows[1:])]
-    (other / "log.csv").write_text("\n".join(log))
-    evaluate(ran, (model_folder(ran, 1, ood=False), other))
-
-
-def test_a_file_of_weights_is_tested_as_the_network_it_is_of(report, scores_only, tmp_path):
-    cfg, out = report
-    state = load_file(model_folder(cfg, 2, ood=False) / "model.safetensors")
-    torch.save(state, tmp_path / "weights.pth")
-    evaluate(dataclasses.replace(cfg, folds=(2,)), (tmp_path / "weights.pth",))
-    path = cfg.workspace / "reports/checkpoints/weights.pth/scores.json"
-    both = json.loads((out / "scores.json").read_text())
-    found = json.loads(path.read_text())["2"]["weights.pth"]
-    assert found == unmatched(both["2"]["baseline"])
 
 
 def test_a_network_for_other_classes_is_refused(ran):

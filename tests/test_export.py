@@ -1,6 +1,7 @@
 """Networks for others: ONNX with the same output, and a card that says what they are."""
 
 import dataclasses
+import importlib
 import json
 
 import numpy as np
@@ -20,15 +21,21 @@ from train import train
 
 
 @pytest.fixture
+def export():
+    """The module, where what it needs is installed."""
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    return importlib.import_module("export")
+
+
+@pytest.fixture
 def network(one_trained):
     """The settings of a workspace with a trained network, and its folder."""
     return one_trained, model_folder(one_trained, 1, ood=False)
 
 
-def test_onnx_gives_the_probabilities_of_the_logits_for_any_number_of_patches(network):
-    onnxruntime = pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
-    from export import export
+def test_onnx_gives_the_probabilities_of_the_logits_for_any_number_of_patches(export, network):
+    import onnxruntime
 
     cfg, folder = network
     predictor = Predictor(cfg, load_model(folder, cfg))
@@ -38,7 +45,7 @@ def test_onnx_gives_the_probabilities_of_the_logits_for_any_number_of_patches(ne
     )
     other.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
     other.save_pretrained(folder)
-    session = onnxruntime.InferenceSession(export(cfg, folder))
+    session = onnxruntime.InferenceSession(export.export(cfg, folder))
     for count in (1, 5):
         images = np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), np.uint8)
         given = images.transpose(0, 3, 1, 2).astype(np.float32)
@@ -48,11 +55,7 @@ def test_onnx_gives_the_probabilities_of_the_logits_for_any_number_of_patches(ne
     assert json.loads(names) == list(TINY.class_names)
 
 
-def test_a_version_whose_output_differs_is_not_kept(network, monkeypatch):
-    pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
-    import export
-
+def test_a_version_whose_output_differs_is_not_kept(export, network, monkeypatch):
     cfg, folder = network
     network = nn.Conv2d(3, len(cfg.class_names), 1)  # the smallest: an export takes seconds
     network.config = {"encoder_name": cfg.encoder}
@@ -64,11 +67,7 @@ def test_a_version_whose_output_differs_is_not_kept(network, monkeypatch):
     assert not list(folder.glob("*model.onnx*"))
 
 
-def test_what_cannot_be_exported_is_said_and_leaves_nothing(network, monkeypatch):
-    pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
-    import export
-
+def test_what_cannot_be_exported_is_said_and_leaves_nothing(export, network, monkeypatch):
     def fail(*_, **__):
         raise torch.onnx.OnnxExporterError("no such operator\nmore")
 

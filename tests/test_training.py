@@ -11,10 +11,11 @@ import torch
 
 from config import UserError
 from estimate_pct import estimate_pct
+from main import look
 from medood.data.files import csv_text, digest, read_table, write_json
 from medood.data.folds import read_fold
 from medood.data.images import write_png
-from medood.data.ood_set import ESTIMATE, columns
+from medood.data.ood_set import ESTIMATE, columns, read_estimate
 from medood.data.workspace import fold_path, id_files, model_folder, pct_path, ranking_path
 from medood.models.checkpoints import load_model
 from medood.runs import products
@@ -179,16 +180,20 @@ def test_training_never_opens_a_test_patch(patched, quick_report, monkeypatch):
     for step in ("train", "rank_prune_ood", "estimate_pct", "train_ood"):  # looks for changed files
         monkeypatch.setattr(f"{step}.require", lambda *_, **__: None)
     cfg = dataclasses.replace(patched, select="val", folds=(1,), lr=3e-3, epochs=1)
+    fold = read_fold(cfg, 1)
+    for folder in ("Image_Patchs", "Mask_Patchs", "OoD_Patchs"):
+        for name in fold.test:  # whoever opens one past the spy stops with an error
+            (cfg.workspace / folder / name).write_bytes(b"not an image")
     OPENED.clear()
     for step in (train, rank_prune_ood, estimate_pct, train_ood):
         step(cfg)
-    fold = read_fold(cfg, 1)
     opened = {path.name for path in OPENED if path.suffix == ".png"}
     assert opened >= set(fold.train)  # the spy works
     assert opened >= set(fold.val)
     assert opened.isdisjoint(fold.test)
     candidates = {row["img_name"] for row in read_table(ranking_path(cfg, 1))}
     assert candidates == set(fold.train)  # nor does it mine what chooses the epoch
+    assert read_estimate(cfg, 1)["id_patches"] == len(fold.train)
 
 
 def test_mirrors_do_not_choose_the_epoch(with_val, monkeypatch):
@@ -255,13 +260,15 @@ def test_the_epochs_before_a_loss_that_is_not_finite_are_kept(one_fold, trained,
     assert [row["epoch"] for row in read_table(folder / "log.csv")] == ["1", "2"]
 
 
-def test_a_device_without_memory_is_said_with_the_batch_size_to_try(one_fold, monkeypatch):
+@pytest.mark.parametrize("act", [train, look])
+def test_a_device_without_memory_is_said_with_the_batch_size_to_try(one_fold, monkeypatch, act):
     def fill(*_):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr(training.Trainer, "step", fill)
+    training.step_seconds.cache_clear()
     with pytest.raises(UserError, match="memory for batches of 8 .* set batch_size to 4$"):
-        train(one_fold)
+        act(one_fold)
 
 
 def test_a_baseline_that_makes_no_mistake_ends_in_the_baseline_again(

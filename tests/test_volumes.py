@@ -24,11 +24,6 @@ from robust.volumes import (
 from tests.small_volumes import CPU, IMAGE, LABEL, PLAN, volume_of
 
 
-@pytest.fixture
-def cfg(volume_cfg):
-    return volume_cfg
-
-
 def test_the_lattice_has_the_parameters_of_rogs_for_one_modality_and_three_classes():
     network = Lattice(1, 3, ((2, 2, 1), (2, 2, 1), (2, 2, 2)))
     assert sum(weight.numel() for weight in network.parameters()) == 2_596_347
@@ -47,7 +42,7 @@ def test_patch_and_strides_follow_from_the_median_size_and_the_smallest_structur
     assert plan_strides((128, 128, 24), 5) == ((2, 2, 1), (2, 2, 1), (2, 2, 2))  # 24 = 3 * 2^3
 
 
-def test_normalisation_lies_in_the_model(cfg):
+def test_normalisation_lies_in_the_model(volume_cfg):
     seen = []
 
     class Spy(nn.Module):
@@ -55,7 +50,7 @@ def test_normalisation_lies_in_the_model(cfg):
             seen.append(images)
             return images.repeat(1, 3, 1, 1, 1)
 
-    segmenter = Segmenter(cfg, Spy(), PLAN, CPU)
+    segmenter = Segmenter(volume_cfg, Spy(), PLAN, CPU)
     image = torch.full((1, 1, 24, 24, 24), 0.7)
     image[..., 0], image[..., 1] = 0.0, 1.0  # outside of the percentiles 0.1 and 0.9
     logits = segmenter(image)
@@ -64,8 +59,8 @@ def test_normalisation_lies_in_the_model(cfg):
 
 
 @pytest.mark.parametrize("size", [(20, 30, 27), (24, 24, 24), (50, 24, 20)])
-def test_volumes_of_any_size_get_logits_of_their_size_through_which_gradients_flow(cfg, size):
-    segmenter = Segmenter(cfg, nn.Conv3d(1, 3, 3, padding=1), PLAN, CPU)
+def test_volumes_of_any_size_get_logits_of_their_size_and_gradients_flow(volume_cfg, size):
+    segmenter = Segmenter(volume_cfg, nn.Conv3d(1, 3, 3, padding=1), PLAN, CPU)
     image = torch.rand(1, 1, *size).mul(0.5).add(0.2).requires_grad_()
     logits = segmenter(image)
     assert logits.shape == (1, 3, *size)
@@ -73,8 +68,8 @@ def test_volumes_of_any_size_get_logits_of_their_size_through_which_gradients_fl
     assert gradient.abs().amin() > 0
 
 
-def test_the_parts_of_a_large_volume_agree_with_the_whole_of_it(cfg):
-    segmenter = Segmenter(cfg, nn.Conv3d(1, 3, 1), PLAN, CPU)
+def test_the_parts_of_a_large_volume_agree_with_the_whole_of_it(volume_cfg):
+    segmenter = Segmenter(volume_cfg, nn.Conv3d(1, 3, 1), PLAN, CPU)
     image = torch.rand(1, 1, 50, 24, 20)
     with torch.no_grad():
         expected = segmenter.network((image.clamp(0.1, 0.9) - 0.5) / 0.2)
@@ -124,13 +119,13 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_refused_in_one_sentence_and_nothing_is_written(name, cfg):
+def test_bad_input_is_refused_in_one_sentence_and_nothing_is_written(name, volume_cfg):
     damage, sentence = BAD[name]
-    damage(cfg.data)
+    damage(volume_cfg.data)
     with pytest.raises(UserError, match=sentence) as found:
-        train_volumes(cfg)
+        train_volumes(volume_cfg)
     assert "\n" not in str(found.value)
-    assert not cfg.home.exists()
+    assert not volume_cfg.home.exists()
 
 
 def test_files_are_told_by_their_names_without_ending(volume_cfg, capsys):
