@@ -218,22 +218,21 @@ def checked(**dice):
     return check(cfg, {1: {"baseline": found}}, "baseline")
 
 
-def test_attacks_that_work_are_not_called_masked():
-    assert checked(noise=0.79, apgd_ce_tenth=0.35, apgd_ce=0.3, square=0.5) == []
-
-
 @pytest.mark.parametrize(
     ("dice", "sentence"),
     [
+        ({"noise": 0.79, "apgd_ce_tenth": 0.35, "apgd_ce": 0.3, "square": 0.5}, None),
         ({"noise": 0.79, "square": 0.2}, "Square, which uses no gradient, leaves a Dice of 0.200"),
         ({"noise": 0.79, "apgd_ce_tenth": 0.2}, "a tenth of the steps leaves a Dice of 0.200"),
         ({"noise": 0.5}, "random noise alone lowers Dice from 0.800 to 0.500"),
     ],
 )
 def test_what_speaks_against_the_attacks_is_said(dice, sentence):
-    (said,) = checked(**dice)
-    assert sentence in said
-    assert ("gradients are masked" in said) == ("noise" not in sentence)
+    found = checked(**dice)
+    assert len(found) == (sentence is not None)
+    for said in found:
+        assert sentence in said
+        assert ("gradients are masked" in said) == ("noise" not in sentence)
 
 
 def test_an_image_is_fooled_below_half_of_the_mean_clean_dice():

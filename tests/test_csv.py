@@ -41,26 +41,18 @@ def save(request, tmp_path):
     return write
 
 
-def test_patients_are_read_from_any_spreadsheet(save):
+def test_every_table_of_a_user_is_read_from_any_spreadsheet(save, tmp_path):
     path = save([[" IMG_NAME", "Patient "], [f"{NFC}.png", "Jäger"], ["b_1", "p, 2"]], quote='"')
     cfg = dataclasses.replace(TINY, patients=str(path))
     assert patients_of(cfg, [f"{NFC}_0.png", "b_1_3.png"]) == ["Jäger", "p, 2"]
-
-
-def test_a_fold_list_is_read_from_any_spreadsheet(save):
     rows = [["", "Img_Name", "OBJ_TAG"], ["0", f"{NFC}_0.png", "train"], ["1", "b_0.png", " test"]]
     there = {f"{NFC}_0.png", "b_0.png"}
     assert read_list(save(rows), there, set()) == ([f"{NFC}_0.png"], ["b_0.png"])
-
-
-def test_image_labels_are_read_from_any_spreadsheet(save):
-    rows = [["img_name", "Split", "Höhle", ""], [NFC, "train", "1", ""], ["b", "test", "0", ""]]
+    rows = [["Höhle ", " PATIENT", "Split", "Img_Name", ""]]
+    rows += [[" 1", "x ", " train ", f"{NFC} ", ""], ["0", " y", "test", "b", ""]]
     found = read_image_labels(save(rows))
-    assert (found.names, found.given, found.classes) == ([NFC, "b"], ["train", "test"], ("Höhle",))
-    assert found.labels.tolist() == [[1], [0]]
-
-
-def test_the_official_split_is_read_from_any_spreadsheet(save, tmp_path):
+    assert (found.names, found.patients, found.classes) == ([NFC, "b"], ["x", "y"], ("Höhle",))
+    assert (found.given, found.labels.tolist()) == (["train", "test"], [[1], [0]])
     save([["Filename", " source", "SPLIT"], [NFC, "a", "2"], ["b.1", "a", "3"]], "info.csv")
     assert read_official(tmp_path, [f"{NFC}_0.png", "b.1_0.png"]) == {NFC: 2, "b.1": 3}
 

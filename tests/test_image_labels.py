@@ -63,15 +63,6 @@ def test_a_label_between_0_and_1_is_a_share_that_only_unet_takes(tmp_path):
                 read(dataclasses.replace(cfg, method=method))
 
 
-def test_spaces_capitals_and_the_order_of_columns_do_not_matter(tmp_path):
-    text = "﻿Cat , PATIENT,Split, Img_Name\n 1,x , train ,a.png \n0, y,test,b.png\n"
-    found = read_image_labels(write(tmp_path, text))
-    assert found.classes == ("Cat",)
-    assert (found.names, found.patients) == (["a.png", "b.png"], ["x", "y"])
-    assert found.given == ["train", "test"]
-    assert found.labels.tolist() == [[1], [0]]
-
-
 @pytest.mark.parametrize(
     ("text", "problem"),
     [

@@ -77,18 +77,21 @@ def test_a_wrong_file_is_named_with_what_is_wrong(tiny, change, message):
     assert made == {"region_0.png", "region_2.png"}  # one bad label does not cost the others
 
 
-@pytest.mark.parametrize("data", [b"", b"no mat file", None])
-def test_a_damaged_file_is_named(tiny, data):
+HEAD_7_3 = (b"MATLAB 7.3 MAT-file, Platform: GLNXA64".ljust(124) + b"\x00\x02IM").ljust(512, b"\0")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        *((data, "is not a readable .mat file") for data in (b"", b"no mat file", None)),
+        (
+            HEAD_7_3 + b"\x89HDF\r\n\x1a\n" + bytes(99),
+            r"is a .mat file of version 7.3.*`s = load.*'-struct', 's', '-v7'\)`",
+        ),
+    ],
+)
+def test_a_damaged_file_or_one_of_matlab_7_3_is_named(tiny, data, message):
     path = tiny.workspace / "Labels" / "region_1.mat"
     path.write_bytes(path.read_bytes()[:300] if data is None else data)
-    with pytest.raises(UserError, match=r"region_1.mat is not a readable .mat file"):
-        generate_semantic_labels(tiny)
-
-
-def test_a_file_of_matlab_7_3_is_named_with_what_to_run(tiny):
-    path = tiny.workspace / "Labels" / "region_1.mat"
-    head = b"MATLAB 7.3 MAT-file, Platform: GLNXA64".ljust(124) + b"\x00\x02IM"
-    path.write_bytes(head.ljust(512, b"\0") + b"\x89HDF\r\n\x1a\n" + bytes(99))
-    message = r"region_1.mat is a .mat file of version 7.3.*`s = load.*'-struct', 's', '-v7'\)`"
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=f"region_1.mat {message}"):
         generate_semantic_labels(tiny)

@@ -80,7 +80,7 @@ def test_files_of_the_ood_set_fit_together(ran):
         assert set(run["scores"]) >= set(NAMES)
 
 
-def test_a_ranking_or_estimate_of_an_older_baseline_is_not_used(ran):
+def test_a_ranking_or_estimate_of_an_older_baseline_is_not_used(ran, quick_report):
     ran = dataclasses.replace(ran, epochs=1, folds=(1,))
     train(ran)
     with pytest.raises(UserError, match=r"run `python rank_prune_ood.py .*--folds 1 .*` first"):
@@ -90,7 +90,7 @@ def test_a_ranking_or_estimate_of_an_older_baseline_is_not_used(ran):
         train_ood(ran)
 
 
-def test_the_baseline_can_be_tested_before_med_ood_is_trained(report):
+def test_the_baseline_can_be_tested_before_med_ood_is_trained(report, quick_report):
     cfg, out = report
     for fold in cfg.folds:
         shutil.rmtree(model_folder(cfg, fold, ood=True))

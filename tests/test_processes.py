@@ -60,11 +60,9 @@ def both(tmp_path_factory):
         # one name for both folders, as files hold it
         workspace = tmp_path_factory.mktemp(f"of_{count}") / "run"
         draw_regions(workspace)
-        cfg = dataclasses.replace(TINY, workspace=workspace, folds=(1,), select="val")
         # Adam turns rounding into whole steps where a gradient is next to nothing: small ones
-        cfg = dataclasses.replace(
-            cfg, encoder="tu-test_resnet", batch_norm=False, batch_size=6, lr=1e-5
-        )
+        own = {"batch_norm": False, "batch_size": 6, "lr": 1e-5, "select": "val"}
+        cfg = dataclasses.replace(TINY, workspace=workspace, folds=(1,), **own)
         if count == 1:
             torch.set_num_threads(1)
             with quick_reports():  # the names of its files are compared, no picture

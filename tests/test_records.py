@@ -107,7 +107,7 @@ def test_a_record_that_cannot_be_read_does_not_make_a_product_the_users(tmp_path
         assert is_kept(tmp_path / product, MADE_FROM)
 
 
-def test_med_ood_is_not_trained_on_a_ranking_that_was_touched(ran, capsys):
+def test_med_ood_is_not_trained_on_a_ranking_that_was_touched(ran, quick_report, capsys):
     cfg = dataclasses.replace(ran, folds=(1,))
     path, made = ranking_path(cfg, 1), ranking_path(cfg, 1).read_bytes()
     changed = touch(path, "reordered")

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
-from medood.evaluation.scores import RegionCounts, Tally
-from medood.evaluation.statistics import Difference, paired_differences, pool
+from medood.evaluation.scores import RegionCounts
+from medood.evaluation.statistics import paired_differences, pool
 from medood.evaluation.tables import interval_over
 from tests.conftest import TINY
+from tests.test_scores import one_hot, tally_of
 
 NAMES = TINY.class_names
 
@@ -22,12 +22,6 @@ def region_counts(missed, regions=None, patches=1):
     names = regions or [f"region_{i}" for i in range(len(missed))]
     paper = patches * (1 - np.array(missed))
     return RegionCounts(names, patches * matrix, paper, paper, np.full(len(missed), patches))
-
-
-def tally_of(truth, prediction):
-    tally = Tally(len(truth), 7)
-    tally.add(slice(None), F.one_hot(prediction, 7).permute(0, 3, 1, 2).float(), truth)
-    return tally
 
 
 def test_two_regions_by_hand():
@@ -59,12 +53,8 @@ def test_the_difference_is_that_of_the_printed_scores():
     tests = []
     for _ in range(2):  # folds
         truth = torch.randint(0, 6, (5, 8, 8), generator=generator)
-        tests.append(
-            [
-                tally_of(truth, torch.where(torch.rand(5, 8, 8, generator=generator) < p, truth, 0))
-                for p in (0.7, 0.4)
-            ]
-        )
+        is_kept = [torch.rand(5, 8, 8, generator=generator) < share for share in (0.7, 0.4)]
+        tests.append([tally_of(truth, one_hot(torch.where(kept, truth, 0))) for kept in is_kept])
     both = ([pair[i].by_region(regions) for pair in tests] for i in (0, 1))
     gains = paired_differences(*both, NAMES)
     scores = [[tally.scores() for tally in pair] for pair in tests]
@@ -81,6 +71,7 @@ def test_a_single_region_gives_no_interval():
     gain = paired_differences([region_counts([0.5])], [region_counts([0.3])], NAMES)["fg_to_bg"]
     assert gain.mean == pytest.approx(0.2)
     assert np.isnan([gain.low, gain.high]).all()
+    assert gain.includes_zero  # what is undefined is not a gain
     assert gain.text() == "20.0 (no interval)"
     assert gain.plain() == {"mean": pytest.approx(0.2), "low": None, "high": None}
 
@@ -111,10 +102,6 @@ def test_trainings_that_differ_by_chance_seldom_look_like_a_gain():
         ours, theirs = ([region_counts(run) for run in of] for of in missed)
         claims += not paired_differences(ours, theirs, NAMES)["fg_to_bg"].includes_zero
     assert claims <= 5  # 5 % would be 1.5; drawing regions alone claims a gain in most
-
-
-def test_what_is_undefined_for_zero_is_not_a_gain():
-    assert Difference(0.1, np.nan, np.nan).includes_zero
 
 
 def test_an_interval_says_over_how_many_units_and_that_few_are_too_few():

@@ -88,8 +88,8 @@ def test_a_study_runs_from_raw_data_to_its_table_and_figure(workspace, study):
     assert len(rows) == len({row["arm"] for row in rows}) == arms
 
 
+@pytest.mark.usefixtures("quick_report")
 def test_what_main_trained_is_not_trained_again_nor_by_another_study(report, capsys):
-    """The baseline of every study is that of main.py."""
     cfg, folder = report
     for what, arms in (("figure4", ["baseline", "Med-OoD"]), ("table2", ["pct 0"])):
         cfg = settings(paper.PaperConfig, cfg.workspace, what=what, epochs=2, pcts=(0.4,))
@@ -257,6 +257,7 @@ def test_controls_run_to_their_tables_and_figure(workspace):
     assert 0 < float(rows["+ silhouettes moved"]["moved"]) <= 1
 
 
+@pytest.mark.usefixtures("quick_report")
 def test_finished_trainings_are_files_that_need_no_network(workspace, tmp_path, capsys):
     changed = {"results": tmp_path, "seeds": 1, "arms": ("Med-OoD", "+ duplicated ID")}
     cfg = settings(controls.ControlsConfig, workspace, **changed)

@@ -12,7 +12,7 @@ from medood.attacks.square import soft_dice_loss
 from medood.attacks.together import by_name
 from medood.data.images import write_png
 from medood.data.labels import UNSURE
-from medood.evaluation.scores import Tally, all_background, confusion, paper_iou_dice
+from medood.evaluation.scores import all_background, confusion, paper_iou_dice
 from medood.evaluation.testing import score_networks
 from medood.models.network import build_model
 from medood.training.augmentation import augment, draw_augmentation
@@ -20,6 +20,7 @@ from medood.training.losses import EPS, SMOOTH, segmentation_loss
 from robust.attack import with_sure_pixels
 from tests.small_networks import some_images, some_network
 from tests.test_losses import logits_for
+from tests.test_scores import one_hot, tally_of
 
 U = UNSURE
 
@@ -108,23 +109,13 @@ def test_the_papers_scores_are_those_of_a_smaller_patch():
     assert dice.tolist() == [2 * 2 / (3 + 3), 0]
 
 
-def one_hot(predicted, classes=3):
-    return torch.nn.functional.one_hot(predicted, classes).permute(0, 3, 1, 2).float()
-
-
-def tally_of(truth, probability):
-    tally = Tally(len(truth), probability.shape[1])
-    tally.add(slice(None), probability, truth)
-    return tally
-
-
 def test_every_score_is_that_of_the_sure_pixels_and_patches():
     generator = torch.Generator().manual_seed(0)
     truth, predicted = torch.randint(0, 3, (2, 4, 6, 6), generator=generator)
-    expected = tally_of(truth[:3, :, :4], one_hot(predicted[:3, :, :4]))
+    expected = tally_of(truth[:3, :, :4], one_hot(predicted[:3, :, :4], 3))
     truth[:, :, 4:] = U
     truth[3] = U  # no patch
-    found = tally_of(truth, one_hot(predicted))
+    found = tally_of(truth, one_hot(predicted, 3))
     assert found.scores() == expected.scores()
     assert found.patchwise_iou() == expected.patchwise_iou()
     assert found.by_region(list("aabb")).patches.tolist() == [2, 1]
