@@ -9,8 +9,6 @@ Writes  HardOoD/<fold>_<model>_pct.json                     the share, its pnr, 
 
 import math
 from collections.abc import Iterable
-from functools import partial
-from pathlib import Path
 
 import numpy as np
 
@@ -21,7 +19,7 @@ from medood.data.images import read_mask
 from medood.data.labels import UNSURE, is_foreground
 from medood.data.ood_set import read_hard_oods
 from medood.data.records import write_own_record
-from medood.data.workspace import data_name, id_files, pct_path
+from medood.data.workspace import Pair, data_name, id_files, pct_path
 from medood.processes import on_main
 from medood.runs.command_line import run
 from medood.runs.products import ESTIMATE, FOLD, PATCH_MASKS, RANKING
@@ -39,22 +37,16 @@ def count_samples(foreground: Iterable[int], pixels: int | list[int]) -> tuple[i
     return int((counts > 0).sum()), int((counts < np.array(pixels)).sum())
 
 
-def pixels_of(cfg: Config, names: Iterable[str]) -> tuple[list[int], list[int]]:
-    """Return how many pixels of each ID patch are foreground, and how many are sure."""
-    count = partial(count_pixels, classes=len(cfg.class_names))
-    pairs = in_threads(count, [mask for _, mask in id_files(cfg.workspace, names)], "masks")
-    return [foreground for foreground, _ in pairs], [sure for _, sure in pairs]
+def pixels_of(cfg: Config, files: Iterable[Pair]) -> tuple[list[int], list[int]]:
+    """Return how many pixels of each mask are foreground, and how many are sure."""
+    classes = len(cfg.class_names)
 
+    def count(pair: Pair) -> tuple[int, int]:
+        mask = read_mask(pair[1], classes)
+        return np.count_nonzero(is_foreground(mask)), np.count_nonzero(mask != UNSURE)
 
-def count_pixels(path: Path, classes: int) -> tuple[int, int]:
-    """Return how many pixels of the mask in a file are foreground, and how many are sure."""
-    mask = read_mask(path, classes)
-    return np.count_nonzero(is_foreground(mask)), np.count_nonzero(mask != UNSURE)
-
-
-def foreground_of(cfg: Config, names: Iterable[str]) -> list[int]:
-    """Return how many pixels of each ID patch are foreground."""
-    return pixels_of(cfg, names)[0]
+    counts = in_threads(count, files, "masks")
+    return [foreground for foreground, _ in counts], [sure for _, sure in counts]
 
 
 def pnr(positives: int, negatives: int, ood_patches: int) -> float:
@@ -91,7 +83,7 @@ def estimate_pct(cfg: Config = CONFIG) -> None:
             continue
         names = read_fold(cfg, fold).train
         available = len(read_hard_oods(cfg, fold))
-        positives, negatives = count_samples(*pixels_of(cfg, names))
+        positives, negatives = count_samples(*pixels_of(cfg, id_files(cfg.workspace, names)))
         if not positives:
             raise UserError(f"fold {fold}: no training mask contains a nucleus: check Mask_Patchs")
         best, rows = choose_pct(positives, negatives, available, cfg.pct_grid, cfg.pnr_opt)

@@ -32,7 +32,7 @@ from bench.common import (
 )
 from bench.plain import Plain
 from config import settings
-from estimate_pct import choose_pct, count_samples, foreground_of
+from estimate_pct import choose_pct, count_samples, pixels_of
 from generate_patches import generate_patches
 from generate_semantic_labels import generate_semantic_labels
 from generate_unfiltered_oods import generate_unfiltered_oods
@@ -142,7 +142,7 @@ def compare_search(cfg: BenchConfig, figures: Figures, names: list[str]) -> None
         return oracles.choose_pct(masks, available, cfg.pct_grid, cfg.pnr_opt)
 
     def search() -> float:
-        samples = count_samples(foreground_of(many, names), cfg.patch_size**2)
+        samples = count_samples(*pixels_of(many, id_files(many.workspace, names)))
         return choose_pct(*samples, available, cfg.pct_grid, cfg.pnr_opt)[0]["pct"]
 
     assert search() == reference(), "the estimates of pct differ"

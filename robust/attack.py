@@ -103,7 +103,8 @@ def with_free(
 
 def with_sure_pixels(cfg: Config, names: list[str]) -> list[str]:
     """Return the patches with a sure pixel; UserError if there is none."""
-    known = [name for name, sure in zip(names, pixels_of(cfg, names)[1], strict=True) if sure]
+    counts = pixels_of(cfg, id_files(cfg.workspace, names))[1]
+    known = [name for name, sure in zip(names, counts, strict=True) if sure]
     if not known:
         raise UserError("every pixel of the test patches is unsure: check Mask_Patchs")
     return known

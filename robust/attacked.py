@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from estimate_pct import foreground_of
+from estimate_pct import pixels_of
 from medood.attacks import measuring
 from medood.attacks.measuring import CLEAN, GREEDY, Condition, Counts, Trial
 from medood.attacks.minimal import smallest_change
@@ -140,7 +140,8 @@ def try_fold(
     """
     tried = ", ".join(dict.fromkeys(name for _, name in trial.conditions[1:]))
     print(f"fold {fold}: {' and '.join(folders)} on {len(names)} test patches: {tried}")
-    foreground = dict(zip(names, foreground_of(cfg, names), strict=True))
+    foreground, _ = pixels_of(cfg, id_files(cfg.workspace, names))
+    foreground = dict(zip(names, foreground, strict=True))
     names = sorted(names, key=lambda name: -foreground[name])
     patches = load_patches(id_files(cfg.workspace, names), cfg.patch_size, len(cfg.class_names))
     every = _objects(cfg, names, patches.masks.numpy())

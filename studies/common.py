@@ -168,7 +168,7 @@ def mine(cfg: StudyConfig, fold: int, files: tuple[Pair, ...]) -> tuple[list[Pai
 @functools.cache
 def count_id(cfg: Config, names: tuple[str, ...]) -> tuple[int, int]:
     """Return the numbers of positives and negatives among ID patches."""
-    return count_samples(*pixels_of(cfg, names))
+    return count_samples(*pixels_of(cfg, id_files(cfg.workspace, names)))
 
 
 def made(cfg: StudyConfig, name: str, made_from: dict, fill: Callable[[Path], object]) -> Path:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from estimate_pct import choose_pct, count_samples, foreground_of, pnr
+from estimate_pct import choose_pct, count_samples, pixels_of, pnr
 from rank_prune_ood import rank_and_prune
 from tests import oracles
 
@@ -59,7 +59,7 @@ def test_a_tie_goes_to_the_smaller_share():
 
 def test_the_estimate_equals_a_search_that_reads_every_mask_again(patched):
     paths = sorted((patched.workspace / "Mask_Patchs").glob("*.png"))
-    foreground = foreground_of(patched, [path.name for path in paths])
+    foreground, _ = pixels_of(patched, [(path, path) for path in paths])
     positives, negatives = count_samples(foreground, patched.patch_size**2)
     for available in (5, 17, 30):
         best, _ = choose_pct(positives, negatives, available, GRID, 0.65)

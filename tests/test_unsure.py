@@ -139,8 +139,9 @@ def test_only_sure_pixels_make_a_patch_positive_or_negative(own):
     generate_patches(own)
     names = [f"a_{k}.png" for k in range(4)]
     # a patch has 1024 pixels, of which the unsure column takes 48, 48, all and 16
-    assert pixels_of(own, names) == ([36, 0, 0, 36], [976, 976, 0, 1008])
-    assert count_samples(*pixels_of(own, names)) == (2, 3)
+    counts = pixels_of(own, id_files(own.workspace, names))
+    assert counts == ([36, 0, 0, 36], [976, 976, 0, 1008])
+    assert count_samples(*counts) == (2, 3)
 
 
 IMAGE = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3) * 10

@@ -15,14 +15,13 @@ With `teacher` a network also learns from its own moving average: see weak/teach
 """
 
 import sys
-from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from config import Config, UserError
-from estimate_pct import choose_pct, count_pixels, count_samples
-from medood.data.files import fingerprint, in_threads
+from estimate_pct import choose_pct, count_samples, pixels_of
+from medood.data.files import fingerprint
 from medood.data.workspace import Pair, weights_of
 from medood.runs.command_line import run
 from medood.runs.products import network_made_from
@@ -121,7 +120,7 @@ def training_files(cfg: SegmentationConfig, fold: int) -> tuple[list[Pair], list
 def has_masks(cfg: SegmentationConfig, fold: int) -> bool:
     """Say whether any mask of a fold contains a class: otherwise there is nothing to learn."""
     positives, _ = training_files(cfg, fold)
-    return any(count for count, _ in count_files(cfg, positives))
+    return any(pixels_of(cfg, positives)[0])
 
 
 def mine(
@@ -134,19 +133,13 @@ def mine(
     rows = rank_files(cfg, network, negatives, f"fold {fold}: mining")
     of_name = {image.name: (image, mask) for image, mask in negatives}
     hard = [of_name[row[1]] for row in rows if row[-1]]
-    counts = count_samples(*zip(*count_files(cfg, positives), strict=True))
+    counts = count_samples(*pixels_of(cfg, positives))
     best, _ = choose_pct(*counts, len(hard), cfg.pct_grid, cfg.pnr_opt)
     print(
         f"fold {fold}: {len(hard)} of {len(negatives)} negatives fool the network; pct"
         f" {best['pct']:g}, {best['ood_patches']} of them, changes the pnr to {best['pnr']:.3f}"
     )
     return hard[: best["ood_patches"]]
-
-
-def count_files(cfg: Config, files: list[Pair]) -> list[tuple[int, int]]:
-    """Return how many pixels of each image's mask have a class, and how many are sure."""
-    count = partial(count_pixels, classes=len(cfg.class_names))
-    return in_threads(count, [mask for _, mask in files])
 
 
 if __name__ == "__main__":
