@@ -21,7 +21,7 @@ from medood.data.records import BadFiles, refuse_bad
 from medood.data.workspace import NUCLEI_COLUMNS, NUCLEI_LIST, region_labels
 from medood.processes import on_main
 from medood.runs.command_line import run
-from medood.runs.jobs import each_result
+from medood.runs.jobs import for_each
 from medood.runs.products import CLASS_MASKS
 from medood.runs.provenance import making
 
@@ -84,7 +84,7 @@ def generate_semantic_labels(cfg: Data = CONFIG) -> None:
             return
         (out,) = folders
         jobs = [(path, cfg, out) for path in labels]
-        nuclei = list(chain.from_iterable(each_result(convert, jobs, cfg, "class masks", bad)))
+        nuclei = list(chain.from_iterable(for_each(convert, jobs, cfg, "class masks", bad)))
         write_text(out / NUCLEI_LIST, csv_text(NUCLEI_COLUMNS, nuclei))
         if not nuclei:
             raise UserError(f"{labels[0].parent}: {no_nucleus(cfg)}")

@@ -24,14 +24,7 @@ T = TypeVar("T")
 def for_each(
     step: Callable[..., T], jobs: Sequence[tuple], cfg: Config, task: str, bad: BadFiles
 ) -> list[T]:
-    """Return the results of step(path, ...) for each of `jobs`: see `each_result`."""
-    return list(each_result(step, jobs, cfg, task, bad))
-
-
-def each_result(
-    step: Callable[..., T], jobs: Sequence[tuple], cfg: Config, task: str, bad: BadFiles
-) -> Iterator[T]:
-    """Yield the results of step(path, ...) for each of `jobs`, in their order.
+    """Return the results of step(path, ...) for each of `jobs`, in their order.
 
     The jobs run in threads or, with `dask_scheduler`, on the workers of a cluster. A job that ends
     in a UserError gives no result and stops no other: its message is put into `bad`. Raises
@@ -44,7 +37,7 @@ def each_result(
         except UserError as error:
             return error
 
-    count = 0
+    found = []
     with dask_cluster(cfg) if cfg.dask_scheduler else nullcontext():
         # threads end with their process, and reading, converting and writing images release the
         # GIL; a worker of dask may finish its image later, in a folder that stays unused
@@ -58,10 +51,10 @@ def each_result(
                     reason = reason.replace(str(path.absolute()), str(path))
                 bad[name_of(job[0])] = reason
             else:
-                count += 1
-                yield result
-    if not count:
+                found.append(result)
+    if not found:
         raise listed(bad, "correct them")
+    return found
 
 
 def _absolute(item: object) -> object:
