@@ -18,6 +18,7 @@ ground truth, until the ratio of positive to negative volumes is nearest to pnr_
 from __future__ import annotations
 
 import json
+import statistics
 import sys
 from dataclasses import replace
 from functools import partial
@@ -60,7 +61,7 @@ def train_fold(
     """Train the network of a fold on its cases, unless it exists and is current."""
     from robust.volume_oods import add_oods
     from robust.volume_training import train_segmenter
-    from robust.volumes import make_plan, median_spacing, on_disk, read_volume, resample
+    from robust.volumes import make_plan, on_disk, read_volume, resample
 
     clean = clean_of(cfg, fold)
     if clean:
@@ -71,7 +72,7 @@ def train_fold(
     if is_kept(folder, made_from):
         return
     with timed(cfg.home, f"training {folder.name}"):
-        spacing = median_spacing(spacings)
+        spacing = tuple(map(statistics.median, zip(*spacings, strict=True)))
         cfg.home.mkdir(parents=True, exist_ok=True)
         # on the disk: all of them may not fit into memory
         with TemporaryDirectory(prefix=f".{folder.name}_", dir=cfg.home) as aside:

@@ -6,7 +6,6 @@ change of the volume itself, measured in shares of its range.
 """
 
 import json
-from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -226,11 +225,6 @@ class Plan(NamedTuple):
     patch: tuple[int, int, int]  # voxels
     strides: tuple[Stride, Stride, Stride]  # of the lattice
     statistics: list[list[float]]  # of each channel's foreground: low, high, mean, deviation
-
-
-def median_spacing(spacings: Iterable[Spacing]) -> Spacing:
-    """Return the spacing to which volumes are resampled, from their own."""
-    return tuple(np.median(list(spacings), axis=0).tolist())
 
 
 def make_plan(volumes: list[Volume], classes: int) -> Plan:

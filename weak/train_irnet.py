@@ -127,10 +127,10 @@ class IRNetTraining(Training):
 
     def step(self, batch: Tensor, flips: Tensor) -> Losses:
         """Take a step on some of the images."""
-        inputs = _mirrored(self.images[batch], flips, 2).to(self.device)
+        inputs = _mirrored(self.images[batch], flips).to(self.device)
         with torch.no_grad():
             features = self.encoder(inputs)
-        labels = _mirrored(self.labels[batch], flips, 2).to(self.device)
+        labels = _mirrored(self.labels[batch], flips).to(self.device)
         logits = self.model(features, labels.shape[1:])
         loss = affinity_loss(logits, pairs(labels, TRAINING_RADIUS), TRAINING_RADIUS)
         self.optimiser.zero_grad()
@@ -140,10 +140,10 @@ class IRNetTraining(Training):
         return {"loss": loss.detach()}
 
 
-def _mirrored(values: Tensor, flips: Tensor, axis: int) -> Tensor:
-    """Return values (N, ...) with those that `flips`, bool (N,), names mirrored along an axis."""
+def _mirrored(values: Tensor, flips: Tensor) -> Tensor:
+    """Return values (N, P, P, ...) with those that `flips`, bool (N,), names mirrored."""
     flips = flips.view(-1, *[1] * (values.dim() - 1)).to(values.device)
-    return torch.where(flips, values.flip(axis), values)
+    return torch.where(flips, values.flip(2), values)
 
 
 if __name__ == "__main__":

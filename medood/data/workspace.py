@@ -143,7 +143,7 @@ def fold_path(workspace: Path, fold: int) -> Path:
 def id_files(workspace: Path, names: Sequence[str]) -> list[Pair]:
     """Return image and mask path of each ID patch, by its plain name."""
     images, masks = (
-        _files_of(workspace / folder, names) for folder in ("Image_Patchs", "Mask_Patchs")
+        files_in(workspace / folder, names) for folder in ("Image_Patchs", "Mask_Patchs")
     )
     return list(zip(images, masks, strict=True))
 
@@ -153,18 +153,13 @@ def ood_files(workspace: Path, names: Sequence[str]) -> list[Pair]:
 
     It was cut from the ID set or, as its name says, is one of ood_source.
     """
-    own = dict(zip(names, _files_of(workspace / "OoD_Patchs", names), strict=True))
+    own = dict(zip(names, files_in(workspace / "OoD_Patchs", names), strict=True))
     folder = workspace / "OoD_Source_Patchs"
     own |= {name: folder / name for name in names if name.startswith(SOURCE_PREFIX)}
     return [(own[name], None) for name in names]
 
 
-def instance_files(workspace: Path, names: Sequence[str]) -> list[Path]:
-    """Return the path of the nuclei of each ID patch, by its plain name."""
-    return _files_of(workspace / "Instance_Patchs", names)
-
-
-def _files_of(folder: Path, names: Sequence[str]) -> list[Path]:
+def files_in(folder: Path, names: Sequence[str]) -> list[Path]:
     """Return the paths of the patches with some plain names in a folder, existing or not."""
     there = by_name(pngs(folder))
     return [there.get(name, folder / name) for name in names]

@@ -30,7 +30,7 @@ from medood.data.labels import is_foreground
 from medood.data.names import by_name, stem_of
 from medood.data.patients import patients_of, region_of
 from medood.data.records import record_of, refuse_unusable
-from medood.data.workspace import has_instances, instance_files
+from medood.data.workspace import files_in, has_instances
 from medood.predicting.nuclei import MIN_AREA, MIN_DISTANCE, Nuclei, nuclei_of
 from medood.runs.products import INSTANCE_PATCHES
 
@@ -161,7 +161,7 @@ def read_instances(cfg: Config, names: list[str], masks: np.ndarray) -> np.ndarr
         require_side(path, numbers, cfg.patch_size)
         return numbers
 
-    files = instance_files(cfg.workspace, names)
+    files = files_in(cfg.workspace / "Instance_Patchs", names)
     instances = np.array(in_threads(read, files, "reading nuclei"))
     wrong = ((instances > 0) != is_foreground(masks)).any((1, 2))
     if wrong.any():

@@ -83,7 +83,7 @@ def nucleus_scores(counts: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def _weighted(weight: np.ndarray, counts: np.ndarray) -> np.ndarray:
+def weighted(weight: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Return counts (R, ...) summed over regions with weights (B, R), (B, ...)."""
     # as floats, which are exact up to 2^53: products of integers take far longer
     return np.tensordot(weight, counts.astype(float), 1)
@@ -130,12 +130,12 @@ class RegionCounts:
         """
         patches = weight @ self.patches
         scores = {
-            **scores_of(_weighted(weight, self.confusion)),
+            **scores_of(weighted(weight, self.confusion)),
             "miou_paper": ratio(weight @ self.iou_paper, patches),
             "dsc_paper": ratio(weight @ self.dice_paper, patches),
         }
         if self.nuclei is not None:
-            scores |= nucleus_scores(_weighted(weight, self.nuclei))
+            scores |= nucleus_scores(weighted(weight, self.nuclei))
         if self.ranked is not None:
             # a few tests at a time: the bins of all would take half a gigabyte
             starts = range(0, len(weight), AT_A_TIME)
@@ -145,12 +145,12 @@ class RegionCounts:
 
     def _of_ranks(self, weight: np.ndarray, against: RegionCounts | None) -> dict[str, np.ndarray]:
         """Return the scores without a threshold of B tests, (B,) each: see `scores`."""
-        ranked = _weighted(weight, self.ranked)
+        ranked = weighted(weight, self.ranked)
         scores = {"ap": average_precision(ranked), "auroc": auroc(ranked)}
         scores["ece"] = calibration_error(ranked, self.starts)
         if against is None:
             return scores
-        at = scores_of(_weighted(weight, against.confusion))
+        at = scores_of(weighted(weight, against.confusion))
         missed, false = curve(ranked)
         return {
             **scores,

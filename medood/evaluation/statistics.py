@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from medood.evaluation.scores import RegionCounts
+from medood.evaluation.scores import RegionCounts, weighted
 from medood.evaluation.tables import BY_CLASS
 from medood.pixels import scores_of
 
@@ -112,16 +112,11 @@ def mean_difference(
     for (of_test, *first), (_, *second) in zip(ours, theirs, strict=True):
         of_rows = weight[:, np.searchsorted(regions, of_test)]
         means = [
-            np.mean([scores_of(_sum(of_rows, matrices))["miou"] for matrices in counts], 0)
+            np.mean([scores_of(weighted(of_rows, matrices))["miou"] for matrices in counts], 0)
             for (counts,) in (first, second)
         ]
         gains.append(means[0] - means[1])
     return _interval(np.stack(gains), tests, len(regions))
-
-
-def _sum(weight: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Return the counts (n, ...) summed with weights (B, n), (B, ...)."""
-    return np.tensordot(weight, counts.astype(float), 1)
 
 
 def _drawn(regions: int, tests: int) -> tuple[np.ndarray, np.ndarray]:
