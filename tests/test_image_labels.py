@@ -19,7 +19,7 @@ from weak.image_labels import (
     with_classes,
     with_lesion,
 )
-from weak.label_patches import classes_in, label_patches, learnable
+from weak.label_patches import label_patches, learnable
 from weak.settings import ImagesConfig, SegmentationConfig
 
 PLAIN = "img_name,cat,dog\na.png,0,1\nb.png,1,1\nc.png,0,0\n"
@@ -179,12 +179,6 @@ def test_shuffled_labels_are_the_same_rows_dealt_among_the_training_images_alone
     assert dealt.labels.tolist() == shuffled(labels, [0, 1, 2, 3, 5, 6], seed=1).labels.tolist()
     assert labels.labels is rows  # left as they were
     assert rows[3].tolist() == [0, 1, 1]
-
-
-def test_one_pixel_holds_a_class_and_an_unsure_one_none():
-    mask = np.array([[0, 3], [255, 1]], np.uint8)
-    assert classes_in(mask, 4).tolist() == [1, 0, 1, 0]
-    assert classes_in(np.full((2, 2), 255, np.uint8), 2).tolist() == [0, 0]
 
 
 def test_classes_that_no_patch_or_every_patch_holds_are_left_out(capsys):

@@ -1,6 +1,6 @@
 """Images, arrays of them and weights, as the steps of weak/ pass them on, and pictures."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import compress
 from pathlib import Path
 from typing import TypeVar
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from config import Config
 from medood.data.dataset import load_patches
@@ -16,6 +17,7 @@ from medood.data.files import reading
 from medood.data.images import read_mask
 from medood.data.workspace import data_name
 from medood.evaluation import figures
+from medood.models.inference import batch_size
 
 T = TypeVar("T")
 
@@ -23,6 +25,12 @@ T = TypeVar("T")
 def load_images(cfg: Config, paths: list[Path]) -> Tensor:
     """Return images of one size, RGB uint8 (N, P, P, 3)."""
     return load_patches([(path, None) for path in paths], cfg.image_size, 1).images
+
+
+def on_device(images: Tensor, device: torch.device, task: str) -> Iterator[Tensor]:
+    """Yield images, RGB uint8 (N, P, P, 3), some at a time: floats (n, 3, P, P) on a device."""
+    for part in tqdm(images.split(batch_size(device)), task, leave=False, disable=None):
+        yield part.to(device).permute(0, 3, 1, 2).float()
 
 
 def read_masks(cfg: Config, folder: Path, paths: list[Path]) -> Tensor:

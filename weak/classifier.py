@@ -18,10 +18,8 @@ import torch
 import torch.nn.functional as F
 from scipy.stats import mannwhitneyu
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from config import Config, UserError
-from medood.models.inference import batch_size
 from medood.models.network import Normalise, autocast, build_model, exact, for_training
 from medood.training.augmentation import augment, draw_augmentation
 from medood.training.batches import (
@@ -32,7 +30,7 @@ from medood.training.batches import (
     stream_seed,
 )
 from medood.training.protocol import Losses, Training
-from weak.arrays import load_weights
+from weak.arrays import load_weights, on_device
 from weak.output_stride import PROBE, grid_shifts, set_output_stride
 from weak.settings import ClassifierConfig
 
@@ -276,9 +274,8 @@ def contrast_loss(maps: Tensor, labels: Tensor) -> Tensor:
 def logits_of(cfg: Config, classifier: nn.Module, images: Tensor, device: torch.device) -> Tensor:
     """Return the logits, float32 (N, C) on the CPU, of RGB uint8 images (N, P, P, 3)."""
     normalise = Normalise(cfg.encoder).to(device)
-    parts = tqdm(images.split(batch_size(device)), "  classifying", leave=False, disable=None)
-    found = [classifier(normalise(part.to(device).permute(0, 3, 1, 2).float())) for part in parts]
-    return torch.cat(found).cpu()
+    parts = on_device(images, device, "  classifying")
+    return torch.cat([classifier(normalise(part)) for part in parts]).cpu()
 
 
 def image_scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, list[float | None]]:

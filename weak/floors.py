@@ -13,8 +13,8 @@ from torch import Tensor
 
 from config import Config
 from medood.data.files import in_threads
-from medood.models.inference import batch_size
-from medood.models.network import Normalise, build_model, pick_device
+from medood.models.network import Normalise, build_model
+from weak.arrays import on_device
 from weak.maps import threshold_of
 
 BLUR = 1.5 / 64  # of an image's side
@@ -60,10 +60,8 @@ def strangeness(cfg: Config, images: Tensor, healthy: list[int]) -> Tensor:
     """
     torch.manual_seed(cfg.seed)  # of weights at random, if it has no others
     encoder, normalise = build_model(cfg).encoder.eval(), Normalise(cfg.encoder)
-    parts = [
-        encoder(normalise(part.permute(0, 3, 1, 2).float()))
-        for part in images.split(batch_size(pick_device("cpu")))
-    ]
+    cpu = torch.device("cpu")
+    parts = [encoder(normalise(part)) for part in on_device(images, cpu, "  strangeness")]
     side = images.shape[1] // STRIDE
     levels = [torch.cat(of_level) for of_level in zip(*parts, strict=True)][1:LEVELS]
     found = torch.cat([F.interpolate(x, (side, side), mode="bilinear") for x in levels], 1)

@@ -11,12 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
-from tqdm import tqdm
 
 from config import Config
-from medood.models.inference import batch_size
 from medood.models.network import Normalise, build_model
-from weak.arrays import load_weights
+from weak.arrays import load_weights, on_device
 from weak.pooled import maps_by, pooled
 from weak.settings import TransferConfig
 
@@ -124,10 +122,9 @@ def heal(generator: Generator, images: Tensor, device: torch.device) -> Healed:
 
     The mask is float32 (N, P, P) in 0..1. images: RGB uint8 (N, P, P, 3).
     """
-    parts = tqdm(images.split(batch_size(device)), "  making healthy", leave=False, disable=None)
     found = []
-    for part in parts:
-        healed = generator(scaled(part.to(device).permute(0, 3, 1, 2).float()))
+    for part in on_device(images, device, "  making healthy"):
+        healed = generator(scaled(part))
         after = ((healed.image + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
         found.append((after.permute(0, 2, 3, 1).cpu(), healed.mask[:, 0].cpu()))
     return Healed(*(torch.cat(part) for part in zip(*found, strict=True)))
@@ -137,8 +134,8 @@ def heal(generator: Generator, images: Tensor, device: torch.device) -> Healed:
 def flipped(generator: Generator, sees: Sees, images: Tensor, device: torch.device) -> float:
     """Return the share of the images seen to hold the lesion that are not once they are healed."""
     before, after = [], []
-    for part in images.split(batch_size(device)):
-        batch = scaled(part.to(device).permute(0, 3, 1, 2).float())
+    for part in on_device(images, device, "  flipping"):
+        batch = scaled(part)
         before.append(sees(batch).cpu() > 0)
         after.append(sees(generator(batch).image).cpu() > 0)
     seen, still = torch.cat(before).numpy(), torch.cat(after).numpy()

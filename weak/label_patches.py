@@ -17,24 +17,14 @@ import numpy as np
 from config import CONFIG, Config, UserError
 from medood.data import records
 from medood.data.files import csv_text, fingerprint
-from medood.data.images import UNSURE, read_mask
 from medood.data.names import name_of
 from medood.data.patients import patients_of
 from medood.data.workspace import list_patch_pairs
+from medood.evaluation.tables import count_classes
 from medood.processes import on_main
 from medood.runs.command_line import run
-from medood.runs.jobs import for_each
 from medood.runs.products import PATCH_MASKS, PATCHES, of_patients
 from medood.runs.provenance import require
-
-
-def classes_in(mask: np.ndarray, classes: int) -> np.ndarray:
-    """Return which of `classes` classes, from 1, have a pixel in a mask, uint8 (classes,).
-
-    An unsure pixel has no class.
-    """
-    counts = np.bincount(mask[mask != UNSURE], minlength=classes + 1)
-    return (counts[1 : classes + 1] > 0).astype(np.uint8)
 
 
 def learnable(labels: np.ndarray, names: list[str]) -> list[int]:
@@ -56,11 +46,6 @@ def learnable(labels: np.ndarray, names: list[str]) -> list[int]:
     return kept
 
 
-def read_classes(path: Path, cfg: Config) -> np.ndarray:
-    """Return which classes a patch has, from the file of its mask."""
-    return classes_in(read_mask(path, len(cfg.class_names)), len(cfg.classes))
-
-
 @on_main
 def label_patches(cfg: Config = CONFIG) -> None:
     """Write image_labels.csv of the patches, unless it exists and is current or user-supplied."""
@@ -69,13 +54,11 @@ def label_patches(cfg: Config = CONFIG) -> None:
     names = [name for name, _ in cfg.classes]
     path = cfg.workspace / "image_labels.csv"
     record = {"settings": {"classes": names}, "inputs": fingerprint(masks)}
-    record |= of_patients(cfg, [*map(name_of, images)])
+    patches = [*map(name_of, images)]
+    record |= of_patients(cfg, patches)
     if records.is_kept(path, record):
         return
-    bad: records.BadFiles = {}
-    labels = np.array(for_each(read_classes, [(mask, cfg) for mask in masks], cfg, "labels", bad))
-    records.refuse_bad(bad, cfg.skip_bad_files)
-    patches = [name for name in map(name_of, images) if name not in bad]
+    labels = (count_classes(cfg, patches)[:, 1:] > 0).astype(np.uint8)
     kept = learnable(labels, names)
     header = ["img_name", "patient", *(names[index] for index in kept)]
     whose = patients_of(cfg, patches)

@@ -12,11 +12,10 @@ from collections.abc import Container, Iterable, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from medood.data.labels import BACKGROUND, UNSURE
-from medood.models.inference import batch_size
 from medood.models.network import Normalise, autocast, exact
+from weak.arrays import on_device
 from weak.classifier import Classifier, Kind
 from weak.settings import MapsConfig
 
@@ -114,8 +113,8 @@ def maps_of(
     """
     normalise, precision = Normalise(cfg.encoder).to(device), autocast(cfg.precision, device)
     found: dict[str, list[Tensor]] = defaultdict(list)
-    for part in tqdm(images.split(batch_size(device)), "maps", leave=False, disable=None):
-        batch = normalise(part.to(device).permute(0, 3, 1, 2).float())
+    for part in on_device(images, device, "maps"):
+        batch = normalise(part)
         size = [side // MAP_STRIDE for side in batch.shape[2:]]
         of_batch: dict[str, list[Tensor]] = defaultdict(list)
         for classifier in classifiers["plain"]:

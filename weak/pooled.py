@@ -21,11 +21,9 @@ import torch
 import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter, gaussian_filter1d
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from medood.data.files import in_threads
 from medood.data.labels import BACKGROUND
-from medood.models.inference import batch_size
 from medood.models.network import (
     Normalise,
     autocast,
@@ -36,6 +34,7 @@ from medood.models.network import (
 )
 from medood.training.augmentation import RANDOM, parameters_of
 from medood.training.batches import INITIALISATION, stream_seed
+from weak.arrays import on_device
 from weak.classifier import EMPTY, ImagesTraining, kinds_of, load_classifiers, logits_of
 from weak.settings import ClassifierConfig
 
@@ -153,11 +152,9 @@ def seen_by(
     They are the mean over networks, of the image and its mirror image.
     """
     normalise, precision = Normalise(cfg.encoder).to(device), autocast(cfg.precision, device)
-    parts = tqdm(images.split(batch_size(device)), "  classifying", leave=False, disable=None)
     maps, logits = [], []
-    for part in parts:
-        batch = normalise(part.to(device).permute(0, 3, 1, 2).float())
-        found = []
+    for part in on_device(images, device, "  classifying"):
+        batch, found = normalise(part), []
         for network in networks:
             with precision, exact(cfg.precision):
                 found += [maps_by(network, batch), maps_by(network, batch.flip(3)).flip(3)]

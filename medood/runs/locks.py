@@ -5,7 +5,6 @@ them, however it ends. Some network drives do not support them: a run on such a 
 """
 
 import errno
-import functools
 import os
 import shutil
 import socket
@@ -17,6 +16,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from config import UserError
+from medood.processes import say_once
 
 LOCKS = ".locks"
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -30,6 +30,7 @@ def locked(folder: Path, names: Iterable[str]) -> Iterator[None]:
     support locks, it says so once, and locks nothing.
     """
     is_new = not folder.exists()
+    holder = f"{Path(sys.argv[0]).name}, process {os.getpid()} on {socket.gethostname()}"
     try:
         with ExitStack() as stack:
             for name in names:
@@ -42,23 +43,15 @@ def locked(folder: Path, names: Iterable[str]) -> Iterator[None]:
                 except (NotImplementedError, OSError) as error:
                     if getattr(error, "errno", errno.ENOSYS) not in NO_LOCKS:
                         raise
-                    _say_no_locks(folder, str(error))
+                    say_once(
+                        f"{folder}: this disk has no file locks ({error}): start no second run"
+                    )
                 with suppress(OSError):  # Windows lets no one write to a locked file
-                    path.write_text(_this_run(), "utf-8")
+                    path.write_text(holder, "utf-8")
             yield
     finally:
         if is_new and [path.name for path in folder.glob("*")] == [LOCKS]:
             shutil.rmtree(folder)  # the run wrote nothing
-
-
-@functools.cache
-def _say_no_locks(folder: Path, reason: str) -> None:
-    print(f"{folder}: this disk has no file locks ({reason}): start no second run")
-
-
-def _this_run() -> str:
-    """Return the description of this run in its locks."""
-    return f"{Path(sys.argv[0]).name}, process {os.getpid()} on {socket.gethostname()}"
 
 
 def _taken(path: Path) -> UserError:

@@ -207,10 +207,6 @@ def _in(folder: str) -> Callable[[Config, int], Path]:
     return lambda cfg, _: cfg.workspace / folder
 
 
-def _list(cfg: Config, fold: int) -> Path:
-    return workspace.fold_path(cfg.workspace, fold)
-
-
 def _network(ood: bool) -> Callable[[Config, int], Path]:
     return lambda cfg, fold: workspace.model_folder(cfg, fold, ood)
 
@@ -236,7 +232,8 @@ INSTANCE_PATCHES = Product(
     behind=(CLASS_MASKS,),
 )
 FOLD = Product(
-    *("fold", _list, ("split", "seed"), _of_patch_names, _CUTTING),
+    *("fold", lambda cfg, fold: workspace.fold_path(cfg.workspace, fold), ("split", "seed")),
+    *(_of_patch_names, _CUTTING),
     behind=(PATCHES, PATCH_MASKS),
 )
 OOD_PATCHES = Product(
