@@ -60,7 +60,9 @@ def corruption_table(
     for network in networks:
         folds = [of_fold[network] for of_fold in scores.values()]
         firsts = [of_fold[networks[0]] for of_fold in scores.values()]
-        means = {k: [_mean(of_fold[k], score) for of_fold in folds] for k in ("clean", *kinds)}
+        means = {
+            k: [_values(of_fold[k], score).mean() for of_fold in folds] for k in ("clean", *kinds)
+        }
         every = [float(np.mean([means[kind][i] for kind in kinds])) for i in range(len(folds))]
         errors = [mean_errors(*pair, score) for pair in zip(folds, firsts, strict=True)]
         cells = [spread(values) for values in (*means.values(), every, *zip(*errors, strict=True))]
@@ -68,10 +70,6 @@ def corruption_table(
         rows.append([label(network), *cells, *map(spread, under)])
     header = ["network", "clean", *kinds, "mean", "mCE", "relative mCE"]
     return [*header, *(f"worst case, {eps}/255" for eps in worst)], rows
-
-
-def _mean(of_kind: dict, score: str) -> float:
-    return float(_values(of_kind, score).mean())
 
 
 def _values(of_kind: dict, score: str) -> np.ndarray:

@@ -9,14 +9,16 @@ also draws from these, one fewer than there are. The interval of a single pair o
 out chance between trainings: it is valid for these two networks only.
 """
 
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
 from medood.evaluation.scores import RegionCounts, weighted
 from medood.evaluation.tables import BY_CLASS
-from medood.pixels import scores_of
+from medood.pixels import ratio, scores_of
 
 RESAMPLES = 2000
 LEVEL = 95  # percent
@@ -63,23 +65,16 @@ def paired_differences(
     over all i. The resampling has a fixed seed: same counts, same result.
     Raises ValueError if a pair was tested on different patches.
     """
-    regions = sorted({region for counts in ours for region in counts.regions})
-    weight, tests = _drawn(len(regions), len(ours))
+    weights, interval = _resampled([counts.regions for counts in ours])
     differences: dict[str, list[np.ndarray]] = {}
-    for one, other in zip(ours, theirs, strict=True):
+    for one, other, weight in zip(ours, theirs, weights, strict=True):
         if one.regions != other.regions or (one.patches != other.patches).any():
             raise ValueError("the two networks were tested on different patches")
-        of_test = weight[:, np.searchsorted(regions, one.regions)]
         # the rates are matched to those of the second network, in each resample
-        first, second = (
-            _by_name(counts.scores(of_test, other), classes) for counts in (one, other)
-        )
+        first, second = (_by_name(counts.scores(weight, other), classes) for counts in (one, other))
         for name in first:
             differences.setdefault(name, []).append(first[name] - second[name])
-    return {
-        name: _interval(np.stack(values), tests, len(regions))
-        for name, values in differences.items()
-    }
+    return {name: interval(np.stack(values)) for name, values in differences.items()}
 
 
 def shares(tests: list[tuple[list[str], np.ndarray, np.ndarray]]) -> list[Difference]:
@@ -88,14 +83,12 @@ def shares(tests: list[tuple[list[str], np.ndarray, np.ndarray]]) -> list[Differ
     tests: of each test the region of its rows, (n,), and what is summed over them: the wholes and
     the parts, (n, B) each. Regions and tests are drawn as in paired_differences.
     """
-    regions = sorted({region for of_test, _, _ in tests for region in of_test})
-    weight, drawn = _drawn(len(regions), len(tests))
+    weights, interval = _resampled([regions for regions, *_ in tests])
     found = []
-    for of_test, *counts in tests:
-        place = np.searchsorted(regions, of_test)
-        whole, part = (weight[:, place] @ each.astype(float) for each in counts)
-        found.append(np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0))
-    return [_interval(values, drawn, len(regions)) for values in np.stack(found).transpose(2, 0, 1)]
+    for (_, *counts), weight in zip(tests, weights, strict=True):
+        whole, part = (weight @ each.astype(float) for each in counts)
+        found.append(ratio(part, whole))
+    return [interval(values) for values in np.stack(found).transpose(2, 0, 1)]
 
 
 def mean_difference(
@@ -106,29 +99,32 @@ def mean_difference(
     ours[i] and theirs[i]: of one test the region of each row, (n,), and pixel counts of two
     networks, (K, n, C, C). Regions and tests are drawn as in paired_differences.
     """
-    regions = sorted({region for of_test, _ in ours for region in of_test})
-    weight, tests = _drawn(len(regions), len(ours))
+    weights, interval = _resampled([regions for regions, _ in ours])
     gains = []
-    for (of_test, *first), (_, *second) in zip(ours, theirs, strict=True):
-        of_rows = weight[:, np.searchsorted(regions, of_test)]
+    for (_, first), (_, second), weight in zip(ours, theirs, weights, strict=True):
         means = [
-            np.mean([scores_of(weighted(of_rows, matrices))["miou"] for matrices in counts], 0)
-            for (counts,) in (first, second)
+            np.mean([scores_of(weighted(weight, matrices))["miou"] for matrices in counts], 0)
+            for counts in (first, second)
         ]
         gains.append(means[0] - means[1])
-    return _interval(np.stack(gains), tests, len(regions))
+    return interval(np.stack(gains))
 
 
-def _drawn(regions: int, tests: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return how often each region counts, (1 + B, R), and the tests of each resample, (D, B).
+def _resampled(
+    tests: list[list[str]],
+) -> tuple[Iterator[np.ndarray], Callable[[np.ndarray], Difference]]:
+    """Return of each test how often its rows count, (1 + B, n), and what gives the interval.
 
-    Row 0 of the first is the data as it is.
+    Row 0 is the data as it is. tests: of each test the region of its rows, (n,).
     """
-    rng = np.random.default_rng(0)
-    drawn = rng.multinomial(regions, [1 / regions] * regions, size=RESAMPLES)
+    regions = sorted({region for of_test in tests for region in of_test})
+    count, rng = len(regions), np.random.default_rng(0)
+    drawn = rng.multinomial(count, [1 / count] * count, size=RESAMPLES)
     # one fewer than there are: with few, as many would vary too little (Rao and Wu, 1988)
-    of_tests = rng.integers(tests, size=(max(1, tests - 1), RESAMPLES))
-    return np.vstack([np.ones(regions), drawn]), of_tests
+    of_tests = rng.integers(len(tests), size=(max(1, len(tests) - 1), RESAMPLES))
+    every = np.vstack([np.ones(count), drawn])
+    weights = (every[:, np.searchsorted(regions, of_test)] for of_test in tests)
+    return weights, partial(_interval, tests=of_tests, regions=count)
 
 
 def _by_name(scores: dict[str, np.ndarray], classes: tuple[str, ...]) -> dict[str, np.ndarray]:
