@@ -19,23 +19,10 @@ import numpy as np
 from config import CONFIG, Data, UserError
 from medood.check import look_at_patches
 from medood.data import records, workspace
-from medood.data.files import (
-    csv_text,
-    fingerprint,
-    pngs,
-    read_rows,
-    write_json,
-    write_text,
-)
+from medood.data.files import csv_text, fingerprint, pngs, read_rows, write_json, write_text
 from medood.data.folds import PARTS, held_out, patches_there, read_list
 from medood.data.grid import patch_of, tile
-from medood.data.images import (
-    image_size,
-    read_image,
-    read_mask,
-    require_match,
-    write_png,
-)
+from medood.data.images import image_size, read_image, read_mask, require_match, write_png
 from medood.data.labels import read_label
 from medood.data.names import by_name, name_of, stem_of
 from medood.data.patients import region_of

@@ -22,14 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench.common import (
-    Figures,
-    MeasureConfig,
-    interleave,
-    link,
-    rate_reached,
-    synthetic_lizard,
-)
+from bench.common import Figures, MeasureConfig, interleave, link, rate_reached, synthetic_lizard
 from bench.plain import Plain
 from config import settings
 from estimate_pct import choose_pct, count_samples, pixels_of

@@ -16,23 +16,12 @@ import numpy as np
 from config import Config, Data, UserError
 from medood.data.files import pngs
 from medood.data.folds import PARTS, held_out, read_list
-from medood.data.images import (
-    look_at_pair,
-    read_image,
-    require_match,
-    whole_patches,
-)
+from medood.data.images import look_at_pair, read_image, require_match, whole_patches
 from medood.data.labels import UNSURE_ID, no_nucleus, read_region_label
 from medood.data.names import by_name, name_of, stem_of
 from medood.data.patients import patients_of, region_of
 from medood.data.records import BadFiles, record_of
-from medood.data.workspace import (
-    fold_path,
-    id_files,
-    list_images,
-    region_images,
-    region_labels,
-)
+from medood.data.workspace import fold_path, id_files, list_images, region_images, region_labels
 from medood.runs.jobs import for_each
 from medood.runs.products import PRODUCTS
 from medood.runs.provenance import survey

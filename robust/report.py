@@ -17,16 +17,7 @@ from medood.evaluation.report import robust_folder, write_section
 from medood.evaluation.scores import RegionCounts
 from medood.evaluation.statistics import Difference, paired_differences, pool
 from medood.evaluation.tables import interval_over, spread
-from robust.attacked import (
-    ATTACKS,
-    CHANGES,
-    CORRUPTIONS,
-    TENTH,
-    Attacked,
-    Found,
-    attacks_of,
-    label,
-)
+from robust.attacked import ATTACKS, CHANGES, CORRUPTIONS, TENTH, Attacked, Found, attacks_of, label
 from robust.by_change import ABOUT as OF_CHANGES
 from robust.by_change import change_table, changes_of
 from robust.by_corruption import ABOUT as OF_CORRUPTIONS

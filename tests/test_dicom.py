@@ -6,12 +6,7 @@ import cv2
 import numpy as np
 import pydicom
 import pytest
-from pydicom.uid import (
-    ExplicitVRLittleEndian,
-    JPEG2000Lossless,
-    JPEGBaseline8Bit,
-    JPEGLSLossless,
-)
+from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGBaseline8Bit, JPEGLSLossless
 
 from config import UserError
 from medood.data.images import to_bytes, write_png

@@ -24,12 +24,7 @@ from robust.train_volumes import train_volumes
 from robust.volume_oods import remove_foreground
 from robust.volume_scores import count_volumes, summarise, volume_scores
 from robust.volume_training import VolumeLoader, VolumeTrainer, learning_rate
-from robust.volumes import (
-    Segmenter,
-    build_network,
-    read_task,
-    split_cases,
-)
+from robust.volumes import Segmenter, build_network, read_task, split_cases
 from tests.conftest import printed_in, run_program
 from tests.small_volumes import CPU, PLAN, rewrite, training_volumes, volume_of
 

@@ -22,13 +22,7 @@ from torch import Tensor, nn
 from config import Config, UserError
 from medood.models.network import Normalise, autocast, build_model, exact, for_training
 from medood.training.augmentation import augment, draw_augmentation
-from medood.training.batches import (
-    AUGMENTATION,
-    INITIALISATION,
-    balanced,
-    batches,
-    stream_seed,
-)
+from medood.training.batches import AUGMENTATION, INITIALISATION, balanced, batches, stream_seed
 from medood.training.protocol import Losses, Training
 from weak.arrays import load_weights, on_device
 from weak.output_stride import PROBE, grid_shifts, set_output_stride

@@ -32,14 +32,7 @@ from weak.classifier import kinds_of, load_classifiers
 from weak.image_labels import for_maps
 from weak.maps import areas, maps_of, normalised
 from weak.pooled import seen_by
-from weak.products import (
-    MAPS,
-    classifier_folder,
-    fold_labels,
-    image_paths,
-    make_folds,
-    maps_folder,
-)
+from weak.products import MAPS, classifier_folder, fold_labels, image_paths, make_folds, maps_folder
 from weak.settings import IRNetConfig, MapsConfig
 
 HELD, AREAS = "held.csv", "areas.json"

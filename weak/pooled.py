@@ -24,14 +24,7 @@ from torch import Tensor, nn
 
 from medood.data.files import in_threads
 from medood.data.labels import BACKGROUND
-from medood.models.network import (
-    Normalise,
-    autocast,
-    build_model,
-    exact,
-    for_training,
-    pick_device,
-)
+from medood.models.network import Normalise, autocast, build_model, exact, for_training, pick_device
 from medood.training.augmentation import RANDOM, parameters_of
 from medood.training.batches import INITIALISATION, stream_seed
 from weak.arrays import on_device

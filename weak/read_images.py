@@ -15,12 +15,7 @@ import numpy as np
 
 from config import UserError
 from medood.data.headers import refuse_huge
-from medood.data.images import (
-    IMAGE_ENDINGS,
-    read_bytes,
-    read_image,
-    to_bytes,
-)
+from medood.data.images import IMAGE_ENDINGS, read_bytes, read_image, to_bytes
 from medood.data.names import name_of
 from medood.processes import say_once
 from weak.image_labels import ImageLabels

@@ -29,14 +29,7 @@ from medood.runs.provenance import require
 from medood.training.segmentation import Trainer, train_fold
 from rank_prune_ood import rank_files
 from weak.image_labels import for_classifier, with_lesion
-from weak.products import (
-    IMAGES,
-    domains,
-    fold_labels,
-    image_paths,
-    masks_folder,
-    masks_product,
-)
+from weak.products import IMAGES, domains, fold_labels, image_paths, masks_folder, masks_product
 from weak.settings import SegmentationConfig
 from weak.teacher import MeanTeacher
 from weak.trust import without_least_trusted

@@ -13,14 +13,7 @@ from medood.data.names import name_of
 from medood.data.workspace import Pair, list_images
 from medood.runs.products import Product
 from medood.runs.provenance import making
-from weak.products import (
-    IMAGES,
-    SIZES,
-    images_folder,
-    labels_there,
-    png_of,
-    sizes_of,
-)
+from weak.products import IMAGES, SIZES, images_folder, labels_there, png_of, sizes_of
 from weak.read_images import squared, stem_of
 from weak.settings import ImagesConfig
 

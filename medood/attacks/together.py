@@ -10,14 +10,7 @@ from torch import Tensor
 from medood import UserError
 from medood.attacks.ascent import SEA_LOSSES, apgd, cospgd, pgd, segpgd
 from medood.attacks.fab import fab
-from medood.attacks.iterates import (
-    Best,
-    Bound,
-    Model,
-    bounded,
-    image_dice,
-    own_generators,
-)
+from medood.attacks.iterates import Best, Bound, Model, bounded, image_dice, own_generators
 from medood.attacks.square import square
 
 Attack = Callable[..., Tensor]

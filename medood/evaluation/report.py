@@ -33,25 +33,13 @@ from medood.data.folds import Fold
 from medood.data.labels import BACKGROUND_COLOUR
 from medood.data.ood_set import read_estimate
 from medood.data.records import record_of
-from medood.data.workspace import (
-    data_name,
-    id_files,
-    model_folder,
-    ranking_path,
-    weights_of,
-)
+from medood.data.workspace import data_name, id_files, model_folder, ranking_path, weights_of
 from medood.evaluation import figures
 from medood.evaluation.model_card import TEMPLATES
 from medood.evaluation.page import write_page
 from medood.evaluation.ranking import calibration, curve
 from medood.evaluation.statistics import Difference, paired_differences, pool
-from medood.evaluation.tables import (
-    LABELS,
-    SCORES,
-    describe_data,
-    interval_over,
-    score_table,
-)
+from medood.evaluation.tables import LABELS, SCORES, describe_data, interval_over, score_table
 from medood.evaluation.testing import Tested
 from medood.markdown import markdown
 
