@@ -20,9 +20,9 @@ import numpy as np
 
 from config import Config, UserError
 from medood.commands import ROOT, command
-from medood.data.files import TIMES, digest, read_json, read_table, write_json
+from medood.data.files import digest, read_json, write_json
 from medood.data.folds import read_fold
-from medood.evaluation.report import machine
+from medood.evaluation.report import machine, read_times
 from medood.evaluation.scores import RegionCounts
 from medood.models.checkpoints import versions
 from medood.runs.products import TRAINING, settings_of
@@ -89,7 +89,7 @@ def write_result(path: Path, cfg: Config, result: Result) -> None:
         "commit": commit(),
         "machine": machine(),
         "versions": versions(),
-        "seconds": _seconds(cfg.workspace, result.folder.name),
+        "seconds": read_times(cfg.workspace).get(f"training {result.folder.name}"),
         **vars(result),
         "folder": result.folder.name,
         "counts": {"regions": counts.regions, "arrays": arrays},
@@ -104,14 +104,6 @@ def commit() -> str | None:
         return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def _seconds(workspace: Path, name: str) -> float | None:
-    """Return the training time of a network of the studies; None if unknown."""
-    path = workspace / TIMES
-    rows = read_table(path) if path.exists() else []
-    took = [row["seconds"] for row in rows if row["step"] == f"training {name}"]
-    return float(took[-1]) if took else None
 
 
 def _packed(values: np.ndarray) -> dict:

@@ -138,7 +138,7 @@ def targets(cfg: Config) -> dict[str, list[tuple[Path, Reader, int]]]:
             (ranking_path(cfg, 1), lambda: read_hard_oods(cfg, 1), 4),
             (nuclei[0], lambda: list(nuclei_of_patches(work / "Semantic_Labels", 32)), 3),
             (nuclei[1], lambda: _nuclei_of_patches(cfg, []), 2),
-            (work / "times.csv", lambda: read_times(work, cfg.model_name), 1),
+            (work / "times.csv", lambda: read_times(work), 1),
             (model / "log.csv", lambda: _read_log(model), 1),
             (model / "trained_on.txt", lambda: seen_in_training(model), 1),
         ],

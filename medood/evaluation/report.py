@@ -129,15 +129,14 @@ def more_steps(pairs: list[tuple[dict, dict]]) -> float | None:
         return None
 
 
-def read_times(workspace: Path, model_name: str) -> list[tuple[str, float]]:
-    """Return the last time of each step of this network, in seconds."""
+def read_times(workspace: Path) -> dict[str, float]:
+    """Return the last time of each step, in seconds."""
     path = workspace / TIMES
     last = {}
     for row in read_table(path) if path.exists() else []:
         with suppress(KeyError, TypeError, ValueError):  # a spreadsheet may have damaged a line
             last[row["step"]] = float(row["seconds"])
-    ending = (f"_{model_name}", f"_{model_name}_ood")
-    return [(s, seconds) for s, seconds in last.items() if "_" not in s or s.endswith(ending)]
+    return last
 
 
 def machine() -> str:
@@ -320,6 +319,8 @@ def write_report(found: Comparison) -> None:
     data = data_name(cfg.workspace)
     regions = {name for test in tests.values() for name in test.counts["all_background"].regions}
     interval = interval_over(len(regions), cfg.unit)
+    of_network = f"_{cfg.model_name}", f"_{cfg.model_name}_ood"
+    steps = read_times(cfg.workspace).items()
     title = TEMPLATES.get_template("title.txt").render(found=found, data=data, interval=interval)
     body = TEMPLATES.get_template("report.html").render(
         found=found,
@@ -339,7 +340,7 @@ def write_report(found: Comparison) -> None:
         subject=subject,
         robustness=read_section(out, subject),
         pictures=pictures_of_oods(found),
-        times=read_times(cfg.workspace, cfg.model_name),
+        times=[step for step in steps if "_" not in step[0] or step[0].endswith(of_network)],
         machine=machine(),
     )
     (out / "differences.json").unlink(missing_ok=True)  # of an earlier test of two networks

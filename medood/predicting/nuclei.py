@@ -40,7 +40,9 @@ class Nucleus:
     @cached_property
     def border(self) -> np.ndarray:
         """Column and row of each of its outermost pixels, int (K, 2)."""
-        return border(self.pixels) + (self.left, self.top)
+        pixels = self.pixels.astype(np.uint8)
+        contours, _ = cv2.findContours(pixels, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+        return np.concatenate(contours)[:, 0] + (self.left, self.top)
 
 
 def separate(component: np.ndarray, min_distance: float) -> np.ndarray:
@@ -76,13 +78,6 @@ def outline(nucleus: np.ndarray) -> np.ndarray:
         corners = line
     # minus the frame, from a pixel's centre to its corner
     return np.concatenate([corners, corners[:1]])[:, 0] - 0.5
-
-
-def border(nucleus: np.ndarray) -> np.ndarray:
-    """Return the outermost pixels of a nucleus, bool (H, W), as columns and rows, int (K, 2)."""
-    pixels = nucleus.astype(np.uint8)
-    contours, _ = cv2.findContours(pixels, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    return np.concatenate(contours)[:, 0]
 
 
 class NucleusFinder:
