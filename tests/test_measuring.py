@@ -121,28 +121,22 @@ def test_a_run_that_was_stopped_goes_on_and_gives_the_same_table(tmp_path):
 
 def test_what_cannot_be_attacked_is_refused_in_one_sentence():
     model, images, target = trained()
-    with pytest.raises(UserError, match="in training mode: call model.eval"):
-        evaluate(nn.Conv2d(3, 3, 1), [(images, target)])
-    with pytest.raises(UserError, match="has no batch: it must give pairs of images and targets"):
-        evaluate(model, [])
-    with pytest.raises(UserError, match=r"images of torch.uint8 \(8, 3, 20, 20\) and targets"):
-        evaluate(model, [(images.byte(), target)])
-    with pytest.raises(UserError, match=r"targets \(8, 20, 19\): it must give float32"):
-        evaluate(model, [(images, target[..., 1:])])
-    with pytest.raises(UserError, match="attack 'deepfool' is unknown: name one of sea, noise"):
-        evaluate(model, [(images, target)], attacks="deepfool")
-    with pytest.raises(UserError, match="eps = 8 to 8: it must be between 0 and the range"):
-        evaluate(model, [(images, target)], 8, "noise")
-    with pytest.raises(UserError, match=r"class 3, and the model has 3 \(0 to 2\): correct it"):
-        evaluate(model, [(images, target), (images, torch.full_like(target, 3))])
-    with pytest.raises(UserError, match=r"gives a tensor \(8, 1, 20, 20\) for images \(8, 3, 20"):
-        evaluate(nn.Conv2d(3, 1, 1).eval(), [(images, target)])
-    with pytest.raises(UserError, match="the model gives dict for images"):
-        evaluate(lambda batch: {"out": model(batch)}, [(images, target)])
-    with pytest.raises(UserError, match="the loader gives dict: it must give pairs of tensors"):
-        evaluate(model, [{"image": images, "label": target}])
-    with pytest.raises(UserError, match="the loader gives tuple of 3: it must give pairs"):
-        evaluate(model, [(images, target, target)])
+    good, three = [(images, target)], torch.full_like(target, 3)
+    for network, loader, options, said in (
+        (nn.Conv2d(3, 3, 1), good, {}, "in training mode: call model.eval"),
+        (model, [], {}, "has no batch: it must give pairs of images and targets"),
+        (model, [(images.byte(), target)], {}, r"of torch.uint8 \(8, 3, 20, 20\) and targets"),
+        (model, [(images, target[..., 1:])], {}, r"targets \(8, 20, 19\): it must give float32"),
+        (model, good, {"attacks": "deepfool"}, "attack 'deepfool' is unknown: name one of sea, no"),
+        (model, good, {"eps": 8}, "eps = 8 to 8: it must be between 0 and the range"),
+        (model, [*good, (images, three)], {}, r"class 3, and the model has 3 \(0 to 2\): correct"),
+        (nn.Conv2d(3, 1, 1).eval(), good, {}, r"a tensor \(8, 1, 20, 20\) for images \(8, 3, 20"),
+        (lambda batch: {"out": model(batch)}, good, {}, "the model gives dict for images"),
+        (model, [{"image": images}], {}, "the loader gives dict: it must give pairs of tensors"),
+        (model, [(images, target, target)], {}, "the loader gives tuple of 3: it must give pairs"),
+    ):
+        with pytest.raises(UserError, match=said):
+            evaluate(network, loader, **{"attacks": "noise"} | options)
 
 
 def test_an_attack_of_the_table_is_the_attack_itself():

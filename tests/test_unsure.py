@@ -127,14 +127,11 @@ def test_masks_of_0_and_255_without_mask_values_are_refused_with_the_cure(own):
     assert any(stop.startswith(message) for stop in check(own).stops)
 
 
-def test_unsure_pixels_make_a_patch_neither_positive_nor_negative():
+def test_only_sure_pixels_make_a_patch_positive_or_negative(own):
     #             both, foreground, background; foreground + unsure, background + unsure, unsure
     foreground = [1, 4, 0, 3, 0, 0]
     sure = [4, 4, 4, 3, 1, 0]
     assert count_samples(foreground, sure) == (3, 3)
-
-
-def test_only_sure_pixels_make_a_patch_positive_or_negative(own):
     generate_semantic_labels(own)
     generate_patches(own)
     names = [f"a_{k}.png" for k in range(4)]
