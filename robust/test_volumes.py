@@ -24,6 +24,7 @@ from medood.data.workspace import weights_of
 from medood.evaluation.tables import spread
 from medood.markdown import markdown
 from medood.runs.command_line import run
+from medood.runs.products import settings_of
 from robust.settings import TestVolumesConfig, TrainVolumesConfig
 from robust.train_volumes import again_of, model_folder, refuse_stale, trained_with
 
@@ -120,8 +121,7 @@ def test_fold(
 
     folder = model_folder(cfg, fold, network)
     made_from = {
-        "settings": {name: getattr(cfg, name) for name in DECIDING}
-        | {"attacks": list(cfg.attacks)},
+        "settings": settings_of(cfg, DECIDING),
         "network": fingerprint([folder / WEIGHTS]),
         "inputs": fingerprint(path for case in cases for path in (case.image, case.label)),
     }

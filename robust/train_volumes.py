@@ -17,7 +17,6 @@ ground truth, until the ratio of positive to negative volumes is nearest to pnr_
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 from dataclasses import replace
@@ -33,6 +32,7 @@ from medood.data.files import fingerprint, timed
 from medood.data.records import is_kept, record_of, refuse_unusable
 from medood.data.workspace import weights_of
 from medood.runs.command_line import run
+from medood.runs.products import settings_of
 from robust.settings import TrainVolumesConfig, VolumeConfig
 
 if TYPE_CHECKING:
@@ -131,9 +131,8 @@ def network_made_from(cfg: TrainVolumesConfig, fold: int, cases: list[Case]) -> 
     clean = clean_of(cfg, fold)
     weights = clean and weights_of(clean)
     names = DECIDING + OF_FREE * cfg.free + OF_OOD * cfg.ood
-    settings = {name: getattr(cfg, name) for name in names}
     return {
-        "settings": json.loads(json.dumps(settings)),  # JSON has lists for tuples
+        "settings": settings_of(cfg, names),
         "fold": fold,
         "axes": AXES,
         "inputs": fingerprint(path for case in cases for path in (case.image, case.label)),

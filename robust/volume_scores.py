@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from config import LIZARD
 from medood.attacks import measuring
-from medood.attacks.measuring import CLEAN, Condition, Counts, Trial
+from medood.attacks.measuring import CLEAN, Counts, Trial
 from medood.attacks.together import WORST, by_name, under_attacks
 from medood.evaluation.figures import draw_rows
 from medood.evaluation.objects import count_found, objects_of, wide_bins
@@ -179,7 +179,9 @@ def score_network(
 
         counts = count(cfg.attacked, trial, see, "attacked")
         names, counts = measuring.with_greedy(conditions, counts)
-        scores[f"{cfg.eps:g}"] = _by_name(names, counts, threshold)
+        scores[f"{cfg.eps:g}"] = {
+            name: summarise(counts, place, threshold) for place, (_, name) in enumerate(names)
+        }
         loss = (counts["dice"][0] - counts["dice"][names.index((bounds[0], WORST))]).tolist()
         slices = [
             Slices(f"{100 * lost:.1f} points of Dice\n{before.name}", lost, before, after)
@@ -193,11 +195,6 @@ def score_network(
             row = summarise(counts, place, threshold)
             corruptions.setdefault(kind, {})[f"{strength:g}"] = row
     return scores, corruptions, slices
-
-
-def _by_name(conditions: list[Condition], counts: Counts, threshold: float) -> dict[str, dict]:
-    names = (name for _, name in conditions)
-    return {name: summarise(counts, place, threshold) for place, name in enumerate(names)}
 
 
 # ---------------------------------------------------------------- pictures
