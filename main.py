@@ -34,15 +34,20 @@ class MainConfig(Config):
 def main(cfg: Config = CONFIG) -> None:
     """Run every step in order; products of the same settings and inputs are kept."""
     look(cfg)
-    if region_labels(cfg):
-        generate_semantic_labels(cfg)
-    generate_patches(cfg)
-    generate_unfiltered_oods(cfg)
+    prepare(cfg)
     train(cfg)
     rank_prune_ood(cfg)
     estimate_pct(cfg)
     train_ood(cfg)
     evaluate(cfg)
+
+
+def prepare(cfg: Config) -> None:
+    """Write patches, folds and OoD patches."""
+    if region_labels(cfg):
+        generate_semantic_labels(cfg)
+    generate_patches(cfg)
+    generate_unfiltered_oods(cfg)
 
 
 @on_main

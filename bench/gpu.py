@@ -24,6 +24,7 @@ from tyro.conf import Positional
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import main
 from bench.common import (
     Figures,
     MeasureConfig,
@@ -35,9 +36,6 @@ from bench.common import (
 )
 from bench.plain import Plain
 from config import Config, UserError, settings
-from generate_patches import generate_patches
-from generate_semantic_labels import generate_semantic_labels
-from generate_unfiltered_oods import generate_unfiltered_oods
 from medood.data.dataset import Patches, load_patches
 from medood.data.folds import read_fold
 from medood.data.ood_set import ood_candidates
@@ -101,8 +99,7 @@ def prepare(cfg: BenchConfig) -> None:
             for folder, path in (("Lizard_Images", image), ("Labels", label)):
                 (cfg.workspace / folder).mkdir(exist_ok=True)
                 link(path, cfg.workspace / folder / path.name)
-    for make in (generate_semantic_labels, generate_patches, generate_unfiltered_oods):
-        make(cfg)
+    main.prepare(cfg)
 
 
 def training_files(cfg: Config) -> list[Pair]:

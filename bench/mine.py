@@ -22,13 +22,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import main
 from bench.common import Figures, MeasureConfig, interleave, link, rate_reached, synthetic_lizard
 from bench.plain import Plain
 from config import settings
 from estimate_pct import choose_pct, count_samples, pixels_of
-from generate_patches import generate_patches
-from generate_semantic_labels import generate_semantic_labels
-from generate_unfiltered_oods import generate_unfiltered_oods
 from medood.data.dataset import load_patches
 from medood.data.files import pngs
 from medood.data.workspace import id_files, ood_files
@@ -63,8 +61,7 @@ def bench(cfg: BenchConfig) -> None:
     with tempfile.TemporaryDirectory() as name:
         cfg = replace(cfg, workspace=Path(name) / "lizard")
         synthetic_lizard(cfg.workspace, 4, cfg.sizes)
-        for step in (generate_semantic_labels, generate_patches, generate_unfiltered_oods):
-            step(cfg)
+        main.prepare(cfg)
         names = [path.name for path in pngs(cfg.workspace / "OoD_Patchs")]
         chosen = names[:: len(names) // cfg.patches][: cfg.patches]
         learned = Plain(cfg, id_files(cfg.workspace, chosen[::3]), device)

@@ -16,11 +16,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import main
 from bench.common import Figures, MeasureConfig, interleave, rate_reached, synthetic_lizard
 from bench.plain import Plain
 from config import Config, settings
-from generate_patches import generate_patches
-from generate_semantic_labels import generate_semantic_labels
 from medood.data.dataset import load_patches
 from medood.data.files import pngs
 from medood.data.workspace import id_files
@@ -69,8 +68,7 @@ def bench(cfg: BenchConfig) -> None:
     with tempfile.TemporaryDirectory() as name:
         cfg = replace(cfg, workspace=Path(name) / "lizard")
         synthetic_lizard(cfg.workspace, 1, cfg.sizes)
-        generate_semantic_labels(cfg)
-        generate_patches(cfg)
+        main.prepare(cfg)
         names = [path.name for path in pngs(cfg.workspace / "Image_Patchs")]
         files = id_files(cfg.workspace, names[: cfg.patches])
         plain, ours = Plain(cfg, files, device), Ours(cfg, files, device)

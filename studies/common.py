@@ -18,25 +18,16 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+import main
 from config import Config, Count, UserError, settings
 from estimate_pct import choose_pct, count_samples, pixels_of, pnr
-from generate_patches import generate_patches
-from generate_semantic_labels import generate_semantic_labels
-from generate_unfiltered_oods import generate_unfiltered_oods
 from medood.data.files import digest
 from medood.data.folds import read_fold
 from medood.data.names import name_of
 from medood.data.ood_set import ood_candidates
 from medood.data.patients import region_of
 from medood.data.records import fresh_folder, is_kept, record_of
-from medood.data.workspace import (
-    Pair,
-    id_files,
-    model_folder,
-    ood_files,
-    region_labels,
-    require_data,
-)
+from medood.data.workspace import Pair, id_files, model_folder, ood_files, require_data
 from medood.evaluation.testing import score_networks
 from medood.markdown import markdown
 from medood.models.network import build_model, pick_device
@@ -198,10 +189,7 @@ def prepare(cfg: StudyConfig, networks: Iterable[Config] = ()) -> None:
     pick_device(cfg.device)
     for network in networks or [cfg]:
         build_model(replace(network, encoder_weights="none") if cfg.plan else network)
-    if region_labels(cfg):
-        generate_semantic_labels(cfg)
-    generate_patches(cfg)
-    generate_unfiltered_oods(cfg)
+    main.prepare(cfg)
 
 
 def train_recipe(recipe: Recipe, fold: int) -> Path:
