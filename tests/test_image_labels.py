@@ -4,7 +4,6 @@ import dataclasses
 
 import numpy as np
 import pytest
-from conftest import TINY
 
 from config import LIZARD, UserError
 from medood.data.files import pngs, read_table
@@ -123,11 +122,8 @@ def test_classes_are_called_after_the_columns(tmp_path):
     assert cfg.classes == (("cat", LIZARD[0][1]), ("dog", LIZARD[1][1]))
     with pytest.raises(UserError, match="image_labels = None"):
         with_classes(ImagesConfig())
-
-
-def test_the_table_says_whose_each_image_is_and_not_the_setting(tmp_path):
-    cfg = ImagesConfig(image_labels=write(tmp_path, PLAIN), patients="(of_patches)_.*")
-    assert with_classes(cfg).patients is None
+    # the table says whose each image is, and not the setting
+    assert with_classes(dataclasses.replace(cfg, patients="(p)_.*")).patients is None
 
 
 def test_every_class_has_a_colour_of_its_own():
@@ -206,15 +202,8 @@ def test_labels_of_patches_are_what_their_masks_hold(patched):
             name: names.index(name) + 1 in values for name in kept
         }
     read_image_labels(patched.workspace / "image_labels.csv")
-
-
-def test_labels_of_patches_name_the_patients_of_the_setting(patched):
-    label_patches(patched)
     label_patches(dataclasses.replace(patched, patients="(region)_[0-9]"))
     rows = read_table(patched.workspace / "image_labels.csv")
     assert {row["patient"] for row in rows} == {"region"}
-
-
-def test_labels_need_patches(tmp_path):
     with pytest.raises(UserError, match="run `python generate_patches.py"):
-        label_patches(dataclasses.replace(TINY, workspace=tmp_path))
+        label_patches(dataclasses.replace(patched, workspace=patched.workspace / "nothing"))

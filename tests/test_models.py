@@ -89,11 +89,10 @@ def test_a_download_that_is_impossible_names_the_two_ways_out(
         build_model(cfg)
 
 
-def test_a_device_that_is_not_there_is_named():
-    with pytest.raises(UserError, match="device = 'cuda:99' does not exist"):
-        pick_device("cuda:99")
-    with pytest.raises(UserError, match="device = 'gpu' does not exist"):
-        pick_device("gpu")
+@pytest.mark.parametrize("name", ["cuda:99", "gpu"])
+def test_a_device_that_is_not_there_is_named(name):
+    with pytest.raises(UserError, match=f"device = '{name}' does not exist"):
+        pick_device(name)
 
 
 @pytest.mark.parametrize("encoder", ["resnet18", "tu-test_efficientnet"])

@@ -95,9 +95,7 @@ def test_resampling_brings_every_volume_to_one_spacing():
     torch.testing.assert_close(finer.image[..., ::2], volume.image, atol=1e-5, rtol=0)
     torch.testing.assert_close(finer.image[..., 1::2], volume.image, atol=1e-5, rtol=0)
     assert (finer.label == volume.label.repeat_interleave(2, 2)).all()
-
-
-def test_a_volume_thinner_than_a_voxel_keeps_one():
+    # a volume thinner than a voxel keeps one
     thin = resample(volume_of(np.ones((1, 4, 2), np.uint8), spacing=(1, 1, 1.0)), (5.0, 1.0, 5.0))
     assert thin.image.shape == (1, 1, 4, 1)
     assert (thin.label == 1).all()
