@@ -92,9 +92,6 @@ def test_the_data_are_counted_as_they_are(patched):
         row = {name: column[value] for name, column in columns.items()}
         assert row["nuclei"] == true[value] == sum(row[f"{fold} nuclei"] for fold in (1, 2, 3))
         assert row["1 train"] + row["1 test"] == row["2 train"] + row["2 test"]
-
-
-def test_patches_without_their_regions_have_no_count_of_nuclei(patched):
     (patched.workspace / "Mask_Patchs" / "nuclei.csv").unlink()
     assert "nuclei" not in describe_data(patched, {1: read_fold(patched, 1)})["by_class"]
 

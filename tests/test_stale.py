@@ -137,13 +137,10 @@ def test_names_in_tables_do_not_reach_outside_the_workspace(patched):
     write_text(ranking_path(cfg, 1), csv_text(columns(cfg), rows))
     with pytest.raises(UserError, match=r"ranks ../../secret.png, which is not an OoD patch"):
         read_hard_oods(cfg, 1)
+    ranking_path(cfg, 1).write_text("a,b\n")
+    with pytest.raises(UserError, match="lacks columns of rank"):
+        read_hard_oods(cfg, 1)
     folder = cfg.workspace / "Semantic_Labels"
     write_text(folder / "nuclei.csv", "region,class,x,y\n../../secret,1,3.0,4.0\n")
     with pytest.raises(UserError, match="nuclei.csv is damaged"):
         list(nuclei_of_patches(folder, 32))
-
-
-def test_a_ranking_without_rows_is_none(ran):
-    ranking_path(ran, 1).write_text("a,b\n")
-    with pytest.raises(UserError, match="lacks columns of rank"):
-        read_hard_oods(ran, 1)
