@@ -9,8 +9,6 @@ from medood.data.grid import patch_of, tile
 from tests.fuzz import fuzz
 
 SIDES = st.integers(1, 200)
-PATCH = st.sampled_from([32, 64, 96])
-UNTIMED = settings(deadline=None)  # the machine may be busy with something else
 
 
 @pytest.mark.parametrize(
@@ -27,8 +25,8 @@ def test_damaged_files_end_in_a_sentence(tmp_path, count):
         assert share > 0.2, kind  # they were really damaged
 
 
-@UNTIMED
-@given(SIDES, SIDES, PATCH, st.data())
+@settings(deadline=None)  # the machine may be busy with something else
+@given(SIDES, SIDES, st.sampled_from([32, 64, 96]), st.data())
 def test_the_patch_of_a_pixel_is_the_one_that_shows_it(height, width, patch_size, data):
     row, column = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
     image = np.zeros((height, width), np.uint8)

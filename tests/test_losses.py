@@ -32,20 +32,12 @@ def test_lambda_weighs_the_pixels_of_ood_patches_by_hand():
     assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
-def trained_network_on(truth):
-    """Logits of a network that is sure of most pixels, misses some and sees a false nucleus."""
+def some_logits(trained=False):
+    """Logits that know nothing, or are sure of most pixels and see a false nucleus."""
     logits = torch.randn(8, 7, 128, 128, generator=torch.Generator().manual_seed(0))
-    logits[:, 0] += 6
-    logits[:, 2, 40:50, 40:50] += 8  # false
-    if truth.any():
-        logits[:, 2, 10:30, 10:30] += 12
-        logits[:, 3, 65:85, 60:80] += 8  # beside the true one
-    return logits.requires_grad_()
-
-
-def untrained_network():
-    """Logits that know nothing."""
-    logits = torch.randn(8, 7, 128, 128, generator=torch.Generator().manual_seed(0))
+    if trained:
+        logits[:, 0] += 6
+        logits[:, 2, 40:50, 40:50] += 8
     return logits.requires_grad_()
 
 
@@ -64,11 +56,11 @@ def test_an_all_ood_batch_has_a_useful_gradient(loss):
     def ours(logits, target):
         return segmentation_loss(logits, target, torch.ones(8), loss)
 
-    from_id = gradient_norm(untrained_network(), SOME_ID, ours)
-    from_ood = gradient_norm(untrained_network(), ALL_OOD, ours)
+    from_id = gradient_norm(some_logits(), SOME_ID, ours)
+    from_ood = gradient_norm(some_logits(), ALL_OOD, ours)
     assert from_ood > 5e-5
     assert from_ood > 0.4 * from_id
-    assert gradient_norm(trained_network_on(ALL_OOD), ALL_OOD, ours) > 1e-5
+    assert gradient_norm(some_logits(trained=True), ALL_OOD, ours) > 1e-5
 
 
 def test_lambda_zero_makes_ood_patches_cost_nothing():

@@ -150,13 +150,6 @@ def test_images_of_a_patient_spelt_in_two_ways_are_of_one_patient(tmp_path, pati
     assert patients_of(cfg, patches) == [NFC, NFC, "b"]
 
 
-def twins(folder, ending):
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in (NFC, NFD):
-        write_png(folder / f"{name}{ending}", np.zeros((32, 32), np.uint8))
-    return folder
-
-
 @linux
 @pytest.mark.parametrize(
     "list_files",
@@ -168,7 +161,10 @@ def twins(folder, ending):
     ],
 )
 def test_two_files_that_differ_only_in_spelling_are_one_sentence(tmp_path, list_files):
-    folder = twins(tmp_path / "Lizard_Images", ".png")
+    folder = tmp_path / "Lizard_Images"
+    folder.mkdir()
+    for name in (NFC, NFD):
+        write_png(folder / f"{name}.png", np.zeros((32, 32), np.uint8))
     with pytest.raises(UserError, match="have the same name, spelled in two ways") as said:
         list_files(folder)
     assert "\n" not in str(said.value)

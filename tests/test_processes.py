@@ -222,12 +222,6 @@ LEFT |= {"MASTER_ADDR": "localhost"}
 UNSET = "unset RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT"
 
 
-def free_port():
-    with socket.socket() as opened:
-        opened.bind(("", 0))
-        return str(opened.getsockname()[1])
-
-
 @pytest.fixture
 def left(monkeypatch):
     """A function that sets variables of torchrun, without others, and is less patient."""
@@ -244,7 +238,9 @@ def left(monkeypatch):
 
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_a_process_without_others_says_what_it_waits_for_and_ends(left, capsys, rank):
-    port = free_port()
+    with socket.socket() as opened:  # a port that is free
+        opened.bind(("", 0))
+        port = str(opened.getsockname()[1])
     left(**LEFT | {"RANK": rank, "MASTER_PORT": port})
     with pytest.raises(UserError) as ended, processes.joined():
         pytest.fail("has begun to work")
