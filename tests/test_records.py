@@ -256,13 +256,12 @@ def test_a_change_is_seen_where_size_and_time_stay(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "trained_on.txt"])
-def test_a_network_that_was_changed_is_neither_used_nor_overwritten(report, name):
-    cfg = dataclasses.replace(report[0], folds=(1,))
-    folder = model_folder(cfg, 1, ood=False)
+def test_a_network_that_was_changed_is_neither_used_nor_overwritten(one_trained, name):
+    folder = model_folder(one_trained, 1, ood=False)
     changed = (folder / name).read_bytes().replace(b"region_0", b"region_9") + b"\n"
     (folder / name).write_bytes(changed)
     for step in (train, rank_prune_ood, evaluate):
-        said = refused(folder, lambda step=step: step(cfg))
+        said = refused(folder, lambda step=step: step(one_trained))
     assert f"({name}): remove it to have it regenerated, or move it elsewhere to keep it" in said
     assert (folder / name).read_bytes() == changed
 

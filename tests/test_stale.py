@@ -46,20 +46,17 @@ def test_a_changed_source_is_seen_by_the_steps_behind_it_and_the_reason_is_said(
     assert "Semantic_Labels: regenerated: its inputs changed" in said
 
 
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
+def test_what_other_settings_made_is_not_trained_on(report):
+    for change, said in (
         ({"patch_size": 64}, r"Image_Patchs is out of date .patch_size was 32, is 64.*patches.py"),
         ({"split": "region"}, "Image_Patchs.csv is out of date .split was patch, is region.*es.py"),
         ({"seed": 4}, "1Image_Patchs.csv is out of date .seed was 0, is 4.*generate_patches.py"),
         ({"ood_fill": "mean"}, "OoD_Patchs is out of date .ood_fill was zero, is mean.*oods.py"),
         ({"pnr_opt": 0.8}, "pnr_opt was 0.65, is 0.8.*estimate_pct.py .*--folds 1"),
         ({"epochs": 3}, "is out of date .epochs was 2, is 3.*train.py"),
-    ],
-)
-def test_what_other_settings_made_is_not_trained_on(report, change, said):
-    with pytest.raises(UserError, match=said):
-        train_ood(dataclasses.replace(report[0], **change))
+    ):
+        with pytest.raises(UserError, match=said):
+            train_ood(dataclasses.replace(report[0], **change))
 
 
 @pytest.mark.parametrize("lost", [("Lizard_Images",), ("Lizard_Images", "Labels")])
