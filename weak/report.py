@@ -59,6 +59,8 @@ OWN = (
     *("transfer", "transfer_outlined", "transfer_segmentation"),
 )
 PAIRS = {
+    "segmentation less full supervision": ("segmentation", "supervised"),
+    "segmentation after transfer less full supervision": ("transfer_segmentation", "supervised"),
     "segmentation less without negatives": ("segmentation", "positives_only"),
     "U-Net, brightness less maps alone": ("unet", "maps"),
     **{
