@@ -113,9 +113,6 @@ def python(*words: str) -> None:
         raise UserError(f"python {' '.join(words[:2])} ended with code {code}")
 
 
-# ---------------------------------------------------------------- the parts
-
-
 def tests(cfg: BenchConfig) -> str:
     """Run the tests for a GPU (a dry run only collects them)."""
     files = [f"tests/test_{name}.py" for name in ("cuda", "deterministic")]
@@ -235,9 +232,6 @@ PARTS: dict[str, tuple[int, Callable[[BenchConfig], str]]] = {  # with the secon
     **{f"data {encoder}": (50, partial(data, encoder=encoder)) for encoder in ENCODERS},
     "sample": (60, sample),
 }
-
-
-# ---------------------------------------------------------------- all of them
 
 
 def measure(cfg: BenchConfig) -> None:

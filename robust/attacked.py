@@ -49,9 +49,6 @@ def label(name: str) -> str:
     return LABELS.get(name, NAMES.get(name, name))
 
 
-# ---------------------------------------------------------------- a network and its attacks
-
-
 class Victim(nn.Module):
     """A trained network as attacks need it: RGB in 0..1, (n, 3, P, P) -> logits (n, C, P, P).
 
@@ -77,9 +74,6 @@ def attacks_of(cfg: AttackConfig) -> dict[str, Attack]:
     if "apgd_ce" in found:
         found[TENTH] = partial(found["apgd_ce"], steps=max(1, cfg.steps // 10))
     return found
-
-
-# ---------------------------------------------------------------- a fold of them
 
 
 @dataclass(frozen=True)

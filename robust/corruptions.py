@@ -30,9 +30,6 @@ class Corruption(NamedTuple):
     apply: Corrupt
 
 
-# ---------------------------------------------------------------- of any image
-
-
 def noise(image: Tensor, deviation: float, seed: int) -> Tensor:
     """Return the image with Gaussian noise."""
     drawn = torch.randn(image.shape, generator=torch.Generator().manual_seed(seed))
@@ -51,9 +48,6 @@ def gamma(image: Tensor, exponent: float, _: int) -> Tensor:
     from monai.transforms import AdjustContrast
 
     return AdjustContrast(exponent)(image)
-
-
-# ---------------------------------------------------------------- of photographs
 
 
 def defocus(image: Tensor, radius: float, _: int) -> Tensor:
@@ -91,9 +85,6 @@ def stain(image: Tensor, change: float, seed: int) -> Tensor:
     sign = torch.randint(0, 2, (2,), generator=torch.Generator().manual_seed(seed)) * 2.0 - 1
     mixed = stains_of(F.pad(change * sign, (0, 4))[None])
     return restain(255 * image[None], mixed)[0] / 255
-
-
-# ---------------------------------------------------------------- of MRI
 
 
 def rician(image: Tensor, deviation: float, seed: int) -> Tensor:
@@ -140,8 +131,6 @@ def spikes(image: Tensor, share: float, seed: int) -> Tensor:
     height = np.log(share * image.abs().sum().item() / len(image) + 1e-10)
     return KSpaceSpikeNoise(tuple(place.tolist()), height)(image)
 
-
-# ---------------------------------------------------------------- all of them
 
 OF_IMAGES = {
     "noise": Corruption((0.08, 0.12, 0.18, 0.26, 0.38), noise),

@@ -53,9 +53,6 @@ def pairs_of(found: Found) -> list[Condition]:
     return next(iter(next(iter(found.values())).values())).pairs
 
 
-# ---------------------------------------------------------------- numbers
-
-
 def scores_by_attack(found: Found) -> dict:
     """Return the content of scores.json: by fold, network, eps in 255ths and attack."""
     scores, bins = {}, bins_of(found)
@@ -141,9 +138,6 @@ def signs(cfg: AttackConfig, found: Found, network: str) -> list[Text]:
     return [Text(f"{label(network)}: {hints}: no sign of masked gradients.", "note")]
 
 
-# ---------------------------------------------------------------- tables
-
-
 def attack_table(scores: dict) -> tuple[list[str], list[list[str]]]:
     """Return `miou` of every network and attack, in percent, with a column for each eps."""
     networks = next(iter(scores.values()))
@@ -187,9 +181,6 @@ def _cell(scores: dict, network: str, eps: str, attack: str, name: str) -> str:
     return spread([of_attack[name] for of_attack in found]) if all(found) else ""
 
 
-# ---------------------------------------------------------------- figures
-
-
 def draw_scores(path: Path, scores: dict) -> None:
     """Draw `miou` against eps: a line for the worst case of each network, dashed under noise."""
     with figures.canvas(path, "") as figure:
@@ -220,9 +211,6 @@ def draw_examples(path: Path, title: str, attacked: Attacked, cfg: Config) -> No
     masks = dict(zip(("ground truth", "before", "after"), attacked.called, strict=True))
     columns = {"image": clean, f"change x {MAGNIFIED}": change} | masks
     figures.draw_rows(path, title, attacked.names[: len(clean)], columns, cfg.classes)
-
-
-# ---------------------------------------------------------------- all of it
 
 
 def write_report(

@@ -72,9 +72,6 @@ class FreeConfig(Replays, TrainingConfig):
     """How far the noise may change a pixel, in 255ths of the range of colours."""
 
 
-# ---------------------------------------------------------------- volumes
-
-
 @settings
 class VolumeConfig:
     """Which volumes, how far an attack may change them, and where it is computed."""

@@ -197,9 +197,6 @@ def score_network(
     return scores, corruptions, slices
 
 
-# ---------------------------------------------------------------- pictures
-
-
 class Seen(NamedTuple):
     """The slice with most foreground of a volume: image, ground truth and prediction."""
 

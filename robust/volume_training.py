@@ -46,9 +46,6 @@ SCALE, CONTRAST, BRIGHTNESS, GAMMA = 0.15, 0.25, 0.25, (0.7, 1.5)
 MOVED, MIRRORED, RECOLOURED = 0.75, 0.5, 0.2  # shares of the patches
 
 
-# ---------------------------------------------------------------- patches
-
-
 class VolumeLoader:
     """The batches of an epoch: a patch of each volume, shuffled and augmented."""
 
@@ -125,9 +122,6 @@ def cut_and_change(patch: tuple[int, int, int], device: torch.device) -> Compose
             RandScaleIntensityd("image", BRIGHTNESS, prob=RECOLOURED),
         ]
     )
-
-
-# ---------------------------------------------------------------- steps
 
 
 class VolumeTrainer(Training):
@@ -221,9 +215,6 @@ def train_segmenter(
         write_json(finished / DESCRIPTION, described)
 
     write_trained(folder, trainer, run, {volume.name for volume in volumes}, save_network)
-
-
-# ---------------------------------------------------------------- on the disk
 
 
 def load_network(cfg: VolumeConfig, folder: Path, device: torch.device) -> Segmenter:

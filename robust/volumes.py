@@ -73,9 +73,6 @@ class Volume(NamedTuple):
     is_ood: bool = False  # all of it is background in training; its label shows what was cut out
 
 
-# ---------------------------------------------------------------- reading
-
-
 def read_task(folder: Path) -> Task:
     """Return the labelled cases in a task's dataset.json; UserError if one is missing.
 
@@ -206,9 +203,6 @@ def _class_numbers(path: Path, label: np.ndarray, classes: int) -> np.ndarray:
     return np.ascontiguousarray(whole, np.uint8)
 
 
-# ---------------------------------------------------------------- folds and plan
-
-
 def split_cases(cases: list[Case], fold: int, seed: int) -> tuple[list[Case], list[Case]]:
     """Return the training and the test cases of a fold: it tests part `fold` mod 3 of three."""
     if len(cases) < PARTS:
@@ -277,9 +271,6 @@ def foreground_statistics(volumes: list[Volume]) -> list[list[float]]:
     ]
 
 
-# ---------------------------------------------------------------- resampling
-
-
 def resample(volume: Volume, spacing: Spacing) -> Volume:
     """Return a volume with another spacing: splines of order 3 for the image, labels as nearest.
 
@@ -302,9 +293,6 @@ def resample(volume: Volume, spacing: Spacing) -> Volume:
     image = torch.from_numpy(np.stack(channels)).clamp(0, 1)  # splines overshoot
     label = ndimage.zoom(volume.label.numpy(), zoom * across, order=0, **options)
     return Volume(volume.name, image, torch.from_numpy(label), spacing)
-
-
-# ---------------------------------------------------------------- the network
 
 
 class Segmenter(nn.Module):

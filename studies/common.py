@@ -93,9 +93,6 @@ Arm = Callable[[StudyConfig, int], Recipe | None]
 Results = dict[str, dict[tuple[int, int], Result]]  # by arm, then by fold and seed
 
 
-# ---------------------------------------------------------------- recipes
-
-
 def baseline(cfg: StudyConfig, fold: int) -> Recipe:
     """Return the training on the ID patches of a fold."""
     _, val, test = read_fold(cfg, fold)
@@ -169,9 +166,6 @@ def made(cfg: StudyConfig, name: str, made_from: dict, fill: Callable[[Path], ob
         with fresh_folder(folder, made_from) as out:
             fill(out)
     return folder
-
-
-# ---------------------------------------------------------------- training and testing
 
 
 def prepare(cfg: StudyConfig, networks: Iterable[Config] = ()) -> None:

@@ -37,9 +37,6 @@ def cfg(tmp_path):
     return of_two_classes(tmp_path, classifier_epochs=2, classifier_lr=3e-3, size=0.14)
 
 
-# ---------------------------------------------------------------- pooling and losses
-
-
 def test_the_logit_of_few_pixels_is_the_highest_of_them():
     maps = torch.tensor([[[[0.0, 1.0], [2.0, 3.0]]]], requires_grad=True)
     said = pooled(maps)
@@ -79,9 +76,6 @@ def test_a_label_below_1_is_the_share_that_is_taught():
         grads.append(torch.autograd.grad(loss, maps)[0])
     assert torch.equal(grads[0], grads[1])
     assert not torch.equal(grads[0], grads[2])
-
-
-# ---------------------------------------------------------------- training
 
 
 def trained(cfg, images, labels):
@@ -127,9 +121,6 @@ def test_maps_are_log_odds_and_the_mean_over_mirror_images(cfg):
     assert logits[0, 0] == np.sort(np.tile(np.arange(32), 32))[-20:].mean() - 2
 
 
-# ---------------------------------------------------------------- brightness, masks
-
-
 def test_brightness_that_maps_agree_on_is_added_to_them(monkeypatch):
     monkeypatch.setattr(module, "BLUR", 0.0)
     monkeypatch.setattr(module, "gaussian_filter1d", lambda counts, _: counts)
@@ -168,9 +159,6 @@ def test_a_mask_ends_at_a_half_and_a_training_image_is_unsure_around_it():
     assert cut(two, torch.tensor([[True, True]])).flatten().tolist() == [0, 0, 2, 1]
     certain = torch.tensor([20.0, 30.0]).view(1, 2, 1, 1)  # in float32 both would be 1
     assert cut(certain, torch.tensor([[True, True]])).item() == 2
-
-
-# ---------------------------------------------------------------- floors
 
 
 def test_otsu_inside_the_tissue_finds_what_is_brighter_than_tissue():

@@ -41,9 +41,6 @@ def trained(trained_volumes):
     return trained_volumes
 
 
-# ---------------------------------------------------------------- training
-
-
 @pytest.mark.parametrize("free", [True, False])
 def test_free_training_replays_each_batch_on_noise_that_climbs_to_eps(cfg, free, monkeypatch):
     """The published code steps by eps // 2, which is 0: its noise never moves."""
@@ -135,9 +132,6 @@ def test_the_learning_rate_rises_for_a_tenth_of_the_steps_and_falls_to_zero(cfg)
     assert abs(shares[100]) < 1e-9
 
 
-# ---------------------------------------------------------------- OoD volumes
-
-
 def test_the_foreground_is_cut_out_and_filled(cfg):
     label = np.zeros((2, 2, 2), np.uint8)
     label[0, 0, 0] = 1
@@ -158,9 +152,6 @@ def test_an_ood_volume_is_trained_on_as_background_with_its_weight(cfg):
     assert target[ood].max() == 0
     assert target[1 - ood].max() == 1
     assert weight[ood] == 0.25
-
-
-# ---------------------------------------------------------------- scores
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
@@ -214,9 +205,6 @@ def test_the_table_has_a_row_for_each_attack():
     assert "clean, those attacked" in lines[3]
     assert "90.0" in lines[4]
     assert "25.0" in lines[4]
-
-
-# ---------------------------------------------------------------- scripts
 
 
 def test_predictions_lie_where_their_volumes_lie(trained, capsys):

@@ -26,9 +26,6 @@ def labelled(*names):
     return ImageLabels(list(names), list(names), labels, ("cat",), None)
 
 
-# ---------------------------------------------------------------- formats
-
-
 @pytest.mark.parametrize("ending", [".png", ".tif", ".bmp", ".PNG"])
 def test_plain_images_are_read_as_they_are(tmp_path, ending):
     rgb = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
@@ -66,9 +63,6 @@ def test_signed_grey_is_scaled_too_and_other_kinds_are_refused(tmp_path, order, 
     imwrite(path, GREY, byteorder=order, photometric="miniswhite", **more)
     with pytest.raises(UserError, match="is stored as grey with white as 0"):
         read_any(path)
-
-
-# ---------------------------------------------------------------- files of the labels
 
 
 @pytest.mark.parametrize(
@@ -111,9 +105,6 @@ def test_an_image_that_is_missing_or_found_twice_is_named(tmp_path):
         list_inputs(tmp_path / "elsewhere", labelled("a"))
 
 
-# ---------------------------------------------------------------- one side for all
-
-
 def test_an_image_is_scaled_to_its_longer_side_in_the_middle_of_black():
     image = np.full((6, 16, 3), 200, np.uint8)
     image[:, 8:] = 100
@@ -142,9 +133,6 @@ def test_image_and_mask_lie_on_each_other_and_a_mask_has_no_new_values(shape):
     assert np.abs(of_image - 100 * found.astype(int)).mean() < 10
     inside = (of_image == 200) & (found != 2) | (of_image == 0) & (found != 0)
     assert not inside.any()  # they differ where a pixel is cut by the edge, at the most
-
-
-# ---------------------------------------------------------------- the step
 
 
 @pytest.fixture

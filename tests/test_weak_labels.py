@@ -16,8 +16,6 @@ from weak.products import IMAGES, images_folder
 from weak.scoring import _of_lesions
 from weak.settings import ImagesConfig
 
-# ---------------------------------------------------------------- brightness
-
 
 def test_tissue_of_all_images_together_has_one_mean_and_spread():
     images = np.zeros((2, 8, 8, 3), np.uint8)
@@ -53,9 +51,6 @@ def test_images_are_of_one_brightness_by_image_or_patient(tmp_path, normalise, a
         assert sum(abs(mean - MEAN) < 12 for mean in tissue) == alike
     assert ("patients" in IMAGES.made_from(cfg)) == (normalise == "patient")
     assert ("normalise" in IMAGES.made_from(cfg)["settings"]) == (normalise != "none")
-
-
-# ---------------------------------------------------------------- what labels give away
 
 
 def labels_by(held_at):
@@ -101,9 +96,6 @@ def test_labels_that_a_place_or_a_patient_gives_away_are_told(
         assert matched.names == [f"p{p}_8.png" for p in range(6)]
     elif not told:
         assert said == ""
-
-
-# ---------------------------------------------------------------- scores of lesions
 
 
 def test_scores_of_lesions_by_hand():

@@ -31,9 +31,6 @@ class Pairs(NamedTuple):
     different: Tensor
 
 
-# ---------------------------------------------------------------- pairs
-
-
 def half_plane(radius: int) -> list[Offset]:
     """Return the offsets (dy, dx) shorter than `radius`, without 0, one of each opposite two."""
     return [
@@ -110,9 +107,6 @@ def _at(padded: Tensor, radius: int, offset: Offset) -> Tensor:
     return padded[:, dy : dy + height, margin + dx : margin + dx + width]
 
 
-# ---------------------------------------------------------------- losses
-
-
 def affinity_loss(logits: Tensor, kinds: Pairs, radius: int) -> Tensor:
     """Return the scalar loss of the boundary, L^B of the paper.
 
@@ -131,9 +125,6 @@ def affinity_loss(logits: Tensor, kinds: Pairs, radius: int) -> Tensor:
 def _mean(values: Tensor, chosen: Tensor) -> Tensor:
     """Return the mean of the chosen values, 0 if there are none."""
     return torch.where(chosen, values, 0).sum() / chosen.sum().clamp_min(1)
-
-
-# ---------------------------------------------------------------- random walk
 
 
 def transition(boundary: Tensor, radius: int = WALK_RADIUS, beta: float = BETA) -> dia_array:

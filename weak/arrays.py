@@ -65,9 +65,6 @@ def load_weights(network: nn.Module, file: Path) -> nn.Module:
     return network.eval()
 
 
-# ---------------------------------------------------------------- pictures
-
-
 def some_of(items: Sequence[T], count: int) -> list[T]:
     """Return `count` of some items, or all of them, spread evenly from the first to the last."""
     places = np.linspace(0, len(items) - 1, min(count, len(items))).astype(int)

@@ -83,9 +83,6 @@ class Classifier(nn.Module):
         return self.maps(images).mean((2, 3))
 
 
-# ---------------------------------------------------------------- the network
-
-
 def build_classifier(cfg: ClassifierConfig, to_train: bool = True) -> Classifier:
     """Return the classifier of cfg; to_train: with the initial weights of its encoder.
 
@@ -116,9 +113,6 @@ def build_classifier(cfg: ClassifierConfig, to_train: bool = True) -> Classifier
             " choose another encoder, such as resnet18 or mobilenet_v2"
         )
     return Classifier(encoder, shifts, len(cfg.classes))
-
-
-# ---------------------------------------------------------------- training
 
 
 class ImagesTraining(Training):
@@ -259,9 +253,6 @@ def contrast_loss(maps: Tensor, labels: Tensor) -> Tensor:
     of_image = F.binary_cross_entropy_with_logits(maps.mean((2, 3)), labels, reduction="none")
     of_pixels = F.softplus(maps).mean((2, 3))  # binary cross-entropy of each against 0
     return (known * of_image + EMPTY * empty * of_pixels).sum() / known.sum()
-
-
-# ---------------------------------------------------------------- predictions
 
 
 @torch.inference_mode()

@@ -113,9 +113,6 @@ def require_all(cfg: SegmentationConfig) -> None:
                 refuse_unusable(record_of(network), made_from, again)
 
 
-# ---------------------------------------------------------------- rows
-
-
 def evaluate_fold(cfg: SegmentationConfig, fold: int, rows: Rows) -> TestedRows:
     """Return the predictions of every row for the test images of a fold, and their tallies."""
     labels, test = labels_there(cfg), indices_to_test(cfg, fold)

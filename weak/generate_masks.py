@@ -178,9 +178,6 @@ def walked_maps(cfg: MasksConfig, maps: Tensor, boundaries: Tensor) -> Tensor:
     return torch.stack(in_threads(walked, range(len(maps)), "random walk"))
 
 
-# ---------------------------------------------------------------- transfer
-
-
 def write_healthy(cfg: MasksConfig, fold: int, folder: Path) -> None:
     """Write what the generator of a fold makes of all images into a folder."""
     diseased, healthy = domains(cfg, fold)

@@ -82,9 +82,6 @@ class Sees(nn.Module):
         return torch.stack(found).mean(0)[:, self.channel]
 
 
-# ---------------------------------------------------------------- losses
-
-
 def least_squares(said: Tensor, truth: float) -> Tensor:
     """Return the mean of (said - truth)^2 (Mao et al. 2017): 1 for real, 0 for made."""
     return (said - truth).square().mean()
@@ -94,9 +91,6 @@ def total_variation(values: Tensor) -> Tensor:
     """Return the mean absolute difference of neighbouring pixels of (N, C, H, W)."""
     down = (values[..., 1:, :] - values[..., :-1, :]).abs().mean()
     return down + (values[..., 1:] - values[..., :-1]).abs().mean()
-
-
-# ---------------------------------------------------------------- a trained generator
 
 
 def with_four_channels(cfg: TransferConfig) -> TransferConfig:

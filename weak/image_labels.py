@@ -44,9 +44,6 @@ class ImageLabels(NamedTuple):
         return self.labels > 0
 
 
-# ---------------------------------------------------------------- the CSV
-
-
 def labels_of(cfg: ImagesConfig) -> ImageLabels:
     """Return the image labels that the settings name."""
     if cfg.image_labels is None:
@@ -139,9 +136,6 @@ def _refuse_split(path: Path, names: list[str], patients: list[str], given: list
             )
 
 
-# ---------------------------------------------------------------- classes
-
-
 def with_classes(cfg: ImagesConfig) -> ImagesConfig:
     """Return settings whose classes are the columns of the CSV, each with its own colour.
 
@@ -217,9 +211,6 @@ def colours(count: int) -> list[str]:
         rgb = hls_to_rgb(number * GOLDEN % 1, LIGHTNESS[number % len(LIGHTNESS)], 0.8)
         chosen.append(f"#{bytes(round(255 * part) for part in rgb).hex()}")
     return chosen[:count]
-
-
-# ---------------------------------------------------------------- the split
 
 
 def split(labels: ImageLabels, fold: int, seed: int) -> tuple[list[int], list[int]]:

@@ -135,8 +135,6 @@ def maps_of(
     return maps, maps.pop("logits")
 
 
-# ---------------------------------------------------------------- where to cut them
-
 # The image labels give the frequency of a class. At the threshold that as many training images
 # reach as have the class, maps agree with the labels. The pixels above it are the class's area, to
 # which maps of other kinds are cut.

@@ -82,9 +82,6 @@ def pooled_loss(maps: Tensor, labels: Tensor, size: float) -> Tensor:
     return (of_image + held * size_loss(maps, share) + EMPTY * (1 - held) * of_pixels).mean()
 
 
-# ---------------------------------------------------------------- training
-
-
 def gentle(count: int, seed: int) -> Tensor:
     """Return random parameters of an augmentation that keeps the brightness, (count, K).
 
@@ -126,9 +123,6 @@ class PooledTraining(ImagesTraining):
         return pooled_loss(maps.float(), labels, self.cfg.size)
 
 
-# ---------------------------------------------------------------- predictions
-
-
 class Seen(NamedTuple):
     """The predictions of classifiers for N images."""
 
@@ -166,9 +160,6 @@ def logits_by(cfg: ClassifierConfig, folder: Path, images: Tensor) -> Tensor:
     if cfg.is_pooled:
         return seen_by(cfg, classifiers, images, device).logits
     return torch.stack([logits_of(cfg, one, images, device) for one in classifiers]).mean(0)
-
-
-# ---------------------------------------------------------------- from maps to masks
 
 
 def appearance(maps: Tensor, images: Tensor, held: Tensor) -> Tensor:

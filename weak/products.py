@@ -156,9 +156,6 @@ def _domains_of(cfg: TransferConfig, labels: ImageLabels) -> tuple[np.ndarray, n
     return labels.held[:, labels.classes.index(cfg.lesion)], ~labels.held.any(1)
 
 
-# ---------------------------------------------------------------- the table
-
-
 def _of_images(cfg: ImagesConfig, _: int) -> dict:
     if cfg.images is None or not cfg.images.is_dir():
         return {"inputs": None}

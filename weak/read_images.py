@@ -27,8 +27,6 @@ DICOM_ENDINGS = (".dcm", ".dicom", ".dic", ".ima")  # many files have none
 PLUGINS = '`pip install "pylibjpeg[all]"`'  # further decoders for pydicom
 COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")  # what pydicom makes RGB
 
-# ---------------------------------------------------------------- names
-
 
 def stem_of(name: str) -> str:
     """Return a file's name without its ending, if it has one: the `.7` of a DICOM UID is not."""
@@ -98,9 +96,6 @@ def _is_image(path: Path) -> bool:
     return is_dicom(path)
 
 
-# ---------------------------------------------------------------- images
-
-
 def read_any(path: Path) -> np.ndarray:
     """Return an image of any format as RGB uint8 (H, W, 3).
 
@@ -129,9 +124,6 @@ def squared(pixels: np.ndarray, side: int, nearest: bool = False) -> np.ndarray:
     gaps = [side - edge for edge in pixels.shape[:2]]
     margins = [(gap // 2, gap - gap // 2) for gap in gaps]
     return np.pad(pixels, margins + [(0, 0)] * (pixels.ndim - 2))
-
-
-# ---------------------------------------------------------------- DICOM
 
 
 def read_dicom(path: Path) -> np.ndarray:

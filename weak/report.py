@@ -174,9 +174,6 @@ def flipped_table(cfg: MasksConfig) -> Grid:
     return ["fold", "flipped"], lines
 
 
-# ---------------------------------------------------------------- pictures
-
-
 def draw_pictures(
     cfg: SegmentationConfig,
     rows: Rows,

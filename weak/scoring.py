@@ -108,9 +108,6 @@ def predicted_by(cfg: Config, networks: dict[str, Path], images: Tensor) -> dict
     return found
 
 
-# ---------------------------------------------------------------- numbers
-
-
 def scores_by_fold(tests: dict[int, TestedRows]) -> Scores:
     """Return the scores of every row, by fold."""
     return {
@@ -174,9 +171,6 @@ def gains_of(
         name: paired_differences(counts[one], counts[other], classes)
         for name, (one, other) in compared.items()
     }
-
-
-# ---------------------------------------------------------------- texts and tables
 
 
 def describe(tests: dict[int, TestedRows]) -> str:

@@ -128,9 +128,6 @@ def with_places(cfg: TransferConfig, paths: list[Path]) -> Images:
     return Images(load_images(cfg, paths), torch.tensor([place[path] for path in paths]))
 
 
-# ---------------------------------------------------------------- the training
-
-
 class Trainer(Training):
     """A generator and its judge, with their optimisers, on a device; an epoch is a round."""
 

@@ -35,8 +35,6 @@ SEA_LOSSES = ("masked_ce_balanced", "masked_ce", "js")  # in the order of its au
 RHO = 0.75  # share of the steps that must raise the loss (APGD)
 MOMENTUM = 0.75  # weight of the new step against the last one (APGD)
 
-# ---------------------------------------------------------------- losses
-
 
 def cross_entropy(logits: Tensor, task: Task, *_: object) -> Tensor:
     """Return the cross-entropy of each pixel, 0 where it is unsure."""
@@ -134,9 +132,6 @@ LOSSES: dict[str, Loss] = {
 }
 
 
-# ---------------------------------------------------------------- steps
-
-
 class SignStep(Mover):
     """PGD's step: a share of eps along the sign of the gradient."""
 
@@ -203,9 +198,6 @@ def sea_stages(steps: int) -> list[tuple[float, int]]:
     shares = [(factor, int(share * steps)) for factor, share in WIDE]
     shares.append((1.0, steps - sum(part for _, part in shares)))
     return [(factor, part) for factor, part in shares if part]
-
-
-# ---------------------------------------------------------------- attacks
 
 
 def apgd(

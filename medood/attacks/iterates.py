@@ -37,9 +37,6 @@ def image_dice(predicted: Tensor, target: Tensor, classes: int) -> Tensor:
     return torch.where(occurs.any(1), mean, hit[:, BACKGROUND] / true[:, BACKGROUND].clamp_min(1))
 
 
-# ---------------------------------------------------------------- bounds
-
-
 class Rows:
     """Tensors with a row for each image: indexing takes rows of all of them."""
 
@@ -113,9 +110,6 @@ def bounded(
     return Task(images, target, near, low, high, lower, upper)
 
 
-# ---------------------------------------------------------------- random numbers
-
-
 def own_generators(count: int, generator: torch.Generator | None) -> list[torch.Generator]:
     """Return a generator for each image: its random numbers do not depend on the batch."""
     generator = generator or torch.Generator().manual_seed(0)
@@ -126,9 +120,6 @@ def own_generators(count: int, generator: torch.Generator | None) -> list[torch.
 def uniform(generators: list[torch.Generator], shape: Sequence[int]) -> Tensor:
     """Return numbers in 0..1, float32 (N, *shape), drawn on the CPU."""
     return torch.stack([torch.rand(shape, generator=generator) for generator in generators])
-
-
-# ---------------------------------------------------------------- iterates
 
 
 @dataclass

@@ -47,9 +47,6 @@ SHOWN = ("miou", "dsc", "fg_to_bg", "bg_to_fg", "fooled")
 LESS = 1e-12  # by which a score must fall to count as lower: more than rounding
 
 
-# ---------------------------------------------------------------- batch by batch
-
-
 def count_of(images: Tensor, changed: Tensor, predicted: Tensor, target: Tensor, classes: int):
     """Return the counts of a batch under one condition, (n, ...) each."""
     matrices = confusion(target.flatten(1)[:, None], predicted.flatten(1)[:, None], classes)
@@ -134,9 +131,6 @@ def _write(path: Path, content: dict) -> None:
     aside.replace(path)
 
 
-# ---------------------------------------------------------------- the worst case of a data set
-
-
 def greedy(matrices: np.ndarray, choice: np.ndarray) -> np.ndarray:
     """Return which candidate of each image makes `miou` of all images low, integers (N,).
 
@@ -195,9 +189,6 @@ def with_greedy(conditions: list[Condition], counts: Counts) -> tuple[list[Condi
 
     joined = {k: torch.stack([row(values, c) for c in order]) for k, values in counts.items()}
     return order, joined
-
-
-# ---------------------------------------------------------------- one call
 
 
 class Table(list):

@@ -236,9 +236,6 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-# ---------------------------------------------------------------- hashes
-
-
 def digest(data: bytes | str) -> str:
     """Return the SHA-256 of `data` in hexadecimal; of text, of its UTF-8."""
     return hashlib.sha256(to_utf8(data) if isinstance(data, str) else data).hexdigest()

@@ -32,9 +32,6 @@ def read_bytes(path: Path) -> bytes:
         raise missing(path) from None
 
 
-# ---------------------------------------------------------------- reading
-
-
 def read_image(path: Path, scaled: bool = False) -> np.ndarray:
     """Return an image as RGB uint8 (H, W, 3), upright.
 
@@ -228,9 +225,6 @@ def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
     if orientation in (3, 4, 7, 8):
         pixels = pixels[::-1]
     return pixels
-
-
-# ---------------------------------------------------------------- image and mask
 
 
 def image_size(path: Path) -> tuple[int, int]:

@@ -33,8 +33,6 @@ LISTED = 20  # of the bad files, in a message
 
 BadFiles = dict[str, str]  # what is wrong, by the name of the file
 
-# ---------------------------------------------------------------- records
-
 
 class Record(NamedTuple):
     """What is on the disk of a product, and what its record says."""
@@ -267,9 +265,6 @@ def write_own_record(path: Path, content: dict, made_from: dict) -> None:
     """Write a product that is JSON and contains its own record."""
     content = json.loads(json.dumps(content | {"made_from": made_from}))
     files.write_json(path, content | {"outputs": _hash_of_json(content)})
-
-
-# ---------------------------------------------------------------- bad files
 
 
 def refuse_bad(bad: BadFiles, skip: bool = False) -> None:

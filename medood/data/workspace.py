@@ -17,8 +17,6 @@ NUCLEI_COLUMNS = ["region", "class", "x", "y"]
 SAMPLE_NAME = "SAMPLE: synthetic tissue, not Lizard"
 SAMPLE_MARK = "SAMPLE.txt"  # in a workspace whose tissue was drawn by medood/sample.py
 
-# ---------------------------------------------------------------- the user's data
-
 
 def region_images(cfg: Config) -> list[Path]:
     """Return the images of `images`, or of Lizard in any layout its archives unpack to; or []."""
@@ -110,9 +108,6 @@ def pair_regions(cfg: Config) -> tuple[list[Path], list[Path], BadFiles]:
 def data_name(workspace: Path) -> str:
     """Return the name of the data in tables and pictures; the sample is marked as synthetic."""
     return SAMPLE_NAME if (workspace / SAMPLE_MARK).exists() else plain(workspace.resolve().name)
-
-
-# ---------------------------------------------------------------- what the steps make
 
 
 def list_patch_pairs(workspace: Path) -> tuple[list[Path], list[Path]]:

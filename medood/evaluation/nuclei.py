@@ -112,9 +112,6 @@ def _one_to_one(pairs: np.ndarray) -> int:
     return int((maximum_bipartite_matching(graph) >= 0).sum())
 
 
-# ---------------------------------------------------------------- the patches of a test
-
-
 @dataclass(frozen=True)
 class Canvas:
     """Test patches that make an image: those of a whole region, or a single one."""

@@ -249,9 +249,6 @@ def pictures_of_oods(found: Comparison) -> dict[str, dict[int, Path]]:
     return pictures
 
 
-# ---------------------------------------------------------------- added by robust/attack.py
-
-
 def robust_folder(report: Path) -> Path:
     """Return the folder of the results of attacks on the networks of a report."""
     reports = next(folder for folder in report.parents if folder.name == "reports")
@@ -302,9 +299,6 @@ def read_section(report: Path, subject: str) -> Markup:
     networks = {Path(name): of_weights for name, of_weights in section.get("networks", {}).items()}
     current = all(path.is_file() and hash_of(path) == known for path, known in networks.items())
     return Markup(section["text"] if current and section.get("subject") == subject else "")
-
-
-# ---------------------------------------------------------------- the page
 
 
 def write_report(found: Comparison) -> None:

@@ -168,9 +168,6 @@ def _candidates(path: Path, cfg: Config, weights: Weights, own: dict) -> Iterato
                 yield {"_model_class": architecture, "encoder_name": encoder}
 
 
-# ---------------------------------------------------------------- parameters from weights
-
-
 def parameters_of(description: dict, weights: Weights) -> dict:
     """Return the parameters of a network that follow from the shapes of its weights.
 
@@ -207,9 +204,6 @@ def first_convolutions(encoder: str) -> set[str]:
     """Return the names of the weights that an encoder of smp applies to an RGB image."""
     shapes = encoder_shapes(encoder).items()
     return {name for name, shape in shapes if len(shape) == 4 and shape[1] == 3}
-
-
-# ---------------------------------------------------------------- files next to the weights
 
 
 def with_settings_of(cfg: Config, folder: Path) -> Config:

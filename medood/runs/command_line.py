@@ -85,9 +85,6 @@ def run(
         sys.exit(128 + number)  # as shells and schedulers expect
 
 
-# ---------------------------------------------------------------- arguments
-
-
 def parse(defaults: Data, arguments: list[str], sample: str | None = None) -> Data:
     """Return the settings of `defaults` as the arguments change them.
 

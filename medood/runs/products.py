@@ -76,9 +76,6 @@ def with_all_behind(products: Iterable[Product]) -> list[Product]:
     return list(found)
 
 
-# ---------------------------------------------------------------- settings, as in records
-
-
 def plain_settings(cfg: Config) -> dict:
     """Return the settings of config.py as JSON."""
     names = [field.name for field in dataclasses.fields(Config) if hasattr(cfg, field.name)]
@@ -94,9 +91,6 @@ def settings_of(cfg: Config, names: tuple[str, ...]) -> dict:
 
 def _without_later(found: dict) -> dict:
     return {n: value for n, value in found.items() if n not in LATER or value not in OFF}
-
-
-# ---------------------------------------------------------------- what products are made from
 
 
 def _of_labels(cfg: Config, _: int) -> dict:
@@ -210,8 +204,6 @@ def _in(folder: str) -> Callable[[Config, int], Path]:
 def _network(ood: bool) -> Callable[[Config, int], Path]:
     return lambda cfg, fold: workspace.model_folder(cfg, fold, ood)
 
-
-# ---------------------------------------------------------------- the table
 
 _ON_ID_PATCHES = tuple(name for name in TRAINING if name != "ood_weight")
 _CUTTING = "generate_patches.py"

@@ -100,9 +100,6 @@ def _fate(cfg: Data, product: Product, fold: int, record: Record) -> str:
     return f"regenerated: {why}" if why else "kept"
 
 
-# ---------------------------------------------------------------- what a step does
-
-
 def product_is_kept(cfg: Data, product: Product, fold: int = 0) -> bool:
     """Say, also to the user, whether a product stays: because it is current, or user-supplied."""
     return records.is_kept(product.path(cfg, fold), product.made_from(cfg, fold))

@@ -153,9 +153,6 @@ def explain_errors(cfg: Config, device: torch.device) -> Iterator[None]:
         ) from None
 
 
-# ---------------------------------------------------------------- its files
-
-
 def write_trained(
     folder: Path, training: Training, run: dict, names: set[str], save: Callable[[Path], object]
 ) -> None:

@@ -153,9 +153,6 @@ class Trainer(Training):
         return f" on the patches {', '.join(names)}"
 
 
-# ---------------------------------------------------------------- a fold
-
-
 def train_fold(
     cfg: Config,
     fold: int,
@@ -299,9 +296,6 @@ def write_network(trainer: Trainer, epoch: int, folder: Path, made_from: dict) -
     # an OoD patch, unless external, has the name of the training patch that it was cut from
     names = {name for name in patches.names if not name.startswith(SOURCE_PREFIX)}
     write_trained(folder, trainer, run, names | set(val.names if val else []), save)
-
-
-# ---------------------------------------------------------------- its time
 
 
 @cache
