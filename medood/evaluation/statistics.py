@@ -17,9 +17,9 @@ from typing import NamedTuple
 import numpy as np
 
 from medood.evaluation.scores import RegionCounts, weighted
+from medood.evaluation.tables import BY_CLASS
 from medood.pixels import ratio, scores_of
 
-BY_CLASS = {"iou": "IoU", "pq": "PQ"}  # the head of the rows of such scores
 RESAMPLES = 2000
 LEVEL = 95  # percent
 

@@ -1,6 +1,9 @@
 """Tables for readers: the scores, and the data that they come from."""
 
+from __future__ import annotations
+
 from collections import Counter
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,7 +14,9 @@ from medood.data.images import read_mask
 from medood.data.patients import patients_of, region_of
 from medood.data.records import record_of
 from medood.data.workspace import NUCLEI_LIST, Pair, id_files
-from medood.evaluation.statistics import BY_CLASS, Difference
+
+if TYPE_CHECKING:
+    from medood.evaluation.statistics import Difference
 
 # the order of every table; docs/method.md explains the scores
 NO_THRESHOLD = ("ap", "auroc", "ece")
@@ -21,6 +26,7 @@ BY_NUCLEUS = ("mpq", "bpq", "f1", *SHARES)  # where labels have instances
 AT_ARGMAX = ("miou", "dsc", "miou_paper", "dsc_paper", "fg_to_bg", "bg_to_fg", "fg_to_fg")
 OWN_SCORES = (*NO_THRESHOLD, *BY_NUCLEUS, *AT_ARGMAX)  # of one network
 SCORES = (*NO_THRESHOLD, *MATCHED, *BY_NUCLEUS, *AT_ARGMAX)
+BY_CLASS = {"iou": "IoU", "pq": "PQ"}  # the head of the rows of such scores
 LABELS = {"all_background": "all background", "baseline": "baseline", "ood": "Med-OoD"}
 SIZES = {  # of a training set, by the label of their row: name and digits
     "ID training patches": ("id_patches", 0),
