@@ -40,6 +40,14 @@ case $part in
     # all slices, whose place in the head says much of the label; with the control
     all)
         run "$workspace/all" "$data/image_labels_all.csv" main --method unet --masks "$data/masks"
+        run "$workspace/all" "$data/image_labels_all.csv" main --method transfer --iterations 400 \
+            --masks "$data/masks"
+        ;;
+    # the same with 1.5 times the epochs: about the steps that mined negatives add
+    longer)
+        run "$workspace/longer" "$data/image_labels_all.csv" main --method unet --epochs 9
+        run "$workspace/longer" "$data/image_labels_all.csv" evaluate_masks --method unet \
+            --epochs 9 --masks "$data/masks"
         ;;
     # image labels, and pixel masks, of few patients: the same test patients, by fold, and about as
     # many steps as on all 46 or 47
@@ -68,5 +76,5 @@ case $part in
         run "$workspace" "$data/image_labels.csv" evaluate_masks --method unet --trust \
             --iterations 400 --masks "$data/masks"
         ;;
-    *) echo "PART is main, maps, all, few, sizes or trust" >&2 && exit 1 ;;
+    *) echo "PART is main, maps, all, longer, few, sizes or trust" >&2 && exit 1 ;;
 esac
