@@ -49,7 +49,7 @@ def choose_pct(mask_paths, available, grid, optimum):
 
 
 class PlainDataset(Dataset):
-    """Patches from disk, one at a time, decoded anew in every epoch and augmented by OpenCV."""
+    """Patches from disk, one at a time, decoded again in every epoch and augmented by OpenCV."""
 
     def __init__(self, files, mean, std, augmented=True):
         self.files, self.mean, self.std = files, np.float32(mean), np.float32(std)

@@ -90,7 +90,7 @@ def test_a_network_that_does_not_say_what_it_has_seen_is_tested_and_it_is_said(
 def test_two_networks_from_elsewhere_are_one_training_each_on_every_fold_and_stay_as_they_were(
     ran, quick_report, tmp_path
 ):
-    folders = tmp_path / "elsewhere", tmp_path / "ood"  # the name of an arm of ours
+    folders = tmp_path / "elsewhere", tmp_path / "ood"  # the name of a network of a fold
     for folder, ood in zip(folders, (False, True), strict=True):
         shutil.copytree(model_folder(ran, 1, ood), folder)
         (folder / "trained_on.txt").write_text("another_region_0.png\n")

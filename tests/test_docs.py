@@ -148,6 +148,6 @@ def test_every_page_is_listed_in_the_readme():
 
 
 def test_the_page_on_performance_says_what_the_benchmarks_measured():
-    """A figure that is changed by hand, or measured anew and not written down, shows here."""
+    """A figure that is changed by hand, or measured again and not written down, shows here."""
     for table in tables():
         assert table in PAGES[ROOT / "docs" / "performance.md"]

@@ -86,7 +86,12 @@ def maps_name(cfg: ClassifierConfig, fold: int) -> str:
 
 def transfer_name(cfg: TransferConfig, fold: int) -> str:
     """Return the name of the products of a fold by a generator."""
-    return f"{fold}_transfer_{cfg.lesion}".replace("/", "_")
+    return f"{fold}_{lesion_name(cfg)}"
+
+
+def lesion_name(cfg: TransferConfig) -> str:
+    """Return the part of such a name that says the lesion."""
+    return f"transfer_{cfg.lesion}".replace("/", "_")
 
 
 def folder_of(

@@ -29,7 +29,15 @@ from medood.runs.provenance import require
 from medood.training.segmentation import Trainer, train_fold
 from rank_prune_ood import rank_files
 from weak.image_labels import for_classifier, with_lesion
-from weak.products import IMAGES, domains, fold_labels, image_paths, masks_folder, masks_product
+from weak.products import (
+    IMAGES,
+    domains,
+    fold_labels,
+    image_paths,
+    lesion_name,
+    masks_folder,
+    masks_product,
+)
 from weak.settings import SegmentationConfig
 from weak.teacher import MeanTeacher
 from weak.trust import without_least_trusted
@@ -39,7 +47,7 @@ SEARCH = ("mirrors", "pnr_opt", "pct_grid")  # and those of its training: they c
 
 def weak_network(cfg: SegmentationConfig, fold: int, negatives: bool = True) -> Path:
     """Return where the network of a fold is, trained with or without negatives."""
-    routes = {"unet": "_pooled", "transfer": f"_transfer_{cfg.lesion}".replace("/", "_")}
+    routes = {"unet": "_pooled", "transfer": f"_{lesion_name(cfg)}"}
     ending = routes.get(cfg.method, "") + ("" if negatives else "_positives")
     ending += "_shuffled" * cfg.shuffled
     return cfg.workspace / "models" / f"{fold}_{cfg.model_name}_weak{ending}"
@@ -57,8 +65,9 @@ def train_segmentation(cfg: SegmentationConfig) -> None:
         elif cfg.shuffled:
             print(f"{found}: as expected, nothing was learned from shuffled labels")
         else:
-            cure = "raise iterations" if is_transfer else "raise classifier_epochs"
-            raise UserError(f"{found}: {cure}, and run the steps again")
+            longer = "iterations" if is_transfer else "classifier_epochs"
+            or_plain = ", or set outline to False" * cfg.outline
+            raise UserError(f"{found}: raise {longer}{or_plain}, and run the steps again")
 
 
 def train_networks(cfg: SegmentationConfig, fold: int) -> None:
