@@ -143,8 +143,10 @@ def test_methods_of_one_workspace_stand_side_by_side(made):
     page = (report_of(made) / "index.html").read_text()
     assert all(ROWS[row] in page for row in rows)
     table = (report_of(made) / "table.md").read_text()
-    assert "transfer less brightest" in table
-    assert "segmentation after transfer less brightest" in table
+    assert "transfer less grey threshold (Otsu)" in table
+    assert "segmentation after transfer less grey threshold (Otsu)" in table
+    assert "less brightest, and" in table  # the floor of all rows
+    assert "less brightest |" not in table  # so this is said once
     assert "|   79 |   100.0 |" in table  # all flipped
     of_all = json.loads((report_of(made).parent / "scores.json").read_text())["79"]
     assert len(of_all["irnet"]["iou"]) == 3  # what the run by maps found before
@@ -181,7 +183,8 @@ def test_outlined_masks_are_a_row_next_to_what_they_were_before(cfg, stand_in, c
     assert found["transfer_outlined"]["confusion"] != before["confusion"]
     table = (report_of(cfg) / "table.md").read_text()
     assert "transfer, outlined, less before" in table
-    assert f"{ROWS['transfer_outlined']} less brightest" in table
+    assert f"{ROWS['transfer_outlined']} less mean of the maps" not in table  # its rows are skipped
+    assert f"{ROWS['transfer_outlined']} less {ROWS['tissue']}" in table
 
 
 def test_maps_that_are_missing_are_no_rows(cfg, capsys):

@@ -53,7 +53,7 @@ from weak.settings import MasksConfig, SegmentationConfig
 from weak.train_transfer import FLIPPED
 from weak.trust import read_trust
 
-# compared with every floor
+# compared with every other floor, too
 OWN = (
     *("unet", "unet_outlined", "segmentation"),
     *("transfer", "transfer_outlined", "transfer_segmentation"),
@@ -103,7 +103,8 @@ def write_report(cfg: SegmentationConfig, rows: Rows, tests: dict[int, TestedRow
     columns = {title: over_folds(lesions, name) for name, title in LESION_SCORES.items()}
     found = next(iter(scores.values()))
     floor = next(row for row in FLOORS if row in found)
-    pairs = {f"{ROWS[own]} less {ROWS[low]}": (own, low) for own in OWN for low in FLOORS}
+    lower = [low for low in FLOORS if low != floor]
+    pairs = {f"{ROWS[own]} less {ROWS[low]}": (own, low) for own in OWN for low in lower}
     pairs = {name: pair for name, pair in {**pairs, **PAIRS}.items() if set(pair) <= set(found)}
     gains = gains_of(tests, floor, classes, pairs)
     patients = {patient for test in tests.values() for patient in test.patients}
@@ -142,13 +143,11 @@ def write_report(cfg: SegmentationConfig, rows: Rows, tests: dict[int, TestedRow
 
 
 def draw_classes(path: Path, scores: Scores, classes: tuple[str, ...]) -> None:
-    """Draw the IoU of each class by row. classes: with background."""
-    ious = {kind: over_folds(scores, "iou", v) for v, kind in enumerate(classes) if v}
-    bars = {
-        ROWS[row]: {kind: values[row] for kind, values in ious.items()}
-        for row in next(iter(scores.values()))
-        if row != "all_background"
-    }
+    """Draw the IoU of each row, by class. classes: with background."""
+    bars = {}
+    for value, kind in enumerate(classes[1:], 1):
+        ious = over_folds(scores, "iou", value)
+        bars[kind] = {ROWS[row]: of_row for row, of_row in ious.items() if row != "all_background"}
     draw_bars(path, "", "IoU, percent", bars)
 
 

@@ -221,7 +221,10 @@ def score_table(scores: Scores, classes: tuple[str, ...]) -> Grid:
 
 def gain_table(gains: Gains, classes: tuple[str, ...]) -> Grid:
     """Return the differences with their intervals, in points. classes: with background."""
-    names = [*(f"IoU {name}" for name in classes[1:]), "miou", "fg_to_bg", "bg_to_fg"]
+    names = [f"IoU {name}" for name in classes[1:]]
+    if len(names) > 1:  # of one class, the mean is its own
+        names.append("miou")
+    names += ["fg_to_bg", "bg_to_fg"]
     lines = [
         [ROWS.get(row, row), *(gain[name].text() for name in names)] for row, gain in gains.items()
     ]
