@@ -43,11 +43,10 @@ case $part in
         run "$workspace/all" "$data/image_labels_all.csv" main --method transfer --iterations 400 \
             --masks "$data/masks"
         ;;
-    # the same with 1.5 times the epochs: about the steps that mined negatives add
+    # after `all`: the network without mined negatives for as many steps as the one with them
     longer)
         run "$workspace/longer" "$data/image_labels_all.csv" main --method unet --epochs 9
-        run "$workspace/longer" "$data/image_labels_all.csv" evaluate_masks --method unet \
-            --epochs 9 --masks "$data/masks"
+        python runs/more_steps.py "$workspace"
         ;;
     # image labels, and pixel masks, of few patients: the same test patients, by fold, and about as
     # many steps as on all 46 or 47
