@@ -24,9 +24,8 @@ def few_patients(path: Path, fold: int, patients: int, folder: Path) -> None:
     sides = {index: "train" for index in train if labels.patients[index] in few}
     sides |= dict.fromkeys(test, "test")
     rows = [
-        (labels.names[index], labels.patients[index], side, *(f"{v:g}" for v in held))
+        (labels.names[index], labels.patients[index], side, *labels.labels[index])
         for index, side in sorted(sides.items())
-        for held in [labels.labels[index]]
     ]
     write_text(folder / "few.csv", csv_text([NAME, PATIENT, SPLIT, *labels.classes], rows))
 

@@ -62,18 +62,11 @@ case $part in
             done
         done
         ;;
-    # a rough size of each tumour instead of a 1
-    sizes)
-        python runs/rough_sizes.py "$data/image_labels.csv" "$data/masks" "$workspace/sizes"
-        run "$workspace/sizes" "$workspace/sizes/sizes.csv" main --method unet
-        run "$workspace/sizes" "$workspace/sizes/sizes.csv" evaluate_masks --method unet \
-            --masks "$data/masks"
-        ;;
     # without the fifth of the masks that the classifier trusts least; this replaces what `main` made
     trust)
         run "$workspace" "$data/image_labels.csv" train_segmentation --method unet --trust
         run "$workspace" "$data/image_labels.csv" evaluate_masks --method unet --trust \
             --iterations 400 --masks "$data/masks"
         ;;
-    *) echo "PART is main, maps, all, longer, few, sizes or trust" >&2 && exit 1 ;;
+    *) echo "PART is main, maps, all, longer, few or trust" >&2 && exit 1 ;;
 esac

@@ -11,15 +11,13 @@ from medood.data.images import read_mask
 from weak.image_labels import (
     ImageLabels,
     colours,
-    for_maps,
     read_image_labels,
     shuffled,
     split,
     with_classes,
-    with_lesion,
 )
 from weak.label_patches import label_patches, learnable
-from weak.settings import ImagesConfig, SegmentationConfig
+from weak.settings import ImagesConfig
 
 PLAIN = "img_name,cat,dog\na.png,0,1\nb.png,1,1\nc.png,0,0\n"
 
@@ -46,22 +44,6 @@ def test_a_plain_table_is_read_and_each_image_is_its_own_patient(tmp_path):
     assert found.labels.tolist() == [[0, 1], [1, 1], [0, 0]]
 
 
-def test_a_label_between_0_and_1_is_a_share_that_only_unet_takes(tmp_path):
-    path = write(tmp_path, "img_name,cat\na,0\nb,0.3\nc,.05\nd,1\n")
-    found = read_image_labels(path)
-    assert found.labels[:, 0].tolist() == pytest.approx([0, 0.3, 0.05, 1])
-    assert found.held[:, 0].tolist() == [False, True, True, True]
-    cfg = dataclasses.replace(SegmentationConfig(), image_labels=path)
-    for read, methods in ((for_maps, ("cam", "contrast")), (with_lesion, ("transfer",))):
-        assert read(dataclasses.replace(cfg, method="unet")).class_names[1:] == ("cat",)
-        for method in methods:
-            message = (
-                f"{method} takes 0 or 1 for each image, but b has 0.3 .*: write 1, or set meth"
-            )
-            with pytest.raises(UserError, match=message):
-                read(dataclasses.replace(cfg, method=method))
-
-
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
@@ -70,8 +52,7 @@ def test_a_label_between_0_and_1_is_a_share_that_only_unet_takes(tmp_path):
         ("name,cat\na,0\nb,1\n", "has no column img_name"),
         ("img_name,patient\na,x\n", "has no column of a class"),
         ("img_name,cat\na,0\nb,2\nc,1\n", r"row 3 \(b\) has '2' in column cat, expected 0 or 1"),
-        ("img_name,cat\na,0\nb,1.5\nc,1\n", r"row 3 \(b\) has '1.5' in column cat"),
-        ("img_name,cat\na,0\nb,-0.1\nc,1\n", r"row 3 \(b\) has '-0.1' in column cat"),
+        ("img_name,cat\na,0\nb,0.3\nc,1\n", r"row 3 \(b\) has '0.3' in column cat"),
         ("img_name,cat\na,0\nb\nc,1\n", r"row 3 \(b\) has '' in column cat"),
         ("img_name,cat\na,0,1\nb,1\n", "row 2 has more values"),
         ("img_name,cat\na,0\nb,1\na,1\n", "names the image a twice"),

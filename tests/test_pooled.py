@@ -51,10 +51,9 @@ def test_the_top_of_a_hundred_pixels_is_the_mean_of_two():
 
 def test_the_size_loss_by_hand():
     """A mean of a half, taught a quarter, is ln 2; the least is the entropy of the quarter."""
-    maps, share = torch.zeros(1, 1, 2, 2), torch.tensor([[0.25]])
-    assert size_loss(maps, share).item() == pytest.approx(math.log(2))
+    assert size_loss(torch.zeros(1, 1, 2, 2), 0.25).item() == pytest.approx(math.log(2))
     right = torch.full((1, 1, 2, 2), math.log(1 / 3), requires_grad=True)
-    loss = size_loss(right, share)
+    loss = size_loss(right, 0.25)
     loss.sum().backward()
     assert loss.item() == pytest.approx(-(0.25 * math.log(0.25) + 0.75 * math.log(0.75)))
     assert right.grad.abs().max() < 1e-6
@@ -62,20 +61,9 @@ def test_the_size_loss_by_hand():
 
 def test_the_pooled_loss_by_hand():
     """Maps of 0: an image with the class costs two coins, one without it its pixels too."""
-    maps, coin = torch.zeros(3, 1, 2, 2), math.log(2)
-    labels = torch.tensor([[1.0], [0.0], [0.25]])
-    found = pooled_loss(maps, labels, size=0.5).item()
-    assert found == pytest.approx((2 * coin + (1 + EMPTY) * coin + 2 * coin) / 3)
-
-
-def test_a_label_below_1_is_the_share_that_is_taught():
-    maps = torch.full((1, 1, 2, 2), 1.0, requires_grad=True)
-    grads = []
-    for label, size in ((0.1, 0.9), (1.0, 0.1), (1.0, 0.9)):
-        loss = pooled_loss(maps, torch.tensor([[label]]), size)
-        grads.append(torch.autograd.grad(loss, maps)[0])
-    assert torch.equal(grads[0], grads[1])
-    assert not torch.equal(grads[0], grads[2])
+    coin = math.log(2)
+    found = pooled_loss(torch.zeros(2, 1, 2, 2), torch.tensor([[1.0], [0.0]]), size=0.5).item()
+    assert found == pytest.approx((2 * coin + (1 + EMPTY) * coin) / 2)
 
 
 def trained(cfg, images, labels):

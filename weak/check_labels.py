@@ -86,7 +86,7 @@ def check_labels(cfg: ImagesConfig) -> None:
 def _csv_of(labels: ImageLabels, kept: np.ndarray) -> str:
     header = [NAME, PATIENT, *labels.classes]
     rows = [
-        (labels.names[index], labels.patients[index], *(f"{v:g}" for v in labels.labels[index]))
+        (labels.names[index], labels.patients[index], *labels.labels[index])
         for index in np.flatnonzero(kept)
     ]
     return csv_text(header, rows)

@@ -1,12 +1,9 @@
 """Image labels: the classes of each image, its patient, and which images train.
 
 A CSV with a header: img_name, a column of 0 and 1 for each class, and optionally patient and split
-(train | test). With --method unet, a number between 0 and 1 says that an image has a class, and
-which share of it the class covers, by eye. This is all that is known about a training image; no
-pixel is marked.
+(train | test). This is all that is known about a training image; no pixel is marked.
 """
 
-import re
 from collections import Counter
 from colorsys import hls_to_rgb
 from dataclasses import replace
@@ -24,7 +21,6 @@ from weak.settings import ClassifierConfig, ImagesConfig, TransferConfig
 
 OWN = NAME, PATIENT, SPLIT = "img_name", "patient", "split"  # every other column is a class
 MOST_CLASSES = 254  # a mask has one byte: 0 is background, 255 unsure
-LABEL = re.compile(r"[01]|0?\.\d+")
 GOLDEN = 0.618  # of the circle of hues, from one colour to the next: no two come close for long
 LIGHTNESS = (0.35, 0.6, 0.8)
 
@@ -34,7 +30,7 @@ class ImageLabels(NamedTuple):
 
     names: list[str]  # as in the CSV, with or without their ending
     patients: list[str]  # without such a column each image is its own patient
-    labels: np.ndarray  # (N, C), 1 if an image has a class: uint8; float32 if any is a share
+    labels: np.ndarray  # uint8 (N, C), 1 if an image has a class
     classes: tuple[str, ...]
     given: list[str] | None  # train or test, if the CSV has a column `split`
 
@@ -69,9 +65,7 @@ def read_image_labels(path: Path) -> ImageLabels:
     if count > 1:
         raise UserError(f"{path} names the image {twice} twice: keep one of the rows")
     patients = [row.get(PATIENT, row[NAME]) for _, row in rows]
-    labels = np.array([[row[name] for name in classes] for _, row in rows], np.float32)
-    if not (labels % 1).any():
-        labels = labels.astype(np.uint8)
+    labels = np.array([[row[name] for name in classes] for _, row in rows], np.uint8)
     if unlearnable := _without_contrast(labels > 0, classes):
         raise UserError(
             f"{path}: {unlearnable}, so it cannot be learned: remove its column, or add other"
@@ -102,16 +96,15 @@ def _refuse_columns(path: Path, columns: list[str], classes: tuple[str, ...]) ->
 
 
 def _refuse_row(path: Path, number: int, row: dict[str, str], classes: tuple[str, ...]) -> None:
-    """Raise UserError for a row without a name or patient, or with a label that is not in 0..1."""
+    """Raise UserError for a row without a name or patient, or with a label that is not 0 or 1."""
     for column in (NAME, PATIENT):
         if column in row and not row[column]:
             raise UserError(f"{path}: row {number} has no {column}: fill it in")
     for name in classes:
-        if not LABEL.fullmatch(row[name] or ""):
+        if row[name] not in ("0", "1"):
             raise UserError(
                 f"{path}: row {number} ({row[NAME]}) has {row[name]!r} in column {name}, expected 0"
-                " or 1 (with method = unet also a share, such as 0.05): correct it, or remove the"
-                " column if it is not a class"
+                " or 1: correct it, or remove the column if it is not a class"
             )
 
 
@@ -163,26 +156,7 @@ def for_maps(cfg: ClassifierConfig) -> ClassifierConfig:
             "method = transfer has no such step: run weak/train_transfer.py, then"
             " weak/generate_masks.py"
         )
-    return for_classifier(cfg)
-
-
-def for_classifier(cfg: ClassifierConfig) -> ClassifierConfig:
-    """Return settings with the classes of the CSV, whose labels suit the method."""
-    if cfg.method != "unet":
-        _refuse_shares(cfg, cfg.method)
     return with_classes(cfg)
-
-
-def _refuse_shares(cfg: ImagesConfig, method: str) -> None:
-    """Raise UserError if a label is a share of the image."""
-    found = labels_of(cfg)
-    for name, row in zip(found.names, found.labels, strict=True):
-        for kind, label in zip(found.classes, row, strict=True):
-            if label not in (0, 1):
-                raise UserError(
-                    f"method = {method} takes 0 or 1 for each image, but {name} has {label:g} in"
-                    f" column {kind} of {cfg.image_labels}: write 1, or set method to unet"
-                )
 
 
 def with_lesion(cfg: TransferConfig) -> TransferConfig:
@@ -190,8 +164,6 @@ def with_lesion(cfg: TransferConfig) -> TransferConfig:
 
     Raises UserError if the CSV has no such class, or several to choose from.
     """
-    if getattr(cfg, "method", "transfer") == "transfer":
-        _refuse_shares(cfg, "transfer")
     cfg = with_classes(cfg)
     names = [name for name, _ in cfg.classes]
     lesion = names[0] if cfg.lesion is None and len(names) == 1 else plain(cfg.lesion or "")

@@ -55,15 +55,14 @@ def pooled(maps: Tensor) -> Tensor:
     return flat.topk(max(1, round(TOP * flat.shape[2])), 2).values.mean(2)
 
 
-def size_loss(maps: Tensor, share: Tensor) -> Tensor:
-    """Return the distance of the mean probability of each map from a share, (N, C).
+def size_loss(maps: Tensor, share: float) -> Tensor:
+    """Return the distance of the mean probability of each map from a share in 0..1, (N, C).
 
     It is the binary cross-entropy of the two: KL divergence and a constant, least where they are
-    equal.
-    maps: (N, C, H, W). share: (N, C) in 0..1.
+    equal. maps: (N, C, H, W).
     """
     mean = maps.sigmoid().mean((2, 3)).clamp(TINY, 1 - TINY)
-    return F.binary_cross_entropy(mean, share, reduction="none")
+    return F.binary_cross_entropy(mean, torch.full_like(mean, share), reduction="none")
 
 
 def pooled_loss(maps: Tensor, labels: Tensor, size: float) -> Tensor:
@@ -71,15 +70,11 @@ def pooled_loss(maps: Tensor, labels: Tensor, size: float) -> Tensor:
 
     It is the mean, over images and classes, of the binary cross-entropy of the pooled map and, if
     the image has the class, the size_loss; if not, EMPTY times the mean of the cross-entropies of
-    its pixels.
-    labels: 0, 1 or, if an image has a class, the share that it covers. size: that share where the
-    label is 1.
+    its pixels. labels: float, 0 or 1. size: the share of an image that a class covers.
     """
-    held = (labels > 0).float()
-    share = torch.where(labels < 1, labels, size)
-    of_image = F.binary_cross_entropy_with_logits(pooled(maps), held, reduction="none")
+    of_image = F.binary_cross_entropy_with_logits(pooled(maps), labels, reduction="none")
     of_pixels = F.softplus(maps).mean((2, 3))  # binary cross-entropy of each against 0
-    return (of_image + held * size_loss(maps, share) + EMPTY * (1 - held) * of_pixels).mean()
+    return (of_image + labels * size_loss(maps, size) + EMPTY * (1 - labels) * of_pixels).mean()
 
 
 def gentle(count: int, seed: int) -> Tensor:

@@ -25,7 +25,7 @@ from medood.training.loop import fit, write_log
 from weak.arrays import load_images, save_weights
 from weak.check_labels import check_labels
 from weak.classifier import ClassifierTraining, image_scores, kinds_of, weights_file
-from weak.image_labels import for_classifier
+from weak.image_labels import with_classes
 from weak.pooled import PooledTraining, logits_by
 from weak.products import (
     CLASSIFIER,
@@ -40,7 +40,7 @@ from weak.settings import ClassifierConfig
 
 def train_classifiers(cfg: ClassifierConfig) -> None:
     """Train the classifiers of every fold on the patients of its training side."""
-    cfg = for_classifier(cfg)
+    cfg = with_classes(cfg)
     check_labels(cfg)
     make_folds(cfg, CLASSIFIER, train_fold)
 

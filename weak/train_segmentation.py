@@ -28,7 +28,7 @@ from medood.runs.products import network_made_from
 from medood.runs.provenance import require
 from medood.training.segmentation import Trainer, train_fold
 from rank_prune_ood import rank_files
-from weak.image_labels import for_classifier, with_lesion
+from weak.image_labels import with_classes, with_lesion
 from weak.products import (
     IMAGES,
     domains,
@@ -56,7 +56,7 @@ def weak_network(cfg: SegmentationConfig, fold: int, negatives: bool = True) -> 
 def train_segmentation(cfg: SegmentationConfig) -> None:
     """Train the networks of every fold whose masks contain a class."""
     is_transfer = cfg.method == "transfer"
-    cfg = with_lesion(cfg) if is_transfer else for_classifier(cfg)
+    cfg = with_lesion(cfg) if is_transfer else with_classes(cfg)
     require(cfg, IMAGES, masks_product(cfg))
     for fold in cfg.folds:
         found = f"fold {fold}: no mask in {masks_folder(cfg, fold)} contains a class"

@@ -193,7 +193,6 @@ class Trainer(Training):
         """Return what the generator learns by, see the head of this file."""
         count = len(diseased)
         made, mask = healed.image[:count], healed.mask
-        share = torch.full((count, 1), self.cfg.size, device=self.device)
         stay = (healed.image[count:] - healthy).abs().mean() + mask[count:].mean()
         return {
             "flip": F.softplus(self.sees(made)).mean(),
@@ -201,7 +200,7 @@ class Trainer(Training):
             "stay": stay,
             "reconstruction": (made - diseased).abs().mean(),
             "variation": total_variation(mask),
-            "size": size_loss(mask[:count].logit(1e-6), share).mean(),
+            "size": size_loss(mask[:count].logit(1e-6), self.cfg.size).mean(),
         }
 
     def _descend(self, name: str, loss: Tensor) -> None:
