@@ -75,8 +75,7 @@ def cut(
 
 def cut_regions(cfg: Data) -> None:
     """Write Image_Patchs and Mask_Patchs."""
-    require(cfg, CLASS_MASKS)
-    records.record_of(cfg.workspace / "Semantic_Labels").refuse_changed()  # its images too
+    require(cfg, CLASS_MASKS, images=True)
     regions, masks, bad = workspace.pair_regions(cfg)
     if not regions:
         records.refuse_bad(bad)

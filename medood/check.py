@@ -20,10 +20,9 @@ from medood.data.images import look_at_pair, read_image, require_match, whole_pa
 from medood.data.labels import UNSURE_ID, no_nucleus, read_region_label
 from medood.data.names import by_name, name_of, stem_of
 from medood.data.patients import patients_of, region_of
-from medood.data.records import BadFiles, record_of
+from medood.data.records import CHANGED, BadFiles, record_of
 from medood.data.workspace import fold_path, id_files, list_images, region_images, region_labels
 from medood.runs.jobs import for_each
-from medood.runs.products import PRODUCTS
 from medood.runs.provenance import survey
 
 TRAIN_SHARE = 1 - 1 / PARTS  # of the patches of a fold
@@ -74,11 +73,11 @@ def check(cfg: Config) -> Findings:
         with findings.noted():
             _check_time(cfg, len(patches), findings)
     with findings.noted():
-        for fold in cfg.folds:
-            for product in PRODUCTS:
-                with findings.noted():
-                    record_of(product.path(cfg, fold)).refuse_changed()
-        findings.table |= survey(cfg)
+        for product, (state, said) in survey(cfg).items():
+            if state == CHANGED:
+                findings.stops.append(said)
+            else:
+                findings.table[product] = said
     width = max(map(len, findings.table))
     print("".join(f"{what:>{width}}  {found}\n" for what, found in findings.table.items()))
     return findings

@@ -97,7 +97,7 @@ def with_free(
         if way:
             files = id_files(cfg.workspace, folds[fold].train + folds[fold].val)
             now = network_made_from(replayed(cfg, way["replays"]), fold, files) | {"free": way}
-            refuse_unusable(record_of(path), lambda now=now: now, lambda again=again: again)
+            refuse_unusable(record_of(path), lambda now=now: now, again)
     return {fold: {**of_fold, "free": free[fold]} for fold, of_fold in folders.items()}
 
 

@@ -121,7 +121,7 @@ def refuse_stale(cfg: TrainVolumesConfig, fold: int, network: str, cases: list[C
     """
     record = record_of(model_folder(cfg, fold, network))
     made_from = partial(network_made_from, cfg, fold, cases)
-    refuse_unusable(record, made_from, partial(again_of, cfg, fold))
+    refuse_unusable(record, made_from, again_of(cfg, fold))
 
 
 def network_made_from(cfg: TrainVolumesConfig, fold: int, cases: list[Case]) -> dict:

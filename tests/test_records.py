@@ -14,7 +14,7 @@ import pytest
 from config import UserError
 from estimate_pct import estimate_pct
 from generate_patches import generate_patches
-from medood.data import files, ood_set, records
+from medood.data import files, ood_set
 from medood.data.files import hash_of, read_json, write_json
 from medood.data.folds import read_fold
 from medood.data.images import read_mask, write_png
@@ -176,12 +176,12 @@ def product(tmp_path) -> Path:
 @pytest.mark.parametrize("how", ["changed", "lost"])
 def test_every_file_of_a_product_counts(product, name, how):
     assert is_kept(product, MADE_FROM)
-    before = records.outputs_of(product)
+    before = record_of(product).outputs()
     if how == "changed":
         (product / name).write_text(PARTS[name] + " ")
     else:
         (product / name).unlink()
-    assert records.outputs_of(product) != before
+    assert record_of(product).outputs() != before
     if (name, how) == ("a.png", "lost"):  # an image is made again
         assert not is_kept(product, MADE_FROM)
         return
@@ -194,11 +194,11 @@ def test_every_file_of_a_product_counts(product, name, how):
 
 @pytest.mark.parametrize("name", BESIDE)
 def test_what_came_later_or_is_for_people_is_no_part_of_a_product(product, name):
-    before = records.outputs_of(product)
+    before = record_of(product).outputs()
     (product / name).parent.mkdir(exist_ok=True)
     (product / name).write_text("written later")
     assert is_kept(product, MADE_FROM)
-    assert records.outputs_of(product) == before
+    assert record_of(product).outputs() == before
 
 
 @pytest.mark.parametrize(

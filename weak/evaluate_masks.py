@@ -105,7 +105,7 @@ def require_all(cfg: SegmentationConfig) -> None:
     require(cfg, masks_product(cfg), *([] if cfg.method == "transfer" else [MAPS]))
     for fold in cfg.folds:
         script = "weak/train_segmentation.py"
-        again = partial(command, cfg, script, SegmentationConfig, folds=(fold,))
+        again = command(cfg, script, SegmentationConfig, folds=(fold,))
         if has_masks(cfg, fold) or not cfg.shuffled:
             for negatives in (False, True):
                 network = weak_network(cfg, fold, negatives)

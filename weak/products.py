@@ -231,7 +231,7 @@ def _of_healthy(cfg: TransferConfig, fold: int) -> dict:
 
 
 def _found(folder: Path) -> dict | str | None:
-    return records.outputs_of(folder) if folder.is_dir() else None
+    return records.record_of(folder).outputs() if folder.is_dir() else None
 
 
 _CLASSIFIER = (

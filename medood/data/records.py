@@ -34,6 +34,10 @@ LISTED = 20  # of the bad files, in a message
 BadFiles = dict[str, str]  # what is wrong, by the name of the file
 
 
+# what became of a product: see `Record.state`
+MISSING, YOURS, CHANGED, OUT_OF_DATE, CURRENT = range(5)
+
+
 class Record(NamedTuple):
     """What is on the disk of a product, and what its record says."""
 
@@ -53,6 +57,21 @@ class Record(NamedTuple):
         """The input files that were skipped when the product was generated."""
         found = (self.content or {}).get("bad_files")
         return {name: str(why) for name, why in found.items()} if isinstance(found, dict) else {}
+
+    def state(self, made_from: Callable[[], dict], images: bool = True) -> tuple[int, str]:
+        """Return what became of the product, and of a CHANGED or OUT_OF_DATE one, in words, why.
+
+        made_from: gives what decides the product now. images: open them too. CHANGED comes before
+        OUT_OF_DATE: the change may be the user's correction.
+        """
+        if not self.is_there:
+            return MISSING, ""
+        if self.content is None:
+            return YOURS, ""
+        if names := self._changed(images):
+            return CHANGED, self._refusal(names)
+        why = self.out_of_date(made_from())
+        return (OUT_OF_DATE if why else CURRENT), why
 
     def out_of_date(self, made_from: dict) -> str:
         """Return in words why the product is not what `made_from` gives, or "" if it is.
@@ -83,43 +102,28 @@ class Record(NamedTuple):
         now = hashes(self.product, images)
         return {name: now[name] for name in now if not isinstance(made, dict) or name in made}
 
-    def changed(self, images: bool = True) -> list[str]:
-        """Return the names of the files that are not as the step wrote them.
+    def _changed(self, images: bool) -> list[str]:
+        """Return the names of the files that are not as the step wrote them, or are missing.
 
-        They may be missing. Missing images do not count: see `out_of_date`. images: open them too.
+        Missing images do not count: see `out_of_date`.
         """
         made, count = ((self.content or {}).get(name) for name in ("outputs", "files"))
-        if made is None:
-            return []
-        into_images = images and not (isinstance(count, int) and self.images < count)
-        if isinstance(made, dict):
-            now = self.outputs(images)
-            names = [name for name in made if into_images or name != IMAGES]
-            return [name for name in names if now.get(name) != made[name]]
-        # a folder with one hash for all of it is of an earlier version
-        return [self.product.name] if self.product.is_file() and self.outputs() != made else []
+        if not isinstance(made, dict):  # a folder with one hash for all of it is of an old version
+            is_same = made is None or not self.product.is_file() or self.outputs() == made
+            return [] if is_same else [self.product.name]
+        now, skip_images = self.outputs(images), isinstance(count, int) and self.images < count
+        names = [name for name in made if name != IMAGES or (images and not skip_images)]
+        return [name for name in names if now.get(name) != made[name]]
 
-    def refuse_changed(self, images: bool = True) -> None:
-        """Raise UserError for a product that a step wrote and that was changed since.
-
-        images: open them too.
-        """
-        names = self.changed(images)
-        if not names:
-            return
-        if pngs := files.pngs(self.product):
-            latest = max(pngs, key=lambda path: path.stat().st_mtime_ns)
-            last = f"{latest.name} was written last"
-            names = [last if name in (IMAGES, self.product.name) else name for name in names]
-        which = ", ".join(name for name in names[:LISTED] if name != self.product.name)
+    def _refusal(self, names: list[str]) -> str:
         keep = f"remove {self.path} to keep it as user-supplied"
         if self.path == self.product:
             keep = "remove `made_from` from it to keep it as user-supplied"
         elif self.path.name == RUN:
             keep = "move it elsewhere to keep it"
-        raise UserError(
+        return (
             f"{self.product} was changed, or damaged, since it was generated"
-            f"{which and f' ({which})'}: remove it to have it regenerated, or {keep}"
+            f" ({', '.join(names[:LISTED])}): remove it to have it regenerated, or {keep}"
         )
 
 
@@ -142,11 +146,6 @@ def record_of(product: Path) -> Record:
     if content is not None and path.name != RECORD and "made_from" not in content:
         content = None  # a JSON file of that name, or a network, that no step wrote
     return Record(product, path, is_there, images, content)
-
-
-def outputs_of(product: Path) -> dict[str, str] | str:
-    """Return the hashes of a product as it is now: see `Record.outputs`."""
-    return record_of(product).outputs()
 
 
 def hashes(folder: Path, images: bool = True) -> dict[str, str]:
@@ -200,36 +199,36 @@ def is_kept(product: Path, made_from: dict) -> bool:
     Raises UserError for one that a step wrote and that was changed since.
     """
     record = record_of(product)
-    if not record.is_there:
-        return False
-    if record.is_yours:
-        print(f"{product}: kept, user-supplied (remove it to have it generated)")
-        return True
-    record.refuse_changed()  # even if it is out of date: the change may be the user's correction
-    why = record.out_of_date(made_from)
-    if not why and record.bad_files:
-        why = "some of its inputs could not be used"
-    state = f"regenerated: {why}" if why else "kept, made from the same inputs and settings"
-    print(f"{product}: {state}")
-    return not why
+    state, why = record.state(lambda: made_from)
+    if state == CHANGED:
+        raise UserError(why)
+    if state == CURRENT and record.bad_files:
+        state, why = OUT_OF_DATE, "some of its inputs could not be used"
+    said = {
+        YOURS: "kept, user-supplied (remove it to have it generated)",
+        OUT_OF_DATE: f"regenerated: {why}",
+        CURRENT: "kept, made from the same inputs and settings",
+    }
+    if state in said:
+        print(f"{product}: {said[state]}")
+    return state in (YOURS, CURRENT)
 
 
 def refuse_unusable(
-    record: Record, made_from: Callable[[], dict], again: Callable[[], str], images: bool = True
+    record: Record, made_from: Callable[[], dict], again: str, images: bool = True
 ) -> None:
     """Raise UserError if a product is missing, was changed, or is not what `made_from` gives.
 
-    A user-supplied one is used as it is. again: gives the command that regenerates it. images: open
-    them too.
+    again: the command that regenerates it. images: open them too.
     """
-    if not record.is_there:
-        raise UserError(f"{record.product} is missing: run `{again()}` first")
-    if record.is_yours:
-        return
-    record.refuse_changed(images)
-    if why := record.out_of_date(made_from()):
+    state, why = record.state(made_from, images)
+    if state == MISSING:
+        raise UserError(f"{record.product} is missing: run `{again}` first")
+    if state == CHANGED:
+        raise UserError(why)
+    if state == OUT_OF_DATE:
         raise UserError(
-            f"{record.product} is out of date ({why}): undo the change, or run `{again()}` first"
+            f"{record.product} is out of date ({why}): undo the change, or run `{again}` first"
         )
 
 

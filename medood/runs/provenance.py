@@ -13,17 +13,19 @@ from pathlib import Path
 from config import Data, UserError
 from medood.data import records
 from medood.data.files import timed
-from medood.data.records import BadFiles, Record, record_of
+from medood.data.records import CHANGED, CURRENT, YOURS, BadFiles, Record, record_of
 from medood.processes import on_main
 from medood.runs.locks import locked
 from medood.runs.products import PATCHES, PRODUCTS, Product, with_all_behind
 
 
 @on_main
-def require(cfg: Data, *products: Product) -> None:
+def require(cfg: Data, *products: Product, images: bool = False) -> None:
     """Raise UserError unless products, and all behind them, exist and are current for each fold.
 
-    Bad files that were skipped before are refused too, unless they are to be skipped.
+    Bad files that were skipped before are refused too, unless they are to be skipped. images: open
+    them too; they are left to the step that reads them, as a training must not open those of its
+    test side.
     """
     bad: BadFiles = {}
     seen: set[Path] = set()
@@ -33,10 +35,17 @@ def require(cfg: Data, *products: Product) -> None:
             bad |= record_of(cfg.workspace / "k_folds").bad_files
         for product in _to_check(products, found):
             record = found[product]
-            if record.product not in seen:
-                seen.add(record.product)
-                _refuse_unusable(cfg, product, fold, record)
-                bad |= record.bad_files
+            if record.product in seen:
+                continue
+            seen.add(record.product)
+            again = product.cure(cfg, fold)
+            if not record.is_there and not any(cfg.workspace.glob("[!.]*")):
+                raise UserError(
+                    f"{record.product} is missing ({cfg.workspace} is empty, or its name is"
+                    f" misspelled): run `{again}` first"
+                )
+            records.refuse_unusable(record, partial(product.made_from, cfg, fold), again, images)
+            bad |= record.bad_files
     records.refuse_bad(bad, cfg.skip_bad_files)
 
 
@@ -52,52 +61,34 @@ def _to_check(products: Iterable[Product], found: dict[Product, Record]) -> Iter
         yield product
 
 
-def _refuse_unusable(cfg: Data, product: Product, fold: int, record: Record) -> None:
-    """Raise UserError if a product is missing, changed or out of date.
+def survey(cfg: Data) -> dict[str, tuple[int, str]]:
+    """Return the state of each existing product, by its path, and what the steps would do with it.
 
-    Images are left to the step that writes them: a training must not open those of its test side.
+    Of a changed one, the error that they would raise.
     """
-    if not record.is_there and not any(path.name[0] != "." for path in cfg.workspace.glob("*")):
-        raise UserError(
-            f"{record.product} is missing ({cfg.workspace} is empty, or its name is misspelled):"
-            f" run `{product.cure(cfg, fold)}` first"
-        )
-    made_from, again = (partial(found, cfg, fold) for found in (product.made_from, product.cure))
-    records.refuse_unusable(record, made_from, again, images=False)
-
-
-def survey(cfg: Data) -> dict[str, str]:
-    """Return what the steps would do with each existing product, by its path."""
-    found: dict[str, str] = {}
+    found: dict[str, tuple[int, str]] = {}
     for fold in cfg.folds:
         stays: set[Product] = set()
         for product in PRODUCTS:
             record = record_of(product.path(cfg, fold))
-            fate = _fate(cfg, product, fold, record)
+            try:
+                now = product.made_from(cfg, fold)
+            except UserError:
+                now = {"inputs": "cannot be read"}
+            state, why = record.state(lambda now=now: now)
             new = [source.name for source in product.behind if source not in stays]
-            if fate == "kept" and new:
-                fate = f"may be regenerated after {' and '.join(new)}"
-            elif not fate.startswith("regenerated"):
+            said = f"regenerated: {why}"
+            if state in (YOURS, CHANGED):
+                said = why or "user-supplied: used as it is"
+                stays.add(product)
+            elif new:
+                said = said if why else f"may be regenerated after {' and '.join(new)}"
+            elif state == CURRENT or None in now.values():  # no step can regenerate it
+                said = "kept"
                 stays.add(product)
             if record.is_there:
-                found.setdefault(str(record.product.relative_to(cfg.workspace)), fate)
+                found.setdefault(str(record.product.relative_to(cfg.workspace)), (state, said))
     return found
-
-
-def _fate(cfg: Data, product: Product, fold: int, record: Record) -> str:
-    """Return what its step would do with a product, if nothing behind it changes."""
-    if record.is_yours:
-        return "user-supplied: used as it is"
-    if record.changed():
-        return "changed since it was generated"
-    try:
-        now = product.made_from(cfg, fold)
-    except UserError:
-        return "regenerated: its inputs changed"
-    if None in now.values():  # no step can regenerate it
-        return "kept"
-    why = record.out_of_date(now) if record.is_there else "it is missing"
-    return f"regenerated: {why}" if why else "kept"
 
 
 def product_is_kept(cfg: Data, product: Product, fold: int = 0) -> bool:
