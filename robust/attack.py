@@ -3,7 +3,8 @@
 Reads   models/<fold>_<model>/ and, where trained, ..._ood/ and ..._free/
         Image_Patchs and Mask_Patchs of the fold's test patches
 Writes  reports/robust/<model>/scores.json        by fold, network, eps and attack
-        reports/robust/<model>/table.md, figures, and a section in reports/<model>/index.html
+        reports/robust/<model>/index.html         the page, with its figures in one file
+        reports/robust/<model>/table.md           and the figures alone
         reports/robust/<model>/corruptions.json   with --corruptions: by kind and strength
         reports/robust/<model>/minimal.json       with --minimal: the smallest change of each patch
         reports/robust/<model>/differences.json   each network less the first, as fractions
@@ -35,31 +36,29 @@ from test import folds_to_test, named, networks
 
 
 def attack(cfg: AttackConfig) -> None:
-    """Attack the networks of every fold; write scores, tables, figures and the report's section."""
+    """Attack the networks of every fold; write scores, tables, figures and the page."""
     of_name = named(cfg.checkpoint)
     if cfg.quick:
         cfg = quick(cfg)
     # here, so that --help needs no torch
-    from medood.evaluation.report import report_folder, robust_folder, subject_of
+    from medood.evaluation.report import report_folder
     from robust.attacked import trials_of, try_fold
     from robust.report import write_report
 
     folders = networks(cfg, of_name)
     folds = folds_to_test(cfg, folders, of_name)
-    subject = subject_of(cfg.workspace, folders, folds)
     if not of_name:
         folders = with_free(cfg, folders, folds)
-    report = report_folder(cfg, of_name)
-    parts = robust_folder(report) / "parts"
+    out = report_folder(cfg, of_name, "reports/robust")
     trials = trials_of(cfg)
     found = {kind: {} for kind in trials}
     for fold, patches in folds.items():
         names = spread_out(with_sure_pixels(cfg, patches.test), cfg.patches, cfg.seed)
         for kind, trial in trials.items():
-            tried = try_fold(cfg, folders[fold], names, fold, parts / kind, trial)
+            tried = try_fold(cfg, folders[fold], names, fold, out / "parts" / kind, trial)
             found[kind][fold] = tried
     if is_main():
-        write_report(cfg, folders, found, report, subject, one_training=bool(of_name))
+        write_report(cfg, found, out, one_training=bool(of_name))
 
 
 def quick(cfg: AttackConfig) -> AttackConfig:

@@ -1,4 +1,4 @@
-"""The results of robust/attack.py: tables, figures, and a section in the trunk's report."""
+"""The results of robust/attack.py: tables, figures and a page."""
 
 from pathlib import Path
 
@@ -7,13 +7,11 @@ import numpy as np
 from config import Config
 from medood.attacks.measuring import CLEAN, GREEDY, Condition
 from medood.attacks.together import WORST
-from medood.commands import command
-from medood.data.files import write_json, write_text
+from medood.data.files import write_json
 from medood.data.patients import patients_of
-from medood.data.workspace import data_name, weights_of
+from medood.data.workspace import data_name
 from medood.evaluation import figures
-from medood.evaluation.page import Part, Picture, Table, Text, as_markdown, section
-from medood.evaluation.report import robust_folder, write_section
+from medood.evaluation.page import Part, Picture, Table, Text, as_markdown, write_page
 from medood.evaluation.scores import RegionCounts
 from medood.evaluation.statistics import Difference, paired_differences, pool
 from medood.evaluation.tables import interval_over, spread
@@ -25,7 +23,6 @@ from robust.by_corruption import corruption_differences, corruption_scores, corr
 from robust.by_size import ABOUT as OF_SIZES
 from robust.by_size import bins_of, draw_sizes, scores_by_size, shares_by_size, size_table
 from robust.settings import AttackConfig
-from test import TestConfig
 
 SHOWN_SCORES = ("miou", "dsc", "fg_to_bg", "bg_to_fg", "fooled")
 COMPARED = ("miou", "fg_to_bg", "bg_to_fg")
@@ -214,19 +211,13 @@ def draw_examples(path: Path, title: str, attacked: Attacked, cfg: Config) -> No
 
 
 def write_report(
-    cfg: AttackConfig,
-    folders: dict[int, dict[str, Path]],
-    trials: dict[str, Found],
-    report: Path,
-    subject: str,
-    one_training: bool,
+    cfg: AttackConfig, trials: dict[str, Found], out: Path, one_training: bool
 ) -> None:
-    """Print the tables; write them, the scores and figures, and the section of the report.
+    """Print the tables; write them, the scores, the figures and the page.
 
-    folders: the networks, by fold and name. trials: see trials_of. report: the folder of test.py's
-    report on them. subject: of that report. one_training: see differences.
+    trials: see trials_of. one_training: see differences.
     """
-    out, found = robust_folder(report), trials[ATTACKS]
+    found = trials[ATTACKS]
     scores, gains = scores_by_attack(found), differences(cfg, found, one_training)
     networks = list(next(iter(found.values())))
     title = describe(cfg, found)
@@ -247,8 +238,6 @@ def write_report(
     corruptions = of_corruptions(cfg, trials.get(CORRUPTIONS), scores, out)
     corruptions += of_changes(trials.get(CHANGES), out)
     text = as_markdown([Text(title), worst, *compared, *corruptions, *of_attacks, *sizes, *masked])
-    print(text)
-    write_text(out / "table.md", text)
     write_json(out / "scores.json", scores)
     plain = {
         network: {eps: {k: gain.plain() for k, gain in of.items()} for eps, of in by_eps.items()}
@@ -268,12 +257,8 @@ def write_report(
     for network, path in zip(networks, examples, strict=True):
         caption = "image, change, ground truth, prediction before and after"
         parts.append(Picture(path, f"{label(network)}: {caption}."))
-    weights = [weights_of(path) for of_fold in folders.values() for path in of_fold.values()]
-    there = write_section(report, subject, weights, section("Under attack", parts))
-    again = command(cfg, "test.py", TestConfig, checkpoint=cfg.checkpoint)
-    page = report / "index.html"
-    place = f"{page} has a section on them" if there else f"`{again}` adds them to its report"
-    print(f"{out}: table.md, scores.json and figures; {place}")
+    names = " and ".join(map(label, networks))
+    write_page(cfg.workspace, out, f"{names} under attack", {"": parts}, text)
 
 
 def of_corruptions(cfg: AttackConfig, found: Found | None, attacked: dict, out: Path) -> list[Part]:

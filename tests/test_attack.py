@@ -17,7 +17,6 @@ from medood.commands import command
 from medood.data.dataset import load_patches
 from medood.data.folds import read_fold
 from medood.data.workspace import free_folder, id_files, model_folder
-from medood.evaluation.report import read_section, subject_of, write_section
 from medood.evaluation.tables import AT_ARGMAX
 from medood.training.loop import train_epoch
 from robust.attack import attack, quick, spread_out
@@ -27,7 +26,6 @@ from robust.free import FreeTrainer, Noise
 from robust.report import check, scores_by_attack
 from robust.settings import AttackConfig, FreeConfig
 from robust.train_free import train_free
-from test import folds_to_test, networks
 from tests.conftest import TINY, as_settings_of, printed_in, quick_reports, write_region
 
 OF_SEA = ["sea_masked_ce_balanced", "sea_masked_ce", "sea_js"]
@@ -36,15 +34,14 @@ WORST_CASES = ["worst_case", "worst_case_greedy"]
 
 @pytest.fixture(scope="module")
 def attacked(whole_run, tmp_path_factory):
-    """Settings of a first look at a whole run, after it, and the folders of report and results."""
+    """Settings of a first look at a whole run, after it, and the folder of the results."""
     workspace = tmp_path_factory.mktemp("attacked") / "run"
     shutil.copytree(whole_run, workspace)
     few = {"steps": 1, "queries": 3, "patches": 2, "eps": (8.0, 2.0), "folds": (1, 2)}
     cfg = as_settings_of(AttackConfig, TINY, workspace=workspace, **few)
     with quick_reports():
         attack(cfg)
-    report = workspace / "reports" / "unet_tu-test_resnet"
-    return cfg, report, workspace / "reports" / "robust" / "unet_tu-test_resnet"
+    return cfg, workspace / "reports" / "robust" / "unet_tu-test_resnet"
 
 
 def results(cfg, out, fold=1):
@@ -55,11 +52,14 @@ def results(cfg, out, fold=1):
 
 
 def test_scores_name_every_fold_network_eps_and_attack(attacked):
-    cfg, _, out = attacked
+    cfg, out = attacked
     scores = json.loads((out / "scores.json").read_text())
     assert {fold: list(of) for fold, of in scores.items()} == dict.fromkeys(
         "12", ["baseline", "ood"]
     )
+    page = (out / "index.html").read_text()
+    assert "baseline and Med-OoD under attack" in page
+    assert len(re.findall('<img src="data:', page)) == 4  # scores, sizes, examples of each network
     names = ["noise", "apgd_ce", "apgd_dlr", *OF_SEA, "fab", "square", "apgd_ce_tenth", "sea"]
     of_eps = {eps: list(of) for eps, of in scores["1"]["ood"].items()}
     assert of_eps == {"0": ["clean"], **dict.fromkeys("28", [*names, *WORST_CASES])}
@@ -77,7 +77,7 @@ def test_corruptions_stand_beside_the_worst_case(attacked, quick_report, tmp_pat
     cfg = dataclasses.replace(attacked[0], **few)
     shutil.copytree(attacked[0].workspace, cfg.workspace)
     attack(dataclasses.replace(cfg, corruptions=True, minimal=True, eps=(2.0,)))
-    out = cfg.workspace / attacked[2].relative_to(attacked[0].workspace)
+    out = cfg.workspace / attacked[1].relative_to(attacked[0].workspace)
     scores = json.loads((out / "corruptions.json").read_text())["1"]["ood"]
     assert list(scores) == ["clean", *OF_IMAGES]
     assert list(scores["jpeg"]) == list("12345")
@@ -92,7 +92,7 @@ def test_corruptions_stand_beside_the_worst_case(attacked, quick_report, tmp_pat
 
 
 def test_the_worst_case_is_the_lowest_of_all_attacks_and_falls_with_eps(attacked):
-    cfg, _, out = attacked
+    cfg, out = attacked
     for found in results(cfg, out).values():
         dice = dict(zip(found.pairs, found.dice, strict=True))
         for eps in (2.0, 8.0):
@@ -103,7 +103,7 @@ def test_the_worst_case_is_the_lowest_of_all_attacks_and_falls_with_eps(attacked
 
 
 def test_the_worst_case_of_all_images_has_no_higher_miou_than_that_image_by_image(attacked):
-    scores = json.loads((attacked[2] / "scores.json").read_text())
+    scores = json.loads((attacked[1] / "scores.json").read_text())
     for of_fold in scores.values():
         for network in of_fold.values():
             for eps in "28":
@@ -127,49 +127,8 @@ def test_an_attack_that_was_stopped_goes_on_after_its_last_batch(attacked, monke
     assert len(done) == 5  # other settings
 
 
-def subject(cfg):
-    folders = networks(cfg, {})
-    return subject_of(cfg.workspace, folders, folds_to_test(cfg, folders, {}))
-
-
-def test_the_report_has_a_section_until_a_network_its_folds_or_test_patches_change(attacked):
-    cfg, report, _ = attacked
-    page, before = (report / "index.html").read_text(), subject(cfg)
-    assert page.count("<h2>Under attack</h2>") == 1
-    section = read_section(report, before)
-    assert section
-    assert section in page
-    assert not read_section(report, subject(dataclasses.replace(cfg, folds=(1,))))
-    folders = networks(cfg, {})
-    folds = {fold: read_fold(cfg, fold) for fold in folders}
-    mask = id_files(cfg.workspace, folds[1].test)[0][1]
-    for path in (model_folder(cfg, 1, True) / "model.safetensors", mask):
-        plain = path.read_bytes()
-        path.write_bytes(plain + b" ")
-        assert subject_of(cfg.workspace, folders, folds) != before
-        assert bool(read_section(report, before)) == (path == mask)
-        path.write_bytes(plain)
-    assert subject_of(cfg.workspace, folders, folds) == before
-
-
-def test_a_section_goes_into_no_report_of_other_networks(attacked, tmp_path):
-    """The report of networks that were trained again since stays as it is."""
-    cfg, report, _ = attacked
-    cfg = dataclasses.replace(cfg, workspace=tmp_path)
-    page = tmp_path / "reports" / "unet_tu-test_resnet" / "index.html"
-    page.parent.mkdir(parents=True)
-    shutil.copy(report / "index.html", page)
-    before = page.read_text()
-    of_page = re.search("<!-- robustness of (.*) -->", before)[1]
-    assert not write_section(page.parent, "of other networks", [], "<p>new</p>")
-    assert page.read_text() == before
-    assert write_section(page.parent, of_page, [], r"<p>new \1</p>")
-    assert r"<p>new \1</p>" in page.read_text()
-    assert "<h2>Under attack</h2>" not in page.read_text()
-
-
 def test_checkpoints_are_attacked_beside_each_other(attacked, quick_report, capsys):
-    cfg, _, _ = attacked
+    cfg, _ = attacked
     networks = tuple(model_folder(cfg, 1, ood) for ood in (False, True))
     attack(dataclasses.replace(cfg, checkpoint=networks, attacks=("noise",), eps=(8.0,)))
     out = "checkpoints/1_unet_tu-test_resnet_vs_1_unet_tu-test_resnet_ood"
@@ -293,7 +252,7 @@ def test_free_training_divides_the_epochs_and_its_networks_are_attacked(
     assert run["made_from"]["free"] == {"eps": 8.0, "replays": 2}
     assert "each batch 2 times, with noise" in (free_folder(cfg, 1) / "README.md").read_text()
     attack(quickly)
-    out = cfg.workspace / attacked[2].relative_to(attacked[0].workspace)
+    out = cfg.workspace / attacked[1].relative_to(attacked[0].workspace)
     assert list(json.loads((out / "scores.json").read_text())["2"]) == ["baseline", "ood", "free"]
     change_record(free_folder(cfg, 2), "free", eps=4.0)
     with pytest.raises(UserError, match=r"_free is out of date \(eps was 4.0, is 8.0\)") as caught:

@@ -56,15 +56,10 @@ def write_page(workspace: Path, out: Path, title: str, sections: Sections, text:
     page = TEMPLATES.get_template("page.html").render(
         title=f"{title} on {data}",
         sample="tissue" if data == SAMPLE_NAME else "",
-        body=Markup("").join(section(heading, parts) for heading, parts in sections.items()),
+        sections=sections,
     )
     write_text(out / "index.html", page)
     print(f"{out / 'index.html'}: open it in a browser; scores.json and table.md are next to it")
-
-
-def section(heading: str, parts: list[Part]) -> Markup:
-    """Return a section as HTML."""
-    return Markup(TEMPLATES.get_template("section.html").render(heading=heading, parts=parts))
 
 
 def as_markdown(parts: list[Part]) -> str:

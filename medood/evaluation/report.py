@@ -4,10 +4,8 @@ It shows what test.py counted and what earlier steps left in the workspace: logs
 pct, pictures of the OoD patches, the settings of the networks. Its texts are in templates/.
 """
 
-import json
 import os
 import platform
-import re
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,21 +17,12 @@ import torch
 from markupsafe import Markup
 
 from config import Config
-from medood.data.files import (
-    TIMES,
-    digest,
-    fingerprint,
-    hash_of,
-    read_json,
-    read_table,
-    write_json,
-    write_text,
-)
+from medood.data.files import TIMES, read_table, write_json
 from medood.data.folds import Fold
 from medood.data.labels import BACKGROUND_COLOUR
 from medood.data.ood_set import read_estimate
 from medood.data.records import record_of
-from medood.data.workspace import data_name, id_files, model_folder, ranking_path, weights_of
+from medood.data.workspace import data_name, model_folder, ranking_path
 from medood.evaluation import figures
 from medood.evaluation.model_card import TEMPLATES
 from medood.evaluation.page import write_page
@@ -98,10 +87,10 @@ class Comparison:
         return sizes
 
 
-def report_folder(cfg: Config, checkpoints: Iterable[str] = ()) -> Path:
+def report_folder(cfg: Config, checkpoints: Iterable[str] = (), within: str = "reports") -> Path:
     """Return the folder of the report on the networks of models/, or on checkpoints, by name."""
     name = "_vs_".join(checkpoints)
-    return cfg.workspace / "reports" / (f"checkpoints/{name}" if name else cfg.model_name)
+    return cfg.workspace / within / (f"checkpoints/{name}" if name else cfg.model_name)
 
 
 def below_floor(tests: dict[int, Tested], labels: dict[str, str]) -> list[str]:
@@ -249,63 +238,10 @@ def pictures_of_oods(found: Comparison) -> dict[str, dict[int, Path]]:
     return pictures
 
 
-def robust_folder(report: Path) -> Path:
-    """Return the folder of the results of attacks on the networks of a report."""
-    reports = next(folder for folder in report.parents if folder.name == "reports")
-    return reports / "robust" / report.relative_to(reports)
-
-
-def subject_of(workspace: Path, folders: dict[int, dict[str, Path]], folds: dict[int, Fold]) -> str:
-    """Return a hash of the subject of a report: its networks, and the test patches of each fold.
-
-    folders: the networks of each of these folds, by name.
-    """
-    tests = {
-        fold: [
-            fingerprint(weights_of(path) for path in folders[fold].values()),
-            fingerprint(path for pair in id_files(workspace, patches.test) for path in pair),
-        ]
-        for fold, patches in folds.items()
-    }
-    return digest(json.dumps(tests).encode())
-
-
-def write_section(report: Path, subject: str, networks: list[Path], text: str) -> bool:
-    """Write a section on attacks, HTML; say whether the report in a folder now has it.
-
-    It does not if test.py has not written it yet, or on another subject. networks: the attacked
-    weights.
-    """
-    hashes = {str(path.resolve()): hash_of(path) for path in networks}
-    section = {"subject": subject, "networks": hashes, "text": text}
-    write_json(robust_folder(report) / "section.json", section)
-    page = report / "index.html"
-    before = page.read_text(encoding="utf-8") if page.exists() else ""
-    start, end = f"<!-- robustness of {subject} -->", "<!-- robustness ends -->"
-    after, places = re.subn(
-        f"{start}.*{end}", lambda _: f"{start}\n{text}\n{end}", before, flags=re.DOTALL
-    )
-    if places:
-        write_text(page, after)
-    return bool(places)
-
-
-def read_section(report: Path, subject: str) -> Markup:
-    """Return the section on attacks of a report; empty if it has another subject.
-
-    Or if one of the attacked networks, which may be more, no longer exists.
-    """
-    section = read_json(robust_folder(report) / "section.json") or {}
-    networks = {Path(name): of_weights for name, of_weights in section.get("networks", {}).items()}
-    current = all(path.is_file() and hash_of(path) == known for path, known in networks.items())
-    return Markup(section["text"] if current and section.get("subject") == subject else "")
-
-
 def write_report(found: Comparison) -> None:
     """Print the table of scores; write it, the differences and the page with its figures."""
     cfg, tests, out = found.cfg, found.tests, found.folder
     runs = [tuple(test.runs.values()) for test in tests.values()]
-    subject = subject_of(cfg.workspace, {f: test.folders for f, test in tests.items()}, found.folds)
     scores = {fold: test.scores for fold, test in tests.items()}
     header, rows = score_table(cfg.class_names, scores, found.sizes, found.gains)
     described = describe_data(cfg, found.folds)
@@ -331,8 +267,6 @@ def write_report(found: Comparison) -> None:
         class_rows=zip(*described["by_class"].values(), strict=True),
         run=runs[0][-1],  # of Med-OoD, if it exists
         figures={path.stem: path for path in draw_report(found)},
-        subject=subject,
-        robustness=read_section(out, subject),
         pictures=pictures_of_oods(found),
         times=[step for step in steps if "_" not in step[0] or step[0].endswith(of_network)],
         machine=machine(),
