@@ -113,7 +113,7 @@ def test_a_name_that_two_scripts_declare_is_not_shared():
 
 
 def test_a_script_is_given_the_settings_that_it_declares_alone():
-    given = {"teacher": True, "lesion": "a b", "workspace": Path("constrain.py_data"), "epochs": 3}
+    given = {"outline": True, "lesion": "a b", "workspace": Path("constrain.py_data"), "epochs": 3}
     cfg = SegmentationConfig(**given)
     printed = command(cfg, "weak/train_transfer.py", TransferConfig, folds=(79,))
     assert shlex.split(printed) == [

@@ -107,7 +107,5 @@ class MasksConfig(IRNetConfig, TransferConfig):
 class SegmentationConfig(MasksConfig):
     """How a network learns from masks."""
 
-    teacher: bool = False
-    """Let the network's moving average label images too."""
     trust: bool = False
     """Leave out the fifth of the masks that the classifier trusts least: see weak/trust.py."""

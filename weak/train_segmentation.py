@@ -10,8 +10,6 @@ This is Med-OoD without a cut: an image whose label is 0 everywhere has no class
 that the first network predicts in it is false. Those with any, the hardest first, are added until
 the positive-negative ratio is nearest to pnr_opt; the rest is pruned. With the control of shuffled
 labels both names end in _shuffled.
-
-With `teacher` a network also learns from its own moving average: see weak/teacher.py.
 """
 
 import sys
@@ -26,7 +24,7 @@ from medood.data.workspace import Pair, weights_of
 from medood.runs.command_line import run
 from medood.runs.products import network_made_from
 from medood.runs.provenance import require
-from medood.training.segmentation import Trainer, train_fold
+from medood.training.segmentation import train_fold
 from rank_prune_ood import rank_files
 from weak.image_labels import with_classes, with_lesion
 from weak.products import (
@@ -39,7 +37,6 @@ from weak.products import (
     masks_product,
 )
 from weak.settings import SegmentationConfig
-from weak.teacher import MeanTeacher
 from weak.trust import without_least_trusted
 
 SEARCH = ("mirrors", "pnr_opt", "pct_grid")  # and those of its training: they choose negatives
@@ -74,15 +71,9 @@ def train_networks(cfg: SegmentationConfig, fold: int) -> None:
     """Train the network of a fold on its positives, mine the negatives, and train the second."""
     positives, negatives = training_files(cfg, fold)
     first, second = (weak_network(cfg, fold, negatives) for negatives in (False, True))
-    kind = trainer_of(cfg)
-    train_fold(cfg, fold, positives, [], first, kind)
+    train_fold(cfg, fold, positives, [], first)
     chosen = mine(cfg, fold, first, positives, negatives)
-    train_fold(cfg, fold, positives + chosen, [], second, kind, made_from_of(cfg, fold))
-
-
-def trainer_of(cfg: SegmentationConfig) -> type[Trainer]:
-    """Return the kind of trainer of a network."""
-    return MeanTeacher if cfg.teacher else Trainer
+    train_fold(cfg, fold, positives + chosen, [], second, made_from=made_from_of(cfg, fold))
 
 
 def made_from_of(cfg: SegmentationConfig, fold: int, negatives: bool = True) -> dict:
@@ -92,12 +83,11 @@ def made_from_of(cfg: SegmentationConfig, fold: int, negatives: bool = True) -> 
     of the search.
     """
     positives, others = training_files(cfg, fold)
-    of_trainer = trainer_of(cfg).made_from(cfg)
     if not negatives:
-        return network_made_from(cfg, fold, positives) | of_trainer
+        return network_made_from(cfg, fold, positives)
     first = weights_of(weak_network(cfg, fold, negatives=False))
     made_from = network_made_from(cfg, fold, positives + others, SEARCH)
-    return made_from | {"first network": fingerprint([first])} | of_trainer
+    return made_from | {"first network": fingerprint([first])}
 
 
 def training_files(cfg: SegmentationConfig, fold: int) -> tuple[list[Pair], list[Pair]]:

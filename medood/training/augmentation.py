@@ -60,19 +60,19 @@ def stains_of(change: Tensor) -> Tensor:
 def augment(images: Tensor, masks: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
     """Return augmented images (N, 3, P, P), float in 0..255, and their masks, int64.
 
-    images: RGB uint8 (N, P, P, 3). masks: uint8 (N, P, P), or several of each image, (N, M, P, P),
-    all warped as it is. parameters: as draw_augmentation returns them.
+    images: RGB uint8 (N, P, P, 3). masks: uint8 (N, P, P). parameters: as draw_augmentation
+    returns them.
     """
     images = images.permute(0, 3, 1, 2).float()
     grid = _grid(parameters[:, :9].view(-1, 3, 3), images.shape[-1])
     # reflected borders: black ones would look like the holes of an OoD patch
     images = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
-    layers = masks.reshape(len(masks), -1, *masks.shape[-2:]).float()
-    warped = F.grid_sample(layers, grid, "nearest", padding_mode="reflection", align_corners=False)
+    masks = masks[:, None].float()
+    masks = F.grid_sample(masks, grid, "nearest", padding_mode="reflection", align_corners=False)
     if parameters.shape[1] > PARAMETERS:
         images = restain(images, parameters[:, PARAMETERS:])
     images = _recolour(images, parameters[:, 9:PARAMETERS, None, None])
-    return images, warped.view(masks.shape).long()
+    return images, masks[:, 0].long()
 
 
 def _homography(random: Tensor) -> Tensor:
