@@ -42,7 +42,7 @@ from weak.main import steps
 from weak.products import healthy_folder, indices_to_test, paths_to_test
 from weak.report import seen_by_maps
 from weak.scoring import ROWS, Rows, spread_by_score
-from weak.settings import SegmentationConfig
+from weak.settings import MasksConfig
 from weak.train_segmentation import train_segmentation
 
 OUT = Path(__file__).parent / "figures"
@@ -121,7 +121,7 @@ def draw_weak(folder: Path) -> None:
     cfgs = {}
     for method in ("contrast", "unet", "transfer"):
         changed = of_weak.SETTINGS | of_weak.BY_METHOD.get(method, {}) | drawn
-        cfg = SegmentationConfig(workspace=folder, method=method, **changed)
+        cfg = MasksConfig(workspace=folder, method=method, **changed)
         steps(cfg)
         if method == "unet":
             train_segmentation(cfg)

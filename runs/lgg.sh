@@ -62,11 +62,5 @@ case $part in
             done
         done
         ;;
-    # without the fifth of the masks that the classifier trusts least; this replaces what `main` made
-    trust)
-        run "$workspace" "$data/image_labels.csv" train_segmentation --method unet --trust
-        run "$workspace" "$data/image_labels.csv" evaluate_masks --method unet --trust \
-            --iterations 400 --masks "$data/masks"
-        ;;
-    *) echo "PART is main, maps, all, longer, few or trust" >&2 && exit 1 ;;
+    *) echo "PART is main, maps, all, longer or few" >&2 && exit 1 ;;
 esac

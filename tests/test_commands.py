@@ -19,7 +19,7 @@ from medood.runs import command_line
 from medood.runs.command_line import parse
 from robust import settings as robust
 from tests.conftest import ROOT, printed_in
-from weak.settings import SegmentationConfig, TransferConfig
+from weak.settings import MasksConfig, TransferConfig
 
 SCRIPTS = sorted(
     path.relative_to(ROOT).as_posix()
@@ -114,7 +114,7 @@ def test_a_name_that_two_scripts_declare_is_not_shared():
 
 def test_a_script_is_given_the_settings_that_it_declares_alone():
     given = {"outline": True, "lesion": "a b", "workspace": Path("constrain.py_data"), "epochs": 3}
-    cfg = SegmentationConfig(**given)
+    cfg = MasksConfig(**given)
     printed = command(cfg, "weak/train_transfer.py", TransferConfig, folds=(79,))
     assert shlex.split(printed) == [
         *("python", "weak/train_transfer.py", "--workspace", "constrain.py_data"),

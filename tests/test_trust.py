@@ -1,19 +1,15 @@
 """Which masks the classifier trusts: see weak/trust.py."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
 
-from config import UserError
 from medood.data.files import read_table
 from medood.data.images import write_png
 from tests.conftest import TINY, as_settings_of
 from weak import trust
 from weak.settings import MasksConfig
-from weak.train_segmentation import training_files
-from weak.trust import painted_over, read_trust, without_least_trusted, write_trust
+from weak.trust import painted_over, read_trust, write_trust
 
 
 def test_a_mask_is_painted_over_with_its_surroundings():
@@ -57,22 +53,5 @@ def test_a_class_that_is_still_seen_without_its_mask_is_at_the_top(ranked):
     assert [float(row["after"]) for row in rows] == [15.0] + [-1.0] * 9
 
 
-def test_the_least_trusted_fifth_is_left_out_and_images_without_a_mask_stay(ranked):
-    folder, paths = ranked
-    pairs = [(path, folder / "masks" / path.name) for path in paths]
-    kept = [image.name for image, _ in without_least_trusted(folder, pairs)]
-    assert kept == [f"{n:02}.png" for n in (*range(1, 9), 10)]
-
-
-def test_with_trust_a_network_learns_from_fewer_masks(weak_run):
-    cfg = dataclasses.replace(weak_run, classes=weak_run.classes)
-    every, _ = training_files(cfg, 79)
-    fewer, _ = training_files(dataclasses.replace(cfg, trust=True), 79)
-    assert len(every) - round(trust.LEAST * len(every)) <= len(fewer) < len(every)
-    assert set(fewer) < set(every)
-
-
 def test_masks_of_an_earlier_version_have_no_trust(tmp_path):
     assert read_trust(tmp_path, ["a.png"]) == {}
-    with pytest.raises(UserError, match="has no trust.csv: remove it, and run"):
-        without_least_trusted(tmp_path, [])

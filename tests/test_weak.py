@@ -27,7 +27,7 @@ from weak.image_labels import with_classes
 from weak.main import MainConfig, main, steps
 from weak.products import classifier_folder, fold_labels, image_paths, maps_folder, masks_folder
 from weak.scoring import ROWS
-from weak.settings import SegmentationConfig
+from weak.settings import MasksConfig
 from weak.train_classifier import train_classifiers
 from weak.train_irnet import train_irnets
 from weak.train_segmentation import (
@@ -247,7 +247,7 @@ def test_a_control_of_other_settings_leaves_the_table_until_it_is_trained_again(
     (line,) = (line for line in said.splitlines() if ": skipped (" in line)
     _, script, *arguments = shlex.split(printed_in(line))
     assert script == "weak/train_segmentation.py"
-    train_segmentation(parse(SegmentationConfig(), arguments))
+    train_segmentation(parse(MasksConfig(), arguments))
     require_all(dataclasses.replace(with_classes(longer), shuffled=True))
 
 

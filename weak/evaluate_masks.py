@@ -50,12 +50,12 @@ from weak.products import (
 )
 from weak.report import write_report
 from weak.scoring import Rows, TestedRows, predicted_by, tally_rows
-from weak.settings import SegmentationConfig
+from weak.settings import MasksConfig
 from weak.train_segmentation import has_masks, made_from_of, weak_network
 from weak.truth import require_masks, true_files
 
 
-def evaluate_masks(cfg: SegmentationConfig) -> None:
+def evaluate_masks(cfg: MasksConfig) -> None:
     """Test every row on the test images of every fold; write scores, tables and the report."""
     if cfg.shuffled:
         raise UserError("shuffled = True: this control is tested with the rest: remove the setting")
@@ -74,7 +74,7 @@ def evaluate_masks(cfg: SegmentationConfig) -> None:
     write_report(cfg, rows, {fold: evaluate_fold(cfg, fold, rows) for fold in cfg.folds})
 
 
-def by_maps(cfg: SegmentationConfig) -> SegmentationConfig:
+def by_maps(cfg: MasksConfig) -> MasksConfig:
     """Return settings of the route of maps: with transfer, of what is in the workspace."""
     if cfg.method == "transfer":
         by_irnet = irnet_folder(replace(cfg, method="cam"), cfg.folds[0])
@@ -85,7 +85,7 @@ def by_maps(cfg: SegmentationConfig) -> SegmentationConfig:
     return with_classes(replace(cfg, lesion=None))
 
 
-def is_shown(rows: str, route: SegmentationConfig, *, must: bool = False) -> bool:
+def is_shown(rows: str, route: MasksConfig, *, must: bool = False) -> bool:
     """Say whether rows of a route can be tested. If not, print why, or raise it as an error."""
     try:
         require_all(route)
@@ -97,7 +97,7 @@ def is_shown(rows: str, route: SegmentationConfig, *, must: bool = False) -> boo
     return True
 
 
-def require_all(cfg: SegmentationConfig) -> None:
+def require_all(cfg: MasksConfig) -> None:
     """Raise UserError if masks or networks of a route are missing or out of date.
 
     No network is required if shuffled labels gave masks without any class.
@@ -105,7 +105,7 @@ def require_all(cfg: SegmentationConfig) -> None:
     require(cfg, masks_product(cfg), *([] if cfg.method == "transfer" else [MAPS]))
     for fold in cfg.folds:
         script = "weak/train_segmentation.py"
-        again = command(cfg, script, SegmentationConfig, folds=(fold,))
+        again = command(cfg, script, MasksConfig, folds=(fold,))
         if has_masks(cfg, fold) or not cfg.shuffled:
             for negatives in (False, True):
                 network = weak_network(cfg, fold, negatives)
@@ -113,7 +113,7 @@ def require_all(cfg: SegmentationConfig) -> None:
                 refuse_unusable(record_of(network), made_from, again)
 
 
-def evaluate_fold(cfg: SegmentationConfig, fold: int, rows: Rows) -> TestedRows:
+def evaluate_fold(cfg: MasksConfig, fold: int, rows: Rows) -> TestedRows:
     """Return the predictions of every row for the test images of a fold, and their tallies."""
     labels, test = labels_there(cfg), indices_to_test(cfg, fold)
     paths, every = [image_paths(cfg, labels)[index] for index in test], with_classes(cfg)
@@ -142,7 +142,7 @@ def evaluate_fold(cfg: SegmentationConfig, fold: int, rows: Rows) -> TestedRows:
 
 
 def floors(
-    cfg: SegmentationConfig, fold: int, tested: Tensor, maps: SegmentationConfig | None
+    cfg: MasksConfig, fold: int, tested: Tensor, maps: MasksConfig | None
 ) -> dict[str, Tensor]:
     """Return the floors of test images (N, P, P, 3) by row, uint8 (N, P, P): see weak/floors.py.
 
@@ -180,7 +180,7 @@ def floors(
     return found
 
 
-def in_classes(cfg: SegmentationConfig, every: SegmentationConfig, masks: Tensor) -> Tensor:
+def in_classes(cfg: MasksConfig, every: MasksConfig, masks: Tensor) -> Tensor:
     """Return masks of every class, uint8 (N, P, P), in the classes of cfg: its lesion, if any."""
     if cfg.lesion is None:
         return masks
@@ -188,7 +188,7 @@ def in_classes(cfg: SegmentationConfig, every: SegmentationConfig, masks: Tensor
     return torch.where(masks == UNSURE, UNSURE, of_lesion)
 
 
-def from_maps(cfg: SegmentationConfig, fold: int, test: list[int]) -> dict[str, Tensor]:
+def from_maps(cfg: MasksConfig, fold: int, test: list[int]) -> dict[str, Tensor]:
     """Return the masks of maps without a network, by row, uint8 (N, P, P). test: image indices."""
     labels, train, _ = fold_labels(cfg, fold)
     paths, size = image_paths(cfg, labels), [cfg.image_size] * 2
@@ -221,7 +221,7 @@ def from_maps(cfg: SegmentationConfig, fold: int, test: list[int]) -> dict[str, 
     }
 
 
-def from_pooled(cfg: SegmentationConfig, fold: int, test: list[int]) -> dict[str, Tensor]:
+def from_pooled(cfg: MasksConfig, fold: int, test: list[int]) -> dict[str, Tensor]:
     """Return the masks with method = unet, by row, as from_maps does."""
     paths = image_paths(cfg, labels_there(cfg))
     tested = [paths[index] for index in test]
@@ -232,7 +232,7 @@ def from_pooled(cfg: SegmentationConfig, fold: int, test: list[int]) -> dict[str
     }
 
 
-def by_row(row: str, cfg: SegmentationConfig, fold: int, paths: list[Path]) -> dict[str, Tensor]:
+def by_row(row: str, cfg: MasksConfig, fold: int, paths: list[Path]) -> dict[str, Tensor]:
     """Return the masks of test images as uint8 (N, P, P), by row; if outlined, also before it."""
     folder = masks_folder(cfg, fold)
     masks = read_masks(cfg, folder, paths)
@@ -255,7 +255,7 @@ def from_networks(rows: Rows, fold: int, images: Tensor) -> dict[str, Tensor]:
     return predicted_by(rows.maps, networks, images) | nothing
 
 
-def train_supervised(cfg: SegmentationConfig, fold: int) -> Path:
+def train_supervised(cfg: MasksConfig, fold: int) -> Path:
     """Return the folder of the network trained on the true masks of a fold's training images."""
     labels, train, _ = fold_labels(cfg, fold)
     paths = [image_paths(cfg, labels)[index] for index in train]
@@ -265,4 +265,4 @@ def train_supervised(cfg: SegmentationConfig, fold: int) -> Path:
 
 
 if __name__ == "__main__":
-    run(evaluate_masks, SegmentationConfig())
+    run(evaluate_masks, MasksConfig())

@@ -17,7 +17,7 @@ from weak.evaluate_masks import evaluate_masks
 from weak.generate_images import generate_images
 from weak.generate_maps import generate_maps
 from weak.generate_masks import generate_masks
-from weak.settings import MasksConfig, SegmentationConfig
+from weak.settings import MasksConfig
 from weak.train_classifier import train_classifiers
 from weak.train_irnet import train_irnets
 from weak.train_segmentation import train_segmentation
@@ -26,7 +26,7 @@ from weak.truth import require_masks
 
 
 @settings
-class MainConfig(SegmentationConfig):
+class MainConfig(MasksConfig):
     """The settings of main.py only."""
 
     sample: bool = False

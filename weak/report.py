@@ -49,7 +49,7 @@ from weak.scoring import (
     spread_by_score,
     verdict,
 )
-from weak.settings import MasksConfig, SegmentationConfig
+from weak.settings import MasksConfig
 from weak.train_transfer import FLIPPED
 from weak.trust import read_trust
 
@@ -78,14 +78,14 @@ METHOD = (
 EXAMPLES = 6  # images of a fold in each picture
 
 
-def report_folder(cfg: SegmentationConfig) -> Path:
+def report_folder(cfg: MasksConfig) -> Path:
     """Return the folder of the scores and the report: of one lesion among others, a subfolder."""
     out = cfg.workspace / "reports" / "weak"
     others = cfg.lesion is not None and len(labels_of(cfg).classes) > 1
     return out / cfg.lesion.replace("/", "_") if others else out
 
 
-def write_report(cfg: SegmentationConfig, rows: Rows, tests: dict[int, TestedRows]) -> None:
+def write_report(cfg: MasksConfig, rows: Rows, tests: dict[int, TestedRows]) -> None:
     """Print the tables; write them, the scores and the page with its figures.
 
     tests: by fold.
@@ -174,7 +174,7 @@ def flipped_table(cfg: MasksConfig) -> Grid:
 
 
 def draw_pictures(
-    cfg: SegmentationConfig,
+    cfg: MasksConfig,
     rows: Rows,
     out: Path,
     tests: dict[int, TestedRows],
@@ -209,7 +209,7 @@ def draw_pictures(
 
 def draw_tested(
     path: Path,
-    cfg: SegmentationConfig,
+    cfg: MasksConfig,
     rows: Rows,
     fold: int,
     test: TestedRows,

@@ -20,7 +20,7 @@ from medood.evaluation.tables import spread
 from medood.models.checkpoints import load_model
 from medood.models.inference import Predictor, predict
 from weak.arrays import some_of
-from weak.settings import SegmentationConfig
+from weak.settings import MasksConfig
 
 # what is tested, in the order of the table
 ROWS = {
@@ -64,9 +64,9 @@ Gains = dict[str, dict[str, Difference]]  # by row and score
 class Rows(NamedTuple):
     """Settings of what is tested in addition to full supervision and the floors."""
 
-    maps: SegmentationConfig | None  # of the route of maps
-    control: SegmentationConfig | None  # of the same, from shuffled labels
-    transfer: SegmentationConfig | None  # of the route of transfer
+    maps: MasksConfig | None  # of the route of maps
+    control: MasksConfig | None  # of the same, from shuffled labels
+    transfer: MasksConfig | None  # of the route of transfer
 
 
 @dataclass(frozen=True)

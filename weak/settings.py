@@ -101,11 +101,3 @@ class MasksConfig(IRNetConfig, TransferConfig):
     """Mark pixels as unsure (255) if the map, after the walk, is this close to half its maximum."""
     outline: bool = False
     """End masks where the brightness changes: for lesions that differ in it from what is around."""
-
-
-@settings
-class SegmentationConfig(MasksConfig):
-    """How a network learns from masks."""
-
-    trust: bool = False
-    """Leave out the fifth of the masks that the classifier trusts least: see weak/trust.py."""

@@ -36,13 +36,12 @@ from weak.products import (
     masks_folder,
     masks_product,
 )
-from weak.settings import SegmentationConfig
-from weak.trust import without_least_trusted
+from weak.settings import MasksConfig
 
 SEARCH = ("mirrors", "pnr_opt", "pct_grid")  # and those of its training: they choose negatives
 
 
-def weak_network(cfg: SegmentationConfig, fold: int, negatives: bool = True) -> Path:
+def weak_network(cfg: MasksConfig, fold: int, negatives: bool = True) -> Path:
     """Return where the network of a fold is, trained with or without negatives."""
     routes = {"unet": "_pooled", "transfer": f"_{lesion_name(cfg)}"}
     ending = routes.get(cfg.method, "") + ("" if negatives else "_positives")
@@ -50,7 +49,7 @@ def weak_network(cfg: SegmentationConfig, fold: int, negatives: bool = True) -> 
     return cfg.workspace / "models" / f"{fold}_{cfg.model_name}_weak{ending}"
 
 
-def train_segmentation(cfg: SegmentationConfig) -> None:
+def train_segmentation(cfg: MasksConfig) -> None:
     """Train the networks of every fold whose masks contain a class."""
     is_transfer = cfg.method == "transfer"
     cfg = with_lesion(cfg) if is_transfer else with_classes(cfg)
@@ -67,7 +66,7 @@ def train_segmentation(cfg: SegmentationConfig) -> None:
             raise UserError(f"{found}: raise {longer}{or_plain}, and run the steps again")
 
 
-def train_networks(cfg: SegmentationConfig, fold: int) -> None:
+def train_networks(cfg: MasksConfig, fold: int) -> None:
     """Train the network of a fold on its positives, mine the negatives, and train the second."""
     positives, negatives = training_files(cfg, fold)
     first, second = (weak_network(cfg, fold, negatives) for negatives in (False, True))
@@ -76,7 +75,7 @@ def train_networks(cfg: SegmentationConfig, fold: int) -> None:
     train_fold(cfg, fold, positives + chosen, [], second, made_from=made_from_of(cfg, fold))
 
 
-def made_from_of(cfg: SegmentationConfig, fold: int, negatives: bool = True) -> dict:
+def made_from_of(cfg: MasksConfig, fold: int, negatives: bool = True) -> dict:
     """Return what decides the network of a fold, trained with or without negatives.
 
     Of the negatives: all of them, and what chooses among them: the first network, and the settings
@@ -90,11 +89,8 @@ def made_from_of(cfg: SegmentationConfig, fold: int, negatives: bool = True) -> 
     return made_from | {"first network": fingerprint([first])}
 
 
-def training_files(cfg: SegmentationConfig, fold: int) -> tuple[list[Pair], list[Pair]]:
-    """Return the training images with a class, with their masks, and those without any.
-
-    With `trust`, the masks that are trusted least are left out.
-    """
+def training_files(cfg: MasksConfig, fold: int) -> tuple[list[Pair], list[Pair]]:
+    """Return the training images with a class, with their masks, and those without any."""
     masks = masks_folder(cfg, fold)
     if cfg.method == "transfer":
         holding, empty = domains(cfg, fold)
@@ -104,12 +100,10 @@ def training_files(cfg: SegmentationConfig, fold: int) -> tuple[list[Pair], list
         holding = [paths[index] for index in train if labels.held[index].any()]
         empty = [paths[index] for index in train if not labels.held[index].any()]
     positives = [(path, masks / path.name) for path in holding]
-    if cfg.trust:
-        positives = without_least_trusted(masks, positives)
     return positives, [(path, None) for path in empty]
 
 
-def has_masks(cfg: SegmentationConfig, fold: int) -> bool:
+def has_masks(cfg: MasksConfig, fold: int) -> bool:
     """Say whether any mask of a fold contains a class: otherwise there is nothing to learn."""
     positives, _ = training_files(cfg, fold)
     return any(pixels_of(cfg, positives)[0])
@@ -135,4 +129,4 @@ def mine(
 
 
 if __name__ == "__main__":
-    run(train_segmentation, SegmentationConfig())
+    run(train_segmentation, MasksConfig())

@@ -16,10 +16,8 @@ import torch
 from scipy.ndimage import binary_dilation
 from torch import Tensor
 
-from config import UserError
 from medood.data.files import csv_text, in_threads, read_table, write_text
 from medood.data.labels import is_foreground
-from medood.data.workspace import Pair
 from weak.arrays import load_images
 from weak.image_labels import with_classes
 from weak.pooled import logits_by
@@ -27,7 +25,6 @@ from weak.products import classifier_folder
 from weak.settings import MasksConfig
 
 TRUST = "trust.csv"
-LEAST = 0.2  # of the masks are left out if the setting `trust` asks for it
 MARGIN, RING = 1 / 32, 1 / 8  # of an image's side: what is painted over, and what with
 
 
@@ -90,15 +87,3 @@ def read_trust(folder: Path, names: Iterable[str]) -> dict[str, float]:
     logits = {row["img_name"]: float(row["after"]) for row in read_table(folder / TRUST)}
     asked = set(names)
     return {name: logit for name, logit in logits.items() if name in asked}
-
-
-def without_least_trusted(folder: Path, files: list[Pair]) -> list[Pair]:
-    """Return images with their masks but for those trusted least, LEAST of those with a mask.
-
-    Raises UserError for masks of an earlier version.
-    """
-    if not (folder / TRUST).exists():
-        raise UserError(f"{folder} has no {TRUST}: remove it, and run weak/generate_masks.py again")
-    ranked = list(read_trust(folder, [image.name for image, _ in files]))
-    doubted = set(ranked[: round(LEAST * len(ranked))])
-    return [pair for pair in files if pair[0].name not in doubted]
