@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pydicom
 import pytest
-from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGBaseline8Bit, JPEGLSLossless
+from pydicom.uid import ExplicitVRLittleEndian, JPEGBaseline8Bit, JPEGLSLossless
 
 from config import UserError
 from medood.data.images import to_bytes, write_png
@@ -24,11 +24,9 @@ def shown(path):
     return read_any(path)[..., 0].tolist()
 
 
-ENDINGS = ("", ".dcm", ".DICOM", ".ima")
-
-
-@pytest.mark.parametrize("of_file", ENDINGS)
-@pytest.mark.parametrize("of_label", ENDINGS)
+@pytest.mark.parametrize(
+    ("of_file", "of_label"), [("", ".dcm"), (".dcm", ""), (".DICOM", ".ima"), (".ima", ".ima")]
+)
 def test_a_dicom_and_its_mask_are_found_by_any_ending_or_none(tmp_path, of_file, of_label):
     images, masks, stem = tmp_path / "images", tmp_path / "masks", f"{UID}.7"
     write_dicom(images / f"{stem}{of_file}", GREY)
@@ -44,89 +42,31 @@ def test_a_dicom_and_its_mask_are_found_by_any_ending_or_none(tmp_path, of_file,
         masks.rmdir()
 
 
-def test_an_image_that_has_another_format_than_its_label_says_is_another_one(tmp_path):
-    write_png(tmp_path / "a.PNG.png", GREY.astype(np.uint8))
-    (tmp_path / "a.PNG.png").rename(tmp_path / "a.PNG")
-    assert list_inputs(tmp_path, labelled("a.png")) == [tmp_path / "a.PNG"]
-    for name in ("a.dcm", "a.tif"):
-        with pytest.raises(UserError, match="lacks 1 images that the image labels name"):
-            list_inputs(tmp_path, labelled(name))
-    write_dicom(tmp_path / "a.dicom", GREY)
-    assert list_inputs(tmp_path, labelled("a.dcm")) == [tmp_path / "a.dicom"]
-    with pytest.raises(UserError, match="may both be the image a "):
-        list_inputs(tmp_path, labelled("a"))
-
-
-def test_the_directory_of_a_disc_is_no_image(tmp_path, capsys):
-    write_dicom(tmp_path / "IM1", GREY)
-    write_dicom(tmp_path / "DICOMDIR", GREY)
-    assert list_inputs(tmp_path, labelled("IM1")) == [tmp_path / "IM1"]
-    assert "ignored" not in capsys.readouterr().out
-
-
-def bare(path, implicit, little, values=GREY):
-    """Write a DICOM file without preamble and file meta information."""
-    write_dicom(path, values)
-    content = pydicom.Dataset()
-    content.update(pydicom.dcmread(path))
-    if not little:
-        content.PixelData = values.astype(">u2").tobytes()
-        content["PixelData"].VR = "OW"
-    content.save_as(path, implicit_vr=implicit, little_endian=little)
-
-
-@pytest.mark.parametrize(("implicit", "little"), [(True, True), (False, True), (False, False)])
-def test_a_dicom_without_preamble_is_read(tmp_path, implicit, little):
-    bare(tmp_path / "a.dcm", implicit, little)
-    assert (tmp_path / "a.dcm").read_bytes()[128:132] != b"DICM"
-    assert shown(tmp_path / "a.dcm") == RANGE
-
-
-@pytest.mark.parametrize(
-    "content",
-    [b"", b"\x08", b"no DICOM at all" * 20, bytes(200), b"\x89PNG" * 99, b"\x08\x00rubbish" * 30],
-)
-def test_what_is_no_dicom_is_none(tmp_path, content):
-    for name in ("a.dcm", "b"):
-        (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match="not a complete DICOM image .*copy or export"):
-        read_any(tmp_path / "a.dcm")
+def test_what_is_no_dicom_or_cut_off_anywhere_is_refused(tmp_path):
+    path = tmp_path / "a.dcm"
+    write_dicom(path, np.tile(GREY, (20, 20)))
+    whole = path.read_bytes()
+    lengths = 0, 1, 100, 140, len(whole) // 2, len(whole) - 200, len(whole) - 2
+    for content in (bytes(200), b"no DICOM at all" * 20, *(whole[:length] for length in lengths)):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match="a.dcm is not a complete DICOM image.*: copy it again"):
+            read_any(path)
+    (tmp_path / "b").write_bytes(b"\x89PNG" * 99)
     with pytest.raises(UserError, match="lacks 1 images"):
         list_inputs(tmp_path, labelled("b"))
 
 
-def test_a_dicom_cut_off_anywhere_is_refused(tmp_path):
-    whole = {}
-    for name in ("with", "without"):
-        path = tmp_path / f"{name}.dcm"
-        write_dicom(path, np.tile(GREY, (20, 20))) if name == "with" else bare(path, True, True)
-        whole[path] = path.read_bytes()
-    for path, content in whole.items():
-        for length in (1, 100, 140, len(content) // 2, len(content) - 200, len(content) - 2):
-            path.write_bytes(content[:length])
-            with pytest.raises(UserError, match="is not a complete DICOM image .*copy or export"):
-                read_any(path)
-
-
 def test_pixels_that_are_compressed_in_an_unknown_way_are_refused(tmp_path):
     path = tmp_path / "a.dcm"
-    write_dicom(path, GREY, syntax=JPEGBaseline8Bit, content=b"some")
+    write_dicom(path, GREY, syntax=JPEGBaseline8Bit, content=b"some" * 9)
     content = path.read_bytes()
     plain = (ExplicitVRLittleEndian + "\0\0\0").encode()
     path.write_bytes(content.replace(JPEGBaseline8Bit.encode(), plain))
-    with pytest.raises(UserError, match="does not name the compression of its pixels"):
+    with pytest.raises(UserError, match="it does not name its compression"):
         read_any(path)
-
-
-@pytest.mark.parametrize(
-    ("syntax", "name"), [(JPEG2000Lossless, "JPEG 2000"), (JPEGLSLossless, "JPEG-LS")]
-)
-def test_what_cannot_be_decoded_is_said_to_be_compressed(tmp_path, syntax, name):
-    write_dicom(tmp_path / "a.dcm", GREY, syntax=syntax, content=b"garbage")
-    with pytest.raises(
-        UserError, match=rf"{name} .*, is not supported: run `pip install .* or save it uncompr"
-    ):
-        read_any(tmp_path / "a.dcm")
+    write_dicom(path, GREY, syntax=JPEGLSLossless, content=b"garbage")
+    with pytest.raises(UserError, match=r"'JPEG-LS .*: copy it .* save it uncomp.* or run `pip"):
+        read_any(path)
 
 
 def test_a_jpeg_within_a_dicom_is_decoded(tmp_path):
@@ -155,59 +95,33 @@ def window(centre, width, function=None, **more):
     return {name: value for name, value in known.items() if value is not None} | more
 
 
-USELESS = {
-    "no width": window(200, None),
-    "an empty width": window(200, ""),
-    "no centre": window(None, 100),
-    "width 0": window(200, 0),
-    "width 0 of a table": window([200, 100], [0, 0]),
-    "a negative width": window(200, -5),
-    "a width below 1": window(200, 0.99),
-    "a width below 1, after a slope": window(
-        *(0.08, 0.05), RescaleSlope="0.0004", RescaleIntercept=0
-    ),
-    "width 0 of LINEAR_EXACT": window(200, 0, "LINEAR_EXACT"),
-    "width 0 of SIGMOID": window(200, 0, "SIGMOID"),
-    "an unknown function": window(200, 100, "CUBIC"),
-}
-
-
-@pytest.mark.parametrize("name", USELESS)
-def test_a_window_that_cannot_be_applied_gives_way_to_the_range(tmp_path, name):
-    write_dicom(tmp_path / "a.dcm", GREY, **USELESS[name])
-    assert shown(tmp_path / "a.dcm") == RANGE
-    dark = {"PhotometricInterpretation": "MONOCHROME1"}
-    write_dicom(tmp_path / "b.dcm", GREY, **USELESS[name] | dark)
-    assert shown(tmp_path / "b.dcm") == [[255, 191], [127, 0]]
-
-
-USEFUL = {  # of 0, 100, 200, 400
+DARK = {"PhotometricInterpretation": "MONOCHROME1"}
+SHOWN = {  # of 0, 100, 200, 400
+    "no width": (window(200, None), RANGE),
+    "an empty width": (window(200, ""), RANGE),
+    "no centre": (window(None, 100), RANGE),
+    "width 0 of a table": (window([200, 100], [0, 0]), RANGE),
+    "width 0 of LINEAR_EXACT": (window(200, 0, "LINEAR_EXACT"), RANGE),
+    "an unknown function": (window(200, 100, "CUBIC"), RANGE),
+    "0 shown as white": (window(200, 0, **DARK), [[255, 191], [127, 0]]),
     "width 1, which is a threshold": (window(150.5, 1), [[0, 0], [255, 255]]),
-    "an empty function": (window(150.5, 201, ""), [[0, 64], [191, 255]]),
-    "a width below 1 of LINEAR_EXACT": (window(150, 0.5, "LINEAR_EXACT"), [[0, 0], [255, 255]]),
-    "a second window": (window([9, 150.5], [0, 201]), [[0, 64], [191, 255]]),
-    "more centres than widths": (window([150.5, 9], [201]), [[0, 64], [191, 255]]),
+    "the first of two": (window([150.5, 9], [201, 3]), [[0, 64], [191, 255]]),
     "SIGMOID": (window(200, 200, "SIGMOID"), [[5, 30], [128, 250]]),
     "wider than the values": (window(400, 800, "LINEAR_EXACT"), [[0, 32], [64, 128]]),
     "in units after rescaling": (  # of -1000, -800, -600, -200, from -900 to -500
         window([-700, 40], [400, 80], "LINEAR_EXACT", RescaleSlope=2, RescaleIntercept=-1000),
         [[0, 64], [191, 255]],
     ),
+    "a slope of 0 is not applied": ({"RescaleSlope": 0, "RescaleIntercept": 5}, RANGE),
+    "an empty slope, neither": ({"RescaleSlope": "", "RescaleIntercept": 5}, RANGE),
 }
 
 
-@pytest.mark.parametrize("name", USEFUL)
-def test_the_first_window_that_can_be_applied_is(tmp_path, name):
-    entries, expected = USEFUL[name]
+@pytest.mark.parametrize("name", SHOWN)
+def test_the_first_window_or_else_the_range_is_shown(tmp_path, name):
+    entries, expected = SHOWN[name]
     write_dicom(tmp_path / "a.dcm", GREY, **entries)
     assert shown(tmp_path / "a.dcm") == expected
-
-
-@pytest.mark.parametrize(("slope", "intercept"), [(0, 0), (0, 5), ("", ""), (2, ""), ("", 5)])
-def test_a_slope_that_leaves_nothing_is_not_applied(tmp_path, slope, intercept):
-    entries = {"RescaleSlope": slope, "RescaleIntercept": intercept}
-    write_dicom(tmp_path / "a.dcm", GREY, **entries)
-    assert shown(tmp_path / "a.dcm") == RANGE
 
 
 def test_a_table_of_values_is_followed(tmp_path):
@@ -239,8 +153,8 @@ def test_padding_is_black_and_takes_no_part_in_the_range(tmp_path, padding):
         return shown(path)
 
     assert write("a") == [[0, 0], [64, 255]]
-    assert write("b", PhotometricInterpretation="MONOCHROME1") == [[0, 255], [191, 0]]
-    centre = window(91, 400, "LINEAR_EXACT", PhotometricInterpretation="MONOCHROME1")
+    assert write("b", **DARK) == [[0, 255], [191, 0]]
+    centre = window(91, 400, "LINEAR_EXACT", **DARK)
     assert write("c", **centre) == [[0, 255], [191, 0]]
 
 
@@ -255,21 +169,19 @@ def test_colours_are_those_of_rgb_or_refused_by_name(tmp_path):
     write_dicom(path, ybr.astype(np.uint16), **kind, PhotometricInterpretation="RGB")
     with pytest.raises(UserError, match="has 16 bits of RGB: save it as grey"):
         read_any(path)
-    for name in ("HSV", "CMYK", "YBR_PARTIAL_420"):
-        write_dicom(path, ybr, **kind, PhotometricInterpretation=name)
-        with pytest.raises(UserError, match=f"has 8 bits of {name}: save it as grey"):
-            read_any(path)
+    write_dicom(path, ybr, **kind, PhotometricInterpretation="HSV")
+    with pytest.raises(UserError, match="has 8 bits of HSV: save it as grey"):
+        read_any(path)
     write_dicom(path, GREY.astype(np.uint8), PhotometricInterpretation="PALETTE COLOR")
     with pytest.raises(UserError, match="has 8 bits of PALETTE COLOR: save it as grey"):
         read_any(path)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_values_that_are_not_finite_are_refused(tmp_path, value):
+def test_values_that_are_not_finite_are_refused(tmp_path):
     values = GREY.astype(np.float32)
     write_dicom(tmp_path / "a.dcm", values, FloatPixelData=values.tobytes())
     assert shown(tmp_path / "a.dcm") == RANGE
-    values[0, 0] = value
+    values[0, 0] = np.nan
     write_dicom(tmp_path / "a.dcm", values, FloatPixelData=values.tobytes())
     with pytest.raises(UserError, match="contains values that are not finite"):
         read_any(tmp_path / "a.dcm")

@@ -80,8 +80,7 @@ def test_images_are_found_in_nested_folders_by_name_or_stem(tmp_path, capsys):
     for name in files[2:]:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         write_png(tmp_path / name, np.zeros((2, 2, 3), np.uint8))
-    for no_image in ("notes.txt", "IM0002", "._b.png", ".hidden/b.png"):
-        (tmp_path / no_image).parent.mkdir(exist_ok=True)
+    for no_image in ("notes.txt", "IM0002"):
         (tmp_path / no_image).write_text("no image")
     found = list_inputs(tmp_path, labelled("c.png", UID, "b", "IM0001"))
     assert found == [tmp_path / files[n] for n in (3, 0, 2, 1)]
@@ -95,12 +94,14 @@ def test_an_image_that_is_missing_or_found_twice_is_named(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     with pytest.raises(UserError, match="lacks 2 images that the image labels name, such as c.png"):
-        list_inputs(tmp_path, labelled("a.png", "c.png", "d"))
+        list_inputs(tmp_path, labelled("b.tif", "c.png", "d"))
     with pytest.raises(UserError, match="a.png and .*a.png may both be the image a.png"):
         list_inputs(tmp_path, labelled("a.png"))
     with pytest.raises(UserError, match="b.png and .*b.tif may both be the image b "):
         list_inputs(tmp_path, labelled("b"))
     assert list_inputs(tmp_path, labelled("b.tif")) == [tmp_path / "b.tif"]
+    (tmp_path / "b.png").unlink()
+    assert list_inputs(tmp_path, labelled("b.dcm")) == [tmp_path / "b.tif"]  # converted since
     with pytest.raises(UserError, match="there is no folder"):
         list_inputs(tmp_path / "elsewhere", labelled("a"))
 

@@ -23,73 +23,56 @@ from weak.image_labels import ImageLabels
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-DICOM_ENDINGS = (".dcm", ".dicom", ".dic", ".ima")  # many files have none
+ENDINGS = (*IMAGE_ENDINGS, ".dcm", ".dicom", ".dic", ".ima")  # many DICOM files have none
 PLUGINS = '`pip install "pylibjpeg[all]"`'  # further decoders for pydicom
 COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")  # what pydicom makes RGB
 
 
 def stem_of(name: str) -> str:
     """Return a file's name without its ending, if it has one: the `.7` of a DICOM UID is not."""
-    return _parts(name)[0]
-
-
-def _parts(name: str) -> tuple[str, str]:
-    """Return a file's name without its ending, and this in lower case, one for all of DICOM's."""
     ending = Path(name).suffix
-    if ending.lower() in IMAGE_ENDINGS:
-        return name.removesuffix(ending), ending.lower()
-    is_known = ending.lower() in DICOM_ENDINGS
-    return name.removesuffix(ending) if is_known else name, DICOM_ENDINGS[0]
+    return name.removesuffix(ending) if ending.lower() in ENDINGS else name
 
 
 def list_inputs(folder: Path, labels: ImageLabels) -> list[Path]:
     """Return the file of each image that the labels name, in their order.
 
-    A name is that of a file in `folder`, or in a folder of it, with or without its ending. DICOM
-    has several endings, or none: they are equivalent. Raises UserError for an image that is
-    missing, or found twice.
+    A name is that of a file in `folder`, or in a folder of it, with or without its ending; only of
+    several files does the ending decide. Raises UserError for an image that is missing, or found
+    twice.
     """
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}: correct its name")
-    images = _images_in(folder)
-    by_name: dict[str | tuple, list[Path]] = defaultdict(list)
+    images = [path for path in sorted(folder.rglob("*")) if _is_image(path)]
+    by_stem: dict[str, list[Path]] = defaultdict(list)
     for path in images:
-        for key in (stem_of(name_of(path)), _parts(name_of(path))):
-            by_name[key].append(path)
-    found = [by_name.get(name) or by_name.get(_parts(name), []) for name in labels.names]
-    if missing := [name for name, paths in zip(labels.names, found, strict=True) if not paths]:
-        raise UserError(
-            f"{folder} lacks {len(missing)} images that the image labels name, such as"
-            f" {missing[0]}: add them, or remove their rows"
-        )
-    for name, paths in zip(labels.names, found, strict=True):
+        by_stem[stem_of(name_of(path))].append(path)
+    found, missing = [], []
+    for name in labels.names:
+        alike = by_stem[stem_of(name)]
+        paths = [path for path in alike if name_of(path) == name] or alike
         if len(paths) > 1:
             raise UserError(
                 f"{paths[0]} and {paths[1]} may both be the image {name} of the image labels:"
                 " remove one, or name a folder without it"
             )
-    if ignored := len(images) - len({paths[0] for paths in found}):
+        found += paths
+        missing += [] if paths else [name]
+    if missing:
+        raise UserError(
+            f"{folder} lacks {len(missing)} images that the image labels name, such as"
+            f" {missing[0]}: add them, or remove their rows"
+        )
+    if ignored := len(images) - len(set(found)):
         say_once(f"{folder}: images that are ignored, as the image labels lack them: {ignored}")
-    return [paths[0] for paths in found]
-
-
-def _images_in(folder: Path) -> list[Path]:
-    """Return the images in a folder and all folders below it, but no hidden ones."""
-
-    def is_hidden(path: Path) -> bool:
-        return any(part[0] == "." for part in path.relative_to(folder).parts)
-
-    return [path for path in sorted(folder.rglob("*")) if not is_hidden(path) and _is_image(path)]
+    return found
 
 
 def _is_image(path: Path) -> bool:
-    """Say whether a path is an image by its ending or, as many DICOM files have none, content.
-
-    DICOMDIR, the table of contents of a disc, is not.
-    """
-    if not path.is_file() or path.name.upper() == "DICOMDIR":
+    """Say whether a path is an image by its ending or, as many DICOM files have none, content."""
+    if not path.is_file():
         return False
-    if path.suffix.lower() in (*IMAGE_ENDINGS, *DICOM_ENDINGS):
+    if path.suffix.lower() in ENDINGS:
         return True
     from pydicom.misc import is_dicom  # takes a while to import
 
@@ -132,20 +115,30 @@ def read_dicom(path: Path) -> np.ndarray:
     UserError for one that is damaged, has no pixels, several frames, more pixels than MAX_PIXELS
     or other colours than RGB and YBR of 8 bits, or has an unsupported compression.
     """
-    file = _parse(path, read_bytes(path))
+    from pydicom import dcmread  # takes a while to import
+    from pydicom.pixels import pixel_array
+
+    data = read_bytes(path)
     try:
-        size, frames = int(file.Rows) * int(file.Columns), int(file.get("NumberOfFrames") or 1)
-    except Exception as error:  # pydicom raises a dozen kinds for a damaged file
-        raise _damaged(path, error) from None
-    refuse_huge(path, size)
-    if frames > 1:
-        raise UserError(f"{path} has {frames} frames: save the frame to be used as a file")
-    values, kind = _pixels(path, file), str(file.get("PhotometricInterpretation"))
-    if kind.startswith("MONOCHROME"):
-        try:
+        file = dcmread(BytesIO(data))
+        refuse_huge(path, int(file.Rows) * int(file.Columns))
+        frames, kind = int(file.get("NumberOfFrames") or 1), file.PhotometricInterpretation
+        if frames > 1:
+            raise UserError(f"{path} has {frames} frames: save the frame to be used as a file")
+        is_compressed = "PixelData" in file and file["PixelData"].is_undefined_length
+        if is_compressed and not file.file_meta.TransferSyntaxUID.is_encapsulated:
+            raise ValueError("it does not name its compression")
+        values = pixel_array(file)
+        if kind.startswith("MONOCHROME"):
             return np.repeat(_displayed(values, file)[..., None], 3, axis=2)
-        except Exception as error:
-            raise _damaged(path, error) from None
+    except UserError:
+        raise
+    except Exception as error:  # pydicom raises a dozen kinds
+        reason = next(iter(str(error).splitlines()), type(error).__name__).rstrip(":. ")
+        raise UserError(
+            f"{path} is not a complete DICOM image, or its compression is not supported ({reason}):"
+            f" copy it again, save it uncompressed, or run {PLUGINS}"
+        ) from None
     if kind not in COLOURS or values.ndim != 3 or values.dtype != np.uint8:
         raise UserError(
             f"{path} has {8 * values.itemsize} bits of {kind}: save it as grey, or as RGB with 8"
@@ -154,65 +147,31 @@ def read_dicom(path: Path) -> np.ndarray:
     return values
 
 
-def _parse(path: Path, data: bytes) -> "Dataset":
-    """Return the content of a DICOM file, its pixels as stored."""
-    from pydicom import dcmread, uid  # takes a while to import
-
-    try:
-        file = dcmread(BytesIO(data), force=True)  # without a preamble, too
-        if "TransferSyntaxUID" not in file.file_meta:
-            implicit, little = file.original_encoding
-            of_little = uid.ImplicitVRLittleEndian if implicit else uid.ExplicitVRLittleEndian
-            file.file_meta.TransferSyntaxUID = of_little if little else uid.ExplicitVRBigEndian
-    except Exception as error:
-        raise _damaged(path, error) from None
-    if not any(f"{kind}PixelData" in file for kind in ("", "Float", "DoubleFloat")):
-        raise _damaged(path, "it contains no pixels")
-    return file
-
-
-def _pixels(path: Path, file: "Dataset") -> np.ndarray:
-    """Return the stored pixels of a DICOM file, (H, W) of numbers or RGB (H, W, 3)."""
-    from pydicom import uid
-    from pydicom.pixels import pixel_array
-
-    syntax = file.file_meta.TransferSyntaxUID
-    is_plain = syntax in uid.UncompressedTransferSyntaxes
-    if is_plain and "PixelData" in file and file["PixelData"].is_undefined_length:
-        raise UserError(
-            f"{path} does not name the compression of its pixels: export it again, uncompressed"
-        )
-    try:
-        return pixel_array(file)
-    except Exception as error:
-        if is_plain:
-            raise _damaged(path, error) from None
-        raise UserError(
-            f"{path} is damaged, or its compression, {syntax.name}, is not supported: run"
-            f" {PLUGINS}, or save it uncompressed"
-        ) from None
-
-
-def _damaged(path: Path, error: Exception | str) -> UserError:
-    reason = next(iter(str(error).splitlines()), type(error).__name__).rstrip(":. ")
-    return UserError(f"{path} is not a complete DICOM image ({reason}): copy or export it again")
-
-
 def _displayed(values: np.ndarray, file: "Dataset") -> np.ndarray:
     """Return stored grey values (H, W) as a viewer shows them at first, uint8.
 
-    That is by the first valid window of the file, or its table, or else the range of its values.
-    Padding around the image is black.
+    That is by the first window of the file, or its table, or else the range of its values. Padding
+    around the image is black.
     """
-    from pydicom.pixels import apply_modality_lut, apply_voi
+    from pydicom.pixels import apply_modality_lut, apply_voi, apply_windowing
 
-    is_padding = _is_padding(values, file)
-    if not file.get("RescaleSlope") or file.get("RescaleIntercept") in (None, ""):
+    is_padding = np.zeros(values.shape, bool)
+    if (padding := file.get("PixelPaddingValue")) is not None:
+        ends = [padding, file.get("PixelPaddingRangeLimit", padding)]
+        # a file may state an unsigned value although its pixels are signed
+        low, high = sorted(np.array(ends, np.int64).astype(values.dtype).tolist())
+        is_padding = (low <= values) & (values <= high)
+    if not file.get("RescaleSlope"):
         file.pop("RescaleSlope", None)  # empty or 0: the image would vanish
     values = apply_modality_lut(values, file)
     if not np.isfinite(values).all():
         raise ValueError("it contains values that are not finite")
-    shown = _windowed(values, file)
+    shown = None
+    if "WindowWidth" in file:
+        with suppress(Exception):  # an invalid window, for which pydicom raises several kinds
+            # it scales a window to the range of the bits: compute where the ends are mapped
+            low, high = apply_windowing(np.array([-np.inf, np.inf]), file)
+            shown = to_bytes(apply_windowing(values, file), low, high)
     if shown is None:
         if file.get("VOILUTSequence"):
             values = apply_voi(np.rint(values).astype(np.int32), file)
@@ -220,27 +179,3 @@ def _displayed(values: np.ndarray, file: "Dataset") -> np.ndarray:
         shown = to_bytes(values, inside.min(), inside.max())
     shown = 255 - shown if file.PhotometricInterpretation == "MONOCHROME1" else shown
     return np.where(is_padding, np.uint8(0), shown)
-
-
-def _is_padding(values: np.ndarray, file: "Dataset") -> np.ndarray:
-    """Return which stored values (H, W) only fill the rectangle around an image, bool."""
-    padding = file.get("PixelPaddingValue")
-    if padding is None:
-        return np.zeros(values.shape, bool)
-    ends = [padding, file.get("PixelPaddingRangeLimit", padding)]
-    # a file may state an unsigned value although its pixels are signed
-    low, high = sorted(np.array(ends, np.int64).astype(values.dtype).tolist())
-    return (low <= values) & (values <= high)
-
-
-def _windowed(values: np.ndarray, file: "Dataset") -> np.ndarray | None:
-    """Return values by the first valid window, uint8; None if there is none."""
-    from pydicom.pixels import apply_windowing
-
-    file.VOILUTFunction = file.get("VOILUTFunction") or "LINEAR"
-    for index in range(file["WindowWidth"].VM if "WindowWidth" in file else 0):
-        with suppress(Exception):  # pydicom raises several kinds for an invalid window
-            # it scales a window to the range of the bits: compute where the ends are mapped
-            low, high = apply_windowing(np.array([-np.inf, np.inf]), file, index=index)
-            return to_bytes(apply_windowing(values, file, index=index), low, high)
-    return None
