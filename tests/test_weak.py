@@ -25,7 +25,14 @@ from weak.generate_maps import generate_maps, read_maps
 from weak.generate_masks import generate_masks
 from weak.image_labels import with_classes
 from weak.main import MainConfig, main, steps
-from weak.products import classifier_folder, fold_labels, image_paths, maps_folder, masks_folder
+from weak.products import (
+    CLASSIFIER,
+    classifier_folder,
+    fold_labels,
+    image_paths,
+    maps_folder,
+    masks_folder,
+)
 from weak.scoring import ROWS
 from weak.settings import MasksConfig
 from weak.train_classifier import train_classifiers
@@ -328,6 +335,12 @@ def test_without_masks_it_stops_before_the_test(cfg, capsys):
     assert not weak_network(control, 79).exists()
     with pytest.raises(UserError, match="masks = None"):
         evaluate_masks(cfg)
+
+
+@pytest.mark.parametrize(("method", "once"), [("cam", "output_stride"), ("unet", "pooling")])
+def test_records_keep_what_was_a_setting_once_so_that_old_products_are_current(made, method, once):
+    settings = CLASSIFIER.made_from(dataclasses.replace(made, method=method), 79)["settings"]
+    assert settings[once] == {"output_stride": 8, "pooling": "top"}[once]
 
 
 def test_patches_cut_with_pixel_masks_are_refused(patched):

@@ -25,7 +25,7 @@ from medood.training.augmentation import augment, draw_augmentation
 from medood.training.batches import AUGMENTATION, INITIALISATION, balanced, batches, stream_seed
 from medood.training.protocol import Losses, Training
 from weak.arrays import load_weights, on_device
-from weak.output_stride import PROBE, grid_shifts, set_output_stride
+from weak.output_stride import OUTPUT_STRIDE, PROBE, grid_shifts, set_output_stride
 from weak.settings import ClassifierConfig
 
 HEAD_LR = 10  # times the encoder's: the head has random weights at first
@@ -101,15 +101,15 @@ def build_classifier(cfg: ClassifierConfig, to_train: bool = True) -> Classifier
     if to_train:
         encoder.load_state_dict({name: weights[name] for name in encoder.state_dict()})
     try:
-        shifts = grid_shifts(encoder, cfg.output_stride)
-        set_output_stride(encoder, cfg.output_stride)
+        shifts = grid_shifts(encoder)
+        set_output_stride(encoder)
         with torch.no_grad():
             side = encoder(torch.zeros(2, 3, PROBE, PROBE))[-1].shape[-1]
     except Exception:  # sizes of its branches differ now, or a pooling's, or it takes one size only
         side = 0
-    if side * cfg.output_stride != PROBE:
+    if side * OUTPUT_STRIDE != PROBE:
         raise UserError(
-            f"encoder = {cfg.encoder!r} cannot keep an output stride of {cfg.output_stride}:"
+            f"encoder = {cfg.encoder!r} cannot keep an output stride of {OUTPUT_STRIDE}:"
             " choose another encoder, such as resnet18 or mobilenet_v2"
         )
     return Classifier(encoder, shifts, len(cfg.classes))

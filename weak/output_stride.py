@@ -4,6 +4,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+OUTPUT_STRIDE = 8  # pixels of an image per pixel of its maps, along each side
 PROBE = 64  # pixels of the image that shows where an encoder has strides
 
 
@@ -29,15 +30,15 @@ def strided_layers(encoder: nn.Module) -> list[tuple[str, nn.Module, int]]:
     return [found for found in layers if _side(found[1].stride) > 1]
 
 
-def set_output_stride(encoder: nn.Module, output_stride: int) -> None:
-    """Keep an encoder from making its maps smaller than 1 / output_stride of the image.
+def set_output_stride(encoder: nn.Module) -> None:
+    """Keep an encoder from making its maps smaller than 1 / OUTPUT_STRIDE of the image.
 
     A convolution or pooling that would is applied at every pixel instead. The layers after it are
     not dilated, as is common: then the network would see as much around a pixel as before, and its
     maps would localise less.
     """
     for name, layer, stride in strided_layers(encoder):
-        if stride < output_stride:
+        if stride < OUTPUT_STRIDE:
             continue
         if isinstance(layer, nn.Conv2d):
             layer.stride = (1, 1)
@@ -47,7 +48,7 @@ def set_output_stride(encoder: nn.Module, output_stride: int) -> None:
             encoder.set_submodule(name, nn.Identity())  # of a shortcut: a mean of one pixel
 
 
-def grid_shifts(encoder: nn.Module, output_stride: int) -> list[float]:
+def grid_shifts(encoder: nn.Module) -> list[float]:
     """Return how far each feature map is shifted up and left, in its own pixels.
 
     A map is placed on an image as if each of its pixels were the mean of those it covers. But a
@@ -60,13 +61,13 @@ def grid_shifts(encoder: nn.Module, output_stride: int) -> list[float]:
     layers = {stride: layer for _, layer, stride in strided_layers(encoder)}  # the last at each
     pixels, shifts = 0.0, []  # of the image; of a map
     for stride in (2**level for level in range(len(encoder.out_channels) - 1)):
-        layer, keeps_stride = layers.get(stride), stride < output_stride
+        layer, keeps_stride = layers.get(stride), stride < OUTPUT_STRIDE
         # a convolution that is applied at every pixel is centred on it
         if layer and (keeps_stride or isinstance(layer, nn.MaxPool2d)):
             step = _side(layer.stride) if keeps_stride else 1
             offset = (step - _side(layer.kernel_size)) / 2 + _side(layer.padding)
-            pixels += min(stride, output_stride) * offset
-        shifts.append(pixels / min(2 * stride, output_stride))
+            pixels += min(stride, OUTPUT_STRIDE) * offset
+        shifts.append(pixels / min(2 * stride, OUTPUT_STRIDE))
     return shifts
 
 

@@ -186,10 +186,11 @@ def _of_labels(cfg: ClassifierConfig, fold: int) -> dict:
 
 def _of_kinds(cfg: ClassifierConfig, fold: int) -> dict:
     if cfg.is_pooled:
-        settings = settings_of(cfg, _POOLED) | {"pooling": "top"}  # once a setting
+        settings = settings_of(cfg, _POOLED) | {"pooling": "top"}
     else:  # without a contrast classifier its settings do not matter
         contrast = cfg.contrast_epochs if cfg.method == "contrast" else 0
-        settings = settings_of(cfg, _CLASSIFIER) | {"contrast_epochs": contrast}
+        settings = settings_of(cfg, _CLASSIFIER) | {"contrast_epochs": contrast, "output_stride": 8}
+    # pooling and output_stride were settings once: earlier records contain them
     return {"settings": settings, **_of_labels(cfg, fold)}
 
 
@@ -235,7 +236,7 @@ def _found(folder: Path) -> dict | str | None:
 
 
 _CLASSIFIER = (
-    *("encoder", "encoder_weights", "output_stride", "stages", "classifiers"),
+    *("encoder", "encoder_weights", "stages", "classifiers"),
     *("classifier_epochs", "classifier_lr", "batch_size", "precision", "seed", "shuffled"),
 )
 _POOLED = (

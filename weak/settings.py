@@ -32,8 +32,6 @@ class ImagesConfig(Config):
 class ClassifierConfig(ImagesConfig):
     """How the classifier is trained."""
 
-    output_stride: Literal[4, 8] = 8
-    """Pixels of an image per pixel of its maps, along each side."""
     stages: Annotated[int, Field(ge=3, le=5)] = 5
     """Stages of the encoder that the classifier uses; with fewer it sees less of the context."""
     classifier_epochs: Count = 8
