@@ -9,15 +9,13 @@ from collections import defaultdict
 
 import numpy as np
 
-from medood.data.files import csv_text, write_text
 from weak.classifier import auc_of
-from weak.image_labels import NAME, PATIENT, ImageLabels
+from weak.image_labels import ImageLabels
 from weak.products import labels_there
 from weak.settings import ImagesConfig
 
 GIVEN_AWAY = 0.9  # AUC of only the place
 PARTS = 10  # of the places of a patient's images
-BOTH = 0.1  # an image is at a place of both kinds if each has more than this share there
 FEWEST = 5  # images of a patient whose order shows the place
 
 
@@ -48,7 +46,7 @@ def shares_by_place(places: np.ndarray, held: np.ndarray) -> np.ndarray:
 
 
 def check_labels(cfg: ImagesConfig) -> None:
-    """Print what predicts the labels; write the CSV of images matched by place."""
+    """Print what predicts the labels."""
     labels = labels_there(cfg)
     by_patient = defaultdict(list)
     for patient, held in zip(labels.patients, labels.held.any(1), strict=True):
@@ -61,32 +59,11 @@ def check_labels(cfg: ImagesConfig) -> None:
         )
     places = places_of(labels)
     known = ~np.isnan(places)
-    for name, held in zip(labels.classes, labels.held.T, strict=True):
-        shares = shares_by_place(places[known], held[known]) if known.any() else np.zeros(0)
-        auc = auc_of(shares, held[known])
-        if auc is None or auc <= GIVEN_AWAY:
-            continue
-        kept = known.copy()
-        kept[known] = (shares > BOTH) & (shares < 1 - BOTH)
-        gives_away = (
-            f"{cfg.image_labels}: the place of an image among those of its patient predicts {name}"
-            f" (AUC {auc:.2f})"
-        )
-        if not kept.any():
-            print(f"{gives_away}, and no place has both kinds: maps may show the place instead")
-            continue
-        path = cfg.workspace / "weak" / f"matched_{name}.csv".replace("/", "_")
-        write_text(path, _csv_of(labels, kept))
-        print(
-            f"{gives_away}: {path} names the {kept.sum()} images of places with both kinds:"
-            " use it as --image_labels"
-        )
-
-
-def _csv_of(labels: ImageLabels, kept: np.ndarray) -> str:
-    header = [NAME, PATIENT, *labels.classes]
-    rows = [
-        (labels.names[index], labels.patients[index], *labels.labels[index])
-        for index in np.flatnonzero(kept)
-    ]
-    return csv_text(header, rows)
+    for name, held in zip(labels.classes, labels.held[known].T, strict=True):
+        auc = auc_of(shares_by_place(places[known], held), held)
+        if auc is not None and auc > GIVEN_AWAY:
+            print(
+                f"{cfg.image_labels}: the place of an image among those of its patient predicts"
+                f" {name} (AUC {auc:.2f}), and maps may show the place instead: leave out the"
+                " places where all images have it, or none"
+            )

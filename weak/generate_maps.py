@@ -29,7 +29,7 @@ from medood.models.network import pick_device
 from medood.runs.command_line import run
 from weak.arrays import caption, draw_rows, load_images, some_of
 from weak.classifier import kinds_of, load_classifiers
-from weak.image_labels import for_maps
+from weak.image_labels import with_classes
 from weak.maps import areas, maps_of, normalised
 from weak.pooled import seen_by
 from weak.products import MAPS, classifier_folder, fold_labels, image_paths, make_folds, maps_folder
@@ -41,7 +41,7 @@ SHOWN = 8  # images in the contact sheet
 
 def generate_maps(cfg: MapsConfig) -> None:
     """Write the maps of every fold, of training and of test images."""
-    make_folds(for_maps(cfg), MAPS, write_maps)
+    make_folds(with_classes(cfg), MAPS, write_maps)
 
 
 def write_maps(cfg: MapsConfig, fold: int, folder: Path) -> None:
@@ -50,7 +50,7 @@ def write_maps(cfg: MapsConfig, fold: int, folder: Path) -> None:
     paths, device = image_paths(cfg, labels), pick_device(cfg.device)
     images, trained = load_images(cfg, paths), classifier_folder(cfg, fold)
     classifiers = {kind: load_classifiers(cfg, trained, kind, device) for kind in kinds_of(cfg)}
-    if cfg.method == "unet":
+    if cfg.is_pooled:
         seen, logits = seen_by(cfg, classifiers["pooled"], images, device)
         maps = {"unet": seen}
     else:
@@ -70,7 +70,7 @@ def write_maps(cfg: MapsConfig, fold: int, folder: Path) -> None:
     ]
     write_text(folder / HELD, csv_text(["img_name", "split", *labels.classes], rows))
     shown = some_of([index for index in train if held[index].any()], SHOWN)
-    if cfg.method == "unet":
+    if cfg.is_pooled:
         maps["unet"] = maps["unet"].sigmoid()
     columns = {
         kind: normalised(of_kind[shown], held[shown]).amax(1) for kind, of_kind in maps.items()

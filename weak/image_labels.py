@@ -4,7 +4,7 @@ A CSV with a header: img_name, a column of 0 and 1 for each class, and optionall
 (train | test). This is all that is known about a training image; no pixel is marked.
 """
 
-from collections import Counter
+from collections.abc import Iterator
 from colorsys import hls_to_rgb
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +17,9 @@ from medood.data.files import read_rows
 from medood.data.folds import PARTS, split_units
 from medood.data.names import plain
 from medood.processes import world_size
-from weak.settings import ClassifierConfig, ImagesConfig, TransferConfig
+from weak.settings import ImagesConfig, TransferConfig
 
 OWN = NAME, PATIENT, SPLIT = "img_name", "patient", "split"  # every other column is a class
-MOST_CLASSES = 254  # a mask has one byte: 0 is background, 255 unsure
 GOLDEN = 0.618  # of the circle of hues, from one colour to the next: no two come close for long
 LIGHTNESS = (0.35, 0.6, 0.8)
 
@@ -51,82 +50,49 @@ def read_image_labels(path: Path) -> ImageLabels:
     """Return the image labels in a CSV; UserError, naming the row, for any mistake in it."""
     if not path.is_file():
         raise UserError(f"there is no file {path}: correct the name of the CSV of image labels")
-    rows = list(read_rows(path, OWN))
-    if not rows:
-        raise UserError(f"{path} has no row: write a header ({NAME}, classes) and a row per image")
+    numbered = list(read_rows(path, OWN))
+    rows = [row for _, row in numbered]
     # a spreadsheet may save columns after the last one, without name and values
-    columns = [name for name in rows[0][1] if name or any(row[name] for _, row in rows)]
+    columns = [name for name in rows[0] if name or any(row[name] for row in rows)] if rows else []
     classes = tuple(name for name in columns if name not in OWN)
-    _refuse_columns(path, columns, classes)
-    for number, row in rows:
-        _refuse_row(path, number, row, classes)
-    names = [row[NAME] for _, row in rows]
-    twice, count = Counter(names).most_common(1)[0]
-    if count > 1:
-        raise UserError(f"{path} names the image {twice} twice: keep one of the rows")
-    patients = [row.get(PATIENT, row[NAME]) for _, row in rows]
-    labels = np.array([[row[name] for name in classes] for _, row in rows], np.uint8)
-    if unlearnable := _without_contrast(labels > 0, classes):
+    if not classes or NAME not in columns:
         raise UserError(
-            f"{path}: {unlearnable}, so it cannot be learned: remove its column, or add other"
-            " images"
+            f"{path}: write a header, {NAME} and a column for each class, and a row per image"
         )
-    given = [row[SPLIT] for _, row in rows] if SPLIT in columns else None
-    if given is not None:
-        _refuse_split(path, names, patients, given)
+    for mistake in _mistakes(numbered, classes):
+        raise UserError(f"{path}: {mistake}")
+    labels = np.array([[row[name] for name in classes] for row in rows], np.uint8)
+    names = [row[NAME] for row in rows]
+    patients = [row.get(PATIENT, row[NAME]) for row in rows]
+    given = [row[SPLIT] for row in rows] if SPLIT in columns else None
     return ImageLabels(names, patients, labels, classes, given)
 
 
-def _refuse_columns(path: Path, columns: list[str], classes: tuple[str, ...]) -> None:
-    """Raise UserError unless the columns are name, classes and, optionally, patient and split."""
-    if NAME not in columns:
-        raise UserError(f"{path} has no column {NAME}: rename the column of file names")
-    if not classes:
-        raise UserError(f"{path} has no column of a class: add one of 0 and 1 for each class")
-    if len(classes) > MOST_CLASSES:
-        raise UserError(
-            f"{path} has {len(classes)} classes, but a mask can have at most {MOST_CLASSES}:"
-            " remove some columns"
-        )
+def _mistakes(rows: list[tuple[int, dict[str, str]]], classes: tuple[str, ...]) -> Iterator[str]:
+    """Yield what is wrong in rows, each with its number, of image labels."""
     for name in classes:
-        if not name or not name.isprintable() or name.lower() == "background":
-            raise UserError(
-                f"{path} has a column {name!r}, which cannot name a class: rename or remove it"
-            )
-
-
-def _refuse_row(path: Path, number: int, row: dict[str, str], classes: tuple[str, ...]) -> None:
-    """Raise UserError for a row without a name or patient, or with a label that is not 0 or 1."""
-    for column in (NAME, PATIENT):
-        if column in row and not row[column]:
-            raise UserError(f"{path}: row {number} has no {column}: fill it in")
-    for name in classes:
-        if row[name] not in ("0", "1"):
-            raise UserError(
-                f"{path}: row {number} ({row[NAME]}) has {row[name]!r} in column {name}, expected 0"
-                " or 1: correct it, or remove the column if it is not a class"
-            )
-
-
-def _without_contrast(held: np.ndarray, classes: tuple[str, ...]) -> str:
-    """Return which class no image has, or all of them, in words; or ""."""
-    for name, column in zip(classes, held.T, strict=True):
-        if column.min() == column.max():
-            return f"{'every' if column.max() else 'no'} image has {name}"
-    return ""
-
-
-def _refuse_split(path: Path, names: list[str], patients: list[str], given: list[str]) -> None:
-    """Raise UserError for a wrong value in a given split, and for a patient on both sides."""
-    side_of: dict[str, str] = {}
-    for name, patient, side in zip(names, patients, given, strict=True):
+        if not name.isprintable() or name.lower() in ("", "background"):
+            yield f"the column {name!r} cannot name a class: rename or remove it"
+    names: set[str] = set()
+    side_of: dict[str, str] = {}  # by patient
+    for number, row in rows:
+        if not row[NAME] or row.get(PATIENT) == "":
+            yield f"row {number} has no {PATIENT if row[NAME] else NAME}: fill it in"
+        here = f"row {number} ({row[NAME]})"
+        if row[NAME] in names:
+            yield f"{here} names an image for the second time: keep one of its rows"
+        names.add(row[NAME])
+        for name in classes:
+            if row[name] not in ("0", "1"):
+                yield (
+                    f"{here} has {row[name]!r} in column {name}, expected 0 or 1: correct it, or"
+                    " remove the column if it is not a class"
+                )
+        side, patient = row.get(SPLIT, "train"), row.get(PATIENT, row[NAME])
         if side not in ("train", "test"):
-            raise UserError(f"{path} has {side!r} as split of {name}, expected train or test")
+            yield f"{here} has {side!r} as split, expected train or test"
         if side_of.setdefault(patient, side) != side:
-            raise UserError(
-                f"{path} has images of patient {patient} on both sides of the split, such as"
-                f" {name}: assign all of them to one"
-            )
+            yield f"{here}: patient {patient} is on both sides of the split: correct one"
 
 
 def with_classes(cfg: ImagesConfig) -> ImagesConfig:
@@ -147,16 +113,6 @@ def with_classes(cfg: ImagesConfig) -> ImagesConfig:
         )
     classes = tuple(zip(names, colours(len(names)), strict=True))
     return replace(cfg, classes=classes, patients=None)  # the CSV has the patients
-
-
-def for_maps(cfg: ClassifierConfig) -> ClassifierConfig:
-    """Return settings with the classes of the CSV for a step of maps; UserError for transfer."""
-    if cfg.method == "transfer":
-        raise UserError(
-            "method = transfer has no such step: run weak/train_transfer.py, then"
-            " weak/generate_masks.py"
-        )
-    return with_classes(cfg)
 
 
 def with_lesion(cfg: TransferConfig) -> TransferConfig:
@@ -205,8 +161,12 @@ def split(labels: ImageLabels, fold: int, seed: int) -> tuple[list[int], list[in
     for side, indices in (("training", train), ("test", test)):
         if not indices:
             raise UserError(f"fold {fold} has no {side} image: {cure}")
-    if unlearnable := _without_contrast(labels.held[train], labels.classes):
-        raise UserError(f"fold {fold}: among its training images {unlearnable}: {cure}")
+    for name, share in zip(labels.classes, labels.held[train].mean(0), strict=True):
+        if share in (0, 1):
+            every = "every" if share else "no"
+            raise UserError(
+                f"fold {fold}: {every} training image has {name}: {cure}, or remove its column"
+            )
     return train, test
 
 

@@ -26,7 +26,7 @@ from weak.affinity import TRAINING_RADIUS, affinity_loss, pairs
 from weak.arrays import load_images, save_weights
 from weak.classifier import load_classifiers
 from weak.generate_maps import read_seeds
-from weak.image_labels import for_maps
+from weak.image_labels import with_classes
 from weak.irnet import WEIGHTS, Encoder, IRNet, encoder_of
 from weak.maps import masks_with_unsure, thresholds_of
 from weak.products import (
@@ -44,9 +44,9 @@ MOMENTUM, WEIGHT_DECAY, POWER = 0.9, 1e-4, 0.9  # of SGD; of the learning rate's
 
 def train_irnets(cfg: IRNetConfig) -> None:
     """Train the IRNet of every fold."""
-    if cfg.method == "unet":
-        raise UserError("method = unet: it uses no IRNet: run weak/generate_masks.py instead")
-    make_folds(for_maps(cfg), IRNET, train_fold)
+    if cfg.is_pooled:
+        raise UserError(f"method = {cfg.method} uses no IRNet: run weak/generate_masks.py instead")
+    make_folds(with_classes(cfg), IRNET, train_fold)
 
 
 def train_fold(cfg: IRNetConfig, fold: int, folder: Path) -> None:
