@@ -6,7 +6,6 @@ Writes  reports/robust/<model>/scores.json        by fold, network, eps and atta
         reports/robust/<model>/index.html         the page, with its figures in one file
         reports/robust/<model>/table.md           and the figures alone
         reports/robust/<model>/corruptions.json   with --corruptions: by kind and strength
-        reports/robust/<model>/minimal.json       with --minimal: the smallest change of each patch
         reports/robust/<model>/differences.json   each network less the first, as fractions
         reports/robust/<model>/parts/             the results of each batch, to continue from
         reports/robust/checkpoints/<name>/        the same, of checkpoints on the command line

@@ -16,8 +16,7 @@ from tqdm import tqdm
 
 from estimate_pct import pixels_of
 from medood.attacks import measuring
-from medood.attacks.measuring import CLEAN, GREEDY, Condition, Counts, Trial
-from medood.attacks.minimal import smallest_change
+from medood.attacks.measuring import GREEDY, Condition, Counts, Trial
 from medood.attacks.together import WORST, Attack, by_name, under_attacks
 from medood.data.dataset import Patches, load_patches
 from medood.data.files import digest
@@ -100,23 +99,17 @@ class Attacked:
 
 
 Found = dict[int, dict[str, Attacked]]  # by fold and network
-ATTACKS, CORRUPTIONS, CHANGES = "", "corruptions", "minimal"  # trials, and their folders in parts/
+ATTACKS, CORRUPTIONS = "", "corruptions"  # trials, and their folders in parts/
 
 
 def trials_of(cfg: AttackConfig) -> dict[str, Trial]:
-    """Return what is tried: attacks and, if cfg asks for them, corruptions and smallest changes."""
-    attacks, eps, steps = attacks_of(cfg), sorted(cfg.eps), 5 * cfg.steps
+    """Return what is tried: attacks and, if cfg asks for them, corruptions."""
+    attacks, eps = attacks_of(cfg), sorted(cfg.eps)
     under = partial(under_attacks, attacks, [of_255 / 255 for of_255 in eps])
     decided_by = eps, list(attacks), cfg.steps, cfg.queries
     trials = {ATTACKS: Trial(measuring.conditions_of(attacks, eps), under, decided_by)}
     if cfg.corruptions:
         trials[CORRUPTIONS] = trial_of(OF_IMAGES)
-    if cfg.minimal:
-        trials[CHANGES] = Trial(
-            [CLEAN, (255.0, "alma_prox")],
-            lambda model, images, target, _: iter([smallest_change(model, images, target, steps)]),
-            steps,
-        )
     return trials
 
 

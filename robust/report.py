@@ -15,9 +15,7 @@ from medood.evaluation.page import Part, Picture, Table, Text, as_markdown, writ
 from medood.evaluation.scores import RegionCounts
 from medood.evaluation.statistics import Difference, paired_differences, pool
 from medood.evaluation.tables import interval_over, spread
-from robust.attacked import ATTACKS, CHANGES, CORRUPTIONS, TENTH, Attacked, Found, attacks_of, label
-from robust.by_change import ABOUT as OF_CHANGES
-from robust.by_change import change_table, changes_of
+from robust.attacked import ATTACKS, CORRUPTIONS, TENTH, Attacked, Found, attacks_of, label
 from robust.by_corruption import ABOUT as OF_CORRUPTIONS
 from robust.by_corruption import corruption_differences, corruption_scores, corruption_table
 from robust.by_size import ABOUT as OF_SIZES
@@ -236,7 +234,6 @@ def write_report(
     by_size = shares_by_size(cfg, found)
     sizes = [Text(OF_SIZES, "note"), Table("found, by size", *size_table(cfg, found, by_size))]
     corruptions = of_corruptions(cfg, trials.get(CORRUPTIONS), scores, out)
-    corruptions += of_changes(trials.get(CHANGES), out)
     text = as_markdown([Text(title), worst, *compared, *corruptions, *of_attacks, *sizes, *masked])
     write_json(out / "scores.json", scores)
     plain = {
@@ -271,15 +268,6 @@ def of_corruptions(cfg: AttackConfig, found: Found | None, attacked: dict, out: 
     parts.append(Table("corruptions", *corruption_table(scores, attacked)))
     header, rows = corruption_differences(cfg, found)
     return [*parts, Table("differences under corruptions", header, rows)] if rows else parts
-
-
-def of_changes(found: Found | None, out: Path) -> list[Part]:
-    """Write the smallest changes, if they were tried; return their part of the page."""
-    if not found:
-        return []
-    changes = changes_of(found)
-    write_json(out / "minimal.json", changes)
-    return [Text(OF_CHANGES, "note"), Table("smallest changes", *change_table(changes))]
 
 
 def draw_figures(cfg: AttackConfig, found: Found, scores: dict, out: Path) -> list[Path]:

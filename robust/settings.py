@@ -50,8 +50,6 @@ class AttackConfig(Attacks, Config):
     """Attack this network (a folder, or a file of weights) instead of models/; twice: compare."""
     patches: Count | None = None
     """Attack at most this many test patches of each fold, spread over its regions; None: all."""
-    minimal: bool = False
-    """Also look for the smallest change that turns 99 % of the pixels, in 5 times the steps."""
     quick: bool = False
     """A first look: the largest eps, and at most 10 steps, 100 queries, 16 patches of a fold."""
 
