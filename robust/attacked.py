@@ -30,7 +30,6 @@ from medood.models.inference import batch_size
 from medood.models.network import Normalise, folded, pick_device
 from medood.processes import all_reduce, rank, world_size
 from medood.training.batches import ATTACK, stream_seed
-from robust.corruptions import OF_IMAGES, trial_of
 from robust.settings import AttackConfig
 
 SHOWN = 4  # patches of each fold, those with most foreground, whose images are kept
@@ -109,6 +108,8 @@ def trials_of(cfg: AttackConfig) -> dict[str, Trial]:
     decided_by = eps, list(attacks), cfg.steps, cfg.queries
     trials = {ATTACKS: Trial(measuring.conditions_of(attacks, eps), under, decided_by)}
     if cfg.corruptions:
+        from robust.corruptions import OF_IMAGES, trial_of  # MONAI takes seconds to import
+
         trials[CORRUPTIONS] = trial_of(OF_IMAGES)
     return trials
 

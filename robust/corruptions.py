@@ -13,7 +13,16 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from monai.transforms import (
+    AdjustContrast,
+    GaussianSmooth,
+    GibbsNoise,
+    KSpaceSpikeNoise,
+    RandBiasField,
+    RandRicianNoise,
+)
 from PIL import Image
+from skimage.morphology import disk
 from torch import Tensor
 
 from medood.attacks.measuring import CLEAN, Trial
@@ -36,24 +45,8 @@ def noise(image: Tensor, deviation: float, seed: int) -> Tensor:
     return image + deviation * drawn
 
 
-def blur(image: Tensor, sigma: float, _: int) -> Tensor:
-    """Return the image through a Gaussian filter; sigma in pixels."""
-    from monai.transforms import GaussianSmooth
-
-    return GaussianSmooth(sigma)(image)
-
-
-def gamma(image: Tensor, exponent: float, _: int) -> Tensor:
-    """Return the image with its range raised to a power."""
-    from monai.transforms import AdjustContrast
-
-    return AdjustContrast(exponent)(image)
-
-
 def defocus(image: Tensor, radius: float, _: int) -> Tensor:
     """Return the image out of focus: each point a disc; radius in pixels."""
-    from skimage.morphology import disk
-
     kernel = torch.from_numpy(disk(int(radius))).float()
     kernel = (kernel / kernel.sum()).expand(len(image), 1, -1, -1)
     wide = F.pad(image[None], [int(radius)] * 4, mode="reflect")
@@ -67,11 +60,6 @@ def jpeg(image: Tensor, quality: float, _: int) -> Tensor:
     Image.fromarray(pixels).save(file, "JPEG", quality=int(quality))
     with Image.open(file) as kept:
         return torch.from_numpy(np.array(kept)).permute(2, 0, 1) / 255
-
-
-def contrast(image: Tensor, factor: float, _: int) -> Tensor:
-    """Return the image closer to the mean of each channel."""
-    return torch.lerp(image.mean((1, 2), keepdim=True), image, factor)
 
 
 def pixelate(image: Tensor, factor: float, _: int) -> Tensor:
@@ -89,16 +77,12 @@ def stain(image: Tensor, change: float, seed: int) -> Tensor:
 
 def rician(image: Tensor, deviation: float, seed: int) -> Tensor:
     """Return the image with Rician noise; its deviation is a share of that of the image."""
-    from monai.transforms import RandRicianNoise
-
     added = RandRicianNoise(1, std=deviation, channel_wise=True, relative=True, sample_std=False)
     return added.set_random_state(seed)(image.clone())  # it changes its input
 
 
 def bias(image: Tensor, coefficient: float, seed: int) -> Tensor:
     """Return the image times a smooth field, the exponential of polynomials of degree 3."""
-    from monai.transforms import RandBiasField
-
     field = RandBiasField(3, (-coefficient, coefficient), prob=1).set_random_state(seed)
     changed = field(image)
     return changed * (image.amax() / changed.amax().clamp_min(1e-6))  # scaled as by a scanner
@@ -114,17 +98,8 @@ def thick_slices(image: Tensor, factor: float, seed: int) -> Tensor:
     return F.interpolate(coarse, image.shape[1:], mode=modes[image.dim() - 1])[0]
 
 
-def gibbs(image: Tensor, alpha: float, _: int) -> Tensor:
-    """Return the image without its high frequencies: ringing; alpha is the share cut off."""
-    from monai.transforms import GibbsNoise
-
-    return GibbsNoise(alpha)(image)
-
-
 def spikes(image: Tensor, share: float, seed: int) -> Tensor:
     """Return the image with a spike in k-space, whose height is a share of the mean's."""
-    from monai.transforms import KSpaceSpikeNoise
-
     space = np.array(image.shape[1:])
     rng = np.random.default_rng(seed)
     place = (space // 2 + rng.integers(1, 4, len(space)) * rng.choice([-1, 1], len(space))) % space
@@ -132,23 +107,32 @@ def spikes(image: Tensor, share: float, seed: int) -> Tensor:
     return KSpaceSpikeNoise(tuple(place.tolist()), height)(image)
 
 
+def of_value(transform: Callable[[float], Callable[[Tensor], Tensor]]) -> Corrupt:
+    """Return the corruption by a transform of MONAI that takes the value and draws nothing."""
+    return lambda image, value, _: transform(value)(image)
+
+
 OF_IMAGES = {
     "noise": Corruption((0.08, 0.12, 0.18, 0.26, 0.38), noise),
-    "blur": Corruption((1, 2, 3, 4, 6), blur),
+    "blur": Corruption((1, 2, 3, 4, 6), of_value(GaussianSmooth)),  # sigma in pixels
     "defocus": Corruption((3, 4, 6, 8, 10), defocus),
-    "contrast": Corruption((0.4, 0.3, 0.2, 0.1, 0.05), contrast),
+    "contrast": Corruption(
+        (0.4, 0.3, 0.2, 0.1, 0.05),
+        lambda image, factor, _: torch.lerp(image.mean((1, 2), keepdim=True), image, factor),
+    ),
     "jpeg": Corruption((25, 18, 15, 10, 7), jpeg),
     "pixelate": Corruption((0.6, 0.5, 0.4, 0.3, 0.25), pixelate),
     "stain": Corruption((0.1, 0.2, 0.3, 0.4, 0.5), stain),
 }
 OF_VOLUMES = {
     "rician": Corruption((0.16, 0.32, 0.48, 0.64, 0.8), rician),
-    "smoothing": Corruption((0.8, 1.6, 2.4, 3.2, 4.0), blur),
+    "smoothing": Corruption((0.8, 1.6, 2.4, 3.2, 4.0), of_value(GaussianSmooth)),
     "bias": Corruption((0.3, 0.6, 0.9, 1.2, 1.5), bias),
-    "compression": Corruption((0.86, 0.72, 0.58, 0.44, 0.3), gamma),
-    "expansion": Corruption((1.4, 1.8, 2.2, 2.6, 3.0), gamma),
+    "compression": Corruption((0.86, 0.72, 0.58, 0.44, 0.3), of_value(AdjustContrast)),
+    "expansion": Corruption((1.4, 1.8, 2.2, 2.6, 3.0), of_value(AdjustContrast)),
     "thick_slices": Corruption((2.8, 4.6, 6.4, 8.2, 10), thick_slices),
-    "gibbs": Corruption((0.4, 0.5, 0.6, 0.7, 0.8), gibbs),
+    # ringing: without this share of the frequencies, the highest
+    "gibbs": Corruption((0.4, 0.5, 0.6, 0.7, 0.8), of_value(GibbsNoise)),
     "spikes": Corruption((0.05, 0.1, 0.15, 0.2, 0.3), spikes),
 }
 

@@ -19,7 +19,7 @@ from robust.attacked import ATTACKS, CORRUPTIONS, TENTH, Attacked, Found, attack
 from robust.by_corruption import ABOUT as OF_CORRUPTIONS
 from robust.by_corruption import corruption_differences, corruption_scores, corruption_table
 from robust.by_size import ABOUT as OF_SIZES
-from robust.by_size import bins_of, draw_sizes, scores_by_size, shares_by_size, size_table
+from robust.by_size import bins_of, scores_by_size, size_table
 from robust.settings import AttackConfig
 
 SHOWN_SCORES = ("miou", "dsc", "fg_to_bg", "bg_to_fg", "fooled")
@@ -27,13 +27,7 @@ COMPARED = ("miou", "fg_to_bg", "bg_to_fg")
 MAGNIFIED = 20  # times, a change in the pictures
 ROUGHLY = 0.01  # of Dice: less is chance
 FRAGILE = 0.1  # of the clean Dice: what noise may cost
-
-# what attacks that work show, by the attack that shows it
-SIGNS = {
-    "noise": "noise hardly matters",
-    TENTH: "more steps do more",
-    "square": "Square does no more than APGD",
-}
+CONTROLS = ("noise", TENTH, "square")  # attacks that would show masked gradients
 
 ABOUT = (
     "Scores when each pixel may change by at most eps / 255 and the attacker knows the weights. The"
@@ -128,9 +122,9 @@ def signs(cfg: AttackConfig, found: Found, network: str) -> list[Text]:
     """Return the evidence against the attacks on a network or, if there is none, for them."""
     if against := check(cfg, found, network):
         return [Text(f"{label(network)}: {reason}.", "verdict") for reason in against]
-    tried = [SIGNS[name] for name in attacks_of(cfg) if name in SIGNS]
-    hints = ", ".join(tried) or "no attack was tried that could show it"
-    return [Text(f"{label(network)}: {hints}: no sign of masked gradients.", "note")]
+    tried = [label(name) for name in CONTROLS if name in attacks_of(cfg)]
+    controls = ", ".join(tried) or "no attack was tried that could show it"
+    return [Text(f"{label(network)}: no sign of masked gradients ({controls}).", "note")]
 
 
 def attack_table(scores: dict) -> tuple[list[str], list[list[str]]]:
@@ -172,8 +166,13 @@ def difference_table(gains: dict) -> tuple[list[str], list[list[str]]]:
 
 def _cell(scores: dict, network: str, eps: str, attack: str, name: str) -> str:
     """Return a score over folds, "" for an attack that is not tried at this eps."""
-    found = [of_fold[network][eps].get(attack, {}) for of_fold in scores.values()]
-    return spread([of_attack[name] for of_attack in found]) if all(found) else ""
+    found = _over_folds(scores, network, eps, attack, name)
+    return spread(found) if found else ""
+
+
+def _over_folds(scores: dict, network: str, eps: str, attack: str, name: str) -> list[float | None]:
+    of_folds = [of_fold[network][eps] for of_fold in scores.values()]
+    return [of_eps[attack][name] for of_eps in of_folds if attack in of_eps]
 
 
 def draw_scores(path: Path, scores: dict) -> None:
@@ -181,31 +180,39 @@ def draw_scores(path: Path, scores: dict) -> None:
     with figures.canvas(path, "") as figure:
         ax = figure.subplots()
         networks = next(iter(scores.values()))
-        for colour, (network, of_network) in zip(figures.COLOURS, networks.items(), strict=False):
+        for colour, (network, by_eps) in zip(figures.COLOURS, networks.items(), strict=False):
             for attack, style in ((WORST, "o-"), ("noise", ":")):
-                every = ((eps, other) for eps, of_eps in of_network.items() for other in of_eps)
-                pairs = [pair for pair in every if pair[1] in (CLEAN[1], attack)]
-                mean = [100 * _mean(scores, network, *pair) for pair in pairs]
-                name = f"{label(network)}, {label(attack)}"
-                if len(pairs) > 1:
-                    eps = [float(of_pair) for of_pair, _ in pairs]
-                    ax.plot(eps, mean, style, c=colour, ms=4, label=name)
+                means = {}
+                for eps in by_eps:
+                    of_eps = CLEAN[1] if eps == "0" else attack
+                    if values := _over_folds(scores, network, eps, of_eps, "miou"):
+                        means[float(eps)] = 100 * np.mean(np.array(values, float))
+                if len(means) > 1:
+                    name = f"{label(network)}, {label(attack)}"
+                    ax.plot([*means], [*means.values()], style, c=colour, ms=4, label=name)
         ax.set(xlabel="eps, in 255ths", ylabel="miou, percent", ylim=(0, None))
         figure.legend(ncols=3, loc="outside lower center")
 
 
-def _mean(scores: dict, network: str, eps: str, attack: str) -> float:
-    found = [of_fold[network][eps][attack]["miou"] for of_fold in scores.values()]
-    return np.mean([np.nan if value is None else value for value in found])
+def draw_examples(cfg: AttackConfig, found: Found, out: Path) -> list[Picture]:
+    """Draw patches of the first fold: image, change, ground truth, prediction before and after.
 
-
-def draw_examples(path: Path, title: str, attacked: Attacked, cfg: Config) -> None:
-    """Draw patches in rows: image, change, ground truth, prediction before and after."""
-    clean, worst = attacked.images.permute(0, 1, 3, 4, 2)
-    change = (0.5 + MAGNIFIED * (worst - clean)).clip(0, 1)  # grey: no change
-    masks = dict(zip(("ground truth", "before", "after"), attacked.called, strict=True))
-    columns = {"image": clean, f"change x {MAGNIFIED}": change} | masks
-    figures.draw_rows(path, title, attacked.names[: len(clean)], columns, cfg.classes)
+    Return a picture of each network.
+    """
+    pictures = []
+    fold, networks = next(iter(found.items()))
+    for network, attacked in networks.items():
+        path = out / f"examples_{network}.png"
+        clean, worst = attacked.images.permute(0, 1, 3, 4, 2)
+        change = (0.5 + MAGNIFIED * (worst - clean)).clip(0, 1)  # grey: no change
+        masks = dict(zip(("ground truth", "before", "after"), attacked.called, strict=True))
+        columns = {"image": clean, f"change x {MAGNIFIED}": change} | masks
+        title = f"fold {fold}, eps {max(cfg.eps):g}: {label(network)}"
+        title = f"{data_name(cfg.workspace)}, {title}"
+        figures.draw_rows(path, title, attacked.names[: len(clean)], columns, cfg.classes)
+        caption = "image, change, ground truth, prediction before and after"
+        pictures.append(Picture(path, f"{label(network)}: {caption}."))
+    return pictures
 
 
 def write_report(
@@ -218,44 +225,33 @@ def write_report(
     found = trials[ATTACKS]
     scores, gains = scores_by_attack(found), differences(cfg, found, one_training)
     networks = list(next(iter(found.values())))
-    title = describe(cfg, found)
-    worst = Table("worst case", *worst_table(scores))
-    attacks = Table("attacks", *attack_table(scores))
     compared: list[Part] = []
     if gains:
         names = [name for of_fold in found.values() for name in of_fold[networks[0]].names]
-        units = set(patients_of(cfg, names))
-        interval = interval_over(len(units), cfg.unit)
+        interval = interval_over(len(set(patients_of(cfg, names))), cfg.unit)
         words = f"In the worst case, each network less {label(networks[0])}, in points, {interval}."
         table = Table("differences under attack", *difference_table(gains))
         compared = [Text(words, "note"), table]
-    masked = [words for network in networks for words in signs(cfg, found, network)]
-    of_attacks = [Text("Attack by attack: miou, percent.", "note"), attacks]
-    by_size = shares_by_size(cfg, found)
-    sizes = [Text(OF_SIZES, "note"), Table("found, by size", *size_table(cfg, found, by_size))]
-    corruptions = of_corruptions(cfg, trials.get(CORRUPTIONS), scores, out)
-    text = as_markdown([Text(title), worst, *compared, *corruptions, *of_attacks, *sizes, *masked])
+    draw_scores(out / "scores.svg", scores)
+    curves = "Mean IoU against eps: the worst case of all attacks, and random noise."
+    parts = [
+        *(Text(ABOUT), Text(describe(cfg, found), "note"), Picture(out / "scores.svg", curves)),
+        *(Table("worst case", *worst_table(scores)), *compared),
+        *of_corruptions(cfg, trials.get(CORRUPTIONS), scores, out),
+        Text("Attack by attack: miou, percent.", "note"),
+        Table("attacks", *attack_table(scores)),
+        *(Text(OF_SIZES, "note"), Table("found, by size", *size_table(cfg, found))),
+        *(text for network in networks for text in signs(cfg, found, network)),
+        *draw_examples(cfg, found, out),
+    ]
     write_json(out / "scores.json", scores)
     plain = {
         network: {eps: {k: gain.plain() for k, gain in of.items()} for eps, of in by_eps.items()}
         for network, by_eps in gains.items()
     }
     write_json(out / "differences.json", plain)
-    plot, *examples = draw_figures(cfg, found, scores, out)
-    draw_sizes(out / "sizes.svg", cfg, list(bins_of(found)), by_size)
-    parts = [
-        Text(ABOUT),
-        Text(title, "note"),
-        *masked,
-        Picture(plot, "Mean IoU against eps: the worst case of all attacks, and random noise."),
-        *(worst, *compared, *corruptions, *of_attacks, *sizes),
-        Picture(out / "sizes.svg", "Objects found, by their size: clean, and in the worst case."),
-    ]
-    for network, path in zip(networks, examples, strict=True):
-        caption = "image, change, ground truth, prediction before and after"
-        parts.append(Picture(path, f"{label(network)}: {caption}."))
     names = " and ".join(map(label, networks))
-    write_page(cfg.workspace, out, f"{names} under attack", {"": parts}, text)
+    write_page(cfg.workspace, out, f"{names} under attack", {"": parts}, as_markdown(parts))
 
 
 def of_corruptions(cfg: AttackConfig, found: Found | None, attacked: dict, out: Path) -> list[Part]:
@@ -268,20 +264,6 @@ def of_corruptions(cfg: AttackConfig, found: Found | None, attacked: dict, out: 
     parts.append(Table("corruptions", *corruption_table(scores, attacked)))
     header, rows = corruption_differences(cfg, found)
     return [*parts, Table("differences under corruptions", header, rows)] if rows else parts
-
-
-def draw_figures(cfg: AttackConfig, found: Found, scores: dict, out: Path) -> list[Path]:
-    """Draw the curves, and examples of each network on the first fold; return their paths."""
-    draw_scores(out / "scores.svg", scores)
-    paths = [out / "scores.svg"]
-    for old in out.glob("examples_*.png"):  # of other networks
-        old.unlink()
-    fold, networks = next(iter(found.items()))
-    for network, attacked in networks.items():
-        paths.append(out / f"examples_{network}.png")
-        what = f"fold {fold}, eps {max(cfg.eps):g}: {label(network)}"
-        draw_examples(paths[-1], f"{data_name(cfg.workspace)}, {what}", attacked, cfg)
-    return paths
 
 
 def describe(cfg: AttackConfig, found: Found) -> str:
