@@ -23,14 +23,14 @@ import numpy as np
 
 from config import Config, UserError
 from estimate_pct import pixels_of
-from medood.commands import command
+from medood.commands import as_kind
 from medood.data.folds import Fold
-from medood.data.records import record_of, refuse_unusable
-from medood.data.workspace import free_folder, id_files, weights_of
+from medood.data.workspace import id_files, weights_of
 from medood.processes import is_main
 from medood.runs.command_line import run
-from medood.runs.products import network_made_from
+from medood.runs.provenance import require
 from robust.settings import AttackConfig, FreeConfig
+from robust.train_free import FREE
 from test import folds_to_test, named, networks
 
 
@@ -75,27 +75,22 @@ def with_free(
     current settings and patches and with eps and replays of the first.
     """
     from medood.models.checkpoints import has_seen, read_run
-    from robust.free import replayed
 
-    free = {fold: free_folder(cfg, fold) for fold in folders}
+    free = {fold: FREE.path(cfg, fold) for fold in folders}
     ways = [read_run(path).get("made_from", {}).get("free") for path in free.values()]
     way = next(filter(None, ways), {})  # eps and replays; {} if all are user-supplied
+    of_free = replace(as_kind(cfg, FreeConfig), **way)
     missing = [fold for fold, path in free.items() if not weights_of(path).is_file()]
-    if len(missing) == len(free):
+    if missing:
+        if len(missing) < len(free):
+            again = FREE.cure(of_free, missing[0])
+            print(f"the free networks are skipped, as one is missing: for it, run `{again}`")
         return folders
+    require(of_free, FREE)
     for fold, path in free.items():
-        again = command(cfg, "robust/train_free.py", FreeConfig, folds=(fold,), **way)
-        if missing and fold == missing[0]:
-            print(f"{path} is missing, so the free networks are skipped: for them, run `{again}`")
-            return folders
         if has_seen(path, folds[fold].test, cfg.patch_size):
-            raise UserError(
-                f"{path} was trained on patches that fold {fold} now tests: run `{again}` again"
-            )
-        if way:
-            files = id_files(cfg.workspace, folds[fold].train + folds[fold].val)
-            now = network_made_from(replayed(cfg, way["replays"]), fold, files) | {"free": way}
-            refuse_unusable(record_of(path), lambda now=now: now, again)
+            again = FREE.cure(of_free, fold)
+            raise UserError(f"{path} was trained on patches that fold {fold} tests: run `{again}`")
     return {fold: {**of_fold, "free": free[fold]} for fold, of_fold in folders.items()}
 
 

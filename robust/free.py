@@ -1,20 +1,12 @@
 """Free adversarial training: noise that persists, and a trainer that replays every batch."""
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor, nn
 
-from config import Config
 from medood.training.batches import Loader
 from medood.training.protocol import Losses
 from medood.training.segmentation import Trainer
 from robust.settings import FreeConfig
-
-
-def replayed(cfg: Config, replays: int) -> Config:
-    """Return the settings with epochs divided by the replays, so that training takes as long."""
-    return replace(cfg, epochs=max(1, round(cfg.epochs / replays)))
 
 
 class Noise(nn.Module):
@@ -53,11 +45,6 @@ class FreeTrainer(Trainer):
         shape = cfg.batch_size, 3, cfg.patch_size, cfg.patch_size
         self.noise = Noise(shape, cfg.eps, 0, 255).to(self.device)
         self.normalise = nn.Sequential(self.noise, self.normalise)
-
-    @staticmethod
-    def made_from(cfg: FreeConfig) -> dict:
-        """Return what decides a network apart from its patches and the settings of config.py."""
-        return {"free": {"eps": cfg.eps, "replays": cfg.replays}}
 
     def begin_epoch(self, epoch: int) -> Loader:
         """Return the batches of an epoch, which begins with noise 0."""

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 
-from config import Config
 from medood.attacks.measuring import CLEAN, GREEDY, Condition
 from medood.attacks.together import WORST
 from medood.data.files import write_json
