@@ -15,11 +15,16 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from medood.data.folds import read_fold
-from medood.data.workspace import free_folder, id_files
+from medood.data.workspace import id_files
 from medood.runs.command_line import run
 from medood.runs.products import FOLD, PATCH_MASKS, PATCHES, Product, network_made_from
 from medood.runs.provenance import require
 from robust.settings import FreeConfig
+
+
+def free_folder(cfg: FreeConfig, fold: int) -> Path:
+    """Return where the network of a fold is."""
+    return cfg.workspace / "models" / f"{fold}_{cfg.model_name}_free"
 
 
 def replayed(cfg: FreeConfig) -> FreeConfig:

@@ -16,7 +16,7 @@ from medood.attacks.measuring import conditions_of
 from medood.commands import command
 from medood.data.dataset import load_patches
 from medood.data.folds import read_fold
-from medood.data.workspace import free_folder, id_files, model_folder
+from medood.data.workspace import id_files, model_folder
 from medood.evaluation.tables import AT_ARGMAX
 from medood.training.loop import train_epoch
 from robust.attack import attack, quick, spread_out
@@ -25,7 +25,7 @@ from robust.corruptions import OF_IMAGES
 from robust.free import FreeTrainer, Noise
 from robust.report import check, scores_by_attack
 from robust.settings import AttackConfig, FreeConfig
-from robust.train_free import train_free
+from robust.train_free import free_folder, train_free
 from tests.conftest import TINY, as_settings_of, printed_in, quick_reports, write_region
 
 OF_SEA = ["sea_masked_ce_balanced", "sea_masked_ce", "sea_js"]
@@ -59,7 +59,7 @@ def test_scores_name_every_fold_network_eps_and_attack(attacked):
     )
     page = (out / "index.html").read_text()
     assert "baseline and Med-OoD under attack" in page
-    assert len(re.findall('<img src="data:', page)) == 4  # scores, sizes, examples of each network
+    assert len(re.findall('<img src="data:', page)) == 3  # scores, examples of each network
     names = ["noise", "apgd_ce", "apgd_dlr", *OF_SEA, "fab", "square", "apgd_ce_tenth", "sea"]
     of_eps = {eps: list(of) for eps, of in scores["1"]["ood"].items()}
     assert of_eps == {"0": ["clean"], **dict.fromkeys("28", [*names, *WORST_CASES])}

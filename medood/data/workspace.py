@@ -175,11 +175,6 @@ def model_folder(cfg: Config, fold: int, ood: bool) -> Path:
     return cfg.workspace / "models" / f"{fold}_{cfg.model_name}{'_ood' if ood else ''}"
 
 
-def free_folder(cfg: Config, fold: int) -> Path:
-    """Return where the network of a fold trained against attacks is (robust/train_free.py)."""
-    return cfg.workspace / "models" / f"{fold}_{cfg.model_name}_free"
-
-
 def weights_of(network: Path) -> Path:
     """Return the file of weights of a network: in its folder, or the file itself."""
     return network if network.is_file() else network / "model.safetensors"
