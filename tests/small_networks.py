@@ -1,6 +1,5 @@
 """Small networks to attack, of images and of volumes, and images for them; networks of smp."""
 
-import copy
 import functools
 
 import pytest
@@ -84,15 +83,10 @@ def scores(model, images, target):
     return image_dice(logits.argmax(1), target, logits.shape[1])
 
 
-def network(architecture="unet", encoder="tu-test_resnet", classes=7, **widths):
-    """A network of smp in eval mode whose normalisations do something: a copy for each caller."""
-    return copy.deepcopy(built(architecture, encoder, classes=classes, **widths))
-
-
-@functools.cache
-def built(architecture, encoder, **parameters):
+def network(architecture="unet", encoder="tu-test_resnet", classes=7, **parameters):
+    """A network of smp in eval mode whose normalisations do something."""
     torch.manual_seed(0)
-    model = smp.create_model(architecture, encoder, None, **parameters).eval()
+    model = smp.create_model(architecture, encoder, None, classes=classes, **parameters).eval()
     for weights in model.parameters():
         if weights.ndim == 1:
             nn.init.normal_(weights, 1, 0.1)

@@ -3,6 +3,6 @@
 encoders     from smp and timm: networks by their description, weights of encoders
 network      architecture and encoder, normalisation, device and precision
 foreign      weights from elsewhere, read without running their code
-checkpoints  folders of weights and settings; networks recognised from their weights
+checkpoints  folders of weights and settings, and files of weights
 inference    a network applied to many patches
 """

@@ -9,16 +9,12 @@ models/<fold>_<architecture>_<encoder>[_ood]/
 """
 
 import dataclasses
-import fnmatch
-import functools
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-import segmentation_models_pytorch as smp
-import torch
-from segmentation_models_pytorch.encoders import get_encoder, get_encoder_names
 from torch import nn
 
 from config import Config, UserError
@@ -39,22 +35,6 @@ IN_RUN = {  # the content of run.json
 }
 HEADS = {"segmentation_head.0.weight", "segmentation_head.head.4.weight"}  # classes; of dpt
 NOT_USED = "classification_head."  # of images, built if smp's aux_params are set
-BLOCKS = "decoder.blocks.*.conv2.0.weight"
-# architecture, a parameter of its decoder, and the weights whose number of outputs gives it
-WIDTHS = (
-    ("unet", "decoder_channels", BLOCKS),
-    ("unetplusplus", "decoder_channels", "decoder.blocks.x_0_*.conv2.0.weight"),
-    ("manet", "decoder_channels", BLOCKS),
-    ("manet", "decoder_pab_channels", "decoder.center.top_conv.weight"),
-    ("fpn", "decoder_pyramid_channels", "decoder.p5.weight"),
-    ("fpn", "decoder_segmentation_channels", "decoder.seg_blocks.0.block.0.block.0.weight"),
-    ("pspnet", "psp_out_channels", "decoder.conv.0.weight"),
-    ("deeplabv3", "decoder_channels", "decoder.conv.weight"),
-    ("deeplabv3plus", "decoder_channels", "decoder.aspp.1.1.weight"),
-    ("pan", "decoder_channels", "decoder.fpa.mid.0.conv.weight"),
-    ("upernet", "decoder_channels", "decoder.fusion_block.0.weight"),
-    ("segformer", "decoder_segmentation_channels", "decoder.fuse_stage.0.weight"),
-)
 PACKAGES = ("torch", "torchvision", "segmentation-models-pytorch", "timm", "numpy")
 
 
@@ -66,9 +46,9 @@ def versions() -> dict[str, str]:
 def load_model(checkpoint: Path, cfg: Config) -> nn.Module:
     """Return a trained network, for patches of cfg, in eval mode.
 
-    checkpoint: a folder that train.py or smp's save_pretrained wrote, or a file: weights, or a
-    whole network as torch.save wrote it. No code in it is run. Raises UserError if there is no
-    network, or one for other classes or other patches than cfg's.
+    checkpoint: a folder that train.py or smp's save_pretrained wrote, or a file: weights of the
+    architecture and encoder of cfg, or a whole network as torch.save wrote it. No code in it is
+    run. Raises UserError if there is no network, or one for other classes or patches than cfg's.
     """
     model = open_model(checkpoint, cfg)
     require_side(model, cfg)
@@ -78,9 +58,27 @@ def load_model(checkpoint: Path, cfg: Config) -> nn.Module:
 def open_model(checkpoint: Path, cfg: Config) -> nn.Module:
     """Return a trained network as load_model does, but for images of any size."""
     require_network(checkpoint)
-    expected = [name for name, _ in cfg.classes]
-    known = [name for name, _ in with_settings_of(cfg, checkpoint).classes]
-    model = _of_file(checkpoint, cfg) if checkpoint.is_file() else _of_folder(checkpoint)
+    saved = with_settings_of(cfg, checkpoint)
+    path = checkpoint if checkpoint.is_file() else checkpoint / "model.safetensors"
+    if not path.is_file():
+        raise UserError(f"there is no {path}: copy the folder again, with its weights")
+    weights, description = read_weights(path)
+    cure = "copy it again; other versions of smp or timm may have written it"
+    beside = path.with_name("config.json")
+    if path.name == "model.safetensors" and beside.is_file():
+        description = read_json(beside) or {}
+    elif not description:
+        description = {"_model_class": saved.architecture, "encoder_name": saved.encoder}
+        cure = "set architecture and encoder, or those in run.json beside it, to the network's"
+    try:
+        model = _filled(description, weights)
+    except UserError:
+        raise
+    except Exception as error:  # smp and timm each have their own kinds
+        name = "{_model_class} on encoder {encoder_name}".format(**description).lower()
+        raise UserError(
+            f"{checkpoint} contains weights that do not fit {name} ({reason_of(error)}): {cure}"
+        ) from None
     refuse_not_finite(checkpoint, model)
     channels, outputs = model.config["in_channels"], model.config["classes"]
     if channels != 3:
@@ -88,6 +86,7 @@ def open_model(checkpoint: Path, cfg: Config) -> nn.Module:
             f"the network in {checkpoint} has in_channels = {channels}, but the images have three"
             " channels, RGB: use a network that was trained on such images"
         )
+    expected, known = ([name for name, _ in settings.classes] for settings in (cfg, saved))
     if outputs != 1 + len(expected) or known != expected:
         raise UserError(
             f"the network in {checkpoint} has other classes ({outputs} outputs with background"
@@ -97,113 +96,32 @@ def open_model(checkpoint: Path, cfg: Config) -> nn.Module:
     return model.eval()
 
 
-def _of_folder(folder: Path) -> nn.Module:
-    """Return the network in a folder as smp writes them; UserError if it cannot be used."""
-    if not (weights := folder / "model.safetensors").is_file():
-        raise UserError(f"there is no {weights}: copy the folder again, with its weights")
-    given = read_weights(weights)[0]
-    try:
-        return _load(network_of(read_json(folder / "config.json") or {}), given)
-    except UserError:
-        raise
-    except Exception as error:  # smp and timm each have their own kinds
-        raise UserError(
-            f"{folder} contains no usable network ({reason_of(error)}): train or copy it again;"
-            " other versions of segmentation-models-pytorch or timm may have written it"
-        ) from None
+def _filled(description: dict, weights: Weights) -> nn.Module:
+    """Return the network of a description (see network_of) with the weights.
 
-
-def _of_file(path: Path, cfg: Config) -> nn.Module:
-    """Return the likeliest network that fits the weights in a file.
-
-    Each network is tried without memory first, so that a small file cannot make it huge. Raises
-    UserError if the weights fit none.
+    It has no batch normalisation if the weights have none. It is built without memory first, so
+    that a small file cannot make it huge.
     """
-    weights, own = read_weights(path)
-    reasons = []
-    for known in _candidates(path, cfg, weights, own):
-        try:
-            description = parameters_of(known, weights) | known
-            empty = without_memory(functools.partial(network_of, description))
-            _load(empty, weights, assign=True)
-        except Exception as error:  # names or shapes differ, or smp cannot build this network
-            name = f"{known['_model_class']} on encoder {known['encoder_name']}".lower()
-            reasons.append(f"{name} ({reason_of(error)})")
-            continue
-        return _load(network_of(description), weights)
-    raise UserError(
-        f"{path} contains weights that do not fit {reasons[0]}, nor any other network tried: save"
-        " only the weights of the network, and set its architecture and encoder, or use the folder"
-        " that smp's save_pretrained writes"
-    )
-
-
-def _load(model: nn.Module, weights: Weights, assign: bool = False) -> nn.Module:
-    """Return `model` with the weights, and without batch normalisation if they have none."""
     weights = {name: value for name, value in weights.items() if not name.startswith(NOT_USED)}
-    if not any(name.endswith("running_mean") for name in weights):
-        remove_batch_norm(model)
-    fill(model, weights, assign)
+    if "classes" not in description:
+        description = _sizes(description, weights) | description
+    build = partial(network_of, description)
+    for empty in (True, False):
+        model = without_memory(build) if empty else build()
+        if not any(name.endswith("running_mean") for name in weights):
+            remove_batch_norm(model)
+        fill(model, weights, assign=empty)
     return model
 
 
-def _candidates(path: Path, cfg: Config, weights: Weights, own: dict) -> Iterator[dict]:
-    """Yield descriptions of a network (see network_of), the likeliest first.
-
-    They come from the file itself, from config.json in its folder, from the settings, and from the
-    names and shapes of the weights, which distinguish all native encoders of smp.
-    """
-    saved = read_json(path.with_name("config.json")) if path.name == "model.safetensors" else None
-    for description in (own, saved or {}):
-        if {"_model_class", "encoder_name"} <= description.keys():
-            yield description
-    for settings in (with_settings_of(cfg, path), cfg):
-        yield {"_model_class": settings.architecture, "encoder_name": settings.encoder}
-    shapes = {name: value.shape for name, value in weights.items()}
-    for encoder in get_encoder_names():
-        of_images = first_convolutions(encoder)
-        rest = {(n, shape) for n, shape in encoder_shapes(encoder).items() if n not in of_images}
-        if rest <= shapes.items():
-            for architecture in smp.MODEL_ARCHITECTURES_MAPPING:
-                yield {"_model_class": architecture, "encoder_name": encoder}
-
-
-def parameters_of(description: dict, weights: Weights) -> dict:
-    """Return the parameters of a network that follow from the shapes of its weights.
-
-    They are classes, channels of the images, and widths of the decoder. description: its
-    `_model_class` and `encoder_name`.
-    """
-    architecture = description["_model_class"].lower()
-    found = {}
+def _sizes(description: dict, weights: Weights) -> dict:
+    """Return the numbers of classes and of channels of the images that weights have."""
+    names = without_memory(partial(network_of, description)).state_dict()
+    first = next(name for name, value in names.items() if value.ndim == 4)  # it sees the images
+    sizes = {"in_channels": weights[first].shape[1]} if first in weights else {}
     for head in HEADS & weights.keys():
-        found["classes"] = len(weights[head])
-    if architecture != "dpt":  # no other architecture has its encoders
-        for name in first_convolutions(description["encoder_name"]) & weights.keys():
-            found["in_channels"] = weights[name].shape[1]
-    for name, parameter, pattern in WIDTHS:
-        matches = sorted(fnmatch.filter(weights, pattern)) if name == architecture else []
-        if matches and "*" in pattern:  # a width for each block
-            widths = tuple(len(weights[match]) for match in matches)
-            found |= {parameter: widths, "encoder_depth": len(widths)}
-        elif matches:
-            found[parameter] = len(weights[pattern])
-    if any(".attention1." in name for name in weights):
-        found["decoder_attention_type"] = "scse"
-    return found
-
-
-@functools.cache
-def encoder_shapes(encoder: str) -> dict[str, torch.Size]:
-    """Return the names and shapes of the weights that an encoder of smp has in a network."""
-    network = without_memory(functools.partial(get_encoder, encoder, weights=None))
-    return {f"encoder.{name}": value.shape for name, value in network.state_dict().items()}
-
-
-def first_convolutions(encoder: str) -> set[str]:
-    """Return the names of the weights that an encoder of smp applies to an RGB image."""
-    shapes = encoder_shapes(encoder).items()
-    return {name for name, shape in shapes if len(shape) == 4 and shape[1] == 3}
+        sizes["classes"] = len(weights[head])
+    return sizes
 
 
 def with_settings_of(cfg: Config, folder: Path) -> Config:
