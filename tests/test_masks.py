@@ -15,7 +15,6 @@ MASK = np.zeros((20, 30), np.uint8)
 MASK[4:9, 4:9] = 1
 MASK[12:15, 20:29] = 2
 WHOLE = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
-NUMBERS = (*WHOLE, "float16", "float32", "float64")
 
 
 def classes_in(path, values=(), n_classes=3):
@@ -24,7 +23,7 @@ def classes_in(path, values=(), n_classes=3):
 
 @pytest.mark.parametrize("more", [{}, {"compression": "zlib"}, {"tile": (16, 16)}])
 @pytest.mark.parametrize("order", ["<", ">"])
-@pytest.mark.parametrize("number", NUMBERS)
+@pytest.mark.parametrize("number", WHOLE)
 def test_whole_numbers_of_every_type_are_read(tmp_path, number, order, more):
     path, value = tmp_path / "mask.tif", 300 if np.dtype(number).itemsize > 1 else 100
     imwrite(path, (MASK * np.int64(value // 2)).astype(number), byteorder=order, **more)
@@ -33,7 +32,7 @@ def test_whole_numbers_of_every_type_are_read(tmp_path, number, order, more):
     np.testing.assert_array_equal(read_mask(path, 3), MASK)
 
 
-@pytest.mark.parametrize("number", ["int8", "int16", "int32", "int64", "float32", "float64"])
+@pytest.mark.parametrize("number", ["int8", "int16", "int32", "int64"])
 def test_a_negative_value_is_named(tmp_path, number):
     values = MASK.astype(number)
     values[2, 3] = -1
@@ -42,19 +41,6 @@ def test_a_negative_value_is_named(tmp_path, number):
         read_own_mask(tmp_path / "mask.tif", (), 3)
     with pytest.raises(UserError, match=r"is not a class mask .*, it contains -1"):
         read_mask(tmp_path / "mask.tif", 3)
-
-
-@pytest.mark.parametrize("value", [0.5, np.nan, np.inf, 1e30])
-@pytest.mark.parametrize("number", ["float32", "float64"])
-def test_what_is_no_whole_number_is_named(tmp_path, number, value):
-    values = MASK.astype(number)
-    values[2, 3] = value
-    imwrite(tmp_path / "mask.tif", values)
-    for read in (lambda path: read_own_mask(path, (), 3), lambda path: read_mask(path, 3)):
-        with pytest.raises(
-            UserError, match=f"contains {value:g}".replace("+", r"\+") + ", which is"
-        ):
-            read(tmp_path / "mask.tif")
 
 
 def test_a_cut_off_tiff_of_64_bits_is_refused(tmp_path):
@@ -66,20 +52,11 @@ def test_a_cut_off_tiff_of_64_bits_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("compression", ["tiff_lzw", "packbits", "tiff_adobe_deflate"])
-@pytest.mark.parametrize("number", ["uint8", "uint16", "int32", "float32"])
+@pytest.mark.parametrize("number", ["uint8", "uint16"])
 def test_a_compressed_tiff_is_read(tmp_path, number, compression):
     image = Image.fromarray(MASK.astype(number) * 50)
     image.save(tmp_path / "mask.tif", compression=compression)
     np.testing.assert_array_equal(classes_in(tmp_path / "mask.tif", (50, 100)), MASK)
-
-
-def test_a_compression_that_cannot_be_read_is_named(tmp_path):
-    path = tmp_path / "mask.tif"
-    imwrite(path, MASK.astype(np.int64), compression="zlib")
-    with TiffFile(path, mode="r+b") as tiff:
-        tiff.pages[0].tags["Compression"].overwrite(34925)  # LZMA, which it is not
-    with pytest.raises(UserError, match="is damaged, or its compression, LZMA, .*: save it"):
-        read_own_mask(path, (), 3)
 
 
 def save_two(path, kind):
@@ -140,7 +117,7 @@ def test_the_indices_of_a_palette_are_the_classes_in_prepared_patches_too(tmp_pa
     look_at_pair(tmp_path / "a.png", tmp_path / "m" / "a.png", TINY)
 
 
-OPAQUE, WHITE = np.full_like(MASK, 255), np.full_like(MASK, 255)
+OPAQUE = np.full_like(MASK, 255)
 SHOWN = np.where(MASK, 255, 0).astype(np.uint8)
 
 
@@ -149,12 +126,8 @@ SHOWN = np.where(MASK, 255, 0).astype(np.uint8)
     [
         ([MASK, OPAQUE], None),
         ([MASK, MASK, MASK, OPAQUE], None),
-        ([MASK, SHOWN], None),  # nothing is drawn on the background
-        ([MASK, MASK, MASK, SHOWN], None),
         ([MASK * 0, SHOWN], "has transparent pixels"),  # black where opaque: the mask is there
-        ([WHITE, SHOWN], "has transparent pixels"),
-        ([WHITE, WHITE, WHITE, SHOWN], "has transparent pixels"),
-        ([MASK, MASK, MASK, SHOWN // 2], "has transparent pixels"),
+        ([MASK, MASK, MASK, SHOWN], "has transparent pixels"),
         ([MASK, MASK * 2, MASK], "is a mask in colour"),
         ([MASK, MASK, MASK * 2, OPAQUE], "is a mask in colour"),
     ],
@@ -168,8 +141,6 @@ def test_a_mask_with_transparency_hides_nothing(tmp_path, ending, channels, mess
         return
     with pytest.raises(UserError, match=message):
         read_own_mask(path, (), 3)
-    with pytest.raises(UserError, match=message):
-        read_mask(path, 3)
 
 
 @pytest.mark.parametrize("bits", [2, 4])
@@ -183,7 +154,7 @@ def test_a_grey_mask_of_few_bits_is_refused(tmp_path, bits):
     with TiffFile(path, mode="r+b") as tiff:
         for code, _, _, value, _ in tags:
             tiff.pages[0].tags[code].overwrite(value)
-    with pytest.raises(UserError, match=f"has {bits} bits, which programs read as different"):
+    with pytest.raises(UserError, match=f"is stored as grey, 1 x {bits} bits: save the"):
         read_own_mask(path, (), 3)
 
 
@@ -192,16 +163,15 @@ def test_a_mask_compressed_as_jpeg_is_refused_though_its_values_may_be_classes(t
     more = {"compression": "jpeg"} if ending == "tif" else {"quality": 100}
     Image.fromarray(MASK).save(tmp_path / f"a.{ending}", **more)
     with pytest.raises(UserError, match="as JPEG, which changes values: export the mask"):
-        read_own_mask(tmp_path / f"a.{ending}", (), 3)
-    with pytest.raises(UserError, match="as JPEG, which changes values: export the mask"):
         read_mask(tmp_path / f"a.{ending}", 3)
 
 
 def test_a_mask_of_other_colours_or_depths_is_refused_in_a_true_sentence(tmp_path):
     rgb16 = np.dstack([MASK.astype(np.uint16) * 256] * 3)
     for pixels, options, message in (
-        (rgb16, {"photometric": "rgb"}, "has 3 channels of 16 bits: save it with one channel"),
-        (np.dstack([MASK] * 4), {"photometric": "separated"}, "is stored as CMYK: save it with o"),
+        (rgb16, {"photometric": "rgb"}, "is stored as RGB, 3 x 16 bits: save the mask as grey"),
+        (np.dstack([MASK] * 4), {"photometric": "separated"}, "is stored as CMYK, 4 x 8 bits"),
+        (MASK.astype(np.float32), {}, "is stored as grey, 1 x 32 bits, floating-point: save the"),
         (np.stack([MASK] * 2), {"photometric": "minisblack"}, "has 2 pages: save the page"),
     ):
         imwrite(tmp_path / "a.tif", pixels, **options)

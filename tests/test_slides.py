@@ -111,9 +111,9 @@ OF_GREY, OF_RGB = {"photometric": "minisblack"}, {"photometric": "rgb"}
 TWO = OF_GREY | {"planarconfig": "contig"}
 CMYK = {"photometric": "separated", "planarconfig": "contig"}
 REFUSED = {
-    "16 bits": (GREY.astype(np.uint16) * 257, OF_GREY, "has 16 bits per channel: save it with 8"),
-    "8 bits, signed": ((GREY // 2).astype(np.int8), OF_GREY, "has 8 bits per channel, signed"),
-    "floats": (GREY / np.float32(255), OF_GREY, "has 32 bits per channel, floating-point"),
+    "16 bits": (GREY.astype(np.uint16) * 257, OF_GREY, "is stored as grey, 1 x 16 bits: save it"),
+    "8 bits, signed": ((GREY // 2).astype(np.int8), OF_GREY, "1 x 8 bits, signed"),
+    "floats": (GREY / np.float32(255), OF_GREY, "1 x 32 bits, floating-point"),
     "a stack": (np.stack([GREY] * 3), OF_GREY, "has 3 pages: save the page"),
     "OME's stack": (np.stack([GREY] * 3), {"ome": True} | OF_GREY, "has 3 pages: save the page"),
     "transparency": (
@@ -121,12 +121,12 @@ REFUSED = {
         OF_RGB | {"extrasamples": ["unassalpha"]},
         "has transparent pixels",
     ),
-    "CMYK": (np.dstack([RGB, GREY]), CMYK, "is stored as CMYK: save it as RGB"),
-    "two stains": (RGB[..., :2], TWO, "has 2 channels: save it as RGB"),
+    "CMYK": (np.dstack([RGB, GREY]), CMYK, "is stored as CMYK, 4 x 8 bits"),
+    "two stains": (RGB[..., :2], TWO, "is stored as grey, 2 x 8 bits"),
     "colours and a stain": (
         np.dstack([RGB, GREY]),
         OF_RGB | {"extrasamples": ["unspecified"]},
-        "has 4 channels: save it as RGB",
+        "is stored as RGB, 4 x 8 bits",
     ),
 }
 READ = {

@@ -45,7 +45,7 @@ def test_sixteen_bits_of_grey_are_scaled_by_their_own_range(tmp_path, ending):
     assert (found == found[..., :1]).all()
     cv2.imwrite(str(path), np.full((2, 2), 700, np.uint16))
     assert read_any(path).max() == 0  # nothing to tell apart
-    with pytest.raises(UserError, match="16 bits per channel"):
+    with pytest.raises(UserError, match="is stored as grey, 1 x 16 bits"):
         read_image(path)  # of tissue: what is brightest differs from image to image
 
 
@@ -56,7 +56,7 @@ def test_signed_grey_is_scaled_too_and_other_kinds_are_refused(tmp_path, order, 
     for values in (GREY.astype(np.int16) * 2 - 1000, GREY + 60_000):
         imwrite(path, values, byteorder=order, **more)
         assert read_any(path)[..., 0].tolist() == [[0, 64], [128, 255]]
-    for number, said in ((np.int8, "8 bits per channel, signed"), (np.float32, "32 bits per chan")):
+    for number, said in ((np.int8, "1 x 8 bits, signed"), (np.float32, "1 x 32 bits, float")):
         imwrite(path, GREY.astype(number), byteorder=order, **more)
         with pytest.raises(UserError, match=said):
             read_any(path)

@@ -63,8 +63,7 @@ def read_truth(cfg: Config, name: str, size: tuple[int, ...], side: int) -> np.n
     inst_map, _, classes = read_own_mask(path, cfg.mask_values, len(cfg.class_names))
     mask = np.array([BACKGROUND, *classes, UNSURE], np.uint8)[inst_map]  # -1 is unsure
     height, width, of_image = (*size, 1)[:3]
-    orientations = of_image, orientation_of(path)
-    require_one_orientation(Path(name), path, orientations, (height, width), mask.shape)
+    require_one_orientation(Path(name), path, of_image, orientation_of(path))
     if mask.shape != (height, width):
         raise UserError(
             f"{path} is {mask.shape[1]} x {mask.shape[0]} pixels but the image {name} {width} x"

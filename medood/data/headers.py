@@ -1,8 +1,5 @@
 """The header of an image file, read before any pixel of it is decoded."""
 
-import struct
-import zlib
-from enum import Enum
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -17,14 +14,16 @@ if TYPE_CHECKING:
 Image.MAX_IMAGE_PIXELS = None  # MAX_PIXELS is the limit
 MAX_PIXELS = 2**29  # of an image or label that is read as a whole: a small file can claim more
 
-PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"  # how such files begin
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF")  # that Pillow may decode
+PNG = b"\x89PNG\r\n\x1a\n"  # how such a file begins
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # and BigTIFF
 ORIENTATION = 0x0112  # the tag of TIFF and EXIF
-# of Pillow's modes; bits are 8 in all others
-BITS = {"1": 1, "I;16": 16, "I;16B": 16, "I;16L": 16, "I": 32, "F": 32}
+JPEG = (6, 7)  # of TIFF's compressions
 WHITE_AS_0 = "grey with white as 0"  # of TIFFs: values are stored inverted
 MICRONS = {2: 25_400, 3: 10_000}  # in TIFF's units of resolution, inch and centimetre
-COLOURS = {"1": "grey", "L": "grey", "I": "grey", "F": "grey", "P": "palette", "RGB": "RGB"}
+# of Pillow's modes, and of TIFF's photometric interpretations; JPEG within TIFF, 6, becomes RGB
+COLOURS = {"1": "grey", "L": "grey", "I": "grey", "P": "palette", "RGB": "RGB"}
+TIFF_COLOURS = {0: WHITE_AS_0, 1: "grey", 2: "RGB", 3: "palette", 5: "CMYK", 6: "RGB"}
 
 
 class Header(NamedTuple):
@@ -39,8 +38,12 @@ class Header(NamedTuple):
     colours: str  # grey, palette, RGB, or the name of another kind
     channels: int
     has_alpha: bool  # the last channel is opacity
-    compression: str  # of a TIFF as tifffile names it, JPEG, or empty: the format's own
+    is_lossy: bool  # compressed as JPEG
     mpp: tuple[float, float] | None = None  # microns per pixel, down and across the upright image
+
+    def __str__(self) -> str:
+        kind = {"i": ", signed", "f": ", floating-point"}.get(self.kind, "")
+        return f"stored as {self.colours}, {self.channels} x {self.bits} bits{kind}"
 
 
 def read_header(path: Path, data: bytes | None = None) -> Header:
@@ -51,24 +54,29 @@ def read_header(path: Path, data: bytes | None = None) -> Header:
     has several pages.
     """
     is_whole = data is not None
-    begin = data[:8] if data is not None else _begin(path)
     try:
-        if begin.startswith(TIFF):
+        if (data[:8] if is_whole else _begin(path)).startswith(TIFF):
             from tifffile import TiffFile  # here: it takes a tenth of a second
 
-            with TiffFile(path if data is None else BytesIO(data)) as file:
+            with TiffFile(BytesIO(data) if is_whole else path) as file:
                 header = _of_tiff(file)
         else:
-            data = path.read_bytes() if data is None else data
-            with Image.open(BytesIO(data)) as file:
-                header = _of_image(file, data)
-    except Exception:  # Pillow and tifffile raise a dozen kinds for a damaged header
-        raise UserError(f"{path} is not a complete image file: unpack or export it again") from None
+            header = _of_image(data if is_whole else path.read_bytes())
+    except Exception as error:  # Pillow and tifffile raise a dozen kinds for a damaged header
+        raise incomplete(path, error) from None
     if header.pages > 1:
         raise UserError(f"{path} has {header.pages} pages: save the page to be used as a file")
     if is_whole:
         refuse_huge(path, header.height * header.width)
     return header
+
+
+def incomplete(path: Path, error: Exception) -> UserError:
+    """Return the error to raise for an image file that cannot be read."""
+    return UserError(
+        f"{path} is not a complete image file, or of a kind that is not supported"
+        f" ({str(error) or type(error).__name__}): export it again, without compression"
+    )
 
 
 def refuse_huge(path: Path, pixels: int) -> None:
@@ -91,72 +99,45 @@ def _upright(height: int, width: int, orientation: int) -> tuple[int, int, int]:
     return (width, height, orientation) if orientation > 4 else (height, width, orientation)
 
 
-def _of_image(file: Image.Image, data: bytes) -> Header:
-    """Return the header of a file other than TIFF, opened by Pillow."""
-    is_png, is_jpeg = data.startswith(PNG), data.startswith(JPEG)
-    exif = _exif_of_png(data) if is_png else file.getexif()
-    channels = file.getbands()
-    colours = file.mode.removesuffix("A").split(";")[0]
+def _of_image(data: bytes) -> Header:
+    """Return the header of a PNG, JPEG or BMP."""
+    orientation, is_png = 1, data.startswith(PNG)
+    if b"eXIf" in data or not is_png:  # without EXIF, Pillow decodes a PNG to look for it
+        with Image.open(BytesIO(data), formats=FORMATS) as file:
+            orientation = file.getexif().get(ORIENTATION, 1)
+    with Image.open(BytesIO(data), formats=FORMATS) as file:
+        channels, colours = file.getbands(), file.mode.removesuffix("A").split(";")[0]
+        is_jpeg, frames = file.format in ("JPEG", "MPO"), getattr(file, "n_frames", 1)
+        file.verify()  # a PNG's checksums, which decoding does not look at
     return Header(
-        *_upright(file.height, file.width, exif.get(ORIENTATION, 1)),
-        # a JPEG's second page is a preview
-        pages=1 if is_jpeg else getattr(file, "n_frames", 1),
-        bits=data[24] if is_png else BITS.get(file.mode, 8),  # Pillow cuts colours of 16 down to 8
-        kind="f" if file.mode == "F" else "u",
+        *_upright(file.height, file.width, orientation),
+        pages=1 if is_jpeg else frames,  # a JPEG's second page is a preview
+        # of a PNG as stored: Pillow cuts colours of 16 bits down to 8
+        bits=data[24] if is_png else 1 if file.mode == "1" else 8,
+        kind="u",
         colours=COLOURS.get(colours, colours),
         channels=len(channels),
         has_alpha=channels[-1] == "A",
-        compression="JPEG" if is_jpeg else "",
+        is_lossy=is_jpeg,
     )
-
-
-def _exif_of_png(data: bytes) -> Image.Exif:
-    """Return the EXIF entries of a PNG; an error if it is cut off or damaged.
-
-    Bytes after its end are not damage. Pillow checks no checksum of pixels, and decodes them for
-    the entries.
-    """
-    place, name, exif = len(PNG), b"", Image.Exif()
-    while name != b"IEND":
-        length, name = struct.unpack_from(">I4s", data, place)
-        end = place + 8 + length
-        (checksum,) = struct.unpack_from(">I", data, end)
-        content = memoryview(data)[place + 8 : end]
-        # chunks whose name begins in lower case decide no pixel
-        if name[:1].isupper() and zlib.crc32(content, zlib.crc32(name)) != checksum:
-            raise ValueError(name)
-        if name == b"eXIf":
-            exif.load(bytes(content))
-        place = end + 4
-    return exif
 
 
 def _of_tiff(file: "TiffFile") -> Header:
     """Return the header of a TIFF; the reduced copies in a pyramid are not pages."""
-    from tifffile import COMPRESSION, PHOTOMETRIC
-
     first = file.pages.first
     samples, extra = first.samplesperpixel, first.extrasamples
-    own = 3 if first.photometric in (PHOTOMETRIC.RGB, PHOTOMETRIC.YCBCR) else 1
-    names = {
-        PHOTOMETRIC.MINISBLACK: "grey",
-        PHOTOMETRIC.MINISWHITE: WHITE_AS_0,
-        PHOTOMETRIC.PALETTE: "palette",
-        PHOTOMETRIC.RGB: "RGB",
-        PHOTOMETRIC.YCBCR: "RGB",  # JPEG within TIFF: decoded to RGB
-        PHOTOMETRIC.SEPARATED: "CMYK",
-    }
+    colours = TIFF_COLOURS.get(first.photometric, f"TIFF's kind {first.photometric}")
     orientation = first.tags.valueof(ORIENTATION, default=1)
     return Header(
         *_upright(first.imagelength, first.imagewidth, orientation),
         pages=_pages(file, first),
         bits=first.bitspersample,
         kind="u" if first.dtype is None or first.dtype.kind == "b" else first.dtype.kind,
-        colours=names.get(first.photometric) or _name(PHOTOMETRIC, first.photometric),
+        colours=colours,
         channels=samples,
         # an unspecified one may be anything, such as another stain
-        has_alpha=samples == own + 1 and len(extra) == 1 and extra[0] in (1, 2),
-        compression=_name(COMPRESSION, first.compression),
+        has_alpha=samples == (4 if colours == "RGB" else 2) and extra in ((1,), (2,)),
+        is_lossy=first.compression in JPEG,
         mpp=_microns(first, orientation),
     )
 
@@ -169,14 +150,6 @@ def _microns(page: "TiffPage", orientation: int) -> tuple[float, float] | None:
         return None
     down, across = (unit * below / above for above, below in found)
     return (across, down) if orientation in range(5, 9) else (down, across)
-
-
-def _name(kind: type[Enum], value: int) -> str:
-    """Return the name of a value of a tag, or its number if it has no name."""
-    try:
-        return kind(value).name
-    except ValueError:
-        return str(value)
 
 
 def _pages(file: "TiffFile", first: "TiffPage") -> int:

@@ -10,18 +10,17 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from config import Config, UserError
 from medood import UNSURE
 from medood.data.files import missing
-from medood.data.headers import WHITE_AS_0, Header, read_header
+from medood.data.headers import FORMATS, TIFF, WHITE_AS_0, Header, incomplete, read_header
 
 cv2.setNumThreads(1)  # images are resized in parallel: OpenCV's own threads would compete
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
-# compressions, as tifffile names them; all programs read the plain ones
-PLAIN, LOSSY = ("", "NONE", "JPEG"), ("JPEG", "OJPEG")
+KNOWN_COLOURS = ("grey", WHITE_AS_0, "palette", "RGB")
 
 
 def read_bytes(path: Path) -> bytes:
@@ -68,15 +67,13 @@ def require_plain(path: Path, header: Header, scaled: bool = False) -> None:
 
     scaled: 16 bits of grey, signed or not, are accepted.
     """
-    bits, colours = header.bits, header.colours
-    is_scaled = scaled and colours == "grey" and header.channels == 1 and 8 < bits <= 16
-    if colours not in ("grey", "palette", "RGB") and (colours != WHITE_AS_0 or bits > 8):
-        raise UserError(f"{path} is stored as {colours}: save it as RGB")
-    if header.kind == "f" or not is_scaled and (bits > 8 or header.kind == "i"):
-        kind = {"f": ", floating-point", "i": ", signed", "u": ""}[header.kind]
-        raise UserError(f"{path} has {bits} bits per channel{kind}: save it with 8 bits, unsigned")
-    if header.channels - header.has_alpha != (3 if colours == "RGB" else 1):
-        raise UserError(f"{path} has {header.channels} channels: save it as RGB")
+    own_channels = 3 if header.colours == "RGB" else 1
+    fits = header.colours in KNOWN_COLOURS and header.channels - header.has_alpha == own_channels
+    is_byte = header.kind == "u" and header.bits <= 8
+    is_grey = header.colours == "grey" and header.channels == 1
+    is_scaled = scaled and is_grey and header.kind in "ui" and 8 < header.bits <= 16
+    if not (fits and is_byte or is_scaled):
+        raise UserError(f"{path} is {header}: save it as RGB or grey with 8 bits, unsigned")
 
 
 def transparent(path: Path) -> UserError:
@@ -88,54 +85,33 @@ def read_values(path: Path) -> np.ndarray:
     """Return the values that a mask stores, bool or whole numbers of any type (H, W), upright.
 
     Of a palette these are the indices, and if white is 0 the numbers as stored, as in ImageJ and
-    tifffile. A mask in grey may be saved as RGB. Raises UserError for one that cannot be read, has
-    more than MAX_PIXELS, or has lost part of its values.
+    tifffile. A mask in grey may be saved as opaque RGB. Raises UserError for one that cannot be
+    read, has more than MAX_PIXELS, or has lost part of its values.
     """
     data = read_bytes(path)
     header = read_header(path, data)
-    problem = None
-    if header.compression in LOSSY:
-        problem = "is compressed as JPEG, which changes values: export the mask again as PNG"
-    elif header.bits in (2, 4) and header.colours == "grey":
-        problem = f"has {header.bits} bits, which programs read as different values: save it with 8"
-    elif header.channels > 1 and header.bits > 8:
-        problem = f"has {header.channels} channels of {header.bits} bits: save it with one channel"
-    elif header.colours not in ("grey", WHITE_AS_0, "palette", "RGB"):
-        problem = f"is stored as {header.colours}: save it with one channel of whole numbers"
-    if problem:
-        raise UserError(f"{path} {problem}")
+    if header.is_lossy:
+        raise UserError(
+            f"{path} is compressed as JPEG, which changes values: export the mask again as PNG"
+        )
+    few_bits = header.bits in (2, 4) and header.colours == "grey"  # programs scale these values
+    one_number = header.kind in "ui" and (header.channels == 1 or header.bits <= 8)
+    if header.colours not in KNOWN_COLOURS or few_bits or not one_number:
+        raise UserError(f"{path} is {header}: save the mask as grey PNG with 8 or 16 bits")
     values = _decode(path, data, header, as_colours=False)
     if header.bits == 1:  # also of a palette
         values = values.astype(bool)
     if values.ndim == 3:
-        values = _grey(path, values, header.has_alpha)
-    if values.dtype.kind == "f":
-        values = values.astype(np.float64)
-        with np.errstate(invalid="ignore"):
-            broken = ~((values % 1 == 0) & (np.abs(values) < 2**53))
-        if broken.any():
+        if header.has_alpha and values[..., -1].min() < 255:
+            raise transparent(path)
+        values = values[..., :-1] if header.has_alpha else values
+        if (values != values[..., :1]).any():
             raise UserError(
-                f"{path} contains {values[broken][0]:g}, which is not a whole number: save the mask"
-                " with whole numbers, 0 background"
+                f"{path} is a mask in colour: save it with one channel of whole numbers, 0"
+                " background and classes as in mask_values"
             )
-        values = values.astype(np.int64)
+        values = values[..., 0]
     return values
-
-
-def _grey(path: Path, values: np.ndarray, has_alpha: bool) -> np.ndarray:
-    """Return the one value of each pixel of a mask saved with several channels (H, W)."""
-    if has_alpha:
-        values, alpha = values[..., :-1], values[..., -1]
-    value = values[..., 0]
-    if (values != value[..., None]).any():
-        raise UserError(
-            f"{path} is a mask in colour: save it with one channel of whole numbers, 0 background"
-            " and classes as in mask_values"
-        )
-    # transparency that only repeats which pixels are background is accepted
-    if has_alpha and (alpha != 255).any() and (alpha != np.where(value, 255, 0)).any():
-        raise transparent(path)
-    return value
 
 
 def read_mask(path: Path, classes: int) -> np.ndarray:
@@ -161,70 +137,36 @@ def _decode(path: Path, data: bytes, header: Header, as_colours: bool) -> np.nda
     as_colours: of a palette, or if a colour marks transparency, not the values but the colours,
     RGB or RGBA. Raises UserError for content that cannot be decoded.
     """
-    decoders = [_decode_by_pillow]
+    is_common = header.kind == "u" and header.bits <= 16
     as_stored = header.colours == WHITE_AS_0 and not as_colours  # Pillow inverts such values
-    if header.compression and (header.bits > 8 or as_stored):  # a TIFF
-        # Pillow does not support 64 bits, and reads the bytes of some numbers in the wrong order
-        may_fall_back = not as_stored and (data.startswith(b"II") or header.kind == "u")
-        decoders = [_decode_by_tifffile, *decoders * may_fall_back]
-    errors = []
-    for decode in decoders:
-        try:
-            return decode(data, header, as_colours)
-        except MemoryError:
-            raise UserError(
-                f"{path}, {header.width} x {header.height} pixels, does not fit into memory: cut it"
-                " into parts"
-            ) from None
-        except Exception as error:  # both raise a dozen kinds for damaged content
-            errors.append(str(error) or type(error).__name__)
-    if header.compression in PLAIN:
-        raise UserError(
-            f"{path} is not a complete image file ({errors[0]}): unpack or export it again"
-        )
-    raise UserError(
-        f"{path} is damaged, or its compression, {header.compression}, is not supported"
-        f" ({errors[0]}): save it again without compression"
-    )
+    try:
+        if data.startswith(TIFF) and (as_stored or not is_common):  # Pillow confuses such numbers
+            return _decode_by_tifffile(data, header)
+        with Image.open(BytesIO(data), formats=FORMATS) as file:
+            if header.orientation != 1:
+                ImageOps.exif_transpose(file, in_place=True)
+            if as_colours and header.bits <= 8:
+                if file.has_transparency_data:
+                    file = file.convert("RGBA")
+                elif file.mode in ("P", "YCbCr"):
+                    file = file.convert("RGB")
+            return np.array(file)
+    except Exception as error:  # both raise a dozen kinds for damaged content
+        raise incomplete(path, error) from None
 
 
-def _decode_by_pillow(data: bytes, header: Header, as_colours: bool) -> np.ndarray:
-    with Image.open(BytesIO(data)) as file:
-        is_tiff = file.format == "TIFF"
-        if as_colours and header.bits <= 8:
-            if file.has_transparency_data:
-                file = file.convert("RGBA")
-            elif file.mode in ("P", "YCbCr"):
-                file = file.convert("RGB")
-        pixels = np.array(file)
-    if pixels.dtype != bool:
-        pixels = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
-        pixels = pixels.view(f"{header.kind}{pixels.itemsize}")  # Pillow confuses some kinds
-    # Pillow turns TIFFs upright, and only these
-    return pixels if is_tiff else _turned(pixels, header.orientation)
-
-
-def _decode_by_tifffile(data: bytes, header: Header, _: bool) -> np.ndarray:
+def _decode_by_tifffile(data: bytes, header: Header) -> np.ndarray:
     from tifffile import TiffFile  # here: it takes a tenth of a second
 
+    if header.orientation != 1:
+        raise ValueError(f"{header}, with an orientation")
     with TiffFile(BytesIO(data)) as file:
         page = file.pages.first
         parts = list(zip(page.dataoffsets, page.databytecounts, strict=True))
         # tifffile fills what a file lacks with zeros
         if any(not count or start + count > len(data) for start, count in parts):
             raise EOFError("it is cut off")
-        return _turned(page.asarray(), header.orientation)
-
-
-def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Return stored pixels upright; orientation: 1..8, as TIFF and EXIF count."""
-    if orientation > 4:
-        pixels = pixels.swapaxes(0, 1)
-    if orientation in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
-    if orientation in (3, 4, 7, 8):
-        pixels = pixels[::-1]
-    return pixels
+        return page.asarray()
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -241,23 +183,15 @@ def orientation_of(path: Path) -> int:
     return read_header(path, read_bytes(path)).orientation if is_image else 1
 
 
-def require_one_orientation(
-    image: Path, label: Path, orientations: tuple[int, int], *shapes: tuple[int, ...]
-) -> None:
-    """Raise UserError if a label may be turned against its image.
+def require_one_orientation(image: Path, label: Path, of_image: int, of_label: int) -> None:
+    """Raise UserError if the orientations of an image and its label differ.
 
-    Only the sizes show whether a label without an orientation was drawn on the image as stored or
-    as displayed, and only if the image is turned by 90 degrees. orientations: of the image and its
-    label. shapes: height and width of both when upright.
+    A label without one may have been drawn on the image as stored or as displayed.
     """
-    one, other = orientations
-    (height, width), of_label = shapes
-    is_known = max(one, other) > 4 and 1 in (one, other) and (height, width) == of_label
-    is_known = is_known and height != width
-    if one != other and not is_known:
+    if of_image != of_label:
         raise UserError(
-            f"{image} has the orientation {one} and its label {label} {other} (in EXIF, 1 is"
-            " upright), so the label may be turned: save both upright, without an orientation"
+            f"{image} has the orientation {of_image} and its label {label} {of_label} (in EXIF, 1"
+            " is upright), so the label may be turned: save both upright, without an orientation"
         )
 
 
@@ -282,8 +216,7 @@ def require_side(path: Path, pixels: np.ndarray, side: int) -> None:
 
 def require_match(path: Path, image: np.ndarray, label_path: Path, label: np.ndarray) -> None:
     """Raise UserError if the label of a region does not match its image, at `path`."""
-    orientations = orientation_of(path), orientation_of(label_path)
-    require_one_orientation(path, label_path, orientations, image.shape[:2], label.shape)
+    require_one_orientation(path, label_path, orientation_of(path), orientation_of(label_path))
     if image.shape[:2] != label.shape:
         raise UserError(
             f"{path} is {image.shape[1]} x {image.shape[0]} pixels but its label {label.shape[1]} x"
@@ -295,8 +228,7 @@ def look_at_pair(image: Path, mask: Path, cfg: Config) -> None:
     """Raise UserError if a patch and its mask cannot be used."""
     require_side(image, read_image(image), cfg.patch_size)
     require_side(mask, read_mask(mask, len(cfg.class_names)), cfg.patch_size)
-    orientations = orientation_of(image), orientation_of(mask)
-    require_one_orientation(image, mask, orientations, *2 * [(cfg.patch_size, cfg.patch_size)])
+    require_one_orientation(image, mask, orientation_of(image), orientation_of(mask))
 
 
 def whole_patches(path: Path, image: np.ndarray, side: int) -> int:
