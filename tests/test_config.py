@@ -18,7 +18,6 @@ from medood.runs.command_line import parse
 from predict import PredictConfig
 from tests.conftest import ROOT, TINY, kind_of, run_program
 
-GROUPS = ["data", "network", "training", "machine", "search"]
 OWN = {"predict.py": PredictConfig, "export.py": ExportConfig}  # they use no training's settings
 SETTINGS = {field.name for field in dataclasses.fields(Config)}
 SCRIPTS = sorted(path.name for path in ROOT.glob("*.py") if path.name != "config.py")
@@ -90,15 +89,12 @@ def test_images_need_masks_but_where_masks_only_test(tmp_path):
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_help_names_the_settings_that_the_script_uses_in_groups(run_script, script):
+def test_help_names_the_settings_that_the_script_uses(run_script, script):
     done = run_script(script, "--help")
     assert done.returncode == 0, done.stderr
     named = set(re.findall(r"--(?!no_)(\w+)", done.stdout)) & SETTINGS
     kind = OWN.get(script, kind_of(script))
     assert named == {field.name for field in dataclasses.fields(kind)} & SETTINGS
-    groups = [title for title in re.findall(r"(\w+) options ─", done.stdout) if title in GROUPS]
-    assert groups == sorted(groups, key=GROUPS.index)  # as in config.py
-    assert script != "main.py" or groups == GROUPS
 
 
 def test_help_imports_no_torch():
@@ -112,13 +108,10 @@ def test_help_imports_no_torch():
     run_program(program)
 
 
-@pytest.mark.parametrize("no", ["--no_batch_norm", "--batch_norm False", "--batch-norm=false"])
-def test_a_switch_takes_its_value_in_any_spelling(monkeypatch, no):
+def test_a_switch_has_two_names(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py"])
-    assert parse(TINY, no.split() + ["--epochs", "7"]) == dataclasses.replace(
-        TINY, batch_norm=False, epochs=7
-    )
-    assert parse(TINY, ["--tensorboard", "True", "--batch_norm", "true"]).tensorboard
+    found = parse(TINY, ["--no_batch_norm", "--epochs", "7", "--tensorboard"])
+    assert found == dataclasses.replace(TINY, batch_norm=False, epochs=7, tensorboard=True)
 
 
 @pytest.mark.parametrize(
@@ -128,20 +121,16 @@ def test_a_switch_takes_its_value_in_any_spelling(monkeypatch, no):
         ["--loss", "focal"],
         ["--patch_size", "100"],
         ["--epochs", "x"],
-        ["--classes", "tumour"],
         ["--classes", "tumour", "d55e00"],
         ["--split"],
-        ["--tile", "64"],
+        ["--tile", "64"],  # which only another script has
     ],
 )
-def test_a_wrong_argument_exits_with_1_and_no_traceback(run_script, arguments):
+def test_a_wrong_argument_is_named_without_a_traceback(run_script, arguments):
     done = run_script("estimate_pct.py", *arguments)
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1  # one sentence
+    assert done.returncode == 2
     assert arguments[0].lstrip("-") in done.stderr
-    if arguments[0] in ("--lose", "--tile"):  # which only another script has
-        assert done.stderr.endswith("estimate_pct.py --help`\n")
+    assert "Traceback" not in done.stderr
 
 
 MAINS = {  # the sample of each main.py: a setting, its value there and in config.py, and data
@@ -163,11 +152,11 @@ def sampled(request, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "asked"),
     [
-        *((sample, True) for sample in ("--sample", "--sample=true", "--no_sample --sample")),
-        *((none, False) for none in ("", "--sample False", "--sample --no_sample")),
+        *((sample, True) for sample in ("--sample", "--no_sample --sample")),
+        *((none, False) for none in ("", "--sample --no_sample")),
     ],
 )
-def test_a_sample_asked_for_in_any_spelling_has_settings_of_its_own(sampled, arguments, asked):
+def test_a_sample_that_is_asked_for_has_settings_of_its_own(sampled, arguments, asked):
     read, setting, value, default, _ = sampled
     found = read(*arguments.split())
     assert (found.sample, getattr(found, setting)) == (asked, value if asked else default)
@@ -176,7 +165,7 @@ def test_a_sample_asked_for_in_any_spelling_has_settings_of_its_own(sampled, arg
 def test_an_argument_wins_over_the_sample_also_with_the_default_of_config(sampled):
     read, setting, _, default, _ = sampled
     for value in (default, 7):
-        assert getattr(read("--sample=true", f"--{setting}", str(value)), setting) == value
+        assert getattr(read("--sample", f"--{setting}", str(value)), setting) == value
     assert read("--folds", "79", "158", "237", "--sample").folds == (79, 158, 237)
 
 

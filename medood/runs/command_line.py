@@ -4,15 +4,12 @@ import dataclasses
 import errno
 import io
 import os
-import re
-import shlex
 import signal
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext, redirect_stderr
+from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, get_type_hints
 
 import tyro
 
@@ -86,92 +83,33 @@ def run(
 
 
 def parse(defaults: Data, arguments: list[str], sample: str | None = None) -> Data:
-    """Return the settings of `defaults` as the arguments change them.
+    """Return the settings of `defaults` as the arguments change them; a wrong one exits with 2.
 
     sample: the module whose SETTINGS replace `defaults` with --sample. The arguments are then read
     again, so that a given one wins, even if it repeats a default of config.py. Raises UserError
-    for a setting that the script does not take, and for data named together with a sample, which
-    sets them to None to draw them itself.
+    for data named together with a sample, which sets them to None to draw them itself.
     """
-    values = _values(defaults, arguments)
-    if sample is not None and values["sample"]:
+    cfg = _read(defaults, arguments)
+    if sample is not None and cfg.sample:
         found = import_module(sample)
-        settings = found.SETTINGS | getattr(found, "BY_METHOD", {}).get(values.get("method"), {})
-        defaults = dataclasses.replace(defaults, **settings)
-        values = _values(defaults, arguments)
-        for name in settings:
-            if settings[name] is None and values.get(name) is not None:
+        by_method = getattr(found, "BY_METHOD", {})
+        settings = found.SETTINGS | by_method.get(getattr(cfg, "method", None), {})
+        cfg = _read(dataclasses.replace(defaults, **settings), arguments)
+        for name, value in settings.items():
+            if value is None and getattr(cfg, name) is not None:
                 raise UserError(f"--{name}: --sample draws its own data: remove one of the two")
-    return dataclasses.replace(defaults, **values)
+    return cfg
 
 
-def _values(defaults: Data, arguments: list[str]) -> dict[str, object]:
-    """Return the value of each setting of a script, by name: given, or of `defaults`.
-
-    --help lists them, in the groups of config.py.
-    """
-    left = {field.name for field in dataclasses.fields(defaults)}
-    groups = []
-    for kind in type(defaults).__mro__:  # a script may declare a setting of config.py again
-        names = [name for name in vars(kind).get("__annotations__", {}) if name in left]
-        left = left.difference(names)
-        if names:
-            groups.insert(0, _group(kind, names, defaults))
-    known = dataclasses.make_dataclass(
-        "Settings", [(group.__name__, group, group()) for group in groups]
-    )
-    complaint = io.StringIO()
+def _read(defaults: Data, arguments: list[str]) -> Data:
     try:
-        with redirect_stderr(complaint):
-            found = tyro.cli(
-                known,
-                args=_spelt_as_flags(defaults, arguments),
-                description=(sys.modules["__main__"].__doc__ or "").split("\n")[0],
-                use_underscores=True,
-                config=(tyro.conf.OmitArgPrefixes,),
-            )
-    except SystemExit as stop:
-        if stop.code:
-            cure = shlex.join(["python", sys.argv[0], "--help"])
-            raise UserError(f"{_sentence(complaint.getvalue())}: see `{cure}`") from None
+        return tyro.cli(
+            type(defaults),
+            default=defaults,
+            args=arguments,
+            description=(sys.modules["__main__"].__doc__ or "").split("\n")[0],
+            use_underscores=True,
+        )
+    except SystemExit:
         sys.stdout.flush()  # a pipe that is closed shows here
         raise
-    return {name: value for group in vars(found).values() for name, value in vars(group).items()}
-
-
-def _group(kind: type, names: list[str], defaults: Data) -> type:
-    """Return a dataclass of some settings that a class, of config.py or of a script, declares."""
-    hints = get_type_hints(kind, include_extras=True)
-    fields = [
-        (
-            name,
-            Annotated[hints[name], tyro.conf.arg(help=kind.__pydantic_fields__[name].description)],
-            dataclasses.field(default=getattr(defaults, name)),
-        )
-        for name in names
-    ]
-    title = kind.__name__.removesuffix("Config").lower()
-    namespace = {"__doc__": kind.__doc__}
-    return dataclasses.make_dataclass(title, fields, frozen=True, namespace=namespace)
-
-
-def _sentence(box: str) -> str:
-    """Return what tyro prints in a box as one sentence, with the options that it suggests."""
-    lines = [line.strip("│| ") for line in box.splitlines() if line[:1] not in "╭╰+"]
-    what, *others = re.split(r"\n[─-]+\n", "\n".join(lines))
-    suggested = [part for part in others if part.startswith("Perhaps you meant")]
-    close = " or ".join(re.findall(r"--\w+", "".join(suggested)))
-    return " ".join(what.split()).rstrip(".") + (f", perhaps {close}" if close else "")
-
-
-def _spelt_as_flags(defaults: Data, arguments: list[str]) -> list[str]:
-    """Return the arguments with `--batch_norm False` as `--no_batch_norm`, which tyro takes."""
-    kinds = get_type_hints(type(defaults))
-    flags = "|".join(name.replace("_", "[-_]") for name, kind in kinds.items() if kind is bool)
-    separator = "\0"  # no argument can hold it
-    switch = re.compile(rf"--({flags})[={separator}](true|false)(?={separator}|$)", re.IGNORECASE)
-    text = switch.sub(
-        lambda found: f"--{'no_' if found[2].lower() == 'false' else ''}{found[1]}",
-        separator.join(arguments),
-    )
-    return text.split(separator) if arguments else []
