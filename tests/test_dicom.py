@@ -185,3 +185,17 @@ def test_values_that_are_not_finite_are_refused(tmp_path):
     write_dicom(tmp_path / "a.dcm", values, FloatPixelData=values.tobytes())
     with pytest.raises(UserError, match="contains values that are not finite"):
         read_any(tmp_path / "a.dcm")
+
+
+@pytest.mark.parametrize(("implicit", "little"), [(True, True), (False, True), (False, False)])
+def test_a_dicom_without_preamble_is_read(tmp_path, implicit, little):
+    path = tmp_path / "a.dcm"
+    write_dicom(path, GREY)
+    content = pydicom.Dataset()
+    content.update(pydicom.dcmread(path))
+    if not little:
+        content.PixelData = GREY.astype(">u2").tobytes()
+        content["PixelData"].VR = "OW"
+    content.save_as(path, implicit_vr=implicit, little_endian=little)
+    assert path.read_bytes()[128:132] != b"DICM"
+    assert shown(path) == RANGE

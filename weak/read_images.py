@@ -115,12 +115,16 @@ def read_dicom(path: Path) -> np.ndarray:
     UserError for one that is damaged, has no pixels, several frames, more pixels than MAX_PIXELS
     or other colours than RGB and YBR of 8 bits, or has an unsupported compression.
     """
-    from pydicom import dcmread  # takes a while to import
+    from pydicom import dcmread, uid  # takes a while to import
     from pydicom.pixels import pixel_array
 
     data = read_bytes(path)
     try:
-        file = dcmread(BytesIO(data))
+        file = dcmread(BytesIO(data), force=True)  # older devices write no preamble
+        if "TransferSyntaxUID" not in file.file_meta:
+            implicit, little = file.original_encoding
+            of_little = uid.ImplicitVRLittleEndian if implicit else uid.ExplicitVRLittleEndian
+            file.file_meta.TransferSyntaxUID = of_little if little else uid.ExplicitVRBigEndian
         refuse_huge(path, int(file.Rows) * int(file.Columns))
         frames, kind = int(file.get("NumberOfFrames") or 1), file.PhotometricInterpretation
         if frames > 1:
