@@ -131,26 +131,17 @@ def explain_errors(cfg: Config, device: torch.device) -> Iterator[None]:
             f"{device} has too little memory for batches of {cfg.batch_size} patches: set"
             f" {f'batch_size to {half}' if half else 'device to cpu'}"
         ) from None
-    except ValueError as error:
-        if "more than 1 value per channel" not in str(error):
+    except (ValueError, RuntimeError) as error:
+        reason, cure = str(error).strip().partition("\n")[0], ""
+        if "more than 1 value per channel" in reason:  # batch normalisation of a single value
+            cure = "batch_size to 2 or more"
+        elif "does not have a deterministic implementation" in reason:
+            cure = "deterministic to False"
+        elif type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            cure = "compile to False"
+        if not cure:
             raise
-        raise UserError(
-            f"batch_size = {cfg.batch_size}: {cfg.model_name} reduces a patch to a single value,"
-            " which cannot be normalised: set batch_size to 2 or more"
-        ) from None
-    except RuntimeError as error:
-        if "does not have a deterministic implementation" in str(error):
-            operation = str(error).split()[0]
-            raise UserError(
-                f"deterministic = True: {cfg.model_name} needs {operation}, which has no"
-                f" deterministic form on {device}: set it to False, or choose another architecture"
-            ) from None
-        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-            raise
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"compile = True: {cfg.model_name} cannot be compiled here ({reason}): set it to False"
-        ) from None
+        raise UserError(f"{cfg.model_name} cannot be trained here ({reason}): set {cure}") from None
 
 
 def write_trained(
