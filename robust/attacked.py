@@ -92,7 +92,7 @@ class Attacked:
     def tally(self, pair: int) -> Tally:
         """Return the tally of a pair, by its place among the K."""
         tally = Tally(len(self.names), self.confusion.shape[-1])
-        for name in vars(tally):
+        for name in ("confusion", "iou_paper", "dice_paper"):
             setattr(tally, name, getattr(self, name)[pair])
         return tally
 

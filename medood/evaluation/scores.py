@@ -8,7 +8,6 @@ pixel counts nowhere; a patch without other pixels is skipped.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -171,17 +170,26 @@ class RegionCounts:
 class Tally:
     """Counts of a network in each of N patches, from which the scores of a test fold come."""
 
-    def __init__(self, patches: int, classes: int) -> None:
+    def __init__(self, patches: int, classes: int, sides: tuple[int, ...] = ()) -> None:
+        """sides: height and width, to rank the pixels by their probability of foreground too."""
         # rows the ground truth
         self.confusion = torch.zeros(patches, classes, classes, dtype=torch.int64)
         self.iou_paper = torch.zeros(patches, dtype=torch.float64)
         self.dice_paper = torch.zeros(patches, dtype=torch.float64)
+        self.ranks = bool(sides)
+        # the ranks are counted from these, when the scores of all patches are known
+        shape = (patches, *sides) if sides else (0,)
+        self.log_odds = torch.zeros(shape)  # NaN where the ground truth is unsure
+        self.foreground = torch.zeros(shape, dtype=torch.uint8)  # 1 where it is foreground
 
     def add(self, part: slice, probability: Tensor, truth: Tensor) -> None:
         """Count the patches `part`: probability (n, C, H, W), truth (n, H, W)."""
         self.confusion[part] = confusion(truth, probability.argmax(1), probability.shape[1]).cpu()
         iou, dice = paper_iou_dice(probability, truth)
         self.iou_paper[part], self.dice_paper[part] = iou.cpu(), dice.cpu()
+        if self.ranks:
+            self.log_odds[part] = log_odds(probability).where(truth != UNSURE, torch.nan).cpu()
+            self.foreground[part] = (truth != BACKGROUND).cpu()
 
     def filled(self) -> list[Tensor]:
         """Return what `add` fills in, patch by patch."""
@@ -191,11 +199,21 @@ class Tally:
         """Say which of the patches added have a pixel that is sure, bool (N,)."""
         return self.confusion.sum((1, 2)) > 0
 
-    def by_region(self, regions: list[str]) -> RegionCounts:
+    def by_region(self, names: list[str]) -> RegionCounts:
         """Return the counts of each region, given the region of each patch in the order added."""
-        names = ("confusion", "iou_paper", "dice_paper")
-        counts = {name: getattr(self, name).numpy() for name in names}
-        return RegionCounts.summed(regions, {**counts, "patches": self.are_sure().long().numpy()})
+        counts = {
+            name: getattr(self, name).numpy() for name in ("confusion", "iou_paper", "dice_paper")
+        }
+        found = RegionCounts.summed(names, counts | {"patches": self.are_sure().long().numpy()})
+        if not self.ranks:
+            return found
+        sure, foreground = ~self.log_odds.isnan(), self.foreground == 1
+        starts = bin_starts(
+            *(self.log_odds[sure & kind].numpy() for kind in (foreground, ~foreground))
+        )
+        group = torch.from_numpy(np.searchsorted(found.regions, names))
+        ranked = rank_pixels(self.log_odds, self.foreground, group, len(found.regions), starts)
+        return replace(found, ranked=ranked, starts=starts)
 
     def scores(self) -> dict:
         """Return every score of the patches added, plain numbers, None where one is undefined."""
@@ -211,39 +229,6 @@ class Tally:
         hit = matrix.diagonal(dim1=1, dim2=2)
         union = matrix.sum(1) + matrix.sum(2) - hit
         return torch.where(union > 0, hit / union, 1.0).mean(0).tolist()
-
-
-class ProbabilityTally(Tally):
-    """A Tally that also ranks the pixels by their probability of foreground."""
-
-    def __init__(self, shape: tuple[int, ...], classes: int) -> None:
-        """shape: (N, H, W), of the patches."""
-        super().__init__(shape[0], classes)
-        # the ranks are counted from these, when the scores of all patches are known
-        self.log_odds = torch.zeros(shape)  # NaN where the ground truth is unsure
-        self.foreground = torch.zeros(shape, dtype=torch.uint8)  # 1 where it is foreground
-
-    def add(self, part: slice, probability: Tensor, truth: Tensor) -> None:
-        """Count the patches `part`: probability (n, C, H, W), truth (n, H, W)."""
-        super().add(part, probability, truth)
-        self.log_odds[part] = log_odds(probability).where(truth != UNSURE, torch.nan).cpu()
-        self.foreground[part] = (truth != BACKGROUND).cpu()
-
-    def by_region(self, regions: list[str]) -> RegionCounts:
-        """Return the counts of each region, as Tally does, with the ranks of its pixels."""
-        counts = super().by_region(regions)
-        group = torch.from_numpy(np.searchsorted(counts.regions, regions))
-        ranked = rank_pixels(
-            self.log_odds, self.foreground, group, len(counts.regions), self._starts
-        )
-        return replace(counts, ranked=ranked, starts=self._starts)
-
-    @cached_property
-    def _starts(self) -> np.ndarray:
-        """Where the bins of the ranks begin; used when all patches are added."""
-        sure, foreground = ~self.log_odds.isnan(), self.foreground == 1
-        of_kind = (self.log_odds[sure & kind].numpy() for kind in (foreground, ~foreground))
-        return bin_starts(*of_kind)
 
 
 def all_background(truth: Tensor, classes: int) -> Tensor:

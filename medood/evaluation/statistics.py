@@ -9,10 +9,9 @@ also draws from these, one fewer than there are. The interval of a single pair o
 out chance between trainings: it is valid for these two networks only.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -65,30 +64,31 @@ def paired_differences(
     over all i. The resampling has a fixed seed: same counts, same result.
     Raises ValueError if a pair was tested on different patches.
     """
-    weights, interval = _resampled([counts.regions for counts in ours])
-    differences: dict[str, list[np.ndarray]] = {}
-    for one, other, weight in zip(ours, theirs, weights, strict=True):
+    for one, other in zip(ours, theirs, strict=True):
         if one.regions != other.regions or (one.patches != other.patches).any():
             raise ValueError("the two networks were tested on different patches")
+
+    def difference(test: int, weight: np.ndarray) -> dict[str, np.ndarray]:
+        pair = ours[test], theirs[test]
         # the rates are matched to those of the second network, in each resample
-        first, second = (_by_name(counts.scores(weight, other), classes) for counts in (one, other))
-        for name in first:
-            differences.setdefault(name, []).append(first[name] - second[name])
-    return {name: interval(np.stack(values)) for name, values in differences.items()}
+        first, second = (_by_name(counts.scores(weight, pair[1]), classes) for counts in pair)
+        return {name: first[name] - second[name] for name in first}
+
+    return bootstrap([counts.regions for counts in ours], difference)
 
 
 def shares(tests: list[tuple[list[str], np.ndarray, np.ndarray]]) -> list[Difference]:
     """Return shares of sums with their 95 % intervals, (B,): the mean over tests.
 
     tests: of each test the region of its rows, (n,), and what is summed over them: the wholes and
-    the parts, (n, B) each. Regions and tests are drawn as in paired_differences.
+    the parts, (n, B) each.
     """
-    weights, interval = _resampled([regions for regions, *_ in tests])
-    found = []
-    for (_, *counts), weight in zip(tests, weights, strict=True):
-        whole, part = (weight @ each.astype(float) for each in counts)
-        found.append(ratio(part, whole))
-    return [interval(values) for values in np.stack(found).transpose(2, 0, 1)]
+
+    def share(test: int, weight: np.ndarray) -> dict[int, np.ndarray]:
+        whole, part = (weight @ each.astype(float) for each in tests[test][1:])
+        return dict(enumerate(ratio(part, whole).T))
+
+    return [*bootstrap([regions for regions, *_ in tests], share).values()]
 
 
 def mean_difference(
@@ -97,25 +97,29 @@ def mean_difference(
     """Return the difference of `miou`, ours less theirs, in its mean over K conditions.
 
     ours[i] and theirs[i]: of one test the region of each row, (n,), and pixel counts of two
-    networks, (K, n, C, C). Regions and tests are drawn as in paired_differences.
+    networks, (K, n, C, C).
     """
-    weights, interval = _resampled([regions for regions, _ in ours])
-    gains = []
-    for (_, first), (_, second), weight in zip(ours, theirs, weights, strict=True):
-        means = [
-            np.mean([scores_of(weighted(weight, matrices))["miou"] for matrices in counts], 0)
-            for counts in (first, second)
-        ]
-        gains.append(means[0] - means[1])
-    return interval(np.stack(gains))
+
+    def difference(test: int, weight: np.ndarray) -> dict[str, np.ndarray]:
+        first, second = (
+            np.mean([scores_of(weighted(weight, one))["miou"] for one in matrices], 0)
+            for _, matrices in (ours[test], theirs[test])
+        )
+        return {"miou": first - second}
+
+    return bootstrap([regions for regions, _ in ours], difference)["miou"]
 
 
-def _resampled(
-    tests: list[list[str]],
-) -> tuple[Iterator[np.ndarray], Callable[[np.ndarray], Difference]]:
-    """Return of each test how often its rows count, (1 + B, n), and what gives the interval.
+Value = TypeVar("Value")
 
-    Row 0 is the data as it is. tests: of each test the region of its rows, (n,).
+
+def bootstrap(
+    tests: list[list[str]], values: Callable[[int, np.ndarray], dict[Value, np.ndarray]]
+) -> dict[Value, Difference]:
+    """Return the means of some values over tests, with their 95 % intervals.
+
+    tests: of each test the region of its rows, (n,). values: returns those of a test, (1 + B,)
+    each, given its place and how often its rows count, (1 + B, n); the first is the data as it is.
     """
     regions = sorted({region for of_test in tests for region in of_test})
     count, rng = len(regions), np.random.default_rng(0)
@@ -123,8 +127,12 @@ def _resampled(
     # one fewer than there are: with few, as many would vary too little (Rao and Wu, 1988)
     of_tests = rng.integers(len(tests), size=(max(1, len(tests) - 1), RESAMPLES))
     every = np.vstack([np.ones(count), drawn])
-    weights = (every[:, np.searchsorted(regions, of_test)] for of_test in tests)
-    return weights, partial(_interval, tests=of_tests, regions=count)
+    found: dict[Value, list[np.ndarray]] = {}
+    for place, of_test in enumerate(tests):
+        weight = every[:, np.searchsorted(regions, of_test)]
+        for name, resampled in values(place, weight).items():
+            found.setdefault(name, []).append(resampled)
+    return {name: _interval(np.stack(of), of_tests, count) for name, of in found.items()}
 
 
 def _by_name(scores: dict[str, np.ndarray], classes: tuple[str, ...]) -> dict[str, np.ndarray]:

@@ -11,7 +11,7 @@ from medood.data.dataset import CHUNK, Patches, load_patches
 from medood.data.patients import patients_of
 from medood.data.workspace import id_files
 from medood.evaluation.nuclei import count_canvases, read_canvases
-from medood.evaluation.scores import ProbabilityTally, RegionCounts, Tally, all_background
+from medood.evaluation.scores import RegionCounts, Tally, all_background
 from medood.models.checkpoints import load_model, read_run
 from medood.models.inference import Predictor, predict
 from medood.processes import all_reduce, shard
@@ -36,11 +36,10 @@ def tally_patches(
     """Return the tally of a network on patches, and the predicted class of each pixel, (N, P, P).
 
     Each process tests its shard of the patches. task: what the progress bar says. ranks: whether
-    the tally is to be a ProbabilityTally.
+    the tally ranks the pixels.
     """
-    shape, classes = tuple(patches.masks.shape), predictor.classes
-    predicted = torch.zeros(shape, dtype=torch.uint8)
-    tally = ProbabilityTally(shape, classes) if ranks else Tally(shape[0], classes)
+    predicted = torch.zeros_like(patches.masks)
+    tally = Tally(len(patches), predictor.classes, predicted.shape[1:] if ranks else ())
     own = shard(len(patches), predictor.at_once)
     for part, probability in predict(predictor, patches.images[own], task):
         place = slice(own.start + part.start, min(own.start + part.stop, own.stop))
@@ -63,7 +62,7 @@ def score_networks(cfg: Config, folders: dict[str, Path], names: list[str], task
     runs = {name: read_run(folder) for name, folder in folders.items()}
     classes = len(cfg.class_names)
     patches = load_patches(id_files(cfg.workspace, names), cfg.patch_size, classes)
-    floor = ProbabilityTally(tuple(patches.masks.shape), classes)
+    floor = Tally(len(patches), classes, patches.masks.shape[1:])
     for start in range(0, len(patches), CHUNK):
         part = slice(start, start + CHUNK)
         floor.add(part, all_background(patches.masks[part], classes), patches.masks[part])
