@@ -3,7 +3,6 @@
 Reads   OoD_Patchs, k_folds, models/<fold>_<model>/    (generate_unfiltered_oods.py, train.py)
 Writes  HardOoD/<fold>_<model>.csv                     a row per candidate, hardest first
         HardOoD/<fold>_<model>_hardest.png             what the baseline predicts in the hardest
-        HardOoD/<fold>_<model>_false_pixels.png        how many pixels of each class it predicts
 
 The candidates of a fold are the OoD patches made from its training patches, never its test patches,
 and, with ood_source, those of external images.
@@ -31,7 +30,7 @@ from medood.runs.provenance import product_is_kept, require, write_product
 if TYPE_CHECKING:
     from torch import nn
 
-SHOWN = 24  # of the hardest patches, in the contact sheet
+SHOWN = 8  # of the hardest patches, in their picture
 
 
 def rank_and_prune(names: list[str], counts: np.ndarray) -> list[list]:
@@ -82,34 +81,36 @@ def rank_files(cfg: TrainingConfig, network: Path, files: list[Pair], task: str)
     return rank_and_prune([name_of(image) for image, _ in files], counts)
 
 
-def draw_ranking(cfg: TrainingConfig, fold: int, network: Path, rows: list[list]) -> None:
-    """Draw the hardest OoD patches with the predictions, and the false pixels by class."""
+def draw_hardest(cfg: TrainingConfig, fold: int, network: Path, rows: list[list]) -> None:
+    """Draw the hardest OoD patches, and the nuclei predicted in them."""
     from medood.data.dataset import load_patches
-    from medood.evaluation.figures import draw_contact_sheet, draw_false_pixels
+    from medood.evaluation.figures import draw_rows
     from medood.evaluation.testing import tally_patches
     from medood.models.checkpoints import load_model
     from medood.models.inference import Predictor
 
     path = ranking_path(cfg, fold)
-    title = f"{data_name(cfg.workspace)}, fold {fold}, {cfg.model_name}"
-    hardest = [row for row in rows if row[-1]][:SHOWN]
     sheet = path.with_name(f"{path.stem}_hardest.png")
     sheet.unlink(missing_ok=True)
-    if hardest:
-        files = ood_files(cfg.workspace, [row[1] for row in hardest])
-        patches = load_patches(files, cfg.patch_size, len(cfg.class_names))
-        predictor = Predictor(cfg, load_model(network, cfg))
-        _, predicted = tally_patches(predictor, patches, "drawing")
-        draw_contact_sheet(sheet, title, patches, predicted, cfg.classes)
-    false = np.array([row[4:-1] for row in rows])
-    draw_false_pixels(path.with_name(f"{path.stem}_false_pixels.png"), title, false, cfg.classes)
+    hardest = [row[1] for row in rows if row[-1]][:SHOWN]
+    if not hardest:
+        return
+    files = ood_files(cfg.workspace, hardest)
+    patches = load_patches(files, cfg.patch_size, len(cfg.class_names))
+    _, seen = tally_patches(Predictor(cfg, load_model(network, cfg)), patches, "drawing")
+    columns = {
+        f"{rank}. {name}": pair
+        for rank, (name, *pair) in enumerate(zip(hardest, patches.images, seen, strict=True), 1)
+    }
+    title = f"{data_name(cfg.workspace)}, fold {fold}, {cfg.model_name}: the hardest OoD patches"
+    draw_rows(sheet, title, ["OoD patch", "predicted in it"], columns, cfg.classes)
 
 
 @on_main
 def write_ranking(cfg: TrainingConfig, fold: int, network: Path, rows: list[list]) -> None:
-    """Write the ranking of a fold, after its pictures."""
+    """Write the ranking of a fold, after its picture."""
     path = ranking_path(cfg, fold)
-    draw_ranking(cfg, fold, network, rows)
+    draw_hardest(cfg, fold, network, rows)
     write_product(cfg, RANKING, fold, csv_text(columns(cfg), rows))
     kept = sum(row[-1] for row in rows)
     print(f"fold {fold}: the baseline predicts nuclei in {kept} of {len(rows)} OoD patches: {path}")

@@ -70,7 +70,7 @@ def test_files_of_the_ood_set_fit_together(ran):
         assert sorted(row["img_name"] for row in rows) == sorted(train_names)
         estimate = read_estimate(ran, fold)
         kept = read_hard_oods(ran, fold)
-        for picture in ("hardest", "false_pixels", "pct"):
+        for picture in ("hardest", "pct"):
             drawn = ranking_path(ran, fold).with_name(f"{fold}_unet_tu-test_resnet_{picture}.png")
             assert drawn.read_bytes().startswith(b"\x89PNG")
         assert estimate["available"] == len(kept) > 0

@@ -9,8 +9,8 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from medood.data.images import UNSURE, read_image
 from medood.evaluation import figures
-from medood.evaluation.ranking import calibration, curve, log_odds, rate_at
-from medood.evaluation.scores import ProbabilityTally, all_background
+from medood.evaluation.ranking import curve, log_odds, rate_at
+from medood.evaluation.scores import Tally, all_background
 from medood.evaluation.statistics import paired_differences, pool
 
 # six pixels, from the lowest score to the highest
@@ -25,7 +25,7 @@ def probability_of(logits):
 
 
 def tally_of(logits, truth):
-    tally = ProbabilityTally((len(truth), 1, truth.shape[1]), 2)
+    tally = Tally(len(truth), 2, (1, truth.shape[1]))
     tally.add(slice(None), probability_of(logits), truth[:, None])
     return tally
 
@@ -47,11 +47,6 @@ def test_the_calibration_error_by_hand():
     truth = torch.tensor([1, 0, 0, 0, 1, 1])  # of a bin 25 % where 10 are said, and 100 where 80
     scores = tally_of(said.logit()[None], truth[None]).scores()
     assert scores["ece"] == pytest.approx((4 * 0.15 + 2 * 0.2) / 6, abs=1e-6)
-    counts = counts_of(LOGITS[None], TRUTH[None])
-    pixels, probability, foreground = calibration(counts.ranked[0], counts.starts)
-    assert pixels.sum() == 6
-    assert foreground.sum() == 3
-    assert probability.sum() == pytest.approx(float(LOGITS.sigmoid().sum()))
 
 
 def test_a_tie_is_one_threshold_and_half_a_pair():
@@ -120,7 +115,7 @@ def test_unsure_pixels_are_ranked_nowhere():
 
 def test_background_everywhere_ranks_nothing():
     truth = torch.tensor([[[0, 0, 0, 1]]])
-    floor = ProbabilityTally((1, 1, 4), 3)
+    floor = Tally(1, 3, (1, 4))
     floor.add(slice(None), all_background(truth, 3), truth)
     scores = floor.by_region(["all"]).plain_scores(counts_of(LOGITS[None], TRUTH[None]))
     assert (scores["ap"], scores["auroc"]) == (1 / 4, 1 / 2)
@@ -136,7 +131,7 @@ def test_without_foreground_or_background_there_is_nothing_to_rank(value):
 
 
 def test_weights_that_are_no_numbers_still_give_scores():
-    tally = ProbabilityTally((1, 1, 6), 2)
+    tally = Tally(1, 2, (1, 6))
     tally.add(slice(None), torch.full((1, 2, 1, 6), torch.nan), TRUTH[None, None])
     scores = tally.scores()
     assert (scores["ap"], scores["auroc"]) == (1 / 2, 1 / 2)  # all pixels are alike

@@ -99,11 +99,11 @@ def test_the_data_are_counted_as_they_are(patched):
 def test_the_page_holds_all_it_shows(whole_run):
     page = (whole_run / "reports/unet_tu-test_resnet/index.html").read_text()
     sources = re.findall(r'<img src="([^"]{0,40})', page)
-    # example, rates, differences, calibration, classes, confusion, examples, curves; three pictures
-    # of a fold's OoDs
-    assert len(sources) == 8 + 3 * 2
+    # example, rates, differences, classes, confusion, examples, curves; two pictures of a fold's
+    # OoDs
+    assert len(sources) == 7 + 2 * 2
     kinds = Counter(re.match("data:image/([^;]*);base64,", source)[1] for source in sources)
-    assert kinds == {"svg+xml": 6, "webp": 2 + 3 * 2}
+    assert kinds == {"svg+xml": 5, "webp": 2 + 2 * 2}
     assert not re.findall(r'(?:src|href)="(?!data:)', page)
     assert "<script" not in page
     assert page.count('alt="') == len(sources)
@@ -146,7 +146,7 @@ def test_a_browser_shows_every_figure_on_a_phone_and_on_paper_and_asks_nobody(wh
             page.on("request", lambda request: requests.append(request.url))
             page.goto(page_file.as_uri())
             shown = page.evaluate("[...document.images].map(i => [i.naturalWidth, i.clientWidth])")
-            assert len(shown) == 14
+            assert len(shown) == 11
             assert all(natural > 0 and 0 < on_page <= width for natural, on_page in shown)
             assert page.evaluate("document.documentElement.scrollWidth") <= width
         page.pdf(path=tmp_path / "page.pdf", format="A4")
@@ -181,9 +181,9 @@ def test_a_ranking_of_the_users_has_no_pictures_of_an_earlier_one(ran):
     networks = SimpleNamespace(folders={"ood": model_folder(ran, 1, ood=True)})
     found = SimpleNamespace(cfg=ran, tests={1: networks})
     drawn = pictures_of_oods(found)
-    assert [list(of_kind) for of_kind in drawn.values()] == [[1], [1], [1]]
+    assert [list(of_kind) for of_kind in drawn.values()] == [[1], [1]]
     ranking_path(ran, 1).with_suffix(".json").unlink()
-    assert pictures_of_oods(found) == {"hardest": {}, "false_pixels": {}, "pct": drawn["pct"]}
+    assert pictures_of_oods(found) == {"hardest": {}, "pct": drawn["pct"]}
 
 
 def test_a_figure_that_cannot_be_drawn_any_more_is_removed_and_a_sample_is_said(

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_rgba_array
 from PIL import Image
 
 from config import LIZARD, UserError
@@ -207,9 +208,10 @@ def test_unsure_pixels_have_a_grey_of_their_own_in_the_examples(tmp_path, networ
 
 
 def test_where_the_truth_is_unsure_neither_network_is_wrong():
-    truth = np.array([[1, 1, U, 0]])
-    found = figures._outcome(truth, np.array([[1, 0, 0, 1]]), np.array([[0, 1, 1, 1]]))
-    assert found.tolist() == [[0, 1, U, 2]]
+    truth, first, second = torch.tensor([[1, 1, U, 0, 2], [1, 0, 0, 1, 2], [0, 1, 1, 1, 2]])
+    found = figures._outcome(truth, first, second, [*"rgb"])
+    expected = to_rgba_array(["r", "g", UNSURE_COLOUR, "b", "white"])[:, :3]
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_unsure_pixels_belong_to_no_class_in_tables_and_warnings(own):

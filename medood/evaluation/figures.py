@@ -10,10 +10,9 @@ import matplotlib
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap
+from matplotlib.colors import ListedColormap, to_rgba_array
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 from PIL import Image
 from torch import Tensor
 
@@ -24,6 +23,7 @@ from medood.data.labels import BACKGROUND_COLOUR, UNSURE, UNSURE_COLOUR
 # colour-blind readers can distinguish the colours of each group
 BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"
 COLOURS = ("#e1be6a", "#5d3a9b", "#787878", "#1b1b1b", "#a6611a")  # of networks; no class has them
+TICKS = [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100]  # of rates, in percent
 QUALITY = 85  # of embedded pictures, in WebP's percent: small text is as readable as in the PNG
 STYLE = {
     **{"font.size": 8, "axes.labelsize": 9, "figure.titlesize": 9, "xtick.labelsize": 8},
@@ -96,68 +96,65 @@ def draw_examples(
     rows = choose_examples(right)
     if one:
         rows = dict([[*rows.items()][1]])
-    columns, outcomes = ["image", "ground truth", *predictions], {}
-    class_colours = [BACKGROUND_COLOUR, *(colour for _, colour in classes)]
+    index = [*rows.values()]
+    truth, called = patches.masks[index], {name: of[index] for name, of in predictions.items()}
+    columns = {"image": patches.images[index], "ground truth": truth, **called}
+    shares = {name: 100 * share[index] for name, share in right.items()}
+    below = {name: [f"{x:.1f} % of pixels right" for x in of] for name, of in shares.items()}
+    names, outcomes = [f"{rule}\n{patches.names[i]}" for rule, i in rows.items()], {}
     if len(predictions) == 2:
         first, second = predictions
-        columns.append("where they differ")
-        names = f"only {first} right", f"only {second} right", "both wrong"
-        outcomes = dict(zip(names, COLOURS[:3], strict=True))
-    with canvas(path, title, (2.4 * len(columns), 2.7 * len(rows) + 1)) as figure:
-        axes = figure.subplots(len(rows), len(columns), squeeze=False)
-        for line, (rule, index) in zip(axes, rows.items(), strict=True):
-            masks = [every[index].numpy() for every in (patches.masks, *predictions.values())]
-            shares = [100 * float(share[index]) for share in right.values()]
-            line[0].imshow(patches.images[index].numpy())
-            for ax, mask in zip(line[1:], masks, strict=False):
-                show_classes(ax, mask, class_colours)
-            for ax, share in zip(line[2:], shares, strict=False):
-                ax.set_xlabel(f"{share:.1f} % of pixels right")
-            if outcomes:
-                show_classes(line[-1], _outcome(*masks), [*outcomes.values(), "#ffffff"])
-                rule = f"{rule}: {shares[1] - shares[0]:+.1f} points"
-            line[0].set_ylabel(f"{rule}\n{patches.names[index]}")
-        for ax, name in zip(axes[0], columns, strict=True):
-            ax.set_title(name)
-        for ax in axes.flat:
-            ax.set(xticks=[], yticks=[])
-        name_colours(figure, [*classes, *outcomes.items()], patches.masks[list(rows.values())])
+        kinds = f"only {first} right", f"only {second} right", "both wrong"
+        outcomes = dict(zip(kinds, COLOURS, strict=False))
+        columns["where they differ"] = _outcome(truth, *called.values(), [*outcomes.values()])
+        change = shares[second] - shares[first]
+        below["where they differ"] = [f"{points:+.1f} points" for points in change]
+    draw_rows(path, title, names, columns, classes, below, outcomes)
 
 
-def _outcome(truth: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Return which of two networks is right: 0 the first, 1 the second, 2 neither, 3 both.
+def _outcome(truth: Tensor, first: Tensor, second: Tensor, colours: list[str]) -> np.ndarray:
+    """Return which of two networks is right, as RGB, floats (n, P, P, 3).
 
-    Where the ground truth is unsure, it is UNSURE.
+    colours: where only the first is, only the second, and neither; both: white.
     """
     of_first, of_second = first == truth, second == truth
-    outcome = np.where(of_first == of_second, 2 + of_first, of_second)
-    return np.where(truth == UNSURE, UNSURE, outcome)
+    outcome = torch.where(of_first == of_second, 2 + of_first.int(), of_second.int())
+    shades = to_rgba_array([*colours, "white", UNSURE_COLOUR])[:, :3]
+    return shades[outcome.where(truth != UNSURE, len(shades) - 1)]
 
 
 def draw_rows(
-    path: Path, title: str, names: Sequence[str], columns: dict[str, Sequence], classes: Classes
+    path: Path,
+    title: str,
+    names: Sequence[str],
+    columns: dict[str, Sequence],
+    classes: Classes,
+    below: dict[str, list[str]] | None = None,
+    more_colours: dict[str, str] | None = None,
 ) -> None:
     """Draw pictures in columns, by the title of each, and in rows with names.
 
     columns: RGB (h, w, 3), or shades, floats (h, w) in 0..1, or the class of each pixel, integers.
+    below: texts under the pictures of a column. more_colours: for the legend, by their meaning.
     """
     colours = [BACKGROUND_COLOUR, *(colour for _, colour in classes)]
     masks = []
-    with canvas(path, title, (2.1 * len(columns), 2.2 * len(names) + 1)) as figure:
+    with canvas(path, title, (2.1 * len(columns), 2.4 * len(names) + 1)) as figure:
         axes = figure.subplots(len(names), len(columns), squeeze=False)
         for line, of_column, pictures in zip(axes.T, columns, columns.values(), strict=True):
             line[0].set_title(of_column)
-            for ax, picture in zip(line, map(np.asarray, pictures), strict=True):
-                ax.set(xticks=[], yticks=[])
+            texts = (below or {}).get(of_column, [""] * len(names))
+            for ax, picture, text in zip(line, map(np.asarray, pictures), texts, strict=True):
+                ax.set(xticks=[], yticks=[], xlabel=text)
                 if picture.ndim == 3 or picture.dtype.kind == "f":
-                    ax.imshow(picture, cmap="magma", vmin=0, vmax=1)
+                    ax.imshow(picture, cmap="magma", vmin=0, vmax=1, interpolation="nearest")
                 else:
                     show_classes(ax, picture, colours)
                     masks.append(torch.from_numpy(picture.ravel()))
         for ax, name in zip(axes[:, 0], names, strict=True):
             ax.set_ylabel(name)
         if masks:
-            name_colours(figure, classes, torch.cat(masks))
+            name_colours(figure, [*classes, *(more_colours or {}).items()], torch.cat(masks))
 
 
 def draw_confusion(path: Path, matrices: dict[str, np.ndarray], names: tuple[str, ...]) -> None:
@@ -206,7 +203,6 @@ def draw_rates(
     """
     points = 100 * np.array([point for of_network in chosen.values() for point in of_network])
     low, high = np.clip([min(1, 0.7 * points.min()), max(50, 1.4 * points.max())], 0.1, 100)
-    ticks = [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100]
     at = np.geomspace(low, high, 200)
     with canvas(path, "", (6.4, 5.4)) as figure:
         ax = figure.subplots()
@@ -219,81 +215,13 @@ def draw_rates(
             ax.plot(false, missed, "o", c=colour, ms=6, mec="white")
         ax.plot([], [], "o", c="grey", ms=6, mec="white", label="at argmax")
         ax.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high), aspect="equal")
-        for axis in (ax.xaxis, ax.yaxis):
-            axis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
-            axis.set_major_formatter("{x:g}")
-            axis.set_minor_locator(NullLocator())
+        ticks = [tick for tick in TICKS if low <= tick <= high]
+        ax.set_xticks(ticks, ticks)
+        ax.set_yticks(ticks, ticks)
+        ax.minorticks_off()
         ax.set(xlabel="bg_to_fg, percent", ylabel="fg_to_bg, percent")
         ax.grid(lw=0.4, alpha=0.5)
         ax.legend()
-
-
-def draw_calibration(path: Path, said: dict[str, np.ndarray]) -> None:
-    """Draw how often pixels are foreground, by the predicted probability of foreground.
-
-    said: for each network, (3, bins), as `calibration` of ranking.py gives it. A dot is a bin with
-    pixels, larger if it has more.
-    """
-    with canvas(path, "", (5.2, 4.8)) as figure:
-        ax = figure.subplots()
-        ax.plot([0, 100], [0, 100], c="grey", lw=0.8, ls="--")
-        for colour, (network, bins) in zip(COLOURS, said.items(), strict=False):
-            pixels, probability, foreground = bins[:, bins[0] > 0]
-            x, y = 100 * probability / pixels, 100 * foreground / pixels
-            ax.plot(x, y, c=colour, lw=1.5, label=network)
-            ax.scatter(x, y, 8 + 120 * pixels / pixels.sum(), color=colour, alpha=0.7)
-        ax.set(xlabel="probability of foreground, percent", aspect="equal")
-        ax.set(ylabel="pixels that are foreground, percent", xlim=(0, 100), ylim=(0, 100))
-        ax.grid(lw=0.4, alpha=0.5)
-        ax.legend()
-
-
-def draw_contact_sheet(
-    path: Path, title: str, patches: Patches, predicted: Tensor, classes: Classes
-) -> None:
-    """Draw OoD patches in pairs: plain, and with the predicted nuclei painted over.
-
-    predicted: the class of each pixel, (N, P, P).
-    """
-    pairs = 4  # patches per row
-    lines = -(-len(patches) // pairs)
-    title = f"{title}\nhardest OoD patches, and the nuclei predicted in them"
-    with canvas(path, title, (2.5 * pairs, 1.5 * lines + 1)) as figure:
-        axes = figure.subplots(lines, 2 * pairs, squeeze=False)
-        for ax in axes.flat:
-            ax.axis("off")
-        for index, (plain, painted) in enumerate(axes.reshape(-1, 2)[: len(patches)]):
-            seen = predicted[index].numpy()
-            for ax in (plain, painted):
-                ax.imshow(patches.images[index].numpy())
-            of_class = [colour for _, colour in classes]
-            show_classes(painted, np.ma.masked_equal(seen, 0), ["none", *of_class])
-            counted = f"classes {len(np.unique(seen[seen > 0]))}, px {(seen > 0).sum()}"
-            label = f"{index + 1}. {patches.names[index]}: {counted}"
-            plain.set_title(label, fontsize=6, loc="left")
-        name_colours(figure, classes)
-
-
-def draw_false_pixels(path: Path, title: str, false: np.ndarray, classes: Classes) -> None:
-    """Draw how many OoD patches have how many false pixels of each class.
-
-    false: integers (N, C - 1), the pixels of each patch predicted as each foreground class.
-    """
-    of_patch = false.sum(1)
-    title = f"{title}\nno false pixel: {(of_patch == 0).sum()} of {len(false)}"
-    with canvas(path, title, (6.4, 4.6)) as figure:
-        ax = figure.subplots()
-        edges = np.geomspace(1, max(of_patch.max(initial=0), 1) + 1, 16)
-        for (name, colour), pixels in zip(classes, false.T, strict=True):
-            seen = pixels[pixels > 0]
-            label = f"{name}: false pixels {seen.sum()}, patches {len(seen)}"
-            if len(seen):
-                ax.hist(seen, edges, histtype="step", lw=1.8, color=colour, label=label)
-            else:
-                ax.plot([], [], lw=1.8, color=colour, label=f"{name}: not predicted")
-        ax.yaxis.set_major_locator(MaxNLocator(integer=True))
-        ax.set(xscale="log", xlabel="false pixels of the class in a patch", ylabel="OoD patches")
-        figure.legend(ncols=2, loc="outside lower center")
 
 
 def draw_pct_search(path: Path, title: str, grid: list[dict], best: dict, pnr_opt: float) -> None:

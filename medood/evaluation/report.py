@@ -26,7 +26,7 @@ from medood.data.workspace import data_name, model_folder, ranking_path
 from medood.evaluation import figures
 from medood.evaluation.model_card import TEMPLATES
 from medood.evaluation.page import write_page
-from medood.evaluation.ranking import calibration, curve
+from medood.evaluation.ranking import curve
 from medood.evaluation.statistics import Difference, paired_differences, pool
 from medood.evaluation.tables import LABELS, SCORES, describe_data, interval_over, score_table
 from medood.evaluation.testing import Tested
@@ -177,8 +177,6 @@ def draw_report(found: Comparison) -> list[Path]:
     if logs := read_logs(found):
         paths.append(out / "curves.svg")
         figures.draw_curves(paths[-1], logs)
-    paths.append(out / "calibration.svg")
-    figures.draw_calibration(paths[-1], calibration_of(found))
     rates, chosen = rates_of(found)
     if all(chosen.values()):
         paths.append(out / "rates.svg")
@@ -189,19 +187,6 @@ def draw_report(found: Comparison) -> list[Path]:
         paths.append(out / "differences.svg")
         figures.draw_intervals(paths[-1], "", f"{ours} less {theirs}, points", gains)
     return paths
-
-
-def calibration_of(found: Comparison) -> dict[str, np.ndarray]:
-    """Return, by label, the calibration of each network over all folds, (3, bins)."""
-    of_folds = {
-        label: [
-            calibration(counts.ranked.sum(0), counts.starts)
-            for test in found.tests.values()
-            for counts in [test.counts[name]]
-        ]
-        for name, label in found.labels.items()
-    }
-    return {label: np.sum(bins, axis=0) for label, bins in of_folds.items()}
 
 
 def rates_of(found: Comparison) -> tuple[dict, dict]:
@@ -225,7 +210,7 @@ def pictures_of_oods(found: Comparison) -> dict[str, dict[int, Path]]:
 
     A user-supplied ranking has none: existing ones are of an earlier ranking.
     """
-    pictures: dict[str, dict[int, Path]] = {"hardest": {}, "false_pixels": {}, "pct": {}}
+    pictures: dict[str, dict[int, Path]] = {"hardest": {}, "pct": {}}
     for fold, test in found.tests.items():
         if model_folder(found.cfg, fold, ood=True) not in test.folders.values():
             continue
