@@ -11,7 +11,7 @@ from tests.conftest import TINY, as_settings_of
 from weak import check_labels
 from weak.check_labels import places_of, shares_by_place
 from weak.generate_images import DEVIATION, MEAN, generate_images, standardised
-from weak.image_labels import ImageLabels
+from weak.image_labels import ImageLabels, read_image_labels
 from weak.products import IMAGES, images_folder
 from weak.scoring import _of_lesions
 from weak.settings import ImagesConfig
@@ -76,6 +76,7 @@ def test_shares_by_place():
 @pytest.mark.parametrize(
     ("held_at", "told"),
     [
+        (lambda p, k: float(4 <= k <= 7 or (k == 8 and p % 2)), "matched_cat.csv, the 6 images"),
         (lambda p, k: float(k > 4), "maps may show the place instead"),
         (lambda p, k: float((k + p) % 2), ""),
         (lambda p, k: float((k + p) % 2) if p else 1.0, "1 of 6 patients have only images of one"),
@@ -90,7 +91,10 @@ def test_labels_that_a_place_or_a_patient_gives_away_are_told(
     check_labels.check_labels(cfg)
     said = capsys.readouterr().out
     assert told in said
-    if not told:
+    if "matched" in told:
+        matched = read_image_labels(tmp_path / "weak" / "matched_cat.csv")
+        assert matched.names == [f"p{p}_8.png" for p in range(6)]
+    elif not told:
         assert said == ""
 
 

@@ -9,13 +9,15 @@ from collections import defaultdict
 
 import numpy as np
 
+from medood.data.files import csv_text, write_text
 from weak.classifier import auc_of
-from weak.image_labels import ImageLabels
+from weak.image_labels import NAME, PATIENT, ImageLabels
 from weak.products import labels_there
 from weak.settings import ImagesConfig
 
 GIVEN_AWAY = 0.9  # AUC of only the place
 PARTS = 10  # of the places of a patient's images
+BOTH = 0.1  # an image is at a place of both kinds if each has more than this share there
 FEWEST = 5  # images of a patient whose order shows the place
 
 
@@ -46,7 +48,7 @@ def shares_by_place(places: np.ndarray, held: np.ndarray) -> np.ndarray:
 
 
 def check_labels(cfg: ImagesConfig) -> None:
-    """Print what predicts the labels."""
+    """Print what predicts the labels; write the CSV of images matched by place."""
     labels = labels_there(cfg)
     by_patient = defaultdict(list)
     for patient, held in zip(labels.patients, labels.held.any(1), strict=True):
@@ -60,10 +62,19 @@ def check_labels(cfg: ImagesConfig) -> None:
     places = places_of(labels)
     known = ~np.isnan(places)
     for name, held in zip(labels.classes, labels.held[known].T, strict=True):
-        auc = auc_of(shares_by_place(places[known], held), held)
+        shares = shares_by_place(places[known], held)
+        auc = auc_of(shares, held)
         if auc is not None and auc > GIVEN_AWAY:
+            matched = np.flatnonzero(known)[(shares > BOTH) & (shares < 1 - BOTH)]
+            cure = "no place has both kinds: maps may show the place instead"
+            if len(matched):
+                path = cfg.workspace / "weak" / f"matched_{name}.csv".replace("/", "_")
+                rows = [(labels.names[i], labels.patients[i], *labels.labels[i]) for i in matched]
+                write_text(path, csv_text([NAME, PATIENT, *labels.classes], rows))
+                cure = (
+                    f"use {path}, the {len(matched)} images of places with both, as --image_labels"
+                )
             print(
                 f"{cfg.image_labels}: the place of an image among those of its patient predicts"
-                f" {name} (AUC {auc:.2f}), and maps may show the place instead: leave out the"
-                " places where all images have it, or none"
+                f" {name} (AUC {auc:.2f}): {cure}"
             )
