@@ -94,34 +94,28 @@ def test_results_come_in_order_from_both_processes_with_a_bar(
     assert "a task: 100%" in capsys.readouterr().err
 
 
-@pytest.mark.long
-def test_a_workspace_that_workers_do_not_see_is_named(over_dask, tmp_path):
+@pytest.mark.slow
+def test_workers_without_the_workspace_or_this_repository_are_said(
+    over_dask, tmp_path, monkeypatch
+):
     cfg = dataclasses.replace(over_dask, workspace=tmp_path / "not_there")
     with pytest.raises(UserError, match=r"does not see .*not_there: move the workspace to a disk"):
         for_each(print, [(tmp_path,)], cfg, "a task", {})
-
-
-@pytest.mark.long
-def test_workers_without_this_repository_are_named(over_dask, tmp_path, monkeypatch):
     monkeypatch.setattr("medood.runs.jobs.sees", lambda _: __import__("no_such_module"))
-    cfg = dataclasses.replace(over_dask, workspace=tmp_path)
-    with pytest.raises(UserError, match="cannot import this repository") as refused:
-        for_each(print, [(tmp_path,)], cfg, "a task", {})
-    assert "No module named 'no_such_module'" in str(refused.value)
+    with pytest.raises(UserError, match=r"cannot import .*No module named 'no_such_module'"):
+        for_each(print, [(tmp_path,)], over_dask, "a task", {})
 
 
 @pytest.mark.slow
-def test_a_scheduler_that_does_not_answer_is_named_within_seconds(tiny, monkeypatch):
+def test_a_scheduler_that_does_not_answer_is_named_within_seconds(monkeypatch):
     pytest.importorskip("distributed")
     monkeypatch.setattr("medood.runs.jobs.PATIENCE", 1)
     with socket.socket() as bound:  # and not listening: nobody answers, nobody else takes the port
         bound.bind(("127.0.0.1", 0))
         address = f"tcp://127.0.0.1:{bound.getsockname()[1]}"
-        started = time.monotonic()
-        with pytest.raises(UserError, match=f"no dask scheduler answers at {address}: start one"):
-            generate_semantic_labels(dataclasses.replace(tiny, dask_scheduler=address))
-    assert time.monotonic() - started < 15
-    assert not (tiny.workspace / "Semantic_Labels").exists()
+        cfg = dataclasses.replace(TINY, dask_scheduler=address)
+        with pytest.raises(UserError, match=f"answers at {address}: start them"), dask_cluster(cfg):
+            pytest.fail("has begun to work")
 
 
 def test_a_missing_package_is_named(monkeypatch):

@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from joblib import Parallel, delayed, parallel_config
 from tqdm import tqdm
@@ -13,10 +13,7 @@ from config import Config, UserError
 from medood.data.names import name_of
 from medood.data.records import BadFiles, listed
 
-if TYPE_CHECKING:
-    from distributed import Client
-
-PATIENCE = 5  # seconds for the scheduler to answer, then for a first worker to appear
+PATIENCE = 5  # seconds for the scheduler to answer, then for a first worker to come
 
 T = TypeVar("T")
 
@@ -66,8 +63,8 @@ def _absolute(item: object) -> object:
 def dask_cluster(cfg: Config) -> Iterator[None]:
     """Let joblib's Parallel call its functions on the workers of `dask_scheduler`.
 
-    Raises UserError if distributed is not installed, if no scheduler or worker answers, if one
-    cannot import this repository or see the workspace, and if the cluster loses its work.
+    Raises UserError if distributed is not installed, if no scheduler with a worker answers, if one
+    of them cannot import this repository or see the workspace, and if the cluster loses its work.
     """
     try:
         from distributed import CancelledError, Client, KilledWorker
@@ -76,51 +73,36 @@ def dask_cluster(cfg: Config) -> Iterator[None]:
             "dask_scheduler is set, but the package distributed is not installed: run"
             ' `pip install "dask[distributed]"`'
         ) from None
-    address = cfg.dask_scheduler
-    try:
-        client = Client(address, timeout=PATIENCE, set_as_default=False)
-    except OSError:
-        raise UserError(
-            f"no dask scheduler answers at {address}: start one with `python -m dask scheduler`,"
-            " or remove the setting dask_scheduler"
-        ) from None
-    try:
-        with client, parallel_config(backend="dask", client=client):
-            _require_workers(client, cfg)
-            yield
-    except (CancelledError, KilledWorker) as error:
-        raise UserError(
-            f"the cluster of {address} lost its work ({type(error).__name__}): read the output of"
-            " scheduler and workers, then run the same command again"
-        ) from None
-
-
-def _require_workers(client: "Client", cfg: Config) -> None:
-    """Raise UserError unless there are workers, with this repository and the workspace."""
     address, workspace = cfg.dask_scheduler, cfg.workspace.absolute()
     try:
+        client = Client(address, timeout=PATIENCE, set_as_default=False)
         client.wait_for_workers(1, timeout=PATIENCE)
-    except TimeoutError:
+    except OSError:
         raise UserError(
-            f"the dask scheduler at {address} has no worker: start some with"
-            f" `python -m dask worker {shlex.quote(address)}`"
+            f"no dask scheduler with a worker answers at {address}: start them with `python -m dask"
+            f" scheduler` and `python -m dask worker {shlex.quote(address)}`"
         ) from None
-    found = client.run(sees, workspace, on_error="return")
-    try:
-        client.run_on_scheduler(sees, workspace)  # it unpacks what is sent
-    except Exception as error:
-        found["scheduler"] = error
-    for place, answer in found.items():
-        if isinstance(answer, Exception):
+    with client, parallel_config(backend="dask", client=client):
+        try:
+            seen = [*client.run(sees, workspace).values()]
+            seen.append(client.run_on_scheduler(sees, workspace))  # it unpacks what is sent
+        except Exception as error:
             raise UserError(
-                f"{place} of the cluster of {address} cannot import this repository ({answer}):"
-                " start scheduler and workers in its folder and with its environment"
-            )
-        if not answer:
+                f"the cluster of {address} cannot import this repository ({error}): start scheduler"
+                " and workers in its folder and with its environment"
+            ) from None
+        if not all(seen):
             raise UserError(
-                f"{place} of the cluster of {address} does not see {workspace}: move the workspace"
-                " to a disk that all workers share, under the same name"
+                f"the cluster of {address} does not see {workspace}: move the workspace to a disk"
+                " that all its machines share, under the same name"
             )
+        try:
+            yield
+        except (CancelledError, KilledWorker) as error:
+            raise UserError(
+                f"the cluster of {address} lost its work ({type(error).__name__}): read the output"
+                " of scheduler and workers, then run the same command again"
+            ) from None
 
 
 def sees(folder: Path) -> bool:
