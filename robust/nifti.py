@@ -70,15 +70,6 @@ def read_nifti(path: Path) -> Stored:
     return Stored(values.squeeze(of_one), affine)
 
 
-def is_placed(path: Path) -> bool:
-    """Say whether a NIfTI file defines the direction of its axes.
-
-    One that does not is read as by nibabel: to the left, to the front and upwards.
-    """
-    header = nibabel.load(path).header
-    return bool(header["qform_code"] > 0 or header["sform_code"] > 0)
-
-
 def turn(stored: Stored, onto: np.ndarray | None = None) -> Stored:
     """Return values whose axes are swapped and flipped to run as those of the affine `onto` do.
 

@@ -25,7 +25,7 @@ from medood.data.names import by_name, plain
 from medood.models.network import autocast, exact
 from medood.processes import world_size
 from robust.lattice import Lattice, Stride
-from robust.nifti import AXES, apart, is_placed, read_nifti, turn
+from robust.nifti import AXES, apart, read_nifti, turn
 
 Spacing = tuple[float, float, float]
 
@@ -79,44 +79,35 @@ def read_task(folder: Path) -> Task:
     Their files are in imagesTr and labelsTr. UserError also in one of several processes.
     """
     if world_size() > 1:
-        raise UserError(
-            f"torchrun with {world_size()} processes: volumes run in one process: start the script"
-            " with python, and folds side by side with --folds"
-        )
+        raise UserError("volumes run in one process: start the script without torchrun")
     path = folder / "dataset.json"
     if not path.is_file():
         raise UserError(f"{path} is missing: name the folder of an MSD task with --data")
     try:
         described = json.loads(path.read_text(encoding="utf-8-sig"))
         labels = {int(value): str(name) for value, name in described["labels"].items()}
+        class_names = tuple(labels[value] for value in range(len(labels)))
         pairs = described["training"]
         listed = [(name_of(pair["image"]), name_of(pair["label"])) for pair in pairs]
         modalities = len(described["modality"].keys())
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} does not describe an MSD task ({type(error).__name__}: {error}): it needs"
-            " labels, modality and training, a list of pairs of image and label"
+            " labels 0, 1, ..., modality and training, a list of pairs of image and label"
         ) from None
-    if sorted(labels) != list(range(len(labels))) or len(labels) < 2 or not modalities:
-        raise UserError(
-            f"{path}: labels {sorted(labels)} and {modalities} modalities: labels must be 0, 1,"
-            " ... without a gap, and modality must name at least one"
-        )
     for image, label in listed:
         if image != label or listed.count((image, label)) > 1:
             raise UserError(f"{path} pairs {image} with {label}, or names it twice: correct it")
-    files = [_volumes_in(folder / side) for side in FOLDERS]
-    for name, _ in listed:
-        for side, there in zip(FOLDERS, files, strict=True):
-            if name not in there:
-                raise UserError(
-                    f"{folder / side} lacks {name} as .nii.gz or .nii, which dataset.json names:"
-                    " add it"
-                )
-    if ignored := files[0].keys() - {name for name, _ in listed}:
-        print(f"{folder}: volumes that are ignored, as dataset.json lacks them: {len(ignored)}")
-    cases = sorted(Case(name, *(there[name] for there in files)) for name, _ in listed)
-    return Task(cases, modalities, tuple(name for _, name in sorted(labels.items())))
+    names, files = sorted(name for name, _ in listed), []
+    for side in FOLDERS:
+        files.append(_volumes_in(folder / side))
+        if lost := [name for name in names if name not in files[-1]]:
+            raise UserError(
+                f"{folder / side} lacks {lost[0]} as .nii.gz or .nii, which dataset.json names: add"
+                " it"
+            )
+    cases = [Case(name, *(there[name] for there in files)) for name in names]
+    return Task(cases, modalities, class_names)
 
 
 def name_of(file: str | Path) -> str:
@@ -136,14 +127,11 @@ def check_cases(task: Task) -> dict[str, Spacing]:
 
     No volume stays in memory.
     """
+    folders = {case.image.parent for case in task.cases}
+    if others := sum(len(_volumes_in(folder)) for folder in folders) - len(task.cases):
+        print(f"volumes that are ignored, as dataset.json lacks them: {others}")
     progress = tqdm(task.cases, "volumes", leave=False, disable=None)
-    spacings = {case.name: read_volume(task, case).spacing for case in progress}
-    if count := sum(not is_placed(case.image) for case in task.cases):
-        print(
-            f"{count} of {len(task.cases)} volumes do not define the direction of their axes"
-            " (qform_code and sform_code are 0): left, front and up are assumed"
-        )
-    return spacings
+    return {case.name: read_volume(task, case).spacing for case in progress}
 
 
 def read_volume(task: Task, case: Case) -> Volume:

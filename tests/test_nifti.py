@@ -158,20 +158,6 @@ def test_a_label_of_the_shape_of_its_image_in_another_orientation_is_refused(tmp
         read_volume(task_of(case), case)
 
 
-def test_volumes_that_do_not_say_how_they_lie_are_counted(tmp_path, capsys):
-    cases = [Case(n, tmp_path / f"{n}.nii", tmp_path / f"{n}_label.nii") for n in "ab"]
-    for case in cases:
-        for path, values in ((case.image, IMAGE_VALUES), (case.label, CLASSES)):
-            nibabel.save(nibabel.Nifti1Image(values, None if case.name == "a" else np.eye(4)), path)
-    assert list(check_cases(task_of(*cases)).values()) == [(1.0, 1.0, 1.0)] * 2
-    assert "1 of 2 volumes do not define the direction of their axes" in capsys.readouterr().out
-    volume = read_volume(task_of(cases[0]), cases[0])
-    np.testing.assert_array_equal(volume.label, CLASSES[::-1])  # to the left, as nibabel has it
-    written = as_stored(cases[0].image, volume.label.numpy())
-    np.testing.assert_array_equal(written.get_fdata(), CLASSES)
-    assert (written.header["qform_code"], written.header["sform_code"]) == (0, 0)
-
-
 def test_a_network_of_before_the_turning_is_refused(trained_volumes):
     folder = trained_volumes.home / "models" / "79_unet"
     text = (folder / "config.json").read_text()

@@ -14,6 +14,7 @@ from robust.train_volumes import train_volumes
 from robust.volumes import (
     Case,
     Segmenter,
+    check_cases,
     make_plan,
     plan_strides,
     read_task,
@@ -136,7 +137,7 @@ def test_files_are_told_by_their_names_without_ending(volume_cfg, capsys):
     assert read_task(data).cases[0].name == "a.b.1"
     for path in (data / IMAGE, data / LABEL):
         (path.parent / "unnamed.nii.gz").write_bytes(b"")
-    read_task(data)
+    check_cases(read_task(data))
     assert "volumes that are ignored, as dataset.json lacks them: 1" in capsys.readouterr().out
     swapped = renamed.replace("labelsTr/sample_02", "labelsTr/sample_03")
     (data / "dataset.json").write_text(swapped)
