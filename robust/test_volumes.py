@@ -11,13 +11,15 @@ Writes  <workspace>/<task>/reports/scores.json, table.md    of all folds and net
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from config import UserError
-from medood.commands import command
+from medood.commands import as_kind, command
 from medood.data.files import fingerprint, read_json, timed, whole_folder, write_json, write_text
 from medood.data.records import is_kept, write_own_record
 from medood.data.workspace import weights_of
@@ -26,16 +28,13 @@ from medood.markdown import markdown
 from medood.runs.command_line import run
 from medood.runs.products import settings_of
 from robust.settings import TestVolumesConfig, TrainVolumesConfig
-from robust.train_volumes import again_of, model_folder, refuse_stale, trained_with
+from robust.train_volumes import NETWORK, network_folder, refuse_stale, trained_with
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from robust.volumes import Case, Task, Volume
 
-NETWORKS = [
-    f"{n}{free}{ood}" for n in ("unet", "lattice") for free in ("", "_free") for ood in ("", "_ood")
-]
 DECIDING = ("eps", "attacked", "attacks", "steps", "queries", "corruptions", "seed", "precision")
 
 
@@ -50,25 +49,25 @@ def evaluate_volumes(cfg: TestVolumesConfig) -> dict:
     from robust.volumes import read_task, split_cases
 
     task = read_task(cfg.data)
-    sides = {fold: split_cases(task.cases, fold, cfg.seed) for fold in cfg.folds}
+    plain = as_kind(cfg, TrainVolumesConfig)
+    kinds = product(("unet", "lattice"), (False, True), (False, True))
+    arms = [replace(plain, network=name, free=free, ood=ood) for name, free, ood in kinds]
+    tests = {fold: split_cases(task.cases, fold, cfg.seed)[1] for fold in cfg.folds}
     there = {
-        fold: [name for name in NETWORKS if weights_of(model_folder(cfg, fold, name)).is_file()]
+        fold: [arm for arm in arms if weights_of(network_folder(arm, fold)).is_file()]
         for fold in cfg.folds
     }
-    for fold, names in there.items():
-        for name in names:
-            refuse_unlike(cfg, fold, name, *sides[fold])
-    found = {
-        str(fold): {name: test_fold(cfg, fold, name, task, sides[fold][1]) for name in names}
-        for fold, names in there.items()
-    }
-    scores, corruptions = (
-        {fold: {name: of[kind] for name, of in names.items()} for fold, names in found.items()}
-        for kind in ("scores", "corruptions")
-    )
-    if not any(scores.values()):
-        again = command(cfg, "robust/train_volumes.py", TrainVolumesConfig)
+    if not any(there.values()):
+        again = command(plain, NETWORK.script, NETWORK.kind)
         raise UserError(f"no network in {cfg.home / 'models'}: run `{again}` first")
+    for fold, of_fold in there.items():
+        for arm in of_fold:
+            refuse_unlike(arm, fold, tests[fold])
+    scores, corruptions = {}, {}
+    for fold, of_fold in there.items():
+        found = {arm.model_name: test_fold(cfg, fold, arm, task, tests[fold]) for arm in of_fold}
+        scores[str(fold)] = {name: of["scores"] for name, of in found.items()}
+        corruptions[str(fold)] = {name: of["corruptions"] for name, of in found.items()}
     write_json(cfg.home / "reports" / "scores.json", scores)
     title = f"{cfg.task}, attacks within {cfg.eps:g}/255 of the range, percent"
     table = f"{title}\n\n{score_table(scores, task.class_names)}"
@@ -85,26 +84,24 @@ def reports_of(cfg: TestVolumesConfig) -> list[str]:
     return [f"{fold}_reports" for fold in cfg.folds]
 
 
-def refuse_unlike(
-    cfg: TestVolumesConfig, fold: int, network: str, train: list[Case], test: list[Case]
-) -> None:
+def refuse_unlike(cfg: TrainVolumesConfig, fold: int, test: list[Case]) -> None:
     """Raise UserError for a network that was trained on test volumes, or is out of date.
 
     Out of date: with the settings of the network of the first fold.
     """
     from medood.models.checkpoints import seen_in_training
 
-    trained = next(filter(None, (trained_with(cfg, each, network) for each in cfg.folds)), None)
-    folder = model_folder(cfg, fold, network)
+    trained = next(filter(None, (trained_with(cfg, each) for each in cfg.folds)), None)
+    folder = network_folder(cfg, fold)
     if set(seen_in_training(folder) or ()) & {case.name for case in test}:
-        cure = f": run `{again_of(trained, fold)}` again" if trained else ""
+        cure = f": run `{NETWORK.cure(trained, fold)}` again" if trained else ""
         raise UserError(f"{folder} was trained on volumes that fold {fold} tests{cure}")
     if trained:
-        refuse_stale(trained, fold, network, train)
+        refuse_stale(trained, fold)
 
 
 def test_fold(
-    cfg: TestVolumesConfig, fold: int, network: str, task: Task, cases: list[Case]
+    cfg: TestVolumesConfig, fold: int, network: TrainVolumesConfig, task: Task, cases: list[Case]
 ) -> dict:
     """Return the scores of a network on its test volumes, tested unless they exist.
 
@@ -116,13 +113,12 @@ def test_fold(
     from medood.models.network import pick_device
     from robust.nifti import as_stored
     from robust.volume_scores import draw_slices, score_network
-    from robust.volume_training import WEIGHTS, load_network
-    from robust.volumes import read_volume
+    from robust.volume_training import load_network
 
-    folder = model_folder(cfg, fold, network)
+    folder = network_folder(network, fold)
     made_from = {
         "settings": settings_of(cfg, DECIDING),
-        "network": fingerprint([folder / WEIGHTS]),
+        "network": fingerprint([weights_of(folder)]),
         "inputs": fingerprint(path for case in cases for path in (case.image, case.label)),
     }
     path = cfg.home / "reports" / f"{folder.name}.json"
@@ -137,18 +133,10 @@ def test_fold(
             called = as_stored(images[volume.name], predicted.numpy().astype(np.uint8))
             nibabel.save(called, out / f"{volume.name}.nii.gz")
 
-        scores, corruptions, slices = score_network(
-            cfg,
-            fold,
-            segmenter,
-            lambda most: (read_volume(task, case) for case in cases[:most]),
-            len(task.class_names),
-            keep,
-        )
+        content, slices = score_network(cfg, fold, segmenter, task, cases, keep)
     if slices:
         title = f"{cfg.task}, {folder.name}, {cfg.eps:g}/255"
-        draw_slices(path.with_suffix(".png"), title, slices, list(task.class_names))
-    content = {"scores": scores, "corruptions": corruptions}
+        draw_slices(path.with_suffix(".png"), title, slices, task.class_names)
     write_own_record(path, content, made_from)
     return content
 

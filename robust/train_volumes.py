@@ -27,13 +27,12 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from medood.commands import as_kind, command
 from medood.data.files import fingerprint, timed
 from medood.data.records import is_kept, record_of, refuse_unusable
 from medood.data.workspace import weights_of
 from medood.runs.command_line import run
-from medood.runs.products import settings_of
-from robust.settings import TrainVolumesConfig, VolumeConfig
+from medood.runs.products import Product, settings_of
+from robust.settings import TrainVolumesConfig
 
 if TYPE_CHECKING:
     from robust.volumes import Case, Spacing, Task
@@ -42,6 +41,40 @@ if TYPE_CHECKING:
 DECIDING = ("network", "free", "ood", "epochs", "batch_size", "lr", "seed", "precision")
 OF_FREE = ("eps", "replays")
 OF_OOD = ("ood_fill", "ood_weight", "pnr_opt", "pct_grid")
+
+
+def network_folder(cfg: TrainVolumesConfig, fold: int) -> Path:
+    """Return where the network of a fold is."""
+    return cfg.home / "models" / f"{fold}_{cfg.model_name}"
+
+
+def clean_of(cfg: TrainVolumesConfig) -> TrainVolumesConfig:
+    """Return the settings of the clean network that training starts from or mines with."""
+    return replace(cfg, free=False, ood=False)
+
+
+def _of_network(cfg: TrainVolumesConfig, fold: int) -> dict:
+    from robust.nifti import AXES  # not for --help
+    from robust.volumes import read_task, split_cases
+
+    cases, _ = split_cases(read_task(cfg.data).cases, fold, cfg.seed)
+    clean: str | None = "not used"
+    if cfg.free or cfg.ood:
+        weights = weights_of(network_folder(clean_of(cfg), fold))
+        clean = fingerprint([weights]) if weights.exists() else None
+    return {
+        "settings": settings_of(cfg, DECIDING + OF_FREE * cfg.free + OF_OOD * cfg.ood),
+        "fold": fold,
+        "axes": AXES,
+        "inputs": fingerprint(path for case in cases for path in (case.image, case.label)),
+        "clean": clean,
+    }
+
+
+NETWORK = Product(
+    *("network", network_folder, (), _of_network),
+    *("robust/train_volumes.py", TrainVolumesConfig),
+)
 
 
 def train_volumes(cfg: TrainVolumesConfig) -> None:
@@ -63,12 +96,10 @@ def train_fold(
     from robust.volume_training import train_segmenter
     from robust.volumes import make_plan, on_disk, read_volume, resample
 
-    clean = clean_of(cfg, fold)
-    if clean:
-        plain = trained_with(cfg, fold, cfg.network) or replace(cfg, free=False, ood=False)
-        refuse_stale(plain, fold, cfg.network, cases)
-    folder = model_folder(cfg, fold, cfg.model_name)
-    made_from = network_made_from(cfg, fold, cases)
+    clean = network_folder(clean_of(cfg), fold)
+    if cfg.free or cfg.ood:  # the clean network may have settings of its own
+        refuse_stale(trained_with(clean_of(cfg), fold) or clean_of(cfg), fold)
+    folder, made_from = network_folder(cfg, fold), NETWORK.made_from(cfg, fold)
     if is_kept(folder, made_from):
         return
     with timed(cfg.home, f"training {folder.name}"):
@@ -85,59 +116,24 @@ def train_fold(
             train_segmenter(cfg, fold, task, volumes, plan, folder, made_from, start)
 
 
-def model_folder(cfg: VolumeConfig, fold: int, network: str) -> Path:
-    """Return where a network of a fold is. network: such as `unet_free`."""
-    return cfg.home / "models" / f"{fold}_{network}"
-
-
-def clean_of(cfg: TrainVolumesConfig, fold: int) -> Path | None:
-    """Return the folder of the clean network that training starts from or mines with, or None."""
-    return model_folder(cfg, fold, cfg.network) if cfg.free or cfg.ood else None
-
-
-def again_of(cfg: TrainVolumesConfig, fold: int) -> str:
-    """Return the command that trains the network of a fold."""
-    return command(cfg, "robust/train_volumes.py", TrainVolumesConfig, folds=(fold,))
-
-
-def trained_with(cfg: VolumeConfig, fold: int, network: str) -> TrainVolumesConfig | None:
-    """Return the settings of this run with those that a network was trained with.
+def trained_with(cfg: TrainVolumesConfig, fold: int) -> TrainVolumesConfig | None:
+    """Return the settings of this run with those that the network was trained with.
 
     The seed is this run's: it splits the volumes. None for a user-supplied network.
     """
-    made_from = (record_of(model_folder(cfg, fold, network)).content or {}).get("made_from")
-    if not made_from:
+    record = record_of(network_folder(cfg, fold))
+    if not record.content or not record.content["made_from"]:
         return None
-    names = {*DECIDING, *OF_FREE, *OF_OOD} & made_from["settings"].keys() - {"seed"}
-    known = {name: made_from["settings"][name] for name in names}
-    known |= {"pct_grid": tuple(known["pct_grid"])} if "pct_grid" in known else {}
-    return replace(as_kind(cfg, TrainVolumesConfig), **known)
+    known = {*DECIDING, *OF_FREE, *OF_OOD} - {"seed"}
+    pairs = record.content["made_from"]["settings"].items()
+    values = {n: tuple(v) if isinstance(v, list) else v for n, v in pairs if n in known}
+    return replace(cfg, **values)
 
 
-def refuse_stale(cfg: TrainVolumesConfig, fold: int, network: str, cases: list[Case]) -> None:
-    """Raise UserError unless a network exists and is current with these settings.
-
-    cases: the volumes on the training side of the fold.
-    """
-    record = record_of(model_folder(cfg, fold, network))
-    made_from = partial(network_made_from, cfg, fold, cases)
-    refuse_unusable(record, made_from, again_of(cfg, fold))
-
-
-def network_made_from(cfg: TrainVolumesConfig, fold: int, cases: list[Case]) -> dict:
-    """Return what decides a network, as in its record."""
-    from robust.nifti import AXES
-
-    clean = clean_of(cfg, fold)
-    weights = clean and weights_of(clean)
-    names = DECIDING + OF_FREE * cfg.free + OF_OOD * cfg.ood
-    return {
-        "settings": settings_of(cfg, names),
-        "fold": fold,
-        "axes": AXES,
-        "inputs": fingerprint(path for case in cases for path in (case.image, case.label)),
-        "clean": (fingerprint([weights]) if weights.exists() else None) if clean else "not used",
-    }
+def refuse_stale(cfg: TrainVolumesConfig, fold: int) -> None:
+    """Raise UserError unless the network exists and is current with these settings."""
+    record, made_from = record_of(network_folder(cfg, fold)), partial(NETWORK.made_from, cfg, fold)
+    refuse_unusable(record, made_from, NETWORK.cure(cfg, fold))
 
 
 if __name__ == "__main__":

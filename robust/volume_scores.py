@@ -6,7 +6,7 @@ time.
 """
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from config import LIZARD
 from medood.attacks import measuring
-from medood.attacks.measuring import CLEAN, Counts, Trial
+from medood.attacks.measuring import CLEAN, Counts, Trial, seed_of
 from medood.attacks.together import WORST, by_name, under_attacks
 from medood.evaluation.figures import draw_rows
 from medood.evaluation.objects import count_found, objects_of, wide_bins
@@ -27,7 +27,7 @@ from medood.models.network import exact
 from medood.training.batches import ATTACK, stream_seed
 from robust.corruptions import OF_VOLUMES, trial_of
 from robust.settings import TestVolumesConfig
-from robust.volumes import Segmenter, Volume, resample
+from robust.volumes import Case, Segmenter, Task, Volume, read_volume, resample
 
 SCORES = ("dice", "hd95", "recall", "precision")
 COLOURS = [colour for _, colour in LIZARD]  # of any six classes
@@ -88,31 +88,26 @@ def count_volumes(
     As count_of, with `scores`, (K, N, 4, classes - 1), as volume_scores, NaN for None, and
     `objects`, (K, N, SIZES, 2). volumes: one is in memory at a time.
     """
-    device, read = segmenter.mean.device, {}
-
-    def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        for volume in volumes:
-            read["now"] = volume
-            seen = resample(volume, segmenter.spacing)
-            yield seen.image[None].to(device), seen.label[None].long().to(device)
-
-    def count(_: int, images: Tensor, __: Tensor, every: Iterator[Tensor]) -> Counts:
-        volume, rows = read["now"], []
-        label = volume.label.numpy()
-        objects = objects_of(label)
-        for number, changed in enumerate(every):
-            predicted = called_by(segmenter, changed, volume.label.shape)
-            row = measuring.count_of(images, changed, predicted, volume.label[None].long(), classes)
-            scores = volume_scores(predicted[0], volume.label, classes, volume.spacing)
-            row["scores"] = torch.from_numpy(np.array([list(scores.values())], float))
-            found = count_found(objects, label, predicted[0].numpy())
-            row["objects"] = torch.from_numpy(found)[None]
-            keep(volume, number, changed[0].cpu(), predicted[0])
-            rows.append(row)
-        return measuring.stacked(rows)
-
+    device, parts = segmenter.mean.device, []
     with exact(cfg.precision):
-        return measuring.batch_by_batch(segmenter, batches(), trial, count, seed=seed)
+        for number, volume in enumerate(volumes):
+            seen = resample(volume, segmenter.spacing)
+            images, target = seen.image[None].to(device), seen.label[None].long().to(device)
+            label, rows = volume.label.numpy(), []
+            objects = objects_of(label)
+            every = trial.every(segmenter, images, target, seed_of(seed, number))
+            for condition, changed in enumerate(every):
+                predicted = called_by(segmenter, changed, volume.label.shape)
+                truth = volume.label[None].long()
+                row = measuring.count_of(images, changed, predicted, truth, classes)
+                scores = volume_scores(predicted[0], volume.label, classes, volume.spacing)
+                row["scores"] = torch.from_numpy(np.array([list(scores.values())], float))
+                found = count_found(objects, label, predicted[0].numpy())
+                row["objects"] = torch.from_numpy(found)[None]
+                keep(volume, condition, changed[0].cpu(), predicted[0])
+                rows.append(row)
+            parts.append(measuring.stacked(rows))
+    return measuring.joined(parts)
 
 
 def summarise(counts: Counts, condition: int, threshold: float) -> dict:
@@ -140,63 +135,6 @@ def summarise(counts: Counts, condition: int, threshold: float) -> dict:
     }
 
 
-def score_network(
-    cfg: TestVolumesConfig,
-    fold: int,
-    segmenter: Segmenter,
-    volumes: Callable[[int | None], Iterable[Volume]],
-    classes: int,
-    keep: Keep,
-) -> tuple[dict, dict, list["Slices"]]:
-    """Return the scores of a network by eps and attack, those under corruptions, and slices.
-
-    volumes: returns this number of test volumes, from the first; None: all. keep: takes the clean
-    predictions. The threshold of ROG's criterion is half of the mean clean Dice of all volumes.
-    Under eps, `clean` has the scores of the attacked volumes before the attack. Corruptions are
-    tried on the attacked volumes: see by_corruption.py for their scores.
-    """
-    segmenter.requires_grad_(False)
-    seed = stream_seed(cfg, fold, ATTACK)
-
-    def count(most: int | None, trial: Trial, seen: Keep, task: str) -> Counts:
-        shown = tqdm(volumes(most), f"fold {fold}, {task}", leave=False, disable=None)
-        return count_volumes(cfg, segmenter, shown, trial, classes, seed, seen)
-
-    clean = count(None, Trial([CLEAN], lambda *_: iter(())), keep, "clean")
-    threshold = clean["dice"][0].mean().item() / 2
-    scores = {"0": {"clean": summarise(clean, 0, threshold)}}
-    slices: list[Slices] = []
-    if cfg.eps:
-        attacks = by_name(cfg.attacks, classes, cfg.steps, cfg.queries)
-        bounds = [cfg.eps / 255]
-        conditions = measuring.conditions_of(attacks, bounds)
-        worst = conditions.index((bounds[0], WORST))
-        trial = Trial(conditions, partial(under_attacks, attacks, bounds))
-
-        def see(volume: Volume, condition: int, image: Tensor, predicted: Tensor) -> None:
-            if condition in (0, worst):
-                slices.append(slices_of(volume, image, predicted))
-
-        counts = count(cfg.attacked, trial, see, "attacked")
-        names, counts = measuring.with_greedy(conditions, counts)
-        scores[f"{cfg.eps:g}"] = {
-            name: summarise(counts, place, threshold) for place, (_, name) in enumerate(names)
-        }
-        loss = (counts["dice"][0] - counts["dice"][names.index((bounds[0], WORST))]).tolist()
-        slices = [
-            Slices(f"{100 * lost:.1f} points of Dice\n{before.name}", lost, before, after)
-            for lost, before, after in zip(loss, slices[::2], slices[1::2], strict=True)
-        ]
-    corruptions = {}
-    if cfg.corruptions:
-        trial = trial_of(OF_VOLUMES)
-        counts = count(cfg.attacked, trial, lambda *_: None, "corrupted")
-        for place, (strength, kind) in enumerate(trial.conditions):
-            row = summarise(counts, place, threshold)
-            corruptions.setdefault(kind, {})[f"{strength:g}"] = row
-    return scores, corruptions, slices
-
-
 class Seen(NamedTuple):
     """The slice with most foreground of a volume: image, ground truth and prediction."""
 
@@ -206,16 +144,66 @@ class Seen(NamedTuple):
     called: np.ndarray
 
 
-class Slices(NamedTuple):
-    """A volume before and after the worst attack, and the Dice lost."""
-
-    title: str
-    lost: float
-    before: Seen
-    after: Seen
+Slices = list[tuple[float, Seen, Seen]]  # of each volume the Dice lost, before and after the attack
 
 
-def slices_of(volume: Volume, image: Tensor, predicted: Tensor) -> Seen:
+def score_network(
+    cfg: TestVolumesConfig,
+    fold: int,
+    segmenter: Segmenter,
+    task: Task,
+    cases: list[Case],
+    keep: Keep,
+) -> tuple[dict, Slices]:
+    """Return the scores of a network by eps and attack, those under corruptions, and slices.
+
+    As {"scores": ..., "corruptions": ...}. keep: takes the clean predictions. The threshold of
+    ROG's criterion is half of the mean clean Dice of all volumes. Under eps, `clean` has the scores
+    of the attacked volumes before the attack. Corruptions are tried on the attacked volumes: see
+    by_corruption.py for their scores.
+    """
+    segmenter.requires_grad_(False)
+    seed, classes = stream_seed(cfg, fold, ATTACK), len(task.class_names)
+
+    def count(some: list[Case], trial: Trial, seen: Keep, what: str) -> Counts:
+        shown = tqdm(some, f"fold {fold}, {what}", leave=False, disable=None)
+        volumes = (read_volume(task, case) for case in shown)
+        return count_volumes(cfg, segmenter, volumes, trial, classes, seed, seen)
+
+    clean = count(cases, Trial([CLEAN], lambda *_: iter(())), keep, "clean")
+    threshold = clean["dice"][0].mean().item() / 2
+    scores = {"0": {"clean": summarise(clean, 0, threshold)}}
+    slices: Slices = []
+    if cfg.eps:
+        attacks = by_name(cfg.attacks, classes, cfg.steps, cfg.queries)
+        bounds = [cfg.eps / 255]
+        conditions = measuring.conditions_of(attacks, bounds)
+        worst = conditions.index((bounds[0], WORST))
+        trial = Trial(conditions, partial(under_attacks, attacks, bounds))
+        before, after = [], []
+
+        def see(volume: Volume, condition: int, image: Tensor, predicted: Tensor) -> None:
+            if condition in (0, worst):
+                (after if condition else before).append(slice_of(volume, image, predicted))
+
+        counts = count(cases[: cfg.attacked], trial, see, "attacked")
+        lost = (counts["dice"][0] - counts["dice"][worst]).tolist()
+        slices = list(zip(lost, before, after, strict=True))
+        names, counts = measuring.with_greedy(conditions, counts)
+        scores[f"{cfg.eps:g}"] = {
+            name: summarise(counts, place, threshold) for place, (_, name) in enumerate(names)
+        }
+    corruptions = {}
+    if cfg.corruptions:
+        trial = trial_of(OF_VOLUMES)
+        counts = count(cases[: cfg.attacked], trial, lambda *_: None, "corrupted")
+        for place, (strength, kind) in enumerate(trial.conditions):
+            row = summarise(counts, place, threshold)
+            corruptions.setdefault(kind, {})[f"{strength:g}"] = row
+    return {"scores": scores, "corruptions": corruptions}, slices
+
+
+def slice_of(volume: Volume, image: Tensor, predicted: Tensor) -> Seen:
     """Return the slice with most foreground; the image may have another spacing."""
     level = int((volume.label > 0).sum((0, 1)).argmax())
     seen = level * image.shape[-1] // volume.label.shape[-1]
@@ -224,21 +212,19 @@ def slices_of(volume: Volume, image: Tensor, predicted: Tensor) -> Seen:
     return Seen(volume.name, grey.copy(), *masks)
 
 
-def draw_slices(path: Path, title: str, slices: list[Slices], names: list[str]) -> None:
-    """Draw slices of three attacked volumes, before and after the attack.
+def draw_slices(path: Path, title: str, slices: Slices, class_names: tuple[str, ...]) -> None:
+    """Draw three attacked volumes, before and after the attack.
 
-    names: of the classes. The volumes are those with the least, median and largest loss in the
-    worst case.
+    They are those with the least, median and largest loss of Dice in the worst case.
     """
-    order = sorted(slices, key=lambda of: of.lost)
-    rules = {"least lost": order[0], "median": order[len(order) // 2], "most lost": order[-1]}
-    chosen = {of.before.name: (rule, of) for rule, of in rules.items()}
-    rows = [f"{rule}: {of.title}" for rule, of in chosen.values()]
+    order = sorted(slices, key=lambda of: of[0])
+    chosen = [order[place] for place in sorted({0, len(order) // 2, len(order) - 1})]
+    rows = [f"{100 * lost:.1f} points of Dice lost\n{before.name}" for lost, before, _ in chosen]
     columns = {
-        "volume": [of.before.image for _, of in chosen.values()],
-        "ground truth": [of.before.truth for _, of in chosen.values()],
-        "predicted": [of.before.called for _, of in chosen.values()],
-        "attacked volume": [of.after.image for _, of in chosen.values()],
-        "predicted under attack": [of.after.called for _, of in chosen.values()],
+        "volume": [before.image for _, before, _ in chosen],
+        "ground truth": [before.truth for _, before, _ in chosen],
+        "predicted": [before.called for _, before, _ in chosen],
+        "attacked volume": [after.image for _, _, after in chosen],
+        "predicted under attack": [after.called for _, _, after in chosen],
     }
-    draw_rows(path, title, rows, columns, tuple(zip(names[1:], COLOURS, strict=False)))
+    draw_rows(path, title, rows, columns, tuple(zip(class_names[1:], COLOURS, strict=False)))

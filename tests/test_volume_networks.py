@@ -17,14 +17,14 @@ from medood.attacks.measuring import CLEAN, Trial
 from medood.commands import command
 from medood.training.state import TrainingState as State
 from robust import main as volumes_main
-from robust import settings, volumes
+from robust import settings
 from robust.corruptions import OF_VOLUMES
 from robust.test_volumes import evaluate_volumes, score_table
 from robust.train_volumes import train_volumes
 from robust.volume_oods import remove_foreground
 from robust.volume_scores import count_volumes, summarise, volume_scores
 from robust.volume_training import VolumeLoader, VolumeTrainer, learning_rate
-from robust.volumes import Segmenter, build_network, read_task, split_cases
+from robust.volumes import Segmenter, build_network, read_task, read_volume, split_cases
 from tests.conftest import printed_in, run_program
 from tests.small_volumes import CPU, PLAN, rewrite, training_volumes, volume_of
 
@@ -233,7 +233,7 @@ def small_test_of(cfg, **changes):
 def test_volumes_are_in_memory_one_at_a_time_and_corrupted_beside_the_attacks(
     trained, monkeypatch, capsys
 ):
-    alive, most, read = weakref.WeakSet(), [], volumes.read_volume
+    alive, most, read = weakref.WeakSet(), [], read_volume
 
     class Watched(torch.Tensor):
         pass
@@ -246,7 +246,7 @@ def test_volumes_are_in_memory_one_at_a_time_and_corrupted_beside_the_attacks(
         most.append(len(alive))
         return volume._replace(image=held)
 
-    monkeypatch.setattr(volumes, "read_volume", watched)
+    monkeypatch.setattr("robust.volume_scores.read_volume", watched)
     evaluate_volumes(small_test_of(trained, attacks=("noise",), corruptions=True, attacked=3))
     assert len(most) >= 6  # all of them, and those that are attacked and corrupted
     assert max(most) <= 2  # the one before may be there until the next is read

@@ -40,6 +40,10 @@ class Trial(NamedTuple):
     under: Callable[[Model, Tensor, Tensor, int], Iterator[Tensor]]  # from images, target and seed
     decided_by: object = None  # what else decides them
 
+    def every(self, model: Model, images: Tensor, target: Tensor, seed: int) -> Iterator[Tensor]:
+        """Return the images under each condition in turn, themselves first."""
+        return itertools.chain([images], self.under(model, images, target, seed))
+
 
 CLEAN = (0.0, "clean")
 GREEDY = "worst_case_greedy"  # of all attacks, over the whole data set
@@ -85,16 +89,25 @@ def batch_by_batch(
         if number % share[1] != share[0]:
             continue
         path = folder and folder / f"{number}.pt"
-        own = int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0] >> 1)
+        own = seed_of(seed, number)
         decided_by = repr((own, trial.decided_by))
         made_from = path and _digest(known, *map(_bytes, (images, target)), decided_by)
         part = _read(path, made_from)
         if part is None:
-            every = itertools.chain([images], trial.under(model, images, target, own))
-            part = count(number, images, target, every)
+            part = count(number, images, target, trial.every(model, images, target, own))
             if path:
                 _write(path, {"made_from": made_from, "counts": part})
         parts.append(part)
+    return joined(parts)
+
+
+def seed_of(seed: int, number: int) -> int:
+    """Return the seed of a batch, by its number."""
+    return int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def joined(parts: list[Counts]) -> Counts:
+    """Return the counts of batches as those of all their images."""
     names = parts[0] if parts else ()
     return {name: torch.cat([part[name] for part in parts], 1) for name in names}
 
