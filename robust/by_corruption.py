@@ -7,6 +7,7 @@ from medood.attacks.together import WORST
 from medood.data.patients import patients_of
 from medood.evaluation.statistics import mean_difference
 from medood.evaluation.tables import spread
+from medood.pixels import ratio
 from robust.attacked import Found, label
 
 ABOUT = (
@@ -28,53 +29,46 @@ def corruption_scores(found: Found) -> dict:
     return scores
 
 
+def _values(of_network: dict, score: str) -> tuple[float, np.ndarray]:
+    """Return the clean score, and that of each kind and strength; NaN without any foreground.
+
+    of_network: by kind and strength, a network's part of corruptions.json in a fold.
+    """
+    values = [[row[score] for row in rows.values()] for rows in of_network.values()]
+    (clean,), *kinds = (np.array(of_kind, float) for of_kind in values)
+    return clean, np.stack(kinds)
+
+
 def mean_errors(of_network: dict, of_first: dict, score: str = "miou") -> tuple[float, float]:
     """Return mCE and relative mCE of a network, as shares of the first one's.
 
-    Both: by kind and strength, the part of corruptions.json of a fold. A kind under which the first
-    one loses nothing is not in the relative mean.
+    Both: see _values. A kind under which the first one loses nothing is not in the relative mean.
     """
-    errors = [
-        {kind: 1 - _values(rows, score) for kind, rows in each.items()}
-        for each in (of_network, of_first)
-    ]
-    clean = [of_each.pop("clean")[0] for of_each in errors]
-    plain, relative = [], []
-    for kind in errors[0]:
-        ours, first = (of_each[kind] for of_each in errors)
-        plain.append(ours.sum() / first.sum())
-        beyond = (first - clean[1]).sum()
-        relative.append((ours - clean[0]).sum() / beyond if beyond > 0 else np.nan)
-    return float(np.mean(plain)), float(np.nanmean(relative))
+    clean, ours = _values(of_network, score)
+    first_clean, first = _values(of_first, score)
+    relative = ratio((clean - ours).sum(1), (first_clean - first).sum(1))
+    return float(((1 - ours).sum(1) / (1 - first).sum(1)).mean()), float(np.nanmean(relative))
 
 
 def corruption_table(
     scores: dict, attacked: dict, score: str = "miou"
 ) -> tuple[list[str], list[list[str]]]:
     """Return header and rows, one of each network, from the content of both JSON files."""
-    networks = list(next(iter(scores.values())))
-    kinds = [kind for kind in next(iter(scores.values()))[networks[0]] if kind != "clean"]
-    of_eps = next(iter(attacked.values()))[networks[0]]
-    worst = [eps for eps in of_eps if WORST in of_eps[eps]]
+    networks = next(iter(scores.values()))
+    first = next(iter(networks))
+    by_eps = next(iter(attacked.values()))[first]
+    worst = [eps for eps in by_eps if WORST in by_eps[eps]]
     rows = []
     for network in networks:
-        folds = [of_fold[network] for of_fold in scores.values()]
-        firsts = [of_fold[networks[0]] for of_fold in scores.values()]
-        means = {
-            k: [_values(of_fold[k], score).mean() for of_fold in folds] for k in ("clean", *kinds)
-        }
-        every = [float(np.mean([means[kind][i] for kind in kinds])) for i in range(len(folds))]
-        errors = [mean_errors(*pair, score) for pair in zip(folds, firsts, strict=True)]
-        cells = [spread(values) for values in (*means.values(), every, *zip(*errors, strict=True))]
-        under = [[of[network][eps][WORST][score] for of in attacked.values()] for eps in worst]
-        rows.append([label(network), *cells, *map(spread, under)])
-    header = ["network", "clean", *kinds, "mean", "mCE", "relative mCE"]
+        found = [_values(of_fold[network], score) for of_fold in scores.values()]
+        means = np.array([values.mean(1) for _, values in found])  # (folds, kinds)
+        errors = [mean_errors(of[network], of[first], score) for of in scores.values()]
+        columns = [[clean for clean, _ in found], *means.T, means.mean(1)]
+        columns += zip(*errors, strict=True)
+        columns += [[of[network][eps][WORST][score] for of in attacked.values()] for eps in worst]
+        rows.append([label(network), *map(spread, columns)])
+    header = ["network", *networks[first], "mean", "mCE", "relative mCE"]
     return [*header, *(f"worst case, {eps}/255" for eps in worst)], rows
-
-
-def _values(of_kind: dict, score: str) -> np.ndarray:
-    """Return the score at each strength, NaN if no foreground is tested."""
-    return np.array([of_strength[score] for of_strength in of_kind.values()], float)
 
 
 def corruption_differences(cfg: Config, found: Found) -> tuple[list[str], list[list[str]]]:

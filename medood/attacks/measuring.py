@@ -174,34 +174,27 @@ def with_greedy(conditions: list[Condition], counts: Counts) -> tuple[list[Condi
     SEA exists if its three attacks do. The clean images are a candidate of GREEDY too; noise, the
     control, is not.
     """
-    place = {condition: number for number, condition in enumerate(conditions)}
     order: list[Condition] = []
-    rows: dict[Condition, tuple[list[int], np.ndarray]] = {}  # candidates and the choice among them
+    rows: list[Counts] = []
 
     def add(condition: Condition, candidates: list[int], first: np.ndarray) -> None:
-        matrices = counts["confusion"][candidates].numpy()
-        rows[condition] = candidates, greedy(matrices, first)
+        choice = torch.from_numpy(greedy(counts["confusion"][candidates].numpy(), first))
+        images = torch.arange(len(choice))
         order.append(condition)
+        rows.append({name: values[candidates][choice, images] for name, values in counts.items()})
 
-    for eps, name in conditions:
-        of_sea = [place[eps, one] for one in OF_SEA if (eps, one) in place]
+    for number, (eps, name) in enumerate(conditions):
+        tried = {attack: k for k, (bound, attack) in enumerate(conditions) if bound == eps}
+        of_sea = [tried[one] for one in OF_SEA if one in tried]
         if name == WORST and len(of_sea) == len(OF_SEA):
             add((eps, SEA), of_sea, counts["dice"][of_sea].argmin(0).numpy())
         order.append((eps, name))
+        rows.append({each: values[number] for each, values in counts.items()})
         if name == WORST:
-            tried = [number for (bound, _), number in place.items() if bound == eps]
-            tried = [place[CLEAN], *(k for k in tried if conditions[k][1] != "noise")]
-            first = np.full(counts["dice"].shape[1], tried.index(place[eps, WORST]))
-            add((eps, GREEDY), tried, first)
-
-    def row(values: Tensor, condition: Condition) -> Tensor:
-        if condition in place:
-            return values[place[condition]]
-        candidates, choice = rows[condition]
-        return values[candidates][torch.from_numpy(choice), torch.arange(len(choice))]
-
-    joined = {k: torch.stack([row(values, c) for c in order]) for k, values in counts.items()}
-    return order, joined
+            candidates = [0, *(k for attack, k in tried.items() if attack != "noise")]
+            first = np.full(counts["dice"].shape[1], candidates.index(tried[WORST]))
+            add((eps, GREEDY), candidates, first)
+    return order, stacked(rows)
 
 
 class Table(list):
@@ -260,7 +253,6 @@ def evaluate(
     if first is None:
         raise UserError("the loader has no batch: it must give pairs of images and targets")
     classes = _classes_of(model, first[0])
-    batches = (_known(*batch, classes) for batch in itertools.chain([first], batches))
     names = () if attacks == "standard" else (attacks,) if isinstance(attacks, str) else attacks
     tried = {
         name: partial(attack, low=low, high=high)
@@ -269,6 +261,12 @@ def evaluate(
     bounds = [eps] if isinstance(eps, int | float) else list(eps)
 
     def count(_: int, images: Tensor, target: Tensor, every: Iterator[Tensor]) -> Counts:
+        known = target[target != UNSURE]
+        if len(known) and not 0 <= known.min() <= known.max() < classes:
+            raise UserError(
+                f"a target contains classes from {known.min()} to {known.max()}, and the model has"
+                f" {classes} (0 to {classes - 1}): write {UNSURE} where the class is unknown"
+            )
         rows = []
         for changed in every:
             with torch.no_grad():
@@ -277,30 +275,42 @@ def evaluate(
         return stacked(rows)
 
     size = len(loader) if hasattr(loader, "__len__") else None
-    shown = tqdm(batches, "batches", size, disable=not progress or None)
+    every = itertools.chain([first], batches)
+    shown = tqdm(every, "batches", size, disable=not progress or None)
     decided_by = list(tried), steps, queries, low, high, bounds
     trial = Trial(conditions_of(tried, bounds), partial(under_attacks, tried, bounds), decided_by)
     place = folder and Path(folder)
     counts = batch_by_batch(model, shown, trial, count, seed=seed, folder=place)
-    return _table(*with_greedy(trial.conditions, counts))
+    threshold, table = counts["dice"][0].mean() / 2, Table()
+    conditions, counts = with_greedy(trial.conditions, counts)
+    for number, (bound, attack) in enumerate(conditions):
+        scores = scores_of(counts["confusion"][number].sum(0).numpy())
+        row = {"eps": bound, "attack": attack}
+        row |= {name: float(scores[name]) for name in SHOWN if name in scores}
+        row["fooled"] = (counts["dice"][number] < threshold).double().mean().item()
+        row["largest_change"] = counts["change"][number].max().item()
+        table.append(row)
+    return table
 
 
 def _checked(batch: Batch, device: torch.device) -> Batch:
     """Return a batch on a device, the target as int64 (N, *space)."""
-    parts = batch if isinstance(batch, tuple | list) else ()
-    if len(parts) != 2 or not all(isinstance(part, Tensor) for part in parts):
-        found = f"{type(batch).__name__} of {len(parts)}" if parts else type(batch).__name__
-        raise UserError(
-            f"the loader gives {found}: it must give pairs of tensors (images,"
-            " target), such as `((batch['image'], batch['label']) for batch in loader)`"
-        )
-    images, target = parts
-    if target.dim() == images.dim() and target.shape[1] == 1:
+    parts = list(batch) if isinstance(batch, tuple | list) else [batch]
+    images, target = parts if len(parts) == 2 else (None, None)
+    is_pair = isinstance(images, Tensor) and isinstance(target, Tensor)
+    if is_pair and target.dim() == images.dim() and target.shape[1] == 1:
         target = target[:, 0]
-    if images.dtype != torch.float32 or images.shape[:1] + images.shape[2:] != target.shape:
+    if (
+        not is_pair
+        or images.dtype != torch.float32
+        or images.shape[:1] + images.shape[2:] != target.shape
+    ):
+        kinds = (getattr(part, "dtype", type(part).__name__) for part in parts)
+        shapes = (tuple(getattr(part, "shape", ())) for part in parts)
+        found = " and ".join(f"{kind} {shape}" for kind, shape in zip(kinds, shapes, strict=True))
         raise UserError(
-            f"the loader gives images of {images.dtype} {tuple(images.shape)} and targets"
-            f" {tuple(target.shape)}: it must give float32 (N, C, *space) and (N, *space)"
+            f"the loader gives {found}: it must give pairs of images, float32 (N, C, *space), and"
+            " targets, (N, *space), such as `((b['image'], b['label']) for b in loader)`"
         )
     return images.to(device), target.to(device).long()
 
@@ -311,37 +321,9 @@ def _classes_of(model: Model, images: Tensor) -> int:
         logits = model(images)
     shape = tuple(getattr(logits, "shape", ()))
     if shape[:1] + shape[2:] != images.shape[:1] + images.shape[2:] or shape[1] < 2:
-        found = f"a tensor {shape}" if shape else type(logits).__name__
         raise UserError(
-            f"the model gives {found} for images {tuple(images.shape)}: it must give logits"
-            " (N, K, *space) of K classes, background first; wrap it, for a single logit z as"
-            " torch.cat([0 * z, z], 1)"
+            f"the model gives {type(logits).__name__} {shape} for images {tuple(images.shape)}: it"
+            " must give logits (N, K, *space) of K classes, background first; wrap it, for a single"
+            " logit z as torch.cat([0 * z, z], 1)"
         )
     return shape[1]
-
-
-def _known(images: Tensor, target: Tensor, classes: int) -> Batch:
-    """Return a batch; UserError for a class that the model does not have."""
-    wrong = target[(target != UNSURE) & ((target < 0) | (target >= classes))]
-    if len(wrong):
-        raise UserError(
-            f"a target contains class {wrong[0]}, and the model has {classes} (0 to {classes - 1}):"
-            f" correct it, or write {UNSURE} where the class is unknown"
-        )
-    return images, target
-
-
-def _table(conditions: list[Condition], counts: Counts) -> Table:
-    threshold = counts["dice"][0].mean() / 2
-    rows = Table()
-    for number, (eps, attack) in enumerate(conditions):
-        scores = scores_of(counts["confusion"][number].sum(0).numpy())
-        rows.append(
-            {
-                **{"eps": eps, "attack": attack},
-                **{name: float(scores[name]) for name in SHOWN if name in scores},
-                "fooled": (counts["dice"][number] < threshold).double().mean().item(),
-                "largest_change": counts["change"][number].max().item(),
-            }
-        )
-    return rows
