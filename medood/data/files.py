@@ -1,23 +1,19 @@
 """Files and folders: read, and written completely or not at all."""
 
-import codecs
 import csv
 import functools
 import hashlib
 import io
 import json
 import os
-import re
 import shutil
 import time
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from itertools import chain, repeat
 from pathlib import Path
-from shlex import quote
-from typing import TextIO, TypeVar
+from typing import TypeVar
 
 from tqdm.contrib.concurrent import thread_map
 
@@ -29,8 +25,6 @@ TIMES = "times.csv"  # in the workspace: equal runs differ in it, and in the rep
 TICK = 0.05  # seconds; the clock of a disk may advance in steps of a few hundredths
 
 UTF8 = {"encoding": "utf-8", "errors": "backslashreplace"}  # of text that may contain names
-
-QUOTED = {"skipinitialspace": True, "strict": True}  # a quote that is left open is an error
 
 CHUNK = 16  # files that a thread takes at once: a hash takes less time than passing on one file
 
@@ -125,75 +119,45 @@ def read_table(path: Path, known: Collection[str] = ()) -> list[dict[str, str]]:
 def read_rows(path: Path, known: Collection[str] = ()) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield the rows of a CSV with a header, and their numbers, from 2 on, as a spreadsheet counts.
 
-    One by one: a long table need not fit into memory. Any spreadsheet's CSV will do: with commas,
-    semicolons or tabs, in UTF-8 or in UTF-16. Columns and values are plain (names.py); empty rows
-    are skipped, missing values are "". known: columns that may be in capitals.
-    Raises UserError for another encoding, two columns of the same name, and a row that is too long.
+    One by one: a long table need not fit into memory. Columns are separated by commas, semicolons
+    or tabs. Columns and values are plain (names.py); empty rows are skipped, missing values are "".
+    known: columns that may be in capitals.
+    Raises UserError for other encodings than UTF-8, two columns of the same name, and a row that is
+    too long.
     """
-    with _opened_csv(path) as lines:
-        columns = _columns(path, lines, known)
-        for number, values in lines:
-            if any(values[len(columns) :]):
-                raise UserError(
-                    f"{path}: row {number} has more values than there are columns: correct it, or"
-                    " put quotes around a value that contains the separator"
-                )
-            padded = chain(values, repeat(""))
-            yield number, dict(zip(columns, padded, strict=False))
-
-
-@contextmanager
-def _opened_csv(path: Path) -> Iterator[Iterator[tuple[int, list[str]]]]:
-    """Give the numbers and plain values of the rows that have any, the header first."""
-    with path.open("rb") as file:
-        is_utf16 = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
     try:
-        with path.open(newline="", encoding="utf-16" if is_utf16 else "utf-8-sig") as file:
-            separator, first = _separator_of(file)
-            rows = enumerate(csv.reader(file, delimiter=separator, **QUOTED), first)
-            plain_rows = ((number, [*map(plain, values)]) for number, values in rows)
-            yield ((number, values) for number, values in plain_rows if any(values))
-    except UnicodeDecodeError as error:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            separator = _separator_of(next(filter(str.strip, file), ""))
+            file.seek(0)
+            read = csv.reader(file, delimiter=separator, skipinitialspace=True, strict=True)
+            rows = ((number, [*map(plain, values)]) for number, values in enumerate(read, 1))
+            lines = ((number, values) for number, values in rows if any(values))
+            _, names = next(lines, (1, []))
+            columns = [name.lower() if name.lower() in known else name for name in names]
+            if twice := [name for name in columns if name and columns.count(name) > 1]:
+                raise UserError(f"{path} has two columns named {twice[0]}: rename or remove one")
+            for number, values in lines:
+                if any(values[len(columns) :]):
+                    raise UserError(
+                        f"{path}: row {number} has more values than there are columns: correct it,"
+                        " or put quotes around a value that contains the separator"
+                    )
+                padded = chain(values, repeat(""))
+                yield number, dict(zip(columns, padded, strict=False))
+    except (UnicodeDecodeError, csv.Error) as error:  # a quote that is left open is an error, too
         raise UserError(
-            f'{path} is not a CSV in UTF-8 ({error}): save it as "CSV UTF-8", or, if it is in the'
-            " encoding of old Windows programs, run `iconv -f WINDOWS-1252 -t UTF-8"
-            f" {quote(str(path))} > new.csv`; remove it if a step generated it"
-        ) from None
-    except csv.Error as error:
-        raise UserError(
-            f"{path} is not a CSV ({error}): close the quotes in it, or remove it if a step"
-            " generated it"
+            f'{path} is not a CSV in UTF-8 ({error}): save it as "CSV UTF-8" and close its quotes,'
+            " or remove it if a step generated it"
         ) from None
 
 
-def _separator_of(file: TextIO) -> tuple[str, int]:
-    """Return what separates the columns of a CSV, and the number of its next row."""
-    if named := re.fullmatch(r'"?sep=(.)"?\s*', file.readline(), re.IGNORECASE):  # Excel's
-        return named[1], 2
+def _separator_of(header: str) -> str:
+    """Return what separates the columns that a line names."""
 
     def count(separator: str) -> int:
-        file.seek(0)
-        return len(next(filter(any, csv.reader(file, delimiter=separator)), ()))
+        return len(next(csv.reader([header], delimiter=separator), ()))
 
-    separator = max(",;\t", key=count)
-    file.seek(0)
-    return separator, 1
-
-
-def _columns(
-    path: Path, lines: Iterator[tuple[int, list[str]]], known: Collection[str]
-) -> list[str]:
-    """Take the header of a CSV from its rows."""
-    _, names = next(lines, (1, []))
-    columns = [name.lower() if name.lower() in known else name for name in names]
-    if any("\0" in name for name in columns):
-        raise UserError(
-            f'{path} is not a CSV in UTF-8, but may be one in UTF-16: save it as "CSV UTF-8"'
-        )
-    for name, count in Counter(columns).items():
-        if name and count > 1:
-            raise UserError(f"{path} has two columns named {name}: rename or remove one")
-    return columns
+    return max(",;\t", key=count)
 
 
 def csv_text(header: list[str], rows: Iterable[Iterable]) -> str:
