@@ -14,9 +14,10 @@ import cv2
 import numpy as np
 
 from config import CONFIG, Data, UserError
-from medood.data.images import read_image, read_mask, whole_patches, write_png
+from medood.data.files import pngs
+from medood.data.images import read_image, read_mask, write_png
 from medood.data.labels import BACKGROUND
-from medood.data.names import name_of, stem_of
+from medood.data.names import by_name, name_of, stem_of
 from medood.data.records import BadFiles, refuse_bad
 from medood.data.workspace import SOURCE_PREFIX, list_images, list_patch_pairs
 from medood.processes import on_main
@@ -66,24 +67,35 @@ def fill_folder(cfg: Data, out: Path) -> int:
 
 
 def write_oods(cfg: Data) -> None:
-    """Write OoD_Patchs."""
+    """Write OoD_Patchs; UserError if it is user-supplied and lacks a patch."""
+    folder = cfg.workspace / "OoD_Patchs"
     with making(cfg, OOD_PATCHES) as folders:
         if not folders:
+            images, _ = list_patch_pairs(cfg.workspace)
+            if lost := sorted({*map(name_of, images)} - set(by_name(pngs(folder)))):
+                raise UserError(
+                    f"{folder} lacks {len(lost)} patches, such as {lost[0]}: add them, or remove"
+                    " the folder to have it generated"
+                )
             return
         count = fill_folder(cfg, *folders)
-    folder = cfg.workspace / "OoD_Patchs"
     print(f"{folder}: {count} patches without their nuclei, fill {cfg.ood_fill}")
 
 
 def cut_source(path: Path, cfg: Data, out: Path) -> int:
     """Write the patches of an external image, whole ones from the top left; return how many."""
     image, side = read_image(path), cfg.patch_size
-    count, columns = whole_patches(path, image, side), image.shape[1] // side
-    for k in range(count):
+    rows, columns = image.shape[0] // side, image.shape[1] // side
+    if not rows * columns:
+        raise UserError(
+            f"{path} is {image.shape[1]} x {image.shape[0]} pixels, smaller than a patch of {side}:"
+            " remove it from ood_source or enlarge it"
+        )
+    for k in range(rows * columns):
         top, left = k // columns * side, k % columns * side
         patch = image[top : top + side, left : left + side]
         write_png(out / f"{SOURCE_PREFIX}{stem_of(path)}_{k}.png", patch)
-    return count
+    return rows * columns
 
 
 def write_source_patches(cfg: Data) -> None:

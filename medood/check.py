@@ -4,24 +4,23 @@
 """
 
 import math
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from config import Config, Data, UserError
 from medood.data.files import pngs
 from medood.data.folds import PARTS, held_out, read_list
-from medood.data.images import look_at_pair, read_image, require_match, whole_patches
-from medood.data.labels import UNSURE_ID, no_nucleus, read_region_label
+from medood.data.images import look_at_pair, read_image, require_match
+from medood.data.labels import read_region_label
 from medood.data.names import by_name, name_of, stem_of
-from medood.data.patients import patients_of, region_of
+from medood.data.patients import patients_of
 from medood.data.records import CHANGED, BadFiles, record_of
-from medood.data.workspace import fold_path, id_files, list_images, region_images, region_labels
+from medood.data.workspace import fold_path, id_files, region_images, region_labels
 from medood.runs.jobs import for_each
 from medood.runs.provenance import survey
 
@@ -62,13 +61,7 @@ def check(cfg: Config) -> Findings:
             patches = _check_patches(cfg, findings)
         else:
             patches = _check_regions(cfg, images, labels, findings)
-    with findings.noted():
-        _check_oods(cfg, patches)
-    with findings.noted():
-        _check_source(cfg, findings)
     if patches:
-        with findings.noted():
-            _check_patients(cfg, patches, findings)
         _check_folds(cfg, patches, findings)
         with findings.noted():
             _check_time(cfg, len(patches), findings)
@@ -109,37 +102,17 @@ def _check_regions(
     jobs = [(label_of[name], image_of[name], cfg) for name in sorted(image_of) if name in label_of]
     if not jobs:
         raise UserError("no image has a label of the same name: correct the names")
-    regions = for_each(_look_at_region, jobs, cfg, "checking the regions", findings.bad)
-    findings.table["regions that fit"] = str(len(regions))
-    nuclei = sum((found.nuclei for found in regions), Counter())
-    absent = [name for value, name in enumerate(cfg.class_names) if value and not nuclei[value]]
-    without = f", none: {', '.join(absent)}" if absent else ""
-    findings.table["nuclei"] = f"{nuclei.total()}{without}"
-    if not nuclei:
-        findings.stops.append(no_nucleus(cfg))
-    if unsure := sum(found.unsure for found in regions):
-        share = unsure / sum(found.pixels for found in regions)
-        findings.table["unsure"] = f"{share:.1%} of the pixels"
-    return [f"{found.name}_{k}.png" for found in regions for k in range(found.patches)]
+    patches = for_each(_look_at_region, jobs, cfg, "checking the regions", findings.bad)
+    findings.table["regions that fit"] = str(len(patches))
+    return [*chain.from_iterable(patches)]
 
 
-class _Region(NamedTuple):
-    """What is found in an image and its label."""
-
-    name: str
-    patches: int
-    nuclei: Counter  # by class
-    pixels: int
-    unsure: int  # of them
-
-
-def _look_at_region(label: Path, image: Path, cfg: Config) -> _Region:
-    """Return what is found in a region; UserError if the label or the image is bad."""
-    inst_map, _, classes = read_region_label(label, cfg)
+def _look_at_region(label: Path, image: Path, cfg: Config) -> list[str]:
+    """Return the patches that a region will give; UserError if the label or the image is bad."""
+    inst_map, _, _ = read_region_label(label, cfg)
     require_match(image, read_image(image), label, inst_map)
-    patches = math.prod(math.ceil(side / cfg.patch_size) for side in inst_map.shape)
-    unsure = int(np.count_nonzero(inst_map == UNSURE_ID))
-    return _Region(stem_of(image), patches, Counter(classes.tolist()), inst_map.size, unsure)
+    count = math.prod(math.ceil(side / cfg.patch_size) for side in inst_map.shape)
+    return [f"{stem_of(image)}_{k}.png" for k in range(count)]
 
 
 def _check_patches(cfg: Config, findings: Findings) -> list[str]:
@@ -159,40 +132,6 @@ def look_at_patches(cfg: Data, bad: BadFiles) -> list[str]:
     return names
 
 
-def _check_oods(cfg: Config, patches: list[str]) -> None:
-    """Raise UserError if user-supplied OoD patches do not cover all patches."""
-    folder = cfg.workspace / "OoD_Patchs"
-    lost = sorted(set(patches) - set(by_name(pngs(folder))))
-    if lost and record_of(folder).is_yours:
-        raise UserError(
-            f"{folder}, which is user-supplied, lacks {len(lost)} patches, such as {lost[0]}: add"
-            " them, or remove the folder to have it generated"
-        )
-
-
-def _check_source(cfg: Config, findings: Findings) -> None:
-    """Check the images of ood_source."""
-    if cfg.ood_source is not None:
-        jobs = [(path, cfg) for path in list_images(cfg.ood_source)]
-        counts = for_each(_look_at_source, jobs, cfg, "checking ood_source", findings.bad)
-        findings.table["ood_source"] = f"{len(jobs)} images, {sum(counts)} patches"
-
-
-def _look_at_source(path: Path, cfg: Config) -> int:
-    """Return how many patches an image of ood_source gives; UserError if it gives none."""
-    return whole_patches(path, read_image(path), cfg.patch_size)
-
-
-def _check_patients(cfg: Config, patches: list[str], findings: Findings) -> None:
-    """Count the patients, and the images of each; a region is an image."""
-    if cfg.patients is not None:
-        a_patch_of = {region_of(name): name for name in patches}
-        images = Counter(patients_of(cfg, a_patch_of.values()))
-        sizes = sorted({min(images.values()), max(images.values())})
-        each = " to ".join(map(str, sizes))
-        findings.table["patients"] = f"{len(images)}, images of each: {each}"
-
-
 def _check_folds(cfg: Config, patches: list[str], findings: Findings) -> None:
     """Check both sides of each fold: of the user-supplied list, or as it will be split."""
     for fold in cfg.folds:
@@ -210,8 +149,9 @@ def _check_folds(cfg: Config, patches: list[str], findings: Findings) -> None:
                 train = set(patches) - test
             shared = set(patients_of(cfg, train)) & set(patients_of(cfg, test))
             sides = f"{len(train)} train, {len(test)} test patches"
-            found = f"{made}: {sides}, {len(shared)} {cfg.unit}s on both sides"
-            findings.table[f"fold {fold}"] = found
+            patients = set(patients_of(cfg, patches))
+            shared = f"{len(shared)} of {len(patients)} {cfg.unit}s on both sides"
+            findings.table[f"fold {fold}"] = f"{made}: {sides}, {shared}"
 
 
 def _check_time(cfg: Config, patches: int, findings: Findings) -> None:

@@ -15,7 +15,6 @@ from generate_patches import generate_patches
 from generate_semantic_labels import centres, generate_semantic_labels, semantic_mask
 from generate_unfiltered_oods import remove_foreground
 from main import main
-from medood.check import check
 from medood.data.dataset import Patches, load_patches
 from medood.data.files import read_table
 from medood.data.images import read_image, read_mask, write_png
@@ -66,12 +65,6 @@ def test_255_is_a_class_where_mask_values_says_so(tmp_path):
         read_own_mask(path, (), 3)  # a mistake beside an unsure pixel
 
 
-def test_a_mask_without_any_nucleus_may_be_unsure(tmp_path):
-    inst_map, ids, classes = read_own_mask(save(tmp_path / "a.png", [U, U], [0, U]), (), 3)
-    assert (len(ids), len(classes)) == (0, 0)
-    assert semantic_mask(inst_map, ids, classes).tolist() == [[U, U], [0, U]]
-
-
 def test_an_id_that_is_not_listed_is_refused_beside_unsure_pixels():
     inst_map = np.array([[-1, 3, 0]])
     assert semantic_mask(inst_map, np.array([3]), np.array([1])).tolist() == [[U, 1, 0]]
@@ -112,20 +105,12 @@ def test_neither_list_of_nuclei_names_an_unsure_one(own):
     assert rows == [(f"{n}_{k}.png", str(c)) for n in "ab" for k, c in ((0, 1), (3, 2))]
 
 
-def test_the_check_says_how_much_is_unsure(own):
-    # a patch, and of the column what lies in the others: 24 rows of 2 pixels, 24 and 8
-    table = check(own).table
-    assert table["unsure"] == f"{(1024 + 2 * (24 + 24 + 8)) / 4096:.1%} of the pixels"
-    assert table["nuclei"] == "4"
-
-
 def test_masks_of_0_and_255_without_mask_values_are_refused_with_the_cure(own):
     for path in own.masks.iterdir():
         save(path, *np.full((64, 64), U))
     message = "no label contains a nucleus: check the labels, and set mask_values if 255 is a class"
     with pytest.raises(UserError, match=message):
         generate_semantic_labels(own)
-    assert any(stop.startswith(message) for stop in check(own).stops)
 
 
 def test_only_sure_pixels_make_a_patch_positive_or_negative(own):
@@ -191,20 +176,15 @@ def test_the_share_of_right_pixels_is_of_those_that_are_sure():
     assert chosen == {"most pixels right": 0, "median": 0, "fewest pixels right": 1}
 
 
-@pytest.mark.parametrize("networks", [1, 2])
-def test_unsure_pixels_have_a_grey_of_their_own_in_the_examples(tmp_path, networks):
+def test_unsure_pixels_have_a_grey_of_their_own_in_the_examples(tmp_path):
     patches = three_patches()
-    seen = {f"{k}": torch.zeros(3, 16, 16, dtype=torch.uint8) for k in range(networks)}
+    seen = {f"{k}": torch.zeros(3, 16, 16, dtype=torch.uint8) for k in range(2)}
     figures.draw_examples(tmp_path / "some.png", "", patches, seen, LIZARD)
     sure = dataclasses.replace(patches, masks=patches.masks.where(patches.masks != U, 0))
     figures.draw_examples(tmp_path / "none.png", "", sure, seen, LIZARD)
     assert colours_in(tmp_path / "none.png", UNSURE_COLOUR) < 50  # a shade of the letters
-    one = colours_in(tmp_path / "some.png", UNSURE_COLOUR)
-    assert one > 5000 * networks  # a quarter of the truth, and of where two networks differ
-    last = LIZARD[-1][1]
-    assert colours_in(tmp_path / "some.png", last) == pytest.approx(
-        colours_in(tmp_path / "none.png", last), abs=50
-    )
+    # a quarter of the truth, and of where two networks differ
+    assert colours_in(tmp_path / "some.png", UNSURE_COLOUR) > 10_000
 
 
 def test_where_the_truth_is_unsure_neither_network_is_wrong():

@@ -229,14 +229,3 @@ def look_at_pair(image: Path, mask: Path, cfg: Config) -> None:
     require_side(image, read_image(image), cfg.patch_size)
     require_side(mask, read_mask(mask, len(cfg.class_names)), cfg.patch_size)
     require_one_orientation(image, mask, orientation_of(image), orientation_of(mask))
-
-
-def whole_patches(path: Path, image: np.ndarray, side: int) -> int:
-    """Return how many whole patches an image of ood_source gives; UserError if it gives none."""
-    height, width = image.shape[:2]
-    if height < side or width < side:
-        raise UserError(
-            f"{path} is {width} x {height} pixels, smaller than a patch of {side}: remove it from"
-            " ood_source or enlarge it"
-        )
-    return (height // side) * (width // side)
