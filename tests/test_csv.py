@@ -100,10 +100,11 @@ def test_what_cannot_be_read_right_is_named_with_its_cure(tmp_path, content, sai
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
-        ([["a", "1"], ["a", "2"]], "gives two Splits to a: remove one row"),
-        ([["a", "4"]], "row 2 has the Split '4', expected 1, 2 or 3"),
-        ([["b", "1"], ["a", "1,0"]], "row 3 has the Split '1,0', expected 1, 2 or 3"),
-        ([["a", ""]], "row 2 has the Split '', expected 1, 2 or 3"),
+        (
+            [["a", "1"], ["a", "2"]],
+            "row 3, FileName 'a', has the Split '2', expected 1, 2 or 3, the same in all",
+        ),
+        ([["a", "4"]], "row 2, FileName 'a', has the Split '4', expected 1, 2 or 3"),
         ([["b", "1"]], "does not name region a"),
     ],
 )

@@ -32,8 +32,11 @@ def test_a_patch_split_depends_on_seed_alone_not_on_the_order_of_the_files():
     ("text", "said"),
     [
         (",img_name,obj_tag\n0,../../other.png,test\n", "not in Image_Patchs, .*/other.png"),
-        (",img_name,obj_tag\n0,region_0_0.png,val\n", "region_0_0.png as 'val'"),
-        (",name,tag\n0,region_0_0.png,test\n", "columns"),
+        (
+            ",img_name,obj_tag\n0,region_0_0.png,val\n",
+            "img_name 'region_0_0.png' and the obj_tag 'val', expected",
+        ),
+        (",name,tag\n0,region_0_0.png,test\n", "row 2 has the img_name None"),
         (",img_name,obj_tag\n0,region_0_0.png,test\n1,region_0_0.png,train\n", "twice"),
         (",img_name,obj_tag\n0,region_0_0.png,train\n", "no patch tagged test"),
     ],

@@ -74,35 +74,17 @@ def save_two(path, kind):
     ("name", "kind"),
     [("a.png", ""), ("a.png", "palette"), ("a.tif", ""), ("a.tif", "fax"), ("a.bmp", "")],
 )
-@pytest.mark.parametrize(
-    ("values", "n_classes", "expected"),
-    [
-        ((), 2, 1),
-        ((1,), 2, 1),
-        ((255,), 2, 1),
-        ((7,), 2, 1),  # the one class there is
-        ((), 7, 1),
-        ((128, 255), 3, 2),
-        ((2, 1), 3, 2),
-    ],
-)
-def test_the_second_of_two_colours_is_what_the_user_says(
-    tmp_path, name, kind, values, n_classes, expected
-):
+def test_the_second_of_two_colours_is_the_one_class(tmp_path, name, kind):
     save_two(tmp_path / name, kind)
-    found = classes_in(tmp_path / name, values, n_classes)
-    np.testing.assert_array_equal(found, expected * (MASK == 1))
+    for values in ((), (1,), (255,)):
+        np.testing.assert_array_equal(classes_in(tmp_path / name, values, 2), MASK == 1)
     np.testing.assert_array_equal(read_mask(tmp_path / name, 7), MASK == 1)
 
 
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [((1, 255), "has two colours.* has both"), ((2, 3), "contains the value 1 in 25 pixels")],
-)
-def test_two_colours_that_may_be_any_class_are_refused(tmp_path, values, message):
+def test_two_colours_that_may_be_any_class_are_refused(tmp_path):
     save_two(tmp_path / "a.png", "")
-    with pytest.raises(UserError, match=message):
-        read_own_mask(tmp_path / "a.png", values, 3)
+    with pytest.raises(UserError, match="has two colours, of 3 values: save it with 8 bits"):
+        read_own_mask(tmp_path / "a.png", (1, 255), 3)
 
 
 def test_the_indices_of_a_palette_are_the_classes_in_prepared_patches_too(tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 
 from config import Config, UserError
 from medood.commands import command
-from medood.data.files import pngs, read_rows, read_table
+from medood.data.files import pngs, read_rows
 from medood.data.names import by_name
 from medood.data.patients import patients_of, region_of, without_ending
 from medood.data.records import record_of
@@ -65,13 +65,12 @@ def read_official(workspace: Path, patches: list[str]) -> dict[str, int]:
         )
     parts: dict[str, int] = {}
     for number, row in read_rows(path, ("filename", "split")):
-        if not {"filename", "split"} <= row.keys():
-            raise UserError(f"{path} lacks the columns FileName and Split (1, 2, 3)")
-        region, part = without_ending(row["filename"]), row["split"]
-        if part not in OFFICIAL:
-            raise UserError(f"{path}: row {number} has the Split {part!r}, expected 1, 2 or 3")
-        if parts.setdefault(region, int(part)) != int(part):
-            raise UserError(f"{path} gives two Splits to {region}: remove one row")
+        region, part = without_ending(row.get("filename", "")), row.get("split")
+        if part not in OFFICIAL or parts.setdefault(region, int(part)) != int(part):
+            raise UserError(
+                f"{path}: row {number}, FileName {region!r}, has the Split {part!r}, expected 1, 2"
+                " or 3, the same in all rows of a region"
+            )
     if unknown := sorted({region_of(name) for name in patches} - parts.keys()):
         raise UserError(f"{path} does not name region {unknown[0]}: use Lizard's own table")
     return parts
@@ -137,15 +136,16 @@ def read_list(path: Path, there: set[str], bad: set[str]) -> tuple[list[str], li
     there: the patches; UserError if others are named. bad: the names of patches, and of images or
     labels of regions, that are skipped: the list may name their patches.
     """
-    rows = read_table(path, ("img_name", "obj_tag"))
-    tags = {row.get("img_name"): row.get("obj_tag") for row in rows}
-    if None in tags or None in tags.values() or not rows:
-        raise UserError(f"{path} lacks rows with the columns img_name and obj_tag")
-    wrong = [(name, tag) for name, tag in tags.items() if tag not in ("train", "test")]
-    if wrong:
-        raise UserError(f"{path} tags {wrong[0][0]} as {wrong[0][1]!r}, expected train or test")
-    if len(tags) < len(rows):
-        raise UserError(f"{path} names a patch twice: a patch either trains or tests")
+    tags: dict[str, str] = {}
+    for number, row in read_rows(path, ("img_name", "obj_tag")):
+        name, tag = row.get("img_name"), row.get("obj_tag")
+        if not name or tag not in ("train", "test"):
+            raise UserError(
+                f"{path}: row {number} has the img_name {name!r} and the obj_tag {tag!r}, expected"
+                " a patch, and train or test"
+            )
+        if tags.setdefault(name, tag) != tag:
+            raise UserError(f"{path} tags {name} twice: a patch either trains or tests")
     left_out = {Path(name).stem for name in bad}
     tags = {
         name: tag

@@ -96,14 +96,7 @@ def _load_mat(path: Path) -> dict[str, np.ndarray]:
         content = loadmat(path, variable_names=KEYS)
     except UserError:
         raise
-    except NotImplementedError:  # HDF5
-        raise UserError(
-            f"{path} is a .mat file of version 7.3, which is not supported: run in MATLAB"
-            f" `s = load('{path}'); save('{path}', '-struct', 's', '-v7')`"
-        ) from None
-    except Exception as error:  # scipy raises a dozen kinds for a damaged file
-        if isinstance(error, OSError) and error.errno:
-            raise  # the disk's fault, not the file's
+    except Exception as error:  # scipy raises a dozen kinds for a damaged file, and for version 7.3
         raise UserError(f"{path} is not a readable .mat file ({error}): unpack it again") from None
     for key in KEYS:
         values = content.get(key)
@@ -118,22 +111,6 @@ def _load_mat(path: Path) -> dict[str, np.ndarray]:
     return content
 
 
-def _second_colour(path: Path, expected: tuple[int, ...]) -> int:
-    """Return the value of the second colour of a mask of two colours.
-
-    That is the only class, or else 1 or 255, as programs show this colour as either. expected: the
-    values of a mask, background first. Raises UserError if both 1 and 255 are classes.
-    """
-    if len(expected) == 2:
-        return expected[1]
-    if {1, 255} <= set(expected):
-        raise UserError(
-            f"{path} has two colours, of which one may be 1 or 255, and mask_values has both: save"
-            " it with 8 bits"
-        )
-    return 255 if 255 in expected else 1
-
-
 def read_own_mask(path: Path, mask_values: tuple[int, ...], n_classes: int) -> Label:
     """Return a user-supplied class mask as a label: a nucleus is touching pixels of one class.
 
@@ -145,7 +122,11 @@ def read_own_mask(path: Path, mask_values: tuple[int, ...], n_classes: int) -> L
     mask = read_values(path)
     expected = (BACKGROUND, *(mask_values or range(1, n_classes)))
     if mask.dtype == bool:
-        mask = np.where(mask, _second_colour(path, expected), BACKGROUND)
+        if len(expected) > 2:
+            raise UserError(
+                f"{path} has two colours, of {len(expected)} values: save it with 8 bits"
+            )
+        mask = np.where(mask, expected[1], BACKGROUND)
     class_mask = np.full(mask.shape, UNSURE, np.uint8)
     for value, stored in enumerate(expected):
         class_mask[mask == stored] = value

@@ -11,10 +11,10 @@ from medood.data.folds import read_fold
 from medood.data.names import name_of, plain
 from medood.data.workspace import pct_path, ranking_path
 
-ESTIMATE = {  # the values of an estimate, without the grid
-    **dict.fromkeys(("available", "ood_patches", "id_patches", "positives", "negatives"), int),
-    **dict.fromkeys(("pct", "pnr", "pnr_id", "distance"), (int, float)),
-}
+ESTIMATE = (  # the numbers of an estimate, without the grid
+    *("available", "ood_patches", "id_patches", "positives", "negatives"),
+    *("pct", "pnr", "pnr_id", "distance"),
+)
 
 
 def columns(cfg: Config) -> list[str]:
@@ -33,16 +33,18 @@ def ood_candidates(cfg: Config, names: list[str]) -> list[str]:
 def read_hard_oods(cfg: Config, fold: int) -> list[str]:
     """Return the names of the OoD patches that were kept, hardest first."""
     path = ranking_path(cfg, fold)
+    again = (
+        f"remove it and run `{command(cfg, 'rank_prune_ood.py', TrainingConfig, folds=(fold,))}`"
+    )
     rows, expected = read_table(path), [*map(plain, columns(cfg))]
     if not rows or any(set(row) != set(expected) for row in rows):
-        again = _again(cfg, "rank_prune_ood.py", fold)
         raise UserError(f"{path} lacks columns of {', '.join(expected)}: {again}")
     kept = [row["img_name"] for row in rows if row["kept"] == "1"]
     # a name from elsewhere must not point to a file outside the workspace
     if unknown := set(kept) - set(ood_candidates(cfg, read_fold(cfg, fold).train)):
         raise UserError(
             f"{path} ranks {min(unknown)}, which is not an OoD patch of this fold's training side:"
-            f" {_again(cfg, 'rank_prune_ood.py', fold)}"
+            f" {again}"
         )
     return kept
 
@@ -51,18 +53,13 @@ def chosen_oods(cfg: Config, fold: int) -> list[str]:
     """Return the names of the OoD patches that Med-OoD trains on: the hardest share."""
     estimate = read_estimate(cfg, fold)
     if not estimate:
-        path = pct_path(cfg, fold)
-        raise UserError(f"{path} is not an estimate: {_again(cfg, 'estimate_pct.py', fold)}")
-    return read_hard_oods(cfg, fold)[: estimate["ood_patches"]]
-
-
-def _again(cfg: Config, script: str, fold: int) -> str:
-    kind = TrainingConfig if script == "rank_prune_ood.py" else Config
-    return f"remove it and run `{command(cfg, script, kind, folds=(fold,))}`"
+        again = command(cfg, "estimate_pct.py", Config, folds=(fold,))
+        raise UserError(f"{pct_path(cfg, fold)} is not an estimate: remove it and run `{again}`")
+    return read_hard_oods(cfg, fold)[: int(estimate["ood_patches"])]
 
 
 def read_estimate(cfg: Config, fold: int) -> dict:
     """Return the estimate of a fold; {} if estimate_pct.py would not write it like this."""
     estimate = read_json(pct_path(cfg, fold)) or {}
-    numbers = all(isinstance(estimate.get(name), kind) for name, kind in ESTIMATE.items())
+    numbers = all(isinstance(estimate.get(name), int | float) for name in ESTIMATE)
     return estimate if numbers else {}
