@@ -18,7 +18,6 @@ from weak.floors import brightness, cut_to, otsu_masks, strangeness
 from weak.maps import cut_at_half, unsure_without_class
 from weak.pooled import (
     LEVELS,
-    PooledTraining,
     appearance,
     maps_by,
     pooled,
@@ -28,6 +27,7 @@ from weak.pooled import (
     size_loss,
     with_appearance,
 )
+from weak.train_classifier import ClassifierTraining
 
 CPU = torch.device("cpu")
 
@@ -67,7 +67,7 @@ def test_the_pooled_loss_by_hand():
 
 
 def trained(cfg, images, labels):
-    training = PooledTraining(cfg, 1, 0, images, labels, CPU)
+    training = ClassifierTraining(cfg, 1, "pooled", 0, images, labels, CPU)
     fit(training)
     return training.model.eval()
 

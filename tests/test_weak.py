@@ -18,7 +18,6 @@ from tests.conftest import as_settings_of, in_a_copy, printed_in
 from tests.leaks import files_by_masks
 from tests.small_weak import PLAIN_ROWS, POOLED, few_pictures, small, stopped_after
 from weak import train_irnet
-from weak.classifier import ImagesTraining
 from weak.evaluate_masks import evaluate_masks, require_all
 from weak.generate_images import generate_images
 from weak.generate_maps import generate_maps, read_maps
@@ -35,7 +34,7 @@ from weak.products import (
 )
 from weak.scoring import ROWS
 from weak.settings import MasksConfig
-from weak.train_classifier import train_classifiers
+from weak.train_classifier import ClassifierTraining, train_classifiers
 from weak.train_irnet import train_irnets
 from weak.train_segmentation import (
     made_from_of,
@@ -181,7 +180,7 @@ def test_an_interrupted_training_of_classifiers_ends_with_the_same_files(cfg, me
     folder = classifier_folder(cfg, 79)
     whole = hashes(folder)
     shutil.rmtree(folder)
-    with stopped_after(ImagesTraining, 1), pytest.raises(KeyboardInterrupt):
+    with stopped_after(ClassifierTraining, 1), pytest.raises(KeyboardInterrupt):
         train_classifiers(cfg)
     assert not folder.exists()
     capsys.readouterr()

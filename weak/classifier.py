@@ -7,7 +7,6 @@ and learns that these have no class at any pixel. It cannot say which of two cla
 but where. For the third, pooled, see weak/pooled.py.
 """
 
-from abc import abstractmethod
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -19,17 +18,13 @@ import torch.nn.functional as F
 from scipy.stats import mannwhitneyu
 from torch import Tensor, nn
 
-from config import Config, UserError
-from medood.models.network import Normalise, autocast, build_model, exact, for_training
-from medood.training.augmentation import augment, draw_augmentation
-from medood.training.batches import AUGMENTATION, INITIALISATION, balanced, batches, stream_seed
-from medood.training.protocol import Losses, Training
-from weak.arrays import load_weights, on_device
+from config import UserError
+from medood.models.foreign import reason_of
+from medood.models.network import build_model
+from weak.arrays import load_weights
 from weak.output_stride import OUTPUT_STRIDE, PROBE, grid_shifts, set_output_stride
 from weak.settings import ClassifierConfig
 
-HEAD_LR = 10  # times the encoder's: the head has random weights at first
-WARM_UP = 0.1  # of all steps, in which the learning rate rises; then it falls
 EMPTY = 4  # weight of the pixels of images without a class, in the contrast loss; an image has 1
 
 Kind = Literal["plain", "contrast", "pooled"]
@@ -93,144 +88,21 @@ def build_classifier(cfg: ClassifierConfig, to_train: bool = True) -> Classifier
     weights = build_model(replace(cfg, batch_norm=True)).encoder.state_dict() if to_train else {}
     try:
         encoder = smp.encoders.get_encoder(cfg.encoder, depth=cfg.stages, weights=None)
-    except Exception as error:  # of smp and of every model of timm: each has its own kind
-        raise UserError(
-            f"encoder = {cfg.encoder!r} cannot be built with {cfg.stages} stages ({error}): set"
-            " stages to 5, or choose another encoder"
-        ) from None
-    if to_train:
-        encoder.load_state_dict({name: weights[name] for name in encoder.state_dict()})
-    try:
+        if to_train:
+            encoder.load_state_dict({name: weights[name] for name in encoder.state_dict()})
         shifts = grid_shifts(encoder)
         set_output_stride(encoder)
         with torch.no_grad():
             side = encoder(torch.zeros(2, 3, PROBE, PROBE))[-1].shape[-1]
-    except Exception:  # sizes of its branches differ now, or a pooling's, or it takes one size only
-        side = 0
-    if side * OUTPUT_STRIDE != PROBE:
+        if side * OUTPUT_STRIDE != PROBE:
+            raise ValueError(f"its maps have {side} pixels of {PROBE}")
+    except Exception as error:  # of smp and of every model of timm: each has its own kind
         raise UserError(
-            f"encoder = {cfg.encoder!r} cannot keep an output stride of {OUTPUT_STRIDE}:"
-            " choose another encoder, such as resnet18 or mobilenet_v2"
-        )
+            f"encoder = {cfg.encoder!r} cannot keep an output stride of {OUTPUT_STRIDE} with"
+            f" {cfg.stages} stages ({reason_of(error)}): set stages to 5, or choose another"
+            " encoder, such as resnet18 or mobilenet_v2"
+        ) from None
     return Classifier(encoder, shifts, len(cfg.classes))
-
-
-class ImagesTraining(Training):
-    """A network in training on images and their labels.
-
-    AdamW, whose rate rises once and falls once; an epoch has as many images as there are, drawn by
-    `balanced`.
-    """
-
-    rate = "classifier_lr"
-    draw_augmentation = staticmethod(draw_augmentation)
-
-    def __init__(
-        self,
-        cfg: ClassifierConfig,
-        fold: int,
-        called: str,
-        network: nn.Module,
-        groups: list[dict],
-        epochs: int,
-        first: int,
-        images: Tensor,
-        labels: Tensor,
-        device: torch.device,
-    ) -> None:
-        """groups: parameters of the network, on the device, each with its highest rate, `lr`.
-
-        first: of the epochs' numbers, each of which has its own random numbers. images: RGB uint8
-        (N, P, P, 3). labels: float (N, C).
-        """
-        self.called = called
-        super().__init__(cfg, f"fold {fold}, classifier {called}", network, epochs, device)
-        self.fold, self.images, self.labels, self.first = fold, images, labels, first
-        self.normalise = Normalise(cfg.encoder).to(device)
-        self.precision = autocast(cfg.precision, device)
-        rates = [group["lr"] for group in groups]
-        self.optimiser = torch.optim.AdamW(groups, weight_decay=1e-4)
-        # the rise and the fall need two steps each
-        steps = max(4, epochs * -(-len(images) // cfg.batch_size))
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimiser, rates, total_steps=steps, pct_start=max(WARM_UP, 2 / steps)
-        )
-        self.parts |= {"optimiser": self.optimiser, "schedule": self.schedule}
-
-    @abstractmethod
-    def loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Return the scalar loss of normalised images (N, 3, H, W), for labels (N, C)."""
-
-    def begin_epoch(self, epoch: int) -> list[tuple[Tensor, Tensor]]:
-        """Return the indices of the images of each batch, and their augmentation."""
-        number, count = self.first + epoch, len(self.labels)
-        likely = torch.from_numpy(balanced((self.labels > 0).numpy()))
-        indices = batches(self.cfg, self.fold, number, count, likely)
-        seed = stream_seed(self.cfg, self.fold, AUGMENTATION, number)
-        augmentation = self.draw_augmentation(count, seed).split(self.cfg.batch_size)
-        return list(zip(indices, augmentation, strict=False))
-
-    def step(self, index: Tensor, augmentation: Tensor) -> Losses:
-        """Take a step on some of the images."""
-        batch = self.images[index].to(self.device)
-        unused = torch.zeros(batch.shape[:3], dtype=torch.uint8, device=self.device)
-        augmented, _ = augment(batch, unused, augmentation.to(self.device))
-        self.optimiser.zero_grad()
-        with exact(self.cfg.precision):
-            loss = self.loss(self.normalise(augmented), self.labels[index].to(self.device))
-            loss.backward()
-        self.optimiser.step()
-        self.schedule.step()
-        return {"loss": loss.detach()}
-
-    def end_epoch(self, losses: dict[str, float]) -> dict:
-        """Return the row of the log, with the name of the classifier."""
-        return {"classifier": self.called, **super().end_epoch(losses)}
-
-
-class ClassifierTraining(ImagesTraining):
-    """A classifier in training, which may continue from another one, with a new head."""
-
-    def __init__(
-        self,
-        cfg: ClassifierConfig,
-        fold: int,
-        kind: Kind,
-        number: int,
-        images: Tensor,
-        labels: Tensor,
-        device: torch.device,
-        start: Classifier | None = None,
-    ) -> None:
-        """number: from 0; each has its own random numbers.
-
-        labels: 0 or 1. start: a classifier to continue from, in place.
-        """
-        self.loss_of, epochs = {
-            "plain": (plain_loss, cfg.classifier_epochs),
-            "contrast": (contrast_loss, cfg.contrast_epochs),
-        }[kind]
-        stream = number + (kind == "contrast") * cfg.classifiers
-        torch.manual_seed(stream_seed(cfg, fold, INITIALISATION, stream))
-        if start:
-            start.head.reset_parameters()
-        classifier = for_training(start or build_classifier(cfg), device)
-        rate = cfg.classifier_lr
-        groups = [
-            {"params": classifier.encoder.parameters(), "lr": rate},
-            {"params": classifier.head.parameters(), "lr": HEAD_LR * rate},
-        ]
-        first = stream * max(cfg.classifier_epochs, cfg.contrast_epochs)
-        called = f"{kind} {number + 1}"
-        super().__init__(
-            *(cfg, fold, called, classifier, groups, epochs, first, images, labels, device)
-        )
-
-    def loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Return the loss of the maps, by the kind."""
-        with self.precision:
-            maps = self.model.maps(images)
-        return self.loss_of(maps.float(), labels)
 
 
 def plain_loss(maps: Tensor, labels: Tensor) -> Tensor:
@@ -253,14 +125,6 @@ def contrast_loss(maps: Tensor, labels: Tensor) -> Tensor:
     of_image = F.binary_cross_entropy_with_logits(maps.mean((2, 3)), labels, reduction="none")
     of_pixels = F.softplus(maps).mean((2, 3))  # binary cross-entropy of each against 0
     return (known * of_image + EMPTY * empty * of_pixels).sum() / known.sum()
-
-
-@torch.inference_mode()
-def logits_of(cfg: Config, classifier: nn.Module, images: Tensor, device: torch.device) -> Tensor:
-    """Return the logits, float32 (N, C) on the CPU, of RGB uint8 images (N, P, P, 3)."""
-    normalise = Normalise(cfg.encoder).to(device)
-    parts = on_device(images, device, "  classifying")
-    return torch.cat([classifier(normalise(part)) for part in parts]).cpu()
 
 
 def image_scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, list[float | None]]:

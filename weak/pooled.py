@@ -14,7 +14,6 @@ ends at a probability of a half. A training image is unsure around it; a test im
 """
 
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,11 +23,10 @@ from torch import Tensor, nn
 
 from medood.data.files import in_threads
 from medood.data.labels import BACKGROUND
-from medood.models.network import Normalise, autocast, build_model, exact, for_training, pick_device
+from medood.models.network import Normalise, autocast, exact, pick_device
 from medood.training.augmentation import RANDOM, parameters_of
-from medood.training.batches import INITIALISATION, stream_seed
 from weak.arrays import on_device
-from weak.classifier import EMPTY, ImagesTraining, kinds_of, load_classifiers, logits_of
+from weak.classifier import EMPTY, kinds_of, load_classifiers
 from weak.settings import ClassifierConfig
 
 TOP = 0.02  # of a map's pixels, whose mean is the logit of the image
@@ -88,50 +86,14 @@ def gentle(count: int, seed: int) -> Tensor:
     return parameters_of(random)
 
 
-class PooledTraining(ImagesTraining):
-    """A classifier of --method unet in training."""
-
-    draw_augmentation = staticmethod(gentle)
-
-    def __init__(
-        self,
-        cfg: ClassifierConfig,
-        fold: int,
-        number: int,
-        images: Tensor,
-        labels: Tensor,
-        device: torch.device,
-    ) -> None:
-        """number: from 0; each has its own random numbers. labels: as pooled_loss takes them."""
-        torch.manual_seed(stream_seed(cfg, fold, INITIALISATION, number))
-        network, epochs = for_training(build_model(cfg), device), cfg.classifier_epochs
-        groups = [{"params": network.parameters(), "lr": cfg.classifier_lr}]
-        first, called = number * epochs, str(number + 1)
-        super().__init__(
-            *(cfg, fold, called, network, groups, epochs, first, images, labels, device)
-        )
-
-    def loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Return pooled_loss of the maps."""
-        with self.precision:
-            maps = maps_by(self.model, images)
-        return pooled_loss(maps.float(), labels, self.cfg.size)
-
-
-class Seen(NamedTuple):
-    """The predictions of classifiers for N images."""
-
-    maps: Tensor  # float32 (N, C, P, P)
-    logits: Tensor  # float32 (N, C)
-
-
 @torch.inference_mode()
 def seen_by(
     cfg: ClassifierConfig, networks: list[nn.Module], images: Tensor, device: torch.device
-) -> Seen:
-    """Return maps and logits of images, RGB uint8 (N, P, P, 3), on the CPU.
+) -> tuple[Tensor, Tensor]:
+    """Return maps, float32 (N, C, P, P), and logits, (N, C), on the CPU, of N images.
 
-    They are the mean over networks, of the image and its mirror image.
+    They are the mean over networks, of the image and its mirror image. images: RGB uint8
+    (N, P, P, 3).
     """
     normalise, precision = Normalise(cfg.encoder).to(device), autocast(cfg.precision, device)
     maps, logits = [], []
@@ -142,9 +104,10 @@ def seen_by(
                 found += [maps_by(network, batch), maps_by(network, batch.flip(3)).flip(3)]
         logits.append(torch.stack([pooled(each) for each in found]).mean(0).cpu())
         maps.append(torch.stack(found).mean(0).cpu())
-    return Seen(torch.cat(maps), torch.cat(logits))
+    return torch.cat(maps), torch.cat(logits)
 
 
+@torch.inference_mode()
 def logits_by(cfg: ClassifierConfig, folder: Path, images: Tensor) -> Tensor:
     """Return the logits, (N, C) on the CPU, by the classifiers of a method in their folder.
 
@@ -153,8 +116,10 @@ def logits_by(cfg: ClassifierConfig, folder: Path, images: Tensor) -> Tensor:
     device = pick_device(cfg.device)
     classifiers = load_classifiers(cfg, folder, kinds_of(cfg)[0], device)
     if cfg.is_pooled:
-        return seen_by(cfg, classifiers, images, device).logits
-    return torch.stack([logits_of(cfg, one, images, device) for one in classifiers]).mean(0)
+        return seen_by(cfg, classifiers, images, device)[1]
+    batches = map(Normalise(cfg.encoder).to(device), on_device(images, device, "  classifying"))
+    found = [torch.stack([one(batch) for one in classifiers]).mean(0) for batch in batches]
+    return torch.cat(found).cpu()
 
 
 def appearance(maps: Tensor, images: Tensor, held: Tensor) -> Tensor:
