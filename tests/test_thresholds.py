@@ -3,7 +3,6 @@
 import torch
 
 from weak.maps import (
-    area_above,
     detection_threshold,
     masks_of,
     masks_with_unsure,
@@ -23,11 +22,10 @@ def test_as_many_images_exceed_the_threshold_as_hold_the_class():
     assert detection_threshold(maxima, torch.tensor([True, False, False, False])) == 4.5
 
 
-def test_the_area_above_a_threshold_and_the_threshold_of_an_area():
+def test_the_threshold_of_an_area():
     maps = torch.arange(8.0).view(2, 2, 2)
-    assert area_above(maps, 5) == 2 / 8
     assert threshold_of(maps, 2 / 8) == 5
-    assert area_above(maps, threshold_of(maps, 3 / 8)) == 3 / 8
+    assert threshold_of(maps, 3 / 8) == 4
 
 
 def test_the_class_that_exceeds_its_threshold_most_wins():

@@ -50,7 +50,7 @@ def stand_in():
         )
         patch.setattr("weak.train_transfer.flipped", lambda *_: 1.0)
         patch.setattr("weak.generate_masks.heal", knowing_hues)
-        seen = lambda cfg, fold, paths: torch.ones(len(paths), dtype=torch.uint8)  # noqa: E731
+        seen = lambda cfg, fold, paths: torch.ones(len(paths), dtype=torch.bool)  # noqa: E731
         patch.setattr("weak.generate_masks.seen_in", seen)
         yield
 
@@ -113,7 +113,7 @@ def test_a_mask_that_contradicts_its_label_is_unsure(tmp_path, stand_in, monkeyp
 
 
 def test_an_image_that_the_classifier_calls_healthy_has_no_mask(cfg, stand_in, monkeypatch):
-    none = lambda cfg, fold, paths: torch.zeros(len(paths), dtype=torch.uint8)  # noqa: E731
+    none = lambda cfg, fold, paths: torch.zeros(len(paths), dtype=torch.bool)  # noqa: E731
     monkeypatch.setattr("weak.generate_masks.seen_in", none)
     shutil.rmtree(cfg.workspace / "weak" / "Pseudo_Masks")
     generate_masks(cfg)

@@ -14,6 +14,7 @@ CAM too, of the others. With method = "unet", weak/maps/<fold>_pooled_<model>/ h
 float16 (C, P, P).
 """
 
+import json
 import sys
 from pathlib import Path
 
@@ -23,8 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from config import UserError
-from medood.data.files import csv_text, read_json, read_table, reading, write_json, write_text
+from medood.data.files import csv_text, read_table, reading, write_json, write_text
 from medood.models.network import pick_device
 from medood.runs.command_line import run
 from weak.arrays import caption, draw_rows, load_images, some_of
@@ -107,9 +107,8 @@ def read_seeds(
     """
     maps, held = read_maps(cfg, fold, paths, cfg.method)
     path = maps_folder(cfg, fold) / AREAS
-    found = read_json(path)
-    if found is None:
-        raise UserError(f"{path} cannot be read: remove {path.parent} to have it regenerated")
+    with reading(path):
+        found = json.loads(path.read_text())
     return normalised(maps, held), held, [found[name] for name in cfg.class_names[1:]]
 
 

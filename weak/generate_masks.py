@@ -38,6 +38,7 @@ it: its background is unsure.
 
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -47,8 +48,8 @@ from skimage.filters import threshold_otsu
 from torch import Tensor
 
 from medood.data.files import in_threads
-from medood.data.images import read_image, write_png
-from medood.data.labels import BACKGROUND, UNSURE
+from medood.data.images import write_png
+from medood.data.labels import is_foreground
 from medood.models.network import pick_device
 from medood.runs.command_line import run
 from weak import pooled
@@ -70,7 +71,6 @@ from weak.maps import cut_at_half, normalised, resized, unsure_without_class
 from weak.outline import outlined
 from weak.products import (
     HEALTHY,
-    TRANSFER_MASKS,
     classifier_folder,
     domains,
     fold_labels,
@@ -90,78 +90,90 @@ BOUNDARIES, MASK, BEFORE = "boundaries.npz", "mask.npz", "before.npz"
 SHOWN = 8  # images in the contact sheet
 
 
+class Masks(NamedTuple):
+    """The masks of N images, before they are outlined."""
+
+    paths: list[Path]
+    masks: Tensor  # uint8 (N, P, P)
+    training: list[int]  # indices of the images that train
+    held: Tensor  # bool (N, C), which classes an image has
+
+
 def generate_masks(cfg: MasksConfig) -> None:
     """Write the masks of every fold, of training and of test images."""
     if cfg.method == "transfer":
         cfg = with_lesion(cfg)
         make_folds(cfg, HEALTHY, write_healthy)
-        make_folds(cfg, TRANSFER_MASKS, write_lesions)
     else:
-        write = write_pooled if cfg.method == "unet" else write_masks
-        make_folds(with_classes(cfg), masks_product(cfg), write)
+        cfg = with_classes(cfg)
+    make_folds(cfg, masks_product(cfg), write_masks)
 
 
 def write_masks(cfg: MasksConfig, fold: int, folder: Path) -> None:
-    """Write the masks of all images by the maps and boundaries of a fold into a folder."""
+    """Write the masks of all images by a fold, and their trust, into a folder."""
+    healthy = None
+    if cfg.method == "transfer":
+        paths, masks, training, held = by_generator(cfg, fold)
+        healthy = load_images(cfg, [healthy_folder(cfg, fold) / path.name for path in paths])
+    elif cfg.method == "unet":
+        paths, masks, training, held = by_pooled(cfg, fold)
+    else:
+        paths, masks, training, held = by_walk(cfg, fold, folder)
+    if cfg.outline:
+        write_arrays(folder / BEFORE, paths, masks, np.uint8)
+        masks = outlined(masks, load_images(cfg, paths), training, len(cfg.class_names))
+    if cfg.outline or cfg.is_pooled:
+        masks[training] = unsure_without_class(masks[training], held[training])
+    for path, mask in zip(paths, masks, strict=True):
+        write_png(folder / path.name, mask.numpy())
+    write_trust(cfg, fold, folder, paths, masks, healthy)
+    holding = [index for index in training if held[index].any()]
+    empty = len(holding) - int(is_foreground(masks[holding]).flatten(1).any(1).sum())
+    print(
+        f"{masks_folder(cfg, fold)}: masks of {len(paths)} images; nothing found in {empty} of"
+        f" {len(holding)} training images with a class"
+    )
+
+
+def by_walk(cfg: MasksConfig, fold: int, folder: Path) -> Masks:
+    """Return masks by the maps and the boundaries of a fold, which are written into a folder."""
     labels, train, _ = fold_labels(cfg, fold)
-    paths = image_paths(cfg, labels)
+    paths, device = image_paths(cfg, labels), pick_device(cfg.device)
     maps, held, _ = read_seeds(cfg, fold, paths)
-    found = boundaries_of(cfg, fold, paths)
+    classifier, *_ = load_classifiers(cfg, classifier_folder(cfg, fold), "plain", device)
+    irnet = load_weights(IRNet(classifier.levels), irnet_folder(cfg, fold) / WEIGHTS)
+    encoder = encoder_of(cfg, classifier, device)
+    found = boundaries(encoder, irnet, load_images(cfg, paths), device)
     write_arrays(folder / BOUNDARIES, paths, found, np.float16)
     walked = normalised(walked_maps(cfg, maps, found), held)
     full = (resized(one, [cfg.image_size] * 2)[0] for one in walked.split(1))
-    masks = cut_at_half(full, held, set(train), cfg.unsure)
-    if cfg.outline:
-        masks = finished(cfg, folder, paths, masks, train, held)
-    write_all(cfg, fold, folder, paths, masks)
+    return Masks(paths, cut_at_half(full, held, set(train), cfg.unsure), train, held)
 
 
-def write_pooled(cfg: MasksConfig, fold: int, folder: Path) -> None:
-    """Write the masks of all images by the maps of a fold with method = unet into a folder."""
+def by_pooled(cfg: MasksConfig, fold: int) -> Masks:
+    """Return masks by the maps of a fold with method = unet."""
     labels, train, _ = fold_labels(cfg, fold)
     paths = image_paths(cfg, labels)
     images = load_images(cfg, paths)
     maps, held = read_maps(cfg, fold, paths, "unet")
     ratio = pooled.appearance(maps[train], images[train], held[train])
-    maps = pooled.with_appearance(maps, images, ratio)
-    masks = cut_at_half(map(pooled.probability, maps), held, set(train), cfg.unsure)
-    write_all(cfg, fold, folder, paths, finished(cfg, folder, paths, masks, train, held))
+    odds = pooled.with_appearance(maps, images, ratio)
+    masks = cut_at_half(map(pooled.probability, odds), held, set(train), cfg.unsure)
+    return Masks(paths, masks, train, held)
 
 
-def finished(
-    cfg: MasksConfig,
-    folder: Path,
-    paths: list[Path],
-    masks: Tensor,
-    training: list[int],
-    held: Tensor,
-) -> Tensor:
-    """Return masks, uint8 (N, P, P), outlined if the setting says so, unsure without a class.
-
-    Masks before outlining are written to the folder, for the test. training: the indices of the
-    images that train. held: bool (N, C), which classes an image has.
-    """
-    if cfg.outline:
-        write_arrays(folder / BEFORE, paths, masks, np.uint8)
-        masks = outlined(masks, load_images(cfg, paths), training, len(cfg.class_names))
-    masks[training] = unsure_without_class(masks[training], held[training])
-    return masks
-
-
-def write_all(cfg: MasksConfig, fold: int, folder: Path, paths: list[Path], masks: Tensor) -> None:
-    """Write the masks of images, uint8 (N, P, P), and their trust into a folder."""
-    for path, mask in zip(paths, masks, strict=True):
-        write_png(folder / path.name, mask.numpy())
-    write_trust(cfg, fold, folder, paths, masks)
-    print(f"{masks_folder(cfg, fold)}: masks of {len(paths)} images")
-
-
-def boundaries_of(cfg: MasksConfig, fold: int, paths: list[Path]) -> Tensor:
-    """Return the boundaries that the IRNet of a fold predicts in images, float32 (N, h, w)."""
-    device = pick_device(cfg.device)
-    classifier, *_ = load_classifiers(cfg, classifier_folder(cfg, fold), "plain", device)
-    irnet = load_weights(IRNet(classifier.levels), irnet_folder(cfg, fold) / WEIGHTS)
-    return boundaries(encoder_of(cfg, classifier, device), irnet, load_images(cfg, paths), device)
+def by_generator(cfg: TransferConfig, fold: int) -> Masks:
+    """Return masks by the mask head of a fold, empty without the lesion."""
+    diseased, healthy = domains(cfg, fold)
+    test = paths_to_test(cfg, fold)
+    paths = [*diseased, *healthy, *test]
+    levels, count = read_levels(cfg, fold, paths), len(diseased)
+    # if all levels are equal, it is theirs, and the masks are empty
+    threshold = int(threshold_otsu(levels[:count].numpy()))
+    labels = torch.arange(count + len(healthy)) < count
+    held = torch.cat([labels, seen_in(cfg, fold, test)])[:, None]
+    masks = ((levels > threshold) & held[..., None]).byte()
+    return Masks(paths, masks, [*range(len(labels))], held)
 
 
 def walked_maps(cfg: MasksConfig, maps: Tensor, boundaries: Tensor) -> Tensor:
@@ -197,36 +209,11 @@ def write_healthy(cfg: MasksConfig, fold: int, folder: Path) -> None:
     print(f"{healthy_folder(cfg, fold)}: {len(paths)} images made healthy")
 
 
-def write_lesions(cfg: MasksConfig, fold: int, folder: Path) -> None:
-    """Write the masks of all images by the mask heads of a fold into a folder."""
-    diseased, healthy = domains(cfg, fold)
-    test = paths_to_test(cfg, fold)
-    levels = read_levels(cfg, fold, diseased + test)
-    # if all levels are equal, it is theirs, and the masks are empty
-    threshold = int(threshold_otsu(levels[: len(diseased)].numpy()))
-    masks = (levels > threshold).byte()
-    masks[len(diseased) :] *= seen_in(cfg, fold, test)[:, None, None]
-    every, held = [*range(len(diseased))], torch.ones(len(masks), 1, dtype=torch.bool)
-    masks = finished(cfg, folder, diseased + test, masks, every, held)
-    is_unsure = (masks[every] == UNSURE).flatten(1).all(1)
-    for path, mask in zip(diseased + test, masks, strict=True):
-        write_png(folder / path.name, mask.numpy())
-    for path in healthy:
-        write_png(folder / path.name, np.full([cfg.image_size] * 2, BACKGROUND, np.uint8))
-    without = np.stack([read_image(healthy_folder(cfg, fold) / p.name) for p in diseased + test])
-    write_trust(cfg, fold, folder, diseased + test, masks, torch.from_numpy(without))
-    print(
-        f"{masks_folder(cfg, fold)}: masks of {len(masks) + len(healthy)} images, threshold"
-        f" {threshold / 255:.2f}; nothing found in {int(is_unsure.sum())} of {len(diseased)}"
-        f" training images with {cfg.lesion}"
-    )
-
-
 def seen_in(cfg: TransferConfig, fold: int, paths: list[Path]) -> Tensor:
-    """Say in which images the classifier sees the lesion, uint8 (N,) of 0 and 1."""
+    """Say in which images the classifier sees the lesion, bool (N,)."""
     of_all = with_classes(cfg)
     logits = pooled.logits_by(of_all, classifier_folder(cfg, fold), load_images(cfg, paths))
-    return (logits[:, of_all.class_names.index(cfg.lesion) - 1] > 0).byte()
+    return logits[:, of_all.class_names.index(cfg.lesion) - 1] > 0
 
 
 def read_levels(cfg: TransferConfig, fold: int, paths: list[Path]) -> Tensor:

@@ -1,13 +1,12 @@
 """A generator that makes an image healthy by a change inside a mask, and those who judge it.
 
-Images are float (N, 3, H, W) in -1..1, but for `heal` and `flipped`.
+Images are float (N, 3, H, W) in -1..1, but for `heal`.
 """
 
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
@@ -31,11 +30,6 @@ class Healed(NamedTuple):
     mask: Tensor  # (N, 1, H, W) in 0..1: where it may change
 
 
-def changed(images: Tensor, mask: Tensor, change: Tensor) -> Tensor:
-    """Return images plus a change inside a mask: to the bit the images where either is 0."""
-    return (images + mask * change).clamp(-1, 1)
-
-
 class Generator(nn.Module):
     """Images -> Healed, by the trunk's network, whose skip connections keep the anatomy.
 
@@ -44,16 +38,17 @@ class Generator(nn.Module):
     """
 
     def __init__(self, cfg: Config) -> None:
-        """The network of cfg has a channel for background, and each class: four are needed."""
         super().__init__()
-        self.network = build_model(cfg)
+        # its channels are the mask, and the change of three colours
+        channels = tuple((name, "#000000") for name in ("red", "green", "blue"))
+        self.network = build_model(replace(cfg, classes=channels))
         self.normalise = Normalise(cfg.encoder)
 
     def forward(self, images: Tensor) -> Healed:
         """images: float (N, 3, H, W) in -1..1."""
         out = self.network(self.normalise((images + 1) * 127.5)).float()
         mask, change = (out[:, :1] + RARE).sigmoid(), 2 * out[:, 1:].tanh()
-        return Healed(changed(images, mask, change), mask)
+        return Healed((images + mask * change).clamp(-1, 1), mask)
 
 
 class Judge(nn.Sequential):
@@ -93,11 +88,6 @@ def total_variation(values: Tensor) -> Tensor:
     return down + (values[..., 1:] - values[..., :-1]).abs().mean()
 
 
-def with_four_channels(cfg: TransferConfig) -> TransferConfig:
-    """Return settings of a network for a mask and a change of three colours."""
-    return replace(cfg, classes=tuple((name, "#000000") for name in ("red", "green", "blue")))
-
-
 def scaled(images: Tensor) -> Tensor:
     """Return images of 0..255 in -1..1."""
     return images / 127.5 - 1
@@ -105,7 +95,7 @@ def scaled(images: Tensor) -> Tensor:
 
 def load_generator(cfg: TransferConfig, folder: Path, device: torch.device) -> Generator:
     """Return the generator of a folder, in eval mode."""
-    generator = Generator(replace(with_four_channels(cfg), encoder_weights="none"))
+    generator = Generator(replace(cfg, encoder_weights="none"))
     load_weights(generator, folder / WEIGHTS)
     return generator.to(device, memory_format=torch.channels_last)
 
@@ -122,15 +112,3 @@ def heal(generator: Generator, images: Tensor, device: torch.device) -> Healed:
         after = ((healed.image + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
         found.append((after.permute(0, 2, 3, 1).cpu(), healed.mask[:, 0].cpu()))
     return Healed(*(torch.cat(part) for part in zip(*found, strict=True)))
-
-
-@torch.no_grad()
-def flipped(generator: Generator, sees: Sees, images: Tensor, device: torch.device) -> float:
-    """Return the share of the images seen to hold the lesion that are not once they are healed."""
-    before, after = [], []
-    for part in on_device(images, device, "  flipping"):
-        batch = scaled(part)
-        before.append(sees(batch).cpu() > 0)
-        after.append(sees(generator(batch).image).cpu() > 0)
-    seen, still = torch.cat(before).numpy(), torch.cat(after).numpy()
-    return float(np.mean(~still[seen])) if seen.any() else 0.0

@@ -2,19 +2,18 @@
 
 Its other branch, the displacement field, tells two objects of one class apart: no mask here does.
 
-An encoder is any function of images on the device, RGB uint8 (N, P, P, 3), that returns a list of
-feature maps, shallow to deep.
+An encoder is any function of images on the device, float (N, 3, P, P) in 0..255, that returns a
+list of feature maps, shallow to deep.
 """
 
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from config import Config
-from medood.models.inference import batch_size as inference_batch
 from medood.models.network import Normalise
+from weak.arrays import on_device
 from weak.classifier import Classifier, Level
 from weak.maps import placed
 
@@ -26,44 +25,34 @@ BOUNDARY, GROUP = 32, 8  # channels; those that are normalised together
 
 
 def encoder_of(cfg: Config, classifier: Classifier, device: torch.device) -> Encoder:
-    """Return the encoder of a classifier in eval mode, which takes images as they are."""
+    """Return the encoder of a classifier in eval mode, with its normalisation."""
     normalise = Normalise(cfg.encoder).to(device)
-    return lambda images: classifier.features(normalise(images.permute(0, 3, 1, 2).float()))
+    return lambda images: classifier.features(normalise(images))
 
 
-class Projections(nn.Module):
-    """Feature maps of any size -> (N, BOUNDARY * maps, *size): projected, enlarged, joined."""
+class IRNet(nn.Module):
+    """Feature maps -> logits of the class boundary (N, h, w): projected, enlarged, joined."""
 
     def __init__(self, levels: Sequence[Level]) -> None:
+        """levels: the feature maps, shallow to deep."""
         super().__init__()
-        self.levels = nn.ModuleList(
+        projections = nn.ModuleList(
             nn.Sequential(
                 nn.Conv2d(ins, BOUNDARY, 1, bias=False), nn.GroupNorm(BOUNDARY // GROUP, BOUNDARY)
             )
             for ins, _ in levels
         )
+        self.boundary_levels = nn.ModuleDict({"levels": projections})  # as files name the weights
+        self.boundary = nn.Conv2d(BOUNDARY * len(levels), 1, 1)
         self.shifts = [level.grid_shift for level in levels]
 
     def forward(self, features: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
-        enlarged = [
-            placed(level(part.float()), size, grid_shift)
-            for level, part, grid_shift in zip(self.levels, features, self.shifts, strict=True)
-        ]
-        return torch.cat(enlarged, 1).relu()
-
-
-class IRNet(nn.Module):
-    """Feature maps -> logits of the class boundary (N, h, w)."""
-
-    def __init__(self, levels: Sequence[Level]) -> None:
-        """levels: the feature maps, shallow to deep."""
-        super().__init__()
-        self.boundary_levels = Projections(levels)
-        self.boundary = nn.Conv2d(BOUNDARY * len(levels), 1, 1)
-
-    def forward(self, features: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
         """size: height and width of the result."""
-        return self.boundary(self.boundary_levels(features, size))[:, 0]
+        parts = zip(self.boundary_levels["levels"], features, self.shifts, strict=True)
+        enlarged = [
+            placed(project(part.float()), size, grid_shift) for project, part, grid_shift in parts
+        ]
+        return self.boundary(torch.cat(enlarged, 1).relu())[:, 0]
 
 
 @torch.no_grad()
@@ -76,10 +65,8 @@ def boundaries(encoder: Encoder, irnet: IRNet, images: Tensor, device: torch.dev
     irnet.to(device).eval()
     size = images.shape[1] // STRIDE, images.shape[2] // STRIDE
     found = []
-    parts = images.split(inference_batch(device))
-    for part in tqdm(parts, "  boundaries", leave=False, disable=None):
-        inputs = part.to(device)
-        logits = irnet(encoder(torch.cat([inputs, inputs.flip(2)])), size)
+    for part in on_device(images, device, "  boundaries"):
+        logits = irnet(encoder(torch.cat([part, part.flip(3)])), size)
         straight, mirrored = logits.sigmoid().chunk(2)
         found.append(((straight + mirrored.flip(2)) / 2).cpu())
     return torch.cat(found)

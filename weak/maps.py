@@ -120,10 +120,9 @@ def maps_of(
         for classifier in classifiers["plain"]:
             with precision, exact(cfg.precision):
                 features = classifier.features(batch)[-1].float()
-            weight = classifier.head.weight[:, :, 0, 0]
-            of_batch["logits"].append(classifier.head(features).mean((2, 3)))
-            with precision, exact(cfg.precision):
                 of_batch["cam"].append(cam(classifier, batch, cfg.scales))
+            of_batch["logits"].append(classifier.head(features).mean((2, 3)))
+            weight = classifier.head.weight[:, :, 0, 0]
             for name, method in (("grad_cam", grad_cam), ("grad_cam_pp", grad_cam_pp)):
                 of_batch[name].append(placed(method(features, weight), size, classifier.grid_shift))
         for classifier in classifiers.get("contrast", []):
@@ -156,11 +155,12 @@ def areas(maps: Tensor, held: Tensor) -> list[float]:
     It is at least a pixel, as an image with a class shows it. maps: raw ones of all training
     images, with the class or not, (N, C, h, w). held: bool (N, C).
     """
-    pixel = 1 / maps[0, 0].numel()
-    return [
-        max(pixel, area_above(of_class[has], detection_threshold(of_class.amax((1, 2)), has)))
-        for of_class, has in zip(maps.unbind(1), held.unbind(1), strict=True)
-    ]
+    found = []
+    for of_class, has in zip(maps.unbind(1), held.unbind(1), strict=True):
+        threshold = detection_threshold(of_class.amax((1, 2)), has)
+        share = (of_class[has] > threshold).float().mean().item()
+        found.append(max(1 / of_class[0].numel(), share))
+    return found
 
 
 def thresholds_of(maps: Tensor, held: Tensor, areas: list[float]) -> list[float]:
@@ -172,11 +172,6 @@ def thresholds_of(maps: Tensor, held: Tensor, areas: list[float]) -> list[float]
     pixel = 1 / maps[0, 0].numel()
     by_class = zip(maps.unbind(1), held.unbind(1), areas, strict=True)
     return [threshold_of(of_class[has], max(pixel, area)) for of_class, has, area in by_class]
-
-
-def area_above(maps: Tensor, threshold: float) -> float:
-    """Return the share of all pixels of maps (n, h, w) that are above a threshold."""
-    return (maps > threshold).float().mean().item()
 
 
 def threshold_of(maps: Tensor, area: float) -> float:
@@ -214,16 +209,11 @@ def cut_at_half(
     An image that trains is UNSURE within `unsure` of it. maps: of each image in turn, in 0..1,
     (C, P, P). held: bool (N, C). training: indices of those that train.
     """
-    count, masks = held.shape[1], []
-    limits = [BORDER + unsure] * count, [BORDER - unsure] * count
+    masks = []
     for index, of_image in enumerate(maps):
-        one = of_image[None], held[index : index + 1]
-        cut = (
-            masks_with_unsure(*one, limits)
-            if index in training
-            else masks_of(*one, [BORDER] * count)
-        )
-        masks.append(cut)
+        width = unsure if index in training else 0
+        limits = [[border] * len(of_image) for border in (BORDER + width, BORDER - width)]
+        masks.append(masks_with_unsure(of_image[None], held[index : index + 1], limits))
     return torch.cat(masks)
 
 

@@ -127,9 +127,9 @@ class IRNetTraining(Training):
 
     def step(self, batch: Tensor, flips: Tensor) -> Losses:
         """Take a step on some of the images."""
-        inputs = _mirrored(self.images[batch], flips).to(self.device)
+        images = _mirrored(self.images[batch], flips).to(self.device)
         with torch.no_grad():
-            features = self.encoder(inputs)
+            features = self.encoder(images.permute(0, 3, 1, 2).float())
         labels = _mirrored(self.labels[batch], flips).to(self.device)
         logits = self.model(features, labels.shape[1:])
         loss = affinity_loss(logits, pairs(labels, TRAINING_RADIUS), TRAINING_RADIUS)

@@ -48,14 +48,13 @@ from weak.generator import (
     Healed,
     Judge,
     Sees,
-    flipped,
+    heal,
     least_squares,
     scaled,
     total_variation,
-    with_four_channels,
 )
 from weak.image_labels import with_classes, with_lesion
-from weak.pooled import size_loss
+from weak.pooled import logits_by, size_loss
 from weak.products import (
     GENERATOR,
     classifier_folder,
@@ -104,21 +103,34 @@ def train_fold(cfg: TransferConfig, fold: int, folder: Path) -> None:
     diseased, healthy = (with_places(cfg, of_kind) for of_kind in paths)
     of_all, device = with_classes(cfg), pick_device(cfg.device)
     networks = load_classifiers(of_all, classifier_folder(cfg, fold), "pooled", device)
-    sees = Sees(cfg, networks, of_all.class_names.index(cfg.lesion) - 1)
+    channel = of_all.class_names.index(cfg.lesion) - 1
     print(
         f"fold {fold}: {len(diseased.pixels)} images with the lesion, {len(healthy.pixels)} without"
         f" any class, {device.type}"
     )
     where = generator_folder(cfg, fold)
-    trainer = Trainer(cfg, fold, diseased, healthy, sees, device)
+    trainer = Trainer(cfg, fold, diseased, healthy, Sees(cfg, networks, channel), device)
     fit(trainer, unfinished(where), GENERATOR.made_from(cfg, fold))
     generator = trainer.model["generator"].eval()
     save_weights(generator, folder / WEIGHTS)
     write_log(folder, trainer.log)
-    share = flipped(generator, sees, diseased.pixels, device)
+    healed = heal(generator, diseased.pixels, device).image
+    seen = (
+        logits_by(of_all, classifier_folder(cfg, fold), images)[:, channel] > 0
+        for images in (diseased.pixels, healed)
+    )
+    share = flipped(*seen)
     write_json(folder / FLIPPED, {"flipped": [share]})
     cure = f": raise iterations (now {cfg.iterations})" if share < ENOUGH else ""
     print(f"{where}: the classifier flips on {100 * share:.0f} % of what it sees{cure}")
+
+
+def flipped(before: Tensor, after: Tensor) -> float:
+    """Return the share of the images seen to have the lesion that are not once they are healed.
+
+    before, after: bool (N,), in which images it is seen.
+    """
+    return float((before & ~after).sum() / before.sum().clamp_min(1))
 
 
 def with_places(cfg: TransferConfig, paths: list[Path]) -> Images:
@@ -143,7 +155,7 @@ class Trainer(Training):
         device: torch.device,
     ) -> None:
         torch.manual_seed(stream_seed(cfg, fold, INITIALISATION))
-        model = nn.ModuleDict({"generator": Generator(with_four_channels(cfg)), "judge": Judge()})
+        model = nn.ModuleDict({"generator": Generator(cfg), "judge": Judge()})
         rounds = -(-cfg.iterations // ROUND)
         model = for_training(model, device)
         super().__init__(cfg, f"fold {fold}", model, rounds, device)
@@ -155,12 +167,26 @@ class Trainer(Training):
             self.parts[f"optimiser of the {name}"] = self.optimisers[name]
 
     def begin_epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor, bool]]:
-        """Return the batches of a round, and whether the generator learns from each."""
-        steps = min(ROUND, self.cfg.iterations - epoch * ROUND)
-        batches = batches_of(
-            self.cfg, self.fold, epoch, steps, self.diseased, self.healthy, self.device
-        )
-        return ((*batch, number % PACE == 0) for number, batch in enumerate(batches))
+        """Yield the batches of a round, and whether the generator learns from each.
+
+        They are as many images of either kind, float (batch_size, 3, P, P) in -1..1.
+        """
+        steps, size = min(ROUND, self.cfg.iterations - epoch * ROUND), self.cfg.batch_size
+        order = stream_seed(self.cfg, self.fold, ORDER, epoch)
+        generator = torch.Generator().manual_seed(order)
+        seed = stream_seed(self.cfg, self.fold, AUGMENTATION, epoch)
+        augmentation = draw_augmentation(2 * steps * size, seed).split(2 * size)
+        for number, parameters in enumerate(augmentation):
+            chosen = torch.randint(len(self.diseased.pixels), (size,), generator=generator)
+            count = len(self.healthy.pixels)
+            others = torch.randint(count, (size, NEAREST_OF), generator=generator)
+            places = self.diseased.places[chosen], self.healthy.places[others]
+            like = nearest(*places, others)
+            both = torch.cat([self.diseased.pixels[chosen], self.healthy.pixels[like]])
+            images = to_device(both, self.device)
+            unused = torch.zeros(images.shape[:3], dtype=torch.uint8, device=self.device)
+            augmented, _ = augment(images, unused, to_device(parameters, self.device))
+            yield *scaled(augmented).chunk(2), number % PACE == 0
 
     def end_epoch(self, losses: dict[str, float]) -> dict:
         """Return the row of the log: its last step and the mean losses."""
@@ -208,30 +234,6 @@ class Trainer(Training):
             loss.backward()
         self.optimisers[name].step()
         self.optimisers[name].zero_grad()
-
-
-def batches_of(
-    cfg: TransferConfig,
-    fold: int,
-    number: int,
-    steps: int,
-    diseased: Images,
-    healthy: Images,
-    device: torch.device,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the batches of a round: images of both kinds, float (batch_size, 3, P, P) in -1..1."""
-    generator = torch.Generator().manual_seed(stream_seed(cfg, fold, ORDER, number))
-    seed = stream_seed(cfg, fold, AUGMENTATION, number)
-    augmentation = draw_augmentation(2 * steps * cfg.batch_size, seed)
-    for parameters in augmentation.split(2 * cfg.batch_size):
-        size = (cfg.batch_size,)
-        chosen = torch.randint(len(diseased.pixels), size, generator=generator)
-        others = torch.randint(len(healthy.pixels), (*size, NEAREST_OF), generator=generator)
-        like = nearest(diseased.places[chosen], healthy.places[others], others)
-        images = to_device(torch.cat([diseased.pixels[chosen], healthy.pixels[like]]), device)
-        unused = torch.zeros(images.shape[:3], dtype=torch.uint8, device=device)
-        augmented, _ = augment(images, unused, to_device(parameters, device))
-        yield scaled(augmented).chunk(2)
 
 
 def nearest(places: Tensor, of_others: Tensor, others: Tensor) -> Tensor:
