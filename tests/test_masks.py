@@ -14,7 +14,10 @@ from tests.conftest import TINY
 MASK = np.zeros((20, 30), np.uint8)
 MASK[4:9, 4:9] = 1
 MASK[12:15, 20:29] = 2
-WHOLE = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
+NUMBERS = (
+    *("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64"),
+    *("float16", "float32", "float64"),
+)
 
 
 def classes_in(path, values=(), n_classes=3):
@@ -23,7 +26,7 @@ def classes_in(path, values=(), n_classes=3):
 
 @pytest.mark.parametrize("more", [{}, {"compression": "zlib"}, {"tile": (16, 16)}])
 @pytest.mark.parametrize("order", ["<", ">"])
-@pytest.mark.parametrize("number", WHOLE)
+@pytest.mark.parametrize("number", NUMBERS)
 def test_whole_numbers_of_every_type_are_read(tmp_path, number, order, more):
     path, value = tmp_path / "mask.tif", 300 if np.dtype(number).itemsize > 1 else 100
     imwrite(path, (MASK * np.int64(value // 2)).astype(number), byteorder=order, **more)
@@ -40,6 +43,15 @@ def test_a_negative_value_is_named(tmp_path, number):
     with pytest.raises(UserError, match=r"contains the value -1 .*the first at x 3, y 2"):
         read_own_mask(tmp_path / "mask.tif", (), 3)
     with pytest.raises(UserError, match=r"is not a class mask .*, it contains -1"):
+        read_mask(tmp_path / "mask.tif", 3)
+
+
+@pytest.mark.parametrize("value", [0.5, np.nan, np.inf, 1e30])
+def test_what_is_no_whole_number_is_named(tmp_path, value):
+    values = MASK.astype(np.float32)
+    values[2, 3] = value
+    imwrite(tmp_path / "mask.tif", values)
+    with pytest.raises(UserError, match=f"contains {value:g}".replace("+", r"\+") + ", which is"):
         read_mask(tmp_path / "mask.tif", 3)
 
 
@@ -153,7 +165,6 @@ def test_a_mask_of_other_colours_or_depths_is_refused_in_a_true_sentence(tmp_pat
     for pixels, options, message in (
         (rgb16, {"photometric": "rgb"}, "is stored as RGB, 3 x 16 bits: save the mask as grey"),
         (np.dstack([MASK] * 4), {"photometric": "separated"}, "is stored as CMYK, 4 x 8 bits"),
-        (MASK.astype(np.float32), {}, "is stored as grey, 1 x 32 bits, floating-point: save the"),
         (np.stack([MASK] * 2), {"photometric": "minisblack"}, "has 2 pages: save the page"),
     ):
         imwrite(tmp_path / "a.tif", pixels, **options)

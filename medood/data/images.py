@@ -95,7 +95,7 @@ def read_values(path: Path) -> np.ndarray:
             f"{path} is compressed as JPEG, which changes values: export the mask again as PNG"
         )
     few_bits = header.bits in (2, 4) and header.colours == "grey"  # programs scale these values
-    one_number = header.kind in "ui" and (header.channels == 1 or header.bits <= 8)
+    one_number = header.channels == 1 or header.bits <= 8
     if header.colours not in KNOWN_COLOURS or few_bits or not one_number:
         raise UserError(f"{path} is {header}: save the mask as grey PNG with 8 or 16 bits")
     values = _decode(path, data, header, as_colours=False)
@@ -111,6 +111,16 @@ def read_values(path: Path) -> np.ndarray:
                 " background and classes as in mask_values"
             )
         values = values[..., 0]
+    if values.dtype.kind == "f":
+        values = values.astype(np.float64)
+        with np.errstate(invalid="ignore"):
+            broken = ~((values % 1 == 0) & (np.abs(values) < 2**53))
+        if broken.any():
+            raise UserError(
+                f"{path} contains {values[broken][0]:g}, which is not a whole number: save the mask"
+                " with whole numbers, 0 background"
+            )
+        values = values.astype(np.int64)
     return values
 
 
