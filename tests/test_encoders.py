@@ -174,7 +174,7 @@ def test_a_network_that_takes_no_patches_of_this_size_is_said_with_one_that_it_t
     architecture, encoder, side
 ):
     cfg = dataclasses.replace(TINY, architecture=architecture, encoder=encoder)
-    cure = f"takes images of {side} x {side} pixels, not of 32 x 32 .*: set patch_size to {side}$"
+    cure = f"takes no images of 32 x 32 pixels .*: set patch_size to {side}$"
     with pytest.raises(UserError, match=cure):
         build_model(cfg)
     build_model(dataclasses.replace(cfg, patch_size=side))

@@ -86,24 +86,20 @@ def without_memory(build: Callable[[], nn.Module]) -> nn.Module:
 def downloaded(names: dict[str, str], weights: str) -> nn.Module:
     """Return a network whose encoder has pretrained weights of the library."""
     encoder = names["encoder_name"]
-    if of_timm := bool(timm_name(encoder)):
-        known = ["imagenet"]
-    else:
+    known = ["imagenet"]
+    if not (of_timm := bool(timm_name(encoder))):
         known = list(smp.encoders.encoders[encoder]["pretrained_settings"])
-    files = f"the path of a {' or '.join(WEIGHT_FILES)} file"
-    if weights not in known:
-        raise UserError(
-            f"encoder_weights = {weights!r}: encoder {encoder} has {', '.join(known)}: set one of"
-            f" them, or none, or {files}"
-        )
+    reason = f"only {', '.join(known)} can"
     try:
-        return network_of(names, of_timm or weights)
+        if weights in known:
+            return network_of(names, of_timm or weights)
     except Exception as error:  # any error of the libraries' network layers
-        raise UserError(
-            f"the {weights} weights of encoder {encoder} could not be downloaded"
-            f" ({type(error).__name__}): set encoder_weights to {files}, or to none for random"
-            " weights"
-        ) from None
+        reason = type(error).__name__
+    raise UserError(
+        f"the {weights} weights of encoder {encoder} could not be downloaded ({reason}): set"
+        f" encoder_weights to the path of a {' or '.join(WEIGHT_FILES)} file, or to none for random"
+        " weights"
+    )
 
 
 def load_encoder_file(model: nn.Module, names: dict[str, str], path: Path) -> None:

@@ -101,32 +101,25 @@ def side_of(model: nn.Module, *sides: int) -> int:
 
     Encoders such as swin take images of a single side. Raises UserError if none is found.
     """
-    if taken := next((side for side in sides if not refusal(model, side)), 0):
-        return taken
     made_for = getattr(getattr(model.encoder, "model", None), "pretrained_cfg", {})
     declared = (made_for.get("input_size") or SIDES)[-1]
-    for side in (declared, *SIDES):
+    others = (side for side in (declared, *SIDES) if side % 32 == 0)  # as patches are
+    for side in (*sides, *others):
         if not refusal(model, side):
             return side
-    raise UserError(
-        f"{_described(model)} takes no images of {sides[0]} x {sides[0]} pixels"
-        f" ({refusal(model, sides[0])}): choose another architecture or encoder"
-    )
+    raise _refused(model, sides[0], "choose another architecture or encoder")
 
 
 def require_side(model: nn.Module, cfg: Config) -> None:
     """Raise UserError, with a side that works, if a network takes no patches of cfg."""
-    side = cfg.patch_size
-    if (other := side_of(model, side)) != side:
-        cure = f"set {cfg.side_setting} to {other}" if other % 32 == 0 else "choose another encoder"
-        raise UserError(
-            f"{_described(model)} takes images of {other} x {other} pixels, not of"
-            f" {side} x {side} ({refusal(model, side)}): {cure}"
-        )
+    if (other := side_of(model, cfg.patch_size)) != cfg.patch_size:
+        raise _refused(model, cfg.patch_size, f"set {cfg.side_setting} to {other}")
 
 
-def _described(model: nn.Module) -> str:
-    return f"{type(model).__name__.lower()} on encoder {model.config['encoder_name']}"
+def _refused(model: nn.Module, side: int, cure: str) -> UserError:
+    name = f"{type(model).__name__.lower()} on encoder {model.config['encoder_name']}"
+    reason = refusal(model, side)
+    return UserError(f"{name} takes no images of {side} x {side} pixels ({reason}): {cure}")
 
 
 def batch_norms(module: nn.Module) -> list[nn.Module]:
@@ -148,11 +141,10 @@ def remove_batch_norm(module: nn.Module) -> nn.Module:
 def for_training(model: nn.Module, device: torch.device) -> nn.Module:
     """Return `model` on the device, channels last and in training mode.
 
-    On the CPU, the backward pass of two kinds of strided convolution needs help (oneDNN, torch 2.8
-    to 2.15). A convolution of 1 x 1 with fewer than 16 channels, as at the start of MobileOne,
-    writes outside its memory in this layout: here it first drops the pixels that its stride leaves
-    out, with the same result. A depthwise convolution takes 5 to 30 times as long in bfloat16 as
-    in float32 (a fifth of a training step of MobileNet): here it computes in float32.
+    On the CPU, two kinds of strided convolution need help backward (oneDNN, torch 2.8 to 2.15). One
+    of 1 x 1 with fewer than 16 channels, as at the start of MobileOne, writes outside its memory in
+    this layout: here it first drops the pixels that its stride leaves out, with the same result. A
+    depthwise one takes 5 to 30 times as long in bfloat16 as in float32: here it is in float32.
     """
     for module in model.modules():
         if not isinstance(module, nn.Conv2d) or module.stride == (1, 1):
@@ -198,21 +190,17 @@ def pick_device(name: str) -> torch.device:
     Of several processes, each has a GPU of its own.
     """
     gpus, processes_here = torch.cuda.device_count(), processes.local_world_size()
-    is_cuda = name.startswith("cuda") or (name == "auto" and gpus > 0)
-    if is_cuda and processes.world_size() > 1:
-        if ":" in name or processes_here > gpus:
-            raise UserError(
-                f"device = {name!r} is not one GPU for each of {processes_here} processes"
-                f" ({gpus} exist): set it to auto and --nproc-per-node to {max(gpus, 1)} or less"
-            )
-        return torch.device("cuda", processes.local_rank())
     if name == "auto":
-        return torch.device("cuda" if is_cuda else "cpu")
+        name = "cuda" if gpus else "cpu"
     try:
+        if name.startswith("cuda") and processes.world_size() > 1:
+            if ":" in name or processes_here > gpus:
+                raise RuntimeError(f"{processes_here} processes need a GPU each, {gpus} exist")
+            return torch.device("cuda", processes.local_rank())
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"device = {name!r} does not exist ({reason}): try auto") from None
+        raise UserError(f"device = {name!r} cannot be used ({reason}): try auto or cpu") from None
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
