@@ -184,7 +184,7 @@ def test_a_folder_that_asks_for_something_else_is_refused(tmp_path, config, mess
 def test_a_folder_without_its_weights_is_said(tmp_path):
     network().save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"cut off")
-    refused(tmp_path, "not a complete file of weights .* copy it again")
+    refused(tmp_path, "not a complete file of weights.* copy it again")
     (tmp_path / "model.safetensors").unlink()
     refused(tmp_path, r"there is no .*model\.safetensors")
 

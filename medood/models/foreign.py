@@ -12,7 +12,6 @@ from pathlib import Path
 
 import segmentation_models_pytorch as smp
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
@@ -30,7 +29,7 @@ WRAPPERS = (
 )
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.")
 NUMBERS = (torch.int64, torch.int32, torch.bool)  # apart from floats: counts and indices
-NOT_OPENED = "and was not opened: ask its author for only the weights, as .safetensors"
+NOT_OPENED = "and was not opened: copy it again, or ask its author for a .safetensors file"
 Weights = dict[str, Tensor]
 
 
@@ -58,21 +57,21 @@ def read_weights(path: Path) -> tuple[Weights, dict]:
         weights, description = (load_file(path), {}) if is_plain else _unpickled(path)
     except UserError:
         raise
-    except SafetensorError as error:
-        raise UserError(
-            f"{path} is not a complete file of weights ({error}): copy it again"
-        ) from None
     except Exception as error:  # torch raises many kinds, with unsafe advice
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = f"needs {named[1]}" if named else "is not a complete file of weights"
         raise UserError(f"{path} {what}, {NOT_OPENED}") from None
-    if not weights:
+    are_named = isinstance(weights, dict) and all(isinstance(name, str) for name in weights)
+    if not weights or not are_named or not all(isinstance(v, Tensor) for v in weights.values()):
         raise UserError(f"{path} contains no weights: save the state_dict of a network")
     for name, value in weights.items():
         plain = value.layout == torch.strided and not value.is_meta
         if not plain or not (value.is_floating_point() or value.dtype in NUMBERS):
             kind = f"as {value.dtype}, {value.layout}, on {value.device}"
             raise UserError(f"{path} contains {name} {kind}: save the weights as dense float32")
+    # a view can claim any size; a network may use weights of the file twice
+    if sum(value.numel() * value.itemsize for value in weights.values()) > 2 * path.stat().st_size:
+        raise UserError(f"{path} contains weights that are larger than the file, {NOT_OPENED}")
     return without_prefixes(weights), description
 
 
@@ -119,7 +118,8 @@ def refuse_not_finite(path: Path, module: nn.Module) -> None:
         )
 
 
-def _unpickled(path: Path) -> tuple[Weights, dict]:
+def _unpickled(path: Path) -> tuple[object, dict]:
+    """Return what a file of torch.save contains, out of its wrappers, and a description."""
     names: list[str] = []
     if zipfile.is_zipfile(path):  # else of torch before 1.6: torch.load refuses all names in it
         with zipfile.ZipFile(path) as archive:
@@ -133,30 +133,17 @@ def _unpickled(path: Path) -> tuple[Weights, dict]:
     with safe_globals(list(stand_ins.items())):
         content = torch.load(path, map_location="cpu", weights_only=True)
     for _ in WRAPPERS:  # one may contain another; a dict that contains itself has no end
-        if isinstance(content, dict) and (found := [k for k in WRAPPERS if _may_hold(content, k)]):
-            if len(found) > 1:
-                raise UserError(
-                    f"{path} contains several networks ({', '.join(found)}): save the weights of"
-                    " one in a separate file"
-                )
-            content = content[found[0]]
-    description = {}
+        parts = content if isinstance(content, dict) else {}
+        found = [k for k in WRAPPERS if isinstance(parts.get(k), dict | Inert) and parts[k]]
+        if len(found) > 1:
+            raise UserError(
+                f"{path} contains several networks ({', '.join(found)}): save the weights of one in"
+                " a separate file"
+            )
+        content = parts[found[0]] if found else content
     if isinstance(content, Inert):
-        content, description = _tensors_of(content), _description_of(content, stand_ins)
-    is_weights = isinstance(content, dict) and all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
-    )
-    if not is_weights:
-        raise UserError(f"{path} contains no weights: save the state_dict of a network")
-    # a view can claim any size; a network may use weights of the file twice
-    if sum(value.numel() * value.itemsize for value in content.values()) > 2 * path.stat().st_size:
-        raise UserError(f"{path} contains weights that are larger than the file, {NOT_OPENED}")
-    return content, description
-
-
-def _may_hold(content: dict, key: str) -> bool:
-    """Say whether weights, or their wrapper, may be under a key of a file."""
-    return isinstance(content.get(key), dict | Inert) and bool(content[key])
+        return _tensors_of(content), _description_of(content, stand_ins)
+    return content, {}
 
 
 def _tensors_of(network: Inert) -> Weights:
