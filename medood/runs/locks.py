@@ -10,7 +10,7 @@ import shutil
 import socket
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -38,27 +38,19 @@ def locked(folder: Path, names: Iterable[str]) -> Iterator[None]:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 try:
                     stack.enter_context(FileLock(path, timeout=0))
+                    path.write_text(holder, "utf-8")
                 except Timeout:
-                    raise _taken(path) from None
+                    raise UserError(
+                        f"another run ({path.read_text('utf-8') or path}) is writing"
+                        f" {folder / name}: wait until it ends, or name another folder"
+                    ) from None
                 except (NotImplementedError, OSError) as error:
                     if getattr(error, "errno", errno.ENOSYS) not in NO_LOCKS:
                         raise
                     say_once(
                         f"{folder}: this disk has no file locks ({error}): start no second run"
                     )
-                with suppress(OSError):  # Windows lets no one write to a locked file
-                    path.write_text(holder, "utf-8")
             yield
     finally:
         if is_new and [path.name for path in folder.glob("*")] == [LOCKS]:
             shutil.rmtree(folder)  # the run wrote nothing
-
-
-def _taken(path: Path) -> UserError:
-    holder = ""
-    with suppress(OSError):
-        holder = path.read_text("utf-8")
-    return UserError(
-        f"another run ({holder or f'it locks {path}'}) is writing {path.parents[1] / path.name}:"
-        " wait until it ends, or name another folder"
-    )
