@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.conftest import TINY, as_settings_of
-from weak import generate_maps, generate_masks, report, sample
+from weak import generate_maps, report, sample
 from weak.main import MainConfig
 from weak.scoring import ROWS
 from weak.settings import ClassifierConfig
@@ -22,8 +22,7 @@ PLAIN_ROWS = [row for row in ROWS if not row.endswith("_outlined")]  # without t
 def few_pictures() -> Iterator[None]:
     """Draw one image in each picture: to draw takes longer than to compute what is drawn."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (generate_maps, generate_masks):
-            patch.setattr(module, "SHOWN", 2)
+        patch.setattr(generate_maps, "SHOWN", 2)
         patch.setattr(report, "EXAMPLES", 1)
         yield
 

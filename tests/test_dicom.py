@@ -11,7 +11,6 @@ from pydicom.uid import ExplicitVRLittleEndian, JPEGBaseline8Bit, JPEGLSLossless
 from config import UserError
 from medood.data.images import to_bytes, write_png
 from tests.small_dicom import GREY, UID, write_dicom
-from tests.test_weak_images import labelled
 from weak.products import png_of
 from weak.read_images import list_inputs, read_any
 from weak.truth import read_truth
@@ -30,7 +29,7 @@ def shown(path):
 def test_a_dicom_and_its_mask_are_found_by_any_ending_or_none(tmp_path, of_file, of_label):
     images, masks, stem = tmp_path / "images", tmp_path / "masks", f"{UID}.7"
     write_dicom(images / f"{stem}{of_file}", GREY)
-    assert list_inputs(images, labelled(f"{stem}{of_label}")) == [images / f"{stem}{of_file}"]
+    assert list_inputs(images, [f"{stem}{of_label}"]) == [images / f"{stem}{of_file}"]
     assert png_of(f"{stem}{of_label}") == f"{stem}.png"
     cfg = SimpleNamespace(**{"masks": masks, "mask_values": (), "class_names": ["b", "a"]})
     for of_mask in ("", of_file):
@@ -53,7 +52,7 @@ def test_what_is_no_dicom_or_cut_off_anywhere_is_refused(tmp_path):
             read_any(path)
     (tmp_path / "b").write_bytes(b"\x89PNG" * 99)
     with pytest.raises(UserError, match="lacks 1 images"):
-        list_inputs(tmp_path, labelled("b"))
+        list_inputs(tmp_path, ["b"])
 
 
 def test_pixels_that_are_compressed_in_an_unknown_way_are_refused(tmp_path):

@@ -87,13 +87,12 @@ def test_a_mask_is_what_had_to_change_and_a_healthy_image_lacks_it(made):
         assert not read_mask(masks_folder(cfg, 79) / path.name, 2).any()
 
 
-def test_the_pictures_and_arrays_lie_beside_the_healthy_images(made):
+def test_the_mask_head_lies_beside_the_healthy_images(made):
     cfg = with_lesion(made)
     diseased, _ = domains(cfg, 79)
     levels = read_levels(cfg, 79, diseased)
     assert levels.dtype == torch.uint8
     assert levels.shape == (len(diseased), 32, 32)
-    assert (healthy_folder(cfg, 79) / "sheet" / "healthy.png").exists()
 
 
 def test_a_mask_that_contradicts_its_label_is_unsure(tmp_path, stand_in, monkeypatch, capsys):

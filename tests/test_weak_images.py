@@ -14,16 +14,9 @@ from medood.data.files import pngs, read_json
 from medood.data.images import read_image, write_png
 from tests.small_dicom import GREY, UID, write_dicom
 from weak.generate_images import generate_images
-from weak.image_labels import ImageLabels
 from weak.products import labels_there, sizes_of
 from weak.read_images import list_inputs, read_any, squared, stem_of
 from weak.settings import ImagesConfig
-
-
-def labelled(*names):
-    """Image labels of some names; what they hold does not matter here."""
-    labels = np.arange(len(names), dtype=np.uint8)[:, None] % 2
-    return ImageLabels(list(names), list(names), labels, ("cat",), None)
 
 
 @pytest.mark.parametrize("ending", [".png", ".tif", ".bmp", ".PNG"])
@@ -82,10 +75,10 @@ def test_images_are_found_in_nested_folders_by_name_or_stem(tmp_path, capsys):
         write_png(tmp_path / name, np.zeros((2, 2, 3), np.uint8))
     for no_image in ("notes.txt", "IM0002"):
         (tmp_path / no_image).write_text("no image")
-    found = list_inputs(tmp_path, labelled("c.png", UID, "b", "IM0001"))
+    found = list_inputs(tmp_path, ["c.png", UID, "b", "IM0001"])
     assert found == [tmp_path / files[n] for n in (3, 0, 2, 1)]
     assert "images that are ignored, as the image labels lack them: 1" in capsys.readouterr().out
-    list_inputs(tmp_path, labelled("c.png", UID, "b", "IM0001"))  # as the later steps do
+    list_inputs(tmp_path, ["c.png", UID, "b", "IM0001"])  # as the later steps do
     assert capsys.readouterr().out == ""
 
 
@@ -94,16 +87,16 @@ def test_an_image_that_is_missing_or_found_twice_is_named(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     with pytest.raises(UserError, match="lacks 2 images that the image labels name, such as c.png"):
-        list_inputs(tmp_path, labelled("b.tif", "c.png", "d"))
+        list_inputs(tmp_path, ["b.tif", "c.png", "d"])
     with pytest.raises(UserError, match="a.png and .*a.png may both be the image a.png"):
-        list_inputs(tmp_path, labelled("a.png"))
+        list_inputs(tmp_path, ["a.png"])
     with pytest.raises(UserError, match="b.png and .*b.tif may both be the image b "):
-        list_inputs(tmp_path, labelled("b"))
-    assert list_inputs(tmp_path, labelled("b.tif")) == [tmp_path / "b.tif"]
+        list_inputs(tmp_path, ["b"])
+    assert list_inputs(tmp_path, ["b.tif"]) == [tmp_path / "b.tif"]
     (tmp_path / "b.png").unlink()
-    assert list_inputs(tmp_path, labelled("b.dcm")) == [tmp_path / "b.tif"]  # converted since
+    assert list_inputs(tmp_path, ["b.dcm"]) == [tmp_path / "b.tif"]  # converted since
     with pytest.raises(UserError, match="there is no folder"):
-        list_inputs(tmp_path / "elsewhere", labelled("a"))
+        list_inputs(tmp_path / "elsewhere", ["a"])
 
 
 def test_an_image_is_scaled_to_its_longer_side_in_the_middle_of_black():
@@ -188,14 +181,6 @@ def test_bad_images_are_refused_together_or_left_out(inputs, capsys):
     assert sizes_of(skipping).keys() == {f"{UID}.png", "b.png"}
     record = read_json(inputs.workspace / "weak" / "Images" / "made_from.json")
     assert list(record["bad_files"]) == ["c.png"]
-
-
-def test_two_images_of_one_stem_are_refused(inputs):
-    write_png(inputs.images / "b.tif.png", np.zeros((2, 2, 3), np.uint8))
-    (inputs.images / "b.tif.png").rename(inputs.images / "b.tif")
-    inputs.image_labels.write_text("img_name,cat\nb.png,1\nb.tif,0\n")
-    with pytest.raises(UserError, match="b.png and .*b.tif would both become b.png: rename one"):
-        generate_images(inputs)
 
 
 def test_settings_that_are_missing_are_named(inputs):

@@ -28,7 +28,7 @@ from medood.processes import on_main
 from medood.runs.command_line import run
 from medood.runs.jobs import for_each
 from medood.runs.provenance import making
-from weak.image_labels import ImageLabels, labels_of
+from weak.image_labels import labels_of
 from weak.products import IMAGES, SIZES, images_folder, png_of
 from weak.read_images import list_inputs, read_any, squared
 from weak.settings import ImagesConfig
@@ -66,20 +66,6 @@ def standardise(paths: list[Path]) -> None:
         write_png(path, image)
 
 
-def name_outputs(labels: ImageLabels, inputs: list[Path]) -> list[str]:
-    """Return the name of each image in weak/Images; UserError if two would have the same."""
-    outputs = {}
-    for name, path in zip(labels.names, inputs, strict=True):
-        output = png_of(name)
-        if output in outputs:
-            raise UserError(
-                f"{outputs[output]} and {path} would both become {output}: rename one of them, also"
-                " in the image labels"
-            )
-        outputs[output] = path
-    return list(outputs)
-
-
 @on_main
 def generate_images(cfg: ImagesConfig) -> None:
     """Write weak/Images, unless it exists and is current.
@@ -95,8 +81,7 @@ def generate_images(cfg: ImagesConfig) -> None:
             " use: name the original images"
         )
     labels = labels_of(cfg)
-    inputs = list_inputs(cfg.images, labels)
-    names = name_outputs(labels, inputs)
+    inputs, names = list_inputs(cfg.images, labels.names), [*map(png_of, labels.names)]
     bad: records.BadFiles = {}
     with making(cfg, IMAGES, bad=bad) as folders:
         if not folders:

@@ -25,7 +25,6 @@ Reads   weak/Images, weak/classifier, weak/generator             (train_transfer
 Writes  weak/healthy/<fold>_transfer_<lesion>/<image>.png        RGB (P, P, 3), the lesion taken out
         weak/healthy/<fold>_transfer_<lesion>/mask.npz           uint8 (P, P) by image: the mask
                                                                  head, 255 where all may change
-        weak/healthy/<fold>_transfer_<lesion>/sheet/healthy.png  a contact sheet
         weak/Pseudo_Masks/<fold>_transfer_<lesion>/<image>.png   uint8 (P, P), 0 or 1, or 255 unsure
 
 Otsu's threshold splits the values of the mask head on all training images with the lesion: one
@@ -55,11 +54,9 @@ from medood.runs.command_line import run
 from weak import pooled
 from weak.affinity import walk
 from weak.arrays import (
-    draw_rows,
     load_images,
     load_weights,
     read_arrays,
-    some_of,
     write_arrays,
 )
 from weak.classifier import load_classifiers
@@ -87,7 +84,6 @@ from weak.settings import MasksConfig, TransferConfig
 from weak.trust import write_trust
 
 BOUNDARIES, MASK, BEFORE = "boundaries.npz", "mask.npz", "before.npz"
-SHOWN = 8  # images in the contact sheet
 
 
 class Masks(NamedTuple):
@@ -200,12 +196,6 @@ def write_healthy(cfg: MasksConfig, fold: int, folder: Path) -> None:
     for path, image in zip(paths, healed.image.numpy(), strict=True):
         write_png(folder / path.name, image)
     write_arrays(folder / MASK, paths, (255 * healed.mask).round().byte(), np.uint8)
-    count = len(diseased)
-    shown = some_of(range(count), SHOWN) + some_of(range(count, count + len(healthy)), SHOWN // 2)
-    columns = {"healthy": healed.image[shown], "mask": healed.mask[shown]}
-    names = [paths[index].stem for index in shown]
-    sheet = folder / "sheet" / "healthy.png"
-    draw_rows(sheet, cfg, "made healthy", names, images[shown], columns)
     print(f"{healthy_folder(cfg, fold)}: {len(paths)} images made healthy")
 
 

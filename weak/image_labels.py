@@ -17,6 +17,7 @@ from medood.data.files import read_rows
 from medood.data.folds import PARTS, split_units
 from medood.data.names import plain
 from medood.processes import world_size
+from weak.read_images import stem_of
 from weak.settings import ImagesConfig, TransferConfig
 
 OWN = NAME, PATIENT, SPLIT = "img_name", "patient", "split"  # every other column is a class
@@ -70,18 +71,15 @@ def read_image_labels(path: Path) -> ImageLabels:
 
 def _mistakes(rows: list[tuple[int, dict[str, str]]], classes: tuple[str, ...]) -> Iterator[str]:
     """Yield what is wrong in rows, each with its number, of image labels."""
-    for name in classes:
-        if not name.isprintable() or name.lower() in ("", "background"):
-            yield f"the column {name!r} cannot name a class: rename or remove it"
-    names: set[str] = set()
+    stems: set[str] = set()
     side_of: dict[str, str] = {}  # by patient
     for number, row in rows:
         if not row[NAME] or row.get(PATIENT) == "":
             yield f"row {number} has no {PATIENT if row[NAME] else NAME}: fill it in"
         here = f"row {number} ({row[NAME]})"
-        if row[NAME] in names:
-            yield f"{here} names an image for the second time: keep one of its rows"
-        names.add(row[NAME])
+        if stem_of(row[NAME]) in stems:
+            yield f"{here} names an image for the second time: rename one, also but for its ending"
+        stems.add(stem_of(row[NAME]))
         for name in classes:
             if row[name] not in ("0", "1"):
                 yield (

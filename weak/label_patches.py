@@ -27,25 +27,6 @@ from medood.runs.products import PATCH_MASKS, PATCHES, of_patients
 from medood.runs.provenance import require
 
 
-def learnable(labels: np.ndarray, names: list[str]) -> list[int]:
-    """Return the indices of the classes that some patches have and others lack; print the rest.
-
-    labels: uint8 (N, C). Raises UserError if there is no such class.
-    """
-    shares = labels.mean(0)
-    for name, share in zip(names, shares, strict=True):
-        if share in (0, 1):
-            which = "every" if share else "no"
-            print(f"{name}: skipped: {which} patch has it, so it cannot be learned")
-    kept = [index for index, share in enumerate(shares) if 0 < share < 1]
-    if not kept:
-        raise UserError(
-            "every class is in all patches, or in none: cut smaller patches with"
-            " --patch_size, or add other regions"
-        )
-    return kept
-
-
 @on_main
 def label_patches(cfg: Config = CONFIG) -> None:
     """Write image_labels.csv of the patches, unless it exists and is current or user-supplied."""
@@ -59,7 +40,13 @@ def label_patches(cfg: Config = CONFIG) -> None:
     if records.is_kept(path, record):
         return
     labels = (count_classes(cfg, patches)[:, 1:] > 0).astype(np.uint8)
-    kept = learnable(labels, names)
+    shares = labels.mean(0)
+    kept = [index for index, share in enumerate(shares) if 0 < share < 1]
+    if not kept:
+        raise UserError(
+            "every class is in all patches, or in none: cut smaller patches with --patch_size, or"
+            " add other regions"
+        )
     header = ["img_name", "patient", *(names[index] for index in kept)]
     whose = patients_of(cfg, patches)
     rows = [
@@ -69,7 +56,12 @@ def label_patches(cfg: Config = CONFIG) -> None:
     records.write_recorded(path, csv_text(header, rows), record)
     counts = ", ".join(f"{names[index]} in {labels[:, index].sum()}" for index in kept)
     values = " ".join(str(index + 1) for index in kept)
-    print(f"{path}: {len(rows)} patches; {counts} (to test on Mask_Patchs: --mask_values {values})")
+    skipped = [name for name, share in zip(names, shares, strict=True) if share in (0, 1)]
+    without = f"; in all patches or in none, and skipped: {', '.join(skipped)}" * bool(skipped)
+    print(
+        f"{path}: {len(rows)} patches; {counts}{without} (to test on Mask_Patchs: --mask_values"
+        f" {values})"
+    )
 
 
 if __name__ == "__main__":

@@ -165,7 +165,7 @@ def _of_images(cfg: ImagesConfig, _: int) -> dict:
     if cfg.images is None or not cfg.images.is_dir():
         return {"inputs": None}
     labels = labels_of(cfg)
-    made_from = {"inputs": fingerprint(list_inputs(cfg.images, labels))}
+    made_from = {"inputs": fingerprint(list_inputs(cfg.images, labels.names))}
     if cfg.normalise == "patient":
         pairs = zip(labels.names, labels.patients, strict=True)
         made_from["patients"] = digest("\n".join(map(" ".join, pairs)))

@@ -18,7 +18,6 @@ from medood.data.headers import refuse_huge
 from medood.data.images import IMAGE_ENDINGS, read_bytes, read_image, to_bytes
 from medood.data.names import name_of
 from medood.processes import say_once
-from weak.image_labels import ImageLabels
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -34,8 +33,8 @@ def stem_of(name: str) -> str:
     return name.removesuffix(ending) if ending.lower() in ENDINGS else name
 
 
-def list_inputs(folder: Path, labels: ImageLabels) -> list[Path]:
-    """Return the file of each image that the labels name, in their order.
+def list_inputs(folder: Path, names: list[str]) -> list[Path]:
+    """Return the file of each image that the image labels name, in their order.
 
     A name is that of a file in `folder`, or in a folder of it, with or without its ending; only of
     several files does the ending decide. Raises UserError for an image that is missing, or found
@@ -48,7 +47,7 @@ def list_inputs(folder: Path, labels: ImageLabels) -> list[Path]:
     for path in images:
         by_stem[stem_of(name_of(path))].append(path)
     found, missing = [], []
-    for name in labels.names:
+    for name in names:
         alike = by_stem[stem_of(name)]
         paths = [path for path in alike if name_of(path) == name] or alike
         if len(paths) > 1:
