@@ -126,11 +126,8 @@ def try_fold(
 
     parts: the folder of the results of each batch. Each process takes its share of the batches.
     """
-    of_trial = zip(*trial.conditions[1:], strict=True)
-    eps, tried = (", ".join(dict.fromkeys(f"{each}" for each in every)) for every in of_trial)
-    print(
-        f"fold {fold}: {' and '.join(folders)} on {len(names)} test patches, under {tried} at {eps}"
-    )
+    tried = ", ".join(dict.fromkeys(name for _, name in trial.conditions[1:]))
+    print(f"fold {fold}: {' and '.join(folders)} on {len(names)} test patches, under {tried}")
     foreground, _ = pixels_of(cfg, id_files(cfg.workspace, names))
     foreground = dict(zip(names, foreground, strict=True))
     names = sorted(names, key=lambda name: -foreground[name])

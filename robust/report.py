@@ -85,7 +85,7 @@ def _by_patient(cfg: AttackConfig, attacked: Attacked, place: int) -> RegionCoun
     return attacked.tally(place).by_region(patients_of(cfg, attacked.names))
 
 
-def check(cfg: AttackConfig, found: Found, network: str) -> list[str]:
+def signs(cfg: AttackConfig, found: Found, network: str) -> list[Text]:
     """Return the evidence against the attacks on a network: masked gradients, or visible noise.
 
     A gradient-based attack must do more than one without, and more steps more than few (Carlini et
@@ -97,33 +97,25 @@ def check(cfg: AttackConfig, found: Found, network: str) -> list[str]:
     }
     against = []
     for eps in sorted(cfg.eps):
-        of_eps = {attack: value for (other, attack), value in dice.items() if other == eps}
-        best = min((v for name, v in of_eps.items() if name.startswith("apgd")), default=None)
-        if best is not None and of_eps.get("square", best) < best - ROUGHLY:
-            against.append(
-                f"at eps {eps:g}, Square, which uses no gradient, leaves a Dice of"
-                f" {of_eps['square']:.3f}, APGD {best:.3f}: gradients are masked"
-            )
-        if TENTH in of_eps and of_eps["apgd_ce"] > of_eps[TENTH] + ROUGHLY:
-            against.append(
-                f"at eps {eps:g}, a tenth of the steps leaves a Dice of {of_eps[TENTH]:.3f}, all"
-                f" of them {of_eps['apgd_ce']:.3f}: gradients are masked"
-            )
-        if of_eps.get("noise", 1) < (1 - FRAGILE) * dice[CLEAN]:
-            against.append(
-                f"at eps {eps:g}, random noise alone lowers Dice from {dice[CLEAN]:.3f} to"
-                f" {of_eps['noise']:.3f}: the change is large, not adversarial"
-            )
-    return against
-
-
-def signs(cfg: AttackConfig, found: Found, network: str) -> list[Text]:
-    """Return the evidence against the attacks on a network or, if there is none, for them."""
-    if against := check(cfg, found, network):
-        return [Text(f"{label(network)}: {reason}.", "verdict") for reason in against]
+        of_eps = {attack: value for (bound, attack), value in dice.items() if bound == eps}
+        noise, tenth, square, apgd = (of_eps.get(name, np.nan) for name in (*CONTROLS, "apgd_ce"))
+        best = min((v for name, v in of_eps.items() if name.startswith("apgd")), default=np.nan)
+        against += [
+            Text(f"{label(network)}, eps {eps:g}: {reason}.", "verdict")
+            for reason, holds in {
+                f"Square, which uses no gradient, leaves a Dice of {square:.3f}, APGD {best:.3f}:"
+                " gradients are masked": square < best - ROUGHLY,
+                f"a tenth of the steps leaves a Dice of {tenth:.3f}, all of them {apgd:.3f}:"
+                " gradients are masked": apgd > tenth + ROUGHLY,
+                f"random noise alone lowers Dice from {dice[CLEAN]:.3f} to {noise:.3f}: the change"
+                " is large, not adversarial": noise < (1 - FRAGILE) * dice[CLEAN],
+            }.items()
+            if holds
+        ]
     tried = [label(name) for name in CONTROLS if name in attacks_of(cfg)]
     controls = ", ".join(tried) or "no attack was tried that could show it"
-    return [Text(f"{label(network)}: no sign of masked gradients ({controls}).", "note")]
+    none = Text(f"{label(network)}: no sign of masked gradients ({controls}).", "note")
+    return against or [none]
 
 
 def attack_table(scores: dict) -> tuple[list[str], list[list[str]]]:
@@ -165,32 +157,8 @@ def difference_table(gains: dict) -> tuple[list[str], list[list[str]]]:
 
 def _cell(scores: dict, network: str, eps: str, attack: str, name: str) -> str:
     """Return a score over folds, "" for an attack that is not tried at this eps."""
-    found = _over_folds(scores, network, eps, attack, name)
-    return spread(found) if found else ""
-
-
-def _over_folds(scores: dict, network: str, eps: str, attack: str, name: str) -> list[float | None]:
-    of_folds = [of_fold[network][eps] for of_fold in scores.values()]
-    return [of_eps[attack][name] for of_eps in of_folds if attack in of_eps]
-
-
-def draw_scores(path: Path, scores: dict) -> None:
-    """Draw `miou` against eps: a line for the worst case of each network, dashed under noise."""
-    with figures.canvas(path, "") as figure:
-        ax = figure.subplots()
-        networks = next(iter(scores.values()))
-        for colour, (network, by_eps) in zip(figures.COLOURS, networks.items(), strict=False):
-            for attack, style in ((WORST, "o-"), ("noise", ":")):
-                means = {}
-                for eps in by_eps:
-                    of_eps = CLEAN[1] if eps == "0" else attack
-                    if values := _over_folds(scores, network, eps, of_eps, "miou"):
-                        means[float(eps)] = 100 * np.mean(np.array(values, float))
-                if len(means) > 1:
-                    name = f"{label(network)}, {label(attack)}"
-                    ax.plot([*means], [*means.values()], style, c=colour, ms=4, label=name)
-        ax.set(xlabel="eps, in 255ths", ylabel="miou, percent", ylim=(0, None))
-        figure.legend(ncols=3, loc="outside lower center")
+    found = [of_fold[network][eps].get(attack, {}) for of_fold in scores.values()]
+    return spread([of_attack[name] for of_attack in found]) if all(found) else ""
 
 
 def draw_examples(cfg: AttackConfig, found: Found, out: Path) -> list[Picture]:
@@ -231,10 +199,8 @@ def write_report(
         words = f"In the worst case, each network less {label(networks[0])}, in points, {interval}."
         table = Table("differences under attack", *difference_table(gains))
         compared = [Text(words, "note"), table]
-    draw_scores(out / "scores.svg", scores)
-    curves = "Mean IoU against eps: the worst case of all attacks, and random noise."
     parts = [
-        *(Text(ABOUT), Text(describe(cfg, found), "note"), Picture(out / "scores.svg", curves)),
+        *(Text(ABOUT), Text(describe(cfg, found), "note")),
         *(Table("worst case", *worst_table(scores)), *compared),
         *of_corruptions(cfg, trials.get(CORRUPTIONS), scores, out),
         Text("Attack by attack: miou, percent.", "note"),

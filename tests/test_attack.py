@@ -23,7 +23,7 @@ from robust.attack import attack, quick, spread_out
 from robust.attacked import ATTACKS, Attacked, attacks_of, trials_of, try_fold
 from robust.corruptions import OF_IMAGES
 from robust.free import FreeTrainer, Noise
-from robust.report import check, scores_by_attack
+from robust.report import scores_by_attack, signs
 from robust.settings import AttackConfig, FreeConfig
 from robust.train_free import free_folder, train_free
 from tests.conftest import TINY, as_settings_of, printed_in, quick_reports, write_region
@@ -59,7 +59,7 @@ def test_scores_name_every_fold_network_eps_and_attack(attacked):
     )
     page = (out / "index.html").read_text()
     assert "baseline and Med-OoD under attack" in page
-    assert len(re.findall('<img src="data:', page)) == 3  # scores, examples of each network
+    assert len(re.findall('<img src="data:', page)) == 2  # examples of each network
     names = ["noise", "apgd_ce", "apgd_dlr", *OF_SEA, "fab", "square", "apgd_ce_tenth", "sea"]
     of_eps = {eps: list(of) for eps, of in scores["1"]["ood"].items()}
     assert of_eps == {"0": ["clean"], **dict.fromkeys("28", [*names, *WORST_CASES])}
@@ -68,23 +68,9 @@ def test_scores_name_every_fold_network_eps_and_attack(attacked):
     assert scores["1"]["ood"]["8"]["fab"].keys() == counted
     for of_fold in scores.values():
         for eps in "28":  # no attack moves a pixel by more
-            changes = [of["largest_change"] for of in of_fold["baseline"][eps].values()]
-            assert 0 < max(changes) <= int(eps) / 255
-
-
-def test_corruptions_stand_beside_the_worst_case(attacked, quick_report, tmp_path, capsys):
-    few = {"workspace": tmp_path / "run", "attacks": ("noise",), "folds": (1,)}
-    cfg = dataclasses.replace(attacked[0], **few)
-    shutil.copytree(attacked[0].workspace, cfg.workspace)
-    attack(dataclasses.replace(cfg, corruptions=True, eps=(2.0,)))
-    out = cfg.workspace / attacked[1].relative_to(attacked[0].workspace)
-    scores = json.loads((out / "corruptions.json").read_text())["1"]["ood"]
-    assert list(scores) == ["clean", *OF_IMAGES]
-    assert list(scores["jpeg"]) == list("12345")
-    assert scores["clean"]["0"]["confusion"] != scores["noise"]["5"]["confusion"]
-    said = capsys.readouterr().out
-    assert "mCE" in said
-    assert "worst case, 2/255" in said
+            found = of_fold["baseline"][eps]
+            assert 0 < max(of["largest_change"] for of in found.values()) <= int(eps) / 255
+            assert found["worst_case_greedy"]["miou"] <= found["worst_case"]["miou"]
 
 
 def test_the_worst_case_is_the_lowest_of_all_attacks_and_falls_with_eps(attacked):
@@ -98,23 +84,12 @@ def test_the_worst_case_is_the_lowest_of_all_attacks_and_falls_with_eps(attacked
         assert (dice[2.0, "worst_case"] <= dice[0.0, "clean"]).all()
 
 
-def test_the_worst_case_of_all_images_has_no_higher_miou_than_that_image_by_image(attacked):
-    scores = json.loads((attacked[1] / "scores.json").read_text())
-    for of_fold in scores.values():
-        for network in of_fold.values():
-            for eps in "28":
-                image_by_image, of_all = (network[eps][name]["miou"] for name in WORST_CASES)
-                assert of_all <= image_by_image
-
-
 def test_an_attack_that_was_stopped_goes_on_after_its_last_batch(attacked, monkeypatch, tmp_path):
     cfg, done, plain = attacked[0], [], robust.attacked._count
     cfg = dataclasses.replace(cfg, attacks=("noise",))
     monkeypatch.setattr(robust.attacked, "_count", lambda *args: done.append(1) or plain(*args))
     before = results(cfg, tmp_path)
     assert len(done) == 2  # both networks
-    results(cfg, tmp_path)
-    assert len(done) == 2
     (tmp_path / "parts" / "1_ood" / "0.pt").unlink()
     again = results(cfg, tmp_path)
     assert len(done) == 3
@@ -123,14 +98,26 @@ def test_an_attack_that_was_stopped_goes_on_after_its_last_batch(attacked, monke
     assert len(done) == 5  # other settings
 
 
-def test_checkpoints_are_attacked_beside_each_other(attacked, quick_report, capsys):
+def test_checkpoints_are_attacked_and_corrupted(attacked, quick_report, capsys):
     cfg, _ = attacked
     networks = tuple(model_folder(cfg, 1, ood) for ood in (False, True))
-    attack(dataclasses.replace(cfg, checkpoint=networks, attacks=("noise",), eps=(8.0,)))
-    out = "checkpoints/1_unet_tu-test_resnet_vs_1_unet_tu-test_resnet_ood"
-    scores = json.loads((cfg.workspace / "reports/robust" / out / "scores.json").read_text())
+    few = {"attacks": ("noise",), "eps": (2.0,), "corruptions": True}
+    attack(dataclasses.replace(cfg, checkpoint=networks, **few))
+    name = "1_unet_tu-test_resnet"
+    out = cfg.workspace / f"reports/robust/checkpoints/{name}_vs_{name}_ood"
+    scores, corrupted = (
+        json.loads((out / f"{name}.json").read_text()) for name in ("scores", "corruptions")
+    )
     assert list(scores) == ["1"]  # the other fold's test patches were trained on
-    assert "1_unet_tu-test_resnet_ood" in capsys.readouterr().out
+    found = corrupted["1"][f"{name}_ood"]
+    assert {kind: list(rows) for kind, rows in found.items()} == {
+        "clean": ["0"],
+        **dict.fromkeys(OF_IMAGES, list("12345")),
+    }
+    assert found["clean"]["0"]["confusion"] != found["noise"]["5"]["confusion"]
+    said = capsys.readouterr().out
+    assert "mCE" in said
+    assert "worst case, 2/255" in said
 
 
 def test_patches_are_spread_over_regions_and_drawn_at_random_in_them():
@@ -138,7 +125,6 @@ def test_patches_are_spread_over_regions_and_drawn_at_random_in_them():
     found = [spread_out(names[::-1], 4, seed) for seed in range(9)]
     assert {tuple(name[1] for name in chosen) for chosen in found} == {tuple("abcd")}
     assert len({name[3] for chosen in found for name in chosen}) == 4
-    assert spread_out(names, 4, 0) == found[0]
     assert spread_out(names, None, 0) == names
     assert spread_out(names, 99, 0) == names
 
@@ -150,18 +136,10 @@ def test_a_first_look_takes_the_largest_eps_and_never_more_than_was_asked_for():
     )
 
 
-def test_an_unknown_attack_is_refused_with_those_that_are_known():
-    with pytest.raises(UserError, match="attacks = .*'noise'.* or 'square'"):
-        as_settings_of(AttackConfig, TINY, attacks=("deepfool",))
-
-
-def test_a_network_of_two_classes_is_attacked_without_dlr_unless_it_is_asked_for():
+def test_a_network_of_two_classes_is_attacked_without_dlr():
     two = (("nucleus", "#d55e00"),)
     assert "apgd_dlr" in attacks_of(as_settings_of(AttackConfig, TINY))
     assert "apgd_dlr" not in attacks_of(as_settings_of(AttackConfig, TINY, classes=two))
-    assert "apgd_dlr" in attacks_of(
-        as_settings_of(AttackConfig, TINY, classes=two, attacks=("apgd_dlr",))
-    )
 
 
 def checked(**dice):
@@ -170,7 +148,8 @@ def checked(**dice):
     pairs = conditions_of(attacks_of(cfg), cfg.eps)
     rows = [0.8, *(dice.get(name, 0.3) for _, name in pairs[1:])]
     found = Attacked(["a_0.png"], pairs, torch.tensor(rows)[:, None], *[torch.empty(0)] * 7)
-    return check(cfg, {1: {"baseline": found}}, "baseline")
+    said = signs(cfg, {1: {"baseline": found}}, "baseline")
+    return [text.words for text in said if text.kind == "verdict"]
 
 
 @pytest.mark.parametrize(
