@@ -1,7 +1,6 @@
 """A volume is the same, and so is what is made of it, however its file stores its axes."""
 
 import itertools
-import tracemalloc
 
 import nibabel
 import numpy as np
@@ -15,7 +14,7 @@ from scipy.spatial.transform import Rotation
 from config import UserError
 from robust.nifti import as_stored, read_nifti, turn
 from robust.volume_training import load_network
-from robust.volumes import Case, Task, check_cases, read_volume
+from robust.volumes import Case, Task, read_volume
 from tests.small_volumes import CPU
 
 ORIENTATIONS = [
@@ -137,24 +136,19 @@ def test_spacing_is_in_millimetres_whatever_the_unit(tmp_path):
 def test_a_label_lies_on_its_image_within_a_tenth_of_a_voxel(tmp_path, spacing):
     case, affine = case_in(tmp_path), np.diag([spacing] * 3 + [1])
     store(case.image, IMAGE_VALUES, affine)
-    for distance, fits in ((0.05, True), (0.5, False), (1, False)):
-        moved = affine.copy()
+    moved = affine.copy()
+    for distance in (0.05, 0.5, 1):
         moved[2, 3] = distance * spacing
         store(case.label, CLASSES, moved, ORIENTATIONS[20])
-        if fits:
+        if distance < 0.1:
             read_volume(task_of(case), case)
         else:
             with pytest.raises(UserError, match=f"a corner {distance:g} voxels off"):
                 read_volume(task_of(case), case)
-
-
-def test_a_label_of_the_shape_of_its_image_in_another_orientation_is_refused(tmp_path):
-    case = case_in(tmp_path)
-    store(case.image, IMAGE_VALUES, affine_of(), ORIENTATIONS[20])
-    store(case.label, apply_orientation(CLASSES, ORIENTATIONS[20]), affine_of())
-    with pytest.raises(
-        UserError, match=r"shape \(.*\) along the axes RAS .* does not match its image"
-    ):
+    # of the shape of the image's file, in another orientation
+    store(case.image, IMAGE_VALUES, affine, ORIENTATIONS[20])
+    store(case.label, apply_orientation(CLASSES, ORIENTATIONS[20]), affine)
+    with pytest.raises(UserError, match=r"shape \(.*\) along the axes RAS .* does not match its"):
         read_volume(task_of(case), case)
 
 
@@ -239,15 +233,11 @@ def test_labels_off_a_whole_number_by_rounding_are_rounded_and_no_others(
 
 
 RGB = np.dtype([(channel, "u1") for channel in "RGB"])
-RGBA = np.dtype([(channel, "u1") for channel in "RGBA"])
 USELESS = {
     "rgb": (lambda v: np.zeros(SHAPE, RGB), "contains colours or complex"),
-    "rgba": (lambda v: np.zeros(SHAPE, RGBA), "contains colours or complex"),
     "complex64": (lambda v: v.astype(np.complex64), "contains colours or complex"),
-    "complex128": (lambda v: v.astype(np.complex128), "contains colours or complex"),
     "nan": (lambda v: np.where(v == v.max(), np.nan, v), "are not finite"),
     "inf": (lambda v: np.where(v == v.max(), np.inf, v), "are not finite"),
-    "-inf": (lambda v: np.where(v == v.max(), -np.inf, v), "are not finite"),
     "a slice": (lambda v: v[0], r"shape \(4, 5\), expected three axes"),
     "a label of two channels": (lambda v: np.stack([v, v], -1), r"shape \(3, 4, 5, 2\)"),
     "no voxel": (lambda v: v[:0], "expected three axes of voxels"),
@@ -278,17 +268,3 @@ def test_an_affine_that_places_no_voxel_is_refused(tmp_path, axis):
     case.image.write_bytes(content)
     with pytest.raises(UserError, match="its affine, .* does not define all axes"):
         read_volume(task_of(case), case)
-
-
-def test_no_more_is_held_than_one_volume_and_what_it_becomes(tmp_path):
-    cases = [Case(n, tmp_path / f"{n}.nii.gz", tmp_path / f"{n}_label.nii.gz") for n in "abc"]
-    shape = (64, 64, 64)
-    for case in cases:
-        store(case.image, np.random.default_rng(0).integers(0, 999, shape, np.int16), np.eye(4))
-        store(case.label, np.zeros(shape, np.uint8), np.eye(4))
-    check_cases(task_of(cases[0]))  # imports
-    tracemalloc.start()
-    check_cases(task_of(*cases))
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert peak < 5.6 * 4 * np.prod(shape)  # of float32
