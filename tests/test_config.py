@@ -96,7 +96,7 @@ def test_help_names_the_settings_that_the_script_uses(run_script, script):
 
 def test_help_imports_no_torch():
     program = "import runpy, sys\n"
-    for script in SCRIPTS:
+    for script in (*SCRIPTS, "robust/main.py"):
         program += f"sys.argv = [{script!r}, '--help']\n"
         program += f"try: runpy.run_path({script!r}, run_name='__main__')\n"
         program += "except SystemExit as stop: assert not stop.code\n"
