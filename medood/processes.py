@@ -8,6 +8,7 @@ prints. Without torchrun there is one process, and nothing here has an effect.
 
 import functools
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -72,7 +73,19 @@ def joined() -> Iterator[None]:
         if torch.cuda.is_available():
             torch.cuda.set_device(found["LOCAL_RANK"] % torch.cuda.device_count())
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        store, number, count = next(dist.rendezvous("env://", timeout=MEETING))
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":  # else torchrun waits
+            place = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
+            print(
+                f"process {found['RANK']} of WORLD_SIZE = {found['WORLD_SIZE']} waits for the"
+                f" others at {place}; without others, stop it and `unset WORLD_SIZE`",
+                file=sys.stderr,
+                flush=True,
+            )
+        handler = signal.signal(signal.SIGINT, signal.SIG_DFL)  # torch ignores Ctrl-C meanwhile
+        try:
+            store, number, count = next(dist.rendezvous("env://", timeout=MEETING))
+        finally:
+            signal.signal(signal.SIGINT, handler)
         store.set_timeout(TIMEOUT)
         dist.init_process_group(
             backend, store=store, rank=number, world_size=count, timeout=TIMEOUT

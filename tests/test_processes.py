@@ -215,7 +215,9 @@ def test_the_loss_and_gradient_of_a_batch_do_not_depend_on_how_it_is_dealt(monke
         ({"WORLD_SIZE": "two"}, "'two'"),
     ],
 )
-def test_a_process_without_others_says_so_in_time_with_the_cure(monkeypatch, variables, says):
+def test_a_process_without_others_says_so_in_time_with_the_cure(
+    monkeypatch, capsys, variables, says
+):
     with socket.socket() as opened:  # a port that is free
         opened.bind(("", 0))
         port = str(opened.getsockname()[1])
@@ -230,6 +232,9 @@ def test_a_process_without_others_says_so_in_time_with_the_cure(monkeypatch, var
         processes.joined(),
     ):
         pytest.fail("has begun to work")
+    if "imed out" in says:
+        waits = f"process {left['RANK']} of WORLD_SIZE = 2 waits for the others at localhost:{port}"
+        assert capsys.readouterr().err.startswith(waits)
 
 
 def test_one_process_needs_no_other(monkeypatch):
