@@ -4,9 +4,32 @@ One run can differ without an edit: `python train.py --encoder resnet18 --epochs
 The text below a setting is what `--help` prints. Each script takes the settings that it uses.
 """
 
+# ruff: noqa: E402
+import sys
+from pathlib import Path
+
+_SCRIPT = Path(getattr(sys.modules["__main__"], "__file__", None) or "/").resolve()
+
+
+def _stop_quietly(kind: type[BaseException], error: BaseException, trace: object) -> None:
+    """Show no traceback for Ctrl-C while Python still imports, or for a package that is missing."""
+    if kind is KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+    elif kind is ModuleNotFoundError:
+        cure = "`source .venv/bin/activate`, or `pip install -r requirements.txt`"
+        print(
+            f"error: the package {str(error.name).partition('.')[0]} is not installed: {cure}",
+            file=sys.stderr,
+        )
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+if Path(__file__).resolve().parent in _SCRIPT.parents[:2]:  # a script of this repository runs
+    sys.excepthook = _stop_quietly
+
 import functools
 import re
-from pathlib import Path
 from typing import Annotated, ClassVar, Literal, TypeVar, dataclass_transform
 
 import pydantic

@@ -2,7 +2,10 @@
 
 import dataclasses
 import importlib
+import os
 import re
+import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import ClassVar
@@ -170,3 +173,31 @@ def test_data_named_beside_a_sample_are_refused_as_it_draws_its_own(sampled):
     read, *_, data = sampled
     with pytest.raises(UserError, match=f"--{data}: --sample draws its own data"):
         read("--sample", f"--{data}", "of_mine", *["--masks", "m"] * (data == "images"))
+
+
+def test_importing_config_changes_no_hook_of_another_program(tmp_path):
+    program = "import sys; before = sys.excepthook; import config; assert sys.excepthook is before"
+    (tmp_path / "own.py").write_text(program)
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, tmp_path / "own.py"], env=env, capture_output=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_ctrl_c_while_python_imports_shows_no_traceback(tmp_path):
+    (tmp_path / "pydantic.py").write_text("raise KeyboardInterrupt")
+    done = subprocess.run(
+        [sys.executable, "train.py"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "stopped\n")
+
+
+def test_a_package_that_is_missing_is_named_with_the_cure():
+    given = [sys.executable, "-S", "main.py"]  # without what is installed
+    done = subprocess.run(given, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: the package pydantic is not installed: ")
+    assert done.stderr.count("\n") == 1
