@@ -5,13 +5,11 @@ Writes  Image_Patchs/<region>_<k>.png                RGB (P, P, 3); k counts row
         Mask_Patchs/<region>_<k>.png                 uint8 (P, P)
         Instance_Patchs/<region>_<k>.png             uint16 (P, P), 0 or the nucleus in its region;
                                                      of Lizard's labels, which have instances
-        Mask_Patchs/nuclei.csv                       patch and class of every nucleus, by its centre
         k_folds/<fold>Image_Patchs.csv               which patches train, which test
 
 With prepared patches and no regions, only missing fold lists are drawn.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,39 +17,18 @@ import numpy as np
 from config import CONFIG, Data, UserError
 from medood.check import look_at_patches
 from medood.data import records, workspace
-from medood.data.files import csv_text, fingerprint, pngs, read_rows, write_json, write_text
+from medood.data.files import csv_text, fingerprint, pngs, write_json
 from medood.data.folds import PARTS, held_out, patches_there, read_list
-from medood.data.grid import patch_of, tile
-from medood.data.images import image_size, read_image, read_mask, require_match, write_png
+from medood.data.grid import tile
+from medood.data.images import read_image, read_mask, require_match, write_png
 from medood.data.labels import read_label
 from medood.data.names import by_name, name_of, stem_of
-from medood.data.patients import region_of
 from medood.processes import on_main
 from medood.runs.command_line import run
 from medood.runs.jobs import for_each
 from medood.runs.locks import locked
 from medood.runs.products import CLASS_MASKS, FOLD, INSTANCE_PATCHES, PATCH_MASKS, PATCHES
 from medood.runs.provenance import making, product_is_kept, require, write_product
-
-
-def nuclei_of_patches(folder: Path, patch_size: int) -> Iterator[tuple[str, int]]:
-    """Yield patch and class of every nucleus that Semantic_Labels lists."""
-    region, size = None, (0, 0)
-    there = by_name(pngs(folder), stem_of)
-    try:
-        for _, row in read_rows(folder / workspace.NUCLEI_LIST):  # sorted by region
-            if row["region"] != region:
-                region = row["region"]
-                if region not in there:  # and no name can point to a file elsewhere
-                    raise ValueError(region)
-                size = image_size(there[region])
-            k = patch_of(float(row["x"]), float(row["y"]), *size, patch_size)
-            yield f"{region}_{k}.png", int(row["class"])
-    except (KeyError, OverflowError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{folder / workspace.NUCLEI_LIST} is damaged ({error}): write numbers with a point,"
-            f" such as 12.5, or remove {folder} to have it regenerated"
-        ) from None
 
 
 def cut(
@@ -89,12 +66,6 @@ def cut_regions(cfg: Data) -> None:
             for image, mask in zip(regions, masks, strict=True)
         ]
         for_each(cut, jobs, cfg, "patches", bad)
-        nuclei = masks[0].with_name(workspace.NUCLEI_LIST)
-        if nuclei.exists():  # user-supplied class masks have no list
-            cut_of = {Path(name).stem for name in bad}
-            rows = nuclei_of_patches(nuclei.parent, cfg.patch_size)
-            kept = (row for row in rows if region_of(row[0]) not in cut_of)
-            write_text(out / workspace.NUCLEI_LIST, csv_text(["img_name", "class"], kept))
 
 
 def cut_nuclei(label_path: Path, classes: int, patch_size: int, out: Path) -> None:

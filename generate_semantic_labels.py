@@ -1,24 +1,21 @@
-"""Turn the labels of every region into one class mask, and list its nuclei.
+"""Turn the labels of every region into one class mask.
 
 Reads   Labels/*.mat                    Lizard's own files (or Lizard_Labels/Labels/*.mat)
         the masks in `masks`, if set    one channel, 0 background, classes as in `mask_values`
 Writes  Semantic_Labels/<region>.png    uint8 (H, W), 0 background, 1.. the class of the nucleus,
                                         255 unsure
-        Semantic_Labels/nuclei.csv      region, class, and the centre x, y of each nucleus in pixels
 """
 
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
 from config import CONFIG, Data, UserError
-from medood.data.files import csv_text, write_text
 from medood.data.images import write_png
 from medood.data.labels import BACKGROUND, UNSURE, UNSURE_ID, no_nucleus, read_region_label
 from medood.data.names import stem_of
 from medood.data.records import BadFiles, refuse_bad
-from medood.data.workspace import NUCLEI_COLUMNS, NUCLEI_LIST, region_labels
+from medood.data.workspace import region_labels
 from medood.processes import on_main
 from medood.runs.command_line import run
 from medood.runs.jobs import for_each
@@ -45,30 +42,16 @@ def semantic_mask(inst_map: np.ndarray, ids: np.ndarray, classes: np.ndarray) ->
     return mask
 
 
-def centres(inst_map: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return x and y of the centre of each nucleus in pixels, (N,), and whether it has a pixel."""
-    size = max(inst_map.max(initial=0), ids.max(initial=0)) + 1
-    rows, columns = np.nonzero(inst_map > BACKGROUND)
-    numbers = inst_map[rows, columns]
-    area = np.bincount(numbers, minlength=size)[ids]
-    x, y = (
-        np.bincount(numbers, along, size)[ids] / np.maximum(area, 1) for along in (columns, rows)
-    )
-    return x, y, area > 0
-
-
-def convert(path: Path, cfg: Data, out: Path) -> list[list]:
-    """Write the class mask of one region and return a row of NUCLEI_COLUMNS for each nucleus."""
-    label = read_region_label(path, cfg)
-    write_png(out / f"{stem_of(path)}.png", semantic_mask(*label))
-    x, y, there = centres(*label[:2])
-    columns = label[2][there].tolist(), x[there].round(1).tolist(), y[there].round(1).tolist()
-    return [[stem_of(path), *row] for row in zip(*columns, strict=True)]
+def convert(path: Path, cfg: Data, out: Path) -> int:
+    """Write the class mask of one region and return how many nuclei it has."""
+    inst_map, ids, classes = read_region_label(path, cfg)
+    write_png(out / f"{stem_of(path)}.png", semantic_mask(inst_map, ids, classes))
+    return int(np.isin(ids, inst_map).sum())
 
 
 @on_main
 def generate_semantic_labels(cfg: Data = CONFIG) -> None:
-    """Write the class mask of every region, and the list of nuclei.
+    """Write the class mask of every region.
 
     Raises UserError at the end if labels are bad, unless they are to be skipped.
     """
@@ -84,12 +67,11 @@ def generate_semantic_labels(cfg: Data = CONFIG) -> None:
             return
         (out,) = folders
         jobs = [(path, cfg, out) for path in labels]
-        nuclei = list(chain.from_iterable(for_each(convert, jobs, cfg, "class masks", bad)))
-        write_text(out / NUCLEI_LIST, csv_text(NUCLEI_COLUMNS, nuclei))
+        nuclei = sum(for_each(convert, jobs, cfg, "class masks", bad))
         if not nuclei:
             raise UserError(f"{labels[0].parent}: {no_nucleus(cfg)}")
     made = len(labels) - len(bad)
-    print(f"{cfg.workspace / 'Semantic_Labels'}: {made} class masks, {len(nuclei)} nuclei")
+    print(f"{cfg.workspace / 'Semantic_Labels'}: {made} class masks, {nuclei} nuclei")
     refuse_bad(bad, cfg.skip_bad_files)
 
 

@@ -22,7 +22,6 @@ from scipy.io import loadmat, savemat
 from tifffile import imwrite
 
 from config import Config, UserError
-from generate_patches import nuclei_of_patches
 from medood.data.files import csv_text, write_text
 from medood.data.folds import read_fold, read_official
 from medood.data.images import image_size, read_image, read_mask
@@ -32,7 +31,6 @@ from medood.data.records import is_kept, record_of
 from medood.data.workspace import fold_path, pct_path, ranking_path
 from medood.evaluation.model_card import write_card
 from medood.evaluation.report import _read_log, read_times
-from medood.evaluation.tables import _nuclei_of_patches
 from medood.models.checkpoints import load_model, read_run, seen_in_training, with_settings_of
 from medood.predicting.slides import open_image
 from tests.conftest import STEPS, TINY, draw_regions, write_slide
@@ -118,7 +116,6 @@ def targets(cfg: Config) -> dict[str, list[tuple[Path, Reader, int]]]:
     def label(path: Path) -> Reader:
         return lambda: read_region_label(path, cfg)
 
-    nuclei = work / "Semantic_Labels/nuclei.csv", work / "Mask_Patchs/nuclei.csv"
     fold = fold_path(cfg.workspace, 1)
     return {
         ".mat": [(path, label(path), 10) for path in labels],
@@ -136,8 +133,6 @@ def targets(cfg: Config) -> dict[str, list[tuple[Path, Reader, int]]]:
             (fold, lambda: read_fold(cfg, 1), 5),
             (official, lambda: read_official(work, []), 3),
             (ranking_path(cfg, 1), lambda: read_hard_oods(cfg, 1), 4),
-            (nuclei[0], lambda: list(nuclei_of_patches(work / "Semantic_Labels", 32)), 3),
-            (nuclei[1], lambda: _nuclei_of_patches(cfg, []), 2),
             (work / "times.csv", lambda: read_times(work), 1),
             (model / "log.csv", lambda: _read_log(model), 1),
             (model / "trained_on.txt", lambda: seen_in_training(model), 1),

@@ -2,15 +2,12 @@
 
 import dataclasses
 
-import numpy as np
 import pytest
 
 from config import UserError
-from generate_patches import nuclei_of_patches
 from medood.data import ood_set
 from medood.data.files import csv_text, read_rows, read_table, write_text
 from medood.data.folds import Fold, read_list, read_official
-from medood.data.images import write_png
 from medood.data.patients import patients_of
 from medood.data.workspace import ranking_path
 from tests.conftest import TINY
@@ -120,11 +117,6 @@ def test_an_official_split_without_its_table_is_said(tmp_path):
 
 
 def test_a_decimal_comma_is_named_where_a_number_is_needed(tmp_path):
-    write_png(tmp_path / "a.png", np.zeros((32, 32), np.uint8))
-    rows = [["region", "class", "x", "y"], ["a", "1", "12,5", "3"]]
-    saved(tmp_path / "nuclei.csv", rows, ";")
-    with pytest.raises(UserError, match="'12,5'.*: write numbers with a point"):
-        list(nuclei_of_patches(tmp_path, 32))
     saved(tmp_path / "t.csv", [["img_name", "cat"], ["a", "1,0"], ["b", "0,0"]], ";")
     with pytest.raises(UserError, match=r"row 2 \(a\) has '1,0' in column cat, expected 0 or 1"):
         read_image_labels(tmp_path / "t.csv")

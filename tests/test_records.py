@@ -20,7 +20,7 @@ from medood.data.folds import read_fold
 from medood.data.images import read_mask, write_png
 from medood.data.records import RECORD, fresh_folder, is_kept, record_of, write_recorded
 from medood.data.workspace import id_files, model_folder, pct_path, ranking_path
-from medood.runs.products import BASELINE, ESTIMATE, MED_OOD, PATCH_MASKS, network_made_from
+from medood.runs.products import BASELINE, ESTIMATE, MED_OOD, network_made_from
 from medood.runs.provenance import require
 from rank_prune_ood import rank_prune_ood
 from test import evaluate
@@ -215,21 +215,18 @@ def test_a_folder_without_a_record_is_the_users_unless_a_training_began_it(
     assert is_kept(tmp_path / "made", MADE_FROM) == is_there
 
 
-def test_an_edited_list_beside_masks_is_refused(patched):
+def test_an_edited_mask_of_a_patch_is_refused(patched):
     folder, cfg = patched.workspace / "Mask_Patchs", dataclasses.replace(patched, folds=(1,))
-    name = "nuclei.csv"
-    text = (folder / name).read_text()
-    (folder / name).write_text(re.sub(r"\d+(,?)$", r"1\1", text, flags=re.MULTILINE))
-    assert (folder / name).read_text() != text
-    said = refused(folder, lambda: generate_patches(cfg))
-    assert f"({name})" in said
-    refused(folder, lambda: require(cfg, PATCH_MASKS))  # also where it is only read
+    path = folder / "region_0_0.png"
+    made = path.read_bytes()
+    write_png(path, 1 + 0 * read_mask(path, 7))
+    refused(folder, lambda: generate_patches(cfg))
     # what is missing beside it does not make the step overwrite it
     shutil.rmtree(patched.workspace / "Image_Patchs")
     refused(folder, lambda: generate_patches(cfg))
     shutil.rmtree(folder)
     generate_patches(cfg)
-    assert (folder / name).read_text() == text
+    assert path.read_bytes() == made
 
 
 def test_an_edited_class_mask_is_not_cut(patched):

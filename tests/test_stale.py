@@ -8,7 +8,7 @@ import pytest
 from scipy.io import loadmat
 
 from config import UserError
-from generate_patches import generate_patches, nuclei_of_patches
+from generate_patches import generate_patches
 from generate_semantic_labels import generate_semantic_labels
 from generate_unfiltered_oods import generate_unfiltered_oods
 from medood.check import check
@@ -134,7 +134,3 @@ def test_names_in_tables_do_not_reach_outside_the_workspace(patched):
     ranking_path(cfg, 1).write_text("a,b\n")
     with pytest.raises(UserError, match="lacks columns of rank"):
         read_hard_oods(cfg, 1)
-    folder = cfg.workspace / "Semantic_Labels"
-    write_text(folder / "nuclei.csv", "region,class,x,y\n../../secret,1,3.0,4.0\n")
-    with pytest.raises(UserError, match="nuclei.csv is damaged"):
-        list(nuclei_of_patches(folder, 32))

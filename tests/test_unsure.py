@@ -12,11 +12,10 @@ from PIL import Image
 from config import LIZARD, UserError
 from estimate_pct import count_samples, pixels_of
 from generate_patches import generate_patches
-from generate_semantic_labels import centres, generate_semantic_labels, semantic_mask
+from generate_semantic_labels import generate_semantic_labels, semantic_mask
 from generate_unfiltered_oods import remove_foreground
 from main import main
 from medood.data.dataset import Patches, load_patches
-from medood.data.files import read_table
 from medood.data.images import read_image, read_mask, write_png
 from medood.data.labels import UNSURE, UNSURE_COLOUR, read_own_mask
 from medood.data.workspace import id_files, ood_files
@@ -54,8 +53,6 @@ def test_unsure_pixels_of_an_own_mask_are_no_nucleus_and_stay_unsure(tmp_path, k
     assert classes.tolist() == [1, 1, 2]
     expected = [[1, U, 1, 0], [1, U, 0, 0], [0, U, 2, 2]]
     assert semantic_mask(inst_map, ids, classes).tolist() == expected
-    x, y, there = centres(inst_map, ids)
-    assert (x.tolist(), y.tolist(), there.all()) == ([0, 2, 2.5], [0.5, 0, 2], True)
 
 
 def test_255_is_a_class_where_mask_values_says_so(tmp_path):
@@ -90,19 +87,10 @@ def own(tmp_path):
     return dataclasses.replace(TINY, classes=CLASSES, **changes)
 
 
-def listed(path):
-    return [tuple(row.values()) for row in read_table(path)]
-
-
-def test_neither_list_of_nuclei_names_an_unsure_one(own):
+def test_a_class_mask_is_the_users_mask(own):
     generate_semantic_labels(own)
-    generate_patches(own)
     stored = read_mask(own.workspace / "Semantic_Labels" / "a.png", 3)
     np.testing.assert_array_equal(stored, np.array(Image.open(own.masks / "a.png")))
-    rows = listed(own.workspace / "Semantic_Labels" / "nuclei.csv")
-    assert rows == [(n, *of) for n in "ab" for of in (("1", "6.5", "6.5"), ("2", "42.5", "42.5"))]
-    rows = listed(own.workspace / "Mask_Patchs" / "nuclei.csv")
-    assert rows == [(f"{n}_{k}.png", str(c)) for n in "ab" for k, c in ((0, 1), (3, 2))]
 
 
 def test_masks_of_0_and_255_without_mask_values_are_refused_with_the_cure(own):

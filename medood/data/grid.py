@@ -18,14 +18,6 @@ def tile(image: np.ndarray, patch_size: int) -> np.ndarray:
     return grid.swapaxes(1, 2).reshape(-1, patch_size, patch_size, *image.shape[2:])
 
 
-def patch_of(x: float, y: float, height: int, width: int, patch_size: int) -> int:
-    """Return the number of the patch that contains a point of a region of height x width pixels."""
-    top, left = padding(height, patch_size)[0], padding(width, patch_size)[0]
-    columns = -(-width // patch_size)
-    row, column = (round(y) + top) // patch_size, (round(x) + left) // patch_size
-    return row * columns + column
-
-
 def join(patches: np.ndarray, height: int, width: int) -> np.ndarray:
     """Return the region (height, width) of its patches (N, P, P), as `tile` cut it."""
     side = patches.shape[1]

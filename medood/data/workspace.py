@@ -12,8 +12,6 @@ from medood.data.records import BadFiles, record_of
 LIST_ENDING = "Image_Patchs.csv"  # of the list of a fold
 Pair = tuple[Path, Path | None]  # image and mask of a patch; an OoD patch has no mask
 SOURCE_PREFIX = "source-"  # of the name of a patch that was cut from an image of ood_source
-NUCLEI_LIST = "nuclei.csv"  # in Semantic_Labels
-NUCLEI_COLUMNS = ["region", "class", "x", "y"]
 SAMPLE_NAME = "SAMPLE: synthetic tissue, not Lizard"
 SAMPLE_MARK = "SAMPLE.txt"  # in a workspace whose tissue was drawn by medood/sample.py
 

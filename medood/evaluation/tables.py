@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from config import Config, UserError
-from medood.data.files import in_threads, read_table
+from config import Config
+from medood.data.files import in_threads
 from medood.data.folds import Fold
 from medood.data.images import read_mask
 from medood.data.patients import patients_of, region_of
 from medood.data.records import record_of
-from medood.data.workspace import NUCLEI_LIST, Pair, id_files
+from medood.data.workspace import Pair, id_files
 
 if TYPE_CHECKING:
     from medood.evaluation.statistics import Difference
@@ -99,20 +98,15 @@ def score_table(
 def describe_data(cfg: Config, folds: dict[int, Fold]) -> dict:
     """Return a description of the data: by fold in rows, by class in columns, skipped files."""
     names = sorted({name for fold in folds.values() for side in fold for name in side})
-    nuclei = _nuclei_of_patches(cfg, names)
     pixels = count_classes(cfg, names)
     share = 100 * pixels.sum(0) / pixels.sum()
     unsure = 1 - pixels.sum() / (len(names) * cfg.patch_size**2)
     by_class = {"class": cfg.class_names, "pixels": [f"{value:.2f} %" for value in share]}
-    if nuclei is not None:
-        by_class["nuclei"] = ["-", *nuclei.sum(0)]
     by_fold = []
     for fold, (train, val, test) in folds.items():
         in_train, in_test = np.isin(names, train + val), np.isin(names, test)
         by_class[f"{fold} train"] = (pixels[in_train] > 0).sum(0)
         by_class[f"{fold} test"] = (pixels[in_test] > 0).sum(0)
-        if nuclei is not None:
-            by_class[f"{fold} nuclei"] = ["-", *nuclei[in_test].sum(0)]
         trained, tested = (set(patients_of(cfg, side)) for side in (train + val, test))
         sizes = len(train), len(val), len(test), len(tested), len(trained & tested)
         by_fold.append([fold, *sizes])
@@ -143,15 +137,3 @@ def count_classes(cfg: Config, names: list[str]) -> np.ndarray:
         return np.bincount(mask.ravel(), minlength=classes)[:classes]
 
     return np.array(in_threads(count, id_files(cfg.workspace, names), "counting"))
-
-
-def _nuclei_of_patches(cfg: Config, names: list[str]) -> np.ndarray | None:
-    """Return how many nuclei of each class patches contain, (N, C - 1); None if unknown."""
-    path = cfg.workspace / "Mask_Patchs" / NUCLEI_LIST
-    if not path.exists():
-        return None
-    try:
-        found = Counter((row["img_name"], int(row["class"])) for row in read_table(path))
-    except (KeyError, TypeError, ValueError):
-        raise UserError(f"{path} is damaged: remove Mask_Patchs to have it regenerated") from None
-    return np.array([[found[name, 1 + c] for c in range(len(cfg.classes))] for name in names])

@@ -102,7 +102,7 @@ def _of_regions(cfg: Config, _: int) -> dict:
     if not _still_there(cfg.images) or not workspace.region_images(cfg):
         return {"inputs": None, "left out": None}
     images, masks, left_out = workspace.pair_regions(cfg)
-    nuclei = cfg.workspace / "Semantic_Labels" / workspace.NUCLEI_LIST
+    nuclei = cfg.workspace / "Semantic_Labels" / "nuclei.csv"  # of earlier versions
     files = [*images, *masks, *([nuclei] if nuclei.exists() else [])]
     return {"inputs": fingerprint(files) if images else None, "left out": sorted(left_out)}
 
