@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from config import UserError
 from medood.attacks.measuring import CLEAN, Trial
 from medood.commands import command
+from medood.runs.locks import locked
 from medood.training.state import TrainingState as State
 from robust import settings
 from robust.corruptions import OF_VOLUMES
@@ -37,6 +38,15 @@ def cfg(volume_cfg):
 @pytest.fixture
 def trained(trained_volumes):
     return trained_volumes
+
+
+def test_two_trainings_of_a_network_do_not_run_at_once(cfg, run_script):
+    with locked(cfg.home, ["79_unet"]):
+        given = ("--workspace", cfg.workspace, "--data", cfg.data)
+        done = run_script("robust/train_volumes.py", *given, "--folds", "79", "--epochs", "1")
+    assert done.returncode == 1
+    assert "79_unet" in done.stderr
+    assert not (cfg.home / "models").exists()
 
 
 @pytest.mark.parametrize("free", [True, False])

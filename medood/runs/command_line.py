@@ -13,7 +13,7 @@ from pathlib import Path
 
 import tyro
 
-from config import CONFIG, Data, Network, UserError
+from config import CONFIG, Data, UserError
 from medood.processes import is_main, joined
 from medood.runs.locks import locked
 
@@ -34,7 +34,7 @@ def _terminate(*_: object) -> None:
 
 def networks_of(cfg: Data) -> list[str]:
     """Return the names of the networks that a run with these settings trains or uses."""
-    if not isinstance(cfg, Network):
+    if not hasattr(cfg, "model_name"):
         return []
     return [f"{fold}_{cfg.model_name}".replace("/", "_") for fold in cfg.folds]
 
