@@ -23,7 +23,6 @@ from medood.attacks.measuring import CLEAN, Counts, Trial, seed_of
 from medood.attacks.together import WORST, by_name, under_attacks
 from medood.evaluation.figures import draw_rows
 from medood.evaluation.objects import count_found, objects_of, wide_bins
-from medood.models.network import exact
 from medood.training.batches import ATTACK, stream_seed
 from robust.corruptions import OF_VOLUMES, trial_of
 from robust.settings import TestVolumesConfig
@@ -89,24 +88,23 @@ def count_volumes(
     `objects`, (K, N, SIZES, 2). volumes: one is in memory at a time.
     """
     device, parts = segmenter.mean.device, []
-    with exact(cfg.precision):
-        for number, volume in enumerate(volumes):
-            seen = resample(volume, segmenter.spacing)
-            images, target = seen.image[None].to(device), seen.label[None].long().to(device)
-            label, rows = volume.label.numpy(), []
-            objects = objects_of(label)
-            every = trial.every(segmenter, images, target, seed_of(seed, number))
-            for condition, changed in enumerate(every):
-                predicted = called_by(segmenter, changed, volume.label.shape)
-                truth = volume.label[None].long()
-                row = measuring.count_of(images, changed, predicted, truth, classes)
-                scores = volume_scores(predicted[0], volume.label, classes, volume.spacing)
-                row["scores"] = torch.from_numpy(np.array([list(scores.values())], float))
-                found = count_found(objects, label, predicted[0].numpy())
-                row["objects"] = torch.from_numpy(found)[None]
-                keep(volume, condition, changed[0].cpu(), predicted[0])
-                rows.append(row)
-            parts.append(measuring.stacked(rows))
+    for number, volume in enumerate(volumes):
+        seen = resample(volume, segmenter.spacing)
+        images, target = seen.image[None].to(device), seen.label[None].long().to(device)
+        label, rows = volume.label.numpy(), []
+        objects = objects_of(label)
+        every = trial.every(segmenter, images, target, seed_of(seed, number))
+        for condition, changed in enumerate(every):
+            predicted = called_by(segmenter, changed, volume.label.shape)
+            truth = volume.label[None].long()
+            row = measuring.count_of(images, changed, predicted, truth, classes)
+            scores = volume_scores(predicted[0], volume.label, classes, volume.spacing)
+            row["scores"] = torch.from_numpy(np.array([list(scores.values())], float))
+            found = count_found(objects, label, predicted[0].numpy())
+            row["objects"] = torch.from_numpy(found)[None]
+            keep(volume, condition, changed[0].cpu(), predicted[0])
+            rows.append(row)
+        parts.append(measuring.stacked(rows))
     return measuring.joined(parts)
 
 

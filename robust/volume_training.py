@@ -25,7 +25,7 @@ from torch.nn.utils import clip_grad_norm_
 from config import UserError
 from medood.data.files import read_json, write_json
 from medood.models.checkpoints import versions
-from medood.models.network import exact, pick_device
+from medood.models.network import pick_device
 from medood.training.batches import AUGMENTATION, INITIALISATION, ORDER, stream_seed
 from medood.training.loop import fit, write_trained
 from medood.training.losses import segmentation_loss
@@ -154,11 +154,10 @@ class VolumeTrainer(Training):
             group["lr"] = learning_rate(self.cfg, share)
         self.taken += 1
         for _ in range(self.replays):
-            with exact(self.cfg.precision):
-                logits = self.model(self.noise(images) if self.cfg.free else images)
-                # the sums of the loss are independent of the axes
-                loss = segmentation_loss(logits.flatten(3), target.flatten(2), weight, "dice_ce")
-                loss.backward()
+            logits = self.model(self.noise(images) if self.cfg.free else images)
+            # the sums of the loss are independent of the axes
+            loss = segmentation_loss(logits.flatten(3), target.flatten(2), weight, "dice_ce")
+            loss.backward()
             clip_grad_norm_(self.model.network.parameters(), LONGEST)
             self.optimiser.step()
             self.optimiser.zero_grad()

@@ -6,7 +6,6 @@ change of the volume itself, measured in shares of its range.
 """
 
 import json
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +21,7 @@ from tqdm import tqdm
 from config import Config, UserError
 from medood.data.folds import PARTS, split_units
 from medood.data.names import by_name, plain
-from medood.models.network import autocast, exact
+from medood.models.network import autocast
 from medood.processes import world_size
 from robust.lattice import Lattice, Stride
 from robust.nifti import AXES, apart, read_nifti, turn
@@ -296,7 +295,7 @@ class Segmenter(nn.Module):
         numbers[3].clamp_(min=1e-6)
         for name, values in zip(("low", "high", "mean", "std"), numbers, strict=True):
             self.register_buffer(name, values, persistent=False)
-        self.precision, self.exact = autocast(cfg.precision, device), partial(exact, cfg.precision)
+        self.precision = autocast(cfg.precision, device)
         self.to(device, memory_format=torch.channels_last_3d)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -313,7 +312,7 @@ class Segmenter(nn.Module):
         clipped = torch.minimum(torch.maximum(images, self.low), self.high)
         normalised = (clipped - self.mean) / self.std
         normalised = normalised.contiguous(memory_format=torch.channels_last_3d)
-        with self.precision, self.exact():
+        with self.precision:
             return self.network(normalised).float()
 
 

@@ -12,14 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from estimate_pct import estimate_pct
 from medood.data.files import read_table
 from medood.data.folds import read_fold
 from medood.data.images import write_png
 from medood.data.workspace import model_folder, ood_files
-from medood.models import inference
 from medood.models.checkpoints import load_model
-from medood.models.network import build_model
+from medood.models.network import build_model, pick_device
 from medood.training import losses, segmentation
 from medood.training.batches import storage_device
 from medood.training.loop import train_epoch
@@ -30,10 +28,9 @@ from test import evaluate
 from tests.conftest import TINY, as_settings_of
 from tests.gpus import CPU, HERE, SMALL, some_patches, trained
 from train import train
-from train_ood import train_ood
 from weak.generator import Sees, heal
 from weak.settings import TransferConfig
-from weak.train_transfer import Images, batches_of
+from weak.train_transfer import Images
 from weak.train_transfer import Trainer as TransferTrainer
 
 
@@ -53,31 +50,10 @@ def test_bfloat16_computes_near_float32_and_keeps_the_weights_in_it():
     assert {weight.dtype for weight in trainer.model.parameters()} == {torch.float32}
 
 
-@pytest.mark.parametrize(
-    ("precision", "inside", "outside"), [("float32", False, True), ("auto", True, False)]
-)
-def test_only_float32_is_not_tf32_and_only_while_it_is_computed(
-    monkeypatch, precision, inside, outside
-):
-    """Forward and backward: convolutions ask for it when they run."""
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", outside)
-    seen = []
-
-    def note(*_):
-        seen.append(torch.backends.cudnn.allow_tf32)
-
-    cfg = dataclasses.replace(SMALL, precision=precision)
-    other = dataclasses.replace(SMALL, precision="auto" if precision == "float32" else "float32")
-    trainer = Trainer(cfg, 1, some_patches(8), CPU)
-    Trainer(other, 1, some_patches(8), CPU)  # its precision is its own
-    first = next(m for m in trainer.model.modules() if isinstance(m, torch.nn.Conv2d))
-    first.register_forward_hook(note)
-    first.weight.register_hook(note)
-    train_epoch(trainer, 0)
-    predictor = inference.Predictor(cfg, trainer.model.eval())
-    predictor(some_patches(1).images)
-    assert seen == [inside] * 3
-    assert torch.backends.cudnn.allow_tf32 is outside
+def test_float32_is_not_tf32(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    Trainer(SMALL, 1, some_patches(8), pick_device("cpu"))
+    assert not torch.backends.cudnn.allow_tf32
 
 
 @pytest.mark.parametrize(("loss", "stored"), [("dice", "there"), ("dice_ce", "on the CPU")])
@@ -112,7 +88,7 @@ def test_generators_learn_the_same_and_the_host_waits_for_nothing(gpu):
         torch.manual_seed(0)
         sees = Sees(cfg, [build_model(cfg)], 0)
         trainer = TransferTrainer(cfg, 1, *kinds, sees, device)
-        (batch,) = batches_of(cfg, 1, 0, 1, *kinds, device)
+        batch = next(trainer.begin_epoch(0))
         trainer.step(*batch)  # the first one builds the optimisers' states
         with gpu.never_waiting() if device == gpu.device else contextlib.nullcontext():
             losses = trainer.step(*batch)
@@ -141,9 +117,10 @@ def cuda_run(gpu, one_fold):
 
 def test_every_step_runs_and_gives_what_the_cpu_gives(cuda_run, quick_report, tmp_path):
     on_gpu, on_cpu = (dataclasses.replace(cfg, epochs=1) for cfg in cuda_run)
-    for step_ in (train, rank_prune_ood, estimate_pct, train_ood, evaluate):
-        step_(on_gpu)
+    train(on_gpu)
+    rank_prune_ood(on_gpu)
     folder = model_folder(on_gpu, 1, ood=False)
+    evaluate(on_gpu, (folder,))
     model = load_model(folder, on_cpu)
     assert {weight.device for weight in model.parameters()} == {CPU}
 

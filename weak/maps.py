@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from medood.data.labels import BACKGROUND, UNSURE
-from medood.models.network import Normalise, autocast, exact
+from medood.models.network import Normalise, autocast
 from weak.arrays import on_device
 from weak.classifier import Classifier, Kind
 from weak.settings import MapsConfig
@@ -118,7 +118,7 @@ def maps_of(
         size = [side // MAP_STRIDE for side in batch.shape[2:]]
         of_batch: dict[str, list[Tensor]] = defaultdict(list)
         for classifier in classifiers["plain"]:
-            with precision, exact(cfg.precision):
+            with precision:
                 features = classifier.features(batch)[-1].float()
                 of_batch["cam"].append(cam(classifier, batch, cfg.scales))
             of_batch["logits"].append(classifier.head(features).mean((2, 3)))
@@ -126,7 +126,7 @@ def maps_of(
             for name, method in (("grad_cam", grad_cam), ("grad_cam_pp", grad_cam_pp)):
                 of_batch[name].append(placed(method(features, weight), size, classifier.grid_shift))
         for classifier in classifiers.get("contrast", []):
-            with precision, exact(cfg.precision):
+            with precision:
                 of_batch["contrast"].append(cam(classifier, batch, cfg.scales))
         for name, values in of_batch.items():
             found[name].append(torch.stack(values).mean(0).cpu())

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from medood.data.files import in_threads
 from medood.data.labels import BACKGROUND
-from medood.models.network import Normalise, autocast, exact, pick_device
+from medood.models.network import Normalise, autocast, pick_device
 from medood.training.augmentation import RANDOM, parameters_of
 from weak.arrays import on_device
 from weak.classifier import EMPTY, kinds_of, load_classifiers
@@ -100,7 +100,7 @@ def seen_by(
     for part in on_device(images, device, "  classifying"):
         batch, found = normalise(part), []
         for network in networks:
-            with precision, exact(cfg.precision):
+            with precision:
                 found += [maps_by(network, batch), maps_by(network, batch.flip(3)).flip(3)]
         logits.append(torch.stack([pooled(each) for each in found]).mean(0).cpu())
         maps.append(torch.stack(found).mean(0).cpu())

@@ -25,7 +25,6 @@ from medood.models.network import (
     Normalise,
     autocast,
     build_model,
-    exact,
     for_training,
     pick_device,
 )
@@ -181,11 +180,10 @@ class ClassifierTraining(Training):
         unused = torch.zeros(batch.shape[:3], dtype=torch.uint8, device=self.device)
         augmented, _ = augment(batch, unused, augmentation.to(self.device))
         self.optimiser.zero_grad()
-        with exact(self.cfg.precision):
-            with self.precision:
-                maps = self.maps_by(self.model, self.normalise(augmented))
-            loss = self.loss_of(maps.float(), self.labels[index].to(self.device))
-            loss.backward()
+        with self.precision:
+            maps = self.maps_by(self.model, self.normalise(augmented))
+        loss = self.loss_of(maps.float(), self.labels[index].to(self.device))
+        loss.backward()
         self.optimiser.step()
         self.schedule.step()
         return {"loss": loss.detach()}

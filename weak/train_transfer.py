@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from config import UserError
 from medood.data.files import write_json
-from medood.models.network import autocast, exact, for_training, pick_device
+from medood.models.network import autocast, for_training, pick_device
 from medood.runs.command_line import run
 from medood.training.augmentation import augment, draw_augmentation
 from medood.training.batches import AUGMENTATION, INITIALISATION, ORDER, stream_seed, to_device
@@ -199,17 +199,17 @@ class Trainer(Training):
         """Teach the judge and, if it generates, the generator: images (N, 3, P, P) in -1..1."""
         losses = dict.fromkeys(WEIGHT, torch.zeros((), device=self.device))
         generator, judge = self.model["generator"], self.model["judge"]
-        with torch.set_grad_enabled(generates), self.precision, exact(self.cfg.precision):
+        with torch.set_grad_enabled(generates), self.precision:
             healed = generator(torch.cat([diseased, healthy]))
         made = healed.image[: len(diseased)].detach()
         if generates:
             judge.requires_grad_(False)
-            with self.precision, exact(self.cfg.precision):
+            with self.precision:
                 found = self.losses(healed, diseased, healthy)
             self._descend("generator", sum(WEIGHT[name] * loss for name, loss in found.items()))
             losses = {name: loss.detach() for name, loss in found.items()}
             judge.requires_grad_(True)
-        with self.precision, exact(self.cfg.precision):
+        with self.precision:
             said = judge(torch.cat([healthy, made])).float()
         loss = least_squares(said[: len(healthy)], 1) + least_squares(said[len(healthy) :], 0)
         self._descend("judge", loss)
@@ -230,8 +230,7 @@ class Trainer(Training):
         }
 
     def _descend(self, name: str, loss: Tensor) -> None:
-        with exact(self.cfg.precision):
-            loss.backward()
+        loss.backward()
         self.optimisers[name].step()
         self.optimisers[name].zero_grad()
 

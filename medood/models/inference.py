@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from config import Config, UserError
-from medood.models.network import Normalise, autocast, exact, folded, pick_device, refusal
+from medood.models.network import Normalise, autocast, folded, pick_device, refusal
 
 # patches per forward pass: larger ones do not fit a CPU's cache, smaller ones do not fill a GPU
 BATCH_ON_CPU, BATCH_ON_GPU = 8, 256
@@ -53,7 +53,7 @@ class Predictor:
         return probability.contiguous(memory_format=torch.channels_last)
 
     def _softmax(self, batch: Tensor) -> Tensor:
-        with autocast(self.precision, self.device), exact(self.precision):
+        with autocast(self.precision, self.device):
             logits = self.model(batch)
         return logits.float().softmax(1)
 

@@ -1,8 +1,6 @@
 """From the settings to a network, its input normalisation and the device it runs on."""
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from types import MethodType
@@ -187,8 +185,10 @@ def folded(model: nn.Module) -> nn.Module:
 def pick_device(name: str) -> torch.device:
     """Return the device that the setting `device` names; `auto` is CUDA if available.
 
-    Of several processes, each has a GPU of its own.
+    Of several processes, each has a GPU of its own. From here on, convolutions of float32 are not
+    computed in TF32, with 10 bits of a factor instead of 23, as torch does by default.
     """
+    torch.backends.cudnn.allow_tf32 = False
     gpus, processes_here = torch.cuda.device_count(), processes.local_world_size()
     if name == "auto":
         name = "cuda" if gpus else "cpu"
@@ -212,18 +212,3 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
     else:  # a CPU that lacks the instructions emulates bfloat16, slower than float32
         enabled = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
-
-
-@contextmanager
-def exact(precision: str) -> Iterator[None]:
-    """Compute in full float32 on a GPU if precision is float32, forward and backward.
-
-    By default, torch computes convolutions of float32 in TF32, with 10 bits of a factor instead of
-    23. The backward pass reads the flag when it runs: it must run in the context.
-    """
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = precision != "float32"
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before

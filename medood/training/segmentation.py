@@ -117,9 +117,8 @@ class Trainer(Training):
         # a shorter last batch would be compiled again, for a single step of an epoch
         compiled = self.compiled_loss is not None and len(images) == self.full
         compute = self.compiled_loss if compiled else self.loss
-        with network.exact(self.cfg.precision):
-            loss = compute(images, masks, weight, augmentation)
-            loss.backward()
+        loss = compute(images, masks, weight, augmentation)
+        loss.backward()
         gradients = [w.grad for w in self.model.parameters() if w.grad is not None]
         norm = get_total_norm(gradients, foreach=True)  # all weights in one launch
         self.optimiser.step()
