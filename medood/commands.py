@@ -28,7 +28,7 @@ def command(cfg: Data, script: str, kind: type[Data] = Data, **changed: object) 
             continue
         marks = getattr(hints[field.name], "__metadata__", ())
         if Positional in marks:
-            named += map(_text, _flat(value))
+            named += _texts(value)
         else:
             flagged += _words(field.name, value, marks)
     return shlex.join(["python", os.path.relpath(ROOT / script), *named, *flagged])
@@ -47,7 +47,7 @@ def _words(name: str, value: object, marks: tuple) -> list[str]:
     """Return what sets a setting on the command line. marks: tyro's, of how it is given."""
     if isinstance(value, bool):
         return [f"--{'' if value else 'no_'}{name}"]
-    values = list(map(_text, _flat(value)))
+    values = _texts(value)
     if UseAppendAction in marks:
         return [word for each in values for word in (f"--{name}", each)]
     if values and values[0].startswith("-"):  # after a space it would be read as an option
@@ -55,12 +55,12 @@ def _words(name: str, value: object, marks: tuple) -> list[str]:
     return [f"--{name}", *values]
 
 
-def _flat(value: object) -> list:
-    """Return the parts of a tuple, all the way down; of another value, the value."""
-    return [part for each in value for part in _flat(each)] if isinstance(value, tuple) else [value]
+def _texts(value: object) -> list[str]:
+    """Return a value as words, one for each part of a tuple, all the way down.
 
-
-def _text(value: object) -> str:
-    """Return a value as one word; a path that starts with - is not read as an option."""
+    A path that starts with - is written so that it is not read as an option.
+    """
+    if isinstance(value, tuple):
+        return [text for part in value for text in _texts(part)]
     text = str(value)
-    return f"./{text}" if isinstance(value, Path) and text.startswith("-") else text
+    return [f"./{text}" if isinstance(value, Path) and text.startswith("-") else text]

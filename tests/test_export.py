@@ -62,7 +62,7 @@ def test_a_version_whose_output_differs_is_not_kept(export, network, monkeypatch
     monkeypatch.setattr("medood.models.checkpoints.load_model", lambda *_: network)
     export.export(cfg, folder).unlink()
     monkeypatch.setattr(export, "TOLERANCE", -1.0)
-    with pytest.raises(UserError, match="the ONNX version differs"):
+    with pytest.raises(UserError, match="a probability differs by"):
         export.export(cfg, folder)
     assert not list(folder.glob("*model.onnx*"))
 
@@ -75,10 +75,6 @@ def test_what_cannot_be_exported_is_said_and_leaves_nothing(export, network, mon
     monkeypatch.setattr(torch.onnx, "export", fail)
     with pytest.raises(UserError, match=r"cannot be exported \(no such operator\)"):
         export.export(cfg, folder)
-    with pytest.raises(UserError, match="is a file: give the folder"):
-        export.export(cfg, folder / "model.safetensors")
-    with pytest.raises(UserError, match="there is no folder .*misspelt: correct its name"):
-        export.export(cfg, cfg.workspace / "misspelt")
     assert not list(folder.glob("*model.onnx*"))
 
 
