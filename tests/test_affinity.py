@@ -10,9 +10,9 @@ import torch
 from weak.affinity import (
     UNSURE,
     Pairs,
-    affinity,
     affinity_loss,
     half_plane,
+    highest,
     pairs,
     transition,
     walk,
@@ -64,7 +64,7 @@ def test_affinity_is_that_of_brute_force(height):
     boundary = torch.rand(height, 8, generator=torch.Generator().manual_seed(0)) / 2
     boundary[2:, 4] = 1  # a wall with a gap
     expected = brute_force(boundary, radius=6)
-    found = affinity(boundary[None], radius=6)[0]
+    found = 1 - highest(boundary[None], radius=6, outside=1)[0]
     inside = torch.zeros_like(found, dtype=torch.bool)
     for place, value in expected.items():
         assert found[place].item() == pytest.approx(value, abs=1e-6)

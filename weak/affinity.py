@@ -4,6 +4,7 @@ A pair is two pixels closer than a radius. Of a stack (N, O, h, w), [n, o, y, x]
 pixel (y, x) and the one at half_plane(radius)[o] from it; it may be outside the image.
 """
 
+from functools import reduce
 from typing import NamedTuple
 
 import numpy as np
@@ -50,8 +51,7 @@ def line(offset: Offset) -> list[Offset]:
     """
     dy, dx = offset
     box = [(y, x) for y in range(dy + 1) for x in range(min(dx, 0), max(dx, 0) + 1)]
-    touched = [(y, x) for y, x in box if 2 * abs(dy * x - dx * y) <= dy + abs(dx)]
-    return sorted(touched, key=lambda pixel: pixel[0] + abs(pixel[1]))
+    return [(y, x) for y, x in box if 2 * abs(dy * x - dx * y) <= dy + abs(dx)]
 
 
 def pairs(labels: Tensor, radius: int) -> Pairs:
@@ -64,14 +64,6 @@ def pairs(labels: Tensor, radius: int) -> Pairs:
     return Pairs(same & ~is_background, same & is_background, known & ~same)
 
 
-def affinity(boundary: Tensor, radius: int) -> Tensor:
-    """Return 1 - the highest boundary on each pair's line, (N, O, h, w), differentiable.
-
-    It is 0 where the partner is outside the image. boundary: (N, h, w) in 0..1.
-    """
-    return 1 - highest(boundary, radius, outside=1)
-
-
 def highest(values: Tensor, radius: int, outside: float) -> Tensor:
     """Return the highest of values (N, h, w) on each pair's line, (N, O, h, w), differentiable.
 
@@ -82,15 +74,8 @@ def highest(values: Tensor, radius: int, outside: float) -> Tensor:
     ordered, order = padded.flatten(1).sort(dim=1, stable=True)
     # ranks need no gradient: one through every maximum takes five times as long as all of this
     rank = order.argsort(1).int().view_as(padded)
-    found: dict[tuple[Offset, ...], Tensor] = {}
-
-    def highest_rank(pixels: tuple[Offset, ...]) -> Tensor:
-        if pixels not in found:  # many lines start alike
-            last, before = _at(rank, radius, pixels[-1]), pixels[:-1]
-            found[pixels] = torch.maximum(highest_rank(before), last) if before else last
-        return found[pixels]
-
-    ranks = torch.stack([highest_rank(tuple(line(o))) for o in half_plane(radius)], 1)
+    lines = ([_at(rank, radius, pixel) for pixel in line(offset)] for offset in half_plane(radius))
+    ranks = torch.stack([reduce(torch.maximum, pixels) for pixels in lines], 1)
     return ordered.gather(1, ranks.flatten(1).long()).view(ranks.shape)
 
 
@@ -131,13 +116,15 @@ def transition(boundary: Tensor, radius: int = WALK_RADIUS, beta: float = BETA) 
     """Return the transition matrix of the random walk, float64 (h * w, h * w).
 
     It is affinity^beta between all pixels closer than `radius`, 1 between a pixel and itself, with
-    columns that sum to 1. A pixel without neighbours keeps its value.
+    columns that sum to 1. A pixel without neighbours keeps its value. Affinity is 1 - the highest
+    boundary on the line of a pair.
 
     boundary: (h, w) in 0..1.
     """
     height, width = boundary.shape
     size = height * width
-    strength = affinity(boundary[None].cpu().double(), radius)[0].pow(beta).flatten(1).numpy()
+    top = highest(boundary[None].cpu().double(), radius, outside=1)[0]
+    strength = (1 - top).pow(beta).flatten(1).numpy()
     bands = {0: np.ones(size)}
     for (dy, dx), values in zip(half_plane(radius), strength, strict=True):
         if dy < height and abs(dx) < width:  # else no pixel has this partner
