@@ -12,7 +12,6 @@ from weak.affinity import (
     Pairs,
     affinity_loss,
     half_plane,
-    highest,
     pairs,
     transition,
     walk,
@@ -57,21 +56,6 @@ def test_a_half_plane_holds_one_of_each_opposite_two_offsets():
     inside = {(y, x) for y in range(-9, 10) for x in range(-9, 10) if 0 < y * y + x * x < 100}
     assert both == inside
     assert len(both) == 2 * len(offsets)
-
-
-@pytest.mark.parametrize("height", [8, 5])
-def test_affinity_is_that_of_brute_force(height):
-    boundary = torch.rand(height, 8, generator=torch.Generator().manual_seed(0)) / 2
-    boundary[2:, 4] = 1  # a wall with a gap
-    expected = brute_force(boundary, radius=6)
-    found = 1 - highest(boundary[None], radius=6, outside=1)[0]
-    inside = torch.zeros_like(found, dtype=torch.bool)
-    for place, value in expected.items():
-        assert found[place].item() == pytest.approx(value, abs=1e-6)
-        inside[place] = True
-    assert (found[~inside] == 0).all()  # the partner lies outside
-    assert 0 in expected.values()
-    assert len(expected) > 500
 
 
 def test_pairs_are_those_of_brute_force():
@@ -143,6 +127,7 @@ def test_the_transition_matrix_by_hand():
 @pytest.mark.parametrize("shape", [(3, 3), (2, 7), (6, 3), (9, 12)])
 def test_the_matrix_holds_every_affinity_and_its_columns_sum_to_1(shape):
     boundary = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    boundary[2:, 1] = 1  # a wall with a gap
     expected = np.eye(boundary.numel())
     for (number, y, x), value in brute_force(boundary, 5).items():
         dy, dx = half_plane(5)[number]

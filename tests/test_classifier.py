@@ -65,20 +65,9 @@ def test_a_spot_lies_on_every_map_where_it_lies_on_the_image(cfg, encoder):
     torch.testing.assert_close(maps.mean((2, 3)), logits)
 
 
-def test_fewer_stages_give_fewer_feature_maps_of_the_same_weights(cfg):
-    torch.manual_seed(0)
-    classifier = build_classifier(dataclasses.replace(cfg, stages=3, encoder="mobilenet_v2"))
-    widths = [16, 24, 32]
-    assert [level.channels for level in classifier.levels] == widths
-    assert [part.shape[1] for part in classifier.features(torch.zeros(2, 3, 64, 64))] == widths
-
-
-@pytest.mark.parametrize(
-    ("side", "message"), [(32, "set image_size to 224"), (224, "cannot keep an output stride")]
-)
-def test_an_encoder_of_one_size_of_images_is_refused(cfg, side, message):
-    cfg = dataclasses.replace(cfg, encoder="tu-efficientformerv2_s0", image_size=side)
-    with pytest.raises(UserError, match=message):
+def test_an_encoder_of_one_size_of_images_is_refused(cfg):
+    cfg = dataclasses.replace(cfg, encoder="tu-efficientformerv2_s0", image_size=224)
+    with pytest.raises(UserError, match="cannot keep an output stride of 8"):
         build_classifier(cfg)
 
 
@@ -171,13 +160,12 @@ def test_it_learns_and_the_same_seed_gives_the_same_bytes(cfg, tmp_path):
         torch.testing.assert_close(both, (logits + another(images)) / 2, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("images", "epochs"), [(2, 1), (9, 2)])
-def test_it_trains_for_as_few_steps_as_there_are(cfg, images, epochs):
-    cfg = dataclasses.replace(cfg, classifier_epochs=epochs)
-    painted_images, _ = painted(images)
-    labels = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).repeat(images // 2 + 1, 1)[:images]
-    _, log = trained(cfg, 1, "plain", 0, painted_images, labels, CPU)
-    assert [row["epoch"] for row in log] == list(range(1, epochs + 1))
+def test_it_trains_for_as_few_steps_as_there_are(cfg):
+    labels = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    _, log = trained(
+        dataclasses.replace(cfg, classifier_epochs=1), 1, "plain", 0, painted(2)[0], labels, CPU
+    )
+    assert len(log) == 1
 
 
 def test_auc_and_f1_by_hand():
@@ -187,8 +175,6 @@ def test_auc_and_f1_by_hand():
     assert image_scores(logits, labels) == {"auc": [0.75], "f1": [0.5]}
     # a tie is half a pair
     assert image_scores(np.zeros((4, 1)), labels)["auc"] == [0.5]
-
-
-def test_scores_of_a_class_that_all_or_none_hold_are_not_defined():
+    # not defined where all or none have the class
     scores = image_scores(np.array([[1.0, -1.0], [2.0, -1.0]]), np.array([[1, 0], [1, 0]]))
     assert scores == {"auc": [None, None], "f1": [1.0, None]}

@@ -91,9 +91,6 @@ def test_a_feature_map_is_placed_where_its_pixels_look():
     expected = along.expand(1, 1, 8, 8)
     torch.testing.assert_close(placed(features, [8, 8], 1.5 / 4), expected)
     torch.testing.assert_close(placed(features.mT, [8, 8], 1.5 / 4), expected.mT)
-
-
-def test_a_feature_map_without_a_shift_is_enlarged_as_ever():
     features = torch.rand(2, 3, 5, 4, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(placed(features, [20, 16], 0), resized(features, [20, 16]))
 

@@ -43,10 +43,7 @@ def test_the_logit_of_few_pixels_is_the_highest_of_them():
     said.sum().backward()
     assert said.tolist() == [[3]]  # 2 % of four pixels is one
     assert maps.grad.flatten().tolist() == [0, 0, 0, 1]
-
-
-def test_the_top_of_a_hundred_pixels_is_the_mean_of_two():
-    assert pooled(torch.arange(100.0).view(1, 1, 10, 10)).item() == 98.5
+    assert pooled(torch.arange(100.0).view(1, 1, 10, 10)).item() == 98.5  # of 100, two
 
 
 def test_the_size_loss_by_hand():

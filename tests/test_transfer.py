@@ -18,7 +18,7 @@ from tests.conftest import in_a_copy, moved
 from tests.leaks import files_by_masks
 from tests.small_weak import PLAIN_ROWS, few_pictures, small
 from weak.evaluate_masks import evaluate_masks, is_shown
-from weak.generate_masks import generate_masks, read_levels
+from weak.generate_masks import generate_masks
 from weak.generator import Healed
 from weak.image_labels import with_classes, with_lesion
 from weak.main import main, steps
@@ -87,39 +87,27 @@ def test_a_mask_is_what_had_to_change_and_a_healthy_image_lacks_it(made):
         assert not read_mask(masks_folder(cfg, 79) / path.name, 2).any()
 
 
-def test_the_mask_head_lies_beside_the_healthy_images(made):
-    cfg = with_lesion(made)
-    diseased, _ = domains(cfg, 79)
-    levels = read_levels(cfg, 79, diseased)
-    assert levels.dtype == torch.uint8
-    assert levels.shape == (len(diseased), 32, 32)
-
-
-def test_a_mask_that_contradicts_its_label_is_unsure(tmp_path, stand_in, monkeypatch, capsys):
+def test_a_mask_that_contradicts_its_label_is_unsure_and_a_healthy_test_image_has_none(
+    cfg, stand_in, monkeypatch, capsys
+):
     def blind_to_one(generator, images, device):
         healed = knowing_hues(generator, images, device)
         healed.mask[0] = torch.arange(32) / 1000  # the first training image with the lesion
         return healed
 
-    monkeypatch.setattr("weak.generate_masks.heal", blind_to_one)
-    cfg = with_lesion(small_transfer(tmp_path, 18))
-    steps(cfg)
-    diseased, _ = domains(cfg, 79)
-    assert (read_mask(masks_folder(cfg, 79) / diseased[0].name, 2) == 255).all()
-    assert f"nothing found in 1 of {len(diseased)} training images" in " ".join(
-        capsys.readouterr().out.split()
-    )
-
-
-def test_an_image_that_the_classifier_calls_healthy_has_no_mask(cfg, stand_in, monkeypatch):
     none = lambda cfg, fold, paths: torch.zeros(len(paths), dtype=torch.bool)  # noqa: E731
+    monkeypatch.setattr("weak.generate_masks.heal", blind_to_one)
     monkeypatch.setattr("weak.generate_masks.seen_in", none)
-    shutil.rmtree(cfg.workspace / "weak" / "Pseudo_Masks")
+    for product in ("healthy", "Pseudo_Masks"):
+        shutil.rmtree(cfg.workspace / "weak" / product)
     generate_masks(cfg)
     cfg = with_lesion(cfg)
-    assert not any(
-        read_mask(masks_folder(cfg, 79) / path.name, 2).any() for path in paths_to_test(cfg, 79)
-    )
+    diseased, _ = domains(cfg, 79)
+    assert (read_mask(masks_folder(cfg, 79) / diseased[0].name, 2) == 255).all()
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"nothing found in 1 of {len(diseased)} training images" in said
+    for path in paths_to_test(cfg, 79):
+        assert not read_mask(masks_folder(cfg, 79) / path.name, 2).any()
 
 
 def report_of(cfg):
@@ -234,8 +222,3 @@ def test_a_network_learns_from_masks_of_a_generator_and_from_mined_healthy_image
     assert names[1].endswith("_weak_transfer_tinted")
     assert names[0] == names[1] + "_positives"
     assert all((cfg.workspace / "models" / name / "run.json").exists() for name in names)
-
-
-def test_a_network_of_other_settings_is_not_tested(cfg):
-    with pytest.raises(UserError, match=r"tinted_positives is out of date \(epochs was 1, is 2\)"):
-        evaluate_masks(dataclasses.replace(cfg, epochs=2))

@@ -66,11 +66,8 @@ def test_a_place_is_the_rank_of_a_name_among_its_patients():
     )
     assert places_of(labels)[:5].tolist() == [1, 0.25, 0, 0.75, 0.5]
     assert np.isnan(places_of(labels)[5])
-
-
-def test_shares_by_place():
-    found = shares_by_place(np.array([0.0, 0.05, 0.5, 0.55]), np.array([1, 0, 1, 1]))
-    assert found.tolist() == [0.5, 0.5, 1, 1]
+    shares = shares_by_place(np.array([0.0, 0.05, 0.5, 0.55]), np.array([1, 0, 1, 1]))
+    assert shares.tolist() == [0.5, 0.5, 1, 1]
 
 
 @pytest.mark.parametrize(
