@@ -62,8 +62,8 @@ def read_header(path: Path, data: bytes | None = None) -> Header:
                 header = _of_tiff(file)
         else:
             header = _of_image(data if is_whole else path.read_bytes())
-    except Exception as error:  # Pillow and tifffile raise a dozen kinds for a damaged header
-        raise incomplete(path, error) from None
+    except Exception:  # Pillow and tifffile raise a dozen kinds for a damaged header
+        raise incomplete(path, "its header is damaged") from None
     if header.pages > 1:
         raise UserError(f"{path} has {header.pages} pages: save the page to be used as a file")
     if is_whole:
@@ -71,11 +71,11 @@ def read_header(path: Path, data: bytes | None = None) -> Header:
     return header
 
 
-def incomplete(path: Path, error: Exception) -> UserError:
+def incomplete(path: Path, reason: str) -> UserError:
     """Return the error to raise for an image file that cannot be read."""
     return UserError(
-        f"{path} is not a complete image file, or of a kind that is not supported"
-        f" ({str(error) or type(error).__name__}): export it again, without compression"
+        f"{path} is not a complete image file, or of a kind that is not supported ({reason}):"
+        " export it again, without compression"
     )
 
 

@@ -162,7 +162,7 @@ def _decode(path: Path, data: bytes, header: Header, as_colours: bool) -> np.nda
                     file = file.convert("RGB")
             return np.array(file)
     except Exception as error:  # both raise a dozen kinds for damaged content
-        raise incomplete(path, error) from None
+        raise incomplete(path, str(error) or type(error).__name__) from None
 
 
 def _decode_by_tifffile(data: bytes, header: Header) -> np.ndarray:
