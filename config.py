@@ -131,7 +131,7 @@ class Data:
     ood_source_use: Literal["instead", "beside"] = "instead"
     """Mine the patches of ood_source instead of the cut training patches, or in addition."""
     skip_bad_files: bool = False
-    """Continue without regions or patches that cannot be used; the report lists them."""
+    """Continue without regions that cannot be used; the report lists them."""
     dask_scheduler: Annotated[str, Field(pattern=r"^(tcp|tls)://\S+:\d+$")] | None = None
     """Let the workers of this dask scheduler, such as tcp://10.0.0.1:8786, prepare the data."""
 

@@ -17,7 +17,7 @@ import numpy as np
 from config import CONFIG, Data, UserError
 from medood.check import look_at_patches
 from medood.data import records, workspace
-from medood.data.files import csv_text, fingerprint, pngs, write_json
+from medood.data.files import csv_text, pngs
 from medood.data.folds import PARTS, held_out, patches_there, read_list
 from medood.data.grid import tile
 from medood.data.images import read_image, read_mask, require_match, write_png
@@ -87,21 +87,6 @@ def cut_instances(cfg: Data) -> None:
             for_each(cut_nuclei, [(path, *size, out) for path in labels], cfg, "nuclei", {})
 
 
-def sift_prepared(cfg: Data) -> None:
-    """Check every user-supplied patch; list those that cannot be used in k_folds/."""
-    folders = cfg.workspace / "Image_Patchs", cfg.workspace / "Mask_Patchs"
-    found = [path for folder in folders for path in pngs(folder)]
-    classes = len(cfg.class_names)
-    settings = {"patch_size": cfg.patch_size, "classes": classes}
-    made_from = {"settings": settings, "inputs": fingerprint(found)}
-    lists = records.record_of(cfg.workspace / "k_folds")
-    if lists.content and not lists.out_of_date(made_from) and not lists.bad_files:
-        return
-    bad: records.BadFiles = {}
-    look_at_patches(cfg, bad)
-    write_json(lists.product / records.RECORD, {"made_from": made_from, "bad_files": bad})
-
-
 def write_folds(cfg: Data, names: list[str]) -> None:
     """Draw the list of every fold; user-supplied lists are used as they are."""
     if len({fold % PARTS for fold in cfg.folds}) < min(len(cfg.folds), PARTS):
@@ -121,20 +106,19 @@ def write_folds(cfg: Data, names: list[str]) -> None:
 def generate_patches(cfg: Data = CONFIG) -> None:
     """Write the patches of every region and the list of every fold.
 
-    Raises UserError at the end if regions or patches are bad, unless they are to be skipped.
+    Raises UserError at the end if regions are bad, unless they are to be skipped, and at once if
+    user-supplied patches are.
     """
     workspace.require_data(cfg)
-    patches, lists = cfg.workspace / "Image_Patchs", cfg.workspace / "k_folds"
+    patches = cfg.workspace / "Image_Patchs"
     labelled = workspace.region_labels(cfg) or (cfg.workspace / "Semantic_Labels").exists()
     if workspace.region_images(cfg) and labelled:
         cut_regions(cfg)
         if workspace.has_instances(cfg):
             cut_instances(cfg)
     if records.record_of(patches).is_yours:
-        sift_prepared(cfg)
-    else:
-        (lists / records.RECORD).unlink(missing_ok=True)  # of earlier, user-supplied patches
-    bad = records.record_of(patches).bad_files | records.record_of(lists).bad_files
+        look_at_patches(cfg)
+    bad = records.record_of(patches).bad_files
     images, _ = workspace.list_patch_pairs(cfg.workspace)
     write_folds(cfg, [*map(name_of, images)])
     folds = ", ".join(map(str, cfg.folds))

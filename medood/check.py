@@ -19,7 +19,7 @@ from medood.data.images import look_at_pair, read_image, require_match
 from medood.data.labels import read_region_label
 from medood.data.names import by_name, name_of, stem_of
 from medood.data.patients import patients_of
-from medood.data.records import CHANGED, BadFiles, record_of
+from medood.data.records import CHANGED, BadFiles, listed, record_of
 from medood.data.workspace import fold_path, id_files, region_images, region_labels
 from medood.runs.jobs import for_each
 from medood.runs.provenance import survey
@@ -58,7 +58,8 @@ def check(cfg: Config) -> Findings:
     with findings.noted():
         # no step regenerates user-supplied patches, or those that have lost their sources
         if not images or not labels or record_of(cfg.workspace / "Image_Patchs").is_yours:
-            patches = _check_patches(cfg, findings)
+            patches = look_at_patches(cfg)
+            findings.table["patches"] = str(len(patches))
         else:
             patches = _check_regions(cfg, images, labels, findings)
     if patches:
@@ -115,20 +116,14 @@ def _look_at_region(label: Path, image: Path, cfg: Config) -> list[str]:
     return [f"{stem_of(image)}_{k}.png" for k in range(count)]
 
 
-def _check_patches(cfg: Config, findings: Findings) -> list[str]:
-    """Check every patch; return the names of those that can be used."""
-    names = look_at_patches(cfg, findings.bad)
-    used = [name for name in names if name not in findings.bad]
-    findings.table["patches"] = f"{len(names)}, of which {len(used)} can be used"
-    return used
-
-
-def look_at_patches(cfg: Data, bad: BadFiles) -> list[str]:
-    """Check every patch and mask; return their names. bad: may be filled."""
+def look_at_patches(cfg: Data) -> list[str]:
+    """Return the names of all patches; UserError that lists those that cannot be used."""
     folders = cfg.workspace / "Image_Patchs", cfg.workspace / "Mask_Patchs"
     names = sorted({name for folder in folders for name in by_name(pngs(folder))})
-    jobs = [(*pair, cfg) for pair in id_files(cfg.workspace, names)]
+    jobs, bad = [(*pair, cfg) for pair in id_files(cfg.workspace, names)], {}
     for_each(look_at_pair, jobs, cfg, "checking the patches", bad)
+    if bad:
+        raise listed(bad, "correct them, or remove image and mask, and their rows in fold lists")
     return names
 
 

@@ -12,7 +12,6 @@ from config import UserError
 from main import look
 from medood.check import check, refuse_findings
 from medood.data.images import write_png
-from medood.data.records import RECORD
 from medood.data.workspace import fold_path
 from medood.runs.provenance import survey
 from tests.conftest import write_region
@@ -110,27 +109,6 @@ def test_fold_lists_of_the_user_are_looked_at_before_there_are_patches(tiny, cap
     assert (
         "user-supplied: 1 train, 2 test patches, 0 of 3 regions on both" in capsys.readouterr().out
     )
-
-
-def test_bad_prepared_patches_are_found(patched):
-    for folder in ("Lizard_Images", "Labels", "Semantic_Labels"):
-        shutil.rmtree(patched.workspace / folder)
-    for folder in ("Image_Patchs", "Mask_Patchs"):
-        (patched.workspace / folder / RECORD).unlink()
-    truncate(patched.workspace / "Image_Patchs" / "region_0_1.png")
-    (patched.workspace / "Image_Patchs" / "region_0_2.png").unlink()
-    mask = patched.workspace / "Mask_Patchs" / "region_0_3.png"
-    write_png(mask, np.full((32, 32), 9, np.uint8))
-    write_png(patched.workspace / "Mask_Patchs" / "region_0_4.png", np.zeros((31, 32), np.uint8))
-    findings = check(patched)
-    assert {name: said.split(" ", 1)[1][:14] for name, said in findings.bad.items()} == {
-        "region_0_1.png": "is not a compl",
-        "region_0_2.png": "is missing: re",
-        "region_0_3.png": "is not a class",
-        "region_0_4.png": "is 32 x 31 pix",
-    }
-    with pytest.raises(UserError, match="4 problems"):
-        refuse_findings(patched, findings)
 
 
 def test_weights_out_of_reach_do_not_hide_what_is_found_in_the_data(tiny, monkeypatch, capsys):

@@ -14,6 +14,7 @@ from estimate_pct import estimate_pct
 from generate_patches import generate_patches
 from main import main
 from medood import sample
+from medood.check import check
 from medood.data.files import read_table
 from medood.data.folds import read_fold
 from medood.data.images import write_png
@@ -167,7 +168,7 @@ def test_skipped_files_are_left_out_to_the_end_and_the_report_says_which(tiny, q
     assert "region_3.png is not a complete image file" in report
 
 
-def test_prepared_patches_are_enough_and_bad_ones_are_left_out_of_lists_of_the_user(one_fold):
+def test_prepared_patches_are_enough_and_bad_ones_are_named(one_fold):
     cfg = one_fold
     for folder in ("Lizard_Images", "Labels", "Semantic_Labels"):
         shutil.rmtree(cfg.workspace / folder)
@@ -175,18 +176,22 @@ def test_prepared_patches_are_enough_and_bad_ones_are_left_out_of_lists_of_the_u
         (cfg.workspace / folder / RECORD).unlink()
     fold_path(cfg.workspace, 1).with_suffix(".json").unlink()
     lists = fold_path(cfg.workspace, 1).read_bytes()
-    bad = read_fold(cfg, 1).train[:2] + read_fold(cfg, 1).test[:1]
-    (cfg.workspace / "Image_Patchs" / bad[0]).write_bytes(b"")
-    write_png(cfg.workspace / "Mask_Patchs" / bad[1], np.full((32, 32), 7, np.uint8))
-    (cfg.workspace / "Mask_Patchs" / bad[2]).unlink()
-    with pytest.raises(UserError) as caught:
-        generate_patches(cfg)
-    assert all(name in str(caught.value) for name in bad)
-    generate_patches(dataclasses.replace(cfg, skip_bad_files=True))
+    generate_patches(cfg)
     assert fold_path(cfg.workspace, 1).read_bytes() == lists
-    fold = read_fold(cfg, 1)
-    assert len(fold.train) + len(fold.test) == 34
-    assert not set(bad) & {*fold.train, *fold.test}
+    bad = read_fold(cfg, 1).train[:2] + read_fold(cfg, 1).test[:2]
+    (cfg.workspace / "Image_Patchs" / bad[0]).write_bytes(b"")
+    write_png(cfg.workspace / "Mask_Patchs" / bad[1], np.full((32, 32), 9, np.uint8))
+    write_png(cfg.workspace / "Mask_Patchs" / bad[2], np.zeros((31, 32), np.uint8))
+    (cfg.workspace / "Mask_Patchs" / bad[3]).unlink()
+    with pytest.raises(
+        UserError, match="4 files cannot be used: correct them, or remove"
+    ) as caught:
+        generate_patches(cfg)
+    assert [str(caught.value)] == check(cfg).stops
+    for name, said in zip(
+        bad, ("not a compl", "not a class", "32 x 31 pix", "missing"), strict=True
+    ):
+        assert re.search(f"{name} is {said}", str(caught.value))
 
 
 def test_a_wrong_encoder_stops_main_before_anything_is_made(run_script, tiny):

@@ -13,14 +13,13 @@ from generate_semantic_labels import generate_semantic_labels
 from generate_unfiltered_oods import generate_unfiltered_oods
 from medood.check import check
 from medood.data.files import csv_text, write_text
-from medood.data.folds import read_fold
 from medood.data.images import read_image, write_png
 from medood.data.ood_set import columns, read_hard_oods
 from medood.data.records import RECORD
 from medood.data.workspace import model_folder, ranking_path
 from medood.runs.products import FOLD, OOD_PATCHES, PATCH_MASKS, PATCHES
 from medood.runs.provenance import require, survey
-from tests.test_check import change_label, truncate
+from tests.test_check import change_label
 from train import train
 from train_ood import train_ood
 
@@ -67,18 +66,6 @@ def test_patches_whose_sources_are_gone_are_used_as_they_are(patched, lost, caps
     assert "regenerated" not in capsys.readouterr().out
     require(patched, PATCHES, PATCH_MASKS, FOLD, OOD_PATCHES)
     assert {said for _, said in survey(patched).values()} == {"kept"}
-
-
-def test_bad_files_of_patches_that_were_the_users_are_forgotten_with_them(patched):
-    for folder in ("Image_Patchs", "Mask_Patchs"):
-        (patched.workspace / folder / RECORD).unlink()
-    truncate(patched.workspace / "Image_Patchs" / "region_0_1.png")
-    with pytest.raises(UserError, match="region_0_1.png is not a complete"):
-        generate_patches(patched)
-    for folder in ("Image_Patchs", "Mask_Patchs"):
-        shutil.rmtree(patched.workspace / folder)
-    generate_patches(patched)
-    assert "region_0_1.png" in read_fold(patched, 1).train + read_fold(patched, 1).test
 
 
 def test_an_image_without_a_label_is_seen_when_it_comes_and_forgotten_when_it_goes(one_fold):

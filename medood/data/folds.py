@@ -124,17 +124,16 @@ def hold_out_patients(cfg: Config, names: list[str], fold: int) -> set[str]:
 
 
 def patches_there(workspace: Path) -> tuple[set[str], set[str]]:
-    """Return the names of the patches, and of the bad files that were skipped, for read_list."""
-    there = set(by_name(pngs(workspace / "Image_Patchs")))
-    folders = workspace / "Image_Patchs", workspace / "k_folds"
-    return there, {name for folder in folders for name in record_of(folder).bad_files}
+    """Return the names of the patches, and of bad files that were skipped, for read_list."""
+    folder = workspace / "Image_Patchs"
+    return set(by_name(pngs(folder))), set(record_of(folder).bad_files)
 
 
 def read_list(path: Path, there: set[str], bad: set[str]) -> tuple[list[str], list[str]]:
     """Return the names that a fold list tags train, and those it tags test.
 
-    there: the patches; UserError if others are named. bad: the names of patches, and of images or
-    labels of regions, that are skipped: the list may name their patches.
+    there: the patches; UserError if others are named. bad: the images or labels of regions that are
+    skipped: the list may name their patches.
     """
     tags: dict[str, str] = {}
     for number, row in read_rows(path, ("img_name", "obj_tag")):
@@ -147,16 +146,12 @@ def read_list(path: Path, there: set[str], bad: set[str]) -> tuple[list[str], li
         if tags.setdefault(name, tag) != tag:
             raise UserError(f"{path} tags {name} twice: a patch either trains or tests")
     left_out = {Path(name).stem for name in bad}
-    tags = {
-        name: tag
-        for name, tag in tags.items()
-        if left_out.isdisjoint((Path(name).stem, region_of(name)))
-    }
+    tags = {name: tag for name, tag in tags.items() if region_of(name) not in left_out}
     gone = sorted(tags.keys() - there)
     if gone:
         raise UserError(
             f"{path} names {len(gone)} patches that are not in Image_Patchs, such as {gone[0]}:"
-            " remove it to have it regenerated, or restore them"
+            " remove it to have it regenerated, or restore them, or remove their rows"
         )
     train = [name for name, tag in tags.items() if tag == "train"]
     test = [name for name, tag in tags.items() if tag == "test"]

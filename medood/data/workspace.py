@@ -109,16 +109,8 @@ def data_name(workspace: Path) -> str:
 
 
 def list_patch_pairs(workspace: Path) -> tuple[list[Path], list[Path]]:
-    """Return image and mask of every patch that can be used; UserError where one lacks its pair."""
-    left_out = record_of(workspace / "k_folds").bad_files
-    images, masks = (
-        {
-            name: path
-            for name, path in by_name(pngs(workspace / folder)).items()
-            if name not in left_out
-        }
-        for folder in ("Image_Patchs", "Mask_Patchs")
-    )
+    """Return image and mask of every patch; UserError where one lacks its pair."""
+    images, masks = (by_name(pngs(workspace / f"{kind}_Patchs")) for kind in ("Image", "Mask"))
     if lone := images.keys() ^ masks.keys():
         raise UserError(
             f"{min(lone)} is only in one of Image_Patchs and Mask_Patchs ({len(lone)} in all): add"

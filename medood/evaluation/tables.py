@@ -119,7 +119,7 @@ def describe_data(cfg: Config, folds: dict[int, Fold]) -> dict:
         "by_class": by_class,
         "left_out": sorted(
             reason
-            for folder in ("Image_Patchs", "k_folds", "OoD_Source_Patchs")
+            for folder in ("Image_Patchs", "OoD_Source_Patchs")
             for reason in record_of(cfg.workspace / folder).bad_files.values()
         ),
     }

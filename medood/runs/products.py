@@ -16,7 +16,6 @@ from medood.data.files import digest, fingerprint, hash_of, pngs
 from medood.data.folds import read_fold
 from medood.data.names import name_of
 from medood.data.patients import patients_of
-from medood.data.records import record_of
 from medood.data.workspace import Pair
 
 # the settings that decide a trained network, apart from its patches
@@ -108,9 +107,7 @@ def _of_regions(cfg: Config, _: int) -> dict:
 
 
 def _of_patch_names(cfg: Config, _: int) -> dict:
-    left_out = record_of(cfg.workspace / "k_folds").bad_files
     names = [name_of(path) for path in pngs(cfg.workspace / "Image_Patchs")]
-    names = [name for name in names if name not in left_out]
     official: str | None = "not used"
     if cfg.split == "official":
         table = workspace.official_table(cfg.workspace)

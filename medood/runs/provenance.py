@@ -16,7 +16,7 @@ from medood.data.files import timed
 from medood.data.records import CHANGED, CURRENT, YOURS, BadFiles, Record, record_of
 from medood.processes import on_main
 from medood.runs.locks import locked
-from medood.runs.products import PATCHES, PRODUCTS, Product, with_all_behind
+from medood.runs.products import PRODUCTS, Product, with_all_behind
 
 
 @on_main
@@ -31,8 +31,6 @@ def require(cfg: Data, *products: Product, images: bool = False) -> None:
     seen: set[Path] = set()
     for fold in cfg.folds:
         found = {each: record_of(each.path(cfg, fold)) for each in with_all_behind(products)}
-        if PATCHES in found and found[PATCHES].is_yours:
-            bad |= record_of(cfg.workspace / "k_folds").bad_files
         for product in _to_check(products, found):
             record = found[product]
             if record.product in seen:
