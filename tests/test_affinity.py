@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from weak.affinity import (
+from weak.irnet import (
     UNSURE,
     Pairs,
     affinity_loss,

@@ -5,10 +5,10 @@ import copy
 import torch
 from torch import nn
 
+from medood.data.labels import UNSURE
 from medood.training.loop import fit
 from tests.conftest import TINY, as_settings_of
-from weak import affinity
-from weak.affinity import UNSURE
+from weak import irnet as module
 from weak.classifier import Level
 from weak.irnet import STRIDE, IRNet, boundaries
 from weak.settings import IRNetConfig
@@ -109,7 +109,7 @@ def test_the_encoder_sees_images_and_mirror_images_with_their_labels(monkeypatch
 
     def pairs(batch, radius):
         assert torch.equal(seen[-1][:, 0, ::4, ::4], batch.float())
-        return affinity.pairs(batch, radius)
+        return module.pairs(batch, radius)
 
     monkeypatch.setattr("weak.train_irnet.pairs", pairs)
     train(encoder, irnet, images, labels, irnet_epochs=4, batch_size=4)

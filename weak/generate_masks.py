@@ -1,38 +1,28 @@
 """Turn maps, or what a generator may change, into masks, with unsure pixels.
 
+Reads   weak/Images, weak/classifier, and weak/maps and weak/irnet, or weak/generator
+Writes  weak/Pseudo_Masks/<name>/<image>.png     uint8 (P, P), 0 background, 1..C the class, 255
+                                                 unsure
+        weak/Pseudo_Masks/<name>/trust.csv       ranks the masks, see weak/trust.py
+        weak/Pseudo_Masks/<name>/boundaries.npz  of IRNet, float16 (P / 4, P / 4) by image
+        weak/Pseudo_Masks/<name>/before.npz      with `outline`: the masks before, by image
+        weak/healthy/<name>/<image>.png          of transfer, RGB (P, P, 3), the lesion taken out
+        weak/healthy/<name>/mask.npz             its mask head, uint8 (P, P) by image, 255 where all
+                                                 may change
+
 By default the maps are spread by a random walk up to the boundaries. Within its borders a map is
 nearly flat after it, so it is cut at half of its maximum, and no threshold must be chosen. Around
-that a training image is unsure; a test image is not.
+that a training image is unsure; a test image is not. With method = unet, brightness is added to the
+maps instead: see weak/pooled.py.
 
-Reads   weak/Images, weak/classifier, weak/maps, weak/irnet      (train_irnet.py)
-Writes  weak/Pseudo_Masks/<fold>_<encoder>/<image>.png           uint8 (P, P), 0 background, 1..C
-                                                                 the class, 255 unsure
-        weak/Pseudo_Masks/<fold>_<encoder>/boundaries.npz        float16 (P / 4, P / 4) by image
+With method = transfer, what a generator may change becomes the mask. Otsu's threshold splits the
+values of the mask head on all training images with the lesion: one threshold per fold, as for each
+image it would split even an empty one. A training image without any class has an empty mask, as its
+label says; so has a test image in which the classifier sees none.
 
-With `outline`, masks end where the brightness changes: see weak/outline.py. before.npz then
-contains the masks before that, uint8 (P, P) by image.
-
-trust.csv, next to the masks, ranks them: see weak/trust.py.
-
-With method = unet, brightness is added to the maps: see weak/pooled.py.
-
-Reads   weak/Images, weak/classifier, weak/maps                  (generate_maps.py)
-Writes  weak/Pseudo_Masks/<fold>_pooled_<model>/<image>.png      as above
-
-With method = transfer, what a generator may change becomes the mask.
-
-Reads   weak/Images, weak/classifier, weak/generator             (train_transfer.py)
-Writes  weak/healthy/<fold>_transfer_<lesion>/<image>.png        RGB (P, P, 3), the lesion taken out
-        weak/healthy/<fold>_transfer_<lesion>/mask.npz           uint8 (P, P) by image: the mask
-                                                                 head, 255 where all may change
-        weak/Pseudo_Masks/<fold>_transfer_<lesion>/<image>.png   uint8 (P, P), 0 or 1, or 255 unsure
-
-Otsu's threshold splits the values of the mask head on all training images with the lesion: one
-threshold per fold, as for each image it would split even an empty one. A training image without any
-class has an empty mask, as its label says; so has a test image in which the classifier sees none.
-
-A training mask by unet, by transfer or with `outline` that lacks a class of its label contradicts
-it: its background is unsure.
+With `outline`, masks end where the brightness changes: see weak/outline.py. A training mask by
+unet, by transfer or with `outline` that lacks a class of its label contradicts it: its background
+is unsure.
 """
 
 import sys
@@ -52,18 +42,12 @@ from medood.data.labels import is_foreground
 from medood.models.network import pick_device
 from medood.runs.command_line import run
 from weak import pooled
-from weak.affinity import walk
-from weak.arrays import (
-    load_images,
-    load_weights,
-    read_arrays,
-    write_arrays,
-)
+from weak.arrays import load_images, load_weights, read_arrays, write_arrays
 from weak.classifier import load_classifiers
 from weak.generate_maps import read_maps, read_seeds
 from weak.generator import heal, load_generator
 from weak.image_labels import with_classes, with_lesion
-from weak.irnet import WEIGHTS, IRNet, boundaries, encoder_of
+from weak.irnet import WEIGHTS, IRNet, boundaries, encoder_of, walk
 from weak.maps import cut_at_half, normalised, resized, unsure_without_class
 from weak.outline import outlined
 from weak.products import (

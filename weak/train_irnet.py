@@ -22,12 +22,11 @@ from medood.runs.command_line import run
 from medood.training.batches import INITIALISATION, ORDER, stream_seed
 from medood.training.loop import fit, write_log
 from medood.training.protocol import Losses, Training
-from weak.affinity import TRAINING_RADIUS, affinity_loss, pairs
 from weak.arrays import load_images, save_weights
 from weak.classifier import load_classifiers
 from weak.generate_maps import read_seeds
 from weak.image_labels import with_classes
-from weak.irnet import WEIGHTS, Encoder, IRNet, encoder_of
+from weak.irnet import TRAINING_RADIUS, WEIGHTS, Encoder, IRNet, affinity_loss, encoder_of, pairs
 from weak.maps import masks_with_unsure, thresholds_of
 from weak.products import (
     IRNET,
