@@ -32,25 +32,20 @@ def trainings(cfg: MainConfig) -> list[TrainVolumesConfig]:
     return [replace(as_kind(cfg, TrainVolumesConfig), **arm) for arm in arms]
 
 
-def main(cfg: MainConfig) -> None:
-    """Run every step in order; products of the same settings and inputs are kept."""
-    for training in trainings(cfg):
-        train_volumes(training)
-    evaluate_volumes(cfg)
-
-
 def parts(cfg: MainConfig) -> list[str]:
     """Return the names of what no other run may write meanwhile: see run."""
     return [*(name for each in trainings(cfg) for name in networks_of(each)), *reports_of(cfg)]
 
 
-def start(cfg: MainConfig) -> None:
-    """Run the sample if asked, else the data."""
+def main(cfg: MainConfig) -> None:
+    """Run every step in order; products of the same settings and inputs are kept."""
     if cfg.sample:
         from robust.volume_sample import draw_sample
 
         cfg = replace(cfg, data=draw_sample(cfg.workspace))
-    main(cfg)
+    for training in trainings(cfg):
+        train_volumes(training)
+    evaluate_volumes(cfg)
 
 
 def home(cfg: MainConfig) -> Path:
@@ -61,4 +56,4 @@ def home(cfg: MainConfig) -> Path:
 
 
 if __name__ == "__main__":
-    run(start, MainConfig(), home, parts, "robust.volume_sample")
+    run(main, MainConfig(), home, parts, "robust.volume_sample")

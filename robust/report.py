@@ -199,8 +199,11 @@ def write_report(
         words = f"In the worst case, each network less {label(networks[0])}, in points, {interval}."
         table = Table("differences under attack", *difference_table(gains))
         compared = [Text(words, "note"), table]
+    sizes = {fold: len(next(iter(tried.values())).names) for fold, tried in found.items()}
+    folds = ", ".join(f"fold {fold} ({size} patches)" for fold, size in sizes.items())
+    about = f"Percent, {folds}; {cfg.steps} steps, {cfg.queries} queries; eps in 255ths"
     parts = [
-        *(Text(ABOUT), Text(describe(cfg, found), "note")),
+        *(Text(ABOUT), Text(f"{data_name(cfg.workspace)}. {about}", "note")),
         *(Table("worst case", *worst_table(scores)), *compared),
         *of_corruptions(cfg, trials.get(CORRUPTIONS), scores, out),
         Text("Attack by attack: miou, percent.", "note"),
@@ -229,15 +232,3 @@ def of_corruptions(cfg: AttackConfig, found: Found | None, attacked: dict, out: 
     parts.append(Table("corruptions", *corruption_table(scores, attacked)))
     header, rows = corruption_differences(cfg, found)
     return [*parts, Table("differences under corruptions", header, rows)] if rows else parts
-
-
-def describe(cfg: AttackConfig, found: Found) -> str:
-    """Return the subject of the tables, in a line."""
-    folds = [
-        f"fold {fold} ({len(next(iter(networks.values())).names)} patches)"
-        for fold, networks in found.items()
-    ]
-    return (
-        f"{data_name(cfg.workspace)}. Percent, {', '.join(folds)}; {cfg.steps} steps,"
-        f" {cfg.queries} queries; eps in 255ths"
-    )

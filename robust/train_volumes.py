@@ -5,10 +5,8 @@ Reads   the task's folder: dataset.json, imagesTr, labelsTr
 Writes  <workspace>/<task>/models/<fold>_<network>[_free][_ood]/    weights, plan, settings, log
         <workspace>/<task>/HardOoD/<fold>_<network>.csv             with --ood: the ranking
 
-Free adversarial training (Shafahi et al. 2019) continues from the clean network. It replays every
-batch; each backward pass updates the weights and the noise that is added to the batch, and the
-noise persists to the next batch. Epochs are divided by the replays: it takes as long as the clean
-training.
+Free adversarial training (see train_free.py) continues from the clean network. Epochs are divided
+by the replays: it takes as long as the clean training.
 
 With --ood, training volumes are mined without their foreground, as Med-OoD mines patches: those in
 which the clean network predicts foreground, the hardest first, are added with background as their

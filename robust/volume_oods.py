@@ -7,7 +7,6 @@ volumes instead of patches.
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -17,7 +16,7 @@ from medood.models.network import pick_device
 from rank_prune_ood import rank_and_prune
 from robust.settings import TrainVolumesConfig
 from robust.volume_training import load_network
-from robust.volumes import Segmenter, Volume
+from robust.volumes import Volume
 
 
 def remove_foreground(volume: Volume, fill: str) -> Volume:
@@ -34,20 +33,6 @@ def remove_foreground(volume: Volume, fill: str) -> Volume:
     return volume._replace(image=image, is_ood=True)
 
 
-def count_seen(segmenter: Segmenter, volumes: list[Volume], classes: int, fill: str) -> np.ndarray:
-    """Return how many voxels of volumes without foreground are predicted as each class.
-
-    As (N, classes). fill: see remove_foreground.
-    """
-    counts = []
-    with torch.no_grad():
-        for volume in tqdm(volumes, "mining", leave=False, disable=None):
-            holed = remove_foreground(volume, fill).image
-            logits = segmenter(holed[None].to(segmenter.mean.device))
-            counts.append(logits.argmax(1).flatten().bincount(minlength=classes).cpu())
-    return torch.stack(counts).numpy()
-
-
 def add_oods(
     cfg: TrainVolumesConfig, fold: int, clean: Path, volumes: list[Volume], names: tuple[str, ...]
 ) -> Iterator[Volume]:
@@ -56,9 +41,13 @@ def add_oods(
     clean: the folder of the network to be fooled. names: of the classes.
     """
     by_name = {volume.name: volume for volume in volumes}
-    segmenter = load_network(cfg, clean, pick_device(cfg.device))
-    counts = count_seen(segmenter, volumes, len(names), cfg.ood_fill)
-    rows = rank_and_prune(list(by_name), counts)
+    segmenter, seen = load_network(cfg, clean, pick_device(cfg.device)), []
+    for volume in tqdm(volumes, "mining", leave=False, disable=None):
+        holed = remove_foreground(volume, cfg.ood_fill).image
+        with torch.no_grad():
+            logits = segmenter(holed[None].to(segmenter.mean.device))
+        seen.append(logits.argmax(1).flatten().bincount(minlength=len(names)).cpu())
+    rows = rank_and_prune(list(by_name), torch.stack(seen).numpy())
     header = ["rank", "volume", "miou", "false_voxels", *names[1:], "kept"]
     path = cfg.home / "HardOoD" / f"{clean.name}.csv"
     write_text(path, csv_text(header, rows))

@@ -64,7 +64,12 @@ class VolumeLoader:
         self.volumes = []
         for volume in volumes:
             image, label = pad(volume.image), pad(volume.label[None])
-            self.volumes.append({"image": image, "label": label} | _centres(label))
+            # where patches may be centred, at random: indices of the flattened label
+            anywhere = np.random.default_rng(0).integers(label.numel(), size=POINTS)
+            inside = label.flatten().nonzero()[:, 0].numpy()
+            inside = np.random.default_rng(0).choice(inside, POINTS) if len(inside) else anywhere
+            places = {"anywhere": anywhere, "inside": inside}
+            self.volumes.append({"image": image, "label": label} | places)
         self.is_ood = torch.tensor([volume.is_ood for volume in volumes])
         self.set_epoch(0)
 
@@ -89,15 +94,6 @@ class VolumeLoader:
             is_ood = self.is_ood[batch].to(self.device)
             target[is_ood] = 0
             yield images, target, torch.where(is_ood, self.cfg.ood_weight, 1.0)
-
-
-def _centres(label: Tensor) -> dict[str, np.ndarray]:
-    """Return where patches may be centred, at random: indices of the flattened label."""
-    anywhere = np.random.default_rng(0).integers(label.numel(), size=POINTS)
-    inside = label.flatten().nonzero()[:, 0].numpy()
-    if len(inside):
-        inside = np.random.default_rng(0).choice(inside, POINTS)
-    return {"anywhere": anywhere, "inside": inside if len(inside) else anywhere}
 
 
 def cut_and_change(patch: tuple[int, int, int], device: torch.device) -> Compose:

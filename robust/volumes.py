@@ -153,7 +153,14 @@ def read_volume(task: Task, case: Case) -> Volume:
             f" {distance:.3g} voxels off: it does not match its image, of shape"
             f" {channels.shape[:3]}: replace one of them, or its affine"
         )
-    numbers = _class_numbers(case.label, label.values, len(task.class_names))
+    whole, classes = np.rint(label.values), len(task.class_names)
+    is_wrong = (np.abs(label.values - whole) > ROUNDED) | (whole < 0) | (whole >= classes)
+    if is_wrong.any():
+        raise UserError(
+            f"{case.label}: value {label.values[is_wrong][0].item()!r}, expected whole numbers from"
+            f" 0 to {classes - 1}: correct it, or labels in dataset.json"
+        )
+    numbers = np.ascontiguousarray(whole, np.uint8)
     spacing = tuple(map(float, voxel_sizes(image.affine)))
     scaled = torch.from_numpy(_to_range(channels))
     return Volume(case.name, scaled, torch.from_numpy(numbers), spacing)
@@ -176,18 +183,6 @@ def _to_range(channels: np.ndarray) -> np.ndarray:
     width = np.maximum(high - low, np.finfo(np.float32).tiny)
     np.divide(channels - low, width, out=scaled, casting="same_kind")
     return np.ascontiguousarray(np.moveaxis(scaled, -1, 0))
-
-
-def _class_numbers(path: Path, label: np.ndarray, classes: int) -> np.ndarray:
-    """Return a label as uint8; UserError for other values than whole numbers below `classes`."""
-    whole = np.rint(label)
-    wrong = label[(np.abs(label - whole) > ROUNDED) | (whole < 0) | (whole >= classes)]
-    if len(wrong):
-        raise UserError(
-            f"{path}: value {wrong[0].item()!r}, expected whole numbers from 0 to {classes - 1}:"
-            " correct it, or labels in dataset.json"
-        )
-    return np.ascontiguousarray(whole, np.uint8)
 
 
 def split_cases(cases: list[Case], fold: int, seed: int) -> tuple[list[Case], list[Case]]:
