@@ -11,13 +11,7 @@ from typing import NamedTuple
 import nibabel
 import numpy as np
 from nibabel.affines import apply_affine
-from nibabel.orientations import (
-    apply_orientation,
-    axcodes2ornt,
-    inv_ornt_aff,
-    io_orientation,
-    ornt_transform,
-)
+from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
 
 from config import UserError
 
@@ -27,16 +21,17 @@ SPATIAL = 7  # the bits of xyzt_units with that code
 
 
 class Stored(NamedTuple):
-    """The content of a NIfTI file, along its own axes or turned."""
+    """The content of a NIfTI file, its axes as AXES."""
 
     values: np.ndarray  # float32, or float64 where that is needed, (X, Y, Z) or (X, Y, Z, C)
     affine: np.ndarray  # (4, 4), from voxels to mm
 
 
 def read_nifti(path: Path) -> Stored:
-    """Return the values of a NIfTI file as they are stored, without axes of one channel or time.
+    """Return the values of a NIfTI file, without axes of one channel or time.
 
-    A file without a unit is in mm. UserError for one that is damaged, has other values than finite
+    Its axes are swapped and flipped; oblique ones become those that they are nearest to. A file
+    without a unit is in mm. UserError for one that is damaged, has other values than finite
     real numbers along at least three axes, or an affine that does not define them.
     """
     try:
@@ -67,18 +62,8 @@ def read_nifti(path: Path) -> Stored:
             " that of the scan"
         )
     of_one = tuple(axis for axis in range(3, values.ndim) if values.shape[axis] == 1)
-    return Stored(values.squeeze(of_one), affine)
-
-
-def turn(stored: Stored, onto: np.ndarray | None = None) -> Stored:
-    """Return values whose axes are swapped and flipped to run as those of the affine `onto` do.
-
-    None: as AXES. Axes that are oblique become those that they are nearest to.
-    """
-    affine = stored.affine if onto is None else np.linalg.inv(onto) @ stored.affine
-    orientation = io_orientation(affine)
-    turned = apply_orientation(stored.values, orientation)
-    return Stored(turned, stored.affine @ inv_ornt_aff(orientation, stored.values.shape[:3]))
+    turned = nibabel.as_closest_canonical(nibabel.Nifti1Image(values.squeeze(of_one), affine))
+    return Stored(np.asanyarray(turned.dataobj), turned.affine)
 
 
 def apart(stored: Stored, other: Stored) -> float:

@@ -24,7 +24,7 @@ from medood.data.names import by_name, plain
 from medood.models.network import autocast
 from medood.processes import world_size
 from robust.lattice import Lattice, Stride
-from robust.nifti import AXES, apart, read_nifti, turn
+from robust.nifti import AXES, apart, read_nifti
 
 Spacing = tuple[float, float, float]
 
@@ -138,14 +138,13 @@ def read_volume(task: Task, case: Case) -> Volume:
 
     An image and its label may be stored along different axes.
     """
-    image = turn(read_nifti(case.image))
+    image, label = read_nifti(case.image), read_nifti(case.label)
     channels = image.values if image.values.ndim > 3 else image.values[..., None]
     if channels.ndim != 4 or channels.shape[-1] != task.modalities:
         raise UserError(
             f"{case.image}: shape {channels.shape}, expected 3 axes or, of {task.modalities}"
             f" modalities, {task.modalities} as a fourth: correct it, or modality in dataset.json"
         )
-    label = turn(read_nifti(case.label), onto=image.affine)
     distance = apart(image, label)
     if label.values.shape != channels.shape[:3] or distance > APART:
         raise UserError(

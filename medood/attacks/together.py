@@ -1,6 +1,5 @@
 """Several attacks on a batch: by name, one after the other, and the worst of all."""
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
@@ -85,9 +84,8 @@ def in_halves(
                 " device to cpu"
             ) from None
     generator.set_state(before)
-    half = math.ceil(len(images) / 2)
-    parts = zip(images.split(half), target.split(half), strict=True)
-    return torch.cat([in_halves(attack, model, *part, eps, generator) for part in parts])
+    halves = zip(images.chunk(2), target.chunk(2), strict=True)
+    return torch.cat([in_halves(attack, model, *half, eps, generator) for half in halves])
 
 
 def under_attacks(
