@@ -83,7 +83,8 @@ def batch_by_batch(
     counts if the weights of the model, the batch, the seed and trial.decided_by are those that it
     was made from. share: take only the batches (first, step), as one of several processes.
     """
-    known = _weights(model) if folder else b""
+    weights = model.state_dict() if folder and isinstance(model, torch.nn.Module) else {}
+    known = _digest(*itertools.chain(*weights.items()))
     parts = []
     for number, (images, target) in enumerate(batches):
         if number % share[1] != share[0]:
@@ -91,7 +92,7 @@ def batch_by_batch(
         path = folder and folder / f"{number}.pt"
         own = seed_of(seed, number)
         decided_by = repr((own, trial.decided_by))
-        made_from = path and _digest(known, *map(_bytes, (images, target)), decided_by)
+        made_from = path and _digest(known, images, target, decided_by)
         part = _read(path, made_from)
         if part is None:
             part = count(number, images, target, trial.every(model, images, target, own))
@@ -112,18 +113,12 @@ def joined(parts: list[Counts]) -> Counts:
     return {name: torch.cat([part[name] for part in parts], 1) for name in names}
 
 
-def _weights(model: Model) -> bytes:
-    state = model.state_dict() if isinstance(model, torch.nn.Module) else {}
-    return _digest(*(name.encode() + _bytes(value) for name, value in state.items())).encode()
-
-
-def _bytes(values: Tensor) -> bytes:
-    return str(values.shape).encode() + values.detach().cpu().contiguous().numpy().tobytes()
-
-
-def _digest(*parts: bytes | str) -> str:
+def _digest(*parts: Tensor | str) -> str:
     content = hashlib.sha256()
     for part in parts:
+        if isinstance(part, Tensor):
+            content.update(str(part.shape).encode())
+            part = part.detach().cpu().contiguous().numpy().tobytes()
         content.update(part.encode() if isinstance(part, str) else part)
     return content.hexdigest()
 
