@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from config import LIZARD
@@ -37,8 +37,8 @@ Keep = Callable[[Volume, int, Tensor, Tensor], None]
 
 def volume_scores(
     predicted: Tensor, truth: Tensor, classes: int, spacing: tuple[float, ...]
-) -> dict[str, list[float | None]]:
-    """Return the scores of each foreground class; None if the ground truth lacks the class.
+) -> np.ndarray:
+    """Return SCORES of each foreground class, (4, classes - 1); NaN if the truth lacks the class.
 
     predicted, truth: integers (X, Y, Z). spacing: mm. `hd95` is in mm: the larger of the two 95th
     percentiles of the distances from surface to surface (MONAI's). If a class is never predicted,
@@ -60,17 +60,8 @@ def volume_scores(
                     *pair, include_background=True, percentile=95, spacing=spacing
                 ).item()
         shares = 2 * hit / max(called + occurs, 1), hit / max(occurs, 1), hit / max(called, 1)
-        rows.append([shares[0], distance, *shares[1:]] if occurs else [None] * len(SCORES))
-    return {name: list(column) for name, *column in zip(SCORES, *rows, strict=True)}
-
-
-def called_by(segmenter: nn.Module, images: Tensor, shape: torch.Size) -> Tensor:
-    """Return the class of each voxel, int64 (1, X, Y, Z); logits are resampled to this shape."""
-    with torch.no_grad():
-        logits = segmenter(images)
-        if logits.shape[2:] != shape:
-            logits = F.interpolate(logits, shape, mode="trilinear", align_corners=False)
-    return logits.argmax(1).cpu()
+        rows.append([shares[0], distance, *shares[1:]] if occurs else [np.nan] * len(SCORES))
+    return np.array(rows, float).T
 
 
 def count_volumes(
@@ -84,22 +75,26 @@ def count_volumes(
 ) -> Counts:
     """Return the counts of a network on N volumes, under K conditions.
 
-    As count_of, with `scores`, (K, N, 4, classes - 1), as volume_scores, NaN for None, and
-    `objects`, (K, N, SIZES, 2). volumes: one is in memory at a time.
+    As count_of, with `scores`, (K, N, 4, classes - 1), as volume_scores, and `objects`,
+    (K, N, SIZES, 2). volumes: one is in memory at a time. Logits are resampled to their shape.
     """
     device, parts = segmenter.mean.device, []
     for number, volume in enumerate(volumes):
         seen = resample(volume, segmenter.spacing)
         images, target = seen.image[None].to(device), seen.label[None].long().to(device)
-        label, rows = volume.label.numpy(), []
+        label, truth, rows = volume.label.numpy(), volume.label[None].long(), []
         objects = objects_of(label)
         every = trial.every(segmenter, images, target, seed_of(seed, number))
         for condition, changed in enumerate(every):
-            predicted = called_by(segmenter, changed, volume.label.shape)
-            truth = volume.label[None].long()
+            with torch.no_grad():
+                logits = segmenter(changed)
+                if logits.shape[2:] != truth.shape[1:]:
+                    size = truth.shape[1:]
+                    logits = F.interpolate(logits, size, mode="trilinear", align_corners=False)
+            predicted = logits.argmax(1).cpu()
             row = measuring.count_of(images, changed, predicted, truth, classes)
             scores = volume_scores(predicted[0], volume.label, classes, volume.spacing)
-            row["scores"] = torch.from_numpy(np.array([list(scores.values())], float))
+            row["scores"] = torch.from_numpy(scores)[None]
             found = count_found(objects, label, predicted[0].numpy())
             row["objects"] = torch.from_numpy(found)[None]
             keep(volume, condition, changed[0].cpu(), predicted[0])
