@@ -65,7 +65,6 @@ def volume_scores(
 
 
 def count_volumes(
-    cfg: TestVolumesConfig,
     segmenter: Segmenter,
     volumes: Iterable[Volume],
     trial: Trial,
@@ -161,7 +160,7 @@ def score_network(
     def count(some: list[Case], trial: Trial, seen: Keep, what: str) -> Counts:
         shown = tqdm(some, f"fold {fold}, {what}", leave=False, disable=None)
         volumes = (read_volume(task, case) for case in shown)
-        return count_volumes(cfg, segmenter, volumes, trial, classes, seed, seen)
+        return count_volumes(segmenter, volumes, trial, classes, seed, seen)
 
     clean = count(cases, Trial([CLEAN], lambda *_: iter(())), keep, "clean")
     threshold = clean["dice"][0].mean().item() / 2

@@ -178,7 +178,7 @@ def test_dice_recall_and_precision_by_hand():
     assert (recall, precision, dice) == pytest.approx((0.5, 2 / 3, 4 / 7))
 
 
-def test_a_class_that_is_absent_and_not_called_counts_in_neither_criterion_nor_report(cfg):
+def test_a_class_that_is_absent_and_not_called_counts_in_neither_criterion_nor_report():
     truth = torch.zeros(1, 1, 4, dtype=torch.uint8)
     truth[..., 0] = 1
     volume = volume_of(truth)
@@ -190,7 +190,7 @@ def test_a_class_that_is_absent_and_not_called_counts_in_neither_criterion_nor_r
             return torch.nn.functional.one_hot(truth.long(), 3).movedim(-1, 0)[None].float()
 
     clean = Trial([CLEAN], lambda *_: iter(()))
-    counts = count_volumes(cfg, Known(), [volume], clean, 3, 0, lambda *_: None)
+    counts = count_volumes(Known(), [volume], clean, 3, 0, lambda *_: None)
     found = summarise(counts, 0, threshold=0.99)
     wanted = {"mean_dice": 1, "found_by_size": {"all": 1.0}, "fooled": 0, "dice": [1, None]}
     assert {name: found[name] for name in wanted} == wanted
