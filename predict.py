@@ -162,7 +162,7 @@ def predict_images(cfg: PredictConfig) -> None:
     cfg = with_settings_of(cfg, cfg.checkpoint)
     model = open_model(cfg.checkpoint, cfg)
     # a network of a fixed input size takes patches of the size it was trained on, if any
-    if (tile := side_of(model, cfg.tile, cfg.patch_size)) != cfg.tile:
+    if (tile := side_of(model, cfg, cfg.tile)) != cfg.tile:
         print(f"tile = {tile}: the network takes no images of {cfg.tile} x {cfg.tile} pixels")
         cfg = replace(cfg, tile=tile)
     predictor = Predictor(cfg, model)

@@ -25,7 +25,7 @@ from medood.data.records import RUN
 from medood.data.workspace import require_network
 from medood.models.encoders import network_of, without_memory
 from medood.models.foreign import Weights, fill, read_weights, reason_of, refuse_not_finite
-from medood.models.network import remove_batch_norm, require_side
+from medood.models.network import remove_batch_norm, side_of
 
 TRAINED_ON = "trained_on.txt"
 IN_RUN = {  # the content of run.json
@@ -51,7 +51,7 @@ def load_model(checkpoint: Path, cfg: Config) -> nn.Module:
     run. Raises UserError if there is no network, or one for other classes or patches than cfg's.
     """
     model = open_model(checkpoint, cfg)
-    require_side(model, cfg)
+    side_of(model, cfg)
     return model
 
 

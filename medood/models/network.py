@@ -32,7 +32,6 @@ NORMALISATION = {
     "dpn": DPN,
     "timm-tf_efficientnet_lite": HALF,
 }
-SIDES = (64, 256, 512, 128)  # of images, tried for a network of fixed input size
 
 
 def normalisation(encoder: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -72,7 +71,7 @@ def build_model(cfg: Config) -> nn.Module:
             f"{architecture} cannot be built on encoder {encoder} ({reason_of(error)}): choose"
             " another encoder or architecture"
         ) from None
-    require_side(model, cfg)
+    side_of(model, cfg)
     if Path(weights).suffix in WEIGHT_FILES:
         load_encoder_file(model, names, Path(weights))
     elif weights != "none":
@@ -94,30 +93,19 @@ def refusal(model: nn.Module, side: int) -> str:
     return "" if (height, width) == (side, side) else f"its output has {width} x {height} pixels"
 
 
-def side_of(model: nn.Module, *sides: int) -> int:
-    """Return the first of the sides that a network takes, or else another that it takes.
+def side_of(model: nn.Module, cfg: Config, *preferred: int) -> int:
+    """Return the first of some sides that a network takes; the last of them is that of cfg.
 
-    Encoders such as swin take images of a single side. Raises UserError if none is found.
+    Encoders such as swin take images of a single side. Raises UserError if it takes none of them.
     """
-    made_for = getattr(getattr(model.encoder, "model", None), "pretrained_cfg", {})
-    declared = (made_for.get("input_size") or SIDES)[-1]
-    others = (side for side in (declared, *SIDES) if side % 32 == 0)  # as patches are
-    for side in (*sides, *others):
-        if not refusal(model, side):
+    for side in (*preferred, cfg.patch_size):
+        if not (reason := refusal(model, side)):
             return side
-    raise _refused(model, sides[0], "choose another architecture or encoder")
-
-
-def require_side(model: nn.Module, cfg: Config) -> None:
-    """Raise UserError, with a side that works, if a network takes no patches of cfg."""
-    if (other := side_of(model, cfg.patch_size)) != cfg.patch_size:
-        raise _refused(model, cfg.patch_size, f"set {cfg.side_setting} to {other}")
-
-
-def _refused(model: nn.Module, side: int, cure: str) -> UserError:
-    name = f"{type(model).__name__.lower()} on encoder {model.config['encoder_name']}"
-    reason = refusal(model, side)
-    return UserError(f"{name} takes no images of {side} x {side} pixels ({reason}): {cure}")
+    raise UserError(
+        f"{type(model).__name__.lower()} on encoder {model.config['encoder_name']} takes no images"
+        f" of {cfg.patch_size} x {cfg.patch_size} pixels ({reason}): set {cfg.side_setting} to"
+        " a side that it takes, such as 224, or choose another encoder"
+    )
 
 
 def batch_norms(module: nn.Module) -> list[nn.Module]:
