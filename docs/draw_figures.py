@@ -40,8 +40,8 @@ from weak.generate_masks import read_levels
 from weak.image_labels import with_classes, with_lesion
 from weak.main import steps
 from weak.products import healthy_folder, indices_to_test, paths_to_test
-from weak.report import seen_by_maps
-from weak.scoring import ROWS, Rows, spread_by_score
+from weak.report import seen_by_maps, spread_by_score
+from weak.scoring import ROWS, Rows
 from weak.settings import MasksConfig
 from weak.train_segmentation import train_segmentation
 

@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from config import CONFIG
 from medood.data.dataset import load_patches
 from medood.data.files import read_table
+from medood.evaluation.statistics import paired_differences
 from weak import scoring
 
 CLASSES = ("background", "tumour")
@@ -39,14 +40,20 @@ def more_steps(workspace: Path) -> None:
             WITH: every / "models" / network,
             WITHOUT: workspace / "longer" / "models" / f"{network}_positives",
         }
-        found = scoring.predicted_by(cfg, networks, patches.images)
+        found = {
+            row: scoring.predicted_by(cfg, folder, patches.images)
+            for row, folder in networks.items()
+        }
         patients = [one.rpartition("_")[0] for one in names]
         tests[fold] = scoring.tally_rows(patches, patients, found, len(CLASSES))
-    scores = scoring.scores_by_fold(tests)
-    for fold, of_fold in scores.items():
-        print(fold, {row: round(100 * of_row["miou"], 1) for row, of_row in of_fold.items()})
-    gains = scoring.gains_of(tests, WITHOUT, CLASSES, {})[WITH]
-    print(f"with negatives less without: { ({k: gains[k].text() for k in scoring.SHOWN_SCORES}) }")
+    for fold, test in tests.items():
+        print(fold, {row: round(100 * scores["miou"], 1) for row, scores in test.scores().items()})
+    ours, theirs = (
+        [test.tallies[row].by_region(test.patients) for test in tests.values()]
+        for row in (WITH, WITHOUT)
+    )
+    gain = paired_differences(ours, theirs, CLASSES)
+    print(f"with negatives less without: { ({k: gain[k].text() for k in scoring.SHOWN_SCORES}) }")
 
 
 if __name__ == "__main__":

@@ -63,12 +63,12 @@ def evaluate_masks(cfg: MasksConfig) -> None:
     of_lesion = is_transfer or cfg.lesion is not None or len(labels_of(cfg).classes) == 1
     cfg = with_lesion(cfg) if of_lesion else with_classes(cfg)
     require_masks(cfg)
-    rows = Rows(None, None, None)
-    maps, transfer = by_maps(cfg), replace(cfg, method="transfer")
+    rows, maps = Rows(), by_maps(cfg)
     if is_shown("the rows of maps", maps, must=not is_transfer):
         control = replace(maps, shuffled=True)
         with_control = is_shown("the row of shuffled labels", control)
-        rows = Rows(maps, control if with_control else None, None)
+        rows = Rows(maps, control if with_control else None)
+    transfer = replace(cfg, method="transfer")
     if of_lesion and is_shown("the rows of transfer", transfer, must=is_transfer):
         rows = rows._replace(transfer=transfer)
     write_report(cfg, rows, {fold: evaluate_fold(cfg, fold, rows) for fold in cfg.folds})
@@ -120,23 +120,18 @@ def evaluate_fold(cfg: MasksConfig, fold: int, rows: Rows) -> TestedRows:
     patches = load_patches(true_files(every, paths), cfg.image_size, len(every.class_names))
     patches = replace(patches, masks=in_classes(cfg, every, patches.masks))
     images = patches.images
-    found = {
-        "all_background": torch.zeros(images.shape[:3], dtype=torch.uint8),
-        # without a classifier, each image is assumed to have the lesion
-        "threshold": otsu_masks(images, torch.ones(len(images), dtype=torch.long)),
-    }
+    found = {"all_background": torch.zeros(images.shape[:3], dtype=torch.uint8)}
     if cfg.is_pooled:
         found |= floors(cfg, fold, images, rows.maps)
+    of_all = {"supervised": predicted_by(every, train_supervised(every, fold), images)}
     if rows.maps:
         masks = from_pooled if rows.maps.method == "unet" else from_maps
-        of_maps = {**masks(rows.maps, fold, test), **from_networks(rows, fold, images)}
-        found |= {name: in_classes(cfg, every, masks) for name, masks in of_maps.items()}
+        of_all |= {**masks(rows.maps, fold, test), **from_networks(rows, fold, images)}
+    found |= {row: in_classes(cfg, every, masks) for row, masks in of_all.items()}
     if rows.transfer:
         found |= by_row("transfer", rows.transfer, fold, paths)
-        network = {"transfer_segmentation": weak_network(rows.transfer, fold)}
-        found |= predicted_by(rows.transfer, network, images)
-    full = predicted_by(every, {"supervised": train_supervised(every, fold)}, images)
-    found |= {name: in_classes(cfg, every, masks) for name, masks in full.items()}
+        network = weak_network(rows.transfer, fold)
+        found["transfer_segmentation"] = predicted_by(rows.transfer, network, images)
     patients = [labels.patients[index] for index in test]
     return tally_rows(patches, patients, found, len(cfg.class_names))
 
@@ -243,16 +238,16 @@ def by_row(row: str, cfg: MasksConfig, fold: int, paths: list[Path]) -> dict[str
 
 def from_networks(rows: Rows, fold: int, images: Tensor) -> dict[str, Tensor]:
     """Return the predictions of networks trained on masks by maps for test images, by row."""
-    networks = {
-        "positives_only": weak_network(rows.maps, fold, negatives=False),
-        "segmentation": weak_network(rows.maps, fold),
+    found = {
+        "positives_only": predicted_by(rows.maps, weak_network(rows.maps, fold, False), images),
+        "segmentation": predicted_by(rows.maps, weak_network(rows.maps, fold), images),
     }
-    nothing = {}
     if rows.control and has_masks(rows.control, fold):
-        networks["shuffled_labels"] = weak_network(rows.control, fold)
+        network = weak_network(rows.control, fold)
+        found["shuffled_labels"] = predicted_by(rows.control, network, images)
     elif rows.control:  # nothing was learned, so nothing is found
-        nothing["shuffled_labels"] = torch.zeros(images.shape[:3], dtype=torch.uint8)
-    return predicted_by(rows.maps, networks, images) | nothing
+        found["shuffled_labels"] = torch.zeros(images.shape[:3], dtype=torch.uint8)
+    return found
 
 
 def train_supervised(cfg: MasksConfig, fold: int) -> Path:

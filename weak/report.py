@@ -12,7 +12,7 @@ from torch import Tensor
 from medood.data.files import read_json, write_json
 from medood.data.images import read_image
 from medood.data.workspace import data_name
-from medood.evaluation.figures import draw_bars
+from medood.evaluation.figures import draw_bars, share_right
 from medood.evaluation.page import Picture, Table, Text, as_markdown, write_page
 from medood.evaluation.tables import interval_over
 from weak.arrays import caption, draw_rows, load_images, read_arrays, read_masks, some_of
@@ -30,45 +30,26 @@ from weak.products import (
     masks_folder,
 )
 from weak.scoring import (
-    FLOORS,
     LESION_SCORES,
+    OWN,
     ROWS,
     Grid,
     Rows,
-    Scores,
     TestedRows,
     describe,
+    floor_of,
     gain_table,
     gains_of,
     grid,
     lesion_scores,
     over_folds,
     score_table,
-    scores_by_fold,
-    share_table,
-    spread_by_score,
     verdict,
 )
 from weak.settings import MasksConfig
 from weak.train_transfer import FLIPPED
 from weak.trust import read_trust
 
-# compared with every other floor, too
-OWN = (
-    *("unet", "unet_outlined", "segmentation"),
-    *("transfer", "transfer_outlined", "transfer_segmentation"),
-)
-PAIRS = {
-    "segmentation less full supervision": ("segmentation", "supervised"),
-    "segmentation after transfer less full supervision": ("transfer_segmentation", "supervised"),
-    "segmentation less without negatives": ("segmentation", "positives_only"),
-    "U-Net, brightness less maps alone": ("unet", "maps"),
-    **{
-        f"{ROWS[row]}, less before": (row, row.removesuffix("_outlined"))
-        for row in ROWS
-        if row.endswith("_outlined")
-    },
-}
 METHOD = (
     "No pixel of a training image was marked. Maps: a classifier learns from image labels; its maps"
     " become masks, and it predicts the classes of a test image. Transfer: a generator learns to"
@@ -91,94 +72,73 @@ def write_report(cfg: MasksConfig, rows: Rows, tests: dict[int, TestedRows]) -> 
     tests: by fold.
     """
     out, classes = report_folder(cfg), cfg.class_names
-    tables = {}
-    if rows.maps:
-        said = "The classifier, on images of held-out patients"
-        tables[said] = classifier_table(rows.maps)
-    if rows.transfer:
-        said = "Generators: lesions that the classifier sees before and not after, percent"
-        tables[said] = flipped_table(rows.transfer)
-    scores = scores_by_fold(tests)
+    scores = {fold: test.scores() for fold, test in tests.items()}
     lesions = {fold: lesion_scores(test) for fold, test in tests.items()}
-    columns = {title: over_folds(lesions, name) for name, title in LESION_SCORES.items()}
-    found = next(iter(scores.values()))
-    floor = next(row for row in FLOORS if row in found)
-    lower = [low for low in FLOORS if low != floor]
-    pairs = {f"{ROWS[own]} less {ROWS[low]}": (own, low) for own in OWN for low in lower}
-    pairs = {name: pair for name, pair in {**pairs, **PAIRS}.items() if set(pair) <= set(found)}
-    gains = gains_of(tests, floor, classes, pairs)
-    patients = {patient for test in tests.values() for patient in test.patients}
-    less = (
-        f"Each row less {ROWS[floor]}, and what one step adds to another, in points,"
-        f" {interval_over(len(patients), 'patient')}"
-    )
-    tables = {
-        less: gain_table(gains, classes),
-        "IoU as a share of full supervision's, percent": share_table(scores, classes),
-        "By patient, and by thirds of the true area; percent": grid(columns),
-        **tables,
-    }
-    own = "transfer_segmentation" if cfg.method == "transfer" else "segmentation"
-    result = verdict(scores, gains, own, floor)
-    subtitle = f"{data_name(cfg.workspace)}. {cfg.model_name}, percent, {describe(tests)}"
-    lead = [Text(subtitle, "note"), Table("scores", *score_table(scores, classes))]
-    more = [
-        part for said, of in tables.items() for part in (Text(f"{said}.", "note"), Table(said, *of))
-    ]
+    gains = gains_of(tests, classes)
     write_json(out / "scores.json", scores)
     write_json(out / "lesions.json", lesions)
     plain = {name: {k: v.plain() for k, v in of_row.items()} for name, of_row in gains.items()}
     write_json(out / "differences.json", plain)
-    draw_classes(out / "classes.svg", scores, classes)
-    bars = Picture(out / "classes.svg", "IoU of each class, by row of the table.")
+    patients = {patient for test in tests.values() for patient in test.patients}
+    less = (
+        f"Each row less {ROWS[floor_of(next(iter(scores.values())))]}, and what one step adds to"
+        f" another, in points, {interval_over(len(patients), 'patient')}"
+    )
+    columns = {title: over_folds(lesions, name) for name, title in LESION_SCORES.items()}
+    tables = {
+        less: gain_table(gains, classes),
+        "By patient, and by thirds of the true area; percent": grid(columns),
+    }
+    if rows.maps:
+        said = "The classifier, on images of held-out patients, percent"
+        tables[said] = classifier_table(rows.maps)
+    if rows.transfer:
+        said = "Generators: lesions that the classifier sees before and not after, percent"
+        tables[said] = flipped_table(rows.transfer)
+    own = "transfer_segmentation" if cfg.method == "transfer" else "segmentation"
+    result = verdict(scores, gains, own)
+    subtitle = f"{data_name(cfg.workspace)}. {cfg.model_name}, percent, {describe(tests)}"
+    subject, table = Text(subtitle, "note"), Table("scores", *score_table(scores, classes))
+    more = [
+        part for said, of in tables.items() for part in (Text(f"{said}.", "note"), Table(said, *of))
+    ]
+    bars: dict[str, dict] = {
+        kind: {ROWS[row]: ious for row, ious in over_folds(scores, "iou", value).items()}
+        for value, kind in enumerate(classes)
+        if value
+    }
+    draw_bars(out / "classes.svg", "", "IoU, percent", bars)
+    picture = Picture(out / "classes.svg", "IoU of each class, by row of the table.")
     settings = [[field.name, getattr(cfg, field.name)] for field in fields(cfg)]
     sections = {
         "": [Text(result, "verdict"), Text(METHOD)],
-        "Scores": [lead[0], bars, lead[1], *more],
+        "Scores": [subject, picture, table, *more],
         "Images": draw_pictures(cfg, rows, out, tests, own),
         "Settings": [Table("settings", ["setting", "value"], settings)],
     }
-    text = as_markdown([lead[0], Text(result), lead[1], *more])
+    text = as_markdown([subject, Text(result), table, *more])
     write_page(cfg.workspace, out, "Masks from image labels", sections, text)
-
-
-def draw_classes(path: Path, scores: Scores, classes: tuple[str, ...]) -> None:
-    """Draw the IoU of each row, by class. classes: with background."""
-    bars = {}
-    for value, kind in enumerate(classes[1:], 1):
-        ious = over_folds(scores, "iou", value)
-        bars[kind] = {ROWS[row]: of_row for row, of_row in ious.items() if row != "all_background"}
-    draw_bars(path, "", "IoU, percent", bars)
 
 
 def classifier_table(cfg: MasksConfig) -> Grid:
     """Return AUC and F1 of each class over folds."""
     found = [read_json(classifier_folder(cfg, fold) / "scores.json") or {} for fold in cfg.folds]
+    kinds = [*enumerate(cfg.class_names[1:])]
     columns = {
-        title: {
-            name: [of_fold[key][value] for of_fold in found]
-            for value, name in enumerate(cfg.class_names[1:])
-        }
-        for title, key in (("AUC", "auc"), ("F1", "f1"))
+        title: {kind: [of_fold[title.lower()][place] for of_fold in found] for place, kind in kinds}
+        for title in ("AUC", "F1")
     }
-    return grid(columns, "class", scale=1, digits=3)
+    return grid(columns)
 
 
 def flipped_table(cfg: MasksConfig) -> Grid:
     """Return how often the classifier flipped after the training of each fold's generator."""
-    lines = []
-    for fold in cfg.folds:
-        shares = (read_json(generator_folder(cfg, fold) / FLIPPED) or {}).get("flipped", [])
-        lines.append([str(fold), *(f"{100 * share:.1f}" for share in shares[-1:])])
-    return ["fold", "flipped"], lines
+    files = {fold: generator_folder(cfg, fold) / FLIPPED for fold in cfg.folds}
+    return grid({str(fold): read_json(file) or {"flipped": []} for fold, file in files.items()})
 
 
 def draw_pictures(
-    cfg: MasksConfig,
-    rows: Rows,
-    out: Path,
-    tests: dict[int, TestedRows],
-    row: str,
+    cfg: MasksConfig, rows: Rows, out: Path, tests: dict[int, TestedRows], row: str
 ) -> list[Picture]:
     """Draw test images, from the worst of a row to the best, and pseudo-masks.
 
@@ -190,30 +150,25 @@ def draw_pictures(
     for fold, test in tests.items():
         path = out / f"{fold}_tested.png"
         draw_tested(path, cfg, rows, fold, test, row)
-        caption = (
+        said = (
             f"Fold {fold}: test images, from the worst to the best. Map and boundary are the"
             " classifier's and IRNet's; the mask head is the generator's, which made the image"
             " healthy."
         )
-        pictures.append(Picture(path, caption))
-    for fold in tests if rows.maps else ():
-        path = out / f"{fold}_pseudo_masks.png"
-        draw_teaching(path, rows.maps, fold)
-        caption = (
-            f"Fold {fold}: training images with their pseudo-masks, from the least trusted, to"
-            " correct first, to the most; grey is unsure, and counts in no loss."
-        )
-        pictures.append(Picture(path, caption))
+        pictures.append(Picture(path, said))
+        if rows.maps:
+            path = out / f"{fold}_pseudo_masks.png"
+            draw_teaching(path, rows.maps, fold)
+            said = (
+                f"Fold {fold}: training images with their pseudo-masks, from the least trusted, to"
+                " correct first, to the most; grey is unsure, and counts in no loss."
+            )
+            pictures.append(Picture(path, said))
     return pictures
 
 
 def draw_tested(
-    path: Path,
-    cfg: MasksConfig,
-    rows: Rows,
-    fold: int,
-    test: TestedRows,
-    row: str,
+    path: Path, cfg: MasksConfig, rows: Rows, fold: int, test: TestedRows, row: str
 ) -> None:
     """Draw test images in rows, from the worst to the best, with the results of each step."""
     chosen = spread_by_score(test, row, EXAMPLES)
@@ -225,14 +180,20 @@ def draw_tested(
         healthy = [read_image(healthy_folder(rows.transfer, fold) / path.name) for path in paths]
         columns["healthy"] = torch.from_numpy(np.stack(healthy))
         columns["mask head"] = read_levels(rows.transfer, fold, paths) / 255
-    of_masks = ("irnet", "unet", "transfer")
-    shown = [name for one in of_masks for name in (one, f"{one}_outlined")]
-    shown += ["segmentation", "transfer_segmentation", "supervised"]
-    masks = {name: test.predicted[name][chosen] for name in shown if name in test.predicted}
-    columns |= {ROWS[name]: of_row for name, of_row in masks.items()}
+    for name, masks in test.predicted.items():
+        if name in (*OWN, "irnet", "irnet_outlined", "supervised"):
+            columns[ROWS[name]] = masks[chosen]
     columns["ground truth"] = test.patches.masks[chosen]
     names = [path.stem for path in paths]
     draw_rows(path, cfg, f"fold {fold}", names, test.patches.images[chosen], columns)
+
+
+def spread_by_score(test: TestedRows, row: str, count: int) -> list[int]:
+    """Return the indices of test images with a class, from the worst of a row to the best."""
+    right = share_right(test.patches, test.predicted[row])
+    shown = test.patches.masks.flatten(1).amax(1) > 0
+    order = right.where(shown, torch.inf).argsort(stable=True)[: int(shown.sum())]
+    return some_of(order.tolist(), count)
 
 
 def draw_teaching(path: Path, cfg: MasksConfig, fold: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -13,13 +14,11 @@ from torch import Tensor
 
 from config import Config
 from medood.data.dataset import Patches
-from medood.evaluation.figures import share_right
 from medood.evaluation.scores import Tally
 from medood.evaluation.statistics import Difference, paired_differences
 from medood.evaluation.tables import spread
 from medood.models.checkpoints import load_model
 from medood.models.inference import Predictor, predict
-from weak.arrays import some_of
 from weak.settings import MasksConfig
 
 # what is tested, in the order of the table
@@ -47,13 +46,22 @@ ROWS = {
     "supervised": "full supervision",
 }
 FLOORS = ("brightest", "centre_prior", "threshold", "tissue", "strange")
+# compared with every floor, not only with the first
+OWN = (
+    *("unet", "unet_outlined", "segmentation"),
+    *("transfer", "transfer_outlined", "transfer_segmentation"),
+)
+STEPS = (  # what one adds to another
+    *(("segmentation", "supervised"), ("transfer_segmentation", "supervised")),
+    *(("segmentation", "positives_only"), ("unet", "maps")),
+    *((row, row.removesuffix("_outlined")) for row in ROWS if row.endswith("_outlined")),
+)
 SHOWN_SCORES = ("miou", "dsc", "fg_to_bg", "bg_to_fg")
 LESION_SCORES = {
     "shown": "IoU, images with it",
     "by_patient": "Dice of a patient",
     **{"small": "Dice, small", "medium": "Dice, medium", "large": "Dice, large"},
 }
-TAUGHT = 0.01  # IoU of full supervision below which a class was not learned
 
 Grid = tuple[list[str], list[list[str]]]  # header and rows
 Scores = dict[int, dict[str, dict]]  # by fold and row
@@ -64,9 +72,9 @@ Gains = dict[str, dict[str, Difference]]  # by row and score
 class Rows(NamedTuple):
     """Settings of what is tested in addition to full supervision and the floors."""
 
-    maps: MasksConfig | None  # of the route of maps
-    control: MasksConfig | None  # of the same, from shuffled labels
-    transfer: MasksConfig | None  # of the route of transfer
+    maps: MasksConfig | None = None  # of the route of maps
+    control: MasksConfig | None = None  # of the same, from shuffled labels
+    transfer: MasksConfig | None = None  # of the route of transfer
 
 
 @dataclass(frozen=True)
@@ -77,6 +85,10 @@ class TestedRows:
     patients: list[str]
     predicted: dict[str, Tensor]  # by row: the class of each pixel, uint8 (N, P, P)
     tallies: dict[str, Tally]
+
+    def scores(self) -> dict[str, dict]:
+        """Return the scores of each row."""
+        return {name: tally.scores() for name, tally in self.tallies.items()}
 
 
 def tally_rows(
@@ -94,26 +106,14 @@ def tally_rows(
     return TestedRows(patches, patients, predicted, tallies)
 
 
-def predicted_by(cfg: Config, networks: dict[str, Path], images: Tensor) -> dict[str, Tensor]:
-    """Return the predictions of networks for images, the class of each pixel, uint8 (N, P, P).
+def predicted_by(cfg: Config, network: Path, images: Tensor) -> Tensor:
+    """Return the class of each pixel, uint8 (N, P, P), by a network in a folder, in float32.
 
-    networks: the folder of each. images: RGB uint8 (N, P, P, 3). They compute in float32.
+    images: RGB uint8 (N, P, P, 3).
     """
     cfg = replace(cfg, precision="float32")
-    found = {}
-    for name, folder in networks.items():
-        batches = predict(Predictor(cfg, load_model(folder, cfg)), images, f"testing {name}")
-        said = [probability.argmax(1).to("cpu", torch.uint8) for _, probability in batches]
-        found[name] = torch.cat(said)
-    return found
-
-
-def scores_by_fold(tests: dict[int, TestedRows]) -> Scores:
-    """Return the scores of every row, by fold."""
-    return {
-        fold: {name: tally.scores() for name, tally in test.tallies.items()}
-        for fold, test in tests.items()
-    }
+    batches = predict(Predictor(cfg, load_model(network, cfg)), images, f"testing {network.name}")
+    return torch.cat([likely.argmax(1).to("cpu", torch.uint8) for _, likely in batches])
 
 
 def lesion_scores(test: TestedRows) -> dict[str, dict[str, float | None]]:
@@ -146,30 +146,28 @@ def _of_lesions(tally: Tally, patients: list[str]) -> dict[str, float | None]:
     return {name: float(np.mean(values)) if values else None for name, values in found.items()}
 
 
-def mean_over_folds(scores: Scores, row: str, score: str = "miou") -> float:
-    """Return a score of a row, the mean over folds; NaN if a fold has none."""
-    found = [of_fold[row][score] for of_fold in scores.values()]
-    return float(np.mean([np.nan if value is None else value for value in found]))
+def floor_of(rows: Iterable[str]) -> str:
+    """Return the first of FLOORS among rows: each row is compared with it."""
+    return next(floor for floor in FLOORS if floor in rows)
 
 
-def gains_of(
-    tests: dict[int, TestedRows],
-    floor: str,
-    classes: tuple[str, ...],
-    pairs: dict[str, tuple[str, str]],
-) -> Gains:
-    """Return the scores of each row less those of the floor, resampled over patients.
+def gains_of(tests: dict[int, TestedRows], classes: tuple[str, ...]) -> Gains:
+    """Return the scores of each row less those of its floor, and less those of some others.
 
-    pairs: further differences, a row less another, by their name.
+    They are resampled over patients. classes: with background.
     """
     counts = {
-        name: [test.tallies[name].by_region(test.patients) for test in tests.values()]
-        for name in next(iter(tests.values())).tallies
+        row: [test.tallies[row].by_region(test.patients) for test in tests.values()]
+        for row in next(iter(tests.values())).tallies
     }
-    compared = {name: (name, floor) for name in counts if name != floor} | pairs
+    floor = floor_of(counts)
+    pairs = [*((own, low) for own in OWN for low in FLOORS if low != floor), *STEPS]
+    named = {row: (row, floor) for row in counts if row != floor}
+    named |= {f"{ROWS[one]} less {ROWS[other]}": (one, other) for one, other in pairs}
     return {
         name: paired_differences(counts[one], counts[other], classes)
-        for name, (one, other) in compared.items()
+        for name, (one, other) in named.items()
+        if {one, other} <= counts.keys()
     }
 
 
@@ -182,15 +180,16 @@ def describe(tests: dict[int, TestedRows]) -> str:
     return ", ".join(folds) + (": mean ± standard deviation" if len(tests) > 1 else "")
 
 
-def verdict(scores: Scores, gains: Gains, row: str, floor: str) -> str:
+def verdict(scores: Scores, gains: Gains, row: str) -> str:
     """Return in a sentence how good a row is, against full supervision and the floor."""
-    own, full = mean_over_folds(scores, row), mean_over_folds(scores, "supervised")
+    miou = over_folds(scores, "miou")
+    own, full = (100 * np.array(miou[name], float).mean() for name in (row, "supervised"))
     gain = gains[row]["miou"]
     share = f"{100 * own / full:.0f} % of full supervision's" if full else "full supervision has"
     open_ = " (n.s.)" if gain.includes_zero else ""
     return (
-        f"From image labels alone: mean IoU {100 * own:.1f} %, {share} ({100 * full:.1f} %);"
-        f" {gain.points()} points more than {ROWS[floor]}{open_}."
+        f"From image labels alone: mean IoU {own:.1f} %, {share} ({full:.1f} %); {gain.points()}"
+        f" points more than {ROWS[floor_of(miou)]}{open_}."
     )
 
 
@@ -203,14 +202,13 @@ def over_folds(scores: Scores, *place: str | int) -> Column:
     return found
 
 
-def grid(columns: dict[str, Column], corner: str = "", scale: float = 100, digits: int = 1) -> Grid:
-    """Return columns by their names as a table of means over folds, with their deviation."""
+def grid(columns: dict[str, Column]) -> Grid:
+    """Return columns by their names as a table of means over folds, with their deviation, in %."""
     rows = next(iter(columns.values()))
     lines = [
-        [ROWS.get(row, row), *(spread(column[row], scale, digits) for column in columns.values())]
-        for row in rows
+        [ROWS.get(row, row), *(spread(column[row]) for column in columns.values())] for row in rows
     ]
-    return [corner, *columns], lines
+    return ["", *columns], lines
 
 
 def score_table(scores: Scores, classes: tuple[str, ...]) -> Grid:
@@ -229,27 +227,3 @@ def gain_table(gains: Gains, classes: tuple[str, ...]) -> Grid:
         [ROWS.get(row, row), *(gain[name].text() for name in names)] for row, gain in gains.items()
     ]
     return ["", *names], lines
-
-
-def share_table(scores: Scores, classes: tuple[str, ...]) -> Grid:
-    """Return the IoU of every class and row as a share of full supervision's, in percent.
-
-    It is omitted if full supervision does not find the class either.
-    """
-    columns = {}
-    for value, name in enumerate(classes[1:], 1):
-        iou = over_folds(scores, "iou", value)
-        full = [whole if whole and whole > TAUGHT else None for whole in iou["supervised"]]
-        columns[name] = {
-            row: [whole and one / whole for one, whole in zip(values, full, strict=True)]
-            for row, values in iou.items()
-        }
-    return grid(columns)
-
-
-def spread_by_score(test: TestedRows, row: str, count: int) -> list[int]:
-    """Return the indices of test images with a class, from the worst of a row to the best."""
-    right = share_right(test.patches, test.predicted[row])
-    shown = test.patches.masks.flatten(1).amax(1) > 0
-    order = right.where(shown, torch.inf).argsort(stable=True)[: int(shown.sum())]
-    return some_of(order.tolist(), count)
