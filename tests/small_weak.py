@@ -14,7 +14,7 @@ from weak.main import MainConfig
 from weak.scoring import ROWS
 from weak.settings import ClassifierConfig
 
-POOLED = ("tissue", "brightest", "strange", "maps", "unet")  # rows only with method = unet
+POOLED = ("tissue", "brightest", "maps", "unet")  # rows only with method = unet
 PLAIN_ROWS = [row for row in ROWS if not row.endswith("_outlined")]  # without the setting
 
 

@@ -8,13 +8,11 @@ import pytest
 import torch
 
 from medood.training.loop import fit
-from tests.conftest import TINY
 from tests.small_weak import of_two_classes, painted
-from weak import floors
 from weak import pooled as module
 from weak.arrays import save_weights
 from weak.classifier import EMPTY, image_scores, load_classifiers
-from weak.floors import brightness, cut_to, otsu_masks, strangeness
+from weak.floors import brightness, cut_to, otsu_masks
 from weak.maps import cut_at_half, unsure_without_class
 from weak.pooled import (
     LEVELS,
@@ -169,23 +167,3 @@ def test_brightness_is_that_around_a_pixel():
     found = brightness(image)[0]
     assert found.argmax() == 32 * 64 + 32
     assert 0 < found[32, 33] < found[32, 32] < 255
-
-
-def test_a_place_is_strange_where_healthy_images_never_look_so(monkeypatch):
-    """Features are the image itself: grey noise around 100, but for one pixel of one image."""
-
-    class Encoder(torch.nn.Module):
-        def forward(self, images):
-            return [images, images[:, :1, ::4, ::4]]
-
-    network = torch.nn.Module()
-    network.encoder = Encoder()
-    monkeypatch.setattr(floors, "build_model", lambda cfg: network)
-    rng = np.random.default_rng(0)
-    images = torch.from_numpy(rng.integers(90, 110, (12, 32, 32, 3)).astype(np.uint8))
-    images[0, 16, 8] = 250
-    found = strangeness(TINY, images, list(range(4, 12)))
-    assert found.shape == (12, 32, 32)
-    # of its 8 x 8 places the one at row 4, column 2; distances of others are about 1
-    assert found[0].argmax().item() in {r * 32 + c for r in range(16, 20) for c in range(8, 12)}
-    assert found[0].max() > 5 * found[4:].max()

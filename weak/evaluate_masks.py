@@ -31,7 +31,7 @@ from medood.runs.command_line import run
 from medood.runs.provenance import require
 from medood.training.segmentation import train_fold
 from weak.arrays import load_images, read_arrays, read_masks
-from weak.floors import brightness, cut_to, otsu_masks, strangeness
+from weak.floors import brightness, cut_to, otsu_masks
 from weak.generate_maps import read_maps, read_seeds
 from weak.generate_masks import BEFORE
 from weak.image_labels import labels_of, with_classes, with_lesion
@@ -164,10 +164,6 @@ def floors(
         "tissue": otsu_masks(tested, classes, inside=True),
         "brightest": cut_like(brightness(tested), brightness(learned)[held.any(1)]),
     }
-    healthy = [int(index) + len(tested) for index in (~labels.held[train].any(1)).nonzero()[0]]
-    if healthy:
-        strange = strangeness(cfg, torch.cat([tested, learned]), healthy)
-        found["strange"] = cut_like(strange[: len(tested)], strange[len(tested) :][held.any(1)])
     if maps and maps.is_pooled:
         seen, _ = read_maps(maps, fold, paths, "unet")
         prior = [seen[has, k].sigmoid().mean(0) for k, has in zip(kinds, held.T, strict=True)]

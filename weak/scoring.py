@@ -27,7 +27,6 @@ ROWS = {
     "threshold": "grey threshold (Otsu)",
     "tissue": "Otsu inside the tissue",
     "brightest": "brightest",
-    "strange": "unlike healthy (PaDiM)",
     "centre_prior": "mean of the maps",
     "cam": "CAM",
     "grad_cam_pp": "Grad-CAM++",
@@ -45,7 +44,7 @@ ROWS = {
     "shuffled_labels": "segmentation, labels shuffled",
     "supervised": "full supervision",
 }
-FLOORS = ("brightest", "centre_prior", "threshold", "tissue", "strange")
+FLOORS = ("brightest", "centre_prior", "threshold", "tissue")
 # compared with every floor, not only with the first
 OWN = (
     *("unet", "unet_outlined", "segmentation"),
