@@ -4,8 +4,8 @@ Reads   the task's folder, and every network in <workspace>/<task>/models/
 Writes  <workspace>/<task>/reports/scores.json, table.md    of all folds and networks
         <workspace>/<task>/reports/corruptions.json         with --corruptions, likewise
         <workspace>/<task>/reports/<fold>_<network>.json    the scores of one
-        <workspace>/<task>/reports/<fold>_<network>.png     slices before and after the attack
-        <workspace>/<task>/reports/<fold>_<network>/        its predictions, NIfTI
+        <workspace>/<task>/reports/<fold>_<network>/        its predictions, NIfTI, of all volumes
+                                                            and, in worst_case/, of those attacked
 """
 
 from __future__ import annotations
@@ -110,9 +110,10 @@ def test_fold(
     import nibabel
     import numpy as np
 
+    from medood.attacks.together import WORST
     from medood.models.network import pick_device
     from robust.nifti import as_stored
-    from robust.volume_scores import draw_slices, score_network
+    from robust.volume_scores import score_network
     from robust.volume_training import load_network
 
     folder = network_folder(network, fold)
@@ -127,16 +128,16 @@ def test_fold(
     images = {case.name: case.image for case in cases}
     with timed(cfg.home, f"testing {folder.name}"), whole_folder(path.with_suffix("")) as out:
         segmenter = load_network(cfg, folder, pick_device(cfg.device))
+        places = {"clean": out, WORST: out / WORST}
 
-        def keep(volume: Volume, _: int, __: Tensor, predicted: Tensor) -> None:
-            """Write the prediction, uint8, with the axes of the volume's file."""
-            called = as_stored(images[volume.name], predicted.numpy().astype(np.uint8))
-            nibabel.save(called, out / f"{volume.name}.nii.gz")
+        def keep(volume: Volume, condition: str, predicted: Tensor) -> None:
+            """Write a clean or worst prediction, uint8, with the axes of the volume's file."""
+            if condition in places:
+                places[condition].mkdir(exist_ok=True)
+                called = as_stored(images[volume.name], predicted.numpy().astype(np.uint8))
+                nibabel.save(called, places[condition] / f"{volume.name}.nii.gz")
 
-        content, slices = score_network(cfg, fold, segmenter, task, cases, keep)
-    if slices:
-        title = f"{cfg.task}, {folder.name}, {cfg.eps:g}/255"
-        draw_slices(path.with_suffix(".png"), title, slices, task.class_names)
+        content = score_network(cfg, fold, segmenter, task, cases, keep)
     write_own_record(path, content, made_from)
     return content
 

@@ -1,4 +1,4 @@
-"""Scores of volumes, clean, under attack and corrupted, and a picture of the attacks.
+"""Scores of volumes, clean, under attack and corrupted.
 
 A class absent from the ground truth of a volume has no score there: it counts in no mean, and not
 in the criterion by which a volume counts as fooled. Volumes are read when they are needed, one at a
@@ -8,8 +8,6 @@ time.
 import warnings
 from collections.abc import Callable, Iterable
 from functools import partial
-from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,11 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from config import LIZARD
 from medood.attacks import measuring
 from medood.attacks.measuring import CLEAN, Counts, Trial, seed_of
-from medood.attacks.together import WORST, by_name, under_attacks
-from medood.evaluation.figures import draw_rows
+from medood.attacks.together import by_name, under_attacks
 from medood.evaluation.objects import count_found, objects_of, wide_bins
 from medood.training.batches import ATTACK, stream_seed
 from robust.corruptions import OF_VOLUMES, trial_of
@@ -29,10 +25,9 @@ from robust.settings import TestVolumesConfig
 from robust.volumes import Case, Segmenter, Task, Volume, read_volume, resample
 
 SCORES = ("dice", "hd95", "recall", "precision")
-COLOURS = [colour for _, colour in LIZARD]  # of any six classes
 
-# takes a volume, the number of a condition, the image as seen and the class of each voxel
-Keep = Callable[[Volume, int, Tensor, Tensor], None]
+# takes a volume, the name of a condition and the class of each voxel
+Keep = Callable[[Volume, str, Tensor], None]
 
 
 def volume_scores(
@@ -84,7 +79,7 @@ def count_volumes(
         label, truth, rows = volume.label.numpy(), volume.label[None].long(), []
         objects = objects_of(label)
         every = trial.every(segmenter, images, target, seed_of(seed, number))
-        for condition, changed in enumerate(every):
+        for (_, condition), changed in zip(trial.conditions, every, strict=True):
             with torch.no_grad():
                 logits = segmenter(changed)
                 if logits.shape[2:] != truth.shape[1:]:
@@ -96,7 +91,7 @@ def count_volumes(
             row["scores"] = torch.from_numpy(scores)[None]
             found = count_found(objects, label, predicted[0].numpy())
             row["objects"] = torch.from_numpy(found)[None]
-            keep(volume, condition, changed[0].cpu(), predicted[0])
+            keep(volume, condition, predicted[0])
             rows.append(row)
         parts.append(measuring.stacked(rows))
     return measuring.joined(parts)
@@ -127,18 +122,6 @@ def summarise(counts: Counts, condition: int, threshold: float) -> dict:
     }
 
 
-class Seen(NamedTuple):
-    """The slice with most foreground of a volume: image, ground truth and prediction."""
-
-    name: str
-    image: np.ndarray  # (h, w, 3)
-    truth: np.ndarray  # (h, w), and so is the next
-    called: np.ndarray
-
-
-Slices = list[tuple[float, Seen, Seen]]  # of each volume the Dice lost, before and after the attack
-
-
 def score_network(
     cfg: TestVolumesConfig,
     fold: int,
@@ -146,41 +129,30 @@ def score_network(
     task: Task,
     cases: list[Case],
     keep: Keep,
-) -> tuple[dict, Slices]:
-    """Return the scores of a network by eps and attack, those under corruptions, and slices.
+) -> dict[str, dict]:
+    """Return the scores of a network by eps and attack, and those under corruptions.
 
-    As {"scores": ..., "corruptions": ...}. keep: takes the clean predictions. The threshold of
-    ROG's criterion is half of the mean clean Dice of all volumes. Under eps, `clean` has the scores
-    of the attacked volumes before the attack. Corruptions are tried on the attacked volumes: see
-    by_corruption.py for their scores.
+    As {"scores": ..., "corruptions": ...}. The threshold of ROG's criterion is half of the mean
+    clean Dice of all volumes. Under eps, `clean` has the scores of the attacked volumes before the
+    attack. Corruptions are tried on the attacked volumes: see by_corruption.py for their scores.
     """
     segmenter.requires_grad_(False)
     seed, classes = stream_seed(cfg, fold, ATTACK), len(task.class_names)
 
-    def count(some: list[Case], trial: Trial, seen: Keep, what: str) -> Counts:
+    def count(some: list[Case], trial: Trial, what: str) -> Counts:
         shown = tqdm(some, f"fold {fold}, {what}", leave=False, disable=None)
         volumes = (read_volume(task, case) for case in shown)
-        return count_volumes(segmenter, volumes, trial, classes, seed, seen)
+        return count_volumes(segmenter, volumes, trial, classes, seed, keep)
 
-    clean = count(cases, Trial([CLEAN], lambda *_: iter(())), keep, "clean")
+    clean = count(cases, Trial([CLEAN], lambda *_: iter(())), "clean")
     threshold = clean["dice"][0].mean().item() / 2
     scores = {"0": {"clean": summarise(clean, 0, threshold)}}
-    slices: Slices = []
     if cfg.eps:
         attacks = by_name(cfg.attacks, classes, cfg.steps, cfg.queries)
         bounds = [cfg.eps / 255]
         conditions = measuring.conditions_of(attacks, bounds)
-        worst = conditions.index((bounds[0], WORST))
         trial = Trial(conditions, partial(under_attacks, attacks, bounds))
-        before, after = [], []
-
-        def see(volume: Volume, condition: int, image: Tensor, predicted: Tensor) -> None:
-            if condition in (0, worst):
-                (after if condition else before).append(slice_of(volume, image, predicted))
-
-        counts = count(cases[: cfg.attacked], trial, see, "attacked")
-        lost = (counts["dice"][0] - counts["dice"][worst]).tolist()
-        slices = list(zip(lost, before, after, strict=True))
+        counts = count(cases[: cfg.attacked], trial, "attacked")
         names, counts = measuring.with_greedy(conditions, counts)
         scores[f"{cfg.eps:g}"] = {
             name: summarise(counts, place, threshold) for place, (_, name) in enumerate(names)
@@ -188,35 +160,8 @@ def score_network(
     corruptions = {}
     if cfg.corruptions:
         trial = trial_of(OF_VOLUMES)
-        counts = count(cases[: cfg.attacked], trial, lambda *_: None, "corrupted")
+        counts = count(cases[: cfg.attacked], trial, "corrupted")
         for place, (strength, kind) in enumerate(trial.conditions):
             row = summarise(counts, place, threshold)
             corruptions.setdefault(kind, {})[f"{strength:g}"] = row
-    return {"scores": scores, "corruptions": corruptions}, slices
-
-
-def slice_of(volume: Volume, image: Tensor, predicted: Tensor) -> Seen:
-    """Return the slice with most foreground; the image may have another spacing."""
-    level = int((volume.label > 0).sum((0, 1)).argmax())
-    seen = level * image.shape[-1] // volume.label.shape[-1]
-    grey = image[0, ..., seen, None].expand(-1, -1, 3).numpy().swapaxes(0, 1)[::-1]
-    masks = (mask[..., level].numpy().T[::-1].copy() for mask in (volume.label, predicted))
-    return Seen(volume.name, grey.copy(), *masks)
-
-
-def draw_slices(path: Path, title: str, slices: Slices, class_names: tuple[str, ...]) -> None:
-    """Draw three attacked volumes, before and after the attack.
-
-    They are those with the least, median and largest loss of Dice in the worst case.
-    """
-    order = sorted(slices, key=lambda of: of[0])
-    chosen = [order[place] for place in sorted({0, len(order) // 2, len(order) - 1})]
-    rows = [f"{100 * lost:.1f} points of Dice lost\n{before.name}" for lost, before, _ in chosen]
-    columns = {
-        "volume": [before.image for _, before, _ in chosen],
-        "ground truth": [before.truth for _, before, _ in chosen],
-        "predicted": [before.called for _, before, _ in chosen],
-        "attacked volume": [after.image for _, _, after in chosen],
-        "predicted under attack": [after.called for _, _, after in chosen],
-    }
-    draw_rows(path, title, rows, columns, tuple(zip(class_names[1:], COLOURS, strict=False)))
+    return {"scores": scores, "corruptions": corruptions}

@@ -4,6 +4,7 @@ import gc
 import json
 import weakref
 from dataclasses import replace
+from itertools import product
 
 import nibabel
 import numpy as np
@@ -211,14 +212,14 @@ def test_predictions_lie_where_their_volumes_lie(trained, capsys):
     _, test = split_cases(read_task(trained.data).cases, 79, 0)
     for path in test[0][1:]:
         rewrite(path, lambda values, _: (values.astype(np.float32), affine))
-    evaluate_volumes(small_test_of(trained, attacks=("noise",)))
-    for case in test:
+    evaluate_volumes(small_test_of(trained, attacks=("noise",), attacked=2))
+    for case, kind in product(test, ("", "worst_case")):
         image = nibabel.load(case.image)
-        called = nibabel.load(trained.home / "reports" / "79_unet" / f"{case.name}.nii.gz")
+        called = nibabel.load(trained.home / "reports" / "79_unet" / kind / f"{case.name}.nii.gz")
         assert called.shape == image.shape
         np.testing.assert_allclose(called.affine, image.affine)
         assert set(np.unique(called.get_fdata())) <= {0, 1, 2}
-    evaluate_volumes(small_test_of(trained, attacks=("noise",)))
+    evaluate_volumes(small_test_of(trained, attacks=("noise",), attacked=2))
     assert "79_unet.json: kept, made from the same" in capsys.readouterr().out
 
 
