@@ -13,7 +13,7 @@ from unittest import mock
 
 import pytest
 
-from config import CONFIG, Data, TrainingConfig, UserError
+from config import CONFIG, Data, UserError
 from medood.commands import as_kind, command
 from medood.runs import command_line
 from medood.runs.command_line import parse
@@ -108,28 +108,10 @@ def test_a_name_that_two_scripts_declare_is_not_shared():
     """`eps` are the radii of attack.py, and the radius of train_free.py."""
     cfg = robust.AttackConfig(eps=(1.0, 2.0), steps=7, epochs=5)
     assert as_kind(cfg, robust.FreeConfig) == robust.FreeConfig(epochs=5)
-    volumes = robust.TestVolumesConfig(eps=3.0, steps=7, seed=4)
-    assert as_kind(volumes, robust.TrainVolumesConfig) == robust.TrainVolumesConfig(eps=3.0, seed=4)
-
-
-def test_a_script_is_given_the_settings_that_it_declares_alone():
-    given = {"outline": True, "lesion": "a b", "workspace": Path("constrain.py_data"), "epochs": 3}
-    cfg = MasksConfig(**given)
-    printed = command(cfg, "weak/train_transfer.py", TransferConfig, folds=(79,))
-    assert shlex.split(printed) == [
-        *("python", "weak/train_transfer.py", "--workspace", "constrain.py_data"),
-        *("--folds", "79", "--epochs", "3", "--lesion", "a b"),
+    cfg = MasksConfig(outline=True, lesion="a b", epochs=3)
+    assert shlex.split(command(cfg, "weak/train_transfer.py", TransferConfig, folds=(79,))) == [
+        *("python", "weak/train_transfer.py", "--folds", "79", "--epochs", "3", "--lesion", "a b")
     ]
-
-
-def test_the_sample_prints_commands_with_the_settings_of_the_sample(monkeypatch):
-    from main import MainConfig
-    from medood.sample import SETTINGS
-
-    cfg = MainConfig(**SETTINGS, workspace=Path("workspace/sample"), sample=True)
-    found = arrived(command(cfg, "train.py", TrainingConfig), TrainingConfig, monkeypatch)
-    assert found == as_kind(cfg, TrainingConfig)
-    assert (found.encoder, found.encoder_weights, found.epochs) == ("tu-resnet10t", "none", 6)
 
 
 def test_the_printed_commands_lead_from_the_data_to_a_training(tiny, monkeypatch, run_script):

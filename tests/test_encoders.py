@@ -156,11 +156,6 @@ def test_the_constants_are_those_of_the_weights(encoder, mean):
     assert normalisation(encoder)[0][0] == mean
 
 
-def test_a_misspelt_old_name_is_answered_with_the_nearest():
-    with pytest.raises(UserError, match="'timm-regnetx_0002' is unknown: .*tu-regnetx_002"):
-        build_model(dataclasses.replace(TINY, encoder="timm-regnetx_0002"))
-
-
 @pytest.mark.parametrize(
     ("architecture", "encoder", "side"),
     [
