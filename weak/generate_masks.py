@@ -91,10 +91,8 @@ def generate_masks(cfg: MasksConfig) -> None:
 
 def write_masks(cfg: MasksConfig, fold: int, folder: Path) -> None:
     """Write the masks of all images by a fold, and their trust, into a folder."""
-    healthy = None
     if cfg.method == "transfer":
         paths, masks, training, held = by_generator(cfg, fold)
-        healthy = load_images(cfg, [healthy_folder(cfg, fold) / path.name for path in paths])
     elif cfg.method == "unet":
         paths, masks, training, held = by_pooled(cfg, fold)
     else:
@@ -106,7 +104,7 @@ def write_masks(cfg: MasksConfig, fold: int, folder: Path) -> None:
         masks[training] = unsure_without_class(masks[training], held[training])
     for path, mask in zip(paths, masks, strict=True):
         write_png(folder / path.name, mask.numpy())
-    write_trust(cfg, fold, folder, paths, masks, healthy)
+    write_trust(cfg, fold, folder, paths, masks)
     holding = [index for index in training if held[index].any()]
     empty = len(holding) - int(is_foreground(masks[holding]).flatten(1).any(1).sum())
     print(

@@ -48,7 +48,7 @@ from weak.scoring import (
 )
 from weak.settings import MasksConfig
 from weak.train_transfer import FLIPPED
-from weak.trust import read_trust
+from weak.trust import ranked_by_trust
 
 METHOD = (
     "No pixel of a training image was marked. Maps: a classifier learns from image labels; its maps"
@@ -201,8 +201,8 @@ def draw_teaching(path: Path, cfg: MasksConfig, fold: int) -> None:
     labels, train, _ = fold_labels(cfg, fold)
     every = image_paths(cfg, labels)
     holding = {every[index].name: index for index in train if labels.held[index].any()}
-    ranked = list(read_trust(masks_folder(cfg, fold), holding))  # of those that have a mask
-    chosen = [holding[name] for name in some_of(ranked or list(holding), EXAMPLES)]
+    ranked = ranked_by_trust(masks_folder(cfg, fold), holding) or list(holding)
+    chosen = [holding[name] for name in some_of(ranked, EXAMPLES)]
     paths = [every[index] for index in chosen]
     names = [caption(every[index], labels.classes, labels.held[index]) for index in chosen]
     masks = read_masks(cfg, masks_folder(cfg, fold), paths)

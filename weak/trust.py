@@ -1,14 +1,14 @@
 """How far a mask is to be trusted, without a true one: does the class vanish with what it covers?
 
-The classifier sees each image again, with what its mask covers made healthy, by the generator, or
-painted over with what lies around it. A class that it still sees there is not, or not only, where
-the mask says. This does not notice a mask that is too large.
+The classifier sees each image again, with what its mask covers painted over with what lies around
+it. A class that it still sees is not, or not only, where the mask says. This does not notice a mask
+that is too large.
 
 trust.csv, next to the masks, has a row for each image with a mask, the least trusted first: the
 logit of the class that is seen the most, before and after. Masks to correct are those at its top.
 """
 
-from collections.abc import Iterable
+from collections.abc import Container
 from pathlib import Path
 
 import numpy as np
@@ -44,28 +44,17 @@ def painted_over(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def write_trust(
-    cfg: MasksConfig,
-    fold: int,
-    folder: Path,
-    paths: list[Path],
-    masks: Tensor,
-    healthy: Tensor | None = None,
+    cfg: MasksConfig, fold: int, folder: Path, paths: list[Path], masks: Tensor
 ) -> None:
-    """Write trust.csv of images with their masks, uint8 (N, P, P).
-
-    healthy: the images without what the masks cover, RGB uint8 (N, P, P, 3), if they are known.
-    """
+    """Write trust.csv of images with their masks, uint8 (N, P, P)."""
     covered = is_foreground(masks)
     chosen = covered.flatten(1).any(1).nonzero()[:, 0].tolist()
     if not chosen:
         write_text(folder / TRUST, csv_text(["img_name", "before", "after"], []))
         return
     images = load_images(cfg, [paths[index] for index in chosen])
-    if healthy is None:
-        pairs = [*zip(images.numpy(), covered[chosen].numpy(), strict=True)]
-        after = torch.from_numpy(np.stack(in_threads(lambda pair: painted_over(*pair), pairs)))
-    else:
-        after = healthy[chosen]
+    pairs = [*zip(images.numpy(), covered[chosen].numpy(), strict=True)]
+    after = torch.from_numpy(np.stack(in_threads(lambda pair: painted_over(*pair), pairs)))
     cfg = with_classes(cfg)  # all that the classifier knows
     classifier = classifier_folder(cfg, fold)
     said = [logits_by(cfg, classifier, seen).amax(1) for seen in (images, after)]
@@ -77,13 +66,10 @@ def write_trust(
     write_text(folder / TRUST, csv_text(["img_name", "before", "after"], rows))
 
 
-def read_trust(folder: Path, names: Iterable[str]) -> dict[str, float]:
-    """Return the logit that is left of images that have a mask, the least trusted first.
+def ranked_by_trust(folder: Path, names: Container[str]) -> list[str]:
+    """Return those of some images that have a mask, the least trusted first.
 
-    {} if masks of an earlier version have no trust.csv.
+    [] if masks of an earlier version have no trust.csv.
     """
-    if not (folder / TRUST).exists():
-        return {}
-    logits = {row["img_name"]: float(row["after"]) for row in read_table(folder / TRUST)}
-    asked = set(names)
-    return {name: logit for name, logit in logits.items() if name in asked}
+    rows = read_table(folder / TRUST) if (folder / TRUST).exists() else []
+    return [row["img_name"] for row in rows if row["img_name"] in names]
