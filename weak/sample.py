@@ -7,7 +7,6 @@ method transfer, which takes images with a lesion and without, striped ellipses 
 Scores on them say that the steps run, and nothing about any organ.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,6 @@ from medood.data.files import csv_text, digest, write_text
 from medood.data.images import write_png
 from medood.data.records import fresh_folder, record_of
 from medood.data.workspace import SAMPLE_MARK
-from medood.processes import on_main
 from medood.runs.locks import locked
 
 CLASSES = ("striped", "tinted")
@@ -57,7 +55,10 @@ def draw_image(rng: np.random.Generator, held: Held) -> tuple[np.ndarray, np.nda
     for value in held:
         grey[mask == value] += ground - grey[mask == value].mean()
     image = np.repeat(grey[..., None], 3, axis=2)
-    image[mask == 2] += _tint(rng)
+    if 2 in held:  # of a random hue and no brightness
+        hue = rng.uniform(0, 2 * np.pi) + np.array([0, 2, 4]) * np.pi / 3
+        tint = 45 * np.cos(hue)
+        image[mask == 2] += tint - tint @ LUMA
     return np.rint(image).clip(0, 255).astype(np.uint8), mask
 
 
@@ -96,37 +97,24 @@ def stripes(rng: np.random.Generator, side: int) -> np.ndarray:
     return scaled(np.sin(2 * np.pi * along / 6 + start))
 
 
-def _tint(rng: np.random.Generator) -> np.ndarray:
-    """Return what to add to red, green and blue for a random hue and no brightness, (3,)."""
-    hue = rng.uniform(0, 2 * np.pi) + np.array([0, 2, 4]) * np.pi / 3
-    change = 45 * np.cos(hue)
-    return change - change @ LUMA
-
-
 def draw_lesion(
     rng: np.random.Generator, held: Held, side: int = SIDE
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return an image, RGB uint8 (side, side, 3), and its mask, uint8, with the classes `held`."""
     grey = scaled(gaussian_filter(rng.standard_normal((side, side)), CLOUD))
     mask = np.zeros((side, side), np.uint8)
-    if held:
-        mask = _lesion(rng, side)
+    if held:  # an ellipse, a sixth to a half of the side long
+        rows, columns = np.mgrid[:side, :side] / side
+        long, short = rng.uniform(0.17, 0.27), rng.uniform(0.13, 0.21)
+        x, y = rng.uniform(0.25, 0.75, 2)
+        inside = _ellipse(rows - y, columns - x, rng.uniform(0, np.pi), long, short)
+        mask[inside] = 1
         waves = stripes(rng, side)
-        inside = mask == 1
         ground = grey[~inside]
         like_ground = (waves - waves[inside].mean()) * ground.std() / waves[inside].std()
         grey[inside] = ground.mean() + like_ground[inside]
     image = np.repeat(grey[..., None], 3, axis=2)
     return np.rint(image).clip(0, 255).astype(np.uint8), mask
-
-
-def _lesion(rng: np.random.Generator, side: int) -> np.ndarray:
-    """Return a mask with an ellipse, a sixth to a half of the side long."""
-    rows, columns = np.mgrid[:side, :side] / side
-    long, short = rng.uniform(0.17, 0.27), rng.uniform(0.13, 0.21)
-    x, y = rng.uniform(0.25, 0.75, 2)
-    inside = _ellipse(rows - y, columns - x, rng.uniform(0, np.pi), long, short)
-    return inside.astype(np.uint8)
 
 
 def draw_sample(workspace: Path, method: str = "cam") -> dict[str, Path]:
@@ -135,33 +123,20 @@ def draw_sample(workspace: Path, method: str = "cam") -> dict[str, Path]:
     The workspace is marked, so that nothing made in it passes for the result of real images.
     """
     folder = workspace / "drawn"
+    draw, classes, held_by, count = draw_image, CLASSES, HELD, IMAGES
     if method == "transfer":
-        _write(workspace, folder, draw_lesion, CLASSES[:1], ((1,), ()), LESION_IMAGES)
-    else:
-        _write(workspace, folder, draw_image, CLASSES, HELD, IMAGES)
-    return {
+        draw, classes, held_by, count = draw_lesion, CLASSES[:1], ((1,), ()), LESION_IMAGES
+    named = {
         "images": folder / "images",
         "masks": folder / "masks",
         "image_labels": folder / "image_labels.csv",
     }
-
-
-@on_main
-def _write(
-    workspace: Path,
-    folder: Path,
-    draw: Callable[[np.random.Generator, Held], tuple[np.ndarray, np.ndarray]],
-    classes: tuple[str, ...],
-    held_by: tuple[Held, ...],
-    count: int,
-) -> None:
-    """Write so many images with their masks. held_by: the classes of each, over and over."""
     write_text(workspace / SAMPLE_MARK, NOTE)  # first: no kill leaves a sample unmarked
     record = {"drawn_by": digest(Path(__file__).read_bytes()), "classes": list(classes)}
     found = record_of(folder)
     if found.is_there and not found.out_of_date(record):
         print(f"{folder}: kept, drawn before")
-        return
+        return named
     with locked(workspace, [SAMPLE_MARK]), fresh_folder(folder, record) as out:
         for side in ("images", "masks"):
             (out / side).mkdir()
@@ -171,9 +146,9 @@ def _write(
             image, mask = draw(np.random.default_rng(number), held)
             write_png(out / "images" / name, image)
             write_png(out / "masks" / name, mask)
-            patient = f"patient_{number // PER_PATIENT:02}"
             labels = (int(value in held) for value, _ in enumerate(classes, 1))
-            rows.append((name, patient, *labels))
+            rows.append((name, f"patient_{number // PER_PATIENT:02}", *labels))
         header = ["img_name", "patient", *classes]
         write_text(out / "image_labels.csv", csv_text(header, rows))
     print(f"{folder}: SAMPLE, {count} synthetic images drawn")
+    return named
