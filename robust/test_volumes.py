@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 DECIDING = ("eps", "attacked", "attacks", "steps", "queries", "corruptions", "seed", "precision")
 
 
-def evaluate_volumes(cfg: TestVolumesConfig) -> dict:
-    """Test the networks of every fold; write and return the scores, see score_network.
+def evaluate_volumes(cfg: TestVolumesConfig) -> None:
+    """Test the networks of every fold and write the scores, see score_network.
 
     Raises UserError for a network that is out of date, or that was trained with other settings than
     in the first fold.
@@ -76,7 +76,6 @@ def evaluate_volumes(cfg: TestVolumesConfig) -> dict:
         table += f"\n{ABOUT}\n\n{markdown(*corruption_table(corruptions, scores, 'mean_dice'))}"
     write_text(cfg.home / "reports" / "table.md", table)
     print(f"\n{table}")
-    return scores
 
 
 def reports_of(cfg: TestVolumesConfig) -> list[str]:
@@ -93,11 +92,10 @@ def refuse_unlike(cfg: TrainVolumesConfig, fold: int, test: list[Case]) -> None:
 
     trained = next(filter(None, (trained_with(cfg, each) for each in cfg.folds)), None)
     folder = network_folder(cfg, fold)
-    if set(seen_in_training(folder) or ()) & {case.name for case in test}:
-        cure = f": run `{NETWORK.cure(trained, fold)}` again" if trained else ""
-        raise UserError(f"{folder} was trained on volumes that fold {fold} tests{cure}")
     if trained:
         refuse_stale(trained, fold)
+    if set(seen_in_training(folder) or ()) & {case.name for case in test}:
+        raise UserError(f"{folder} was trained on volumes that fold {fold} tests: remove it")
 
 
 def test_fold(

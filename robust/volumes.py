@@ -217,9 +217,17 @@ def make_plan(volumes: list[Volume], classes: int) -> Plan:
     counts[counts == 0] = np.nan
     if np.isnan(counts).all():
         raise UserError("no training volume contains any foreground: check labelsTr")
+    voxels = []  # of the foreground, (C, n) of each volume
+    for volume in volumes:
+        inside = volume.image[:, volume.label > 0]
+        voxels.append(inside[:, :: max(1, inside.shape[1] // PER_CASE)].numpy())
+    statistics = [
+        [float(n) for n in (*np.percentile(values, PERCENTILES), values.mean(), values.std())]
+        for values in np.concatenate(voxels, axis=1).astype(np.float64)
+    ]
     smallest = np.nanmin(np.nanmedian(counts[:, ~np.isnan(counts).all(0)], axis=0))
     strides = plan_strides(patch, 4 if smallest < SMALL else 5)
-    return Plan(volumes[0].spacing, patch, strides, foreground_statistics(volumes))
+    return Plan(volumes[0].spacing, patch, strides, statistics)
 
 
 def plan_strides(patch: tuple[int, int, int], halvings: int) -> tuple[Stride, Stride, Stride]:
@@ -237,19 +245,6 @@ def plan_strides(patch: tuple[int, int, int], halvings: int) -> tuple[Stride, St
         tuple(2 if count >= needed else 1 for count in per_side) for needed in (4, 5, 3)
     )
     return first, second, between
-
-
-def foreground_statistics(volumes: list[Volume]) -> list[list[float]]:
-    """Return the percentiles, mean and deviation of each channel's foreground, over all volumes."""
-    voxels = []
-    for volume in volumes:
-        inside = volume.image[:, volume.label > 0]
-        voxels.append(inside[:, :: max(1, inside.shape[1] // PER_CASE)].numpy())
-    of_channel = np.concatenate(voxels, axis=1).astype(np.float64)
-    return [
-        [float(n) for n in (*np.percentile(values, PERCENTILES), values.mean(), values.std())]
-        for values in of_channel
-    ]
 
 
 def resample(volume: Volume, spacing: Spacing) -> Volume:

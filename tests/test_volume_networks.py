@@ -256,6 +256,8 @@ def test_volumes_are_in_memory_one_at_a_time_and_corrupted_beside_the_attacks(
 
 
 def test_a_network_that_was_trained_on_the_test_volumes_is_refused(trained):
+    for name in ("run.json", "made_from.json"):  # as of a user-supplied one
+        (trained.home / "models" / "79_unet" / name).unlink(missing_ok=True)
     with pytest.raises(UserError, match="was trained on volumes that fold 79 tests"):
         evaluate_volumes(small_test_of(trained, seed=1))
 
