@@ -63,7 +63,7 @@ def test_a_truncated_png_is_refused_wherever_it_ends(tmp_path):
                 read_image(path)
 
 
-@pytest.mark.parametrize("tail", [b"\0", bytes(64), b"IEND" * 9, b"PK\x03\x04", PNG_END, "itself"])
+@pytest.mark.parametrize("tail", [bytes(64), PNG_END, "itself"])
 def test_a_png_with_bytes_behind_its_end_is_whole(tmp_path, tail):
     image = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
     path = tmp_path / "image.png"
@@ -106,35 +106,30 @@ def test_no_decoder_fills_in_what_a_file_lacks(tmp_path, kind, share):
         read_image(path)
 
 
+GREY = np.arange(256, dtype=np.uint8).reshape(16, 16)
+CMYK = Image.fromarray(GREY).convert("CMYK")
+CLEAR = "has transparent pixels"
+
+
 @pytest.mark.parametrize(
-    ("mode", "kind", "message"),
+    ("image", "kind", "message"),
     [
-        ("CMYK", {"format": "JPEG"}, "is stored as CMYK, 4 x 8 bits: save it as RGB"),
-        ("CMYK", {"format": "TIFF"}, "is stored as CMYK, 4 x 8 bits: save it as RGB"),
-        ("LAB", {"format": "TIFF"}, "is stored as TIFF's kind 8, 3 x 8 bits"),
-        ("I;16", {"format": "PNG"}, "is stored as grey, 1 x 16 bits"),
-        ("I;16", {"format": "TIFF"}, "is stored as grey, 1 x 16 bits"),
-        ("RGB", {"format": "TIFF", "save_all": True}, "has 2 pages: save the page"),
-        ("LA", {"format": "PNG"}, "has transparent pixels"),
-        ("LA", {"format": "TIFF"}, "has transparent pixels"),
-        ("RGB", {"format": "PNG", "save_all": True}, "has 2 pages: save the page"),
-        ("L", {"format": "PNG", "transparency": 7}, "has transparent pixels"),
-        ("RGB", {"format": "PNG", "transparency": (7, 7, 7)}, "has transparent pixels"),
-        ("P", {"format": "PNG", "transparency": 7}, "has transparent pixels"),
+        (CMYK, {"format": "JPEG"}, "is stored as CMYK, 4 x 8 bits: save it as RGB"),
+        (CMYK, {"format": "TIFF"}, "is stored as CMYK, 4 x 8 bits: save it as RGB"),
+        (GREY * np.uint16(257), {"format": "PNG"}, "is stored as grey, 1 x 16 bits"),
+        (GREY * np.uint16(257), {"format": "TIFF"}, "is stored as grey, 1 x 16 bits"),
+        (GREY, {"format": "TIFF", "save_all": True}, "has 2 pages: save the page"),
+        (GREY, {"format": "PNG", "save_all": True}, "has 2 pages: save the page"),
+        (GREY, {"format": "PNG", "transparency": 7}, CLEAR),
+        (np.dstack([GREY] * 3), {"format": "PNG", "transparency": (7, 7, 7)}, CLEAR),
+        (np.dstack([GREY] * 2), {"format": "PNG"}, CLEAR),
+        (np.dstack([GREY] * 2), {"format": "TIFF"}, CLEAR),
     ],
 )
-def test_other_kinds_that_would_lose_something_are_refused(tmp_path, mode, kind, message):
-    grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
-    bands = {"CMYK": 4, "LAB": 3, "LA": 2, "RGB": 3}.get(mode, 1)
-    pixels = np.dstack([grey] * bands) if bands > 1 else grey
-    image = Image.fromarray(pixels, "CMYK" if mode == "CMYK" else None)
-    image = Image.merge("LAB", image.split()) if mode == "LAB" else image
-    if mode == "I;16":
-        image = Image.fromarray(pixels.astype(np.uint16) * 257)
-    if mode == "P":
-        image.putpalette(list(range(256)) * 3)
+def test_other_kinds_that_would_lose_something_are_refused(tmp_path, image, kind, message):
     if "save_all" in kind:
-        kind = kind | {"append_images": [Image.fromarray(255 - pixels)]}
+        kind = kind | {"append_images": [Image.fromarray(255 - GREY)]}
+    image = image if image is CMYK else Image.fromarray(image)
     image.save(tmp_path / "image", **kind)
     with pytest.raises(UserError, match=message):
         read_image(tmp_path / "image")

@@ -1,7 +1,6 @@
 """Names of files: two spellings of one letter are one name, and any name can be read and shown."""
 
 import dataclasses
-import json
 import os
 import subprocess
 import sys
@@ -10,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,11 +21,9 @@ from medood.data.files import digest, fingerprint, pngs, read_json, write_json, 
 from medood.data.folds import read_fold
 from medood.data.images import read_image, write_png
 from medood.data.names import by_name, name_of, plain, stem_of
-from medood.data.patients import patients_of
 from medood.data.records import hashes
 from medood.data.workspace import fold_path, id_files, list_images, ood_files, region_images
 from medood.evaluation.tables import count_classes
-from medood.models.network import build_model
 from predict import find_images
 from tests.conftest import ROOT, TINY, as_settings_of, write_region
 from weak.generate_images import generate_images
@@ -140,22 +136,10 @@ def test_prepared_patches_and_lists_may_each_spell_names_in_their_own_way(tmp_pa
 
 
 @linux
-@pytest.mark.parametrize("patients", ["table", "pattern"])
-def test_images_of_a_patient_spelt_in_two_ways_are_of_one_patient(tmp_path, patients):
-    patches = [f"{NFC}_1_0.png", f"{NFC}_2_0.png", "b_1_0.png"]
-    table = tmp_path / "patients.csv"
-    table.write_text(f"img_name,patient\n{NFD}_1,{NFD}\n{NFC}_2.png,{NFC}\nb_1,b\n", "utf-8")
-    setting = str(table) if patients == "table" else f"({NFD}|b)_.*"
-    cfg = dataclasses.replace(TINY, patients=setting)
-    assert patients_of(cfg, patches) == [NFC, NFC, "b"]
-
-
-@linux
 @pytest.mark.parametrize(
     "list_files",
     [
         lambda folder: list_images(folder),
-        lambda folder: by_name(pngs(folder)),
         lambda folder: region_images(dataclasses.replace(TINY, workspace=folder.parent)),
         lambda folder: find_images((folder,)),
     ],
@@ -193,26 +177,6 @@ def test_image_labels_find_images_and_masks_of_any_name(tmp_path, file, row, sho
     one = dataclasses.replace(cfg, classes=(("cat", "#000000"),))
     found = [int(read_truth(one, name, (32, 32), 32).max()) for name in labels.names]
     assert found == [0, 1]
-
-
-@linux
-def test_images_of_any_name_are_segmented_beside_others(run_script, tmp_path):
-    torch.manual_seed(0)
-    build_model(TINY).save_pretrained(tmp_path / "network")
-    (tmp_path / "images").mkdir()
-    names = [NFC, "plain", NO_UTF8, "\u7d30\u80de", "long" * 60]  # cells, in Japanese
-    for name in names:
-        write_png(tmp_path / "images" / f"{name}.png", np.full((40, 40, 3), 99, np.uint8))
-    given = ["--checkpoint", tmp_path / "network", "--out", tmp_path / "out", "--device", "cpu"]
-    given += ["--encoder", TINY.encoder]
-    done = run_script("predict.py", tmp_path / "images", *given)
-    assert (done.returncode, done.stderr.count("Traceback")) == (1, 0), done.stderr
-    assert "(1 in all)" in done.stderr  # results of the long name would have longer ones
-    for name in names[:-1]:
-        record = json.loads((tmp_path / "out" / f"{name}.json").read_text(encoding="utf-8"))
-        assert record["image"] == str(tmp_path / "images" / f"{name}.png")
-        shapes = (tmp_path / "out" / f"{name}_nuclei.geojson").read_text(encoding="utf-8")
-        assert json.loads(shapes)["type"] == "FeatureCollection"
 
 
 @linux

@@ -16,7 +16,6 @@ from medood.data.images import write_png
 from medood.data.patients import patients_of
 from medood.data.workspace import fold_path, id_files
 from medood.evaluation.scores import RegionCounts, Tally
-from medood.evaluation.statistics import paired_differences
 from medood.evaluation.testing import score_networks
 from medood.runs.products import BASELINE, FOLD, network_made_from
 from medood.runs.provenance import require
@@ -60,7 +59,6 @@ def with_table(cfg, text):
         TABLE.replace(".png", ""),
         TABLE.replace("img_name,patient", " IMG_NAME , Patient "),
         TABLE.replace(",", ", ") + "another.png,p9\np0_a.tif,p0\n",
-        "\ufefflabel," + TABLE.replace("\n", "\n1,").removesuffix("1,"),
     ],
 )
 def test_a_table_says_what_a_pattern_says(prepared, text):
@@ -89,7 +87,7 @@ def test_a_point_in_a_name_is_no_ending(prepared):
     assert patients_of(cfg, ["case.2_0.png", "case.1_0.png", "0001.png"]) == ["y", "x", "z"]
 
 
-@pytest.mark.parametrize("wrong", ["", "(p", "p.*", "(p)(.)", "(a{99999999999})", "patients.xls"])
+@pytest.mark.parametrize("wrong", ["(p", "p.*", "(p)(.)", "patients.xls"])
 def test_what_is_no_table_and_no_pattern_with_a_group_is_refused_at_once(wrong):
     with pytest.raises(UserError, match="patients = .* must be a .csv, or a regular expression"):
         Config(patients=wrong)
@@ -111,7 +109,7 @@ def test_a_wrong_table_is_one_sentence(prepared, text, said):
     assert not fold_path(prepared.workspace, 1).exists()
 
 
-@pytest.mark.parametrize("pattern", [r"(p[0-4])_.*", r"(p\d)_[ab]", r"(p[0-4])?.*", r"(p\d)"])
+@pytest.mark.parametrize("pattern", [r"(p[0-4])_.*", r"(p[0-4])?.*", r"(p\d)"])
 def test_an_image_that_a_pattern_does_not_fit_is_named(prepared, pattern):
     with pytest.raises(UserError, match="does not match the whole name of image p[05]_[ac]"):
         generate_patches(dataclasses.replace(prepared, patients=pattern))
@@ -292,15 +290,3 @@ def test_what_is_tested_is_summed_by_patient(prepared):
     assert counts.regions == summed.regions == ["p0", "p1"]
     for column in columns:
         np.testing.assert_allclose(getattr(counts, column), getattr(summed, column))
-
-
-def test_the_interval_of_two_patients_knows_two_units_however_many_images(prepared):
-    names = PATCHES[:12]
-    tallies = [random_tally(len(names), seed) for seed in (0, 1)]
-    ours, theirs = (tally.by_region(patients_of(prepared, names)) for tally in tallies)
-    found = paired_differences([ours], [theirs], ("background", "a", "b"))["miou"]
-    both, alone = np.ones((1, 2)), np.eye(2)  # a draw has one patient twice, or both
-    gains = [ours.scores(w)["miou"] - theirs.scores(w)["miou"] for w in (alone, both)]
-    assert found.mean == pytest.approx(gains[1][0])
-    every = np.concatenate(gains)
-    assert (found.low, found.high) == pytest.approx((every.min(), every.max()))

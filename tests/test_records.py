@@ -34,9 +34,7 @@ TOUCHED = {
     "CRLF": lambda text: text.replace("\n", "\r\n"),
     "quoted": lambda text: re.sub(r"[^,\n]+", r'"\g<0>"', text),
     "reordered": lambda text: "".join([(lines := text.splitlines(True))[0], *lines[:0:-1]]),
-    "marked": lambda text: "\ufeff" + text,
     "cut": lambda text: text[:-7],
-    "a blank line": lambda text: text + "\n",
 }
 
 
@@ -252,9 +250,8 @@ def test_a_change_is_seen_where_size_and_time_stay(tmp_path):
         assert hash_of(path) == hashlib.sha256(content).hexdigest()
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "trained_on.txt"])
-def test_a_network_that_was_changed_is_neither_used_nor_overwritten(one_trained, name):
-    folder = model_folder(one_trained, 1, ood=False)
+def test_a_network_that_was_changed_is_neither_used_nor_overwritten(one_trained):
+    folder, name = model_folder(one_trained, 1, ood=False), "trained_on.txt"
     changed = (folder / name).read_bytes().replace(b"region_0", b"region_9") + b"\n"
     (folder / name).write_bytes(changed)
     for step in (train, rank_prune_ood, evaluate):

@@ -9,14 +9,14 @@ import torch
 from matplotlib.colors import to_rgba_array
 from PIL import Image
 
-from config import LIZARD, UserError
+from config import UserError
 from estimate_pct import count_samples, pixels_of
 from generate_patches import generate_patches
 from generate_semantic_labels import generate_semantic_labels, semantic_mask
 from generate_unfiltered_oods import remove_foreground
 from main import main
 from medood.data.dataset import Patches, load_patches
-from medood.data.images import read_image, read_mask, write_png
+from medood.data.images import read_mask, write_png
 from medood.data.labels import UNSURE, UNSURE_COLOUR, read_own_mask
 from medood.data.workspace import id_files, ood_files
 from medood.evaluation import figures
@@ -151,28 +151,12 @@ def three_patches():
     return Patches(["a_0.png", "a_1.png", "b_0.png"], images, masks, torch.zeros(3).bool())
 
 
-def colours_in(path, colour):
-    wanted = np.array(tuple(bytes.fromhex(colour[1:])), np.uint8)
-    return int((read_image(path) == wanted).all(-1).sum())
-
-
 def test_the_share_of_right_pixels_is_of_those_that_are_sure():
     predicted = torch.zeros(3, 16, 16, dtype=torch.uint8)
     right = {"it": figures.share_right(three_patches(), predicted)}
     assert right["it"][:2].tolist() == pytest.approx([1, 2 / 3])
     chosen = figures.choose_examples(right)
     assert chosen == {"most pixels right": 0, "median": 0, "fewest pixels right": 1}
-
-
-def test_unsure_pixels_have_a_grey_of_their_own_in_the_examples(tmp_path):
-    patches = three_patches()
-    seen = {f"{k}": torch.zeros(3, 16, 16, dtype=torch.uint8) for k in range(2)}
-    figures.draw_examples(tmp_path / "some.png", "", patches, seen, LIZARD)
-    sure = dataclasses.replace(patches, masks=patches.masks.where(patches.masks != U, 0))
-    figures.draw_examples(tmp_path / "none.png", "", sure, seen, LIZARD)
-    assert colours_in(tmp_path / "none.png", UNSURE_COLOUR) < 50  # a shade of the letters
-    # a quarter of the truth, and of where two networks differ
-    assert colours_in(tmp_path / "some.png", UNSURE_COLOUR) > 10_000
 
 
 def test_where_the_truth_is_unsure_neither_network_is_wrong():
