@@ -22,11 +22,8 @@ from medood.data.workspace import Pair
 TRAINING = (
     *("architecture", "encoder", "encoder_weights", "epochs", "batch_size", "lr", "loss"),
     *("batch_norm", "sync_batch_norm", "compile", "ood_weight", "select", "precision", "seed"),
-    *("deterministic", "classes"),
-    *("stain", "sampling"),
+    *("deterministic", "classes", "stain", "sampling"),
 )
-# ood_weight in the record of a network trained without OoD patches, which it does not decide
-WITHOUT_OODS = 1.0
 # in a record only if they change something: products of before they existed stay current
 LATER = ("stain", "sampling", "mirrors", "patients", "normalise", "outline")
 OFF = (0, "shuffle", False, None, "none")
@@ -51,7 +48,7 @@ class Product:
 
     name: str
     path: Callable[[Data, int], Path]
-    settings: tuple[str, ...]  # that decide it
+    settings: tuple[str, ...]  # that decide it, unless the inputs contain them
     inputs: Callable[[Data, int], dict]  # fingerprints, as JSON; None if a source is gone
     script: str  # that writes it
     kind: type[Data] = Data  # of the settings that the script takes
@@ -85,11 +82,8 @@ def plain_settings(cfg: Config) -> dict:
 def settings_of(cfg: Config, names: tuple[str, ...]) -> dict:
     """Return some settings as in records."""
     found = {n: VALUES[n](cfg) if n in VALUES else getattr(cfg, n) for n in names}
-    return json.loads(json.dumps(_without_later(found), default=str))
-
-
-def _without_later(found: dict) -> dict:
-    return {n: value for n, value in found.items() if n not in LATER or value not in OFF}
+    found = {n: value for n, value in found.items() if n not in LATER or value not in OFF}
+    return json.loads(json.dumps(found, default=str))
 
 
 def _of_labels(cfg: Config, _: int) -> dict:
@@ -126,10 +120,6 @@ def _of_source_images(cfg: Config, _: int) -> dict:
     return {"inputs": fingerprint(workspace.list_images(cfg.ood_source)) if there else None}
 
 
-def _of_id_patches(cfg: Config, fold: int) -> dict:
-    return network_made_from(cfg, fold, _id_set(cfg, fold))
-
-
 def _of_candidates(cfg: Config, fold: int) -> dict:
     weights = workspace.model_folder(cfg, fold, ood=False) / "model.safetensors"
     names = ood_set.ood_candidates(cfg, read_fold(cfg, fold).train)
@@ -148,12 +138,18 @@ def _of_ranking(cfg: Config, fold: int) -> dict:
     }
 
 
+def _of_id_set(cfg: Config, fold: int, oods: Iterable[Pair] = ()) -> dict:
+    train, val, _ = read_fold(cfg, fold)
+    files = workspace.id_files(cfg.workspace, train + val)
+    return network_made_from(cfg, fold, [*files, *oods])
+
+
 def _of_ood_training_set(cfg: Config, fold: int) -> dict:
     sources = workspace.ranking_path(cfg, fold), workspace.pct_path(cfg, fold)
     if not all(path.is_file() for path in sources):
         return {"fold": fold, "inputs": None}
-    chosen = workspace.ood_files(cfg.workspace, ood_set.chosen_oods(cfg, fold))
-    return network_made_from(cfg, fold, _id_set(cfg, fold) + chosen)
+    chosen = ood_set.chosen_oods(cfg, fold)
+    return _of_id_set(cfg, fold, workspace.ood_files(cfg.workspace, chosen))
 
 
 def network_made_from(
@@ -164,25 +160,19 @@ def network_made_from(
     files: image and mask of each patch, also of those held out to choose the epoch. more: the names
     of further settings that decide it.
     """
+    settings = settings_of(cfg, (*TRAINING, *more))
     if all(mask for _, mask in files):
-        settings = settings_of(cfg, (*_ON_ID_PATCHES, *more)) | {"ood_weight": WITHOUT_OODS}
-    else:
-        settings = settings_of(cfg, (*TRAINING, *more))
+        settings["ood_weight"] = 1.0  # it decides no network without OoD patches
     names = sorted(name_of(image) for image, mask in files if mask)
     held_out = of_patients(cfg, names) if cfg.select == "val" else {}
     return {"settings": settings, "fold": fold, "inputs": _of_pairs(files)} | held_out
 
 
 def of_patients(cfg: Config, names: list[str]) -> dict:
-    """Return the hash of the patients of patches."""
-    known = cfg.patients is not None or cfg.split == "official"
-    owners = digest("\n".join(patients_of(cfg, names))) if known else None
-    return _without_later({"patients": owners})
-
-
-def _id_set(cfg: Config, fold: int) -> list[Pair]:
-    train, val, _ = read_fold(cfg, fold)
-    return workspace.id_files(cfg.workspace, train + val)
+    """Return the hash of the patients of patches, if they are known."""
+    if cfg.patients is None and cfg.split != "official":
+        return {}
+    return {"patients": digest("\n".join(patients_of(cfg, names)))}
 
 
 def _of_pairs(files: Iterable[Pair]) -> str:
@@ -202,7 +192,6 @@ def _network(ood: bool) -> Callable[[Config, int], Path]:
     return lambda cfg, fold: workspace.model_folder(cfg, fold, ood)
 
 
-_ON_ID_PATCHES = tuple(name for name in TRAINING if name != "ood_weight")
 _CUTTING = "generate_patches.py"
 CLASS_MASKS = Product(
     *("class masks", _in("Semantic_Labels"), ("mask_values",), _of_labels),
@@ -235,7 +224,7 @@ SOURCE_PATCHES = Product(
     "generate_unfiltered_oods.py",
 )
 BASELINE = Product(
-    *("baseline", _network(ood=False), _ON_ID_PATCHES, _of_id_patches),
+    *("baseline", _network(ood=False), (), _of_id_set),
     *("train.py", TrainingConfig),
     behind=(FOLD,),
 )
@@ -250,7 +239,7 @@ ESTIMATE = Product(
     behind=(RANKING,),
 )
 MED_OOD = Product(
-    *("Med-OoD", _network(ood=True), TRAINING, _of_ood_training_set),
+    *("Med-OoD", _network(ood=True), (), _of_ood_training_set),
     *("train_ood.py", Config),
     behind=(ESTIMATE,),
 )
