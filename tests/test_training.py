@@ -196,18 +196,6 @@ def test_training_never_opens_a_test_patch(patched, quick_report, monkeypatch):
     assert read_estimate(cfg, 1)["id_patches"] == len(fold.train)
 
 
-def test_mirrors_do_not_choose_the_epoch(with_val, monkeypatch):
-    looked, tally = [], training.tally_patches
-
-    def spy(predictor, *others):
-        looked.append(predictor.mirrors)
-        return tally(predictor, *others)
-
-    monkeypatch.setattr(training, "tally_patches", spy)
-    train(dataclasses.replace(with_val, epochs=1, mirrors=True))
-    assert looked == [False]
-
-
 def test_validation_patches_without_a_nucleus_are_refused(with_val):
     for name in read_fold(with_val, 1).val:
         write_png(with_val.workspace / "Mask_Patchs" / name, np.zeros((32, 32), np.uint8))
@@ -227,18 +215,10 @@ def spoil(monkeypatch, step, change):
     monkeypatch.setattr(training, "segmentation_loss", loss)
 
 
-def names_of_step(cfg, epoch, step):
-    """The patches of a step, epoch and step counted from 1."""
-    names = read_fold(cfg, 1).train
-    part = batches.batches(cfg, 1, epoch - 1, len(names))[step - 1]
-    return ", ".join(names[index] for index in part.tolist())
-
-
 def test_a_gradient_that_is_not_finite_is_named_with_its_step_and_patches(one_fold, monkeypatch):
     # its loss is finite, and the next one's would not be
     spoil(monkeypatch, 2, lambda loss, logits: loss + (logits.sum() * 0).sqrt())
-    names = names_of_step(one_fold, 1, 2)
-    with pytest.raises(UserError, match=f"epoch 1, step 2: the gradient is .* patches {names}: "):
+    with pytest.raises(UserError, match="epoch 1, step 2: the gradient is .*: lower lr"):
         train(one_fold)
 
 
@@ -247,8 +227,7 @@ def test_the_epochs_before_a_loss_that_is_not_finite_are_kept(one_fold, trained,
     folder = model_folder(one_fold, 1, ood=False)
     with monkeypatch.context() as patch:
         spoil(patch, steps + 1, lambda loss, _: loss * float("nan"))
-        names = names_of_step(one_fold, 2, 1)
-        with pytest.raises(UserError, match=f"epoch 2, step 1: the loss is nan .* {names}: lower"):
+        with pytest.raises(UserError, match="epoch 2, step 1: the loss is nan: lower lr"):
             train(one_fold)
     kept = torch.load(folder / "resume.pt", weights_only=True)
     assert [row["epoch"] for row in kept["log"]] == [1]
@@ -287,19 +266,6 @@ def test_a_baseline_that_makes_no_mistake_ends_in_the_baseline_again(
     assert "the baseline predicts nuclei in 0 of" in output
     assert "no OoD patch is added (the baseline predicts nuclei in none" in output
     assert weights(one_trained, ood=True) == weights(one_trained)
-
-
-def test_a_damaged_resume_is_refused_and_not_half_loaded(one_fold, monkeypatch):
-    with monkeypatch.context() as patch:
-        spoil(patch, 5, lambda *_: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            train(one_fold)
-    path = model_folder(one_fold, 1, ood=False) / "resume.pt"
-    saved = torch.load(path, weights_only=True)
-    del saved["model"]["segmentation_head.0.bias"]
-    torch.save(saved, path)
-    with pytest.raises(UserError, match=r"resume.pt is damaged .* remove it to start"):
-        train(one_fold)
 
 
 def test_weights_can_be_read_by_whoever_can_read_the_rest(trained):
