@@ -37,8 +37,7 @@ case $part in
     main) python main.py "${data[@]}" --split region "$@" ;;
     recipe) python studies/recipe.py "${data[@]}" --split region --parts 1 "$@" ;;
     variants) python studies/controls.py "${data[@]}" --split region "${strong[@]}" --seeds 1 \
-        --arms baseline Med-OoD "Med-OoD, inpaint" "holes unsure" "lambda 0.1" "lambda 0.5" \
-        "false nuclei" "$@" ;;
+        --arms baseline Med-OoD "Med-OoD, inpaint" "$@" ;;
     paper) python main.py "${data[@]}" "$@" ;;
     classes) python studies/paper.py figure4 "${data[@]}" "$@" ;;
     controls) python studies/controls.py "${data[@]}" --epochs 10 --folds 79 --seeds 3 "$@" ;;

@@ -192,8 +192,7 @@ def train_recipe(recipe: Recipe, fold: int) -> Path:
     record = network_made_from(cfg, fold, recipe.files + recipe.val_files)
     for folder in (model_folder(cfg, fold, ood) for ood in (False, True)):
         found = record_of(folder)
-        if found.content and not found.out_of_date(record):
-            found.refuse_changed()
+        if found.content and not found.out_of_date(record) and is_kept(folder, record):
             return folder  # trained by main.py
     key = digest(json.dumps(record, sort_keys=True))[:12]
     folder = cfg.workspace / "studies" / f"{fold}_{cfg.model_name}_{key}"

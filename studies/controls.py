@@ -20,14 +20,8 @@ for which there was room elsewhere, in percent.
     + nucleus-free         ID patches without a nucleus, repeated
     + external             the hardest patches of the images in ood_source, if it is set
 
-and, only where --arms names them,
-
-    holes unsure           Med-OoD, but the holes count in no loss: only real tissue does
-    lambda 0.1, 0.5        Med-OoD with OoD patches of lower weight
-    false nuclei           training patches again in which a baseline that was not trained on their
-                           region (or patient) predicts false nuclei
-
-These add nothing to the ID patches, and are compared with the plain baseline:
+and, only where --arms names them, these, which add nothing to the ID patches and are compared with
+the plain baseline:
 
     stain 0.05, 0.2        varied stains
     rare classes           patches of rare classes drawn more often
@@ -49,21 +43,15 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from config import Count, UserError, settings
 from generate_unfiltered_oods import fill_folder
-from medood.data.dataset import load_patches
 from medood.data.files import fingerprint
-from medood.data.folds import split_patients
-from medood.data.images import UNSURE, read_image, read_mask, write_png
+from medood.data.images import read_image, read_mask, write_png
 from medood.data.labels import BACKGROUND, is_foreground
 from medood.data.names import name_of
 from medood.data.workspace import Pair, id_files
-from medood.evaluation.figures import BLUE, ORANGE, canvas
-from medood.evaluation.testing import tally_patches
-from medood.models.checkpoints import load_model
-from medood.models.inference import Predictor
 from medood.runs.command_line import run
 from medood.runs.products import OOD_PATCHES
 from studies import common
-from studies.report import tell, values
+from studies.report import tell
 
 EQUAL = "baseline, equal steps"  # what the other arms are compared with
 
@@ -96,9 +84,10 @@ def adding(cfg: common.StudyConfig, fold: int, files: list[Pair], **notes: objec
     return replace(plain, files=plain.files + take(files, len(extra(cfg, fold))), notes=notes)
 
 
-def shuffled(cfg: common.StudyConfig, fold: int, files: list[Pair]) -> list[Pair]:
-    """Return files in a random order that depends only on fold and seed."""
-    return [files[i] for i in np.random.default_rng([cfg.seed, fold]).permutation(len(files))]
+def shuffled(cfg: common.StudyConfig, fold: int, files: list[Pair]) -> common.Recipe:
+    """Return the training that adds files in a random order, of fold and seed alone."""
+    order = np.random.default_rng([cfg.seed, fold]).permutation(len(files))
+    return adding(cfg, fold, [files[i] for i in order])
 
 
 def equal_steps(cfg: common.StudyConfig, fold: int) -> common.Recipe:
@@ -106,16 +95,6 @@ def equal_steps(cfg: common.StudyConfig, fold: int) -> common.Recipe:
     plain = common.baseline(cfg, fold)
     epochs = round(plain.cfg.epochs * common.med_ood(cfg, fold).steps / plain.steps)
     return replace(plain, cfg=replace(plain.cfg, epochs=epochs), notes={})
-
-
-def duplicated(cfg: common.StudyConfig, fold: int) -> common.Recipe:
-    """Return the training that adds ID patches a second time."""
-    return adding(cfg, fold, shuffled(cfg, fold, common.baseline(cfg, fold).files))
-
-
-def random_ood(cfg: common.StudyConfig, fold: int) -> common.Recipe:
-    """Return the training that adds cut patches at random, not by their rank."""
-    return adding(cfg, fold, shuffled(cfg, fold, common.candidates(cfg, fold)))
 
 
 def easy_ood(cfg: common.StudyConfig, fold: int) -> common.Recipe | None:
@@ -204,56 +183,12 @@ def external(cfg: common.StudyConfig, fold: int) -> common.Recipe:
     return adding(own, fold, hard + easy, hard=len(hard))
 
 
-def holes_unsure(cfg: common.StudyConfig, fold: int) -> common.Recipe:
-    """Return Med-OoD's training with the places of the nuclei left out of the loss."""
-    files = extra(cfg, fold)
-    masks = [mask for _, mask in id_files(cfg.workspace, [name_of(image) for image, _ in files])]
-    classes = len(cfg.class_names)
-
-    def hide(out: Path) -> None:
-        for path in masks:
-            sure = read_mask(path, classes) == BACKGROUND
-            write_png(out / path.name, np.where(sure, BACKGROUND, UNSURE).astype(np.uint8))
-
-    name = f"Holes_{fold}_{cfg.model_name}_{cfg.seed}"
-    folder = common.made(cfg, name, {"inputs": fingerprint(masks)}, hide)
-    return adding(cfg, fold, [(image, folder / image.name) for image, _ in files])
-
-
-def false_nuclei(cfg: common.StudyConfig, fold: int) -> common.Recipe | None:
-    """Return the training that adds the training patches with the most false nuclei, if any.
-
-    Each half of the regions, or patients, is tested by a baseline trained on the other half.
-    """
-    plain = common.baseline(cfg, fold)
-    half_of = split_patients(cfg, [name_of(image) for image, _ in plain.files], 2)
-    false: dict[str, int] = {}
-    for half in (0, 1):
-        ours, theirs = (
-            [pair for pair in plain.files if (half_of[name_of(pair[0])] == half) == own]
-            for own in (True, False)
-        )
-        if cfg.plan:
-            false |= {name_of(image): 1 for image, _ in ours}
-            continue
-        network = common.train_recipe(replace(plain, files=theirs), fold)
-        predictor, task = Predictor(cfg, load_model(network, cfg)), f"fold {fold}: false nuclei"
-        patches = load_patches(ours, cfg.patch_size, len(cfg.class_names))
-        tally, _ = tally_patches(predictor, patches, task)
-        counts = tally.confusion[:, BACKGROUND, BACKGROUND + 1 :].sum(1).tolist()
-        false |= dict(zip((name_of(image) for image, _ in ours), counts, strict=True))
-    ranked = sorted(plain.files, key=lambda pair: (-false[name_of(pair[0])], name_of(pair[0])))
-    found = [pair for pair in ranked if false[name_of(pair[0])] > 0]
-    return adding(cfg, fold, found, hard=len(found)) if found else None
-
-
-PAPERS = "paper's recipe"
 PAPER = {"loss": "dice", "lr": 1e-4, "epochs": 24, "mirrors": False}
 ARMS: dict[str, common.Arm] = {
     "baseline": common.baseline,
     EQUAL: equal_steps,
-    "+ duplicated ID": duplicated,
-    "+ random OoD": random_ood,
+    "+ duplicated ID": lambda cfg, fold: shuffled(cfg, fold, common.baseline(cfg, fold).files),
+    "+ random OoD": lambda cfg, fold: shuffled(cfg, fold, common.candidates(cfg, fold)),
     "+ easy OoD": easy_ood,
     "Med-OoD": common.med_ood,
     "Med-OoD, mean": functools.partial(filled, "mean"),
@@ -262,12 +197,6 @@ ARMS: dict[str, common.Arm] = {
     "+ nucleus-free": nucleus_free,
     "+ external": external,
 }
-IF_NAMED: dict[str, common.Arm] = {
-    "holes unsure": holes_unsure,
-    "lambda 0.1": common.changed(common.med_ood, ood_weight=0.1),
-    "lambda 0.5": common.changed(common.med_ood, ood_weight=0.5),
-    "false nuclei": false_nuclei,
-}
 OF_BASELINE: dict[str, common.Arm] = {  # at the plain baseline's epochs, or at others
     "stain 0.05": common.changed(common.baseline, stain=0.05),
     "stain 0.2": common.changed(common.baseline, stain=0.2),
@@ -275,34 +204,14 @@ OF_BASELINE: dict[str, common.Arm] = {  # at the plain baseline's epochs, or at 
     "3 epochs": common.changed(common.baseline, epochs=3),
     "6 epochs": common.changed(common.baseline, epochs=6),
     "24 epochs": common.changed(common.baseline, epochs=24),
-    PAPERS: common.changed(common.baseline, **PAPER),
+    "paper's recipe": common.changed(common.baseline, **PAPER),
 }
-IF_NAMED |= OF_BASELINE
-ARMS |= IF_NAMED
+ARMS |= OF_BASELINE
 
 
 def own(arm: common.Arm) -> common.Arm:
     """Return the arm without ood_source: its OoD patches are cut from the ID set."""
     return lambda cfg, fold: arm(replace(cfg, ood_source=None), fold)
-
-
-def draw_time(results: common.Results, path: Path, title: str) -> None:
-    """Draw `ap` against the steps of the baselines of one recipe; the paper's recipe as a line."""
-    points = {
-        arm: (np.mean(values(of_arm, "steps")), 100 * np.mean(values(of_arm, "ap")))
-        for arm, of_arm in results.items()
-        if arm in ("baseline", PAPERS) or arm.endswith("epochs")
-    }
-    of_paper = points.pop(PAPERS, None)
-    with canvas(path, title) as figure:
-        ax = figure.subplots()
-        ax.plot(*zip(*sorted(points.values()), strict=True), c=BLUE, marker="o")
-        for arm, point in points.items():
-            ax.annotate(arm, point, xytext=(4, -10), textcoords="offset points")
-        if of_paper:
-            ax.axhline(of_paper[1], c=ORANGE, ls="--", label=f"{PAPERS}, {of_paper[0]:.0f} steps")
-            ax.legend()
-        ax.set(xlabel="optimiser steps", ylabel="`ap`, percent", xlim=(0, None))
 
 
 def controls(cfg: ControlsConfig) -> None:
@@ -317,7 +226,7 @@ def controls(cfg: ControlsConfig) -> None:
         references.append(EQUAL)
     arms = common.chosen(cfg, ARMS, references)
     common.prepare(cfg)
-    arms = {name: arm for name, arm in arms.items() if name in cfg.arms or name not in IF_NAMED}
+    arms = {name: arm for name, arm in arms.items() if name in cfg.arms or name not in OF_BASELINE}
     if "+ external" in arms and cfg.ood_source is None:
         del arms["+ external"]
         print("+ external is skipped: name a folder of nucleus-free images with --ood_source")
@@ -333,9 +242,7 @@ def controls(cfg: ControlsConfig) -> None:
             against["Med-OoD"] = [arm for arm in others if arm not in ("baseline", "Med-OoD")]
         if of_baseline:
             against["baseline"] = [arm for arm in results if arm in of_baseline]
-        timed = any(arm.endswith("epochs") for arm in results)
-        draw = functools.partial(draw_time, results) if timed else None
-        tell(cfg, "controls", results, against, columns=("hard", "moved"), draw=draw)
+        tell(cfg, "controls", results, against, columns=("hard", "moved"))
 
 
 if __name__ == "__main__":

@@ -116,8 +116,7 @@ def tell(
 
     against: the arms to compare, by their reference. columns: additional ones of the table of
     scores. printed: the paper's columns, by arm. tables: additional ones, by caption. draw: draws
-    the figure, instead of the differences of `ap` or, of a single pair, of all scores. as_one: see
-    `compare`.
+    the figure, instead of the differences of `ap`. as_one: see `compare`.
     """
     printed = printed or {}
     floor = [result.floor for result in next(iter(results.values())).values()]
@@ -146,11 +145,8 @@ def tell(
     if draw:
         draw(path, title)
     else:
-        bars, of = {pair: gain["ap"] for pair, gain in differences.items()}, "`ap`"
-        if len(bars) == 1:
-            ((of, gain),) = differences.items()
-            bars = {name: gain[name] for name in COMPARED if name in gain}
-        draw_intervals(path, title, f"{of}, points; grey: n.s.", bars)
+        rows = {pair: gain["ap"] for pair, gain in differences.items()}
+        draw_intervals(path, title, "`ap`, points; grey: n.s.", rows)
     print(f"{out}.csv, .json, .md, .png")
 
 

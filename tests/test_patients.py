@@ -20,7 +20,7 @@ from medood.evaluation.testing import score_networks
 from medood.runs.products import BASELINE, FOLD, network_made_from
 from medood.runs.provenance import require
 from robust.report import _by_patient
-from studies import common, controls, leakage, recipe
+from studies import leakage, recipe
 from tests.conftest import TINY
 
 PATTERN = r"(p\d+)_.*"
@@ -257,25 +257,6 @@ def test_the_choice_of_a_recipe_deals_patients(prepared):
     cfg = dataclasses.replace(cfg, split="patch")
     with pytest.raises(UserError, match="split: patch, so that test patients would influence"):
         recipe.recipe(cfg)
-
-
-def test_false_nuclei_are_looked_for_by_a_network_of_other_patients(prepared, monkeypatch):
-    generate_patches(prepared)
-    cfg = controls.ControlsConfig(**vars(prepared))
-    plain, trained, asked = common.baseline(cfg, 1), [], []
-    monkeypatch.setattr(common, "train_recipe", lambda made, fold: trained.append(made.files))
-    monkeypatch.setattr(controls, "load_model", lambda *_: None)
-    monkeypatch.setattr(controls, "load_patches", lambda files, *_: asked.append(files) or files)
-    monkeypatch.setattr(controls, "Predictor", lambda *_: None)
-    monkeypatch.setattr(
-        controls, "tally_patches", lambda *given: (random_tally(len(given[1]), 0), None)
-    )
-    monkeypatch.setattr(controls, "adding", lambda cfg, fold, files, hard: plain)
-    controls.false_nuclei(cfg, 1)
-    for learned, seen in zip(trained, asked, strict=True):
-        one, other = (of_patients(image.name for image, _ in files) for files in (learned, seen))
-        assert len(one) == len(other) == 2
-        assert not one & other
 
 
 def test_what_is_tested_is_summed_by_patient(prepared):

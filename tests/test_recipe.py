@@ -30,7 +30,7 @@ def test_what_the_study_cannot_compare_is_refused(tiny, changed, said):
         recipe.recipe(recipe.RecipeConfig(**vars(tiny) | changed))
 
 
-def test_the_study_runs_to_its_tables_and_figure(tmp_path, capsys):
+def test_the_study_runs_to_its_tables_and_figure(tmp_path, quick_report):
     for seed in range(6):
         write_region(tmp_path, f"region_{seed}", 64, 64, seed)
     own = {"workspace": tmp_path, "split": "region", "epochs": 1, "folds": (1,)}
