@@ -18,12 +18,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import main
-from bench.common import Figures, MeasureConfig, interleave, link, rate_reached, synthetic_lizard
+from bench.common import Figures, MeasureConfig, interleave, link, synthetic_lizard
 from bench.plain import Plain
 from config import settings
 from estimate_pct import choose_pct, count_samples, pixels_of
@@ -31,7 +30,7 @@ from medood.data.dataset import load_patches
 from medood.data.files import pngs
 from medood.data.workspace import id_files, ood_files
 from medood.models.inference import Predictor, count_pixels, predict
-from medood.models.network import autocast, pick_device
+from medood.models.network import pick_device
 from medood.runs.command_line import run
 from tests import oracles
 
@@ -72,12 +71,12 @@ def bench(cfg: BenchConfig) -> None:
         # a bias on background, so that half of the patches are kept, with many close decisions
         with torch.no_grad():
             plain.model.segmentation_head[0].bias[0] += float(np.median(plain.margins()))
-        compare_mining(cfg, figures, plain, device)
+        compare_mining(cfg, figures, plain)
         compare_search(cfg, figures, names)
     figures.write(cfg.json)
 
 
-def compare_mining(cfg: BenchConfig, figures: Figures, plain: Plain, device: torch.device) -> None:
+def compare_mining(cfg: BenchConfig, figures: Figures, plain: Plain) -> None:
     """Compare the times of mining, and which patches are kept."""
     model, files = copy.deepcopy(plain.model).eval(), plain.files
     sizes = cfg.patch_size, len(cfg.class_names)
@@ -107,13 +106,6 @@ def compare_mining(cfg: BenchConfig, figures: Figures, plain: Plain, device: tor
     )
     times = interleave(cfg.rounds, reference=plain.mine, ours=mine)
     figures.compare("mining", len(files), "patch", **times)
-
-    with FlopCounterMode(display=False) as counter:
-        next(predict(predictor, images, ""))
-    flop = counter.get_total_flops() / min(predictor.at_once, len(images))
-    precision = torch.bfloat16 if autocast(cfg.precision, device)._enabled else torch.float32
-    reached = rate_reached(flop * len(images), np.median(times["ours"]), device, precision)
-    figures.note("limit", reached, f"all patches: {reached}")
 
 
 def compare_search(cfg: BenchConfig, figures: Figures, names: list[str]) -> None:
