@@ -4,7 +4,6 @@ The pnr is the positive-negative ratio of the training set (Eq. 1-3 of the paper
 
 Reads   Mask_Patchs, k_folds, HardOoD/<fold>_<model>.csv    (rank_prune_ood.py)
 Writes  HardOoD/<fold>_<model>_pct.json                     the share, its pnr, the whole grid
-        HardOoD/<fold>_<model>_pct.png                      pnr and distance over the grid
 """
 
 import math
@@ -19,7 +18,7 @@ from medood.data.images import read_mask
 from medood.data.labels import UNSURE, is_foreground
 from medood.data.ood_set import read_hard_oods
 from medood.data.records import write_own_record
-from medood.data.workspace import Pair, data_name, id_files, pct_path
+from medood.data.workspace import Pair, id_files, pct_path
 from medood.processes import on_main
 from medood.runs.command_line import run
 from medood.runs.products import ESTIMATE, FOLD, PATCH_MASKS, RANKING
@@ -75,8 +74,6 @@ def choose_pct(
 @on_main
 def estimate_pct(cfg: Config = CONFIG) -> None:
     """Write the estimate of every fold, unless it exists for the same ranking and masks."""
-    from medood.evaluation.figures import draw_pct_search  # not for --help
-
     require(cfg, PATCH_MASKS, FOLD, RANKING)
     for fold in cfg.folds:
         if product_is_kept(cfg, ESTIMATE, fold):
@@ -88,14 +85,6 @@ def estimate_pct(cfg: Config = CONFIG) -> None:
             raise UserError(f"fold {fold}: no training mask contains a nucleus: check Mask_Patchs")
         best, rows = choose_pct(positives, negatives, available, cfg.pct_grid, cfg.pnr_opt)
         pnr_id = pnr(positives, negatives, 0)
-        # the picture first: an estimate that exists counts as finished
-        draw_pct_search(
-            pct_path(cfg, fold).with_suffix(".png"),
-            f"{data_name(cfg.workspace)}, fold {fold}, {cfg.model_name}",
-            rows,
-            best,
-            cfg.pnr_opt,
-        )
         write_own_record(
             pct_path(cfg, fold),
             {

@@ -71,9 +71,8 @@ def test_files_of_the_ood_set_fit_together(ran):
         assert sorted(row["img_name"] for row in rows) == sorted(train_names)
         estimate = read_estimate(ran, fold)
         kept = read_hard_oods(ran, fold)
-        for picture in ("hardest", "pct"):
-            drawn = ranking_path(ran, fold).with_name(f"{fold}_unet_tu-test_resnet_{picture}.png")
-            assert drawn.read_bytes().startswith(b"\x89PNG")
+        drawn = ranking_path(ran, fold).with_name(f"{fold}_unet_tu-test_resnet_hardest.png")
+        assert drawn.read_bytes().startswith(b"\x89PNG")
         assert estimate["available"] == len(kept) > 0
         run = json.loads((model_folder(ran, fold, ood=True) / "run.json").read_text())
         assert run["ood_patches"] == estimate["ood_patches"] == round(estimate["pct"] * len(kept))
@@ -95,7 +94,12 @@ def test_the_baseline_can_be_tested_before_med_ood_is_trained(report, quick_repo
     cfg, out = report
     for fold in cfg.folds:
         shutil.rmtree(model_folder(cfg, fold, ood=True))
+    (cfg.workspace / sample.SAMPLE_MARK).touch()
+    assert (out / "differences.svg").exists()
+    assert "drawn by a program" not in (out / "index.html").read_text()
     evaluate(cfg)
+    assert not (out / "differences.svg").exists()  # of two networks
+    assert "drawn by a program" in (out / "index.html").read_text()
     scores = json.loads((out / "scores.json").read_text())
     assert set(scores["1"]) == {"baseline", "all_background"}
 

@@ -7,8 +7,7 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from medood.data.images import UNSURE, read_image
-from medood.evaluation import figures
+from medood.data.images import UNSURE
 from medood.evaluation.ranking import curve, log_odds, rate_at
 from medood.evaluation.scores import Tally, all_background
 from medood.evaluation.statistics import paired_differences, pool
@@ -173,11 +172,3 @@ def test_counts_of_folds_pool_with_their_ranks():
     logits, truth = (torch.cat(part).flatten() for part in zip(*tests, strict=True))
     ap = whole.scores(np.ones((1, 2)))["ap"][0]
     assert ap == pytest.approx(average_precision_score(truth, logits), abs=4e-4)
-
-
-def test_the_figure_draws_each_fold_and_marks_argmax(tmp_path):
-    counts = [random_counts(seed).ranked.sum(0) for seed in range(4)]
-    rates = {"one": [curve(of) for of in counts[:2]], "two": [curve(of) for of in counts[2:]]}
-    chosen = {"one": [(0.2, 0.1), (0.3, 0.1)], "two": [(0, 0.6), (0.25, 0.15)]}  # 0 is on no axis
-    figures.draw_rates(tmp_path / "rates.png", rates, chosen)
-    assert len(np.unique(read_image(tmp_path / "rates.png").reshape(-1, 3), axis=0)) > 20

@@ -20,8 +20,8 @@ from medood.data.dataset import CHUNK, Patches
 from medood.data.files import whole
 from medood.data.labels import BACKGROUND_COLOUR, UNSURE, UNSURE_COLOUR
 
-# colour-blind readers can distinguish the colours of each group
-BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"
+# colour-blind readers can distinguish the colours
+BLUE = "#0072b2"
 COLOURS = ("#e1be6a", "#5d3a9b", "#787878", "#1b1b1b", "#a6611a")  # of networks; no class has them
 TICKS = [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100]  # of rates, in percent
 QUALITY = 85  # of embedded pictures, in WebP's percent: small text is as readable as in the PNG
@@ -80,22 +80,15 @@ def choose_examples(right: dict[str, Tensor]) -> dict[str, int]:
 
 
 def draw_examples(
-    path: Path,
-    title: str,
-    patches: Patches,
-    predictions: dict[str, Tensor],
-    classes: Classes,
-    one: bool = False,
+    path: Path, title: str, patches: Patches, predictions: dict[str, Tensor], classes: Classes
 ) -> None:
     """Draw image, ground truth and predictions of three test patches, with the class colours.
 
     predictions: for each network, the class of each pixel, (N, P, P), in the order of `patches`.
-    Of two networks, a last column shows where only one of them is right. one: only the median.
+    Of two networks, a last column shows where only one of them is right.
     """
     right = {name: share_right(patches, called) for name, called in predictions.items()}
     rows = choose_examples(right)
-    if one:
-        rows = dict([[*rows.items()][1]])
     index = [*rows.values()]
     truth, called = patches.masks[index], {name: of[index] for name, of in predictions.items()}
     columns = {"image": patches.images[index], "ground truth": truth, **called}
@@ -176,21 +169,6 @@ def draw_confusion(path: Path, matrices: dict[str, np.ndarray], names: tuple[str
             ax.set(xlabel="predicted", ylabel="ground truth", title=network)
 
 
-def draw_curves(path: Path, curves: dict[str, list[dict[str, list[float]]]]) -> None:
-    """Draw the logs of trainings over their epochs: for each network, the columns of each fold."""
-    logged = {column for logs in curves.values() for log in logs for column in log}
-    shown = [column for column in ("loss", "val_miou") if column in logged]
-    with canvas(path, "", (6.4, 3.4 * len(shown))) as figure:
-        for ax, column in zip(figure.subplots(len(shown), squeeze=False)[:, 0], shown, strict=True):
-            for colour, (network, logs) in zip(COLOURS, curves.items(), strict=False):
-                for log in logs:
-                    if column in log:
-                        ax.plot(log["epoch"], log[column], c=colour, marker=".", ms=4)
-                ax.plot([], [], c=colour, marker=".", ms=4, label=network)  # once in the legend
-            ax.set(xlabel="epoch", ylabel=column)
-            ax.legend()
-
-
 def draw_rates(
     path: Path,
     rates: dict[str, list[tuple[np.ndarray, np.ndarray]]],
@@ -221,20 +199,6 @@ def draw_rates(
         ax.minorticks_off()
         ax.set(xlabel="bg_to_fg, percent", ylabel="fg_to_bg, percent")
         ax.grid(lw=0.4, alpha=0.5)
-        ax.legend()
-
-
-def draw_pct_search(path: Path, title: str, grid: list[dict], best: dict, pnr_opt: float) -> None:
-    """Draw pnr and its distance to the optimum over the grid, with the chosen point."""
-    chosen = f"chosen: pct {best['pct']:g}, {best['ood_patches']} patches, pnr {best['pnr']:.3f}"
-    with canvas(path, title, (6.4, 4)) as figure:
-        ax = figure.subplots()
-        pct = [row["pct"] for row in grid]
-        ax.plot(pct, [row["pnr"] for row in grid], "o-", ms=4, color=BLUE, label="pnr")
-        ax.plot(pct, [row["distance"] for row in grid], "s--", ms=4, color=ORANGE, label="distance")
-        ax.axhline(pnr_opt, lw=1, color="grey", label=f"pnr_opt = {pnr_opt:g}")
-        ax.plot(best["pct"], best["pnr"], "*", ms=16, color=GREEN, label=chosen)
-        ax.set(xlabel="pct, share of the ranked OoD patches", ylabel="pnr", ylim=(0, None))
         ax.legend()
 
 

@@ -102,22 +102,6 @@ def below_floor(tests: dict[int, Tested], labels: dict[str, str]) -> list[str]:
     return [label for name, label in labels.items() if mean[name] < mean["all_background"]]
 
 
-def more_steps(pairs: list[tuple[dict, dict]]) -> float | None:
-    """Return how many more optimiser steps the second networks took, as a share of the first's.
-
-    pairs: for each fold, the run.json of both. None if one does not contain it.
-    """
-
-    def steps(run: dict) -> float:
-        settings, patches = run["settings"], run["id_patches"] + run["ood_patches"]
-        return patches * settings["epochs"] / settings["batch_size"]
-
-    try:
-        return float(np.mean([steps(second) / steps(first) - 1 for first, second in pairs]))
-    except (KeyError, TypeError, ZeroDivisionError):  # a network from elsewhere
-        return None
-
-
 def read_times(workspace: Path) -> dict[str, float]:
     """Return the last time of each step, in seconds."""
     path = workspace / TIMES
@@ -134,30 +118,10 @@ def machine() -> str:
     return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores{gpu}"
 
 
-def _read_log(folder: Path) -> dict[str, list[float]] | None:
-    """Return the columns of the log of a training; None if train.py wrote none."""
-    path = folder / "log.csv"
-    try:
-        rows = read_table(path) if path.is_file() else []
-        log = {name: [float(row[name]) for row in rows] for name in rows[0]}
-    except (IndexError, KeyError, TypeError, ValueError):  # of a network from elsewhere
-        return None
-    return log if {"epoch", "loss"} <= log.keys() else None
-
-
-def read_logs(found: Comparison) -> dict[str, list[dict]]:
-    """Return the logs of the trainings of each network, by label; {} where one has none."""
-    logs = {}
-    for name, label in found.labels.items():
-        folders = dict.fromkeys(test.folders[name] for test in found.tests.values())
-        logs[label] = [log for folder in folders if (log := _read_log(folder))]
-    return logs if all(logs.values()) else {}
-
-
 def draw_report(found: Comparison) -> list[Path]:
     """Draw the figures of the report into its folder, and return their paths."""
     cfg, labels, out = found.cfg, found.labels, found.folder
-    for old in ("differences.svg", "curves.svg", "rates.svg"):
+    for old in ("differences.svg", "rates.svg"):
         (out / old).unlink(missing_ok=True)  # of an earlier test: this one may have none
     bars, matrices = {}, {}
     for name, label in labels.items():
@@ -168,15 +132,11 @@ def draw_report(found: Comparison) -> list[Path]:
     fold, test = next(iter(found.tests.items()))
     title = f"{data_name(cfg.workspace)}, fold {fold}"
     seen = {labels[name]: predicted for name, predicted in test.predictions.items()}
-    names = "classes.svg", "confusion.svg", "examples.png", "example.png"
+    names = "classes.svg", "confusion.svg", "examples.png"
     paths = [out / name for name in names]
     figures.draw_bars(paths[0], "", "IoU, percent", bars)
     figures.draw_confusion(paths[1], matrices, cfg.class_names)
     figures.draw_examples(paths[2], title, test.patches, seen, cfg.classes)
-    figures.draw_examples(paths[3], "", test.patches, seen, cfg.classes, one=True)
-    if logs := read_logs(found):
-        paths.append(out / "curves.svg")
-        figures.draw_curves(paths[-1], logs)
     rates, chosen = rates_of(found)
     if all(chosen.values()):
         paths.append(out / "rates.svg")
@@ -205,28 +165,31 @@ def rates_of(found: Comparison) -> tuple[dict, dict]:
     return rates, chosen
 
 
-def pictures_of_oods(found: Comparison) -> dict[str, dict[int, Path]]:
-    """Return the pictures of the OoD patches of Med-OoD networks, by their kind and fold.
+def pictures_of_oods(found: Comparison) -> dict[int, Path]:
+    """Return the pictures of the OoD patches of Med-OoD networks, by fold.
 
-    A user-supplied ranking has none: existing ones are of an earlier ranking.
+    A user-supplied ranking has none: an existing one is of an earlier ranking.
     """
-    pictures: dict[str, dict[int, Path]] = {"hardest": {}, "pct": {}}
+    pictures = {}
     for fold, test in found.tests.items():
-        if model_folder(found.cfg, fold, ood=True) not in test.folders.values():
-            continue
         ranking = ranking_path(found.cfg, fold)
-        kinds = ["pct"] if record_of(ranking).is_yours else list(pictures)
-        for kind in kinds:
-            of_fold, path = pictures[kind], ranking.with_name(f"{ranking.stem}_{kind}.png")
-            if path.exists():
-                of_fold[fold] = path
+        path = ranking.with_name(f"{ranking.stem}_hardest.png")
+        is_ood = model_folder(found.cfg, fold, ood=True) in test.folders.values()
+        if is_ood and path.exists() and not record_of(ranking).is_yours:
+            pictures[fold] = path
     return pictures
+
+
+def more_steps(found: Comparison) -> float:
+    """Return how many more steps Med-OoD networks took, as a share; 0 for other networks."""
+    runs = [] if found.named or not found.gains else [t.runs["ood"] for t in found.tests.values()]
+    shares = [run["ood_patches"] / run["id_patches"] for run in runs if "data" in run]
+    return float(np.mean(shares)) if shares else 0.0
 
 
 def write_report(found: Comparison) -> None:
     """Print the table of scores; write it, the differences and the page with its figures."""
     cfg, tests, out = found.cfg, found.tests, found.folder
-    runs = [tuple(test.runs.values()) for test in tests.values()]
     scores = {fold: test.scores for fold, test in tests.items()}
     header, rows = score_table(cfg.class_names, scores, found.sizes, found.gains)
     described = describe_data(cfg, found.folds)
@@ -244,13 +207,13 @@ def write_report(found: Comparison) -> None:
         title=title.strip(),
         table=(header, rows),
         shown={row[0]: row[1:] for row in rows},
-        more_steps=more_steps(runs) if found.gains else None,
+        more_steps=more_steps(found),
         trainings=len({folder for test in tests.values() for folder in test.folders.values()}),
         below_floor=below_floor(tests, found.labels),
         classes=[("background", BACKGROUND_COLOUR), *cfg.classes],
         described=described,
         class_rows=zip(*described["by_class"].values(), strict=True),
-        run=runs[0][-1],  # of Med-OoD, if it exists
+        run=[*next(iter(tests.values())).runs.values()][-1],  # of Med-OoD, if it exists
         figures={path.stem: path for path in draw_report(found)},
         pictures=pictures_of_oods(found),
         times=[step for step in steps if "_" not in step[0] or step[0].endswith(of_network)],

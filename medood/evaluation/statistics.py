@@ -125,14 +125,23 @@ def bootstrap(
     count, rng = len(regions), np.random.default_rng(0)
     drawn = rng.multinomial(count, [1 / count] * count, size=RESAMPLES)
     # one fewer than there are: with few, as many would vary too little (Rao and Wu, 1988)
-    of_tests = rng.integers(len(tests), size=(max(1, len(tests) - 1), RESAMPLES))
+    chosen = rng.integers(len(tests), size=(max(1, len(tests) - 1), RESAMPLES))
     every = np.vstack([np.ones(count), drawn])
+
+    def interval(of_tests: np.ndarray) -> Difference:
+        mean = float(_mean_of_known(of_tests[:, :1])[0])
+        if np.isnan(mean) or count < 2:
+            return Difference(mean, np.nan, np.nan)
+        resampled = _mean_of_known(np.take_along_axis(of_tests[:, 1:], chosen, 0))
+        tail = (100 - LEVEL) / 2
+        return Difference(mean, *map(float, np.nanpercentile(resampled, [tail, 100 - tail])))
+
     found: dict[Value, list[np.ndarray]] = {}
     for place, of_test in enumerate(tests):
         weight = every[:, np.searchsorted(regions, of_test)]
         for name, resampled in values(place, weight).items():
             found.setdefault(name, []).append(resampled)
-    return {name: _interval(np.stack(of), of_tests, count) for name, of in found.items()}
+    return {name: interval(np.stack(of)) for name, of in found.items()}
 
 
 def _by_name(scores: dict[str, np.ndarray], classes: tuple[str, ...]) -> dict[str, np.ndarray]:
@@ -144,21 +153,6 @@ def _by_name(scores: dict[str, np.ndarray], classes: tuple[str, ...]) -> dict[st
         for name, values in zip(classes, scores[key].T, strict=True)
     }
     return {name: values for name, values in scores.items() if values.ndim == 1} | of_class
-
-
-def _interval(differences: np.ndarray, tests: np.ndarray, regions: int) -> Difference:
-    """Return the mean of differences (T, 1 + B) over tests, and its interval.
-
-    Column 0 is the data as it is, the others are resampled over regions. tests: (D, B), the tests
-    that each resample draws.
-    """
-    mean = float(_mean_of_known(differences[:, :1])[0])
-    if np.isnan(mean) or regions < 2:
-        return Difference(mean, np.nan, np.nan)
-    resampled = _mean_of_known(np.take_along_axis(differences[:, 1:], tests, 0))
-    tail = (100 - LEVEL) / 2
-    low, high = np.nanpercentile(resampled, [tail, 100 - tail])
-    return Difference(mean, float(low), float(high))
 
 
 def _mean_of_known(values: np.ndarray) -> np.ndarray:
