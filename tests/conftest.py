@@ -225,11 +225,18 @@ def made_once(tmp_path_factory) -> Callable[[str, Callable], Path]:
     return once
 
 
-@pytest.fixture(scope="session", autouse=True)
-def few_resamples() -> Iterator[None]:
+@contextmanager
+def quick_resamples() -> Iterator[None]:
     """The 2000 resamples behind intervals take longer than all else in a report."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("medood.evaluation.statistics.RESAMPLES", 100)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_resamples() -> Iterator[None]:
+    """The same, for all tests."""
+    with quick_resamples():
         yield
 
 
@@ -260,14 +267,31 @@ def report(ran) -> tuple[Config, Path]:
     return ran, ran.workspace / "reports" / ran.model_name
 
 
+class Blank:
+    """Axes on which nothing is drawn: to make real ones takes longer than to draw on them."""
+
+    def __getattr__(self, name):
+        if name.startswith("__"):  # NumPy asks for some
+            raise AttributeError(name)
+        return self
+
+    def __call__(self, *_, **__):
+        return self
+
+
 @contextmanager
 def quick_reports() -> Iterator[None]:
     """Figures are one grey pixel: for tests of what else is there."""
     pixel = np.full((1, 1, 3), 128, np.uint8)
+
+    def blank_axes(figure, rows=1, columns=1, squeeze=True):
+        return Blank() if squeeze else np.full((rows, columns), Blank(), object)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             "matplotlib.figure.Figure.savefig", lambda _, path, **__: write_png(path, pixel)
         )
+        patch.setattr("matplotlib.figure.Figure.subplots", blank_axes)
         yield
 
 

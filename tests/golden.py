@@ -1,6 +1,6 @@
 """What the samples of the four systems give, written down: the code may change, these may not.
 
-`python tests/golden.py [short] [sample]` runs the samples and rewrites tests/golden/*.json; do that
+`python -m tests.golden [short] [sample]` runs the samples and rewrites tests/golden/*.json; do that
 only where a change of the results is meant, and say in the commit which numbers changed and why.
 
 Floating-point kernels differ between processors. So a run uses one thread and instructions that
@@ -10,9 +10,11 @@ x86-64 servers have had since 2015. The files come from one AMD EPYC; no other p
 import gzip
 import json
 import os
+import runpy
 import subprocess
 import sys
 import tempfile
+from contextlib import ExitStack, redirect_stdout
 from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
@@ -42,7 +44,7 @@ class System(NamedTuple):
 SYSTEMS = {
     "trunk": System(
         "main.py",
-        "--epochs 1 --folds 79",
+        "--epochs 1 --folds 79 --encoder tu-test_resnet",
         (
             *("Lizard_Images1", "Lizard_Images2", "Lizard_Labels", "Semantic_Labels"),
             *("Image_Patchs", "Mask_Patchs", "Instance_Patchs", "OoD_Patchs", "k_folds"),
@@ -57,13 +59,13 @@ SYSTEMS = {
     ),
     "weak": System(
         "weak/main.py",
-        "--classifier_epochs 2 --classifiers 1 --scales 1 --irnet_epochs 1 --epochs 1",
+        "--classifier_epochs 2 --scales 1 --irnet_epochs 1 --epochs 1 --encoder tu-test_resnet",
         ("drawn", "weak/Images", "weak/True_Masks"),
         "reports/weak/scores.json",
     ),
     "transfer": System(
         "weak/main.py --method transfer",
-        "--classifier_epochs 1 --iterations 4 --epochs 1",
+        "--classifier_epochs 1 --iterations 4 --epochs 1 --encoder tu-test_resnet",
         ("drawn", "weak/Images", "weak/True_Masks"),
         "reports/weak/scores.json",
     ),
@@ -82,21 +84,38 @@ def content(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def found_by(name: str, kind: str, workspace: Path) -> dict:
-    """Return what a system's sample gives: {"data": {folder: hash}, "scores": {name: number}}.
+def run_samples(names: list[str], kind: str, folder: Path) -> None:
+    """Run the samples of some systems in one new process, each in a folder named after it.
 
-    What the run prints is in <workspace>/printed.txt.
+    What a run prints is in printed.txt there.
     """
-    system = SYSTEMS[name]
-    script, *arguments = system.script.split()
-    arguments += ["--sample", "--workspace", str(workspace), "--precision", "float32"]
-    arguments += system.short.split() if kind == "short" else []
-    with (workspace / "printed.txt").open("w") as printed:
-        subprocess.run(
-            [sys.executable, ROOT / script, *arguments],
-            **{"cwd": ROOT, "env": os.environ | KERNELS, "check": True, "stdout": printed},
-        )
-    data = {}
+    command = [sys.executable, "-m", "tests.golden", "run", kind, folder, *names]
+    subprocess.run(command, cwd=ROOT, env=os.environ | KERNELS, check=True)
+
+
+def run_here(names: list[str], kind: str, folder: Path) -> None:
+    """Run the samples in this process; short ones draw no figure and hardly resample."""
+    from tests.conftest import quick_reports, quick_resamples
+
+    for name in names:
+        workspace, system = folder / name, SYSTEMS[name]
+        workspace.mkdir(parents=True)
+        script, *arguments = system.script.split()
+        arguments += ["--sample", "--workspace", str(workspace), "--precision", "float32"]
+        arguments += system.short.split() if kind == "short" else []
+        sys.argv = [script, *arguments]
+        with ExitStack() as stack:
+            if kind == "short":
+                stack.enter_context(quick_reports())
+                stack.enter_context(quick_resamples())
+            printed = stack.enter_context((workspace / "printed.txt").open("w"))
+            stack.enter_context(redirect_stdout(printed))
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+
+
+def found_in(name: str, workspace: Path) -> dict:
+    """Return what a system's sample gave: {"data": {folder: hash}, "scores": {name: number}}."""
+    system, data = SYSTEMS[name], {}
     for folder in system.prepared:
         (place,) = workspace.glob(f"*/{folder}")
         # no records: they hold the versions of libraries
@@ -121,9 +140,13 @@ def path_of(name: str, kind: str) -> Path:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["run"]:
+        run_here(sys.argv[4:], sys.argv[2], Path(sys.argv[3]))
+        sys.exit()
     for kind in sys.argv[1:] or ("short", "sample"):
-        for name in SYSTEMS:
-            with tempfile.TemporaryDirectory() as workspace:
-                found = found_by(name, kind, Path(workspace))
-            path_of(name, kind).write_text(json.dumps(found, indent=1) + "\n")
-            print(path_of(name, kind))
+        with tempfile.TemporaryDirectory() as folder:
+            run_samples(list(SYSTEMS), kind, Path(folder))
+            for name in SYSTEMS:
+                found = found_in(name, Path(folder) / name)
+                path_of(name, kind).write_text(json.dumps(found, indent=1) + "\n")
+                print(path_of(name, kind))

@@ -87,21 +87,6 @@ def test_the_commands_of_a_page_run_by_themselves(page, tmp_path):
     assert set(ran) == {f"{page.removesuffix('.md')}/main.py"}
 
 
-def test_what_a_block_needs_is_one_of_few_things():
-    needs = {block.splitlines()[0] for block in BLOCKS if block.startswith("# needs ")}
-    assert needs == {
-        "# needs Lizard",
-        "# needs your images and masks",
-        "# needs a task of the Medical Segmentation Decathlon",
-        "# needs pip install onnx onnxscript onnxruntime",
-        "# needs an account on the Hugging Face Hub",
-        "# needs SLURM",
-        "# needs a quiet machine for an hour",
-        "# needs several GPUs",
-        '# needs pip install "dask[distributed]"',
-    }
-
-
 def test_ci_runs_the_test_command_of_the_pages():
     (command,) = (line for block in BLOCKS for line in block.splitlines() if "pytest" in line)
     assert command in (ROOT / ".ci" / "run").read_text()

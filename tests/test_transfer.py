@@ -14,9 +14,9 @@ import torch
 
 from config import UserError
 from medood.data.images import read_image, read_mask
-from tests.conftest import in_a_copy, moved
+from tests.conftest import in_a_copy, moved, quick_reports
 from tests.leaks import files_by_masks
-from tests.small_weak import PLAIN_ROWS, few_pictures, small
+from tests.small_weak import PLAIN_ROWS, small
 from weak.evaluate_masks import evaluate_masks, is_shown
 from weak.generate_masks import generate_masks
 from weak.generator import Healed
@@ -44,7 +44,7 @@ def knowing_hues(generator, images, device):
 def stand_in():
     """Let a rule stand in for the generator, and for what its classifier says of images."""
 
-    with few_pictures(), pytest.MonkeyPatch.context() as patch:
+    with quick_reports(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             "weak.train_transfer.fit", lambda trainer, *_: trainer.log.append({"step": 1})
         )

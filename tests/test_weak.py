@@ -16,7 +16,7 @@ from medood.data.records import RECORD, hashes
 from medood.runs.command_line import parse
 from tests.conftest import as_settings_of, in_a_copy, printed_in
 from tests.leaks import files_by_masks
-from tests.small_weak import PLAIN_ROWS, POOLED, few_pictures, small, stopped_after
+from tests.small_weak import PLAIN_ROWS, POOLED, small, stopped_after
 from weak import train_irnet
 from weak.evaluate_masks import evaluate_masks, require_all
 from weak.generate_images import generate_images
@@ -46,12 +46,7 @@ from weak.train_segmentation import (
 
 TRANSFER = ("transfer", "transfer_segmentation")
 MAPS = [row for row in PLAIN_ROWS if row not in TRANSFER + POOLED]  # of a run without a generator
-
-
-@pytest.fixture(autouse=True)
-def quick():
-    with few_pictures():
-        yield
+pytestmark = pytest.mark.usefixtures("quick_report")
 
 
 @pytest.fixture
