@@ -55,7 +55,9 @@ def read_header(path: Path, data: bytes | None = None) -> Header:
     """
     is_whole = data is not None
     try:
-        if (data[:8] if is_whole else _begin(path)).startswith(TIFF):
+        with path.open("rb") as file:
+            begin = file.read(8)
+        if begin.startswith(TIFF):
             from tifffile import TiffFile  # here: it takes a tenth of a second
 
             with TiffFile(BytesIO(data) if is_whole else path) as file:
@@ -86,11 +88,6 @@ def refuse_huge(path: Path, pixels: int) -> None:
             f"{path} claims to have {pixels:,} pixels, more than {MAX_PIXELS:,}: cut it into parts"
             " if the claim is right, or remove it"
         )
-
-
-def _begin(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(8)
 
 
 def _upright(height: int, width: int, orientation: int) -> tuple[int, int, int]:

@@ -137,8 +137,7 @@ def record_of(product: Path) -> Record:
         path = product.with_suffix(".json")
     elif (product / RUN).exists():
         path = product / RUN
-    is_there = bool(images) or product.is_file() or (product / RECORD).is_file()
-    is_there = is_there or any(True for _ in _files_of(product))
+    is_there = product.is_file() or (product / RECORD).is_file() or any(_files_of(product))
     content = files.read_json(path) if is_there else None
     if content is None and is_there and path.is_file():
         keep = "" if path == product else f", or remove {path} to keep it as user-supplied"
