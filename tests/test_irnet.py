@@ -10,7 +10,8 @@ from medood.training.loop import fit
 from tests.conftest import TINY, as_settings_of
 from weak import irnet as module
 from weak.classifier import Level
-from weak.irnet import STRIDE, IRNet, boundaries
+from weak.irnet import IRNet, boundaries
+from weak.maps import MAP_STRIDE
 from weak.settings import IRNetConfig
 from weak.train_irnet import IRNetTraining
 
@@ -43,9 +44,9 @@ def halves(count=24):
     """Images of a dark and a bright half, and their labels; columns at the edge are unsure."""
     generator = torch.Generator().manual_seed(0)
     edges = torch.randint(5, 12, (count,), generator=generator)  # the first bright column
-    columns = torch.arange(SIDE // STRIDE)
+    columns = torch.arange(SIDE // MAP_STRIDE)
     labels = (columns >= edges[:, None]).to(torch.uint8)
-    pixels = labels.repeat_interleave(STRIDE, 1)[:, None, :, None].expand(-1, SIDE, -1, 3)
+    pixels = labels.repeat_interleave(MAP_STRIDE, 1)[:, None, :, None].expand(-1, SIDE, -1, 3)
     noise = torch.randint(0, 40, (count, SIDE, SIDE, 3), generator=generator)
     labels[(columns - edges[:, None] + 0.5).abs() < 1] = UNSURE
     return (60 + 110 * pixels + noise).to(torch.uint8), labels[:, None].repeat(1, 16, 1), edges

@@ -50,7 +50,7 @@ def stand_in():
         )
         patch.setattr("weak.train_transfer.flipped", lambda *_: 1.0)
         patch.setattr("weak.generate_masks.heal", knowing_hues)
-        seen = lambda cfg, fold, paths: torch.ones(len(paths), dtype=torch.bool)  # noqa: E731
+        seen = lambda cfg, fold, images: torch.ones(len(images), dtype=torch.bool)  # noqa: E731
         patch.setattr("weak.generate_masks.seen_in", seen)
         yield
 
@@ -95,7 +95,7 @@ def test_a_mask_that_contradicts_its_label_is_unsure_and_a_healthy_test_image_ha
         healed.mask[0] = torch.arange(32) / 1000  # the first training image with the lesion
         return healed
 
-    none = lambda cfg, fold, paths: torch.zeros(len(paths), dtype=torch.bool)  # noqa: E731
+    none = lambda cfg, fold, images: torch.zeros(len(images), dtype=torch.bool)  # noqa: E731
     monkeypatch.setattr("weak.generate_masks.heal", blind_to_one)
     monkeypatch.setattr("weak.generate_masks.seen_in", none)
     for product in ("healthy", "Pseudo_Masks"):

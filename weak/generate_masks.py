@@ -45,7 +45,7 @@ from weak import pooled
 from weak.arrays import load_images, load_weights, read_arrays, write_arrays
 from weak.classifier import load_classifiers
 from weak.generate_maps import read_maps, read_seeds
-from weak.generator import heal, load_generator
+from weak.generator import heal, load_generator, seen_in
 from weak.image_labels import with_classes, with_lesion
 from weak.irnet import WEIGHTS, IRNet, boundaries, encoder_of, walk
 from weak.maps import cut_at_half, normalised, resized, unsure_without_class
@@ -149,7 +149,7 @@ def by_generator(cfg: TransferConfig, fold: int) -> Masks:
     # if all levels are equal, it is theirs, and the masks are empty
     threshold = int(threshold_otsu(levels[:count].numpy()))
     labels = torch.arange(count + len(healthy)) < count
-    held = torch.cat([labels, seen_in(cfg, fold, test)])[:, None]
+    held = torch.cat([labels, seen_in(cfg, fold, load_images(cfg, test))])[:, None]
     masks = ((levels > threshold) & held[..., None]).byte()
     return Masks(paths, masks, [*range(len(labels))], held)
 
@@ -179,13 +179,6 @@ def write_healthy(cfg: MasksConfig, fold: int, folder: Path) -> None:
         write_png(folder / path.name, image)
     write_arrays(folder / MASK, paths, (255 * healed.mask).round().byte(), np.uint8)
     print(f"{healthy_folder(cfg, fold)}: {len(paths)} images made healthy")
-
-
-def seen_in(cfg: TransferConfig, fold: int, paths: list[Path]) -> Tensor:
-    """Say in which images the classifier sees the lesion, bool (N,)."""
-    of_all = with_classes(cfg)
-    logits = pooled.logits_by(of_all, classifier_folder(cfg, fold), load_images(cfg, paths))
-    return logits[:, of_all.class_names.index(cfg.lesion) - 1] > 0
 
 
 def read_levels(cfg: TransferConfig, fold: int, paths: list[Path]) -> Tensor:

@@ -14,7 +14,9 @@ from torch.nn.utils.parametrizations import spectral_norm
 from config import Config
 from medood.models.network import Normalise, build_model
 from weak.arrays import load_weights, on_device
-from weak.pooled import maps_by, pooled
+from weak.image_labels import with_classes
+from weak.pooled import logits_by, maps_by, pooled
+from weak.products import classifier_folder
 from weak.settings import TransferConfig
 
 WEIGHTS = "generator.safetensors"
@@ -112,3 +114,10 @@ def heal(generator: Generator, images: Tensor, device: torch.device) -> Healed:
         after = ((healed.image + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
         found.append((after.permute(0, 2, 3, 1).cpu(), healed.mask[:, 0].cpu()))
     return Healed(*(torch.cat(part) for part in zip(*found, strict=True)))
+
+
+def seen_in(cfg: TransferConfig, fold: int, images: Tensor) -> Tensor:
+    """Say in which images, RGB uint8 (N, P, P, 3), the classifiers see the lesion: bool (N,)."""
+    of_all = with_classes(cfg)
+    logits = logits_by(of_all, classifier_folder(cfg, fold), images)
+    return logits[:, of_all.class_names.index(cfg.lesion) - 1] > 0

@@ -24,13 +24,12 @@ from medood.data.labels import BACKGROUND, UNSURE
 from medood.models.network import Normalise
 from weak.arrays import on_device
 from weak.classifier import Classifier, Level
-from weak.maps import placed
+from weak.maps import MAP_STRIDE, placed
 
 Encoder = Callable[[Tensor], Sequence[Tensor]]
 Offset = tuple[int, int]
 
 WEIGHTS = "model.safetensors"  # the name of its file
-STRIDE = 4  # pixels of an image per pixel of the boundary, along each side
 BOUNDARY, GROUP = 32, 8  # channels; those that are normalised together
 # from the paper's implementation details, all at stride 4
 TRAINING_RADIUS, WALK_RADIUS, BETA, STEPS = 10, 5, 10, 256
@@ -69,13 +68,13 @@ class IRNet(nn.Module):
 
 @torch.no_grad()
 def boundaries(encoder: Encoder, irnet: IRNet, images: Tensor, device: torch.device) -> Tensor:
-    """Return the class boundaries of images in 0..1, float32 (N, P / STRIDE, P / STRIDE).
+    """Return the class boundaries of images in 0..1, float32 (N, P / MAP_STRIDE, P / MAP_STRIDE).
 
     It is the mean of the predictions for an image and for its mirror image. images: RGB uint8
     (N, P, P, 3).
     """
     irnet.to(device).eval()
-    size = images.shape[1] // STRIDE, images.shape[2] // STRIDE
+    size = images.shape[1] // MAP_STRIDE, images.shape[2] // MAP_STRIDE
     found = []
     for part in on_device(images, device, "  boundaries"):
         logits = irnet(encoder(torch.cat([part, part.flip(3)])), size)

@@ -106,7 +106,7 @@ class IRNetTraining(Training):
         labels: Tensor,
         device: torch.device,
     ) -> None:
-        """images: RGB uint8 (N, P, P, 3). labels: uint8 (N, P / STRIDE, P / STRIDE)."""
+        """images: RGB uint8 (N, P, P, 3). labels: uint8 (N, P / MAP_STRIDE, P / MAP_STRIDE)."""
         super().__init__(
             cfg, f"fold {fold}, IRNet", irnet.to(device).train(), cfg.irnet_epochs, device
         )

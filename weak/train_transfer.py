@@ -51,10 +51,11 @@ from weak.generator import (
     heal,
     least_squares,
     scaled,
+    seen_in,
     total_variation,
 )
 from weak.image_labels import with_classes, with_lesion
-from weak.pooled import logits_by, size_loss
+from weak.pooled import size_loss
 from weak.products import (
     GENERATOR,
     classifier_folder,
@@ -103,23 +104,19 @@ def train_fold(cfg: TransferConfig, fold: int, folder: Path) -> None:
     diseased, healthy = (with_places(cfg, of_kind) for of_kind in paths)
     of_all, device = with_classes(cfg), pick_device(cfg.device)
     networks = load_classifiers(of_all, classifier_folder(cfg, fold), "pooled", device)
-    channel = of_all.class_names.index(cfg.lesion) - 1
+    sees = Sees(cfg, networks, of_all.class_names.index(cfg.lesion) - 1)
     print(
         f"fold {fold}: {len(diseased.pixels)} images with the lesion, {len(healthy.pixels)} without"
         f" any class, {device.type}"
     )
     where = generator_folder(cfg, fold)
-    trainer = Trainer(cfg, fold, diseased, healthy, Sees(cfg, networks, channel), device)
+    trainer = Trainer(cfg, fold, diseased, healthy, sees, device)
     fit(trainer, unfinished(where), GENERATOR.made_from(cfg, fold))
     generator = trainer.model["generator"].eval()
     save_weights(generator, folder / WEIGHTS)
     write_log(folder, trainer.log)
     healed = heal(generator, diseased.pixels, device).image
-    seen = (
-        logits_by(of_all, classifier_folder(cfg, fold), images)[:, channel] > 0
-        for images in (diseased.pixels, healed)
-    )
-    share = flipped(*seen)
+    share = flipped(*(seen_in(cfg, fold, images) for images in (diseased.pixels, healed)))
     write_json(folder / FLIPPED, {"flipped": [share]})
     cure = f": raise iterations (now {cfg.iterations})" if share < ENOUGH else ""
     print(f"{where}: the classifier flips on {100 * share:.0f} % of what it sees{cure}")
