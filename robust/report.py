@@ -10,10 +10,10 @@ from medood.data.files import write_json
 from medood.data.patients import patients_of
 from medood.data.workspace import data_name
 from medood.evaluation import figures
-from medood.evaluation.objects import wide_bins
+from medood.evaluation.objects import by_size, wide_bins
 from medood.evaluation.page import Part, Picture, Table, Text, as_markdown, write_page
 from medood.evaluation.scores import RegionCounts
-from medood.evaluation.statistics import Difference, paired_differences, pool, shares
+from medood.evaluation.statistics import Difference, paired_differences, pool
 from medood.evaluation.tables import interval_over, spread
 from robust.attacked import ATTACKS, CORRUPTIONS, TENTH, Attacked, Found, attacks_of, label
 from robust.by_corruption import ABOUT as OF_CORRUPTIONS
@@ -58,7 +58,7 @@ def scores_by_attack(found: Found) -> dict:
                     **attacked.tally(place).scores(),
                     "fooled": (attacked.dice[place] < threshold).float().mean().item(),
                     "largest_change": attacked.change[place].max().item(),
-                    **scores_by_size(attacked, place, bins),
+                    **by_size(attacked.objects[place].sum(0).numpy(), bins),
                 }
     return scores
 
@@ -192,40 +192,22 @@ def bins_of(found: Found) -> dict[str, slice]:
     return wide_bins(sum(attacked.objects[0, :, :, 0].sum(0).numpy() for attacked in first))
 
 
-def in_bins(attacked: Attacked, place: int, bins: dict[str, slice]) -> tuple[np.ndarray, ...]:
-    """Return how many objects of each bin there are in each patch, (N, B), and are found."""
-    fine = attacked.objects[place].numpy()
-    wide = np.stack([fine[:, of_bin].sum(1) for of_bin in bins.values()], 1)
-    return wide[..., 0], wide[..., 1]
-
-
-def scores_by_size(attacked: Attacked, place: int, bins: dict[str, slice]) -> dict[str, dict]:
-    """Return a condition's part of scores.json: counts and shares by the name of a bin."""
-    every, found = (each.sum(0).tolist() for each in in_bins(attacked, place, bins))
-    share = [hit / whole if whole else None for hit, whole in zip(found, every, strict=True)]
-    return {
-        "objects_by_size": dict(zip(bins, every, strict=True)),
-        "found_by_size": dict(zip(bins, share, strict=True)),
-    }
-
-
-def size_table(cfg: AttackConfig, found: Found) -> tuple[list[str], list[list[str]]]:
-    """Return the share found in each bin, with its interval, as header and rows.
+def size_table(cfg: AttackConfig, scores: dict) -> tuple[list[str], list[list[str]]]:
+    """Return the share found in each bin of sizes as header and rows.
 
     Rows: of each network every attack at the largest eps, and the worst case at all.
     """
-    bins, rows = bins_of(found), []
-    for network, of_network in next(iter(found.values())).items():
-        for place, (eps, attack) in enumerate(of_network.pairs):
-            if eps in (0, max(cfg.eps)) or attack == WORST:
-                tested = [of_fold[network] for of_fold in found.values()]
-                tests = [
-                    (patients_of(cfg, one.names), *in_bins(one, place, bins)) for one in tested
-                ]
-                points = [share.points() for share in shares(tests)]
-                rows.append([label(network), f"{eps:g}", label(attack), *points])
-    counts = sum(every.sum(0) for _, every, _ in tests)  # the same for all networks
-    header = [f"{name} ({count})" for name, count in zip(bins, counts.tolist(), strict=True)]
+    networks = next(iter(scores.values()))
+    first, rows = next(iter(networks)), []
+    for network, by_eps in networks.items():
+        for eps, of_eps in by_eps.items():
+            for attack in of_eps:
+                if eps in ("0", f"{max(cfg.eps):g}") or attack == WORST:
+                    found = [of[network][eps][attack]["found_by_size"] for of in scores.values()]
+                    cells = [spread([one[size] for one in found]) for size in found[0]]
+                    rows.append([label(network), eps, label(attack), *cells])
+    objects = [of[first]["0"][CLEAN[1]]["objects_by_size"] for of in scores.values()]
+    header = [f"{size} ({sum(of_fold[size] for of_fold in objects)})" for size in objects[0]]
     return ["network", "eps", "attack", *header], rows
 
 
@@ -255,7 +237,7 @@ def write_report(
         *of_corruptions(cfg, trials.get(CORRUPTIONS), scores, out),
         Text("Attack by attack: miou, percent.", "note"),
         Table("attacks", *attack_table(scores)),
-        *(Text(OF_SIZES, "note"), Table("found, by size", *size_table(cfg, found))),
+        *(Text(OF_SIZES, "note"), Table("found, by size", *size_table(cfg, scores))),
         *(text for network in networks for text in signs(cfg, found, network)),
         *draw_examples(cfg, found, out),
     ]

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from medood.attacks import measuring
 from medood.attacks.measuring import CLEAN, Counts, Trial, seed_of
 from medood.attacks.together import by_name, under_attacks
-from medood.evaluation.objects import count_found, objects_of, wide_bins
+from medood.evaluation.objects import by_size, count_found, objects_of, wide_bins
 from medood.training.batches import ATTACK, stream_seed
 from robust.corruptions import OF_VOLUMES, trial_of
 from robust.settings import TestVolumesConfig
@@ -106,8 +106,6 @@ def summarise(counts: Counts, condition: int, threshold: float) -> dict:
     known = counts["scores"][condition].numpy()
     means = np.ma.masked_invalid(known).mean(0).filled(np.nan)
     bins = wide_bins(counts["objects"][0, ..., 0].sum(0).numpy(), "voxels")
-    objects = counts["objects"][condition].sum(0).numpy()
-    sums = {name: objects[of_bin].sum(0).tolist() for name, of_bin in bins.items()}
     return {
         "volumes": len(dice),
         "mean_dice": dice.mean().item(),
@@ -117,8 +115,7 @@ def summarise(counts: Counts, condition: int, threshold: float) -> dict:
         },
         "fooled": (dice < threshold).double().mean().item(),
         "largest_change": counts["change"][condition].max().item(),
-        "objects_by_size": {name: every for name, (every, _) in sums.items()},
-        "found_by_size": {name: hit / max(every, 1) for name, (every, hit) in sums.items()},
+        **by_size(counts["objects"][condition].sum(0).numpy(), bins),
     }
 
 

@@ -1,10 +1,15 @@
-"""Objects by size: which of them a network finds, and with what interval."""
+"""Objects by size: which of them a network finds."""
 
 import numpy as np
-import pytest
 
-from medood.evaluation.objects import SIZES, count_found, objects_of, wide_bins, without_cut
-from medood.evaluation.statistics import shares
+from medood.evaluation.objects import (
+    SIZES,
+    by_size,
+    count_found,
+    objects_of,
+    wide_bins,
+    without_cut,
+)
 
 # a drawn image: class 1 in the corner, 3 + 2 pixels of class 1 and 2 that touch, one pixel of class
 # 2 that touches the first at a corner, 255 unsure
@@ -34,6 +39,10 @@ def test_objects_of_a_drawn_image_by_hand():
     expected = np.zeros((SIZES, 2), int)
     expected[0], expected[4], expected[6] = (1, 1), (1, 1), (1, 0)
     assert (counts == expected).all()
+    assert by_size(counts, {"up to 2": slice(6), "all": slice(SIZES), "none": slice(1, 2)}) == {
+        "objects_by_size": {"up to 2": 2, "all": 3, "none": 0},
+        "found_by_size": {"up to 2": 1, "all": 2 / 3, "none": None},
+    }
 
 
 def test_objects_of_volumes_and_of_nothing():
@@ -56,16 +65,3 @@ def test_four_bins_hold_as_many_objects_each():
     assert wide_bins(np.zeros(SIZES, int)) == {"all": slice(0, SIZES)}
     one = np.eye(SIZES, dtype=int)[8]
     assert sum(one[part].sum() for part in wide_bins(one).values()) == 1
-
-
-def test_shares_are_of_sums_and_their_intervals_over_regions():
-    """Two bins; the second holds nothing in one of two tests."""
-    names = ["a", "a", "b"]
-    whole, part = np.array([[2, 1], [2, 0], [4, 1]]), np.array([[1, 1], [1, 0], [4, 0]])
-    first, second = shares([(names, whole, part), (names[:1], whole[:1] * [1, 0], part[:1])])
-    assert first.mean == pytest.approx((6 / 8 + 1 / 2) / 2)
-    assert first.low < first.mean < first.high
-    assert second.mean == pytest.approx(0.5)
-    (alone,) = shares([(["a"], whole[:1, :1], part[:1, :1])])
-    assert alone.mean == 0.5
-    assert np.isnan(alone.low)

@@ -65,3 +65,16 @@ def wide_bins(objects: np.ndarray, unit: str = "px") -> dict[str, slice]:
             text = f"from {low} {unit}" if start else "all"
         named[text if start or stop == SIZES else f"up to {high - 1} {unit}"] = slice(start, stop)
     return named
+
+
+def by_size(counts: np.ndarray, bins: dict[str, slice]) -> dict[str, dict]:
+    """Return how many objects there are in each of some bins, and the share that is found.
+
+    counts: (SIZES, 2), see count_found. The share is None without any object.
+    """
+    every, found = np.array([counts[of_bin].sum(0) for of_bin in bins.values()]).T.tolist()
+    shares = [hit / whole if whole else None for hit, whole in zip(found, every, strict=True)]
+    return {
+        "objects_by_size": dict(zip(bins, every, strict=True)),
+        "found_by_size": dict(zip(bins, shares, strict=True)),
+    }

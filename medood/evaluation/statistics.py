@@ -17,7 +17,7 @@ import numpy as np
 
 from medood.evaluation.scores import RegionCounts, weighted
 from medood.evaluation.tables import BY_CLASS
-from medood.pixels import ratio, scores_of
+from medood.pixels import scores_of
 
 RESAMPLES = 2000
 LEVEL = 95  # percent
@@ -75,20 +75,6 @@ def paired_differences(
         return {name: first[name] - second[name] for name in first}
 
     return bootstrap([counts.regions for counts in ours], difference)
-
-
-def shares(tests: list[tuple[list[str], np.ndarray, np.ndarray]]) -> list[Difference]:
-    """Return shares of sums with their 95 % intervals, (B,): the mean over tests.
-
-    tests: of each test the region of its rows, (n,), and what is summed over them: the wholes and
-    the parts, (n, B) each.
-    """
-
-    def share(test: int, weight: np.ndarray) -> dict[int, np.ndarray]:
-        whole, part = (weight @ each.astype(float) for each in tests[test][1:])
-        return dict(enumerate(ratio(part, whole).T))
-
-    return [*bootstrap([regions for regions, *_ in tests], share).values()]
 
 
 def mean_difference(
