@@ -172,26 +172,26 @@ def _of_images(cfg: ImagesConfig, _: int) -> dict:
     return made_from
 
 
-def _of_labels(cfg: ClassifierConfig, fold: int) -> dict:
+def _of_kinds(cfg: ClassifierConfig, fold: int) -> dict:
+    if cfg.is_pooled:
+        settings = settings_of(cfg, ("architecture", "size")) | {"pooling": "top"}
+    else:  # without a contrast classifier its settings do not matter
+        contrast = cfg.contrast_epochs if cfg.method == "contrast" else 0
+        settings = {"stages": cfg.stages, "contrast_epochs": contrast, "output_stride": 8}
+    # pooling and output_stride were settings once: earlier records contain them
     labels, train, _ = fold_labels(cfg, fold)
     rows = [f"{labels.names[i]} {labels.labels[i].tolist()}" for i in train]
     paths = image_paths(cfg, labels)
-    table = [*labels.classes, *sorted(rows)]
     return {
+        "settings": settings_of(cfg, _CLASSIFIER) | settings,
         "fold": fold,
         "inputs": fingerprint(paths[i] for i in train),
-        "image labels": digest("\n".join(table)),
+        "image labels": digest("\n".join([*labels.classes, *sorted(rows)])),
     }
 
 
-def _of_kinds(cfg: ClassifierConfig, fold: int) -> dict:
-    if cfg.is_pooled:
-        settings = settings_of(cfg, _POOLED) | {"pooling": "top"}
-    else:  # without a contrast classifier its settings do not matter
-        contrast = cfg.contrast_epochs if cfg.method == "contrast" else 0
-        settings = settings_of(cfg, _CLASSIFIER) | {"contrast_epochs": contrast, "output_stride": 8}
-    # pooling and output_stride were settings once: earlier records contain them
-    return {"settings": settings, **_of_labels(cfg, fold)}
+def _of_maps(cfg: MasksConfig, fold: int) -> dict:
+    return {"inputs": _found(maps_folder(cfg, fold))}
 
 
 def _of_classifier(cfg: MapsConfig, fold: int) -> dict:
@@ -236,12 +236,8 @@ def _found(folder: Path) -> dict | str | None:
 
 
 _CLASSIFIER = (
-    *("encoder", "encoder_weights", "stages", "classifiers"),
-    *("classifier_epochs", "classifier_lr", "batch_size", "precision", "seed", "shuffled"),
-)
-_POOLED = (
-    *("architecture", "encoder", "encoder_weights", "size", "classifiers"),
-    *("classifier_epochs", "classifier_lr", "batch_size", "precision", "seed", "shuffled"),
+    *("encoder", "encoder_weights", "classifiers", "classifier_epochs", "classifier_lr"),
+    *("batch_size", "precision", "seed", "shuffled"),
 )
 _IRNET = ("method", "sure_area", "possible_area", "irnet_epochs", "irnet_lr", "batch_size")
 _GENERATOR = ("iterations", "transfer_lr", "size", "batch_size", "precision", "seed")
@@ -260,8 +256,7 @@ MAPS = Product(
     behind=(CLASSIFIER,),
 )
 IRNET = Product(
-    *("IRNet", irnet_folder, _IRNET),
-    lambda cfg, fold: {"inputs": _found(maps_folder(cfg, fold))},
+    *("IRNet", irnet_folder, _IRNET, _of_maps),
     *("weak/train_irnet.py", IRNetConfig),
     behind=(CLASSIFIER, MAPS),
 )
@@ -273,8 +268,7 @@ PSEUDO_MASKS = Product(
 )
 POOLED_MASKS = Product(
     *("pseudo-masks", folder_of("Pseudo_Masks", maps_name), _OF_MASKS),
-    lambda cfg, fold: {"inputs": _found(maps_folder(cfg, fold))},
-    *(*_MASKS, (MAPS,)),
+    *(_of_maps, *_MASKS, (MAPS,)),
 )
 GENERATOR = Product(
     *("generator", generator_folder, _GENERATOR, _of_domains),

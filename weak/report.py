@@ -36,7 +36,6 @@ from weak.scoring import (
     Grid,
     Rows,
     TestedRows,
-    describe,
     floor_of,
     gain_table,
     gains_of,
@@ -97,7 +96,12 @@ def write_report(cfg: MasksConfig, rows: Rows, tests: dict[int, TestedRows]) -> 
         tables[said] = flipped_table(rows.transfer)
     own = "transfer_segmentation" if cfg.method == "transfer" else "segmentation"
     result = verdict(scores, gains, own)
-    subtitle = f"{data_name(cfg.workspace)}. {cfg.model_name}, percent, {describe(tests)}"
+    folds = [
+        f"fold {fold} ({len(test.patients)} images of {len(set(test.patients))} patients)"
+        for fold, test in tests.items()
+    ]
+    subtitle = f"{data_name(cfg.workspace)}. {cfg.model_name}, percent, {', '.join(folds)}"
+    subtitle += ": mean ± standard deviation" if len(folds) > 1 else ""
     subject, table = Text(subtitle, "note"), Table("scores", *score_table(scores, classes))
     more = [
         part for said, of in tables.items() for part in (Text(f"{said}.", "note"), Table(said, *of))

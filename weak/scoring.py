@@ -170,15 +170,6 @@ def gains_of(tests: dict[int, TestedRows], classes: tuple[str, ...]) -> Gains:
     }
 
 
-def describe(tests: dict[int, TestedRows]) -> str:
-    """Return the subject of the tables, in words."""
-    folds = [
-        f"fold {fold} ({len(test.patients)} images of {len(set(test.patients))} patients)"
-        for fold, test in tests.items()
-    ]
-    return ", ".join(folds) + (": mean ± standard deviation" if len(tests) > 1 else "")
-
-
 def verdict(scores: Scores, gains: Gains, row: str) -> str:
     """Return in a sentence how good a row is, against full supervision and the floor."""
     miou = over_folds(scores, "miou")
