@@ -20,9 +20,9 @@ import numpy as np
 
 from config import Config, UserError
 from medood.commands import ROOT, command
-from medood.data.files import digest, read_json, write_json
+from medood.data.files import TIMES, digest, read_json, read_table, write_json
 from medood.data.folds import read_fold
-from medood.evaluation.report import machine, read_times
+from medood.evaluation.report import machine
 from medood.evaluation.scores import RegionCounts
 from medood.models.checkpoints import versions
 from medood.runs.products import TRAINING, settings_of
@@ -84,12 +84,15 @@ def write_result(path: Path, cfg: Config, result: Result) -> None:
     ranked = np.add.reduceat(counts.ranked, first, axis=-1)
     thin = replace(counts, ranked=ranked, starts=counts.starts[::THINNED])
     arrays = {name: _packed(of) for name, of in vars(thin).items() if isinstance(of, np.ndarray)}
+    times = cfg.workspace / TIMES
+    rows = read_table(times) if times.exists() else []
+    seconds = {row["step"]: float(row["seconds"]) for row in rows}
     content = {
         "command": command(cfg, f"studies/{Path(sys.argv[0]).name}", type(cfg)),
         "commit": commit(),
         "machine": machine(),
         "versions": versions(),
-        "seconds": read_times(cfg.workspace).get(f"training {result.folder.name}"),
+        "seconds": seconds.get(f"training {result.folder.name}"),
         **vars(result),
         "folder": result.folder.name,
         "counts": {"regions": counts.regions, "arrays": arrays},

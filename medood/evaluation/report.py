@@ -7,7 +7,6 @@ pct, pictures of the OoD patches, the settings of the networks. Its texts are in
 import os
 import platform
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch
 from markupsafe import Markup
 
 from config import Config
-from medood.data.files import TIMES, read_table, write_json
+from medood.data.files import write_json
 from medood.data.folds import Fold
 from medood.data.labels import BACKGROUND_COLOUR
 from medood.data.ood_set import read_estimate
@@ -100,16 +99,6 @@ def below_floor(tests: dict[int, Tested], labels: dict[str, str]) -> list[str]:
         for name in (*labels, "all_background")
     }
     return [label for name, label in labels.items() if mean[name] < mean["all_background"]]
-
-
-def read_times(workspace: Path) -> dict[str, float]:
-    """Return the last time of each step, in seconds."""
-    path = workspace / TIMES
-    last = {}
-    for row in read_table(path) if path.exists() else []:
-        with suppress(KeyError, TypeError, ValueError):  # a spreadsheet may have damaged a line
-            last[row["step"]] = float(row["seconds"])
-    return last
 
 
 def machine() -> str:
@@ -197,8 +186,6 @@ def write_report(found: Comparison) -> None:
     data = data_name(cfg.workspace)
     regions = {name for test in tests.values() for name in test.counts["all_background"].regions}
     interval = interval_over(len(regions), cfg.unit)
-    of_network = f"_{cfg.model_name}", f"_{cfg.model_name}_ood"
-    steps = read_times(cfg.workspace).items()
     title = TEMPLATES.get_template("title.txt").render(found=found, data=data, interval=interval)
     body = TEMPLATES.get_template("report.html").render(
         found=found,
@@ -216,7 +203,6 @@ def write_report(found: Comparison) -> None:
         run=[*next(iter(tests.values())).runs.values()][-1],  # of Med-OoD, if it exists
         figures={path.stem: path for path in draw_report(found)},
         pictures=pictures_of_oods(found),
-        times=[step for step in steps if "_" not in step[0] or step[0].endswith(of_network)],
         machine=machine(),
     )
     (out / "differences.json").unlink(missing_ok=True)  # of an earlier test of two networks
