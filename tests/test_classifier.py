@@ -134,6 +134,9 @@ def test_a_contrast_classifier_looks_at_what_two_classes_share(cfg):
             found = classifier.maps(normalised)[:, 0].relu().mean(0)
         share[kind] = (found[:2, :2].sum() / found.sum()).item()
     assert share["contrast"] > 0.7 > share["plain"], share
+    head = classifier.head.weight.clone()
+    ClassifierTraining(cfg, 1, "contrast", 1, images, truth, CPU, classifier)
+    assert not torch.equal(classifier.head.weight, head)  # it begins with a new one
 
 
 def test_it_learns_and_the_same_seed_gives_the_same_bytes(cfg, tmp_path):

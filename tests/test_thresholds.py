@@ -3,6 +3,7 @@
 import torch
 
 from weak.maps import (
+    areas,
     detection_threshold,
     masks_of,
     masks_with_unsure,
@@ -20,6 +21,13 @@ def test_as_many_images_exceed_the_threshold_as_hold_the_class():
     # labels decide how many, not which
     assert detection_threshold(maxima, torch.tensor([True, False, True, False])) == 3
     assert detection_threshold(maxima, torch.tensor([True, False, False, False])) == 4.5
+
+
+def test_an_area_is_what_exceeds_the_threshold_in_images_with_the_class_or_a_pixel():
+    maps = torch.tensor([[[[4.0, 2.0, 3.0, 0.0]]], [[[1.0, 0.0, 0.0, 0.0]]]])  # threshold 2.5
+    held = torch.tensor([[True], [False]])
+    assert areas(maps, held) == [2 / 4]
+    assert areas(0 * maps, held) == [1 / 4]
 
 
 def test_the_threshold_of_an_area():

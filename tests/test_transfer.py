@@ -55,10 +55,6 @@ def stand_in():
         yield
 
 
-def small_transfer(workspace, images=18):
-    return small(workspace, images, method="transfer", lesion="tinted")
-
-
 @pytest.fixture(scope="module")
 def made(made_once, stand_in, weak_run):
     """A workspace after a whole run by transfer, in which one by maps had come before."""
@@ -184,7 +180,8 @@ def test_maps_that_are_missing_are_no_rows(cfg, capsys):
 
 
 def test_no_mask_is_looked_at_before_the_test(tmp_path, stand_in):
-    cfg = dataclasses.replace(small_transfer(tmp_path, 18), outline=True)
+    few = {"classifiers": 1, "classifier_epochs": 1, "outline": True}
+    cfg = small(tmp_path, 18, method="transfer", lesion="tinted", **few)
     first, second = files_by_masks(cfg, steps, "weak")
     assert len(first) > 50  # images, healthy ones, masks
     assert first == second
