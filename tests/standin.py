@@ -93,9 +93,6 @@ class OnStandin(torch.Tensor):
         """Be saved as the tensor on the CPU."""
         return self.inner.__reduce_ex__(protocol)
 
-    def __repr__(self) -> str:
-        return f"OnStandin({self.inner!r})"
-
 
 class Standin(TorchDispatchMode):
     """The device while it is there: a context in which torch knows it. waits: why the host did."""
