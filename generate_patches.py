@@ -31,18 +31,13 @@ from medood.runs.products import CLASS_MASKS, FOLD, INSTANCE_PATCHES, PATCH_MASK
 from medood.runs.provenance import making, product_is_kept, require, write_product
 
 
-def cut(
-    image_path: Path, mask_path: Path, label_path: Path, cfg: Data, images: Path, masks: Path
-) -> None:
-    """Write the patches of one region.
-
-    label_path: what the class mask was made from.
-    """
+def cut(image_path: Path, mask_path: Path, cfg: Data, images: Path, masks: Path) -> None:
+    """Write the patches of one region."""
     if stem_of(image_path).startswith(workspace.SOURCE_PREFIX):
         raise UserError(f"{image_path} has the name of a patch of ood_source: rename it")
     image = read_image(image_path)
     mask = read_mask(mask_path, len(cfg.class_names))
-    require_match(image_path, image, label_path, mask)
+    require_match(image_path, image, mask)
     pairs = zip(tile(image, cfg.patch_size), tile(mask, cfg.patch_size), strict=True)
     for k, (image_patch, mask_patch) in enumerate(pairs):
         name = f"{stem_of(image_path)}_{k}.png"
@@ -60,11 +55,7 @@ def cut_regions(cfg: Data) -> None:
         if not folders:
             return
         images, out = folders
-        labels = {path.stem: path for path in workspace.region_labels(cfg)}  # may be gone
-        jobs = [
-            (image, mask, labels.get(image.stem, mask), cfg, images, out)
-            for image, mask in zip(regions, masks, strict=True)
-        ]
+        jobs = [(*pair, cfg, images, out) for pair in zip(regions, masks, strict=True)]
         for_each(cut, jobs, cfg, "patches", bad)
 
 

@@ -58,7 +58,7 @@ def our_region(cfg: Config, image_path: Path, label_path: Path, out: Path) -> No
         (out / folder).mkdir(exist_ok=True)
     convert(label_path, cfg, out / "masks")
     mask_path = out / "masks" / f"{label_path.stem}.png"
-    cut(image_path, mask_path, label_path, cfg, out / "image", out / "mask")
+    cut(image_path, mask_path, cfg, out / "image", out / "mask")
     for path in (out / "image").iterdir():
         image, mask = read_image(path), read_mask(out / "mask" / path.name, N_CLASSES)
         write_png(out / "ood" / path.name, remove_foreground(image, mask, "zero"))

@@ -111,7 +111,7 @@ def _check_regions(
 def _look_at_region(label: Path, image: Path, cfg: Config) -> list[str]:
     """Return the patches that a region will give; UserError if the label or the image is bad."""
     inst_map, _, _ = read_region_label(label, cfg)
-    require_match(image, read_image(image), label, inst_map)
+    require_match(image, read_image(image), inst_map)
     count = math.prod(math.ceil(side / cfg.patch_size) for side in inst_map.shape)
     return [f"{stem_of(image)}_{k}.png" for k in range(count)]
 

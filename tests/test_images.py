@@ -145,11 +145,7 @@ def test_a_palette_of_few_bits_and_interlaced_rows_are_read(tmp_path, bits):
     np.testing.assert_array_equal(read_image(tmp_path / "a.png"), colours[values])
 
 
-def test_a_photograph_stands_upright_and_its_preview_is_no_page(tmp_path):
-    grey = np.repeat(np.arange(0, 240, 8, dtype=np.uint8)[:, None], 20, axis=1)
-    photograph, exif = Image.fromarray(grey), Image.Exif()
-    exif[0x0112] = 3  # taken upside down
-    photograph.save(tmp_path / "a.jpg", quality=100, exif=exif)
-    assert read_image(tmp_path / "a.jpg")[0, 0, 0] > 200
-    photograph.save(tmp_path / "b.jpg", format="MPO", save_all=True, append_images=[photograph])
-    assert read_image(tmp_path / "b.jpg").shape == (30, 20, 3)
+def test_the_preview_of_a_photograph_is_no_page(tmp_path):
+    image = Image.fromarray(np.zeros((30, 20), np.uint8))
+    image.save(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=[image])
+    assert read_image(tmp_path / "a.jpg").shape == (30, 20, 3)

@@ -2,8 +2,7 @@
 
 Reads   images, image_labels        PNG, JPEG, TIFF, BMP or DICOM, of any size; no mask
 Writes  weak/Images/<stem>.png      RGB (P, P, 3), the whole image in the middle of black
-        weak/Images/sizes.json      original height and width of each and, if it was turned
-                                    upright, its orientation
+        weak/Images/sizes.json      original height and width of each
 
 An image is scaled to a longer side of image_size: one label is for all of it, so it stays whole.
 With `normalise`, its grey values, or those of all images of a patient together, are z-scored inside
@@ -22,7 +21,7 @@ from skimage.filters import threshold_otsu
 from config import UserError
 from medood.data import records
 from medood.data.files import in_threads, write_json
-from medood.data.images import orientation_of, read_image, write_png
+from medood.data.images import read_image, write_png
 from medood.data.names import name_of
 from medood.processes import on_main
 from medood.runs.command_line import run
@@ -40,8 +39,7 @@ def convert(path: Path, name: str, cfg: ImagesConfig, out: Path) -> tuple[int, .
     """Write one image to `out`; return its entry in sizes.json."""
     pixels = read_any(path)
     write_png(out / name, squared(pixels, cfg.image_size))
-    orientation = orientation_of(path)
-    return (*pixels.shape[:2], *([orientation] if orientation != 1 else []))
+    return pixels.shape[:2]
 
 
 def standardised(images: np.ndarray) -> np.ndarray:

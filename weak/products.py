@@ -54,10 +54,7 @@ def png_of(name: str) -> str:
 
 
 def sizes_of(cfg: ImagesConfig) -> dict[str, list[int]]:
-    """Return height and width of each original image, by the name of its file in weak/Images.
-
-    The orientation is third if the image was turned upright.
-    """
+    """Return height and width of each original image, by the name of its file in weak/Images."""
     path = images_folder(cfg) / SIZES
     sizes = read_json(path)
     if sizes is None:

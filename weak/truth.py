@@ -7,7 +7,7 @@ import numpy as np
 
 from config import Config, UserError
 from medood.data.files import fingerprint, in_threads
-from medood.data.images import orientation_of, require_one_orientation, write_png
+from medood.data.images import write_png
 from medood.data.labels import BACKGROUND, UNSURE, read_own_mask
 from medood.data.names import name_of
 from medood.data.workspace import Pair, list_images
@@ -53,8 +53,8 @@ def read_truth(cfg: Config, name: str, size: tuple[int, ...], side: int) -> np.n
     """Return the true mask of a test image as uint8 (side, side): 0..C, or 255 where unsure.
 
     It is the mask image of the same stem. name: of the image. size: height and width of the
-    original image, which those of the mask must be, and its orientation if it is not 1. Raises
-    UserError for a mask that is missing, of another size or content, or that may be turned.
+    original image, which those of the mask must be. Raises UserError for a mask that is missing or
+    of another size or content.
     """
     folder = require_masks(cfg)
     path = _masks_in(folder, folder.stat().st_mtime_ns).get(stem_of(name))
@@ -62,9 +62,8 @@ def read_truth(cfg: Config, name: str, size: tuple[int, ...], side: int) -> np.n
         raise UserError(f"{folder} has no mask of {name}: add it")
     inst_map, _, classes = read_own_mask(path, cfg.mask_values, len(cfg.class_names))
     mask = np.array([BACKGROUND, *classes, UNSURE], np.uint8)[inst_map]  # -1 is unsure
-    height, width, of_image = (*size, 1)[:3]
-    require_one_orientation(Path(name), path, of_image, orientation_of(path))
-    if mask.shape != (height, width):
+    height, width = size[:2]
+    if mask.shape != size:  # a third number, of an earlier version, says that the image was turned
         raise UserError(
             f"{path} is {mask.shape[1]} x {mask.shape[0]} pixels but the image {name} {width} x"
             f" {height}: replace it with the mask of this image"

@@ -27,11 +27,11 @@ TIFF_COLOURS = {0: WHITE_AS_0, 1: "grey", 2: "RGB", 3: "palette", 5: "CMYK", 6: 
 
 
 class Header(NamedTuple):
-    """What a file claims to contain; height and width in pixels of the upright image."""
+    """What a file claims to contain; height and width in pixels as stored."""
 
     height: int
     width: int
-    orientation: int  # 1 is stored upright; 2..8, as EXIF counts, mirrored or turned
+    orientation: int  # 2..8, as EXIF counts, mirrored or turned; others are upright
     pages: int
     bits: int  # per channel
     kind: str  # of a channel's numbers: "u", "i" (signed) or "f", as NumPy has it
@@ -39,7 +39,7 @@ class Header(NamedTuple):
     channels: int
     has_alpha: bool  # the last channel is opacity
     is_lossy: bool  # compressed as JPEG
-    mpp: tuple[float, float] | None = None  # microns per pixel, down and across the upright image
+    mpp: tuple[float, float] | None = None  # microns per pixel, down and across
 
     def __str__(self) -> str:
         kind = {"i": ", signed", "f": ", floating-point"}.get(self.kind, "")
@@ -51,7 +51,7 @@ def read_header(path: Path, data: bytes | None = None) -> Header:
 
     data: its content; without, a TIFF is read in parts, as whole slides do not fit into memory, and
     may be of any size. Raises UserError for a file that is cut off, claims more than MAX_PIXELS or
-    has several pages.
+    has several pages, and for one that is to be turned.
     """
     is_whole = data is not None
     try:
@@ -68,6 +68,11 @@ def read_header(path: Path, data: bytes | None = None) -> Header:
         raise incomplete(path, "its header is damaged") from None
     if header.pages > 1:
         raise UserError(f"{path} has {header.pages} pages: save the page to be used as a file")
+    if header.orientation in range(2, 9):
+        raise UserError(
+            f"{path} has the orientation {header.orientation} (in EXIF, 1 is upright), which some"
+            " programs ignore: save it upright, such as by `mogrify -auto-orient`"
+        )
     if is_whole:
         refuse_huge(path, header.height * header.width)
     return header
@@ -90,12 +95,6 @@ def refuse_huge(path: Path, pixels: int) -> None:
         )
 
 
-def _upright(height: int, width: int, orientation: int) -> tuple[int, int, int]:
-    """Return height and width of the upright image, and its orientation, 1 if it has none."""
-    orientation = orientation if orientation in range(2, 9) else 1
-    return (width, height, orientation) if orientation > 4 else (height, width, orientation)
-
-
 def _of_image(data: bytes) -> Header:
     """Return the header of a PNG, JPEG or BMP."""
     orientation, is_png = 1, data.startswith(PNG)
@@ -107,7 +106,7 @@ def _of_image(data: bytes) -> Header:
         is_jpeg, frames = file.format in ("JPEG", "MPO"), getattr(file, "n_frames", 1)
         file.verify()  # a PNG's checksums, which decoding does not look at
     return Header(
-        *_upright(file.height, file.width, orientation),
+        *(file.height, file.width, orientation),
         pages=1 if is_jpeg else frames,  # a JPEG's second page is a preview
         # of a PNG as stored: Pillow cuts colours of 16 bits down to 8
         bits=data[24] if is_png else 1 if file.mode == "1" else 8,
@@ -124,9 +123,8 @@ def _of_tiff(file: "TiffFile") -> Header:
     first = file.pages.first
     samples, extra = first.samplesperpixel, first.extrasamples
     colours = TIFF_COLOURS.get(first.photometric, f"TIFF's kind {first.photometric}")
-    orientation = first.tags.valueof(ORIENTATION, default=1)
     return Header(
-        *_upright(first.imagelength, first.imagewidth, orientation),
+        *(first.imagelength, first.imagewidth, first.tags.valueof(ORIENTATION, default=1)),
         pages=_pages(file, first),
         bits=first.bitspersample,
         kind="u" if first.dtype is None or first.dtype.kind == "b" else first.dtype.kind,
@@ -135,18 +133,18 @@ def _of_tiff(file: "TiffFile") -> Header:
         # an unspecified one may be anything, such as another stain
         has_alpha=samples == (4 if colours == "RGB" else 2) and extra in ((1,), (2,)),
         is_lossy=first.compression in JPEG,
-        mpp=_microns(first, orientation),
+        mpp=_microns(first),
     )
 
 
-def _microns(page: "TiffPage", orientation: int) -> tuple[float, float] | None:
-    """Return the microns per pixel of a TIFF's resolution, down and across when upright."""
+def _microns(page: "TiffPage") -> tuple[float, float] | None:
+    """Return the microns per pixel of a TIFF's resolution, down and across."""
     unit = MICRONS.get(page.tags.valueof("ResolutionUnit", default=2))
     found = [page.tags.valueof(f"{axis}Resolution") for axis in "YX"]
     if unit is None or not all(value and all(value) for value in found):
         return None
     down, across = (unit * below / above for above, below in found)
-    return (across, down) if orientation in range(5, 9) else (down, across)
+    return down, across
 
 
 def _pages(file: "TiffFile", first: "TiffPage") -> int:

@@ -1,8 +1,7 @@
 """Images and masks: checked before they are decoded, read as they are, written as PNG.
 
 Images are RGB everywhere in memory; OpenCV's BGR exists in this file only. An image of another kind
-is converted if nothing is lost, and refused otherwise. An image or mask with an orientation, as
-cameras record it, is turned upright.
+is converted if nothing is lost, and refused otherwise.
 """
 
 from io import BytesIO
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from config import Config, UserError
 from medood import UNSURE
@@ -32,7 +31,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_image(path: Path, scaled: bool = False) -> np.ndarray:
-    """Return an image as RGB uint8 (H, W, 3), upright.
+    """Return an image as RGB uint8 (H, W, 3).
 
     Grey, palette and opaque images are converted, as nothing is lost. Raises UserError for one that
     cannot be read, has more than MAX_PIXELS, 16 bits, transparent pixels or several pages.
@@ -82,7 +81,7 @@ def transparent(path: Path) -> UserError:
 
 
 def read_values(path: Path) -> np.ndarray:
-    """Return the values that a mask stores, bool or whole numbers of any type (H, W), upright.
+    """Return the values that a mask stores, bool or whole numbers of any type (H, W).
 
     Of a palette these are the indices, and if white is 0 the numbers as stored, as in ImageJ and
     tifffile. A mask in grey may be saved as opaque RGB. Raises UserError for one that cannot be
@@ -142,7 +141,7 @@ def read_mask(path: Path, classes: int) -> np.ndarray:
 
 
 def _decode(path: Path, data: bytes, header: Header, as_colours: bool) -> np.ndarray:
-    """Return the pixels of an image as stored in its file, (H, W) or (H, W, C), upright.
+    """Return the pixels of an image as stored in its file, (H, W) or (H, W, C).
 
     as_colours: of a palette, or if a colour marks transparency, not the values but the colours,
     RGB or RGBA. Raises UserError for content that cannot be decoded.
@@ -151,10 +150,8 @@ def _decode(path: Path, data: bytes, header: Header, as_colours: bool) -> np.nda
     as_stored = header.colours == WHITE_AS_0 and not as_colours  # Pillow inverts such values
     try:
         if data.startswith(TIFF) and (as_stored or not is_common):  # Pillow confuses such numbers
-            return _decode_by_tifffile(data, header)
+            return _decode_by_tifffile(data)
         with Image.open(BytesIO(data), formats=FORMATS) as file:
-            if header.orientation != 1:
-                ImageOps.exif_transpose(file, in_place=True)
             if as_colours and header.bits <= 8:
                 if file.has_transparency_data:
                     file = file.convert("RGBA")
@@ -165,11 +162,9 @@ def _decode(path: Path, data: bytes, header: Header, as_colours: bool) -> np.nda
         raise incomplete(path, str(error) or type(error).__name__) from None
 
 
-def _decode_by_tifffile(data: bytes, header: Header) -> np.ndarray:
+def _decode_by_tifffile(data: bytes) -> np.ndarray:
     from tifffile import TiffFile  # here: it takes a tenth of a second
 
-    if header.orientation != 1:
-        raise ValueError(f"{header}, with an orientation")
     with TiffFile(BytesIO(data)) as file:
         page = file.pages.first
         parts = list(zip(page.dataoffsets, page.databytecounts, strict=True))
@@ -180,29 +175,8 @@ def _decode_by_tifffile(data: bytes, header: Header) -> np.ndarray:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Return height and width of an image file in pixels, upright, without decoding it."""
+    """Return height and width of an image file in pixels, without decoding it."""
     return read_header(path, read_bytes(path))[:2]
-
-
-def orientation_of(path: Path) -> int:
-    """Return how an image or label is stored: 1 upright, 2..8 as TIFF and EXIF count.
-
-    Other files than those of IMAGE_ENDINGS, such as .mat or DICOM, are upright.
-    """
-    is_image = path.suffix.lower() in IMAGE_ENDINGS
-    return read_header(path, read_bytes(path)).orientation if is_image else 1
-
-
-def require_one_orientation(image: Path, label: Path, of_image: int, of_label: int) -> None:
-    """Raise UserError if the orientations of an image and its label differ.
-
-    A label without one may have been drawn on the image as stored or as displayed.
-    """
-    if of_image != of_label:
-        raise UserError(
-            f"{image} has the orientation {of_image} and its label {label} {of_label} (in EXIF, 1"
-            " is upright), so the label may be turned: save both upright, without an orientation"
-        )
 
 
 def write_png(path: Path, image: np.ndarray) -> None:
@@ -224,9 +198,8 @@ def require_side(path: Path, pixels: np.ndarray, side: int) -> None:
         )
 
 
-def require_match(path: Path, image: np.ndarray, label_path: Path, label: np.ndarray) -> None:
+def require_match(path: Path, image: np.ndarray, label: np.ndarray) -> None:
     """Raise UserError if the label of a region does not match its image, at `path`."""
-    require_one_orientation(path, label_path, orientation_of(path), orientation_of(label_path))
     if image.shape[:2] != label.shape:
         raise UserError(
             f"{path} is {image.shape[1]} x {image.shape[0]} pixels but its label {label.shape[1]} x"
@@ -238,4 +211,3 @@ def look_at_pair(image: Path, mask: Path, cfg: Config) -> None:
     """Raise UserError if a patch and its mask cannot be used."""
     require_side(image, read_image(image), cfg.patch_size)
     require_side(mask, read_mask(mask, len(cfg.class_names)), cfg.patch_size)
-    require_one_orientation(image, mask, orientation_of(image), orientation_of(mask))

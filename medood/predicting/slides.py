@@ -19,7 +19,7 @@ BLOCK = 4096  # pixels of a row that are read at a time
 
 
 class File:
-    """An ordinary image of `height` x `width` pixels, upright, in memory.
+    """An ordinary image of `height` x `width` pixels, in memory.
 
     `mpp`: microns per pixel, down and across, or None if the file has none.
     """
@@ -118,7 +118,7 @@ def open_image(path: Path) -> Source:
     if kind in TIFFS:  # OpenSlide would read 8 bits of any others, and the first page of several
         header = read_header(path)
         require_plain(path, header)
-        # OpenSlide turns none upright, and cuts the last tiles of grey with alpha wrongly
-        is_slide = header.bits == 8 and header.orientation == 1 and header.channels != 2
+        # OpenSlide cuts the last tiles of grey with alpha wrongly
+        is_slide = header.bits == 8 and header.channels != 2
         return Slide(path, header.has_alpha) if is_slide else File(path)
     return Slide(path) if kind else File(path)
