@@ -12,7 +12,7 @@ from tests.small_weak import of_two_classes, painted
 from weak import pooled as module
 from weak.arrays import save_weights
 from weak.classifier import EMPTY, image_scores, load_classifiers
-from weak.floors import brightness, cut_to, otsu_masks
+from weak.floors import brightness, otsu_masks
 from weak.maps import cut_at_half, unsure_without_class
 from weak.pooled import (
     LEVELS,
@@ -152,13 +152,6 @@ def test_otsu_inside_the_tissue_finds_what_is_brighter_than_tissue():
     assert masks.nonzero().tolist() == [[0, 3, 3]]
     assert masks.max() == 2
     assert not otsu_masks(image, torch.tensor([0]), inside=True).any()
-
-
-def test_a_map_is_cut_where_it_covers_the_share_of_training_ones():
-    training = torch.arange(8.0).view(2, 2, 2)  # a quarter of eight lies above 5
-    maps = torch.tensor([[[5.0, 5.5], [6.0, 7.0]]] * 2)
-    found = cut_to(maps, training, 0.25, torch.tensor([True, False]))
-    assert found.tolist() == [[[0, 1], [1, 1]], [[0, 0], [0, 0]]]
 
 
 def test_brightness_is_that_around_a_pixel():

@@ -31,11 +31,18 @@ from medood.runs.command_line import run
 from medood.runs.provenance import require
 from medood.training.segmentation import train_fold
 from weak.arrays import load_images, read_arrays, read_masks
-from weak.floors import brightness, cut_to, otsu_masks
+from weak.floors import brightness, otsu_masks
 from weak.generate_maps import read_maps, read_seeds
 from weak.generate_masks import BEFORE
 from weak.image_labels import labels_of, with_classes, with_lesion
-from weak.maps import cut_at_half, detection_threshold, masks_of, resized, thresholds_of
+from weak.maps import (
+    cut_at_half,
+    detection_threshold,
+    masks_of,
+    resized,
+    threshold_of,
+    thresholds_of,
+)
 from weak.pooled import logits_by, probability
 from weak.products import (
     MAPS,
@@ -157,7 +164,7 @@ def floors(
     learned = load_images(cfg, paths)
 
     def cut_like(of_tested: Tensor, of_learned: Tensor) -> Tensor:
-        return cut_to(of_tested, of_learned, cfg.size, classes > 0) * classes[:, None, None]
+        return (of_tested > threshold_of(of_learned, cfg.size)) * classes[:, None, None]
 
     found = {
         "threshold": otsu_masks(tested, classes),

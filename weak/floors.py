@@ -11,7 +11,6 @@ from skimage.filters import threshold_otsu
 from torch import Tensor
 
 from medood.data.files import in_threads
-from weak.maps import threshold_of
 
 BLUR = 1.5 / 64  # of an image's side
 
@@ -41,11 +40,3 @@ def brightness(images: Tensor) -> Tensor:
     sigma = BLUR * images.shape[1]
     grey = images.float().mean(3).numpy()
     return torch.from_numpy(np.stack(in_threads(lambda one: gaussian_filter(one, sigma), grey)))
-
-
-def cut_to(maps: Tensor, training: Tensor, share: float, held: Tensor) -> Tensor:
-    """Return masks of maps (N, P, P), uint8, cut where training maps cover a share.
-
-    training: (n, P, P). held: bool (N,), whether an image has the class.
-    """
-    return ((maps > threshold_of(training, share)) & held[:, None, None]).byte()
