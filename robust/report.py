@@ -104,18 +104,16 @@ def signs(cfg: AttackConfig, found: Found, network: str) -> list[Text]:
         of_eps = {attack: value for (bound, attack), value in dice.items() if bound == eps}
         noise, tenth, square, apgd = (of_eps.get(name, np.nan) for name in (*CONTROLS, "apgd_ce"))
         best = min((v for name, v in of_eps.items() if name.startswith("apgd")), default=np.nan)
-        against += [
-            Text(f"{label(network)}, eps {eps:g}: {reason}.", "verdict")
-            for reason, holds in {
-                f"Square, which uses no gradient, leaves a Dice of {square:.3f}, APGD {best:.3f}:"
-                " gradients are masked": square < best - ROUGHLY,
-                f"a tenth of the steps leaves a Dice of {tenth:.3f}, all of them {apgd:.3f}:"
-                " gradients are masked": apgd > tenth + ROUGHLY,
-                f"random noise alone lowers Dice from {dice[CLEAN]:.3f} to {noise:.3f}: the change"
-                " is large, not adversarial": noise < (1 - FRAGILE) * dice[CLEAN],
-            }.items()
-            if holds
-        ]
+        reasons = {
+            f"Square, which uses no gradient, leaves a Dice of {square:.3f}, APGD {best:.3f}:"
+            " gradients are masked": square < best - ROUGHLY,
+            f"a tenth of the steps leaves a Dice of {tenth:.3f}, all of them {apgd:.3f}:"
+            " gradients are masked": apgd > tenth + ROUGHLY,
+            f"random noise alone lowers Dice from {dice[CLEAN]:.3f} to {noise:.3f}: the change is"
+            " large, not adversarial": noise < (1 - FRAGILE) * dice[CLEAN],
+        }
+        said = [reason for reason, holds in reasons.items() if holds]
+        against += [Text(f"{label(network)}, eps {eps:g}: {reason}.", "verdict") for reason in said]
     tried = [label(name) for name in CONTROLS if name in attacks_of(cfg)]
     controls = ", ".join(tried) or "no attack was tried that could show it"
     none = Text(f"{label(network)}: no sign of masked gradients ({controls}).", "note")

@@ -16,6 +16,7 @@ from medood.attacks.together import in_halves
 from medood.evaluation.scores import confusion, scores_of
 from tests.small_networks import (
     in_every_space,
+    linear,
     scores,
     seeded,
     some_images,
@@ -174,6 +175,21 @@ def test_what_is_broken_is_not_attacked(attack):
         assert sum(int(each.sum()) for each in seen) == 1
         assert torch.equal(found[0], images[0])
         assert not torch.equal(found[1:], images[1:])
+
+
+def test_an_image_that_breaks_on_the_way_leaves_the_batch():
+    model, sizes = linear([[0.0], [1.0]], [0.0, -0.5]), []
+    images = torch.tensor([0.501, 0.9]).view(2, 1, 1, 1).expand(2, 1, 4, 4)
+    target = torch.ones(2, 4, 4, dtype=torch.long)
+
+    def counting(batch):
+        sizes.append(len(batch))
+        return model(batch)
+
+    found = apgd(counting, images, target, 0.02, steps=10)
+    assert scores(model, found, target).tolist() == [0, 1]
+    assert sizes[:2] == [2, 2]  # the images themselves, and random starts
+    assert sizes[3:] == [1] * 9
 
 
 def test_halves_of_a_batch_meet_what_the_whole_meets():
