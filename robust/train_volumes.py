@@ -90,8 +90,7 @@ def train_fold(
     cfg: TrainVolumesConfig, fold: int, task: Task, cases: list[Case], spacings: list[Spacing]
 ) -> None:
     """Train the network of a fold on its cases, unless it exists and is current."""
-    from robust.volume_oods import add_oods
-    from robust.volume_training import train_segmenter
+    from robust.volume_training import add_oods, train_segmenter
     from robust.volumes import make_plan, on_disk, read_volume, resample
 
     clean = network_folder(clean_of(cfg), fold)

@@ -21,9 +21,8 @@ from robust import settings
 from robust.corruptions import OF_VOLUMES
 from robust.test_volumes import evaluate_volumes, score_table
 from robust.train_volumes import train_volumes
-from robust.volume_oods import remove_foreground
 from robust.volume_scores import count_volumes, summarise, volume_scores
-from robust.volume_training import VolumeLoader, VolumeTrainer, learning_rate
+from robust.volume_training import VolumeLoader, VolumeTrainer, learning_rate, remove_foreground
 from robust.volumes import Segmenter, build_network, read_task, read_volume, split_cases
 from tests.conftest import printed_in
 from tests.small_volumes import CPU, PLAN, rewrite, training_volumes, volume_of
