@@ -290,22 +290,15 @@ def evaluate(
 
 def _checked(batch: Batch, device: torch.device) -> Batch:
     """Return a batch on a device, the target as int64 (N, *space)."""
-    parts = list(batch) if isinstance(batch, tuple | list) else [batch]
-    images, target = parts if len(parts) == 2 else (None, None)
-    is_pair = isinstance(images, Tensor) and isinstance(target, Tensor)
-    if is_pair and target.dim() == images.dim() and target.shape[1] == 1:
+    images, target = batch if isinstance(batch, tuple | list) and len(batch) == 2 else (None, None)
+    fits = isinstance(images, Tensor) and isinstance(target, Tensor)
+    if fits and target.dim() == images.dim() and target.shape[1] == 1:
         target = target[:, 0]
-    if (
-        not is_pair
-        or images.dtype != torch.float32
-        or images.shape[:1] + images.shape[2:] != target.shape
-    ):
-        kinds = (getattr(part, "dtype", type(part).__name__) for part in parts)
-        shapes = (tuple(getattr(part, "shape", ())) for part in parts)
-        found = " and ".join(f"{kind} {shape}" for kind, shape in zip(kinds, shapes, strict=True))
+    fits = fits and images.dtype == torch.float32
+    if not fits or images.shape[:1] + images.shape[2:] != target.shape:
         raise UserError(
-            f"the loader gives {found}: it must give pairs of images, float32 (N, C, *space), and"
-            " targets, (N, *space), such as `((b['image'], b['label']) for b in loader)`"
+            "the loader must give pairs of images, float32 (N, C, *space), and targets (N, *space),"
+            " such as `((batch['image'], batch['label']) for batch in loader)`"
         )
     return images.to(device), target.to(device).long()
 
