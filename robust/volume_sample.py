@@ -56,15 +56,9 @@ def draw_sample(workspace: Path) -> Path:
             for name, values in zip(names, draw_case(np.random.default_rng(number)), strict=True):
                 nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), out / name)
             pairs.append(dict(zip(("image", "label"), names, strict=True)))
-        write_json(
-            out / "dataset.json",
-            {
-                "name": "SAMPLE",
-                "description": "SAMPLE: synthetic volumes, no organ of anybody",
-                "modality": {"0": "drawn"},
-                "labels": {"0": "background", "1": "first", "2": "second"},
-                "training": pairs,
-            },
-        )
+        described = {"description": "SAMPLE: synthetic volumes, no organ of anybody"}
+        described |= {"modality": {"0": "drawn"}, "training": pairs}
+        described["labels"] = {"0": "background", "1": "first", "2": "second"}
+        write_json(out / "dataset.json", described)
     print(f"{folder}: SAMPLE, {CASES} synthetic volumes drawn")
     return folder

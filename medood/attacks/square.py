@@ -62,7 +62,9 @@ def square(
             candidate = search.propose(query, window_share(query - 2, queries))
         score, loss, _ = measure(model, search.task, candidate, soft_dice_loss, 0.0, backward=False)
         best.update(rows, candidate, score, loss)
-        search.accept(candidate, loss)
+        higher = loss > search.loss
+        search.images = torch.where(like(higher, candidate), candidate, search.images)
+        search.loss = torch.where(higher, loss, search.loss)
         left = best.score[rows] > 0
         if not left.all():
             search, rows = search[left], rows[left]
@@ -72,9 +74,8 @@ def square(
 def soft_dice_loss(logits: Tensor, task: Task, *_: object) -> Tensor:
     """Return 1 - the mean Dice of probabilities, (N, 1), over the classes that the score counts.
 
-    Of several losses, it lowered the score most on a small U-Net, 8/255: from .91 to .41 with 300
-    queries and .16 with 1000; cross-entropy to .46 and .24, the same of right pixels to .44 and
-    .20, the mean margin, at most 0, to .47 and .25, the score itself to .45 (300).
+    Of several losses, it lowered the score most on a small U-Net, 8/255: from .91 to .16 with 1000
+    queries; cross-entropy to .24, the same of right pixels to .20, the mean margin to .25.
     """
     probability, axes = logits.softmax(1), tuple(range(2, logits.dim()))
     classes = torch.arange(logits.shape[1], device=logits.device)
@@ -95,12 +96,6 @@ class Search(Rows):
     images: Tensor  # the last accepted iterates, and their loss
     loss: Tensor
     chances: Tensor  # (N, queries, spatial axes + C), in 0..1: positions and signs of the windows
-
-    def accept(self, candidate: Tensor, loss: Tensor) -> None:
-        """Accept the candidates that have a higher loss."""
-        higher = loss > self.loss
-        self.images = torch.where(like(higher, candidate), candidate, self.images)
-        self.loss = torch.where(higher, loss, self.loss)
 
     def propose(self, query: int, share: float) -> Tensor:
         """Return the iterates with a window of a share of the pixels set to the ends of eps."""
