@@ -57,9 +57,5 @@ def test_leakage_judges_lists_from_elsewhere(patched, tmp_path, capsys):
     said = capsys.readouterr().out
     rows = [line.split("|")[1:-1] for line in said.splitlines() if line.startswith("|    1 |")]
     assert [int(cell) for cell in rows[0]][:3] == [1, 3, 0]  # list, regions, on both sides
-
-
-def test_a_folder_without_lists_is_refused(patched, tmp_path):
-    changed = {"workspace": patched.workspace, "k_folds": tmp_path / "nothing"}
     with pytest.raises(UserError, match="no <fold>Image_Patchs.csv in"):
-        leakage.leakage(leakage.LeakageConfig(**(SETTINGS | changed)))
+        leakage.leakage(leakage.LeakageConfig(**(SETTINGS | changed | {"k_folds": tmp_path})))

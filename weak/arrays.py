@@ -1,4 +1,4 @@
-"""Images, arrays of them and weights, as the steps of weak/ pass them on, and pictures."""
+"""Images, arrays of them and weights, as the steps of weak/ pass them on."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import compress
@@ -15,8 +15,6 @@ from config import Config
 from medood.data.dataset import load_patches
 from medood.data.files import reading
 from medood.data.images import read_mask
-from medood.data.workspace import data_name
-from medood.evaluation import figures
 from medood.models.inference import batch_size
 
 T = TypeVar("T")
@@ -74,16 +72,3 @@ def some_of(items: Sequence[T], count: int) -> list[T]:
 def caption(path: Path, classes: Sequence[str], held: Iterable[bool]) -> str:
     """Return the caption of an image in a picture: its name, and its classes."""
     return f"{path.stem}\n{', '.join(compress(classes, held))}"
-
-
-def draw_rows(
-    path: Path,
-    cfg: Config,
-    title: str,
-    names: list[str],
-    images: Tensor,
-    columns: dict[str, Tensor],
-) -> None:
-    """Draw images, RGB uint8 (n, P, P, 3), each with its name and, next to it, its columns."""
-    title = f"{data_name(cfg.workspace)}, {title}"
-    figures.draw_rows(path, title, names, {"image": images} | columns, cfg.classes)

@@ -25,9 +25,11 @@ import torch
 from torch import Tensor
 
 from medood.data.files import csv_text, read_table, reading, write_json, write_text
+from medood.data.workspace import data_name
+from medood.evaluation.figures import draw_rows
 from medood.models.network import pick_device
 from medood.runs.command_line import run
-from weak.arrays import caption, draw_rows, load_images, some_of
+from weak.arrays import caption, load_images, some_of
 from weak.classifier import kinds_of, load_classifiers
 from weak.image_labels import with_classes
 from weak.maps import areas, maps_of, normalised
@@ -72,12 +74,12 @@ def write_maps(cfg: MapsConfig, fold: int, folder: Path) -> None:
     shown = some_of([index for index in train if held[index].any()], SHOWN)
     if cfg.is_pooled:
         maps["unet"] = maps["unet"].sigmoid()
-    columns = {
-        kind: normalised(of_kind[shown], held[shown]).amax(1) for kind, of_kind in maps.items()
-    }
+    columns = {"image": images[shown]}
+    for kind, of_kind in maps.items():
+        columns[kind] = normalised(of_kind[shown], held[shown]).amax(1)
     names = [caption(paths[index], labels.classes, held[index]) for index in shown]
-    title = "the highest map of the classes present"
-    draw_rows(folder / "maps.png", cfg, title, names, images[shown], columns)
+    title = f"{data_name(cfg.workspace)}, the highest map of the classes present"
+    draw_rows(folder / "maps.png", title, names, columns, cfg.classes)
     print(f"{maps_folder(cfg, fold)}: maps of {len(paths)} images, {len(test)} of them to test")
 
 

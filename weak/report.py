@@ -12,10 +12,10 @@ from torch import Tensor
 from medood.data.files import read_json, write_json
 from medood.data.images import read_image
 from medood.data.workspace import data_name
-from medood.evaluation.figures import draw_bars, share_right
+from medood.evaluation.figures import draw_bars, draw_rows, share_right
 from medood.evaluation.page import Picture, Table, Text, as_markdown, write_page
 from medood.evaluation.tables import interval_over
-from weak.arrays import caption, draw_rows, load_images, read_arrays, read_masks, some_of
+from weak.arrays import caption, load_images, read_arrays, read_masks, some_of
 from weak.generate_maps import read_maps, read_seeds
 from weak.generate_masks import BOUNDARIES, read_levels
 from weak.image_labels import labels_of
@@ -177,7 +177,7 @@ def draw_tested(
     """Draw test images in rows, from the worst to the best, with the results of each step."""
     chosen = spread_by_score(test, row, EXAMPLES)
     paths = [images_folder(cfg) / test.patches.names[index] for index in chosen]
-    columns = {}
+    columns = {"image": test.patches.images[chosen]}
     if rows.maps:
         columns |= seen_by_maps(rows.maps, fold, paths)
     if rows.transfer:
@@ -188,8 +188,8 @@ def draw_tested(
         if name in (*OWN, "irnet", "irnet_outlined", "supervised"):
             columns[ROWS[name]] = masks[chosen]
     columns["ground truth"] = test.patches.masks[chosen]
-    names = [path.stem for path in paths]
-    draw_rows(path, cfg, f"fold {fold}", names, test.patches.images[chosen], columns)
+    title = f"{data_name(cfg.workspace)}, fold {fold}"
+    draw_rows(path, title, [path.stem for path in paths], columns, cfg.classes)
 
 
 def spread_by_score(test: TestedRows, row: str, count: int) -> list[int]:
@@ -210,8 +210,9 @@ def draw_teaching(path: Path, cfg: MasksConfig, fold: int) -> None:
     paths = [every[index] for index in chosen]
     names = [caption(every[index], labels.classes, labels.held[index]) for index in chosen]
     masks = read_masks(cfg, masks_folder(cfg, fold), paths)
-    columns = {**seen_by_maps(cfg, fold, paths), "pseudo-mask": masks}
-    draw_rows(path, cfg, f"fold {fold}, training images", names, load_images(cfg, paths), columns)
+    columns = {"image": load_images(cfg, paths), **seen_by_maps(cfg, fold, paths)}
+    title = f"{data_name(cfg.workspace)}, fold {fold}, training images"
+    draw_rows(path, title, names, columns | {"pseudo-mask": masks}, cfg.classes)
 
 
 def seen_by_maps(cfg: MasksConfig, fold: int, paths: list[Path]) -> dict[str, Tensor]:
