@@ -1,16 +1,28 @@
-"""IRNet's branches: what they learn, and what training leaves alone."""
+"""IRNet: pairs, losses and random walk, against brute force and by hand, and what it learns."""
 
 import copy
+from fractions import Fraction
+from math import log
 
+import numpy as np
+import pytest
 import torch
 from torch import nn
 
 from medood.data.labels import UNSURE
 from medood.training.loop import fit
 from tests.conftest import TINY, as_settings_of
-from weak import irnet as module
 from weak.classifier import Level
-from weak.irnet import IRNet, boundaries
+from weak.irnet import (
+    IRNet,
+    Pairs,
+    affinity_loss,
+    boundaries,
+    half_plane,
+    pairs,
+    transition,
+    walk,
+)
 from weak.maps import MAP_STRIDE
 from weak.settings import IRNetConfig
 from weak.train_irnet import IRNetTraining
@@ -69,11 +81,11 @@ def test_the_boundary_is_learnt_where_two_halves_meet():
     encoder, irnet = networks()
     images, labels, edges = halves()
     before, untrained = copy.deepcopy(state_bytes(encoder)), state_bytes(irnet)
-    log = train(encoder, irnet, images[:16], labels[:16], irnet_epochs=10)
+    losses = train(encoder, irnet, images[:16], labels[:16], irnet_epochs=10)
     assert state_bytes(encoder) == before  # it is frozen
     assert all(value != untrained[name] for name, value in state_bytes(irnet).items())
-    assert len(log) == 10
-    assert log[-1] < 0.6 * log[0]
+    assert len(losses) == 10
+    assert losses[-1] < 0.6 * losses[0]
     found = boundaries(encoder, irnet, images[16:], CPU)
     assert found.dtype == torch.float32
     assert found.shape == (8, 16, 16)
@@ -86,34 +98,130 @@ def test_the_boundary_is_learnt_where_two_halves_meet():
         assert (boundary.argmax(1) - (edge - 0.5)).abs().max() <= 1.5
 
 
-def test_boundaries_of_mirrored_images_are_mirrored():
-    encoder, irnet = networks()
-    images, _, _ = halves(10)  # more than a batch
-    straight, mirrored = (
-        boundaries(encoder, irnet, part, CPU) for part in (images, images.flip(2))
+# two rows of three pixels: pairs closer than 2 are neighbours, those at corners included
+LABELS = torch.tensor([[[1, 1, 0], [UNSURE, 2, 0]]], dtype=torch.uint8)
+BOUNDARY = torch.tensor([[[0.5, 0.2, 0.1], [0.9, 0.4, 0.8]]])
+
+
+def touches(offset, pixel):
+    """Whether the segment from (0, 0) to an offset touches a pixel's square, clipped exactly."""
+    low, high = Fraction(0), Fraction(1)
+    for length, centre in zip(offset, pixel, strict=True):
+        ends = [centre - Fraction(1, 2), centre + Fraction(1, 2)]
+        if length == 0:
+            if not ends[0] <= 0 <= ends[1]:
+                return False
+            continue
+        near, far = sorted(end / length for end in ends)
+        low, high = max(low, near), min(high, far)
+    return low <= high
+
+
+def brute_force(boundary, radius):
+    """The affinity of each pair that lies inside, by pixel and offset."""
+    height, width = boundary.shape
+    found = {}
+    for number, (dy, dx) in enumerate(half_plane(radius)):
+        around = [(y, x) for y in range(-1, dy + 2) for x in range(-radius, radius + 1)]
+        pixels = [pixel for pixel in around if touches((dy, dx), pixel)]
+        for y in range(height - dy):
+            for x in range(max(0, -dx), min(width, width - dx)):
+                found[number, y, x] = 1 - max(boundary[y + j, x + i].item() for j, i in pixels)
+    return found
+
+
+def test_a_half_plane_holds_one_of_each_opposite_two_offsets():
+    assert half_plane(2) == [(0, 1), (1, -1), (1, 0), (1, 1)]
+    offsets = half_plane(10)
+    both = {*offsets, *((-dy, -dx) for dy, dx in offsets)}
+    inside = {(y, x) for y in range(-9, 10) for x in range(-9, 10) if 0 < y * y + x * x < 100}
+    assert both == inside
+    assert len(both) == 2 * len(offsets)
+
+
+def test_pairs_are_those_of_brute_force():
+    labels = torch.tensor([0, 1, 2, UNSURE], dtype=torch.uint8)[
+        torch.randint(0, 4, (2, 8, 8), generator=torch.Generator().manual_seed(0))
+    ]
+    found = pairs(labels, radius=5)
+    expected = Pairs(*(torch.zeros_like(kind) for kind in found))
+    for image, rows in enumerate(labels.tolist()):
+        for number, (dy, dx) in enumerate(half_plane(5)):
+            for y in range(8 - dy):
+                for x in range(max(0, -dx), min(8, 8 - dx)):
+                    one, other = rows[y][x], rows[y + dy][x + dx]
+                    if UNSURE in (one, other):
+                        continue
+                    place = image, number, y, x
+                    expected.foreground[place] = one == other > 0
+                    expected.background[place] = one == other == 0
+                    expected.different[place] = one != other
+    for kind, truth in zip(found, expected, strict=True):
+        assert truth.any()
+        assert torch.equal(kind, truth)
+
+
+def test_the_affinity_loss_by_hand():
+    logits = BOUNDARY.logit().requires_grad_()
+    loss = affinity_loss(logits, pairs(LABELS, radius=2), radius=2)
+    # -log a of the one foreground pair (highest boundary .5) and the one of background (.8), then
+    # -log(1 - a) of the six: the sides .2, .8, .4; the corners see all four pixels: .8, .9, .8
+    different = -sum(map(log, (0.2, 0.8, 0.4, 0.8, 0.9, 0.8))) / 6
+    assert loss.item() == pytest.approx(-log(0.5) / 2 - log(0.2) / 2 + different, rel=1e-5)
+    loss.backward()
+    # the .1 is nowhere the highest; each -log B of the other sort pulls by B - 1, each -log a by B
+    slope = [0.5 / 2, (0.2 - 1) / 6, 0, (0.9 - 1) / 6, (0.4 - 1) / 6, 0.8 / 2 + 3 * (0.8 - 1) / 6]
+    torch.testing.assert_close(logits.grad.flatten(), torch.tensor(slope))
+
+
+@pytest.mark.parametrize("label", [0, 1, UNSURE])
+def test_a_kind_without_pairs_costs_nothing(label):
+    labels = torch.full((1, 4, 4), label, dtype=torch.uint8)
+    loss = affinity_loss(torch.zeros(1, 4, 4), pairs(labels, radius=2), radius=2)
+    assert loss.item() == pytest.approx(0 if label == UNSURE else log(2) / 2)
+
+
+@pytest.mark.parametrize("value", [-1e4, 1e4])
+def test_gradients_are_finite_where_the_boundary_is_0_or_1(value):
+    logits = torch.full((1, 2, 3), value).requires_grad_()
+    assert logits.sigmoid().unique().item() in (0, 1)
+    loss = affinity_loss(logits, pairs(LABELS, radius=2), radius=2)
+    loss.backward()
+    assert loss.isfinite()
+    assert logits.grad.isfinite().all()
+    # a wrong one is still pulled back: up where classes differ, down where they are the same
+    assert logits.grad.sum().item() == pytest.approx(-1 if value < 0 else 1)
+
+
+def test_the_transition_matrix_by_hand():
+    # affinities .5, .5 and, over the middle, .5 again; squared .25: every column sums to 1.5
+    matrix = transition(torch.tensor([[0.0, 0.5, 0.0]]), radius=3, beta=2)
+    expected = [[1, 0.25, 0.25], [0.25, 1, 0.25], [0.25, 0.25, 1]]
+    np.testing.assert_allclose(matrix.toarray(), np.array(expected) / 1.5)
+    # the map times 1 - boundary is 1, .5, 0
+    spread = walk(
+        torch.ones(1, 1, 3) * torch.tensor([1, 1, 0]), torch.tensor([[0, 0.5, 0]]), 1, 3, 2
     )
-    torch.testing.assert_close(mirrored.flip(2), straight)
-    assert straight.min() > 0
-    assert straight.max() < 1
+    torch.testing.assert_close(spread, torch.tensor([[[1.125, 0.75, 0.375]]]) / 1.5)
 
 
-def test_the_encoder_sees_images_and_mirror_images_with_their_labels(monkeypatch):
-    images = torch.arange(8, dtype=torch.uint8).repeat_interleave(8).view(1, 1, 64, 1)
-    images = images.expand(6, 64, 64, 3)
-    labels = images[:, ::4, ::4, 0]
-    _, irnet = networks()
-    seen = []
+@pytest.mark.parametrize("shape", [(3, 3), (2, 7), (6, 3), (9, 12)])
+def test_the_matrix_holds_every_affinity_and_its_columns_sum_to_1(shape):
+    boundary = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    boundary[2:, 1] = 1  # a wall with a gap
+    expected = np.eye(boundary.numel())
+    for (number, y, x), value in brute_force(boundary, 5).items():
+        dy, dx = half_plane(5)[number]
+        one, other = y * shape[1] + x, (y + dy) * shape[1] + x + dx
+        expected[one, other] = expected[other, one] = value**10
+    matrix = transition(boundary).toarray()
+    np.testing.assert_allclose(matrix, expected / expected.sum(0), atol=1e-6)
+    np.testing.assert_allclose(matrix.sum(0), 1)
 
-    def encoder(batch):
-        seen.append(batch)
-        return [batch.repeat(1, 3, 1, 1)[:, :8] / 64, batch.repeat(1, 4, 1, 1) / 64]
 
-    def pairs(batch, radius):
-        assert torch.equal(seen[-1][:, 0, ::4, ::4], batch.float())
-        return module.pairs(batch, radius)
-
-    monkeypatch.setattr("weak.train_irnet.pairs", pairs)
-    train(encoder, irnet, images, labels, irnet_epochs=4, batch_size=4)
-    assert [len(batch) for batch in seen] == [4, 2] * 4
-    is_mirrored = torch.cat([batch[:, 0, 0, 0] > batch[:, 0, 0, -1] for batch in seen])
-    assert 4 < is_mirrored.sum() < 20
+def test_the_walk_is_the_matrix_squared_eight_times():
+    generator = torch.Generator().manual_seed(0)
+    boundary, maps = torch.rand(8, 9, generator=generator), torch.rand(2, 8, 9, generator=generator)
+    power = np.linalg.matrix_power(transition(boundary).toarray(), 256)
+    expected = (maps * (1 - boundary)).flatten(1).double().numpy() @ power
+    np.testing.assert_allclose(walk(maps, boundary).flatten(1), expected, rtol=1e-6)
