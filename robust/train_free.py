@@ -22,11 +22,6 @@ from medood.runs.provenance import require
 from robust.settings import FreeConfig
 
 
-def free_folder(cfg: FreeConfig, fold: int) -> Path:
-    """Return where the network of a fold is."""
-    return cfg.workspace / "models" / f"{fold}_{cfg.model_name}_free"
-
-
 def replayed(cfg: FreeConfig) -> FreeConfig:
     """Return the settings with epochs divided by the replays, so that training takes as long."""
     return replace(cfg, epochs=max(1, round(cfg.epochs / cfg.replays)))
@@ -39,7 +34,10 @@ def _of_free(cfg: FreeConfig, fold: int) -> dict:
     return network_made_from(replayed(cfg), fold, files) | {"free": own}
 
 
-FREE = Product("free", free_folder, (), _of_free, "robust/train_free.py", FreeConfig)
+FREE = Product(
+    *("free", lambda cfg, fold: cfg.workspace / "models" / f"{fold}_{cfg.model_name}_free"),
+    *((), _of_free, "robust/train_free.py", FreeConfig),
+)
 
 
 def train_free(cfg: FreeConfig) -> None:

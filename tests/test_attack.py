@@ -25,7 +25,7 @@ from robust.corruptions import OF_IMAGES
 from robust.free import FreeTrainer, Noise
 from robust.report import scores_by_attack, signs
 from robust.settings import AttackConfig, FreeConfig
-from robust.train_free import free_folder, train_free
+from robust.train_free import FREE, train_free
 from tests.conftest import TINY, as_settings_of, printed_in, quick_reports, write_region
 
 OF_SEA = ["sea_masked_ce_balanced", "sea_masked_ce", "sea_js"]
@@ -222,19 +222,19 @@ def test_free_training_divides_the_epochs_and_its_networks_are_attacked(
     free = as_settings_of(FreeConfig, cfg, replays=2)
     train_free(free)
     quickly = dataclasses.replace(cfg, attacks=("apgd_ce",), eps=(8.0,), steps=1)
-    run = json.loads((free_folder(cfg, 1) / "run.json").read_text())
+    run = json.loads((FREE.path(cfg, 1) / "run.json").read_text())
     assert run["settings"]["epochs"] == 1
     assert run["made_from"]["free"] == {"eps": 8.0, "replays": 2}
-    assert "each batch 2 times, with noise" in (free_folder(cfg, 1) / "README.md").read_text()
+    assert "each batch 2 times, with noise" in (FREE.path(cfg, 1) / "README.md").read_text()
     attack(quickly)
     out = cfg.workspace / attacked[1].relative_to(attacked[0].workspace)
     assert list(json.loads((out / "scores.json").read_text())["2"]) == ["baseline", "ood", "free"]
-    change_record(free_folder(cfg, 2), "free", eps=4.0)
+    change_record(FREE.path(cfg, 2), "free", eps=4.0)
     with pytest.raises(UserError, match=r"_free is out of date \(eps was 4.0, is 8.0\)") as caught:
         attack(quickly)
     made = dataclasses.replace(free, folds=(2,))
     assert printed_in(str(caught.value)) == command(made, "robust/train_free.py", FreeConfig)
-    change_record(free_folder(cfg, 1), "settings", batch_size=16)
+    change_record(FREE.path(cfg, 1), "settings", batch_size=16)
     with pytest.raises(UserError, match=r"1_.+_free is out of date \(batch_size was 16, is 8\)"):
         attack(quickly)
 
@@ -252,7 +252,7 @@ def test_free_training_withstands_what_as_many_replays_without_noise_do_not(tmp_
     networks = []
     for eps in (0.0, 8.0):
         train_free(as_settings_of(FreeConfig, cfg, eps=eps))
-        networks.append(free_folder(cfg, 1).rename(tmp_path / "models" / f"eps_{eps:g}"))
+        networks.append(FREE.path(cfg, 1).rename(tmp_path / "models" / f"eps_{eps:g}"))
     attacks = {"attacks": ("apgd_ce",), "eps": (8.0,), "steps": 20}
     attack(as_settings_of(AttackConfig, cfg, checkpoint=tuple(networks), **attacks))
     path = tmp_path / "reports/robust/checkpoints/eps_0_vs_eps_8/differences.json"
