@@ -19,6 +19,7 @@ from config import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.distributed import Store
 
 # torchrun sets these variables, and two for the place where the processes meet
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
@@ -65,6 +66,29 @@ def joined() -> Iterator[None]:
     if os.environ.get("WORLD_SIZE", "1") == "1":
         yield
         return
+    store = _meet()
+    if not is_main():
+        # it stays open until the process ends
+        sys.stdout = open(os.devnull, "w", encoding="utf-8", errors="replace")  # noqa: SIM115
+        sys.stderr.isatty = lambda: False  # tqdm draws no bar where there is no terminal
+    try:
+        yield
+    except (Exception, KeyboardInterrupt):
+        try:
+            is_first = store.add("failed", 1) == 1
+        except RuntimeError:  # the process that holds the store is gone
+            is_first = False
+        if not is_first:
+            sys.exit(1)
+        raise
+    sys.stdout.flush()
+    # at the usual end of the interpreter, a process sometimes aborts, although all is done, and
+    # torchrun then ends the others too
+    os._exit(0)
+
+
+def _meet() -> "Store":
+    """Return the store of all processes when all have come; UserError if they do not."""
     import torch  # here, so that --help needs no torch
     import torch.distributed as dist
 
@@ -97,24 +121,7 @@ def joined() -> Iterator[None]:
             " start the script with torchrun; or alone, after `unset WORLD_SIZE`"
         ) from None
     _numbers.update(found)
-    if not is_main():
-        # it stays open until the process ends
-        sys.stdout = open(os.devnull, "w", encoding="utf-8", errors="replace")  # noqa: SIM115
-        sys.stderr.isatty = lambda: False  # tqdm draws no bar where there is no terminal
-    try:
-        yield
-    except (Exception, KeyboardInterrupt):
-        try:
-            is_first = store.add("failed", 1) == 1
-        except RuntimeError:  # the process that holds the store is gone
-            is_first = False
-        if not is_first:
-            sys.exit(1)
-        raise
-    sys.stdout.flush()
-    # at the usual end of the interpreter, a process sometimes aborts, although all is done, and
-    # torchrun then ends the others too
-    os._exit(0)
+    return store
 
 
 @functools.cache
