@@ -114,16 +114,16 @@ def evaluate(cfg: Config = CONFIG, checkpoints: tuple[Path, ...] = ()) -> None:
     from medood.evaluation.model_card import record_scores
     from medood.evaluation.nuclei import no_nuclei
     from medood.evaluation.report import Comparison, write_report
-    from medood.evaluation.testing import Tested, score_networks
-
-    def score(fold: int, patches: Fold) -> Tested:
-        return score_networks(cfg, folders[fold], patches.test, f"fold {fold}")
+    from medood.evaluation.testing import score_networks
 
     folders = networks(cfg, of_name)
     folds = folds_to_test(cfg, folders, of_name)
     if (why := no_nuclei(cfg)) and is_main():
         print(why)
-    tests = {fold: score(fold, patches) for fold, patches in folds.items()}
+    tests = {
+        fold: score_networks(cfg, folders[fold], patches.test, f"fold {fold}")
+        for fold, patches in folds.items()
+    }
     if not is_main():
         return
     if not checkpoints:

@@ -4,6 +4,7 @@ It shows what test.py counted and what earlier steps left in the workspace: logs
 pct, pictures of the OoD patches, the settings of the networks. Its texts are in templates/.
 """
 
+import copy
 import os
 import platform
 from collections.abc import Iterable
@@ -66,23 +67,20 @@ class Comparison:
     @cached_property
     def estimates(self) -> dict[int, dict]:
         """Return, by fold, the estimate of pct that its Med-OoD network was trained with."""
-        estimates = {}
-        for fold, test in self.tests.items():
-            estimate = {} if self.named or len(self.labels) < 2 else read_estimate(self.cfg, fold)
-            # a newer one does not count
-            if estimate and estimate["ood_patches"] == test.runs["ood"].get("ood_patches"):
-                estimates[fold] = estimate
-        return estimates
+        if self.named or len(self.labels) < 2:
+            return {}
+        trained = {fold: test.runs["ood"].get("ood_patches") for fold, test in self.tests.items()}
+        found = {fold: read_estimate(self.cfg, fold) for fold in trained}
+        # a newer one does not count
+        return {k: of for k, of in found.items() if of and of["ood_patches"] == trained[k]}
 
     @property
     def sizes(self) -> dict[int, dict]:
         """Return, by fold and network, its run.json with the pnr and pct of its training set."""
-        sizes = {fold: dict(test.runs) for fold, test in self.tests.items()}
-        for fold, estimate in self.estimates.items():
-            ratios = {"pnr": estimate["pnr"], "pct": estimate["pct"]}
-            sizes[fold]["ood"] = sizes[fold]["ood"] | ratios
-            ratios = {"pnr": estimate["pnr_id"], "pct": 0.0}
-            sizes[fold]["baseline"] = sizes[fold]["baseline"] | ratios
+        sizes = {fold: copy.deepcopy(test.runs) for fold, test in self.tests.items()}
+        for fold, of in self.estimates.items():
+            sizes[fold]["ood"] |= {"pnr": of["pnr"], "pct": of["pct"]}
+            sizes[fold]["baseline"] |= {"pnr": of["pnr_id"], "pct": 0.0}
         return sizes
 
 
