@@ -125,7 +125,7 @@ def inputs(tmp_path):
     write_png(cfg.images / "b.png", np.full((32, 32, 3), 7, np.uint8))
     write_png(cfg.images / "c.png", np.full((10, 64, 3), 9, np.uint8))
     path = cfg.workspace / "image_labels.csv"
-    path.write_text(f"img_name,patient,cat\n{UID},x,0\nb.png,y,1\nc.png,y,0\n")
+    path.write_text(f"img_name,patient,cat\nb.png,y,1\n{UID},x,0\nc.png,y,0\n")
     return dataclasses.replace(cfg, image_labels=path)
 
 
@@ -136,7 +136,7 @@ def test_every_labelled_image_is_brought_to_one_size(inputs, capsys):
     assert all(read_image(path).shape == (32, 32, 3) for path in pngs(folder))
     assert (read_image(folder / "b.png") == 7).all()
     assert sizes_of(inputs) == {f"{UID}.png": [40, 20], "b.png": [32, 32], "c.png": [10, 64]}
-    assert labels_there(inputs).names == [UID, "b.png", "c.png"]
+    assert labels_there(inputs).names == ["b.png", UID, "c.png"]
     assert "3 images" in capsys.readouterr().out
     inputs.image_labels.write_text(inputs.image_labels.read_text().replace("y,0", "y,1"))
     generate_images(inputs)  # no label decides a pixel
@@ -152,8 +152,8 @@ def test_bad_images_are_refused_together_or_left_out(inputs, capsys):
     generate_images(skipping)
     assert "bad files skipped: 1" in capsys.readouterr().out
     there = labels_there(skipping)
-    assert (there.names, there.patients) == ([UID, "b.png"], ["x", "y"])
-    assert there.labels.tolist() == [[0], [1]]
+    assert (there.names, there.patients) == (["b.png", UID], ["y", "x"])
+    assert there.labels.tolist() == [[1], [0]]
     assert sizes_of(skipping).keys() == {f"{UID}.png", "b.png"}
     record = read_json(inputs.workspace / "weak" / "Images" / "made_from.json")
     assert list(record["bad_files"]) == ["c.png"]
