@@ -58,8 +58,13 @@ def test_what_is_no_whole_number_is_named(tmp_path, value):
 def test_a_cut_off_tiff_of_64_bits_is_refused(tmp_path):
     path = tmp_path / "mask.tif"
     imwrite(path, MASK.astype(np.int64))
-    path.write_bytes(path.read_bytes()[:-8])  # what tifffile alone would fill with background
+    path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(UserError, match="mask.tif is not a complete image file"):
+        read_own_mask(path, (), 3)
+    imwrite(path, MASK.astype(np.int64), rowsperstrip=20)
+    with TiffFile(path, mode="r+b") as tiff:
+        tiff.pages[0].tags["StripByteCounts"].overwrite(0)  # what tifffile fills with background
+    with pytest.raises(UserError, match="it lacks a part"):
         read_own_mask(path, (), 3)
 
 
