@@ -59,26 +59,7 @@ def open_model(checkpoint: Path, cfg: Config) -> nn.Module:
     """Return a trained network as load_model does, but for images of any size."""
     require_network(checkpoint)
     saved = with_settings_of(cfg, checkpoint)
-    path = checkpoint if checkpoint.is_file() else checkpoint / "model.safetensors"
-    if not path.is_file():
-        raise UserError(f"there is no {path}: copy the folder again, with its weights")
-    weights, description = read_weights(path)
-    cure = "copy it again; other versions of smp or timm may have written it"
-    beside = path.with_name("config.json")
-    if path.name == "model.safetensors" and beside.is_file():
-        description = read_json(beside) or {}
-    elif not description:
-        description = {"_model_class": saved.architecture, "encoder_name": saved.encoder}
-        cure = "set architecture and encoder, or those in run.json beside it, to the network's"
-    try:
-        model = _filled(description, weights)
-    except UserError:
-        raise
-    except Exception as error:  # smp and timm each have their own kinds
-        name = "{_model_class} on encoder {encoder_name}".format(**description).lower()
-        raise UserError(
-            f"{checkpoint} contains weights that do not fit {name} ({reason_of(error)}): {cure}"
-        ) from None
+    model = _network_in(checkpoint, saved)
     refuse_not_finite(checkpoint, model)
     channels, outputs = model.config["in_channels"], model.config["classes"]
     if channels != 3:
@@ -94,6 +75,30 @@ def open_model(checkpoint: Path, cfg: Config) -> nn.Module:
             f" ({', '.join(expected)}): set classes to the network's"
         )
     return model.eval()
+
+
+def _network_in(checkpoint: Path, saved: Config) -> nn.Module:
+    """Return the network in a folder or file, of the settings it was saved with if it is bare."""
+    path = checkpoint if checkpoint.is_file() else checkpoint / "model.safetensors"
+    if not path.is_file():
+        raise UserError(f"there is no {path}: copy the folder again, with its weights")
+    weights, description = read_weights(path)
+    cure = "copy it again; other versions of smp or timm may have written it"
+    beside = path.with_name("config.json")
+    if path.name == "model.safetensors" and beside.is_file():
+        description = read_json(beside) or {}
+    elif not description:
+        description = {"_model_class": saved.architecture, "encoder_name": saved.encoder}
+        cure = "set architecture and encoder, or those in run.json beside it, to the network's"
+    try:
+        return _filled(description, weights)
+    except UserError:
+        raise
+    except Exception as error:  # smp and timm each have their own kinds
+        name = "{_model_class} on encoder {encoder_name}".format(**description).lower()
+        raise UserError(
+            f"{checkpoint} contains weights that do not fit {name} ({reason_of(error)}): {cure}"
+        ) from None
 
 
 def _filled(description: dict, weights: Weights) -> nn.Module:
