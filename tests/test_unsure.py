@@ -5,8 +5,6 @@ import json
 
 import numpy as np
 import pytest
-import torch
-from matplotlib.colors import to_rgba_array
 from PIL import Image
 
 from config import UserError
@@ -15,11 +13,10 @@ from generate_patches import generate_patches
 from generate_semantic_labels import generate_semantic_labels, semantic_mask
 from generate_unfiltered_oods import remove_foreground
 from main import main
-from medood.data.dataset import Patches, load_patches
+from medood.data.dataset import load_patches
 from medood.data.images import read_mask, write_png
-from medood.data.labels import UNSURE, UNSURE_COLOUR, read_own_mask
+from medood.data.labels import UNSURE, read_own_mask
 from medood.data.workspace import id_files, ood_files
-from medood.evaluation import figures
 from medood.evaluation.tables import count_classes
 from medood.training.segmentation import without_classes
 from studies.controls import move_silhouettes
@@ -141,29 +138,6 @@ def test_moved_silhouettes_are_those_of_nuclei_and_lie_in_background():
         holes = (move_silhouettes(image, mask, np.random.default_rng(seed)) == 0).all(-1)
         assert holes.sum() == 9
         assert (mask[holes] == 0).all()
-
-
-def three_patches():
-    """Three patches, in part unsure, of which the last has no sure pixel."""
-    masks = torch.zeros(3, 16, 16, dtype=torch.uint8)
-    masks[:2, :4], masks[1, 4:8], masks[2] = U, 1, U
-    images = torch.full((3, 16, 16, 3), 128, dtype=torch.uint8)
-    return Patches(["a_0.png", "a_1.png", "b_0.png"], images, masks, torch.zeros(3).bool())
-
-
-def test_the_share_of_right_pixels_is_of_those_that_are_sure():
-    predicted = torch.zeros(3, 16, 16, dtype=torch.uint8)
-    right = {"it": figures.share_right(three_patches(), predicted)}
-    assert right["it"][:2].tolist() == pytest.approx([1, 2 / 3])
-    chosen = figures.choose_examples(right)
-    assert chosen == {"most pixels right": 0, "median": 0, "fewest pixels right": 1}
-
-
-def test_where_the_truth_is_unsure_neither_network_is_wrong():
-    truth, first, second = torch.tensor([[1, 1, U, 0, 2], [1, 0, 0, 1, 2], [0, 1, 1, 1, 2]])
-    found = figures._outcome(truth, first, second, [*"rgb"])
-    expected = to_rgba_array(["r", "g", UNSURE_COLOUR, "b", "white"])[:, :3]
-    np.testing.assert_array_equal(found, expected)
 
 
 def test_unsure_pixels_belong_to_no_class_in_tables_and_warnings(own):
