@@ -12,9 +12,10 @@ from medood.data.workspace import data_name
 from medood.evaluation import figures
 from medood.evaluation.objects import by_size, wide_bins
 from medood.evaluation.page import Part, Picture, Table, Text, as_markdown, write_page
-from medood.evaluation.scores import RegionCounts
-from medood.evaluation.statistics import Difference, paired_differences, pool
+from medood.evaluation.scores import RegionCounts, weighted
+from medood.evaluation.statistics import Difference, bootstrap, paired_differences, pool
 from medood.evaluation.tables import interval_over, spread
+from medood.pixels import ratio
 from robust.attacked import ATTACKS, CORRUPTIONS, TENTH, Attacked, Found, attacks_of, label
 from robust.by_corruption import ABOUT as OF_CORRUPTIONS
 from robust.by_corruption import corruption_differences, corruption_scores, corruption_table
@@ -190,23 +191,75 @@ def bins_of(found: Found) -> dict[str, slice]:
     return wide_bins(sum(attacked.objects[0, :, :, 0].sum(0).numpy() for attacked in first))
 
 
-def size_table(cfg: AttackConfig, scores: dict) -> tuple[list[str], list[list[str]]]:
-    """Return the share found in each bin of sizes as header and rows.
+def shares_by_size(cfg: AttackConfig, found: Found) -> dict[tuple, dict[str, Difference]]:
+    """Return the share of objects found in each bin, with its interval: by network, eps, attack.
 
-    Rows: of each network every attack at the largest eps, and the worst case at all.
+    Of every attack at the largest eps, of the clean images, and of the worst case at each eps.
     """
-    networks = next(iter(scores.values()))
-    first, rows = next(iter(networks)), []
-    for network, by_eps in networks.items():
-        for eps, of_eps in by_eps.items():
-            for attack in of_eps:
-                if eps in ("0", f"{max(cfg.eps):g}") or attack == WORST:
-                    found = [of[network][eps][attack]["found_by_size"] for of in scores.values()]
-                    cells = [spread([one[size] for one in found]) for size in found[0]]
-                    rows.append([label(network), eps, label(attack), *cells])
-    objects = [of[first]["0"][CLEAN[1]]["objects_by_size"] for of in scores.values()]
+    bins, shares = bins_of(found), {}
+    for network in next(iter(found.values())):
+        tests = [of_fold[network] for of_fold in found.values()]
+        for place, (eps, attack) in enumerate(tests[0].pairs):
+            if eps not in (0, max(cfg.eps)) and attack != WORST:
+                continue
+
+            def of_test(test: int, weight: np.ndarray) -> dict[str, np.ndarray]:
+                counts = weighted(weight, tests[test].objects[place].numpy())  # noqa: B023
+                sums = {size: counts[:, of_bin].sum(1).T for size, of_bin in bins.items()}
+                return {size: ratio(hit, every) for size, (every, hit) in sums.items()}
+
+            regions = [patients_of(cfg, one.names) for one in tests]
+            shares[network, eps, attack] = bootstrap(regions, of_test)
+    return shares
+
+
+def size_table(scores: dict, shares: dict) -> tuple[list[str], list[list[str]]]:
+    """Return the share found in each bin of sizes as header and rows."""
+    rows = [
+        [label(network), f"{eps:g}", label(attack), *(share.points() for share in of.values())]
+        for (network, eps, attack), of in shares.items()
+    ]
+    clean = [next(iter(of_fold.values()))["0"][CLEAN[1]] for of_fold in scores.values()]
+    objects = [of_fold["objects_by_size"] for of_fold in clean]
     header = [f"{size} ({sum(of_fold[size] for of_fold in objects)})" for size in objects[0]]
     return ["network", "eps", "attack", *header], rows
+
+
+def draw_sizes(path: Path, shares: dict) -> Picture:
+    """Draw the shares found by size: clean, and in the worst case, dashed and paler by eps."""
+    with figures.canvas(path, "") as figure:
+        ax, networks = figure.subplots(), list(dict.fromkeys(network for network, *_ in shares))
+        for (network, eps, attack), of_sizes in shares.items():
+            if attack in (CLEAN[1], WORST):
+                mean, low, high = 100 * np.array(list(of_sizes.values())).T
+                colour = figures.COLOURS[networks.index(network) % len(figures.COLOURS)]
+                name = f"{label(network)}, {label(attack)}" + f" {eps:g}" * (eps > 0)
+                style = {"fmt": "o--" if eps else "o-", "capsize": 3, "alpha": 1 / (1 + eps / 8)}
+                bars = np.stack([mean - low, high - mean]).clip(0)
+                ax.errorbar(list(of_sizes), mean, bars, c=colour, ms=4, label=name, **style)
+        ax.set(xlabel="size of the object", ylabel="found, percent", ylim=(0, 100))
+        figure.legend(ncols=3, loc="outside lower center")
+    return Picture(path, "Objects found, by their size: clean, and in the worst case.")
+
+
+def draw_scores(path: Path, scores: dict) -> Picture:
+    """Draw `miou` against eps: a line for the worst case of each network, dotted under noise."""
+    with figures.canvas(path, "") as figure:
+        ax = figure.subplots()
+        for colour, network in zip(figures.COLOURS, next(iter(scores.values())), strict=False):
+            for attack, style in ((WORST, "o-"), ("noise", ":")):
+                line = {}
+                for eps, of_eps in next(iter(scores.values()))[network].items():
+                    if found := {CLEAN[1], attack} & of_eps.keys():
+                        (one,) = found
+                        line[float(eps)] = [of[network][eps][one]["miou"] for of in scores.values()]
+                if len(line) > 1:
+                    means = 100 * np.array(list(line.values()), float).mean(1)
+                    name = f"{label(network)}, {label(attack)}"
+                    ax.plot(list(line), means, style, c=colour, ms=4, label=name)
+        ax.set(xlabel="eps, in 255ths", ylabel="miou, percent", ylim=(0, None))
+        figure.legend(ncols=3, loc="outside lower center")
+    return Picture(path, "Mean IoU against eps: the worst case of all attacks, and random noise.")
 
 
 def write_report(
@@ -218,7 +271,7 @@ def write_report(
     """
     found = trials[ATTACKS]
     scores, gains = scores_by_attack(found), differences(cfg, found, one_training)
-    networks = list(next(iter(found.values())))
+    networks, by_sizes = list(next(iter(found.values()))), shares_by_size(cfg, found)
     compared: list[Part] = []
     if gains:
         names = [name for of_fold in found.values() for name in of_fold[networks[0]].names]
@@ -232,10 +285,12 @@ def write_report(
     parts = [
         *(Text(ABOUT), Text(f"{data_name(cfg.workspace)}. {about}", "note")),
         *(Table("worst case", *worst_table(scores)), *compared),
+        draw_scores(out / "scores.svg", scores),
         *of_corruptions(cfg, trials.get(CORRUPTIONS), scores, out),
         Text("Attack by attack: miou, percent.", "note"),
         Table("attacks", *attack_table(scores)),
-        *(Text(OF_SIZES, "note"), Table("found, by size", *size_table(cfg, scores))),
+        *(Text(OF_SIZES, "note"), Table("found, by size", *size_table(scores, by_sizes))),
+        draw_sizes(out / "sizes.svg", by_sizes),
         *(text for network in networks for text in signs(cfg, found, network)),
         *draw_examples(cfg, found, out),
     ]

@@ -12,18 +12,19 @@ import robust.attacked
 from config import UserError
 from generate_patches import generate_patches
 from generate_semantic_labels import generate_semantic_labels
-from medood.attacks.measuring import conditions_of
+from medood.attacks.measuring import CLEAN, conditions_of
 from medood.commands import command
 from medood.data.dataset import load_patches
 from medood.data.folds import read_fold
 from medood.data.workspace import id_files, model_folder
+from medood.evaluation.objects import SIZES
 from medood.evaluation.tables import AT_ARGMAX
 from medood.training.loop import train_epoch
 from robust.attack import attack, quick, spread_out
 from robust.attacked import ATTACKS, Attacked, attacks_of, trials_of, try_fold
 from robust.corruptions import OF_IMAGES
 from robust.free import FreeTrainer, Noise
-from robust.report import scores_by_attack, signs
+from robust.report import scores_by_attack, shares_by_size, signs
 from robust.settings import AttackConfig, FreeConfig
 from robust.train_free import FREE, train_free
 from tests.conftest import TINY, as_settings_of, printed_in, quick_reports, write_region
@@ -59,7 +60,7 @@ def test_scores_name_every_fold_network_eps_and_attack(attacked):
     )
     page = (out / "index.html").read_text()
     assert "baseline and Med-OoD under attack" in page
-    assert len(re.findall('<img src="data:', page)) == 2  # examples of each network
+    assert len(re.findall('<img src="data:', page)) == 4  # scores, sizes, examples of each network
     names = ["noise", "apgd_ce", "apgd_dlr", *OF_SEA, "fab", "square", "apgd_ce_tenth", "sea"]
     of_eps = {eps: list(of) for eps, of in scores["1"]["ood"].items()}
     assert of_eps == {"0": ["clean"], **dict.fromkeys("28", [*names, *WORST_CASES])}
@@ -118,6 +119,21 @@ def test_checkpoints_are_attacked_and_corrupted(attacked, quick_report, capsys):
     said = capsys.readouterr().out
     assert "mCE" in said
     assert "worst case, 2/255" in said
+
+
+def test_the_share_of_objects_found_has_an_interval_over_patients():
+    """Patient a has ten objects of 8 pixels, five found; b ten of 512, all found."""
+    objects = torch.zeros(1, 2, SIZES, 2, dtype=torch.int64)
+    objects[0, 0, 12] = torch.tensor([10, 5])
+    objects[0, 1, 36] = torch.tensor([10, 10])
+    unused = dict.fromkeys(field.name for field in dataclasses.fields(Attacked))
+    found = Attacked(
+        **unused | {"names": ["a_0.png", "b_0.png"], "pairs": [CLEAN], "objects": objects}
+    )
+    shares = shares_by_size(as_settings_of(AttackConfig, TINY), {1: {"baseline": found}})
+    of_sizes = list(shares["baseline", 0.0, "clean"].values())
+    assert [share.mean for share in of_sizes] == [0.5, 1.0]
+    assert of_sizes[0].low == of_sizes[0].high == 0.5  # in every resample that has a's objects
 
 
 def test_patches_are_spread_over_regions_and_drawn_at_random_in_them():
