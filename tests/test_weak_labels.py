@@ -13,7 +13,7 @@ from weak.check_labels import places_of, shares_by_place
 from weak.generate_images import DEVIATION, MEAN, generate_images, standardised
 from weak.image_labels import ImageLabels, read_image_labels
 from weak.products import IMAGES, images_folder
-from weak.scoring import _of_lesions
+from weak.scoring import lesion_scores
 from weak.settings import ImagesConfig
 
 
@@ -95,7 +95,7 @@ def test_labels_that_a_place_or_a_patient_gives_away_are_told(
         assert said == ""
 
 
-def test_scores_of_lesions_by_hand():
+def test_scoreslesion_scores_by_hand():
     """Three images of two patients with areas 1, 2 and 4: found whole, not, and half."""
 
     class Counted:
@@ -103,7 +103,7 @@ def test_scores_of_lesions_by_hand():
             [[[9, 0], [0, 1]], [[8, 0], [2, 0]], [[6, 0], [2, 2]], [[8, 2], [0, 0]]]
         )
 
-    found = _of_lesions(Counted, ["x", "x", "y", "y"])
+    found = lesion_scores(Counted, ["x", "x", "y", "y"])
     assert found["shown"] == pytest.approx(3 / 7)
     x, y = 2 * 1 / (3 + 1), 2 * 2 / (4 + 2 + 2)
     assert found["by_patient"] == pytest.approx((x + y) / 2)

@@ -72,7 +72,10 @@ def write_report(cfg: MasksConfig, rows: Rows, tests: dict[int, TestedRows]) -> 
     """
     out, classes = report_folder(cfg), cfg.class_names
     scores = {fold: test.scores() for fold, test in tests.items()}
-    lesions = {fold: lesion_scores(test) for fold, test in tests.items()}
+    lesions = {
+        fold: {row: lesion_scores(tally, test.patients) for row, tally in test.tallies.items()}
+        for fold, test in tests.items()
+    }
     gains = gains_of(tests, classes)
     write_json(out / "scores.json", scores)
     write_json(out / "lesions.json", lesions)

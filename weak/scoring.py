@@ -115,17 +115,13 @@ def predicted_by(cfg: Config, network: Path, images: Tensor) -> Tensor:
     return torch.cat([likely.argmax(1).to("cpu", torch.uint8) for _, likely in batches])
 
 
-def lesion_scores(test: TestedRows) -> dict[str, dict[str, float | None]]:
-    """Return LESION_SCORES of each row, the mean over classes.
+def lesion_scores(tally: Tally, patients: list[str]) -> dict[str, float | None]:
+    """Return LESION_SCORES, the mean over classes. patients: of each image that was counted.
 
     shown: IoU over the images with the class. by_patient: the mean Dice of a patient's images
     together, over the patients with the class. small, medium, large: the mean Dice of the images
     with the class, by thirds of its true area.
     """
-    return {name: _of_lesions(tally, test.patients) for name, tally in test.tallies.items()}
-
-
-def _of_lesions(tally: Tally, patients: list[str]) -> dict[str, float | None]:
     counts = tally.confusion.numpy()
     _, owner = np.unique(patients, return_inverse=True)
     found: dict[str, list[float]] = {name: [] for name in LESION_SCORES}
