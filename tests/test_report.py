@@ -59,15 +59,19 @@ def test_each_confusion_is_said_with_its_direction():
 
 
 def test_more_steps_are_said_and_only_where_there_were_more():
-    def claim(named=False, **run):
-        tests = {1: SimpleNamespace(runs={"baseline": {}, "ood": run})}
-        found = SimpleNamespace(named=named, gains={"miou": ()}, tests=tests)
+    def run(patches, epochs=2):
+        settings = {"epochs": epochs, "batch_size": 8}
+        return {"data": "x", "id_patches": 100, "ood_patches": patches - 100, "settings": settings}
+
+    def claim(first, second):
+        tests = {1: SimpleNamespace(runs={"baseline": first, "ood": second})}
+        found = SimpleNamespace(gains={"miou": ()}, tests=tests)
         return say("steps", more_steps(found), "Med-OoD", "baseline")
 
-    of_train = {"data": "Lizard", "id_patches": 100, "ood_patches": 47}
     expected = "Med-OoD took about 47 % more optimiser steps than baseline."
-    assert claim(**of_train).startswith(expected)
-    assert claim(**of_train | {"ood_patches": 0}) == claim(named=True, **of_train) == claim() == ""
+    assert claim(run(100), run(147)).startswith(expected)
+    assert "50 % fewer" in claim(run(100), run(100, epochs=1))
+    assert claim(run(100), run(100)) == claim(run(100), {}) == ""  # {}: from elsewhere
 
 
 def test_the_data_are_counted_as_they_are(patched):

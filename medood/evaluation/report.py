@@ -168,10 +168,16 @@ def pictures_of_oods(found: Comparison) -> dict[int, Path]:
 
 
 def more_steps(found: Comparison) -> float:
-    """Return how many more steps Med-OoD networks took, as a share; 0 for other networks."""
-    runs = [] if found.named or not found.gains else [t.runs["ood"] for t in found.tests.values()]
-    shares = [run["ood_patches"] / run["id_patches"] for run in runs if "data" in run]
-    return float(np.mean(shares)) if shares else 0.0
+    """Return how many more steps the second networks took, as a share; 0 if train.py made none."""
+
+    def steps(run: dict) -> float:
+        settings, patches = run["settings"], run["id_patches"] + run["ood_patches"]
+        return patches * settings["epochs"] / settings["batch_size"]
+
+    runs = [tuple(test.runs.values()) for test in found.tests.values()]
+    if not found.gains or not all("data" in run for pair in runs for run in pair):
+        return 0.0
+    return float(np.mean([steps(second) / steps(first) - 1 for first, second in runs]))
 
 
 def write_report(found: Comparison) -> None:
