@@ -6,6 +6,7 @@ Writes  <workspace>/<task>/reports/scores.json, table.md    of all folds and net
         <workspace>/<task>/reports/<fold>_<network>.json    the scores of one
         <workspace>/<task>/reports/<fold>_<network>/        its predictions, NIfTI, of all volumes
                                                             and, in worst_case/, of those attacked
+        <workspace>/<task>/reports/<fold>_<network>.png     slices before and after the attack
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from config import UserError
+from config import LIZARD, UserError
 from medood.commands import as_kind, command
 from medood.data.files import fingerprint, read_json, timed, whole_folder, write_json, write_text
 from medood.data.records import is_kept, write_own_record
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
     from robust.volumes import Case, Task, Volume
 
+SHOWN = 3  # volumes, in the picture
 DECIDING = ("eps", "attacked", "attacks", "steps", "queries", "corruptions", "seed", "precision")
 
 
@@ -126,7 +128,7 @@ def test_fold(
     images = {case.name: case.image for case in cases}
     with timed(cfg.home, f"testing {folder.name}"), whole_folder(path.with_suffix("")) as out:
         segmenter = load_network(cfg, folder, pick_device(cfg.device))
-        places = {"clean": out, WORST: out / WORST}
+        places, slices = {"clean": out, WORST: out / WORST}, {}
 
         def keep(volume: Volume, condition: str, predicted: Tensor) -> None:
             """Write a clean or worst prediction, uint8, with the axes of the volume's file."""
@@ -134,10 +136,36 @@ def test_fold(
                 places[condition].mkdir(exist_ok=True)
                 called = as_stored(images[volume.name], predicted.numpy().astype(np.uint8))
                 nibabel.save(called, places[condition] / f"{volume.name}.nii.gz")
+                level = int((volume.label > 0).sum((0, 1)).argmax())  # with most foreground
+                parts = {"volume": volume.image[0], "ground truth": volume.label}
+                parts["predicted" if condition == "clean" else "worst case"] = predicted
+                of_volume = {name: part[..., level].T.flip(0) for name, part in parts.items()}
+                slices[volume.name] = slices.get(volume.name, {}) | of_volume
 
         content = score_network(cfg, fold, segmenter, task, cases, keep)
+    attacked = {name: parts for name, parts in slices.items() if "worst case" in parts}
+    if attacked:
+        title = f"{cfg.task}, {folder.name}, {cfg.eps:g}/255"
+        draw_slices(path.with_suffix(".png"), title, attacked, task.class_names)
     write_own_record(path, content, made_from)
     return content
+
+
+def draw_slices(
+    path: Path, title: str, slices: dict[str, dict[str, Tensor]], names: tuple[str, ...]
+) -> None:
+    """Draw a slice of the first SHOWN volumes, before and after the attack.
+
+    slices: by volume and column, (h, w): shades in 0..1 of `volume`, else classes. names: of them.
+    """
+    from medood.evaluation.figures import draw_rows
+
+    shown = list(slices.values())[:SHOWN]
+    columns = {column: [parts[column] for parts in shown] for column in shown[0]}
+    columns["volume"] = [part[..., None].expand(-1, -1, 3) for part in columns["volume"]]
+    colours = [colour for _, colour in LIZARD]  # of any six classes
+    classes = tuple(zip(names[1:], colours, strict=False))
+    draw_rows(path, title, list(slices)[:SHOWN], columns, classes)
 
 
 def score_table(scores: dict[str, dict], class_names: tuple[str, ...]) -> str:

@@ -218,6 +218,7 @@ def test_predictions_lie_where_their_volumes_lie(trained, capsys):
         assert called.shape == image.shape
         np.testing.assert_allclose(called.affine, image.affine)
         assert set(np.unique(called.get_fdata())) <= {0, 1, 2}
+    assert (trained.home / "reports" / "79_unet.png").stat().st_size > 10**4
     evaluate_volumes(small_test_of(trained, attacks=("noise",), attacked=2))
     assert "79_unet.json: kept, made from the same" in capsys.readouterr().out
 
