@@ -36,9 +36,16 @@ def test_colours_of_16_bits_which_pillow_cuts_down_are_refused(tmp_path):
             read_image(path)
 
 
+def chunk(name, content):
+    return len(content).to_bytes(4) + name + content + zlib.crc32(name + content).to_bytes(4)
+
+
 def test_an_image_that_claims_to_be_huge_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
     write_png(tmp_path / "bomb.png", np.zeros((10, 10, 3), np.uint8))
-    data = bytearray((tmp_path / "bomb.png").read_bytes())
+    data = bytearray((tmp_path / "bomb.png").read_bytes().removesuffix(PNG_END))
+    exif = Image.Exif()
+    exif[274] = 1
+    data += chunk(b"eXIf", exif.tobytes()[6:]) + PNG_END  # behind the pixels
     data[16:24] = (60_000).to_bytes(4) * 2
     data[29:33] = zlib.crc32(data[12:29]).to_bytes(4)  # a header without damage
     (tmp_path / "bomb.png").write_bytes(data)

@@ -98,15 +98,18 @@ def refuse_huge(path: Path, pixels: int) -> None:
 def _of_image(data: bytes) -> Header:
     """Return the header of a PNG, JPEG or BMP."""
     orientation, is_png = 1, data.startswith(PNG)
-    if b"eXIf" in data or not is_png:  # without EXIF, Pillow decodes a PNG to look for it
-        with Image.open(BytesIO(data), formats=FORMATS) as file:
-            orientation = file.getexif().get(ORIENTATION, 1)
     with Image.open(BytesIO(data), formats=FORMATS) as file:
         channels, colours = file.getbands(), file.mode.removesuffix("A").split(";")[0]
         is_jpeg, frames = file.format in ("JPEG", "MPO"), getattr(file, "n_frames", 1)
         file.verify()  # a PNG's checksums, which decoding does not look at
+    # Pillow decodes a PNG to look for EXIF behind its pixels: of none that is refused
+    if not is_png or (b"eXIf" in data and file.width * file.height <= MAX_PIXELS):
+        with Image.open(BytesIO(data), formats=FORMATS) as again:
+            orientation = again.getexif().get(ORIENTATION, 1)
     return Header(
-        *(file.height, file.width, orientation),
+        height=file.height,
+        width=file.width,
+        orientation=orientation,
         pages=1 if is_jpeg else frames,  # a JPEG's second page is a preview
         # of a PNG as stored: Pillow cuts colours of 16 bits down to 8
         bits=data[24] if is_png else 1 if file.mode == "1" else 8,
@@ -124,7 +127,9 @@ def _of_tiff(file: "TiffFile") -> Header:
     samples, extra = first.samplesperpixel, first.extrasamples
     colours = TIFF_COLOURS.get(first.photometric, f"TIFF's kind {first.photometric}")
     return Header(
-        *(first.imagelength, first.imagewidth, first.tags.valueof(ORIENTATION, default=1)),
+        height=first.imagelength,
+        width=first.imagewidth,
+        orientation=first.tags.valueof(ORIENTATION, default=1),
         pages=_pages(file, first),
         bits=first.bitspersample,
         kind="u" if first.dtype is None or first.dtype.kind == "b" else first.dtype.kind,
