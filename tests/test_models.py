@@ -62,7 +62,7 @@ def test_normalise_takes_0_to_255():
             "encoder = 'vgg11bn' is unknown: the nearest names are .*vgg11_bn",
         ),
         ({"encoder": "tu-tinynetd"}, "nearest names are .*tu-tinynet_d"),
-        ({"encoder": "timm-regnetx_0002"}, "'timm-regnetx_0002' is unknown: .*tu-regnetx_002"),
+        ({"encoder": "timm-regnetx_0002"}, "'tu-regnetx_0002' is unknown: .*tu-regnetx_002"),
         ({"architecture": "unett"}, "architecture = 'unett' is unknown: .*unet"),
         ({"encoder_weights": "nowhere.pth"}, "there is no file nowhere.pth"),
         (

@@ -35,18 +35,11 @@ def timm_name(encoder: str) -> str:
     return encoder[3:] if encoder.startswith("tu-") else ""
 
 
-def require_known(architecture: str, encoder: str) -> None:
+def _require(kind: str, name: str, known: list[str]) -> None:
     """Raise UserError, with the nearest names, for an unknown architecture or encoder."""
-    listed, encoders = encoder, [*get_encoder_names(), "tu-<name of timm>"]
-    if name := timm_name(encoder):  # in timm, the name of the weights follows the point
-        listed, encoders = f"tu-{name.split('.')[0]}", [f"tu-{name}" for name in timm.list_models()]
-    for kind, given, name, known in (
-        ("architecture", architecture, architecture, list(smp.MODEL_ARCHITECTURES_MAPPING)),
-        ("encoder", encoder, listed, encoders),
-    ):
-        if name not in known:
-            close = ", ".join(difflib.get_close_matches(name, known, n=4, cutoff=0.5) or known)
-            raise UserError(f"{kind} = {given!r} is unknown: the nearest names are {close}")
+    if name not in known:
+        close = ", ".join(difflib.get_close_matches(name, known, n=4, cutoff=0.5) or known)
+        raise UserError(f"{kind} = {name!r} is unknown: the nearest names are {close}")
 
 
 def network_of(description: dict, pretrained: str | bool | None = None) -> nn.Module:
@@ -59,7 +52,11 @@ def network_of(description: dict, pretrained: str | bool | None = None) -> nn.Mo
     """
     architecture = str(description.get("_model_class", "")).lower()
     encoder = str(description.get("encoder_name"))
-    require_known(architecture, encoder)
+    _require("architecture", architecture, list(smp.MODEL_ARCHITECTURES_MAPPING))
+    if of_timm := timm_name(encoder):  # in timm, the name of the weights follows the point
+        _require("encoder", f"tu-{of_timm.split('.')[0]}", [f"tu-{n}" for n in timm.list_models()])
+    else:
+        _require("encoder", encoder, [*get_encoder_names(), "tu-<name of timm>"])
     kind = smp.MODEL_ARCHITECTURES_MAPPING[architecture]
     parameters = {name: value for name, value in description.items() if not name.startswith("_")}
     for name in LEFT_OUT:
@@ -67,7 +64,7 @@ def network_of(description: dict, pretrained: str | bool | None = None) -> nn.Mo
     known = OLD_PARAMETERS.union(inspect.signature(kind.__init__).parameters)
     # timm opens a checkpoint_path, and old versions run the code in it; timm refuses unknown
     # parameters, smp's own encoders do not
-    strange = {"checkpoint_path"} if timm_name(encoder) else set(parameters) - known
+    strange = {"checkpoint_path"} if of_timm else set(parameters) - known
     if wrong := sorted(strange.intersection(parameters)):
         raise ValueError(f"{', '.join(wrong)} is not a parameter of a network")
     parameters["encoder_weights"] = pretrained
