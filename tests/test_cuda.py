@@ -23,7 +23,7 @@ from medood.training.batches import storage_device
 from medood.training.loop import train_epoch
 from medood.training.segmentation import Trainer
 from predict import PredictConfig, predict_images
-from rank_prune_ood import count_seen, rank_prune_ood
+from rank_prune_ood import count_seen
 from test import evaluate
 from tests.conftest import TINY, as_settings_of
 from tests.gpus import CPU, HERE, SMALL, some_patches, trained
@@ -118,7 +118,6 @@ def cuda_run(gpu, one_fold):
 def test_every_step_runs_and_gives_what_the_cpu_gives(cuda_run, quick_report, tmp_path):
     on_gpu, on_cpu = (dataclasses.replace(cfg, epochs=1) for cfg in cuda_run)
     train(on_gpu)
-    rank_prune_ood(on_gpu)
     folder = model_folder(on_gpu, 1, ood=False)
     evaluate(on_gpu, (folder,))
     model = load_model(folder, on_cpu)
