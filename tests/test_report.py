@@ -89,15 +89,25 @@ def test_the_data_are_counted_as_they_are(patched):
 def test_the_page_holds_all_it_shows(whole_run):
     page = (whole_run / "reports/unet_tu-test_resnet/index.html").read_text()
     sources = re.findall(r'<img src="([^"]{0,40})', page)
-    # rates, differences, classes, confusion, examples; the hardest OoD patches of each fold
-    assert len(sources) == 5 + 2
+    # example, rates, differences, classes, confusion, calibration, examples, pct, curves; the
+    # hardest OoD patches of each fold
+    assert len(sources) == 9 + 2
+    assert sources[0].startswith("data:image/webp")  # it opens with a patch
     kinds = Counter(re.match("data:image/([^;]*);base64,", source)[1] for source in sources)
-    assert kinds == {"svg+xml": 4, "webp": 1 + 2}
+    assert kinds == {"svg+xml": 7, "webp": 2 + 2}
     assert not re.findall(r'(?:src|href)="(?!data:)', page)
     assert len(page) < 1_000_000
     assert "<script" not in page
     assert page.count('alt="') == len(sources)
-    for words in ("Med-OoD", "all background", "miou_paper", "region", "torch"):
+    for words in (
+        "Med-OoD",
+        "all background",
+        "miou_paper",
+        "region",
+        "torch",
+        "1 nuclei",
+        "mining",
+    ):
         assert words in page
     assert all(name in page and colour in page for name, colour in TINY.classes)
 
@@ -120,7 +130,7 @@ def test_a_browser_shows_every_figure_on_a_phone_and_on_paper_and_asks_nobody(wh
             page.on("request", lambda request: requests.append(request.url))
             page.goto(page_file.as_uri())
             shown = page.evaluate("[...document.images].map(i => [i.naturalWidth, i.clientWidth])")
-            assert len(shown) == 7
+            assert len(shown) == 11
             assert all(natural > 0 and 0 < on_page <= width for natural, on_page in shown)
             assert page.evaluate("document.documentElement.scrollWidth") <= width
         page.pdf(path=tmp_path / "page.pdf", format="A4")

@@ -80,15 +80,22 @@ def choose_examples(right: dict[str, Tensor]) -> dict[str, int]:
 
 
 def draw_examples(
-    path: Path, title: str, patches: Patches, predictions: dict[str, Tensor], classes: Classes
+    path: Path,
+    title: str,
+    patches: Patches,
+    predictions: dict[str, Tensor],
+    classes: Classes,
+    one: bool = False,
 ) -> None:
     """Draw image, ground truth and predictions of three test patches, with the class colours.
 
     predictions: for each network, the class of each pixel, (N, P, P), in the order of `patches`.
-    Of two networks, a last column shows where only one of them is right.
+    Of two networks, a last column shows where only one of them is right. one: only the median.
     """
     right = {name: share_right(patches, called) for name, called in predictions.items()}
     rows = choose_examples(right)
+    if one:
+        rows = dict([[*rows.items()][1]])
     index = [*rows.values()]
     truth, called = patches.masks[index], {name: of[index] for name, of in predictions.items()}
     columns = {"image": patches.images[index], "ground truth": truth, **called}
@@ -167,6 +174,55 @@ def draw_confusion(path: Path, matrices: dict[str, np.ndarray], names: tuple[str
             ax.set_xticks(range(len(names)), names, rotation=40, ha="right")
             ax.set_yticks(range(len(names)), map(str.__add__, names, absent))
             ax.set(xlabel="predicted", ylabel="ground truth", title=network)
+
+
+def draw_curves(path: Path, curves: dict[str, list[dict[str, list[float]]]]) -> None:
+    """Draw the logs of trainings over their epochs: for each network, the columns of each fold."""
+    logged = {column for logs in curves.values() for log in logs for column in log}
+    shown = [column for column in ("loss", "val_miou") if column in logged]
+    with canvas(path, "", (6.4, 3.4 * len(shown))) as figure:
+        for ax, column in zip(figure.subplots(len(shown), squeeze=False)[:, 0], shown, strict=True):
+            for colour, (network, logs) in zip(COLOURS, curves.items(), strict=False):
+                for log in logs:
+                    ax.plot(log["epoch"], log[column], c=colour, marker=".", ms=4)
+                ax.plot([], [], c=colour, marker=".", ms=4, label=network)  # once in the legend
+            ax.set(xlabel="epoch", ylabel=column)
+            ax.legend()
+
+
+def draw_pct_search(path: Path, estimates: dict[int, dict], pnr_opt: float) -> None:
+    """Draw the pnr over the grid of shares, a line per fold, with the chosen points.
+
+    estimates: by fold, the content of HardOoD/<fold>_<model>_pct.json.
+    """
+    with canvas(path, "", (6.4, 4)) as figure:
+        ax = figure.subplots()
+        for colour, (fold, estimate) in zip(COLOURS, estimates.items(), strict=False):
+            pct, ratios = zip(*((row["pct"], row["pnr"]) for row in estimate["grid"]), strict=True)
+            ax.plot(pct, ratios, "o-", ms=4, c=colour, label=f"fold {fold}")
+            ax.plot(estimate["pct"], estimate["pnr"], "*", ms=16, c=colour)
+        ax.axhline(pnr_opt, lw=1, c="grey", label=f"pnr_opt = {pnr_opt:g}")
+        ax.set(xlabel="pct, share of the ranked OoD patches", ylabel="pnr", ylim=(0, None))
+        ax.legend()
+
+
+def draw_calibration(path: Path, said: dict[str, np.ndarray]) -> None:
+    """Draw how often pixels are foreground, by the predicted probability of foreground.
+
+    said: for each network, (3, bins), as `calibration` of ranking.py gives it. A dot is a bin with
+    pixels, larger if it has more.
+    """
+    with canvas(path, "", (5.2, 4.8)) as figure:
+        ax = figure.subplots()
+        ax.plot([0, 100], [0, 100], c="grey", lw=0.8, ls="--")
+        for colour, (network, bins) in zip(COLOURS, said.items(), strict=False):
+            pixels, probability, foreground = bins[:, bins[0] > 0]
+            x, y = 100 * probability / pixels, 100 * foreground / pixels
+            ax.plot(x, y, c=colour, lw=1.5, label=network)
+            ax.scatter(x, y, 8 + 120 * pixels / pixels.sum(), color=colour, alpha=0.7)
+        ax.set(xlabel="probability of foreground, percent", aspect="equal")
+        ax.set(ylabel="pixels that are foreground, percent", xlim=(0, 100), ylim=(0, 100))
+        ax.legend()
 
 
 def draw_rates(

@@ -91,19 +91,28 @@ def _share(part: np.ndarray, ranked: np.ndarray) -> np.ndarray:
     return np.where(background > 0, part, np.nan) / np.where(foreground > 0, foreground, np.nan)
 
 
-def calibration_error(ranked: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """Return the expected calibration error of foreground (...), from counts (..., 2, B).
+def calibration(ranked: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """Return predicted and observed foreground in CALIBRATION_BINS, (..., 3, bins).
 
-    The mean over pixels of |probability - share of foreground| of their bin (Naeini et al., 2015);
-    CALIBRATION_BINS divide the probability. A pixel counts with the lowest score of its bin in
-    `ranked`.
+    The bins divide the probability of foreground. Rows: the pixels of each, the sum of their
+    probabilities, and how many are foreground. ranked: counts (..., 2, B). A pixel counts with the
+    lowest score of its bin in `ranked`.
     """
     with np.errstate(over="ignore"):
         probability = 1 / (1 + np.exp(-np.append(-np.inf, starts.astype(float))))
     place = np.minimum(probability * CALIBRATION_BINS, CALIBRATION_BINS - 1).astype(int)
     member = np.eye(CALIBRATION_BINS)[place]  # (B, bins)
     pixels = ranked.sum(-2)
-    said, so = (pixels * probability) @ member, ranked[..., 1, :] @ member
+    counts = np.stack([pixels, pixels * probability, ranked[..., 1, :]], -2)
+    return counts @ member
+
+
+def calibration_error(ranked: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """Return the expected calibration error of foreground (...), from counts (..., 2, B).
+
+    The mean over pixels of |probability - share of foreground| of their bin (Naeini et al., 2015).
+    """
+    pixels, said, so = np.moveaxis(calibration(ranked, starts), -2, 0)
     return np.abs(said - so).sum(-1) / np.maximum(pixels.sum(-1), 1)
 
 

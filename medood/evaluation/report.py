@@ -17,7 +17,7 @@ import torch
 from markupsafe import Markup
 
 from config import Config
-from medood.data.files import write_json
+from medood.data.files import TIMES, read_table, write_json
 from medood.data.folds import Fold
 from medood.data.labels import BACKGROUND_COLOUR
 from medood.data.ood_set import read_estimate
@@ -26,7 +26,8 @@ from medood.data.workspace import data_name, model_folder, ranking_path
 from medood.evaluation import figures
 from medood.evaluation.model_card import TEMPLATES
 from medood.evaluation.page import write_page
-from medood.evaluation.ranking import curve
+from medood.evaluation.ranking import calibration, curve
+from medood.evaluation.scores import COUNTS
 from medood.evaluation.statistics import Difference, paired_differences, pool
 from medood.evaluation.tables import LABELS, SCORES, describe_data, interval_over, score_table
 from medood.evaluation.testing import Tested
@@ -108,22 +109,32 @@ def machine() -> str:
 def draw_report(found: Comparison) -> list[Path]:
     """Draw the figures of the report into its folder, and return their paths."""
     cfg, labels, out = found.cfg, found.labels, found.folder
-    for old in ("differences.svg", "rates.svg"):
+    for old in ("differences.svg", "rates.svg", "curves.svg", "pct.svg"):
         (out / old).unlink(missing_ok=True)  # of an earlier test: this one may have none
-    bars, matrices = {}, {}
+    bars, matrices, said = {}, {}, {}
     for name, label in labels.items():
         scores = [test.scores[name] for test in found.tests.values()]
         ious = zip(*(of_fold["iou"] for of_fold in scores), strict=True)
         bars[label] = dict(zip(cfg.class_names, ious, strict=True))
         matrices[label] = np.sum([of_fold["confusion"] for of_fold in scores], axis=0)
+        counts = [test.counts[name] for test in found.tests.values()]
+        said[label] = sum(calibration(of.ranked.sum(0), of.starts) for of in counts)
     fold, test = next(iter(found.tests.items()))
     title = f"{data_name(cfg.workspace)}, fold {fold}"
     seen = {labels[name]: predicted for name, predicted in test.predictions.items()}
-    names = "classes.svg", "confusion.svg", "examples.png"
+    names = "classes.svg", "confusion.svg", "examples.png", "example.png", "calibration.svg"
     paths = [out / name for name in names]
     figures.draw_bars(paths[0], "", "IoU, percent", bars)
     figures.draw_confusion(paths[1], matrices, cfg.class_names)
     figures.draw_examples(paths[2], title, test.patches, seen, cfg.classes)
+    figures.draw_examples(paths[3], "", test.patches, seen, cfg.classes, one=True)
+    figures.draw_calibration(paths[4], said)
+    if logs := logs_of(found):
+        paths.append(out / "curves.svg")
+        figures.draw_curves(paths[-1], logs)
+    if found.estimates:
+        paths.append(out / "pct.svg")
+        figures.draw_pct_search(paths[-1], found.estimates, cfg.pnr_opt)
     rates, chosen = rates_of(found)
     if all(chosen.values()):
         paths.append(out / "rates.svg")
@@ -134,6 +145,21 @@ def draw_report(found: Comparison) -> list[Path]:
         paths.append(out / "differences.svg")
         figures.draw_intervals(paths[-1], "", f"{ours} less {theirs}, points", gains)
     return paths
+
+
+def logs_of(found: Comparison) -> dict[str, list[dict[str, list[float]]]]:
+    """Return the columns of the logs of each network's trainings, by label; {} if one has none."""
+    logs = {}
+    for name, label in found.labels.items():
+        folders = dict.fromkeys(test.folders[name] for test in found.tests.values())
+        paths = [folder / "log.csv" for folder in folders]
+        tables = [read_table(path) for path in paths if path.is_file()]
+        try:
+            logs[label] = [{k: [float(row[k]) for row in rows] for k in rows[0]} for rows in tables]
+        except (IndexError, ValueError):  # of a network from elsewhere
+            return {}
+    known = all(logs.values()) and all("loss" in log for of in logs.values() for log in of)
+    return logs if known else {}
 
 
 def rates_of(found: Comparison) -> tuple[dict, dict]:
@@ -186,10 +212,17 @@ def write_report(found: Comparison) -> None:
     scores = {fold: test.scores for fold, test in tests.items()}
     header, rows = score_table(cfg.class_names, scores, found.sizes, found.gains)
     described = describe_data(cfg, found.folds)
+    for fold, test in tests.items():
+        nuclei = test.counts["all_background"].nuclei
+        if nuclei is not None:
+            true = nuclei[..., COUNTS.index("true")].sum(0).astype(int)
+            described["by_class"][f"{fold} nuclei"] = ["-", *true[1:]]
     coded = [[f"`{row[0]}`" if row[0] in SCORES else row[0], *row[1:]] for row in rows]
     data = data_name(cfg.workspace)
     regions = {name for test in tests.values() for name in test.counts["all_background"].regions}
     interval = interval_over(len(regions), cfg.unit)
+    path, of_network = cfg.workspace / TIMES, (f"_{cfg.model_name}", f"_{cfg.model_name}_ood")
+    times = {row["step"]: row["seconds"] for row in (read_table(path) if path.exists() else [])}
     title = TEMPLATES.get_template("title.txt").render(found=found, data=data, interval=interval)
     body = TEMPLATES.get_template("report.html").render(
         found=found,
@@ -207,6 +240,9 @@ def write_report(found: Comparison) -> None:
         run=[*next(iter(tests.values())).runs.values()][-1],  # of Med-OoD, if it exists
         figures={path.stem: path for path in draw_report(found)},
         pictures=pictures_of_oods(found),
+        times=[
+            step for step in times.items() if "_" not in step[0] or step[0].endswith(of_network)
+        ],
         machine=machine(),
     )
     (out / "differences.json").unlink(missing_ok=True)  # of an earlier test of two networks
