@@ -74,9 +74,21 @@ def test_a_wrong_file_is_named_with_what_is_wrong(tiny, change, message):
     assert made == {"region_0.png", "region_2.png"}  # one bad label does not cost the others
 
 
-@pytest.mark.parametrize("data", [b"", b"no mat file", None])
-def test_a_damaged_file_is_named(tiny, data):
+HEAD_7_3 = (b"MATLAB 7.3 MAT-file, Platform: GLNXA64".ljust(124) + b"\x00\x02IM").ljust(512, b"\0")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        *((data, "is not a readable .mat file") for data in (b"", b"no mat file", None)),
+        (
+            HEAD_7_3 + b"\x89HDF\r\n\x1a\n" + bytes(99),
+            r"is .* version 7.3.*'-struct', 's', '-v7'\)`",
+        ),
+    ],
+)
+def test_a_damaged_file_or_one_of_matlab_7_3_is_named(tiny, data, message):
     path = tiny.workspace / "Labels" / "region_1.mat"
     path.write_bytes(path.read_bytes()[:300] if data is None else data)
-    with pytest.raises(UserError, match="region_1.mat is not a readable .mat file"):
+    with pytest.raises(UserError, match=f"region_1.mat {message}"):
         generate_semantic_labels(tiny)

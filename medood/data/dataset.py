@@ -1,5 +1,6 @@
 """Patches, decoded once and kept as uint8 until they become a batch."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from medood.processes import local_world_size
 
 CHUNK = 64  # patches to process at once: a copy of all of them may not fit into memory
 PIXEL = 4  # bytes: three colours and a class
+GROUP_LIMITS = ("memory.max", "memory.limit_in_bytes")  # of Linux's control groups, version 2 and 1
 
 
 @dataclass(frozen=True)
@@ -70,10 +72,20 @@ def require_memory(count: int, side: int) -> None:
 
 
 def available_memory() -> float:
-    """Return the bytes that Linux estimates to be available for new data; inf elsewhere."""
-    try:
-        text = Path("/proc/meminfo").read_text()
-    except OSError:
-        return float("inf")
-    lines = dict(line.split(":", 1) for line in text.splitlines())
-    return 1024 * int(lines["MemAvailable"].split()[0])
+    """Return the bytes that this machine, or the job, has for new data; inf if unknown.
+
+    That is Linux's estimate for the machine, and the limits of its control groups: those of
+    containers and of job queues.
+    """
+    limits = [float("inf")]
+    with suppress(OSError):  # not Linux
+        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        limits.append(1024 * int(lines["MemAvailable"].split()[0]))
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, kind, group = line.split(":", 2)
+            folder = Path("/sys/fs/cgroup", kind, group.lstrip("/"))
+            if kind in ("", "memory"):  # version 2, or 1
+                files = [part / name for part in (folder, *folder.parents) for name in GROUP_LIMITS]
+                found = [file.read_text().strip() for file in files if file.is_file()]
+                limits += [int(limit) for limit in found if limit.isdigit()]  # else "max"
+    return min(limits)

@@ -96,7 +96,12 @@ def _load_mat(path: Path) -> dict[str, np.ndarray]:
         content = loadmat(path, variable_names=KEYS)
     except UserError:
         raise
-    except Exception as error:  # scipy raises a dozen kinds for a damaged file, and for version 7.3
+    except NotImplementedError:  # HDF5
+        raise UserError(
+            f"{path} is a .mat file of version 7.3, which is not supported: run in MATLAB"
+            f" `s = load('{path}'); save('{path}', '-struct', 's', '-v7')`"
+        ) from None
+    except Exception as error:  # scipy raises a dozen kinds for a damaged file
         raise UserError(f"{path} is not a readable .mat file ({error}): unpack it again") from None
     for key in KEYS:
         values = content.get(key)
