@@ -94,13 +94,18 @@ def test_two_networks_from_elsewhere_are_one_training_each_on_every_fold_and_sta
     for folder, ood in zip(folders, (False, True), strict=True):
         shutil.copytree(model_folder(ran, 1, ood), folder)
         (folder / "trained_on.txt").write_text("another_region_0.png\n")
+    rows = (folder / "log.csv").read_text().splitlines()  # trained in another way
+    log = [f"{rows[0]},val_miou", *(f"{row},0.5" for row in rows[1:])]
+    (folder / "log.csv").write_text("\n".join(log))
     before = [path.read_bytes() for folder in folders for path in sorted(folder.iterdir())]
     evaluate(ran, folders)
     after = [path.read_bytes() for folder in folders for path in sorted(folder.iterdir())]
     assert after == before
     out = ran.workspace / "reports/checkpoints/elsewhere_vs_ood"
     assert list(json.loads((out / "scores.json").read_text())) == ["1", "2"]
-    assert "One training of each" in (out / "index.html").read_text()
+    page = (out / "index.html").read_text()
+    assert "One training of each" in page
+    assert "more optimiser steps than elsewhere" in page
 
 
 def test_a_corrected_scale_or_colour_reaches_a_network_that_is_kept(ran, capsys):
