@@ -218,7 +218,11 @@ def spoil(monkeypatch, step, change):
 def test_a_gradient_that_is_not_finite_is_named_with_its_step_and_patches(one_fold, monkeypatch):
     # its loss is finite, and the next one's would not be
     spoil(monkeypatch, 2, lambda loss, logits: loss + (logits.sum() * 0).sqrt())
-    with pytest.raises(UserError, match="epoch 1, step 2: the gradient is .*: lower lr"):
+    names = read_fold(one_fold, 1).train
+    second = batches.batches(one_fold, 1, 0, len(names))[1]
+    listed = ", ".join(names[index] for index in second.tolist())
+    match = f"epoch 1, step 2: the gradient is .* on the patches {listed}: lower lr"
+    with pytest.raises(UserError, match=match):
         train(one_fold)
 
 

@@ -115,7 +115,7 @@ def refuse_not_finite(training: Training, losses: Losses) -> None:
     cfg, rate = training.cfg, training.rate
     raise UserError(
         f"{training.name}, epoch {len(training.log) + 1}, step {step + 1}: the"
-        f" {list(losses)[which]} is {values[step, which].item()}: lower"
+        f" {list(losses)[which]} is {values[step, which].item()}{training.seen_in(step)}: lower"
         f" {rate} (now {getattr(cfg, rate):g}) or set precision to float32, and train again"
     )
 

@@ -44,3 +44,7 @@ class Training(ABC):
     def end_epoch(self, losses: dict[str, float]) -> dict:
         """Return the row of the log, given the means of the losses over the epoch."""
         return {"epoch": len(self.log) + 1, **losses}
+
+    def seen_in(self, step: int) -> str:
+        """Return for a message the data of a step of this epoch, counted from 0."""
+        return ""

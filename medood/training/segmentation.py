@@ -146,6 +146,11 @@ class Trainer(Training):
             return row
         return row | {"val_miou": validate(self.cfg, self.model, self.val)}
 
+    def seen_in(self, step: int) -> str:
+        """Name the patches of a step."""
+        names = [self.loader.patches.names[i] for i in self.loader.batches[step].tolist()]
+        return f" on the patches {', '.join(names)}"
+
 
 def train_fold(
     cfg: Config,
