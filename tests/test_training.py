@@ -231,7 +231,7 @@ def test_the_epochs_before_a_loss_that_is_not_finite_are_kept(one_fold, trained,
     folder = model_folder(one_fold, 1, ood=False)
     with monkeypatch.context() as patch:
         spoil(patch, steps + 1, lambda loss, _: loss * float("nan"))
-        with pytest.raises(UserError, match="epoch 2, step 1: the loss is nan: lower lr"):
+        with pytest.raises(UserError, match="epoch 2, step 1: the loss is nan on the patches"):
             train(one_fold)
     kept = torch.load(folder / "resume.pt", weights_only=True)
     assert [row["epoch"] for row in kept["log"]] == [1]
