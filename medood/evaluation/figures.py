@@ -184,7 +184,8 @@ def draw_curves(path: Path, curves: dict[str, list[dict[str, list[float]]]]) -> 
         for ax, column in zip(figure.subplots(len(shown), squeeze=False)[:, 0], shown, strict=True):
             for colour, (network, logs) in zip(COLOURS, curves.items(), strict=False):
                 for log in logs:
-                    ax.plot(log["epoch"], log[column], c=colour, marker=".", ms=4)
+                    if column in log:  # trainings of different networks may differ in it
+                        ax.plot(log["epoch"], log[column], c=colour, marker=".", ms=4)
                 ax.plot([], [], c=colour, marker=".", ms=4, label=network)  # once in the legend
             ax.set(xlabel="epoch", ylabel=column)
             ax.legend()
