@@ -4,10 +4,12 @@ import dataclasses
 import errno
 import io
 import os
+import re
+import shlex
 import signal
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, redirect_stderr
 from importlib import import_module
 from pathlib import Path
 
@@ -83,11 +85,12 @@ def run(
 
 
 def parse(defaults: Data, arguments: list[str], sample: str | None = None) -> Data:
-    """Return the settings of `defaults` as the arguments change them; a wrong one exits with 2.
+    """Return the settings of `defaults` as the arguments change them.
 
     sample: the module whose SETTINGS replace `defaults` with --sample. The arguments are then read
     again, so that a given one wins, even if it repeats a default of config.py. Raises UserError
-    for data named together with a sample, which sets them to None to draw them itself.
+    for an argument that the script does not take, and for data named together with a sample, which
+    sets them to None to draw them itself.
     """
     cfg = _read(defaults, arguments)
     if sample is not None and cfg.sample:
@@ -102,14 +105,29 @@ def parse(defaults: Data, arguments: list[str], sample: str | None = None) -> Da
 
 
 def _read(defaults: Data, arguments: list[str]) -> Data:
+    """Return the settings of `defaults` as the arguments change them; --help prints them."""
+    complaint = io.StringIO()
     try:
-        return tyro.cli(
-            type(defaults),
-            default=defaults,
-            args=arguments,
-            description=(sys.modules["__main__"].__doc__ or "").split("\n")[0],
-            use_underscores=True,
-        )
-    except SystemExit:
+        with redirect_stderr(complaint):
+            return tyro.cli(
+                type(defaults),
+                default=defaults,
+                args=arguments,
+                description=(sys.modules["__main__"].__doc__ or "").split("\n")[0],
+                use_underscores=True,
+            )
+    except SystemExit as stop:
+        if stop.code:
+            cure = shlex.join(["python", sys.argv[0], "--help"])
+            raise UserError(f"{_sentence(complaint.getvalue())}: see `{cure}`") from None
         sys.stdout.flush()  # a pipe that is closed shows here
         raise
+
+
+def _sentence(box: str) -> str:
+    """Return what tyro prints in a box as one sentence, with the options that it suggests."""
+    lines = [line.strip("│| ") for line in box.splitlines() if line[:1] not in "╭╰+"]
+    what, *others = re.split(r"\n[─-]+\n", "\n".join(lines))
+    suggested = [part for part in others if part.startswith("Perhaps you meant")]
+    close = " or ".join(re.findall(r"--\w+", "".join(suggested)))
+    return " ".join(what.split()).rstrip(".") + (f", perhaps {close}" if close else "")
