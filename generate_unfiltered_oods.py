@@ -103,13 +103,11 @@ def write_source_patches(cfg: Data) -> None:
     images = list_images(cfg.ood_source)
     bad: BadFiles = {}
     with making(cfg, SOURCE_PATCHES, bad=bad) as folders:
-        if not folders:
-            return
-        (out,) = folders
-        jobs = [(path, cfg, out) for path in images]
-        count = sum(for_each(cut_source, jobs, cfg, "external OoD patches", bad))
-    used = len(images) - len(bad)
-    print(f"OoD_Source_Patchs: {count} patches of {used} images from {cfg.ood_source}")
+        for out in folders:
+            jobs = [(path, cfg, out) for path in images]
+            count = sum(for_each(cut_source, jobs, cfg, "external OoD patches", bad))
+            used = len(images) - len(bad)
+            print(f"OoD_Source_Patchs: {count} patches of {used} images from {cfg.ood_source}")
     refuse_bad(bad, cfg.skip_bad_files)
 
 
