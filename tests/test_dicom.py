@@ -106,6 +106,7 @@ SHOWN = {  # of 0, 100, 200, 400
     "width 1, which is a threshold": (window(150.5, 1), [[0, 0], [255, 255]]),
     "the first of two": (window([150.5, 9], [201, 3]), [[0, 64], [191, 255]]),
     "SIGMOID": (window(200, 200, "SIGMOID"), [[5, 30], [128, 250]]),
+    "an empty function, LINEAR": (window(150.5, 201, ""), [[0, 64], [191, 255]]),
     "wider than the values": (window(400, 800, "LINEAR_EXACT"), [[0, 32], [64, 128]]),
     "in units after rescaling": (  # of -1000, -800, -600, -200, from -900 to -500
         window([-700, 40], [400, 80], "LINEAR_EXACT", RescaleSlope=2, RescaleIntercept=-1000),
@@ -113,6 +114,7 @@ SHOWN = {  # of 0, 100, 200, 400
     ),
     "a slope of 0 is not applied": ({"RescaleSlope": 0, "RescaleIntercept": 5}, RANGE),
     "an empty slope, neither": ({"RescaleSlope": "", "RescaleIntercept": 5}, RANGE),
+    "an empty intercept, neither": ({"RescaleSlope": 2, "RescaleIntercept": ""}, RANGE),
 }
 
 

@@ -164,12 +164,13 @@ def _displayed(values: np.ndarray, file: "Dataset") -> np.ndarray:
         # a file may state an unsigned value although its pixels are signed
         low, high = sorted(np.array(ends, np.int64).astype(values.dtype).tolist())
         is_padding = (low <= values) & (values <= high)
-    if not file.get("RescaleSlope"):
+    if not file.get("RescaleSlope") or file.get("RescaleIntercept") in (None, ""):
         file.pop("RescaleSlope", None)  # empty or 0: the image would vanish
     values = apply_modality_lut(values, file)
     if not np.isfinite(values).all():
         raise ValueError("it contains values that are not finite")
     shown = None
+    file.VOILUTFunction = file.get("VOILUTFunction") or "LINEAR"  # pydicom takes no empty one
     if "WindowWidth" in file:
         with suppress(Exception):  # an invalid window, for which pydicom raises several kinds
             # it scales a window to the range of the bits: compute where the ends are mapped
