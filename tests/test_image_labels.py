@@ -61,7 +61,8 @@ HEADER = "write a header, img_name and a column for each class, and a row per im
         ("img_name,cat\na,0\n,1\n", "row 3 has no img_name"),
         ("img_name,patient,cat\na,x,0\nb,,1\n", "row 3 has no patient"),
         ("img_name,cat\na.png,0\na.tif,1\n", r"row 3 \(a.tif\) names an image for the second"),
-        (",img_name,cat\n0,a,0\n1,b,1\n2,c,0\n", r"row 4 \(c\) has '2' in column , .*, or remove"),
+        (",img_name,cat\n0,a,0\n1,b,1\n", "a class cannot be named '': rename or remove"),
+        ("img_name,cat,Background\na,0,1\nb,1,0\n", "a class cannot be named 'Background'"),
         ("img_name,split,cat\na,train,0\nb,val,1\n", r"row 3 \(b\) has 'val' as split"),
         (
             "img_name,patient,split,cat\na,x,train,0\nb,x,test,1\nc,y,test,0\n",

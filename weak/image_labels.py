@@ -60,6 +60,9 @@ def read_image_labels(path: Path) -> ImageLabels:
         raise UserError(
             f"{path}: write a header, {NAME} and a column for each class, and a row per image"
         )
+    for name in classes:
+        if not name.isprintable() or name.lower() in ("", "background"):
+            raise UserError(f"{path}: a class cannot be named {name!r}: rename or remove it")
     for mistake in _mistakes(numbered, classes):
         raise UserError(f"{path}: {mistake}")
     labels = np.array([[row[name] for name in classes] for row in rows], np.uint8)
