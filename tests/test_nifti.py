@@ -64,6 +64,11 @@ def task_of(*cases, modalities=1):
     return Task(list(cases), modalities, ("background", "one", "two"))
 
 
+def to_range(values):
+    wide = values.astype(np.float64)
+    return ((wide - wide.min()) / np.ptp(wide)).astype(np.float32)
+
+
 @hypothesis_settings(deadline=None, max_examples=20)
 @given(
     of_image=st.sampled_from(ORIENTATIONS),
@@ -76,9 +81,7 @@ def test_a_volume_is_the_same_in_every_orientation(folder, of_image, of_label, d
     store(case.image, IMAGE_VALUES, affine, of_image, forms[0])
     store(case.label, CLASSES, affine, of_label, forms[1])
     volume = read_volume(task_of(case), case)
-    low, high = np.float64(IMAGE_VALUES.min()), np.float64(IMAGE_VALUES.max())
-    expected = ((IMAGE_VALUES - low) / (high - low)).astype(np.float32)
-    np.testing.assert_array_equal(volume.image[0], expected)
+    np.testing.assert_array_equal(volume.image[0], to_range(IMAGE_VALUES))
     np.testing.assert_array_equal(volume.label, CLASSES)
     np.testing.assert_allclose(volume.spacing, SPACING, rtol=1e-5)
 
@@ -90,12 +93,12 @@ def test_a_mask_is_written_along_the_axes_of_its_image_with_its_header(tmp_path,
         image.header["descrip"] = b"scan"
         image.header["cal_max"] = 900  # a viewer would show classes of 1 and 2 as black
 
-    image = store(tmp_path / "a.nii.gz", IMAGE_VALUES, affine_of((9, -5, 3)), orientation)
-    image = store(tmp_path / "a.nii.gz", IMAGE_VALUES, image.affine, change=describe)
-    stored, mask = image.get_fdata(), read_nifti(tmp_path / "a.nii.gz").values > 0.5
-    nibabel.save(as_stored(tmp_path / "a.nii.gz", mask.astype(np.uint8)), tmp_path / "b.nii.gz")
+    path, affine = tmp_path / "a.nii.gz", affine_of((9, -5, 3))
+    image = store(path, IMAGE_VALUES, affine, orientation, change=describe)
+    mask = read_nifti(path).values > 0.5
+    nibabel.save(as_stored(path, mask.astype(np.uint8)), tmp_path / "b.nii.gz")
     written = nibabel.load(tmp_path / "b.nii.gz")
-    np.testing.assert_array_equal(written.get_fdata(), stored > 0.5)
+    np.testing.assert_array_equal(written.get_fdata(), image.get_fdata() > 0.5)
     assert written.get_data_dtype() == np.uint8
     for name in ("qform_code", "sform_code", "srow_x", "srow_y", "srow_z", "xyzt_units", "descrip"):
         np.testing.assert_array_equal(written.header[name], image.header[name])
@@ -159,34 +162,20 @@ def test_a_network_of_before_the_turning_is_refused(trained_volumes):
         load_network(trained_volumes, folder, CPU)
 
 
-STORED_AS = {
-    "int16": (np.int16, 1, 0),
-    "uint8 with a slope": (np.uint8, 0.25, 0),
-    "int32 beyond float32": (np.int32, 1, 0),
-    "float64": (np.float64, 1, 0),
-    "big-endian": (">i2", 1, 0),
-}
-
-
-@pytest.mark.parametrize("kind", STORED_AS)
-def test_what_is_stored_is_scaled_to_its_range_to_the_last_bit(tmp_path, kind):
-    dtype, slope, inter = STORED_AS[kind]
-    values = np.random.default_rng(2).integers(0, 120, SHAPE)
-    if kind in ("int32 beyond float32", "float64"):
-        values = values + 2**28
-    case = case_in(tmp_path)
+@pytest.mark.parametrize(
+    ("dtype", "slope", "least"),
+    [("<i2", 1, 0), ("u1", 0.25, 0), ("<i4", 1, 2**28), ("<f8", 1, 2**28), (">i2", 1, 0)],
+)
+def test_what_is_stored_is_scaled_to_its_range_to_the_last_bit(tmp_path, dtype, slope, least):
+    """Also what float32 does not hold."""
+    case, values = case_in(tmp_path), np.random.default_rng(2).integers(0, 120, SHAPE) + least
     header = nibabel.Nifti1Header(endianness=">" if dtype == ">i2" else "<")
     image = nibabel.Nifti1Image(values.astype(dtype), np.eye(4), header, dtype=dtype)
-    image.header.set_slope_inter(slope, inter)
+    image.header.set_slope_inter(slope, 0)
     nibabel.save(image, case.image)
     store(case.label, CLASSES, np.eye(4))
-    stored = nibabel.load(case.image)
-    if slope == 1:
-        np.testing.assert_array_equal(stored.get_fdata() - inter, values)
-    volume = read_volume(task_of(case), case)
-    found = stored.get_fdata()
-    expected = (found - found.min()) / (found.max() - found.min())
-    np.testing.assert_array_equal(volume.image[0], expected.astype(np.float32))
+    found = read_volume(task_of(case), case).image[0]
+    np.testing.assert_array_equal(found, to_range(nibabel.load(case.image).get_fdata()))
 
 
 def test_channels_are_scaled_one_by_one_and_one_channel_is_no_axis(tmp_path):
@@ -207,12 +196,11 @@ def test_channels_are_scaled_one_by_one_and_one_channel_is_no_axis(tmp_path):
 @pytest.mark.parametrize(
     ("stored", "slope", "said"),
     [
-        ([0, 0.9999999, 1.99999999], None, None),
+        ([0, 0.9999999, 1.99999999], 1, None),
         ([0, 127, 254], 1 / 127, None),
-        ([0, 0.99, 1], None, "0.99"),
-        ([0, 1, 1.9979999999], None, "1.9979999999"),
-        ([0, 1, -1], None, "-1.0"),
-        ([0, 1, 255], None, "255.0"),
+        ([0, 1, 1.9979999999], 1, "1.9979999999"),
+        ([0, 1, -1], 1, "-1.0"),
+        ([0, 1, 255], 1, "255.0"),
     ],
 )
 def test_labels_off_a_whole_number_by_rounding_are_rounded_and_no_others(
@@ -220,10 +208,8 @@ def test_labels_off_a_whole_number_by_rounding_are_rounded_and_no_others(
 ):
     case = case_in(tmp_path)
     store(case.image, IMAGE_VALUES, np.eye(4))
-    values = np.array(stored)[CLASSES].astype(np.uint8 if slope else np.float64)
-    image = nibabel.Nifti1Image(values, np.eye(4))
-    image.header.set_slope_inter(slope, 0 if slope else None)
-    nibabel.save(image, case.label)
+    values = np.array(stored)[CLASSES].astype(np.float64 if slope == 1 else np.uint8)
+    store(case.label, values, np.eye(4), change=lambda i: i.header.set_slope_inter(slope, 0))
     if said is None:
         np.testing.assert_array_equal(read_volume(task_of(case), case).label, CLASSES)
         return
@@ -232,38 +218,37 @@ def test_labels_off_a_whole_number_by_rounding_are_rounded_and_no_others(
 
 
 RGB = np.dtype([(channel, "u1") for channel in "RGB"])
-USELESS = {
-    "rgb": (lambda v: np.zeros(SHAPE, RGB), "contains colours or complex"),
-    "complex64": (lambda v: v.astype(np.complex64), "contains colours or complex"),
-    "nan": (lambda v: np.where(v == v.max(), np.nan, v), "are not finite"),
-    "inf": (lambda v: np.where(v == v.max(), np.inf, v), "are not finite"),
-    "a slice": (lambda v: v[0], r"shape \(4, 5\), expected three axes"),
-    "a label of two channels": (lambda v: np.stack([v, v], -1), r"shape \(3, 4, 5, 2\)"),
-    "no voxel": (lambda v: v[:0], "expected three axes of voxels"),
-}
 
 
-@pytest.mark.parametrize("name", USELESS)
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda v: np.zeros(SHAPE, RGB), "contains colours or complex"),
+        (lambda v: v.astype(np.complex64), "contains colours or complex"),
+        (lambda v: np.where(v == v.max(), np.nan, v), "are not finite"),
+        (lambda v: np.where(v == v.max(), np.inf, v), "are not finite"),
+        (lambda v: v[0], r"shape \(4, 5\), expected three axes"),
+        (lambda v: np.stack([v, v], -1), r"shape \(3, 4, 5, 2\)"),
+        (lambda v: v[:0], "expected three axes of voxels"),
+    ],
+)
 @pytest.mark.parametrize("side", ["image", "label"])
-def test_values_that_are_no_volume_are_named_as_what_they_are(tmp_path, name, side):
-    change, sentence = USELESS[name]
+def test_values_that_are_no_volume_are_named_as_what_they_are(tmp_path, change, sentence, side):
     case = case_in(tmp_path)
     store(case.image, IMAGE_VALUES, np.eye(4))
     store(case.label, CLASSES, np.eye(4))
     values = change(IMAGE_VALUES if side == "image" else CLASSES.astype(np.float32))
     nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), getattr(case, side))
-    with pytest.raises(UserError, match=f"{side}.nii.*{sentence}") as found:
+    with pytest.raises(UserError, match=f"{side}.nii.*{sentence}"):
         read_volume(task_of(case), case)
-    assert "\n" not in str(found.value)
 
 
-@pytest.mark.parametrize("axis", [0, 2])
-def test_an_affine_that_places_no_voxel_is_refused(tmp_path, axis):
+def test_an_affine_that_places_no_voxel_is_refused(tmp_path):
     case = case_in(tmp_path)
     store(case.image, IMAGE_VALUES, np.eye(4), form="sform")
     store(case.label, CLASSES, np.eye(4))
     content = bytearray(case.image.read_bytes())
-    content[280 + 16 * axis : 296 + 16 * axis] = bytes(16)  # a row of the sform
+    content[280:296] = bytes(16)  # a row of the sform
     case.image.write_bytes(content)
     with pytest.raises(UserError, match="its affine, .* does not define all axes"):
         read_volume(task_of(case), case)
