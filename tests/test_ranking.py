@@ -70,15 +70,6 @@ def test_matched_rates_by_hand():
     assert rate_at(rising, falling, rate) == pytest.approx([0.45, 0.3, 1, 0])
 
 
-# distances of foreground from background, the spread of a network's logits, and their middle
-NETWORKS = {
-    "strong": (3, 2, 0),
-    "sure": (1.8, 9, -2),
-    "weak": (0.4, 1e-4, 0),  # after a few steps: all logits lie in what was one bin
-    "worse than chance": (-1, 1, 3),
-}
-
-
 def of_a_network(distance, spread, middle, share, seed=0):
     """Return the logits and the truth of 400,000 pixels in four patches, (4, 100000) each."""
     generator = torch.Generator().manual_seed(seed)
@@ -88,11 +79,17 @@ def of_a_network(distance, spread, middle, share, seed=0):
 
 
 @pytest.mark.parametrize(
-    ("network", "share"),
-    [("strong", 0.2), ("sure", 0.002), ("weak", 0.2), ("worse than chance", 0.002)],
+    "network",  # distance of foreground from background, spread of its logits, their middle, share
+    [
+        pytest.param((3, 2, 0, 0.2), id="strong"),
+        pytest.param((1.8, 9, -2, 0.002), id="sure"),
+        # after a few steps: all logits lie in what was one bin
+        pytest.param((0.4, 1e-4, 0, 0.2), id="weak"),
+        pytest.param((-1, 1, 3, 0.002), id="worse than chance"),
+    ],
 )
-def test_ranks_equal_scikit_learn_on_networks_of_any_strength(network, share):
-    logits, truth = of_a_network(*NETWORKS[network], share)
+def test_ranks_equal_scikit_learn_on_networks_of_any_strength(network):
+    logits, truth = of_a_network(*network)
     scores = tally_of(logits, truth).scores()
     odds = log_odds(probability_of(logits)).flatten()
     for name, theirs in (("ap", average_precision_score), ("auroc", roc_auc_score)):
@@ -106,8 +103,7 @@ def test_sure_pixels_are_told_apart_at_both_ends():
 
 
 def test_unsure_pixels_are_ranked_nowhere():
-    truth = TRUTH.clone()
-    truth[3] = UNSURE  # the one that was out of order
+    truth = torch.tensor([0, 0, 1, UNSURE, 1, 1])  # the one that was out of order
     assert counts_of(LOGITS[None], truth[None]).ranked.sum() == 5
     assert tally_of(LOGITS[None], truth[None]).scores()["ap"] == 1
 

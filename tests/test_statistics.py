@@ -77,10 +77,9 @@ def test_a_single_region_gives_no_interval():
 
 
 def test_networks_tested_on_different_patches_are_refused():
+    ours, theirs = region_counts([0.5, 0.2]), region_counts([0.5, 0.2], patches=2)
     with pytest.raises(ValueError, match="different patches"):
-        paired_differences(
-            [region_counts([0.5, 0.2])], [region_counts([0.5, 0.2], patches=2)], NAMES
-        )
+        paired_differences([ours], [theirs], NAMES)
 
 
 def test_folds_pool_into_one_test():
@@ -106,6 +105,5 @@ def test_trainings_that_differ_by_chance_seldom_look_like_a_gain():
 
 def test_an_interval_says_over_how_many_units_and_that_few_are_too_few():
     few = "over fewer than 30 slides are too narrow)"
-    assert "over 30 slides and, if several, trainings; n.s.: " in interval_over(30, "slide")
     assert few in interval_over(12, "slide")
     assert few not in interval_over(30, "slide")
