@@ -129,8 +129,8 @@ def trained_with(cfg: TrainVolumesConfig, fold: int) -> TrainVolumesConfig | Non
 
 def refuse_stale(cfg: TrainVolumesConfig, fold: int) -> None:
     """Raise UserError unless the network exists and is current with these settings."""
-    record, made_from = record_of(network_folder(cfg, fold)), partial(NETWORK.made_from, cfg, fold)
-    refuse_unusable(record, made_from, NETWORK.cure(cfg, fold))
+    made_from, again = (partial(of, cfg, fold) for of in (NETWORK.made_from, NETWORK.cure))
+    refuse_unusable(record_of(network_folder(cfg, fold)), made_from, again)
 
 
 if __name__ == "__main__":

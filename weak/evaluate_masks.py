@@ -112,7 +112,7 @@ def require_all(cfg: MasksConfig) -> None:
     require(cfg, masks_product(cfg), *([] if cfg.method == "transfer" else [MAPS]))
     for fold in cfg.folds:
         script = "weak/train_segmentation.py"
-        again = command(cfg, script, MasksConfig, folds=(fold,))
+        again = partial(command, cfg, script, MasksConfig, folds=(fold,))
         if has_masks(cfg, fold) or not cfg.shuffled:
             for negatives in (False, True):
                 network = weak_network(cfg, fold, negatives)

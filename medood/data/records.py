@@ -214,20 +214,20 @@ def is_kept(product: Path, made_from: dict) -> bool:
 
 
 def refuse_unusable(
-    record: Record, made_from: Callable[[], dict], again: str, images: bool = True
+    record: Record, made_from: Callable[[], dict], again: Callable[[], str], images: bool = True
 ) -> None:
     """Raise UserError if a product is missing, was changed, or is not what `made_from` gives.
 
-    again: the command that regenerates it. images: open them too.
+    again: gives the command that regenerates it. images: open them too.
     """
     state, why = record.state(made_from, images)
     if state == MISSING:
-        raise UserError(f"{record.product} is missing: run `{again}` first")
+        raise UserError(f"{record.product} is missing: run `{again()}` first")
     if state == CHANGED:
         raise UserError(why)
     if state == OUT_OF_DATE:
         raise UserError(
-            f"{record.product} is out of date ({why}): undo the change, or run `{again}` first"
+            f"{record.product} is out of date ({why}): undo the change, or run `{again()}` first"
         )
 
 

@@ -13,6 +13,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -173,9 +174,9 @@ def no_nuclei(cfg: Config) -> str:
 
     Raises UserError if Instance_Patchs is out of date.
     """
-    record, again = record_of(INSTANCE_PATCHES.path(cfg, 0)), INSTANCE_PATCHES.cure(cfg, 0)
+    record, again = record_of(INSTANCE_PATCHES.path(cfg, 0)), partial(INSTANCE_PATCHES.cure, cfg, 0)
     if not record.is_there:
-        cure = f"run `{again}`" if has_instances(cfg) else "the labels have no instances"
+        cure = f"run `{again()}`" if has_instances(cfg) else "the labels have no instances"
         return f"no scores of nuclei: {record.product} is missing: {cure}"
     refuse_unusable(record, lambda: INSTANCE_PATCHES.made_from(cfg), again, images=False)
     return ""

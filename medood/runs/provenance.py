@@ -36,13 +36,13 @@ def require(cfg: Data, *products: Product, images: bool = False) -> None:
             if record.product in seen:
                 continue
             seen.add(record.product)
-            again = product.cure(cfg, fold)
+            made_from, again = (partial(of, cfg, fold) for of in (product.made_from, product.cure))
             if not record.is_there and not any(cfg.workspace.glob("[!.]*")):
                 raise UserError(
                     f"{record.product} is missing ({cfg.workspace} is empty, or its name is"
-                    f" misspelled): run `{again}` first"
+                    f" misspelled): run `{again()}` first"
                 )
-            records.refuse_unusable(record, partial(product.made_from, cfg, fold), again, images)
+            records.refuse_unusable(record, made_from, again, images)
             bad |= record.bad_files
     records.refuse_bad(bad, cfg.skip_bad_files)
 
