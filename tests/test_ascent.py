@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from scipy.spatial.distance import jensenshannon
 
 from medood.attacks import ascent
 from medood.attacks.ascent import AdaptiveStep, apgd, cospgd, pgd, segpgd
@@ -45,54 +46,42 @@ def by_hand(loss, logits, target, share=0.0):
 # two classes, 2 x 2 pixels of probabilities .5 + x: right, wrong, wrong, right
 PROBABILITY = torch.tensor([[[0.8, 0.4], [0.7, 0.4]], [[0.2, 0.6], [0.3, 0.6]]])
 LOGITS, TRUTH = PROBABILITY.log().tolist(), [[0, 0], [1, 1]]
-ENTROPY = [-math.log(p) for p in (0.8, 0.4, 0.3, 0.6)]
+OF_TRUTH = (0.8, 0.4, 0.3, 0.6)
+ENTROPY = [-math.log(p) for p in OF_TRUTH]
 
 
-def test_segpgd_weighs_right_pixels_first():
-    for share, wrong in ((0.0, 0.0), (0.5, 0.25 / 0.75)):
-        weights = (1.0, wrong, wrong, 1.0)
-        expected = [weight * entropy for weight, entropy in zip(weights, ENTROPY, strict=True)]
-        assert by_hand(ascent.segpgd_loss, LOGITS, TRUTH, share) == pytest.approx(expected)
-
-
-def test_cospgd_weighs_by_the_cosine_to_the_truth():
-    cosines = [a / math.hypot(a, 1 - a) for a in (0.8, 0.4, 0.3, 0.6)]
-    expected = [cosine * entropy for cosine, entropy in zip(cosines, ENTROPY, strict=True)]
-    assert by_hand(ascent.cospgd_loss, LOGITS, TRUTH) == pytest.approx(expected)
-
-
-def test_masked_cross_entropy_counts_wrong_pixels_as_the_most():
-    expected = [ENTROPY[0], math.log(2), math.log(2), ENTROPY[3]]
-    loss = ascent.masked_cross_entropy
-    assert by_hand(loss, LOGITS, TRUTH) == pytest.approx(expected)
+@pytest.mark.parametrize(
+    ("loss", "share", "weights"),
+    [
+        # right pixels first, then wrong ones more and more
+        (ascent.segpgd_loss, 0.0, (1, 0, 0, 1)),
+        (ascent.segpgd_loss, 0.5, (1, 0.25 / 0.75, 0.25 / 0.75, 1)),
+        # the cosine to the truth
+        (ascent.cospgd_loss, 0.0, [p / math.hypot(p, 1 - p) for p in OF_TRUTH]),
+        # wrong pixels count as the most that a right one can, log 2
+        (ascent.masked_cross_entropy, 0.0, (1, math.log(2, 1 / 0.4), math.log(2, 1 / 0.3), 1)),
+    ],
+)
+def test_losses_weigh_the_cross_entropy_of_each_pixel(loss, share, weights):
+    expected = [weight * entropy for weight, entropy in zip(weights, ENTROPY, strict=True)]
+    assert by_hand(loss, LOGITS, TRUTH, share) == pytest.approx(expected)
 
 
 def test_balanced_masked_cross_entropy_lets_each_class_of_the_image_weigh_alike():
     """Of four pixels three are of class 0 and one of class 1: they weigh 4 / 6 and 4 / 2."""
     loss, most = ascent.balanced_masked_cross_entropy, math.log(2)
-    of_0, of_1 = 4 / (2 * 3), 4 / (2 * 1)
-    # wrong but for the first and the last one
-    expected = [of_0 * ENTROPY[0], of_0 * most, of_0 * most, of_1 * ENTROPY[3]]
-    assert by_hand(loss, LOGITS, [[0, 0], [0, 1]]) == pytest.approx(
-        [expected[0], expected[1], of_0 * -math.log(0.7), expected[3]]
-    )
+    of_0, of_1 = 4 / (2 * 3), 4 / (2 * 1)  # the second pixel alone is wrong
+    expected = [of_0 * ENTROPY[0], of_0 * most, of_0 * -math.log(0.7), of_1 * ENTROPY[3]]
+    assert by_hand(loss, LOGITS, [[0, 0], [0, 1]]) == pytest.approx(expected)
     # an unsure pixel counts the most, and for no class; class 1 is wrong
     of_0, of_1 = 3 / (2 * 2), 3 / (2 * 1)
     expected = [of_0 * ENTROPY[0], most, of_1 * most, of_0 * most]
     assert by_hand(loss, LOGITS, [[0, 255], [1, 0]]) == pytest.approx(expected)
 
 
-def test_the_divergence_of_jensen_and_shannon_by_its_definition():
+def test_the_divergence_of_jensen_and_shannon_is_that_of_scipy():
     """Half of KL(p | m) and half of KL(q | m), m the mean of both; q is one-hot."""
-
-    def divergence(p, q):
-        middle = [(a + b) / 2 for a, b in zip(p, q, strict=True)]
-        kl = [
-            sum(a * math.log(a / m) for a, m in zip(of, middle, strict=True) if a) for of in (p, q)
-        ]
-        return sum(kl) / 2
-
-    expected = [divergence([p, 1 - p], [1, 0]) for p in (0.8, 0.4, 0.3, 0.6)]  # p of the truth
+    expected = [jensenshannon([p, 1 - p], [1, 0]) ** 2 for p in OF_TRUTH]  # SciPy's is the root
     assert by_hand(ascent.jensen_shannon, LOGITS, TRUTH) == pytest.approx(expected, abs=1e-6)
     assert by_hand(ascent.jensen_shannon, LOGITS, [[0, 255], [1, 1]])[1] == 0
     sure = [[[-90.0]], [[90.0]]]  # wrong for sure: log 2, and no NaN
@@ -105,12 +94,9 @@ def test_dlr_by_hand():
     assert by_hand(ascent.dlr, logits, [[0, 1]]) == pytest.approx([-0.5, 0.5])
 
 
-def test_the_checkpoints_of_apgd():
+def test_the_checkpoints_of_apgd_and_the_stages_of_sea():
     assert ascent.checkpoints(100) == [0, 22, 41, 57, 70, 80, 87, 93, 99]
     assert ascent.checkpoints(10) == [0, 3, 5, 6, 7, 8, 9, 10, 10]
-
-
-def test_the_stages_of_sea():
     assert ascent.sea_stages(300) == [(2.0, 90), (1.5, 90), (1.0, 120)]
     assert ascent.sea_stages(1) == [(1.0, 1)]
 

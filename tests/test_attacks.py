@@ -40,13 +40,10 @@ ATTACKS = {
 every_attack = pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
 
 
-def test_the_score_by_hand():
+def test_the_score_by_hand_and_as_the_dsc_of_the_trunk():
     target = torch.tensor([[[0, 1, 1, 1]], [[0, 0, 0, 0]], [[2, 2, 0, 1]]])
     predicted = torch.tensor([[[1, 1, 1, 0]], [[0, 0, 1, 3]], [[0, 0, 3, 2]]])
     assert image_dice(predicted, target, 4).tolist() == pytest.approx([4 / 6, 0.5, 0])
-
-
-def test_the_score_is_the_dsc_of_the_trunk():
     target, predicted = torch.randint(0, 5, (2, 6, 8, 8), generator=seeded())
     expected = scores_of(confusion(target, predicted, 5).numpy())["dsc"]
     np.testing.assert_allclose(image_dice(predicted, target, 5), expected)
@@ -61,12 +58,10 @@ def test_no_value_leaves_the_bounds_by_a_bit(attack, space, eps):
     images, target = some_images(space)
     images[images == 0] = -0.0  # a zero keeps its sign where nothing may change
     found = attack(some_network(space), images, target, eps, generator=seeded())
-    assert found.shape == images.shape
-    assert found.dtype == torch.float32
+    assert (found.shape, found.dtype) == (images.shape, torch.float32)
     assert (found - images).abs().max() <= eps
     assert (found.double() - images.double()).abs().max().item() <= eps
-    assert found.min() >= 0
-    assert found.max() <= 1
+    assert ((found >= 0) & (found <= 1)).all()
     if eps == 0:
         assert torch.equal(found.view(torch.int32), images.view(torch.int32))
     else:
@@ -151,8 +146,7 @@ def test_the_same_seed_gives_the_same_bytes_and_inputs_and_weights_stay(attack):
     assert torch.equal(first, again)
     if attack is noise:
         assert not torch.equal(first, attack(model, images, target, 8 / 255, generator=seeded(6)))
-    assert torch.equal(images, before[0])
-    assert torch.equal(target, before[1])
+    assert all(map(torch.equal, (images, target), before))
     assert not again.requires_grad
     assert not images.requires_grad
     assert all(weight.grad is None for weight in model.parameters())
@@ -240,8 +234,8 @@ def test_apgd_is_at_least_as_strong_as_pgd_and_noise_does_nothing():
     assert score(fab, steps=10) < clean_score - 0.1
 
 
-def pgd_of_foolbox(steps):
-    """What foolbox's PGD makes of the test images, with the mean over pixels as its loss."""
+def test_pgd_takes_the_steps_of_foolbox(monkeypatch):
+    """From the image itself, as each draws random starts in its own way; on the mean of pixels."""
     import eagerpy
     import foolbox
 
@@ -250,13 +244,10 @@ def pgd_of_foolbox(steps):
             return lambda x: eagerpy.astensor(F.cross_entropy(model(x).raw, labels.raw))
 
     model, images, target = trained()
-    attack = OfPixels(rel_stepsize=STEP, steps=steps, random_start=False)
     wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
-    return attack.run(wrapped, images, foolbox.criteria.Misclassification(target), epsilon=8 / 255)
-
-
-def test_pgd_takes_the_steps_of_foolbox(monkeypatch):
-    """From the image itself: no random start, which each draws in its own way."""
+    theirs = OfPixels(rel_stepsize=STEP, steps=3, random_start=False).run(
+        wrapped, images, foolbox.criteria.Misclassification(target), epsilon=8 / 255
+    )
     monkeypatch.setattr(Task, "random_start", lambda task, _: task.images)
-    ours = pgd(*trained(), 8 / 255, steps=3)
-    torch.testing.assert_close(ours, pgd_of_foolbox(3), atol=1e-6, rtol=0)
+    ours = pgd(model, images, target, 8 / 255, steps=3)
+    torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)

@@ -29,7 +29,7 @@ def refused(path, message, cfg=TINY):
 
 
 def test_a_whole_network_says_itself_what_it_is_also_one_of_several_gpus_or_of_smp_0_3(tmp_path):
-    """Also what shapes do not tell."""
+    """Also the rates of its convolutions, which shapes do not tell."""
     expected = network("deeplabv3plus", decoder_atrous_rates=(2, 4, 6))
     torch.save(expected, tmp_path / "whole.pth")
     torch.save(nn.DataParallel(expected), tmp_path / "parallel.pth")
@@ -96,35 +96,26 @@ def test_weights_as_trainers_name_file_and_round_them_are_found(tmp_path):
         assert_same(load_model(path, TINY), expected)
 
 
-def spoilt(**changes):
-    return network().state_dict() | {name.replace("__", "."): v for name, v in changes.items()}
+IN_DECODER = "decoder.blocks.1.conv2.0.weight"
+
+
+def spoilt(name, value):
+    return network().state_dict() | {name: value}
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (
-            {"model": {"a.b.c": torch.zeros(1)}, "ema": {"a.b.c": torch.zeros(1)}},
-            "several networks",
-        ),
+        ({"model": {"a": torch.eye(1)}, "ema": {"a": torch.eye(1)}}, "several networks"),
         ({"optimizer": {"state": {}, "param_groups": []}}, "contains no weights"),
         ({}, "contains no weights"),
         ({"a.b.c": torch.zeros(4, dtype=torch.int8)}, "as torch.int8.* dense float32"),
         ({"a.b.c": torch.eye(4).to_sparse()}, "torch.sparse_coo.* dense float32"),
         # it may say how images were normalised: to drop it would be a guess
-        (
-            spoilt(mean=torch.zeros(3), std=torch.ones(3)),
-            r"Unexpected key.* \"mean\", \"std\"",
-        ),
-        (
-            spoilt(decoder__blocks__1__conv2__0__weight=torch.zeros(99, 128, 3, 3)),
-            "do not fit .*size mismatch for decoder.blocks.1",
-        ),
-        (
-            spoilt(decoder__blocks__1__conv2__0__weight=torch.zeros(1).expand(10**6, 10**6, 3, 3)),
-            "larger than the file",
-        ),
-        (spoilt(segmentation_head__0__bias=torch.full((7,), torch.nan)), r"1 weight.* not finite"),
+        (spoilt("mean", torch.zeros(3)), r"Unexpected key.* \"mean\""),
+        (spoilt(IN_DECODER, torch.zeros(99, 128, 3, 3)), "size mismatch for decoder.blocks.1"),
+        (spoilt(IN_DECODER, torch.zeros(1).expand(10**6, 10**6, 3, 3)), "larger than the file"),
+        (spoilt("segmentation_head.0.bias", torch.full((7,), torch.nan)), "1 weight.* not finite"),
     ],
 )
 def test_a_file_without_the_weights_of_one_network_says_what_it_holds(tmp_path, content, message):
@@ -146,7 +137,6 @@ def test_a_small_file_builds_no_large_network(tmp_path):
     ("parameters", "message"),
     [
         ({"in_channels": 4}, "in_channels = 4, but the images have three"),
-        ({"classes": 1}, "has other classes .1 outputs"),
         ({"classes": 6}, "has other classes .6 outputs"),
     ],
 )
@@ -162,7 +152,6 @@ def test_a_network_of_other_inputs_or_outputs_is_said(tmp_path, parameters, mess
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ([], "architecture = '' is unknown"),
         ({"_model_class": "__loader__"}, "is unknown"),
         ({"encoder_name": "tu-hf_hub:someone/net"}, "is unknown"),
         ({"in_channels": "x"}, "do not fit unet .* copy it again"),
@@ -173,8 +162,7 @@ def test_a_network_of_other_inputs_or_outputs_is_said(tmp_path, parameters, mess
 )
 def test_a_folder_that_asks_for_something_else_is_refused(tmp_path, config, message):
     network().save_pretrained(tmp_path)
-    if isinstance(config, dict):
-        config = {"_model_class": "Unet", "encoder_name": TINY.encoder} | config
+    config = {"_model_class": "Unet", "encoder_name": TINY.encoder} | config
     (tmp_path / "config.json").write_text(json.dumps(config))
     refused(tmp_path, message)
 
@@ -231,7 +219,7 @@ def test_names_of_parts_of_networks_do_nothing_when_they_are_called(tmp_path):
     refused(tmp_path / "c.pth", "functools.partial")
 
 
-def test_what_holds_itself_has_an_end(tmp_path):
+def test_what_contains_itself_has_an_end(tmp_path):
     knot = network()
     for number in range(200):
         knot.encoder._modules[f"again{number}"] = knot
