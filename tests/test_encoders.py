@@ -17,7 +17,6 @@ from medood.models.network import Normalise, build_model, normalisation
 from predict import PredictConfig, predict_images
 from tests.conftest import TINY, as_settings_of
 
-SMALL = ("test_resnet", "test_efficientnet", "test_convnext")  # of timm
 FIXED = "tu-efficientformerv2_s0"  # takes images of 224 x 224 pixels
 
 
@@ -29,25 +28,20 @@ def timm_weights(name, seed=1):
     return {n: v + torch.rand_like(v) if v.is_floating_point() else v for n, v in state.items()}
 
 
-def built(tmp_path, encoder, weights, **settings):
+def built(tmp_path, encoder, weights):
     """The network with the encoder's weights from a file."""
     path = tmp_path / "weights.pth"
     torch.save(weights, path)
-    cfg = dataclasses.replace(TINY, encoder=encoder, encoder_weights=str(path), **settings)
     torch.manual_seed(2)
-    return build_model(cfg)
+    return build_model(dataclasses.replace(TINY, encoder=encoder, encoder_weights=str(path)))
 
 
 @functools.cache
-def features_of(name):
-    """The weights of timm's own network of features."""
-    return timm.create_model(name, features_only=True).state_dict()
-
-
-def without_classifier(name, weights):
-    """What timm's own network of features makes of the weights."""
-    as_features = {n.replace(".", "_", 1) if n[0] == "s" else n: v for n, v in weights.items()}
-    wanted = features_of(name)
+def without_classifier(name):
+    """What timm's own network of features makes of these weights."""
+    weights = timm_weights(name).items()
+    as_features = {n.replace(".", "_", 1) if n[0] == "s" else n: v for n, v in weights}
+    wanted = timm.create_model(name, features_only=True).state_dict()
     return {f"model.{n}": as_features[n] for n in wanted if wanted[n].is_floating_point()}
 
 
@@ -60,14 +54,19 @@ def assert_from_file(model, expected):
 
 
 @pytest.mark.parametrize(
-    ("name", "prefix"), [*zip(SMALL, ("", "module._orig_mod.", "backbone."), strict=True)]
+    ("name", "prefix"),
+    [
+        ("test_resnet", ""),
+        ("test_efficientnet", "module._orig_mod."),
+        ("test_convnext", "backbone."),
+    ],
 )
-@pytest.mark.parametrize("classifier", [True, False])
-def test_every_weight_of_a_timm_file_reaches_its_encoder(tmp_path, name, prefix, classifier):
-    weights = timm_weights(name)
-    heads = () if classifier else ("fc.", "classifier.", "head.fc.")
-    given = {prefix + n: v for n, v in weights.items() if not n.startswith(heads)}
-    assert_from_file(built(tmp_path, f"tu-{name}", given), without_classifier(name, weights))
+@pytest.mark.parametrize("heads", [(), ("fc.", "classifier.", "head.fc.")])
+def test_every_weight_of_a_timm_file_reaches_its_encoder_without_its_heads_too(
+    tmp_path, name, prefix, heads
+):
+    given = {prefix + n: v for n, v in timm_weights(name).items() if not n.startswith(heads)}
+    assert_from_file(built(tmp_path, f"tu-{name}", given), without_classifier(name))
 
 
 @pytest.mark.parametrize(
@@ -94,10 +93,7 @@ def test_an_encoder_of_smp_and_that_of_a_whole_network_are_taken(tmp_path, encod
         (lambda w: {n: v for n, v in w.items() if "layer2" not in n}, r"Missing key.* .layer2\.0"),
         (lambda w: {n: v for n, v in w.items() if "running_var" not in n}, "running_var"),
         (lambda w: {n: (9 * v).to(torch.int8) for n, v in w.items()}, "as torch.int8"),
-        (
-            lambda w: {n: v / 0 if "layer2" in n else v for n, v in w.items()},
-            r"weight\(s\) are not finite",
-        ),
+        (lambda w: {n: v / (n[:7] != "layer2.") for n, v in w.items()}, "are not finite"),
     ],
 )
 def test_weights_that_an_encoder_would_not_get_are_named(tmp_path, encoder, change, message):
@@ -143,8 +139,6 @@ def test_a_network_with_an_old_name_of_its_encoder_is_opened(tmp_path, encoder, 
 @pytest.mark.parametrize(
     ("encoder", "mean"),
     [
-        ("vgg11_bn", 0.485),
-        ("inceptionv4", 0.5),
         ("xception", 0.5),
         ("tu-resnet50d", 0.485),
         ("timm-skresnet18", 0.485),
@@ -192,9 +186,9 @@ def test_tiles_follow_the_side_that_a_network_takes(tmp_path, capsys):
     torch.manual_seed(0)
     smp.Unet(FIXED, encoder_weights=None, classes=7).save_pretrained(tmp_path / "network")
     noise = np.random.default_rng(0).integers(0, 256, (250, 300, 3), np.uint8)
-    write_png(tmp_path / "large.png", noise)
-    write_png(tmp_path / "small.png", noise[:90, :100])
     images = tmp_path / "large.png", tmp_path / "small.png"
+    write_png(images[0], noise)
+    write_png(images[1], noise[:90, :100])
     places = {"checkpoint": tmp_path / "network", "out": tmp_path / "out", "image": images}
     cfg = dataclasses.replace(TINY, patch_size=224)
     predict_images(as_settings_of(PredictConfig, cfg, image_mpp=0.5, **places))

@@ -39,10 +39,8 @@ def test_onnx_gives_the_probabilities_of_the_logits_for_any_number_of_patches(ex
 
     cfg, folder = network
     predictor = Predictor(cfg, load_model(folder, cfg))
-    head = {"classes": 3, "pooling": "avg"}  # of smp's, with an activation: both are left out
-    other = smp.Unet(
-        cfg.encoder, encoder_weights=None, classes=7, activation="softmax2d", aux_params=head
-    )
+    unused = {"activation": "softmax2d", "aux_params": {"classes": 3}}  # both are left out
+    other = smp.Unet(cfg.encoder, encoder_weights=None, classes=7, **unused)
     other.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
     other.save_pretrained(folder)
     session = onnxruntime.InferenceSession(export.export(cfg, folder))
@@ -97,17 +95,14 @@ def test_the_card_says_on_what_a_network_was_trained_and_what_it_scored(network,
 
 
 def test_tensorboard_gets_losses_and_changes_no_weight(network):
-    event_accumulator = pytest.importorskip(
-        "tensorboard.backend.event_processing.event_accumulator"
-    )
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     cfg, folder = network
-    before = (folder / "model.safetensors").read_bytes()
+    before, shown = (folder / "model.safetensors").read_bytes(), cfg.workspace / "tensorboard"
     watched = dataclasses.replace(cfg, tensorboard=True, epochs=1)
     train(watched)
-    events = event_accumulator.EventAccumulator(str(cfg.workspace / "tensorboard" / folder.name))
-    events.Reload()
+    events = reader.EventAccumulator(str(shown / folder.name)).Reload()
     assert [event.step for event in events.Scalars("loss")] == [1]
     train(dataclasses.replace(cfg, tensorboard=True))
     assert (folder / "model.safetensors").read_bytes() == before
     train(dataclasses.replace(watched, tensorboard=False))  # another network, of the same name
-    assert not (cfg.workspace / "tensorboard" / folder.name).exists()
+    assert not (shown / folder.name).exists()

@@ -21,6 +21,9 @@ from studies import paper
 from tests.conftest import TINY
 
 
+CPU = torch.device("cpu")
+
+
 @pytest.fixture
 def no_network(monkeypatch):
     def refuse(*_, **__):
@@ -57,22 +60,12 @@ def test_normalise_takes_0_to_255():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (
-            {"encoder": "vgg11bn"},
-            "encoder = 'vgg11bn' is unknown: the nearest names are .*vgg11_bn",
-        ),
-        ({"encoder": "tu-tinynetd"}, "nearest names are .*tu-tinynet_d"),
+        ({"encoder": "vgg11bn"}, "'vgg11bn' is unknown: the nearest names are .*vgg11_bn"),
         ({"encoder": "timm-regnetx_0002"}, "'tu-regnetx_0002' is unknown: .*tu-regnetx_002"),
         ({"architecture": "unett"}, "architecture = 'unett' is unknown: .*unet"),
         ({"encoder_weights": "nowhere.pth"}, "there is no file nowhere.pth"),
-        (
-            {"encoder_weights": "imagnet"},
-            "of encoder tu-test_resnet could not be .*only imagenet can.: set .* to the path",
-        ),
-        (
-            {"architecture": "unetplusplus", "encoder": "mit_b0"},
-            "unetplusplus cannot be built on encoder mit_b0",
-        ),
+        ({"encoder_weights": "imagnet"}, "could not be .*only imagenet can.: set .* to the path"),
+        ({"architecture": "unetplusplus", "encoder": "mit_b0"}, "unetplusplus cannot be built on"),
     ],
 )
 def test_what_cannot_be_built_is_said_with_the_cure(no_network, change, message):
@@ -103,19 +96,12 @@ def test_without_batch_norm_all_else_stays(encoder):
     whole, bare = build_model(cfg), build_model(dataclasses.replace(cfg, batch_norm=False))
     assert len(batch_norms(whole)) > 10
     assert batch_norms(bare) == []
-    norms = {
-        f"{name}.{part}"
-        for name, module in whole.named_modules()
-        if module in batch_norms(whole)
-        for part in module.state_dict()
-    }
-    assert set(bare.state_dict()) == set(whole.state_dict()) - norms
-
     # with normalisations that change nothing, both compute the same: activations are still there
     for module in batch_norms(whole):
         module.eps = 0
-    kept = {name: value for name, value in whole.state_dict().items() if name not in norms}
-    bare.load_state_dict(kept)
+    lost, more = bare.load_state_dict(whole.state_dict(), strict=False)
+    assert not lost
+    assert len(more) == 5 * len(batch_norms(whole))  # weight, bias and the three of its statistics
     x = torch.rand(2, 3, 32, 32)
     with torch.inference_mode():
         torch.testing.assert_close(bare.eval()(x), whole.eval()(x), rtol=1e-4, atol=1e-6)
@@ -124,7 +110,7 @@ def test_without_batch_norm_all_else_stays(encoder):
 def test_training_avoids_the_convolution_that_breaks_memory_and_computes_the_same():
     """Its backward pass ended other tests at random, or crashed this one: see for_training."""
     plain = build_model(dataclasses.replace(TINY, encoder="mobileone_s0")).eval()
-    safe = for_training(copy.deepcopy(plain), torch.device("cpu")).eval()
+    safe = for_training(copy.deepcopy(plain), CPU).eval()
     for model, count in ((plain, 1), (safe, 0)):
         convolutions = [part for part in model.modules() if isinstance(part, torch.nn.Conv2d)]
         narrow = [c for c in convolutions if c.kernel_size == (1, 1) and c.in_channels < 16]
@@ -142,7 +128,7 @@ def test_a_strided_depthwise_convolution_trains_in_float32_and_keeps_the_precisi
     layer = torch.nn.Conv2d(8, 8, 3, stride=2, padding=1, groups=8)
     images = torch.randn(2, 8, 16, 16)
     exact = layer(images)
-    for_training(layer, torch.device("cpu"))
+    for_training(layer, CPU)
     torch.testing.assert_close(layer(images), exact)
     with torch.autocast("cpu", torch.bfloat16):
         output = layer(images.bfloat16())
@@ -153,9 +139,7 @@ def test_a_strided_depthwise_convolution_trains_in_float32_and_keeps_the_precisi
 @pytest.mark.parametrize("encoder", ["tu-test_resnet", "mobilenet_v2", "mobileone_s0"])
 def test_folding_leaves_the_outputs_and_the_network_as_they_were(encoder):
     torch.manual_seed(0)
-    model = for_training(
-        build_model(dataclasses.replace(TINY, encoder=encoder)), torch.device("cpu")
-    )
+    model = for_training(build_model(dataclasses.replace(TINY, encoder=encoder)), CPU)
     x = torch.rand(4, 3, 32, 32)
     for part in batch_norms(model):
         torch.nn.init.uniform_(part.weight, 0.5, 1.5)
