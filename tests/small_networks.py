@@ -35,6 +35,11 @@ def some_images(space, count=3, channels=3):
     return images, target
 
 
+def attacked(space=(9, 7), count=3):
+    """Such a network, images and the truth."""
+    return some_network(space), *some_images(space, count)
+
+
 def linear(weight, bias):
     """A network of one 1 x 1 convolution: weight (K, C), bias (K,)."""
     weight, bias = torch.tensor(weight), torch.tensor(bias)

@@ -9,7 +9,7 @@ from scipy.spatial.distance import jensenshannon
 from medood.attacks import ascent
 from medood.attacks.ascent import AdaptiveStep, apgd, cospgd, pgd, segpgd
 from medood.attacks.iterates import bounded
-from tests.small_networks import in_every_space, linear, seeded, some_images, some_network
+from tests.small_networks import attacked, in_every_space, linear, seeded
 
 RUNS = {"pgd": (pgd, {}), "segpgd": (segpgd, {}), "cospgd": (cospgd, {}), "apgd": (apgd, {})}
 RUNS |= {loss: (apgd, {"loss": loss}) for loss in ascent.SEA_LOSSES}
@@ -102,8 +102,7 @@ def test_the_checkpoints_of_apgd_and_the_stages_of_sea():
 
 
 def test_the_stages_of_sea_go_further_than_eps_first_and_end_within():
-    images, target = some_images((9, 7), count=1)
-    model, distances = some_network((9, 7)), []
+    (model, images, target), distances = attacked(count=1), []
 
     def watched(batch):
         distances.append((batch - images).abs().max().item())

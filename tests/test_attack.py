@@ -242,14 +242,12 @@ def test_free_training_divides_the_epochs_and_its_networks_are_attacked(
     attack(quickly)
     out = cfg.workspace / attacked[1].relative_to(attacked[0].workspace)
     assert list(json.loads((out / "scores.json").read_text())["2"]) == ["baseline", "ood", "free"]
-    change_record(FREE.path(cfg, 2), "free", eps=4.0)
+    path = FREE.path(cfg, 2) / "run.json"
+    path.write_text(path.read_text().replace('"eps": 8.0', '"eps": 4.0'))
     with pytest.raises(UserError, match=r"_free is out of date \(eps was 4.0, is 8.0\)") as caught:
         attack(quickly)
     made = dataclasses.replace(free, folds=(2,))
     assert printed_in(str(caught.value)) == command(made, "robust/train_free.py", FreeConfig)
-    change_record(FREE.path(cfg, 1), "settings", batch_size=16)
-    with pytest.raises(UserError, match=r"1_.+_free is out of date \(batch_size was 16, is 8\)"):
-        attack(quickly)
 
 
 @pytest.mark.slow
@@ -271,9 +269,3 @@ def test_free_training_withstands_what_as_many_replays_without_noise_do_not(tmp_
     path = tmp_path / "reports/robust/checkpoints/eps_0_vs_eps_8/differences.json"
     gain = json.loads(path.read_text())["eps_8"]["8"]["miou"]
     assert gain["mean"] > 0.05
-
-
-def change_record(network, part, **values):
-    run = json.loads((network / "run.json").read_text())
-    run["made_from"][part] |= values
-    (network / "run.json").write_text(json.dumps(run))

@@ -15,6 +15,7 @@ from medood.attacks.iterates import Task, image_dice
 from medood.attacks.together import in_halves
 from medood.evaluation.scores import confusion, scores_of
 from tests.small_networks import (
+    attacked,
     in_every_space,
     linear,
     scores,
@@ -55,9 +56,9 @@ def test_the_score_by_hand_and_as_the_dsc_of_the_trunk():
 @in_every_space
 @pytest.mark.parametrize("eps", [0.0, 8 / 255])
 def test_no_value_leaves_the_bounds_by_a_bit(attack, space, eps):
-    images, target = some_images(space)
+    model, images, target = attacked(space)
     images[images == 0] = -0.0  # a zero keeps its sign where nothing may change
-    found = attack(some_network(space), images, target, eps, generator=seeded())
+    found = attack(model, images, target, eps, generator=seeded())
     assert (found.shape, found.dtype) == (images.shape, torch.float32)
     assert (found - images).abs().max() <= eps
     assert (found.double() - images.double()).abs().max().item() <= eps
@@ -87,8 +88,7 @@ def test_bounds_of_each_image_and_channel(attack, space):
 
 
 def test_pixels_whose_gradient_overflows_stay_and_the_others_move():
-    images, target = some_images((9, 7))
-    model = some_network((9, 7))
+    model, images, target = attacked()
 
     def overflowing(batch):
         root = (0 * batch[:, :1, :3]).square().sqrt()  # an infinite slope times 0
@@ -102,7 +102,7 @@ def test_pixels_whose_gradient_overflows_stay_and_the_others_move():
 
 @every_attack
 def test_an_impossible_eps_and_images_out_of_their_range_are_refused(attack):
-    (images, target), model = some_images((9, 7)), some_network((9, 7))
+    model, images, target = attacked()
     for eps in (-0.1, 1.5, math.nan):
         with pytest.raises(UserError, match=r"eps = .* between 0 and the range of the images: set"):
             attack(model, images, target, eps)
@@ -121,8 +121,7 @@ def test_a_loss_that_does_not_fit_is_refused():
 @every_attack
 @in_every_space
 def test_no_attack_raises_a_score_and_the_worst_case_is_below_all(attack, space):
-    images, target = some_images(space)
-    model = some_network(space)
+    model, images, target = attacked(space)
     found = attack(model, images, target, 8 / 255, generator=seeded())
     before, after = scores(model, images, target), scores(model, found, target)
     if attack is not noise:
@@ -135,8 +134,8 @@ def test_no_attack_raises_a_score_and_the_worst_case_is_below_all(attack, space)
 
 @every_attack
 def test_the_same_seed_gives_the_same_bytes_and_inputs_and_weights_stay(attack):
-    images, target = some_images((9, 7))
-    model, before = some_network((9, 7)), (images.clone(), target.clone())
+    model, images, target = attacked()
+    before = images.clone(), target.clone()
     model[0].weight.requires_grad_(False)
     torch.manual_seed(1)
     first = attack(model, images, target, 8 / 255, generator=seeded(5))
@@ -156,8 +155,7 @@ def test_the_same_seed_gives_the_same_bytes_and_inputs_and_weights_stay(attack):
 @every_attack
 def test_what_is_broken_is_not_attacked(attack):
     """Of four images the first scores 0: the model sees it once, to know that, and no more."""
-    images, target = some_images((9, 7), count=4)
-    model, seen = some_network((9, 7)), []
+    (model, images, target), seen = attacked(count=4), []
     target[0] = 1 + (model(images[:1]).argmax(1)[0] == 1).long()  # never what it is called
 
     def counting(batch):
@@ -187,8 +185,7 @@ def test_an_image_that_breaks_on_the_way_leaves_the_batch():
 
 
 def test_halves_of_a_batch_meet_what_the_whole_meets():
-    images, target = some_images((9, 7), count=5)
-    model = some_network((9, 7))
+    model, images, target = attacked(count=5)
     for attack in ATTACKS.values():
         whole = attack(model, images, target, 8 / 255, generator=seeded(3))
         generator = seeded(3)
@@ -198,8 +195,8 @@ def test_halves_of_a_batch_meet_what_the_whole_meets():
 
 
 def test_a_batch_that_does_not_fit_is_halved():
-    images, target = some_images((9, 7), count=5)
-    model, sizes, attack = some_network((9, 7)), [], partial(apgd, steps=2)
+    model, images, target = attacked(count=5)
+    sizes, attack = [], partial(apgd, steps=2)
 
     def small(batch):
         sizes.append(len(batch))

@@ -139,6 +139,7 @@ def test_a_network_with_an_old_name_of_its_encoder_is_opened(tmp_path, encoder, 
 @pytest.mark.parametrize(
     ("encoder", "mean"),
     [
+        ("inceptionv4", 0.5),
         ("xception", 0.5),
         ("tu-resnet50d", 0.485),
         ("timm-skresnet18", 0.485),

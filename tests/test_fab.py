@@ -19,13 +19,11 @@ def test_fab_finds_the_nearest_boundary_and_comes_nearer(space):
     target = torch.zeros(2, *space, dtype=torch.long)
     task = bounded(images, target, 0.001, 0.0, 1.0)
     task = GoalTask(**vars(task), goal=torch.ones_like(target))
-    logits = model(images)
+    logits, distances = model(images), []
     exact = (logits[:, 0] - logits[:, 1]).flatten(1).mean(1) / 3.5
-    distances = []
     for steps in (1, 2, 3, 6, 12):
         found = Nearest(clean(model, task, goal_margin), task)
-        step = BoundaryStep(task, 1)
-        walk(model, task, images, found, goal_margin, step, steps)
+        walk(model, task, images, found, goal_margin, BoundaryStep(task, 1), steps)
         distances.append(0.001 * found.distance)
         reached = (found.nearest - images).abs().flatten(1).amax(1)
         torch.testing.assert_close(distances[-1], reached, rtol=1e-3, atol=0)

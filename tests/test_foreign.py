@@ -28,6 +28,12 @@ def refused(path, message, cfg=TINY):
         load_model(path, cfg)
 
 
+def saved(content, path):
+    """Return the path of a file of torch.save."""
+    torch.save(content, path)
+    return path
+
+
 def test_a_whole_network_says_itself_what_it_is_also_one_of_several_gpus_or_of_smp_0_3(tmp_path):
     """Also the rates of its convolutions, which shapes do not tell."""
     expected = network("deeplabv3plus", decoder_atrous_rates=(2, 4, 6))
@@ -37,8 +43,7 @@ def test_a_whole_network_says_itself_what_it_is_also_one_of_several_gpus_or_of_s
         assert_same(load_model(path, OTHER), expected)
     old = network("fpn", "mobilenet_v2")
     del old._hub_mixin_config
-    torch.save(old, tmp_path / "old.pth")
-    assert_same(load_model(tmp_path / "old.pth", OTHER), network("fpn", "mobilenet_v2"))
+    assert_same(load_model(saved(old, tmp_path / "old.pth"), OTHER), network("fpn", "mobilenet_v2"))
 
 
 @pytest.mark.parametrize(
@@ -47,11 +52,10 @@ def test_a_whole_network_says_itself_what_it_is_also_one_of_several_gpus_or_of_s
 )
 def test_weights_alone_are_those_of_the_settings(tmp_path, architecture, encoder):
     expected = network(architecture, encoder)  # smp cannot build mit without memory
-    torch.save(expected.state_dict(), tmp_path / "weights.pth")
+    path = saved(expected.state_dict(), tmp_path / "weights.pth")
     cfg = dataclasses.replace(TINY, architecture=architecture, encoder=encoder)
-    assert_same(load_model(tmp_path / "weights.pth", cfg), expected)
-    said = "do not fit manet on encoder resnet18 .*: set architecture and encoder"
-    refused(tmp_path / "weights.pth", said, OTHER)
+    assert_same(load_model(path, cfg), expected)
+    refused(path, "do not fit manet on encoder resnet18 .*: set architecture and encoder", OTHER)
 
 
 def test_a_file_is_read_as_run_json_beside_it_says(tmp_path):
@@ -71,13 +75,13 @@ def test_a_file_is_read_as_run_json_beside_it_says(tmp_path):
     ],
 )
 def test_options_of_a_decoder_are_kept_and_what_is_not_logits_is_left_out(tmp_path, kept, left_out):
-    saved, expected = network(**kept, **left_out), network(**kept)
-    expected.load_state_dict(saved.state_dict(), strict=False)
-    saved.config["encoder_weights"] = "imagenet"  # a download would fail
-    saved.save_pretrained(tmp_path / "folder")
-    torch.save(saved, tmp_path / "whole.pth")
+    given, expected = network(**kept, **left_out), network(**kept)
+    expected.load_state_dict(given.state_dict(), strict=False)
+    given.config["encoder_weights"] = "imagenet"  # a download would fail
+    given.save_pretrained(tmp_path / "folder")
+    whole = saved(given, tmp_path / "whole.pth")
     weights = tmp_path / "folder" / "model.safetensors"  # with config.json beside it
-    for path in (tmp_path / "folder", tmp_path / "whole.pth", weights):
+    for path in (tmp_path / "folder", whole, weights):
         assert_same(load_model(path, OTHER), expected)
 
 
@@ -119,8 +123,7 @@ def spoilt(name, value):
     ],
 )
 def test_a_file_without_the_weights_of_one_network_says_what_it_holds(tmp_path, content, message):
-    torch.save(content, tmp_path / "file.pth")
-    refused(tmp_path / "file.pth", message)
+    refused(saved(content, tmp_path / "file.pth"), message)
 
 
 def test_a_small_file_builds_no_large_network(tmp_path):
@@ -195,8 +198,7 @@ def test_code_in_a_pickle_is_named_and_not_run(tmp_path, place):
         content.encoder.note = hostile
     elif place == "beside weights":
         content = {"state_dict": network().state_dict(), "optimiser": hostile}
-    path = tmp_path / "hostile.pth"
-    torch.save(content, path)
+    path = saved(content, tmp_path / "hostile.pth")
     refused(path, name)
     with pytest.raises(UserError, match=name):  # of an encoder of timm
         build_model(dataclasses.replace(TINY, encoder_weights=str(path)))
@@ -207,34 +209,27 @@ def test_code_in_a_pickle_is_named_and_not_run(tmp_path, place):
 
 
 def test_names_of_parts_of_networks_do_nothing_when_they_are_called(tmp_path):
-    # a name that passes, and would load a file if it were the real one
-    hostile = Calls(torch.nn.modules.module.register_module_forward_hook, print)
-    torch.save({"state_dict": network().state_dict(), "x": hostile}, tmp_path / "a.pth")
-    refused(tmp_path / "a.pth", "builtins.print")
-    hostile = Calls(torch.nn.modules.module.register_module_forward_hook, "hook")
-    torch.save({"state_dict": network().state_dict(), "x": hostile}, tmp_path / "b.pth")
-    load_model(tmp_path / "b.pth", TINY)
+    path, content = tmp_path / "a.pth", {"state_dict": network().state_dict()}
+    call = torch.nn.modules.module.register_module_forward_hook  # a name that passes
+    refused(saved(content | {"x": Calls(call, print)}, path), "builtins.print")
+    load_model(saved(content | {"x": Calls(call, "hook")}, path), TINY)
     assert not torch.nn.modules.module._global_forward_hooks
-    torch.save({"model": functools.partial(print)}, tmp_path / "c.pth")
-    refused(tmp_path / "c.pth", "functools.partial")
+    refused(saved({"model": functools.partial(print)}, path), "functools.partial")
 
 
 def test_what_contains_itself_has_an_end(tmp_path):
     knot = network()
     for number in range(200):
         knot.encoder._modules[f"again{number}"] = knot
-    torch.save(knot, tmp_path / "knot.pth")
-    assert_same(load_model(tmp_path / "knot.pth", TINY), network())
+    assert_same(load_model(saved(knot, tmp_path / "knot.pth"), TINY), network())
     weights = {}
     weights["model"] = weights
-    torch.save(weights, tmp_path / "filed.pth")
-    refused(tmp_path / "filed.pth", "contains no weights")
+    refused(saved(weights, tmp_path / "filed.pth"), "contains no weights")
 
 
 def test_a_compressed_file_is_refused(tmp_path):
-    torch.save({"weight": torch.zeros(9)}, tmp_path / "plain.pth")
     with (
-        zipfile.ZipFile(tmp_path / "plain.pth") as plain,
+        zipfile.ZipFile(saved({"weight": torch.zeros(9)}, tmp_path / "plain.pth")) as plain,
         zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as packed,
     ):
         for name in plain.namelist():

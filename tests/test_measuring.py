@@ -10,7 +10,7 @@ from config import UserError
 from medood.attacks import apgd, evaluate
 from medood.attacks.measuring import greedy
 from medood.pixels import scores_of
-from tests.small_networks import in_every_space, linear, some_images, some_network, trained
+from tests.small_networks import attacked, in_every_space, linear, trained
 
 SHORT = {"steps": 3, "queries": 4, "progress": False}
 
@@ -44,8 +44,7 @@ def test_the_worst_case_of_three_images_by_hand():
 
 @in_every_space
 def test_the_table_has_a_row_for_each_attack_and_both_worst_cases(space):
-    images, target = some_images(space, count=4)
-    model = some_network(space)
+    model, images, target = attacked(space, count=4)
     table = evaluate(model, [(images[:3], target[:3]), (images[3:], target[3:])], 8 / 255, **SHORT)
     of = {row["attack"]: row for row in table}
     sea = ["sea_masked_ce_balanced", "sea_masked_ce", "sea_js"]

@@ -20,7 +20,6 @@ from medood.training.losses import segmentation_loss
 from studies import paper
 from tests.conftest import TINY
 
-
 CPU = torch.device("cpu")
 
 

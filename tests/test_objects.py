@@ -37,7 +37,7 @@ def test_objects_of_a_drawn_image_by_hand():
     counts = count_found(inner, DRAWN, predicted)
     # 4 bins an octave: 1 pixel is in bin 0, 2 in bin 4, 3 in bin 6
     expected = np.zeros((SIZES, 2), int)
-    expected[0], expected[4], expected[6] = (1, 1), (1, 1), (1, 0)
+    expected[[0, 4, 6]] = (1, 1), (1, 1), (1, 0)
     assert (counts == expected).all()
     assert by_size(counts, {"up to 2": slice(6), "all": slice(SIZES), "none": slice(1, 2)}) == {
         "objects_by_size": {"up to 2": 2, "all": 3, "none": 0},

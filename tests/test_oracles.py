@@ -18,9 +18,8 @@ EPS = [eps / 255 for eps in (2, 3, 4, 6, 8)]
 @pytest.fixture(autouse=True)
 def eager():
     """adv-lib compiles a function, which takes longer than to call it."""
-    torch.compiler.set_stance("force_eager")
-    yield
-    torch.compiler.set_stance("default")
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 class Centre(nn.Module):
@@ -82,15 +81,11 @@ def test_sea_is_as_strong_as_alma_prox_of_adv_lib_in_the_changes_that_this_needs
     found = alma_prox(model, images, target, num_steps=3 * STEPS, lr_init=rate)
     eps = (found - images).abs().amax((1, 2, 3), keepdim=True).clamp_max(1)
     options = {"steps": STEPS, "sea": True}
-    ours = worst_case(
-        model,
-        images,
-        target,
-        [
-            apgd(model, images, target, eps, loss=loss, generator=seeded(), **options)
-            for loss in SEA_LOSSES
-        ],
-    )
+    found_by = [
+        apgd(model, images, target, eps, loss=loss, generator=seeded(), **options)
+        for loss in SEA_LOSSES
+    ]
+    ours = worst_case(model, images, target, found_by)
     assert (scores(model, ours, target) <= scores(model, found, target) + 0.01).all()
 
 

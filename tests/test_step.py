@@ -9,7 +9,6 @@ from torch._dynamo.exc import Unsupported
 from torch._dynamo.testing import CompileCounter
 
 from config import UserError
-from medood.data.labels import UNSURE
 from medood.models.inference import Predictor
 from medood.training.augmentation import draw_augmentation
 from medood.training.loop import explain_errors
@@ -19,24 +18,12 @@ from tests.gpus import CPU, SMALL, some_patches, trained
 
 
 def batch(cfg, count=4):
-    generator = torch.Generator().manual_seed(0)
-    shape = (count, cfg.patch_size, cfg.patch_size)
-    images = torch.randint(0, 256, (*shape, 3), generator=generator, dtype=torch.uint8)
-    masks = torch.randint(0, 7, shape, generator=generator, dtype=torch.uint8)
-    masks[0, :4] = UNSURE
-    return images, masks, torch.ones(count), draw_augmentation(count, 0)
+    patches = some_patches(count, cfg.patch_size)
+    return patches.images, patches.masks, torch.ones(count), draw_augmentation(count, 0)
 
 
 def trainer(cfg):
     return Trainer(cfg, 1, some_patches(4), CPU)
-
-
-def step(cfg, error):
-    """Take a step that fails."""
-    with explain_errors(cfg, CPU):
-        if error is not None:
-            raise error
-        trainer(cfg).step(*batch(cfg, 1))
 
 
 MEMORY = torch.OutOfMemoryError("CUDA out of memory.")
@@ -53,9 +40,12 @@ SLOW = RuntimeError("x_cuda does not have a deterministic implementation, but yo
         (None, {"batch_size": 1}, "set batch_size to 2 or more$"),  # as torch raises it
     ],
 )
-def test_what_torch_cannot_do_is_said_with_the_setting_that_helps(error, change, said):
-    with pytest.raises(UserError, match=said):
-        step(dataclasses.replace(SMALL, **change), error)
+def test_what_torch_cannot_do_is_said_with_the_setting_that_helps(error, change, said, monkeypatch):
+    cfg = dataclasses.replace(SMALL, **change)
+    if error is not None:
+        monkeypatch.setattr(Trainer, "step", mock.Mock(side_effect=error))
+    with pytest.raises(UserError, match=said), explain_errors(cfg, CPU):
+        trainer(cfg).step(*batch(cfg, 1))
 
 
 @pytest.mark.parametrize("encoder", ["tu-test_resnet", "mobilenet_v2", "mobileone_s0"])

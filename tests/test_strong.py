@@ -12,11 +12,11 @@ from medood.runs.products import BASELINE
 from medood.training import augmentation, batches
 from medood.training.augmentation import augment, draw_augmentation, parameters_of, stains_of
 from tests.conftest import TINY
+from tests.small_networks import seeded
 
 
 def some_images(count):
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, 256, (count, 32, 32, 3), dtype=torch.uint8, generator=generator)
+    return torch.randint(0, 256, (count, 32, 32, 3), dtype=torch.uint8, generator=seeded())
 
 
 HEMATOXYLIN, EOSIN = augmentation.STAINS[:2]
@@ -51,18 +51,12 @@ def test_stains_leave_all_else_as_it_was_drawn():
     assert (augment(images, masks, stained)[0] - ours).abs().mean() > 1
 
 
-def patches_with(classes, is_ood):
-    masks = torch.zeros(len(classes), 4, 4, dtype=torch.uint8)
-    for mask, held in zip(masks, classes, strict=True):
-        for place, value in enumerate(held):
-            mask[0, place] = value
-    names = [f"region_{i}_0.png" for i in range(len(classes))]
-    return Patches(names, torch.zeros(len(classes), 4, 4, 3), masks, torch.tensor(is_ood))
-
-
 def test_a_rare_class_is_drawn_as_often_as_its_absence_and_ood_patches_as_the_mean():
     """Of four ID patches one holds class 2: it weighs 4, the others 4 / 3 each, 2 on average."""
-    patches = patches_with([[1, 2], [1], [1], [1], []], [False, False, False, False, True])
+    masks = torch.zeros(5, 4, 4, dtype=torch.uint8)
+    masks[:4, 0], masks[0, 1] = 1, 2
+    names = [f"region_{i}_0.png" for i in range(5)]
+    patches = Patches(names, torch.zeros(5, 4, 4, 3), masks, torch.arange(5) == 4)
     found = batches.rarity(patches, 4)  # class 1 is in all, class 3 in none
     assert (found / found.sum()).tolist() == pytest.approx([0.4, 2 / 15, 2 / 15, 2 / 15, 0.2])
 
