@@ -40,7 +40,7 @@ PICTURES = ("tif", "bmp", "jpg")
 WORDS = (b"../../escaped.png", b"-1", b"1e999", b"null", b'"', b",", b"[", b"{}", b"NaN", b"\r\n")
 WORDS += (b"\x00", b"\xff", b"\x7f", b"\x80", b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff")
 
-Reader = Callable[[], object]
+Reader = Callable[[Path], object]
 
 
 def mutate(data: bytes, rng: random.Random) -> bytes:
@@ -85,61 +85,54 @@ def targets(cfg: Config) -> dict[str, list[tuple[Path, Reader, int]]]:
     """Return, for each kind, files with what reads them and how often they are to be damaged."""
     work, own = cfg.workspace, cfg.workspace / "own"
     model, classes = work / "models" / f"1_{cfg.model_name}", len(cfg.class_names)
-    labels = work / "Labels/region_1.mat", work / "Labels/region_2.mat"
     patch = next((work / "Image_Patchs").glob("*.png"))
-    mask = work / "Mask_Patchs" / patch.name
-    official, record = work / "Labels/info.csv", work / "Image_Patchs/made_from.json"
-    seen = work / "made_from_network"
+    mask, record = work / "Mask_Patchs" / patch.name, work / "Image_Patchs/made_from.json"
+    fold, estimate = fold_path(cfg.workspace, 1), pct_path(cfg, 1)
 
-    def describe() -> None:
-        run = read_run(model)
-        with_settings_of(cfg, model)
+    def describe(path: Path) -> None:
+        run = read_run(path.parent)
+        with_settings_of(cfg, path.parent)
         if "data" in run:
-            write_card(seen, run)
+            write_card(work / "made_from_network", run)
 
-    def picture(path: Path) -> Reader:
-        return lambda: (image_size(path), read_image(path))
+    def label(path: Path) -> object:
+        return read_region_label(path, cfg)
 
-    def slide(path: Path) -> Reader:
-        return lambda: open_image(path).rows(0, 9, 9, 9)
+    def picture(path: Path) -> object:
+        return image_size(path), read_image(path)
 
-    def own_mask(path: Path) -> Reader:
-        return lambda: read_own_mask(path, (), classes)
+    def own_mask(path: Path) -> object:
+        return read_own_mask(path, (), classes)
 
-    def label(path: Path) -> Reader:
-        return lambda: read_region_label(path, cfg)
+    def checkpoint(path: Path) -> object:
+        return load_model(path, cfg)
 
-    fold = fold_path(cfg.workspace, 1)
     return {
-        ".mat": [(path, label(path), 10) for path in labels],
+        ".mat": [(work / f"Labels/region_{number}.mat", label, 10) for number in (1, 2)],
         ".png": [
-            (patch, picture(patch), 12),
-            (mask, lambda: (read_mask(mask, classes), read_own_mask(mask, (), classes)), 8),
+            (patch, picture, 12),
+            (mask, lambda path: (read_mask(path, classes), own_mask(path)), 8),
         ],
         ".tif, .bmp, .jpg": [
-            *((own / f"image.{end}", picture(own / f"image.{end}"), 4) for end in PICTURES),
-            *((own / f"mask.{end}", own_mask(own / f"mask.{end}"), 3) for end in ("tif", "bmp")),
-            (own / "wide.tif", own_mask(own / "wide.tif"), 3),
-            (own / "slide.tif", slide(own / "slide.tif"), 4),
+            *((own / f"image.{ending}", picture, 4) for ending in PICTURES),
+            *((own / name, own_mask, 3) for name in ("mask.tif", "mask.bmp", "wide.tif")),
+            (own / "slide.tif", lambda path: open_image(path).rows(0, 9, 9, 9), 4),
         ],
         ".csv": [
-            (fold, lambda: read_fold(cfg, 1), 5),
-            (official, lambda: read_official(work, []), 3),
-            (ranking_path(cfg, 1), lambda: read_hard_oods(cfg, 1), 4),
-            (model / "trained_on.txt", lambda: seen_in_training(model), 1),
+            (fold, lambda _: read_fold(cfg, 1), 5),
+            (work / "Labels/info.csv", lambda _: read_official(work, []), 3),
+            (ranking_path(cfg, 1), lambda _: read_hard_oods(cfg, 1), 4),
+            (model / "trained_on.txt", lambda path: seen_in_training(path.parent), 1),
         ],
         ".json": [
             (model / "run.json", describe, 5),
-            (model / "config.json", lambda: load_model(model, cfg), 2),
-            (pct_path(cfg, 1), lambda: chosen_oods(cfg, 1), 4),
-            (record, lambda: (is_kept(record.parent, {}), record_of(record.parent).bad_files), 3),
-            (fold.with_suffix(".json"), lambda: is_kept(fold, {}), 2),
+            (model / "config.json", lambda path: checkpoint(path.parent), 2),
+            (estimate, lambda _: chosen_oods(cfg, 1), 4),
+            (record, lambda _: (is_kept(patch.parent, {}), record_of(patch.parent).bad_files), 3),
+            (fold.with_suffix(".json"), lambda _: is_kept(fold, {}), 2),
         ],
-        ".safetensors": [(model / "model.safetensors", lambda: load_model(model, cfg), 6)],
-        ".pth": [
-            (own / f"{name}.pth", lambda name=name: load_model(own / f"{name}.pth", cfg), 3)
-            for name in ("whole", "weights")
-        ],
+        ".safetensors": [(model / "model.safetensors", lambda _: checkpoint(model), 6)],
+        ".pth": [(own / f"{name}.pth", checkpoint, 3) for name in ("whole", "weights")],
     }
 
 
@@ -165,13 +158,13 @@ def fuzz(folder: Path, count: int) -> tuple[dict, list[str]]:
             answers = []
             for path, reader, weight in files:
                 whole = path.read_bytes()
-                reader()  # what is whole is accepted
+                reader(path)  # what is whole is accepted
                 for _ in range(math.ceil(weight * share)):
                     damaged = mutate(whole, rng)
                     path.write_bytes(damaged)
                     signal.alarm(SECONDS)
                     try:
-                        reader()
+                        reader(path)
                         answers.append(False)
                     except UserError:
                         answers.append(True)

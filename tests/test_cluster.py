@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -16,7 +15,7 @@ from generate_patches import generate_patches
 from generate_semantic_labels import generate_semantic_labels
 from generate_unfiltered_oods import generate_unfiltered_oods
 from medood.runs.jobs import dask_cluster, for_each
-from tests.conftest import ROOT, TINY, draw_regions
+from tests.conftest import TINY, draw_regions
 from tests.faults import tree
 
 
@@ -28,9 +27,8 @@ def cluster(tmp_path_factory):
     # dask sets one thread, for its workers and here: later tests' processes would round otherwise
     with pytest.MonkeyPatch.context() as patch, mock.patch.dict(os.environ):
         patch.chdir(elsewhere)
-        with distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address=None
-        ) as cluster:
+        own = {"host": "127.0.0.1", "dashboard_address": None}
+        with distributed.LocalCluster(n_workers=2, threads_per_worker=1, **own) as cluster:
             yield cluster
 
 
@@ -59,20 +57,14 @@ def test_data_and_messages_are_those_of_threads_to_the_byte(tmp_path, over_dask,
         (tmp_path / name).mkdir()
     made, said = prepare(tmp_path / "threads", None, monkeypatch)
     assert "workspace/Labels/region_2.mat is not" in said
-    assert len(made) > 3 * 28
     assert prepare(tmp_path / "dask", over_dask.dask_scheduler, monkeypatch) == (made, said)
 
 
-@pytest.mark.long
-def test_a_script_sends_what_it_defines_itself(tiny, over_dask):
+@pytest.mark.slow
+def test_a_script_sends_what_it_defines_itself(tiny, over_dask, run_script):
     """The workers cannot import it: there, `__main__` is another one."""
-    command = [sys.executable, "generate_semantic_labels.py", "--workspace", tiny.workspace]
-    done = subprocess.run(
-        [*command, "--dask_scheduler", over_dask.dask_scheduler],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+    arguments = ["--workspace", tiny.workspace, "--dask_scheduler", over_dask.dask_scheduler]
+    done = run_script("generate_semantic_labels.py", *arguments)
     assert done.returncode == 0, done.stderr
     assert "3 class masks" in done.stdout
 
@@ -121,8 +113,6 @@ def test_a_scheduler_that_does_not_answer_is_named_within_seconds(monkeypatch):
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
     cfg = dataclasses.replace(TINY, dask_scheduler="tcp://127.0.0.1:8786")
-    with (
-        pytest.raises(UserError, match=r"run `pip install \"dask\[distributed\]\"`"),
-        dask_cluster(cfg),
-    ):
+    says = r"run `pip install \"dask\[distributed\]\"`"
+    with pytest.raises(UserError, match=says), dask_cluster(cfg):
         pass

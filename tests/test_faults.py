@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import filelock
@@ -20,14 +21,11 @@ from medood.runs.command_line import run
 from medood.runs.locks import locked
 from tests.conftest import ROOT
 
+OFTEN = pytest.param(20, 100, marks=pytest.mark.endurance)
 
-@pytest.mark.parametrize(
-    ("points", "stopped"),  # one strike in time may come too late
-    [
-        pytest.param(1, 4, marks=pytest.mark.long),
-        pytest.param(20, 100, marks=pytest.mark.endurance),
-    ],
-)
+
+# stopped: at least so many; one strike in time may come too late
+@pytest.mark.parametrize(("points", "stopped"), [pytest.param(1, 4, marks=pytest.mark.long), OFTEN])
 def test_steps_that_are_stopped_end_as_undisturbed_ones(tmp_path, points, stopped):
     command = [sys.executable, "-m", "tests.faults", str(tmp_path), str(points)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -40,14 +38,9 @@ def test_steps_that_are_stopped_end_as_undisturbed_ones(tmp_path, points, stoppe
 def test_a_file_takes_its_name_when_it_is_complete(tmp_path):
     path = tmp_path / "text"
     path.write_text("before")
-
-    def stop():
-        with whole(path) as partial:
-            partial.write_text("half")
-            raise KeyError
-
-    with pytest.raises(KeyError):
-        stop()
+    with pytest.raises(TypeError), whole(path) as partial:
+        partial.write_text("half")
+        partial.write_text(None)
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("text", "before")]
     (tmp_path / ".text.partial").write_text("half, by a killed run")
     with whole(path) as partial:
@@ -87,19 +80,17 @@ with locked(Path(sys.argv[1]), sys.argv[2:]):
 @pytest.fixture
 def other_run(tmp_path):
     """Start another process that works in the folder; killed at the end."""
-    started = []
+    with ExitStack() as stack:
 
-    def start(*parts):
-        command = [sys.executable, "-c", HOLD, str(tmp_path), *parts]
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-        started.append(process)
-        assert process.stdout.readline() == "held\n"
-        return process
+        def start(*parts):
+            command = [sys.executable, "-c", HOLD, str(tmp_path), *parts]
+            process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+            stack.enter_context(process)
+            stack.callback(process.kill)
+            assert process.stdout.readline() == "held\n"
+            return process
 
-    yield start
-    for process in started:
-        process.kill()
-        process.wait()
+        yield start
 
 
 def test_the_network_of_another_run_is_refused_with_its_name_until_that_is_killed(
@@ -124,12 +115,9 @@ def test_two_runs_do_not_make_the_same_patches(patched, other_run):
     generate_patches(patched)  # what is there stays
     with pytest.raises(UserError, match="another run .* is writing .*Image_Patchs"):
         generate_patches(dataclasses.replace(patched, patch_size=64))
-
-
-def test_a_folder_that_was_not_there_is_not_left_behind(tmp_path):
-    with locked(tmp_path / "misspelt", ["79_unet"]):
-        assert (tmp_path / "misspelt").is_dir()
-    assert list(tmp_path.iterdir()) == []
+    with locked(patched.workspace / "misspelt", ["79_unet"]):
+        assert (patched.workspace / "misspelt").is_dir()
+    assert not (patched.workspace / "misspelt").exists()  # a folder that was not there
 
 
 @pytest.mark.parametrize(

@@ -4,14 +4,10 @@ import pytest
 
 from tests.fuzz import fuzz
 
+OFTEN = pytest.param(10_000, marks=pytest.mark.endurance)
 
-@pytest.mark.parametrize(
-    "count",
-    [
-        pytest.param(300, marks=pytest.mark.slow),
-        pytest.param(10_000, marks=pytest.mark.endurance),
-    ],
-)
+
+@pytest.mark.parametrize("count", [pytest.param(300, marks=pytest.mark.slow), OFTEN])
 def test_damaged_files_end_in_a_sentence(tmp_path, count):
     refused, wrong = fuzz(tmp_path, count)
     assert wrong == []

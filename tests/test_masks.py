@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from PIL import Image
-from tifffile import TiffFile, TiffWriter, imwrite
+from tifffile import TiffFile, imwrite
 
 from config import UserError
 from generate_semantic_labels import semantic_mask
@@ -35,7 +35,7 @@ def test_whole_numbers_of_every_type_are_read(tmp_path, number, order, more):
     np.testing.assert_array_equal(read_mask(path, 3), MASK)
 
 
-@pytest.mark.parametrize("number", ["int8", "int16", "int32", "int64"])
+@pytest.mark.parametrize("number", ["int8", "int64"])
 def test_a_negative_value_is_named(tmp_path, number):
     values = MASK.astype(number)
     values[2, 3] = -1
@@ -68,40 +68,31 @@ def test_a_cut_off_tiff_of_64_bits_is_refused(tmp_path):
         read_own_mask(path, (), 3)
 
 
-@pytest.mark.parametrize("compression", ["tiff_lzw", "packbits", "tiff_adobe_deflate"])
-@pytest.mark.parametrize("number", ["uint8", "uint16"])
-def test_a_compressed_tiff_is_read(tmp_path, number, compression):
-    image = Image.fromarray(MASK.astype(number) * 50)
+@pytest.mark.parametrize("compression", ["tiff_lzw", "packbits"])
+def test_a_compressed_tiff_is_read(tmp_path, compression):
+    image = Image.fromarray(MASK.astype(np.uint16) * 50)
     image.save(tmp_path / "mask.tif", compression=compression)
     np.testing.assert_array_equal(classes_in(tmp_path / "mask.tif", (50, 100)), MASK)
 
 
-def save_two(path, kind):
-    """Write where MASK is 1 as a mask of two colours."""
-    pixels = Image.fromarray(MASK == 1)
-    if kind == "palette":
-        pixels = Image.fromarray((MASK == 1).astype(np.uint8))
-        pixels.putpalette([255, 255, 255, 0, 0, 0])
-        pixels.save(path, bits=1)
-    else:
-        pixels.save(path, **({"compression": "group4"} if kind == "fax" else {}))
-
-
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [("a.png", ""), ("a.png", "palette"), ("a.tif", ""), ("a.tif", "fax"), ("a.bmp", "")],
+    [
+        *(("a.png", {}), ("a.png", {"bits": 1}), ("a.tif", {}), ("a.bmp", {})),
+        ("a.tif", {"compression": "group4"}),
+    ],
 )
 def test_the_second_of_two_colours_is_the_one_class(tmp_path, name, kind):
-    save_two(tmp_path / name, kind)
+    path, pixels = tmp_path / name, Image.fromarray(MASK == 1)
+    if kind == {"bits": 1}:
+        pixels = Image.fromarray((MASK == 1).astype(np.uint8))
+        pixels.putpalette([255, 255, 255, 0, 0, 0])
+    pixels.save(path, **kind)
     for values in ((), (1,), (255,)):
-        np.testing.assert_array_equal(classes_in(tmp_path / name, values, 2), MASK == 1)
-    np.testing.assert_array_equal(read_mask(tmp_path / name, 7), MASK == 1)
-
-
-def test_two_colours_that_may_be_any_class_are_refused(tmp_path):
-    save_two(tmp_path / "a.png", "")
+        np.testing.assert_array_equal(classes_in(path, values, 2), MASK == 1)
+    np.testing.assert_array_equal(read_mask(path, 7), MASK == 1)
     with pytest.raises(UserError, match="has two colours, of 3 values: save it with 8 bits"):
-        read_own_mask(tmp_path / "a.png", (1, 255), 3)
+        read_own_mask(path, (1, 255), 3)
 
 
 def test_the_indices_of_a_palette_are_the_classes_in_prepared_patches_too(tmp_path):
@@ -127,7 +118,6 @@ SHOWN = np.where(MASK, 255, 0).astype(np.uint8)
         ([MASK, MASK, MASK, OPAQUE], None),
         ([MASK * 0, SHOWN], "has transparent pixels"),  # black where opaque: the mask is there
         ([MASK, MASK, MASK, SHOWN], "has transparent pixels"),
-        ([MASK, MASK * 2, MASK], "is a mask in colour"),
         ([MASK, MASK, MASK * 2, OPAQUE], "is a mask in colour"),
     ],
 )
@@ -146,13 +136,10 @@ def test_a_mask_with_transparency_hides_nothing(tmp_path, ending, channels, mess
 def test_a_grey_mask_of_few_bits_is_refused(tmp_path, bits):
     """Decoders scale its values: 3 of 2 bits becomes 255, which is unsure."""
     path = tmp_path / "a.tif"
-    packed = np.full((8, 8 * bits // 8), 255, np.uint8)
-    tags = [(258, 3, 1, bits, True), (256, 3, 1, 8, True)]
-    with TiffWriter(path) as tiff:
-        tiff.write(packed, photometric="minisblack", metadata=None, rowsperstrip=8)
+    imwrite(path, np.full((8, bits), 255, np.uint8), photometric="minisblack", metadata=None)
     with TiffFile(path, mode="r+b") as tiff:
-        for code, _, _, value, _ in tags:
-            tiff.pages[0].tags[code].overwrite(value)
+        for name, value in (("BitsPerSample", bits), ("ImageWidth", 8)):
+            tiff.pages[0].tags[name].overwrite(value)
     with pytest.raises(UserError, match=f"is stored as grey, 1 x {bits} bits: save the"):
         read_own_mask(path, (), 3)
 

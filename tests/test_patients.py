@@ -52,22 +52,13 @@ def with_table(cfg, text):
     return dataclasses.replace(cfg, patients=str(path))
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        TABLE,
-        TABLE.replace(".png", ""),
-        TABLE.replace("img_name,patient", " IMG_NAME , Patient "),
-        TABLE.replace(",", ", ") + "another.png,p9\np0_a.tif,p0\n",
-    ],
-)
-def test_a_table_says_what_a_pattern_says(prepared, text):
-    found = patients_of(with_table(prepared, text), PATCHES)
-    assert found == patients_of(prepared, PATCHES) == [name[:2] for name in PATCHES]
-
-
-def test_without_patients_each_image_is_its_own():
-    assert patients_of(TINY, ["a_1_07.png", "a_2_0.png"]) == ["a_1", "a_2"]
+def test_a_table_says_what_a_pattern_says(prepared):
+    more = TABLE.replace(".png", "") + "another.png,p9\np0_a.tif,p0\n"
+    for text in (TABLE, more):
+        found = patients_of(with_table(prepared, text), PATCHES)
+        assert found == patients_of(prepared, PATCHES) == [name[:2] for name in PATCHES]
+    cfg = with_table(prepared, "img_name,patient\ncase.1,x\ncase.2.PNG,y\n0001.png,z\n")
+    assert patients_of(cfg, ["case.2_0.png", "case.1_0.png", "0001.png"]) == ["y", "x", "z"]
 
 
 def test_under_the_official_split_a_region_is_of_its_slide(tmp_path):
@@ -82,11 +73,6 @@ def test_under_the_official_split_a_region_is_of_its_slide(tmp_path):
     assert patients_of(cfg, patches) == [name.rsplit("_", 1)[0] for name in patches]
 
 
-def test_a_point_in_a_name_is_no_ending(prepared):
-    cfg = with_table(prepared, "img_name,patient\ncase.1,x\ncase.2.PNG,y\n0001.png,z\n")
-    assert patients_of(cfg, ["case.2_0.png", "case.1_0.png", "0001.png"]) == ["y", "x", "z"]
-
-
 @pytest.mark.parametrize("wrong", ["(p", "p.*", "(p)(.)", "patients.xls"])
 def test_what_is_no_table_and_no_pattern_with_a_group_is_refused_at_once(wrong):
     with pytest.raises(UserError, match="patients = .* must be a .csv, or a regular expression"):
@@ -98,7 +84,6 @@ def test_what_is_no_table_and_no_pattern_with_a_group_is_refused_at_once(wrong):
     [
         (TABLE.replace("p3_b.png,p3\n", ""), r"CSV does not name the image p3_b: add a row"),
         (TABLE.replace(",", "|"), r"row 2 lacks img_name or patient: give the table both columns"),
-        (TABLE.replace("p0_b.png,p0", "p0_b.png, "), r"row 3 lacks img_name or patient"),
         (TABLE + "p0_b,p4\n", r"assigns p0_b to patient p0 and to p4: remove one row"),
     ],
 )
@@ -109,7 +94,7 @@ def test_a_wrong_table_is_one_sentence(prepared, text, said):
     assert not fold_path(prepared.workspace, 1).exists()
 
 
-@pytest.mark.parametrize("pattern", [r"(p[0-4])_.*", r"(p[0-4])?.*", r"(p\d)"])
+@pytest.mark.parametrize("pattern", [r"(p[0-4])?.*", r"(p\d)"])
 def test_an_image_that_a_pattern_does_not_fit_is_named(prepared, pattern):
     with pytest.raises(UserError, match="does not match the whole name of image p[05]_[ac]"):
         generate_patches(dataclasses.replace(prepared, patients=pattern))
@@ -123,6 +108,7 @@ def test_a_region_split_deals_whole_patients_and_tests_each_once(prepared):
         assert not of_patients(train) & of_patients(test)
         assert len(of_patients(test)) == 2
     assert sorted(name for fold in folds for name in fold.test) == PATCHES
+    assert check(prepared).table["fold 1"].endswith(" 0 of 6 patients on both sides")
     train, val, _ = read_fold(dataclasses.replace(prepared, select="val"), 1)  # held out
     assert len(of_patients(val)) == 1  # a sixth and more of the training side
     assert not of_patients(val) & of_patients(train)
@@ -139,12 +125,10 @@ def test_without_patients_the_lists_are_what_they_were():
     assert hold_out_patients(by_patch, names, 79) == {"region_0_0.png", "region_0_1.png"}
 
 
-@pytest.mark.parametrize(("patients", "fold"), [(2, 2), (1, 3)])
-def test_too_few_patients_for_a_fold_are_said_before_a_list_is_written(prepared, patients, fold):
-    for folder in ("Image_Patchs", "Mask_Patchs"):
-        for path in (prepared.workspace / folder).glob("*.png"):
-            if path.name >= f"p{patients}":
-                path.unlink()
+@pytest.mark.parametrize(("gone", "fold"), [("2-5", 2), ("1-5", 3)])
+def test_too_few_patients_for_a_fold_are_said_before_a_list_is_written(prepared, gone, fold):
+    for path in prepared.workspace.glob(f"*_Patchs/p[{gone}]*.png"):
+        path.unlink()
     cfg = dataclasses.replace(prepared, folds=(fold,))
     said = f"fold {fold}: split = region leaves one side empty, .* few patients: add some, or"
     with pytest.raises(UserError, match=said):
@@ -153,17 +137,11 @@ def test_too_few_patients_for_a_fold_are_said_before_a_list_is_written(prepared,
     assert re.search(said, check(cfg).stops[0])
 
 
-def random_tally(patches, seed):
-    generator = torch.Generator().manual_seed(seed)
-    tally = Tally(patches, 3)
-    logits = torch.randn(patches, 3, 4, 4, generator=generator)
-    truth = torch.randint(3, (patches, 4, 4), generator=generator, dtype=torch.uint8)
-    tally.add(slice(None), logits.softmax(1), truth)
-    return tally
-
-
 def test_attacks_draw_patients_too(prepared):
-    tally = random_tally(len(PATCHES), 0)
+    generator, tally = torch.Generator().manual_seed(0), Tally(36, 3)
+    logits = torch.randn(36, 3, 4, 4, generator=generator)
+    truth = torch.randint(3, (36, 4, 4), generator=generator, dtype=torch.uint8)
+    tally.add(slice(None), logits.softmax(1), truth)
     attacked = SimpleNamespace(names=PATCHES, tally=lambda place: tally)
     counts = _by_patient(prepared, attacked, 0)
     expected = tally.by_region([name[:2] for name in PATCHES])
@@ -208,17 +186,11 @@ def test_networks_depend_on_patients_where_these_choose_the_epoch(prepared):
         assert trained.get("patients") == BASELINE.made_from(one, 1).get("patients")
 
 
-def test_the_check_counts_patients_on_both_sides(prepared):
-    table = check(prepared).table
-    assert table["fold 1"].endswith("12 test patches, 0 of 6 patients on both sides")
-
-
 def test_the_report_speaks_of_patients(report, quick_report):
     from test import evaluate
 
     cfg, folder = report
-    images = "region_0,x\nregion_1,x\nregion_2,y\n"
-    evaluate(with_table(cfg, f"img_name,patient\n{images}"))
+    evaluate(with_table(cfg, "img_name,patient\nregion_0,x\nregion_1,x\nregion_2,y\n"))
     page, table = ((folder / name).read_text() for name in ("index.html", "table.md"))
     words = " ".join(page.split())
     assert "37 patches of 3 regions of 2 patients." in words
