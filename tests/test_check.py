@@ -1,8 +1,10 @@
 """The check before a run: all that is wrong with the data, with file and cure, nothing changed."""
 
 import dataclasses
+import re
 import shutil
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -38,14 +40,14 @@ def test_a_look_at_good_data_says_what_is_there_and_changes_nothing(tiny, run_ch
     done = run_check(tiny)
     assert (done.returncode, done.stderr) == (0, "")
     assert files(tiny.workspace) == before
-    for said in ("images, labels  3, 3", "regions that fit  3", "split by patch"):
+    for said in ("images, labels  3, 3", "regions that fit  3", "split by patch", "3 steps on"):
         assert said in done.stdout
-    assert "3 steps on this machine" in done.stdout
 
 
-def change_label(path, **changes):
-    content = {key: value for key, value in loadmat(path).items() if key[0] != "_"} | changes
-    savemat(path, {key: value for key, value in content.items() if value is not None})
+def name_all(path, number):
+    """Give all nuclei of a label one class."""
+    content = {key: value for key, value in loadmat(path).items() if key[0] != "_"}
+    savemat(path, content | {"class": content["class"] * 0 + number})
 
 
 def truncate(path):
@@ -61,11 +63,7 @@ PROBLEMS = {
         "is 8 x 9 pixels but its label",
     ),
     "label missing": ("mat", Path.unlink, "has no label of the same name"),
-    "class 7": (
-        "mat",
-        lambda path: change_label(path, **{"class": loadmat(path)["class"] * 0 + 7}),
-        "`class` contains 7, expected 1..6",
-    ),
+    "class 7": ("mat", lambda path: name_all(path, 7), "`class` contains 7, expected 1..6"),
 }
 
 
@@ -78,11 +76,9 @@ def test_every_problem_is_named_at_once_with_its_file(tiny, run_check):
     done = run_check(tiny)
     assert (done.returncode, "Traceback" in done.stderr) == (1, False)
     assert files(tiny.workspace) == before
-    lines = done.stderr.splitlines()
-    lines = lines[next(i for i, line in enumerate(lines) if line.startswith("error")) :]
-    assert lines[0].startswith(f"error: {len(PROBLEMS)} problems")
-    for number, (_, _, said) in enumerate(PROBLEMS.values(), start=3):
-        assert any(f"bad_{number}." in line and said in line for line in lines), said
+    assert f"error: {len(PROBLEMS)} problems" in done.stderr
+    for number, (*_, said) in enumerate(PROBLEMS.values(), start=3):
+        assert re.search(rf"bad_{number}\..*{said}", done.stderr), said
     done = run_check(tiny, "--skip_bad_files")
     assert (done.returncode, "regions that fit  3" in done.stdout) == (0, True)
 
@@ -92,11 +88,10 @@ def test_files_are_listed_once_if_none_can_be_used(tiny):
         truncate(path)
     findings = check(tiny)
     assert len(findings.bad) == 3
-    with pytest.raises(UserError, match="3 files cannot be used: correct them") as refused:
-        refuse_findings(tiny, findings)
-    assert str(refused.value).count("region_1.mat") == 1
-    with pytest.raises(UserError, match="3 files cannot be used: correct them"):
-        refuse_findings(dataclasses.replace(tiny, skip_bad_files=True), findings)
+    for cfg in (tiny, dataclasses.replace(tiny, skip_bad_files=True)):
+        with pytest.raises(UserError, match="3 files cannot be used: correct them") as refused:
+            refuse_findings(cfg, findings)
+        assert str(refused.value).count("region_1.mat") == 1
 
 
 def test_fold_lists_of_the_user_are_looked_at_before_there_are_patches(tiny, capsys):
@@ -112,28 +107,20 @@ def test_fold_lists_of_the_user_are_looked_at_before_there_are_patches(tiny, cap
 
 
 def test_weights_out_of_reach_do_not_hide_what_is_found_in_the_data(tiny, monkeypatch, capsys):
-    def unreachable(cfg):
-        raise UserError("the weights could not be downloaded")
-
-    monkeypatch.setattr("medood.models.network.downloaded", lambda *_: unreachable(tiny))
+    unreachable = mock.Mock(side_effect=UserError("the weights could not be downloaded"))
+    monkeypatch.setattr("medood.models.network.downloaded", unreachable)
     with pytest.raises(UserError, match=r"1 problem\n  the weights could not be downloaded"):
         look(dataclasses.replace(tiny, encoder_weights="imagenet"))
     assert "regions that fit  3" in capsys.readouterr().out
 
 
 def test_what_comes_after_a_change_may_be_regenerated(ran):
-    def fates(cfg):
-        return {name: said for name, (_, said) in survey(cfg).items()}
-
-    assert set(fates(ran).values()) == {"kept"}
-    fate = fates(dataclasses.replace(ran, epochs=3))
-    networks = [f"models/{fold}_unet_tu-test_resnet" for fold in ran.folds]
-    for name in networks:
-        assert fate[name] == "regenerated: epochs was 2, is 3"
-        ranking = name.replace("models", "HardOoD") + ".csv"
-        assert fate[ranking] == "may be regenerated after baseline"
-        assert fate[ranking.replace(".csv", "_pct.json")] == "may be regenerated after ranking"
-    assert fate["OoD_Patchs"] == "kept"
-    shutil.rmtree(ran.workspace / networks[0])
-    ranking = networks[0].replace("models", "HardOoD") + ".csv"
-    assert fates(ran)[ranking] == "may be regenerated after baseline"
+    network, ranking = "models/2_unet_tu-test_resnet", "HardOoD/2_unet_tu-test_resnet.csv"
+    assert {said for _, said in survey(ran).values()} == {"kept"}
+    fate = survey(dataclasses.replace(ran, epochs=3))
+    assert fate[network][1] == "regenerated: epochs was 2, is 3"
+    assert fate[ranking][1] == "may be regenerated after baseline"
+    assert fate[ranking.replace(".csv", "_pct.json")][1] == "may be regenerated after ranking"
+    assert fate["OoD_Patchs"][1] == "kept"
+    shutil.rmfiles(ran.workspace / network)
+    assert survey(ran)[ranking][1] == "may be regenerated after baseline"

@@ -36,16 +36,11 @@ VALUES = [
     *((7,), (3, 1, 2), (0.25, 1.0), (0.5,), (), ("a b", "c -d"), ("unet_vgg11_bn",)),
     *((Path("-a"), Path("b c")), (Path("#d"),)),
 ]
-CLASSES = (("tumour #1", "#d55e00"), ("it's", "#0072b2"))
+OF_DATA = {"classes": (("-x", "#000000"), ("#", "#0072b2")), "mask_values": (255, 7)}
 TOGETHER = [  # settings that fit no other value alone
     {"images": Path("my scans"), "masks": Path("-masks")},
-    {
-        "images": Path("a;b"),
-        "masks": Path("c"),
-        "classes": (("-x", "#000000"), ("#", "#0072b2")),
-        "mask_values": (255, 7),
-    },
-    {"classes": CLASSES},
+    {"images": Path("a;b"), "masks": Path("c"), **OF_DATA},
+    {"classes": (("tumour #1", "#d55e00"), ("it's", "#0072b2"))},
 ]
 
 

@@ -27,10 +27,6 @@ def test_patches_that_do_not_fit_into_memory_are_refused_before_they_are_read(pa
         load_patches(files, *sizes)
 
 
-def test_the_memory_of_this_machine_is_found():
-    assert dataset.available_memory() > 1e8
-
-
 def test_threads_give_every_result_in_order_and_raise_what_is_raised():
     count = 3001
     assert in_threads(lambda item: item + 1, range(count)) == list(range(1, count + 1))

@@ -76,10 +76,7 @@ def steps(cfg):
 
 
 @linux
-@pytest.mark.parametrize(
-    ("image", "label", "shown"),
-    [(NFC, NFD, NFC), (NO_UTF8, NO_UTF8, SHOWN)],
-)
+@pytest.mark.parametrize(("image", "label", "shown"), [(NFC, NFD, NFC), (NO_UTF8, NO_UTF8, SHOWN)])
 def test_a_region_of_any_name_gives_the_patches_of_a_plain_one(
     tmp_path, capsys, image, label, shown
 ):
@@ -107,7 +104,6 @@ def test_a_region_of_any_name_gives_the_patches_of_a_plain_one(
     np.testing.assert_array_equal(count_classes(cfg, sorted(names)), of_plain)
     steps(cfg)
     assert capsys.readouterr().out.count("kept, made from the same inputs") == 6
-    assert region_images(cfg)[-1 if shown == NFC else 0].exists()
 
 
 @linux
@@ -136,35 +132,27 @@ def test_prepared_patches_and_lists_may_each_spell_names_in_their_own_way(tmp_pa
 
 
 @linux
-@pytest.mark.parametrize(
-    "list_files",
-    [
-        lambda folder: list_images(folder),
-        lambda folder: region_images(dataclasses.replace(TINY, workspace=folder.parent)),
-        lambda folder: find_images((folder,)),
-    ],
-)
-def test_two_files_that_differ_only_in_spelling_are_one_sentence(tmp_path, list_files):
+def test_two_files_that_differ_only_in_spelling_are_one_sentence(tmp_path):
     folder = tmp_path / "Lizard_Images"
     folder.mkdir()
     for name in (NFC, NFD):
         write_png(folder / f"{name}.png", np.zeros((32, 32), np.uint8))
-    with pytest.raises(UserError, match="have the same name, spelled in two ways") as said:
-        list_files(folder)
-    assert "\n" not in str(said.value)
+    cfg = dataclasses.replace(TINY, workspace=tmp_path)
+    for list_files, place in ((list_images, folder), (region_images, cfg), (find_images, [folder])):
+        with pytest.raises(UserError, match="have the same name, spelled in two ways"):
+            list_files(place)
 
 
 @linux
 @pytest.mark.parametrize(
     ("file", "row", "shown"),
-    [(NFC, NFD, NFC), (NFD, NFC, NFC), (NFD, f"{NFD}.png", NFC), (NO_UTF8, SHOWN, SHOWN)],
+    [(NFC, NFD, NFC), (NFD, f"{NFC}.png", NFC), (NO_UTF8, SHOWN, SHOWN)],
 )
 def test_image_labels_find_images_and_masks_of_any_name(tmp_path, file, row, shown):
     for folder in ("images", "masks"):
         (tmp_path / folder).mkdir()
-    for number, name in enumerate([file, "b"]):
+    for number, (name, mask) in enumerate([(file, NFD if shown == NFC else file), ("b", "b")]):
         write_png(tmp_path / "images" / f"{name}.png", np.full((32, 32, 3), number, np.uint8))
-        mask = unicodedata.normalize("NFD", name) if name.isprintable() else name
         write_png(tmp_path / "masks" / f"{mask}.png", np.full((32, 32), number, np.uint8))
     table = tmp_path / "labels.csv"
     table.write_text(f"img_name,Tum\u0308r\n{row},0\nb,1\n", encoding="utf-8")

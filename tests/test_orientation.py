@@ -14,13 +14,13 @@ PIXELS = np.zeros((64, 80, 3), np.uint8)
 READERS = (read_image, read_any, image_size, open_image, lambda path: read_mask(path, 2))
 
 
-@pytest.mark.parametrize("orientation", range(10))
+@pytest.mark.parametrize("orientation", [0, 1, 2, 6, 8, 9])
 @pytest.mark.parametrize("kind", ["png", "jpg", "tif", "tiled"])
 def test_what_is_to_be_turned_is_refused_by_every_reader(tmp_path, kind, orientation):
     path = tmp_path / f"a.{'tif' if kind == 'tiled' else kind}"
     if kind in ("tif", "tiled"):
-        more = {"photometric": "rgb", "tile": (64, 64) if kind == "tiled" else None}
-        imwrite(path, PIXELS, extratags=[(274, 3, 1, orientation, True)], **more)
+        tags, tile = [(274, 3, 1, orientation, True)], (64, 64) if kind == "tiled" else None
+        imwrite(path, PIXELS, photometric="rgb", extratags=tags, tile=tile)
     else:
         exif = Image.Exif()
         exif[274] = orientation

@@ -1,6 +1,5 @@
 """Data of one's own: other classes, masks of other values, grey images, and a network for them."""
 
-import csv
 import dataclasses
 import json
 
@@ -37,8 +36,8 @@ def own(tmp_path):
         Image.fromarray(image).save(images / f"{name}.jpg", quality=95)
         Image.fromarray(mask).save(masks / f"{name}.png")
     of_data = {"images": images, "masks": masks, "mask_values": (128, 255), "classes": CLASSES}
-    cfg = dataclasses.replace(TINY, workspace=tmp_path / "own", mpp=0.25, **of_data)
-    return dataclasses.replace(cfg, folds=(1,), epochs=1)
+    of_run = {"workspace": tmp_path / "own", "folds": (1,), "epochs": 1}
+    return dataclasses.replace(TINY, mpp=0.25, **of_data, **of_run)
 
 
 def test_another_data_set_goes_all_the_way_through_config_alone(own, quick_report, tmp_path):
@@ -48,13 +47,12 @@ def test_another_data_set_goes_all_the_way_through_config_alone(own, quick_repor
     out = own.workspace / "reports" / own.model_name
     scores = json.loads((out / "scores.json").read_text())
     for network in scores["1"].values():
-        assert len(network["iou"]) == 3
         assert np.shape(network["confusion"]) == (3, 3)
     page = (out / "index.html").read_text()
     assert all(word in page for word in ("tumour", "stroma", "#d55e00"))
     assert "lymphocyte" not in page
-    with open(own.workspace / "HardOoD" / f"1_{own.model_name}.csv", newline="") as file:
-        assert next(csv.reader(file))[4:] == ["tumour", "stroma", "kept"]
+    header, *_ = (own.workspace / "HardOoD" / f"1_{own.model_name}.csv").read_text().splitlines()
+    assert header.endswith(",tumour,stroma,kept")
     folder = model_folder(own, 1, ood=True)
     card = (folder / "README.md").read_text()
     assert "| 1 | tumour | `#d55e00` |" in card

@@ -15,7 +15,7 @@ from medood.check import check
 from medood.data.dataset import load_patches
 from medood.data.files import pngs
 from medood.data.folds import read_fold
-from medood.data.grid import join, padding, tile
+from medood.data.grid import join, tile
 from medood.data.images import read_image, write_png
 from medood.data.records import RECORD
 from medood.data.workspace import id_files, require_data
@@ -32,14 +32,6 @@ def test_tiling_equals_slicing_and_comes_back(height, width):
     np.testing.assert_array_equal(tiles, oracles.tile(image, 128))
     np.testing.assert_array_equal(join(tiles[..., 0], height, width), image[..., 0])
     np.testing.assert_array_equal(tile(image[..., 0], 128), tiles[..., 0])
-
-
-@pytest.mark.parametrize(
-    ("side", "expected"),
-    [(128, (0, 0)), (256, (0, 0)), (127, (0, 1)), (125, (1, 2)), (129, (63, 64))],
-)
-def test_a_multiple_gets_no_padding_and_the_smaller_half_goes_first(side, expected):
-    assert padding(side, 128) == expected
 
 
 def test_red_stays_red(tmp_path):
@@ -71,13 +63,6 @@ def test_every_layout_of_the_archives_is_found(tiny, images, labels):
     assert len(list((tiny.workspace / "Image_Patchs").glob("*.png"))) == 37
 
 
-def test_a_label_without_an_image_is_named(tiny):
-    (tiny.workspace / "Lizard_Images" / "region_1.png").unlink()
-    generate_semantic_labels(tiny)
-    with pytest.raises(UserError, match="region_1 has a label but no image"):
-        generate_patches(tiny)
-
-
 def test_prepared_patches_may_be_called_in_upper_case(patched):
     for folder in ("Lizard_Images", "Labels", "Semantic_Labels", "k_folds"):
         shutil.rmtree(patched.workspace / folder)
@@ -99,7 +84,7 @@ def test_prepared_patches_may_be_called_in_upper_case(patched):
     np.testing.assert_array_equal(images[0].numpy(), read_image(path))
 
 
-def test_patches_that_the_user_put_there_are_never_overwritten(tiny):
+def test_patches_of_the_user_are_not_overwritten_and_a_label_without_an_image_is_named(tiny):
     generate_semantic_labels(tiny)
     folder = tiny.workspace / "Image_Patchs"
     folder.mkdir()
@@ -107,3 +92,7 @@ def test_patches_that_the_user_put_there_are_never_overwritten(tiny):
     with pytest.raises(UserError, match="is user-supplied"):
         generate_patches(tiny)
     assert [path.name for path in folder.iterdir()] == ["mine_0.png"]
+    shutil.rmtree(folder)
+    (tiny.workspace / "Lizard_Images" / "region_1.png").unlink()
+    with pytest.raises(UserError, match="region_1 has a label but no image"):
+        generate_patches(tiny)

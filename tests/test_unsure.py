@@ -32,13 +32,12 @@ def save(path, *rows, kind=np.uint8):
 
 
 def test_a_class_mask_may_hold_255_beside_its_classes_and_nothing_else(tmp_path):
-    mask = np.array([[0, 6, U], [U, 1, 0]], np.uint8)
-    write_png(tmp_path / "a.png", mask)
-    np.testing.assert_array_equal(read_mask(tmp_path / "a.png", 7), mask)
+    path = save(tmp_path / "a.png", [0, 6, U], [U, 1, 0])
+    assert read_mask(path, 7).tolist() == [[0, 6, U], [U, 1, 0]]
     for wrong in (7, 254):
-        write_png(tmp_path / "b.png", np.array([[0, wrong, U]], np.uint8))
-        with pytest.raises(UserError, match=r"b.png is not a class mask .*0..6, 255 where unsure"):
-            read_mask(tmp_path / "b.png", 7)
+        save(path, [0, wrong, U])
+        with pytest.raises(UserError, match=r"a.png is not a class mask .*0..6, 255 where unsure"):
+            read_mask(path, 7)
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16])
@@ -73,24 +72,21 @@ def own(tmp_path):
     images.mkdir()
     masks.mkdir()
     rng = np.random.default_rng(0)
+    mask = np.zeros((64, 64), np.uint8)
+    mask[4:10, 4:10], mask[40:46, 40:46] = 1, 2
+    mask[8:40, 30:34] = U  # a column across the four patches
+    mask[32:, :32] = U  # a patch without a sure pixel
     for name in "ab":
-        mask = np.zeros((64, 64), np.uint8)
-        mask[4:10, 4:10], mask[40:46, 40:46] = 1, 2
-        mask[8:40, 30:34] = U  # a column across the four patches
-        mask[32:, :32] = U  # a patch without a sure pixel
         write_png(images / f"{name}.png", rng.integers(0, 256, (64, 64, 3), np.uint8))
         write_png(masks / f"{name}.png", mask)
     changes = {"workspace": tmp_path / "own", "images": images, "masks": masks, "folds": (1,)}
     return dataclasses.replace(TINY, classes=CLASSES, **changes)
 
 
-def test_a_class_mask_is_the_users_mask(own):
+def test_a_class_mask_is_the_users_and_one_of_0_and_255_alone_is_refused_with_the_cure(own):
     generate_semantic_labels(own)
     stored = read_mask(own.workspace / "Semantic_Labels" / "a.png", 3)
     np.testing.assert_array_equal(stored, np.array(Image.open(own.masks / "a.png")))
-
-
-def test_masks_of_0_and_255_without_mask_values_are_refused_with_the_cure(own):
     for path in own.masks.iterdir():
         save(path, *np.full((64, 64), U))
     message = "no label contains a nucleus: check the labels, and set mask_values if 255 is a class"
@@ -98,7 +94,7 @@ def test_masks_of_0_and_255_without_mask_values_are_refused_with_the_cure(own):
         generate_semantic_labels(own)
 
 
-def test_only_sure_pixels_make_a_patch_positive_or_negative(own):
+def test_only_sure_pixels_make_a_patch_positive_or_negative_and_count_in_tables(own):
     #             both, foreground, background; foreground + unsure, background + unsure, unsure
     foreground = [1, 4, 0, 3, 0, 0]
     sure = [4, 4, 4, 3, 1, 0]
@@ -109,21 +105,24 @@ def test_only_sure_pixels_make_a_patch_positive_or_negative(own):
     # a patch has 1024 pixels, of which the unsure column takes 48, 48, all and 16
     counts = pixels_of(own, id_files(own.workspace, names))
     assert counts == ([36, 0, 0, 36], [976, 976, 0, 1008])
-    assert count_samples(*counts) == (2, 3)
-
-
-IMAGE = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3) * 10
+    table = count_classes(own, names)  # in the report
+    assert table.tolist() == [[940, 36, 0], [976, 0, 0], [0, 0, 0], [972, 0, 36]]
+    patches = load_patches(id_files(own.workspace, ["a_0.png", "a_2.png"]), own.patch_size, 3)
+    assert without_classes(own, patches).startswith("no training patch contains stroma:")
+    with pytest.raises(UserError, match="no training mask contains a nucleus"):
+        without_classes(own, load_patches(id_files(own.workspace, ["a_2.png"]), own.patch_size, 3))
 
 
 def test_ood_patches_are_cut_where_unsure_and_filled_from_background_alone():
+    image = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3) * 10
     mask = np.array([[0, 2, U], [U, 0, 0]], np.uint8)
     for fill in ("zero", "mean"):
-        out = remove_foreground(IMAGE, mask, fill)
+        out = remove_foreground(image, mask, fill)
         # background reds: 0, 120, 150; greens and blues 10 and 20 above
         there = [0, 0, 0] if fill == "zero" else [90, 100, 110]
         assert out[0, 1].tolist() == out[0, 2].tolist() == out[1, 0].tolist() == there
-        np.testing.assert_array_equal(out[mask == 0], IMAGE[mask == 0])
-    assert (remove_foreground(IMAGE, np.full((2, 3), U, np.uint8), "mean") == 0).all()
+        np.testing.assert_array_equal(out[mask == 0], image[mask == 0])
+    assert (remove_foreground(image, np.full((2, 3), U, np.uint8), "mean") == 0).all()
     image, mask = np.full((16, 16, 3), 90, np.uint8), np.zeros((16, 16), np.uint8)
     mask[5:9, 5:9], image[5:9, 5:9] = U, 10
     np.testing.assert_allclose(remove_foreground(image, mask, "inpaint"), 90, atol=2)
@@ -138,17 +137,6 @@ def test_moved_silhouettes_are_those_of_nuclei_and_lie_in_background():
         holes = (move_silhouettes(image, mask, np.random.default_rng(seed)) == 0).all(-1)
         assert holes.sum() == 9
         assert (mask[holes] == 0).all()
-
-
-def test_unsure_pixels_belong_to_no_class_in_tables_and_warnings(own):
-    generate_semantic_labels(own)
-    generate_patches(own)
-    counts = count_classes(own, ["a_0.png", "a_2.png", "a_3.png"])
-    assert counts.tolist() == [[940, 36, 0], [0, 0, 0], [972, 0, 36]]
-    patches = load_patches(id_files(own.workspace, ["a_0.png", "a_2.png"]), own.patch_size, 3)
-    assert without_classes(own, patches).startswith("no training patch contains stroma:")
-    with pytest.raises(UserError, match="no training mask contains a nucleus"):
-        without_classes(own, load_patches(id_files(own.workspace, ["a_2.png"]), own.patch_size, 3))
 
 
 def test_unsure_masks_go_all_the_way_to_the_report(own, quick_report):
