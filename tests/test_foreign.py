@@ -113,6 +113,7 @@ def spoilt(name, value):
         ({"model": {"a": torch.eye(1)}, "ema": {"a": torch.eye(1)}}, "several networks"),
         ({"optimizer": {"state": {}, "param_groups": []}}, "contains no weights"),
         ({}, "contains no weights"),
+        (torch.zeros(2), "contains no weights"),
         ({"a.b.c": torch.zeros(4, dtype=torch.int8)}, "as torch.int8.* dense float32"),
         ({"a.b.c": torch.eye(4).to_sparse()}, "torch.sparse_coo.* dense float32"),
         # it may say how images were normalised: to drop it would be a guess

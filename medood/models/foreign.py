@@ -62,7 +62,7 @@ def read_weights(path: Path) -> tuple[Weights, dict]:
         what = f"needs {named[1]}" if named else "is not a complete file of weights"
         raise UserError(f"{path} {what}, {NOT_OPENED}") from None
     are_named = isinstance(weights, dict) and all(isinstance(name, str) for name in weights)
-    if not weights or not are_named or not all(isinstance(v, Tensor) for v in weights.values()):
+    if not are_named or not weights or not all(isinstance(v, Tensor) for v in weights.values()):
         raise UserError(f"{path} contains no weights: save the state_dict of a network")
     for name, value in weights.items():
         plain = value.layout == torch.strided and not value.is_meta
