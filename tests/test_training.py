@@ -118,6 +118,9 @@ def test_med_ood_trains_on_the_hardest_share(one_fold, monkeypatch):
     train_ood(one_fold)
     assert [image.name for image, mask in trained if mask is None] == names[:4]
     assert [image.name for image, mask in trained if mask is not None] == names
+    for wrong in (4.5, float("nan"), None):
+        write_json(pct_path(one_fold, 1), estimate | {"ood_patches": wrong})
+        assert read_estimate(one_fold, 1) == {}
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ from medood.data.folds import read_fold
 from medood.data.names import name_of, plain
 from medood.data.workspace import pct_path, ranking_path
 
-ESTIMATE = (  # the numbers of an estimate, without the grid
-    *("available", "ood_patches", "id_patches", "positives", "negatives"),
-    *("pct", "pnr", "pnr_id", "distance"),
-)
+ESTIMATE = {  # the numbers of an estimate, without the grid
+    **dict.fromkeys(("available", "ood_patches", "id_patches", "positives", "negatives"), int),
+    **dict.fromkeys(("pct", "pnr", "pnr_id", "distance"), (int, float)),
+}
 
 
 def columns(cfg: Config) -> list[str]:
@@ -55,11 +55,11 @@ def chosen_oods(cfg: Config, fold: int) -> list[str]:
     if not estimate:
         again = command(cfg, "estimate_pct.py", Config, folds=(fold,))
         raise UserError(f"{pct_path(cfg, fold)} is not an estimate: remove it and run `{again}`")
-    return read_hard_oods(cfg, fold)[: int(estimate["ood_patches"])]
+    return read_hard_oods(cfg, fold)[: estimate["ood_patches"]]
 
 
 def read_estimate(cfg: Config, fold: int) -> dict:
     """Return the estimate of a fold; {} if estimate_pct.py would not write it like this."""
     estimate = read_json(pct_path(cfg, fold)) or {}
-    numbers = all(isinstance(estimate.get(name), int | float) for name in ESTIMATE)
+    numbers = all(isinstance(estimate.get(name), kind) for name, kind in ESTIMATE.items())
     return estimate if numbers else {}
