@@ -99,7 +99,7 @@ def export(cfg: ExportConfig, folder: Path) -> Path:
 @on_main
 def start(cfg: ExportConfig) -> None:
     """Export the network named on the command line."""
-    if cfg.folder is None:
+    if cfg.folder is None or cfg.folder.is_file():
         raise UserError("no network: name its folder, `python export.py FOLDER`")
     export(cfg, cfg.folder)
 
