@@ -10,7 +10,13 @@ import pytest
 from medood.data.folds import read_fold
 from medood.data.workspace import model_folder, ranking_path
 from medood.evaluation.model_card import TEMPLATES
-from medood.evaluation.report import below_floor, more_steps, pictures_of_oods
+from medood.evaluation.report import (
+    below_floor,
+    logs_of,
+    more_steps,
+    pictures_of_oods,
+    read_times,
+)
 from medood.evaluation.statistics import Difference
 from medood.evaluation.tables import describe_data
 from tests.conftest import TINY
@@ -71,7 +77,22 @@ def test_more_steps_are_said_and_only_where_there_were_more():
     expected = "Med-OoD took about 47 % more optimiser steps than baseline."
     assert claim(run(100), run(147)).startswith(expected)
     assert "50 % fewer" in claim(run(100), run(100, epochs=1))
-    assert claim(run(100), run(100)) == claim(run(100), {}) == ""  # {}: from elsewhere
+    assert claim(run(100), run(100)) == ""
+    zero = run(100) | {"settings": {"epochs": 2, "batch_size": 0}}
+    for elsewhere in ({}, {"data": "x", "settings": {"epochs": 2}}, zero):
+        assert claim(run(100), elsewhere) == claim(elsewhere, run(100)) == ""
+
+
+@pytest.mark.parametrize("text", ["", "loss\n1\n", "epoch,loss\n1\n", "epoch,loss\n1,x\n"])
+def test_logs_and_times_that_no_step_wrote_are_left_out(tmp_path, text):
+    (tmp_path / "log.csv").write_text("epoch,loss\n1,0.5\n")
+    tests = {1: SimpleNamespace(folders={"ood": tmp_path})}
+    found = SimpleNamespace(labels={"ood": "Med-OoD"}, tests=tests)
+    assert logs_of(found) == {"Med-OoD": [{"epoch": [1.0], "loss": [0.5]}]}
+    (tmp_path / "log.csv").write_text(text)
+    assert logs_of(found) == {}
+    (tmp_path / "times.csv").write_text(text)
+    assert read_times(tmp_path) == {}
 
 
 def test_the_data_are_counted_as_they_are(patched):

@@ -132,9 +132,10 @@ def draw_report(found: Comparison) -> list[Path]:
     if logs := logs_of(found):
         paths.append(out / "curves.svg")
         figures.draw_curves(paths[-1], logs)
-    if found.estimates:
+    # a user-supplied estimate need not have a grid
+    if searched := {fold: of for fold, of in found.estimates.items() if "made_from" in of}:
         paths.append(out / "pct.svg")
-        figures.draw_pct_search(paths[-1], found.estimates, cfg.pnr_opt)
+        figures.draw_pct_search(paths[-1], searched, cfg.pnr_opt)
     rates, chosen = rates_of(found)
     if all(chosen.values()):
         paths.append(out / "rates.svg")
@@ -158,7 +159,8 @@ def logs_of(found: Comparison) -> dict[str, list[dict[str, list[float]]]]:
             logs[label] = [{k: [float(row[k]) for row in rows] for k in rows[0]} for rows in tables]
         except (IndexError, ValueError):  # of a network from elsewhere
             return {}
-    known = all(logs.values()) and all("loss" in log for of in logs.values() for log in of)
+    every = [log for of in logs.values() for log in of]
+    known = all(logs.values()) and all({"epoch", "loss"} <= log.keys() for log in every)
     return logs if known else {}
 
 
@@ -201,9 +203,19 @@ def more_steps(found: Comparison) -> float:
         return patches * settings["epochs"] / settings["batch_size"]
 
     runs = [tuple(test.runs.values()) for test in found.tests.values()]
-    if not found.gains or not all("data" in run for pair in runs for run in pair):
+    if not found.gains:
         return 0.0
-    return float(np.mean([steps(second) / steps(first) - 1 for first, second in runs]))
+    try:
+        return float(np.mean([steps(second) / steps(first) - 1 for first, second in runs]))
+    except (KeyError, TypeError, ZeroDivisionError):  # a network from elsewhere
+        return 0.0
+
+
+def read_times(workspace: Path) -> dict[str, str]:
+    """Return the last time of each step in seconds; without what a spreadsheet has damaged."""
+    path = workspace / TIMES
+    rows = read_table(path) if path.exists() else []
+    return {row["step"]: row["seconds"] for row in rows if {"step", "seconds"} <= row.keys()}
 
 
 def write_report(found: Comparison) -> None:
@@ -221,8 +233,8 @@ def write_report(found: Comparison) -> None:
     data = data_name(cfg.workspace)
     regions = {name for test in tests.values() for name in test.counts["all_background"].regions}
     interval = interval_over(len(regions), cfg.unit)
-    path, of_network = cfg.workspace / TIMES, (f"_{cfg.model_name}", f"_{cfg.model_name}_ood")
-    times = {row["step"]: row["seconds"] for row in (read_table(path) if path.exists() else [])}
+    of_network = f"_{cfg.model_name}", f"_{cfg.model_name}_ood"
+    steps = read_times(cfg.workspace).items()
     title = TEMPLATES.get_template("title.txt").render(found=found, data=data, interval=interval)
     body = TEMPLATES.get_template("report.html").render(
         found=found,
@@ -240,9 +252,7 @@ def write_report(found: Comparison) -> None:
         run=[*next(iter(tests.values())).runs.values()][-1],  # of Med-OoD, if it exists
         figures={path.stem: path for path in draw_report(found)},
         pictures=pictures_of_oods(found),
-        times=[
-            step for step in times.items() if "_" not in step[0] or step[0].endswith(of_network)
-        ],
+        times=[step for step in steps if "_" not in step[0] or step[0].endswith(of_network)],
         machine=machine(),
     )
     (out / "differences.json").unlink(missing_ok=True)  # of an earlier test of two networks
