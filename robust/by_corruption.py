@@ -53,9 +53,12 @@ def mean_errors(of_network: dict, of_first: dict, score: str = "miou") -> tuple[
 def corruption_table(
     scores: dict, attacked: dict, score: str = "miou"
 ) -> tuple[list[str], list[list[str]]]:
-    """Return header and rows, one of each network, from the content of both JSON files."""
-    networks = next(iter(scores.values()))
-    first = next(iter(networks))
+    """Return header and rows, one of each network of all folds, from the content of both files."""
+    kinds, *others = scores.values()
+    networks = [name for name in kinds if all(name in of_fold for of_fold in others)]
+    if not networks:
+        return ["network"], []
+    first = networks[0]
     by_eps = next(iter(attacked.values()))[first]
     worst = [eps for eps in by_eps if WORST in by_eps[eps]]
     rows = []
@@ -67,7 +70,7 @@ def corruption_table(
         columns += zip(*errors, strict=True)
         columns += [[of[network][eps][WORST][score] for of in attacked.values()] for eps in worst]
         rows.append([label(network), *map(spread, columns)])
-    header = ["network", *networks[first], "mean", "mCE", "relative mCE"]
+    header = ["network", *kinds[first], "mean", "mCE", "relative mCE"]
     return [*header, *(f"worst case, {eps}/255" for eps in worst)], rows
 
 

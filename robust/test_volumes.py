@@ -59,7 +59,8 @@ def evaluate_volumes(cfg: TestVolumesConfig) -> None:
         fold: [arm for arm in arms if weights_of(network_folder(arm, fold)).is_file()]
         for fold in cfg.folds
     }
-    if not any(there.values()):
+    there = {fold: of_fold for fold, of_fold in there.items() if of_fold}
+    if not there:
         again = command(plain, NETWORK.script, NETWORK.kind)
         raise UserError(f"no network in {cfg.home / 'models'}: run `{again}` first")
     for fold, of_fold in there.items():

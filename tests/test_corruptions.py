@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from medood.evaluation.statistics import mean_difference
-from robust.by_corruption import mean_errors
+from robust.by_corruption import corruption_table, mean_errors
 from robust.corruptions import OF_IMAGES, OF_VOLUMES, STRENGTHS, corrupt
 from tests.small_networks import seeded
 
@@ -58,6 +58,18 @@ def test_the_mean_errors_of_hendrycks_and_dietterich_by_hand():
     relative = ((0.1 + 0.1) / (0.2 + 0.4) + (0.0 + 0.2) / (0.3 + 0.5)) / 2
     assert mean_errors(ours, first) == pytest.approx((plain, relative))
     assert mean_errors(first, first) == pytest.approx((1, 1))
+
+
+def test_the_table_has_the_networks_that_every_fold_has():
+    row = {"miou": 0.5}
+    one = {"clean": {"0": {"miou": 0.8}}, "a": {"1": row, "2": row}}
+    attacked = {fold: {"unet": {"8": {"worst_case": row}}} for fold in "12"}
+    header, rows = corruption_table(
+        {"1": {"unet": one}, "2": {"unet": one, "other": one}}, attacked
+    )
+    assert header[:3] == ["network", "clean", "a"]
+    assert [[cells[0], len(cells)] for cells in rows] == [["unet", len(header)]]
+    assert corruption_table({"1": {"unet": one}, "2": {"other": one}}, attacked)[1] == []
 
 
 def test_the_mean_over_conditions_is_of_the_scores_and_its_interval_of_regions():
