@@ -48,10 +48,11 @@ from medood.data.images import read_image, read_mask, write_png
 from medood.data.labels import BACKGROUND, is_foreground
 from medood.data.names import name_of
 from medood.data.workspace import Pair, id_files
+from medood.evaluation.figures import BLUE, COLOURS, canvas
 from medood.runs.command_line import run
 from medood.runs.products import OOD_PATCHES
 from studies import common
-from studies.report import tell
+from studies.report import tell, values
 
 EQUAL = "baseline, equal steps"  # what the other arms are compared with
 
@@ -183,6 +184,7 @@ def external(cfg: common.StudyConfig, fold: int) -> common.Recipe:
     return adding(own, fold, hard + easy, hard=len(hard))
 
 
+PAPERS = "paper's recipe"
 PAPER = {"loss": "dice", "lr": 1e-4, "epochs": 24, "mirrors": False}
 ARMS: dict[str, common.Arm] = {
     "baseline": common.baseline,
@@ -204,7 +206,7 @@ OF_BASELINE: dict[str, common.Arm] = {  # at the plain baseline's epochs, or at 
     "3 epochs": common.changed(common.baseline, epochs=3),
     "6 epochs": common.changed(common.baseline, epochs=6),
     "24 epochs": common.changed(common.baseline, epochs=24),
-    "paper's recipe": common.changed(common.baseline, **PAPER),
+    PAPERS: common.changed(common.baseline, **PAPER),
 }
 ARMS |= OF_BASELINE
 
@@ -212,6 +214,27 @@ ARMS |= OF_BASELINE
 def own(arm: common.Arm) -> common.Arm:
     """Return the arm without ood_source: its OoD patches are cut from the ID set."""
     return lambda cfg, fold: arm(replace(cfg, ood_source=None), fold)
+
+
+def draw_time(results: common.Results, path: Path, title: str) -> None:
+    """Draw `ap` against the steps of the baselines of one recipe; the paper's recipe as a line."""
+    points = {
+        arm: (np.mean(values(of_arm, "steps")), 100 * np.mean(values(of_arm, "ap")))
+        for arm, of_arm in results.items()
+        if arm in ("baseline", PAPERS) or arm.endswith("epochs")
+    }
+    of_paper = points.pop(PAPERS, None)
+    with canvas(path, title) as figure:
+        ax = figure.subplots()
+        ax.plot(*zip(*sorted(points.values()), strict=True), c=BLUE, marker="o")
+        for arm, point in points.items():
+            ax.annotate(arm, point, xytext=(4, -10), textcoords="offset points")
+        if of_paper:
+            ax.axhline(
+                of_paper[1], c=COLOURS[1], ls="--", label=f"{PAPERS}, {of_paper[0]:.0f} steps"
+            )
+            ax.legend()
+        ax.set(xlabel="optimiser steps", ylabel="`ap`, percent", xlim=(0, None))
 
 
 def controls(cfg: ControlsConfig) -> None:
@@ -242,7 +265,9 @@ def controls(cfg: ControlsConfig) -> None:
             against["Med-OoD"] = [arm for arm in others if arm not in ("baseline", "Med-OoD")]
         if of_baseline:
             against["baseline"] = [arm for arm in results if arm in of_baseline]
-        tell(cfg, "controls", results, against, columns=("hard", "moved"))
+        timed = any(arm.endswith("epochs") for arm in results)
+        draw = functools.partial(draw_time, results) if timed else None
+        tell(cfg, "controls", results, against, columns=("hard", "moved"), draw=draw)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import json
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -159,6 +160,17 @@ def test_a_share_of_the_regions_is_trained_on_for_as_many_steps(plan):
     assert regions(med_ood) == regions(few)
     assert med_ood.ood_patches > 0
     assert controls.equal_steps(cfg, 1).steps == med_ood.steps
+
+
+def test_time_to_quality_is_drawn_by_steps(tmp_path):
+    def of(steps, ap):
+        return {(79, 0): SimpleNamespace(sizes={"steps": steps}, scores={"ap": ap})}
+
+    results = {"baseline": of(40, 0.8), "3 epochs": of(10, 0.7), "paper's recipe": of(80, 0.75)}
+    controls.draw_time(results | {"stain 0.2": of(40, 0.1)}, tmp_path / "time.svg", "")
+    drawn = (tmp_path / "time.svg").read_text()
+    assert "paper's recipe, 80 steps" in drawn
+    assert "stain" not in drawn
 
 
 @pytest.mark.parametrize(("arm", "reference"), [("stain 0.2", "baseline"), ("Med-OoD", EQUAL)])
