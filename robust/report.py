@@ -250,8 +250,8 @@ def draw_scores(path: Path, scores: dict) -> Picture:
             for attack, style in ((WORST, "o-"), ("noise", ":")):
                 line = {}
                 for eps, of_eps in next(iter(scores.values()))[network].items():
-                    if found := {CLEAN[1], attack} & of_eps.keys():
-                        (one,) = found
+                    one = attack if attack in of_eps else CLEAN[1]
+                    if one in of_eps:
                         line[float(eps)] = [of[network][eps][one]["miou"] for of in scores.values()]
                 if len(line) > 1:
                     means = 100 * np.array(list(line.values()), float).mean(1)

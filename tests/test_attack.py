@@ -24,7 +24,7 @@ from robust.attack import attack, quick, spread_out
 from robust.attacked import ATTACKS, Attacked, attacks_of, trials_of, try_fold
 from robust.corruptions import OF_IMAGES
 from robust.free import FreeTrainer, Noise
-from robust.report import scores_by_attack, shares_by_size, signs
+from robust.report import draw_scores, scores_by_attack, shares_by_size, signs
 from robust.settings import AttackConfig, FreeConfig
 from robust.train_free import FREE, train_free
 from tests.conftest import TINY, as_settings_of, printed_in, quick_reports, write_region
@@ -182,6 +182,13 @@ def test_what_speaks_against_the_attacks_is_said(dice, sentence):
     for said in found:
         assert sentence in said
         assert ("gradients are masked" in said) == ("noise" not in sentence)
+
+
+def test_eps_0_is_a_point_of_the_curve_too(tmp_path):
+    row = {"miou": 0.5}
+    of_eps = {"0": {"clean": row, "worst_case": row}, "8": {"worst_case": {"miou": None}}}
+    draw_scores(tmp_path / "scores.svg", {1: {"baseline": of_eps}})
+    assert "baseline, worst case" in (tmp_path / "scores.svg").read_text()
 
 
 def test_an_image_is_fooled_below_half_of_the_mean_clean_dice():
