@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from config import UserError
+from medood.data.files import write_json
 from medood.data.images import read_image, read_mask
 from tests.conftest import in_a_copy, moved, quick_reports
 from tests.leaks import files_by_masks
@@ -23,8 +24,11 @@ from weak.generator import Healed
 from weak.image_labels import with_classes, with_lesion
 from weak.main import main, steps
 from weak.products import domains, generator_folder, healthy_folder, masks_folder, paths_to_test
+from weak.report import flipped_table
 from weak.scoring import FLOORS, ROWS
+from weak.settings import MasksConfig
 from weak.train_segmentation import train_segmentation, training_files, weak_network
+from weak.train_transfer import FLIPPED
 
 
 def hue(images):
@@ -114,6 +118,13 @@ def scores_in(cfg):
     """The scores of every row of the one fold."""
     (of_fold,) = json.loads((report_of(cfg) / "scores.json").read_text()).values()
     return of_fold
+
+
+def test_of_several_trainings_of_a_generator_the_last_is_shown(tmp_path):
+    cfg = MasksConfig(workspace=tmp_path, lesion="tinted", folds=(79,))
+    generator_folder(cfg, 79).mkdir(parents=True)
+    write_json(generator_folder(cfg, 79) / FLIPPED, {"flipped": [0.1, 0.9]})  # earlier versions
+    assert list(flipped_table(cfg)) == [["", "79"], [["flipped", "90.0"]]]
 
 
 def test_methods_of_one_workspace_stand_side_by_side(made):
