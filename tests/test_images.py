@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from config import UserError
+from medood.data.headers import read_header
 from medood.data.images import read_image, read_mask, write_png
 
 PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
@@ -147,3 +148,19 @@ def test_the_preview_of_a_photograph_is_no_page(tmp_path):
     image = Image.fromarray(np.zeros((30, 20), np.uint8))
     image.save(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=[image])
     assert read_image(tmp_path / "a.jpg").shape == (30, 20, 3)
+
+
+def test_a_disk_or_a_memory_that_fails_is_not_blamed_on_the_file(tmp_path, monkeypatch):
+    path = tmp_path / "a.png"
+    write_png(path, np.zeros((4, 5, 3), np.uint8))
+
+    def fail(*_):
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("medood.data.images.np.array", fail)
+        with pytest.raises(UserError, match="5 x 4 pixels, does not fit into memory"):
+            read_image(path)
+    path.unlink()
+    with pytest.raises(FileNotFoundError):  # as of a disk that cannot be read
+        read_header(path)

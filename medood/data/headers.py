@@ -54,9 +54,9 @@ def read_header(path: Path, data: bytes | None = None) -> Header:
     has several pages, and for one that is to be turned.
     """
     is_whole = data is not None
+    with path.open("rb") as file:
+        begin = file.read(8)
     try:
-        with path.open("rb") as file:
-            begin = file.read(8)
         if begin.startswith(TIFF):
             from tifffile import TiffFile  # here: it takes a tenth of a second
 

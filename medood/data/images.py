@@ -158,6 +158,11 @@ def _decode(path: Path, data: bytes, header: Header, as_colours: bool) -> np.nda
                 elif file.mode in ("P", "YCbCr"):
                     file = file.convert("RGB")
             return np.array(file)
+    except MemoryError:
+        raise UserError(
+            f"{path}, {header.width} x {header.height} pixels, does not fit into memory: cut it"
+            " into parts"
+        ) from None
     except Exception as error:  # both raise a dozen kinds for damaged content
         raise incomplete(path, str(error) or type(error).__name__) from None
 
