@@ -10,7 +10,7 @@ import shutil
 import socket
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -38,7 +38,8 @@ def locked(folder: Path, names: Iterable[str]) -> Iterator[None]:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 try:
                     stack.enter_context(FileLock(path, timeout=0))
-                    path.write_text(holder, "utf-8")
+                    with suppress(PermissionError):  # Windows lets no one write to a locked file
+                        path.write_text(holder, "utf-8")
                 except Timeout:
                     raise UserError(
                         f"another run ({path.read_text('utf-8') or path}) is writing"
