@@ -151,12 +151,6 @@ def test_a_first_look_takes_the_largest_eps_and_never_more_than_was_asked_for():
     assert quick(cfg) == dataclasses.replace(cfg, eps=(8.0,), queries=100, patches=16)
 
 
-def test_a_network_of_two_classes_is_attacked_without_dlr():
-    two = (("nucleus", "#d55e00"),)
-    assert "apgd_dlr" in attacks_of(as_settings_of(AttackConfig, TINY))
-    assert "apgd_dlr" not in attacks_of(as_settings_of(AttackConfig, TINY, classes=two))
-
-
 def checked(**dice):
     """Return what is said of a network with these Dice by attack at eps 8, 0.8 on clean images."""
     cfg = as_settings_of(AttackConfig, TINY, eps=(8.0,), attacks=("noise", "apgd_ce", "square"))
