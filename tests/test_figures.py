@@ -33,3 +33,13 @@ def test_intervals_that_hold_zero_are_grey(tmp_path):
     figures.draw_intervals(tmp_path / "b.png", "title", "points", {"gain": (0.2, 0.1, 0.3)})
     assert pixels_of(tmp_path / "a.png", blue) == 0
     assert pixels_of(tmp_path / "b.png", blue) > 50
+
+
+def test_the_search_of_every_fold_is_drawn_also_of_more_than_there_are_colours(tmp_path):
+    grid = [{"pct": 0.0, "pnr": 1.0}, {"pct": 1.0, "pnr": 0.5}]
+    marks = []
+    for folds in (5, 6):
+        estimates = {k: {"pct": 1.0, "pnr": 0.5, "grid": grid} for k in range(folds)}
+        figures.draw_pct_search(tmp_path / "pct.svg", estimates, 0.65)
+        marks.append((tmp_path / "pct.svg").read_text().count("<path"))
+    assert marks[1] > marks[0]

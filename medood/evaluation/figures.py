@@ -4,6 +4,7 @@ import base64
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib
@@ -198,7 +199,7 @@ def draw_pct_search(path: Path, estimates: dict[int, dict], pnr_opt: float) -> N
     """
     with canvas(path, "", (6.4, 4)) as figure:
         ax = figure.subplots()
-        for colour, (fold, estimate) in zip(COLOURS, estimates.items(), strict=False):
+        for colour, (fold, estimate) in zip(cycle(COLOURS), estimates.items(), strict=False):
             pct, ratios = zip(*((row["pct"], row["pnr"]) for row in estimate["grid"]), strict=True)
             ax.plot(pct, ratios, "o-", ms=4, c=colour, label=f"fold {fold}")
             ax.plot(estimate["pct"], estimate["pnr"], "*", ms=16, c=colour)
