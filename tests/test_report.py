@@ -128,6 +128,7 @@ def test_the_page_holds_all_it_shows(whole_run):
         "torch",
         "1 nuclei",
         "mining",
+        "python robust/attack.py",
     ):
         assert words in page
     assert all(name in page and colour in page for name, colour in TINY.classes)
