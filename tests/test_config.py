@@ -55,6 +55,8 @@ SCRIPTS = sorted(path.name for path in ROOT.glob("*.py") if path.name != "config
         ("mask_values", (0, 1, 2, 3, 4, 255)),
         ("mask_values", (1, 2, 3, 4, 255, 255)),
         ("mpp", 0.0),
+        ("patients", "(p"),
+        ("patients", "patients.xls"),  # no group
     ],
 )
 def test_a_wrong_value_is_refused_with_its_name(setting, value):

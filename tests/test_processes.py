@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from datetime import timedelta
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -20,8 +21,7 @@ from medood import processes
 from medood.commands import command
 from medood.data.files import TIMES, read_table
 from medood.data.workspace import model_folder
-from medood.models import network
-from medood.training import batches, losses, segmentation
+from medood.training import losses
 from medood.training.batches import shard_of
 from medood.training.losses import segmentation_loss
 from tests.conftest import ROOT, TINY, draw_regions, kind_of, quick_reports, quick_resamples
@@ -134,25 +134,12 @@ def test_an_interrupted_training_goes_on_in_two_processes_to_the_same_bytes(both
     assert (folder / "model.safetensors").read_bytes() == weights
 
 
-@pytest.fixture
-def as_rank(monkeypatch):
-    """A function that makes this process pass for one of several."""
-
-    def become(rank, world_size):
-        for module in (processes, batches, segmentation, network):
-            for name, value in (("rank", rank), ("world_size", world_size)):
-                if hasattr(module, name):
-                    monkeypatch.setattr(module, name, lambda value=value: value)
-
-    return become
-
-
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
 @pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 40, 41])
-def test_shares_are_disjoint_in_order_whole_batches_and_cover_all(as_rank, size, count):
+def test_shares_are_disjoint_in_order_whole_batches_and_cover_all(monkeypatch, size, count):
     found = []
     for rank in range(size):
-        as_rank(rank, size)
+        monkeypatch.setattr(processes, "_numbers", {"RANK": rank, "WORLD_SIZE": size})
         own = list(range(count))[processes.shard(count, 8)]
         assert not own or own[0] % 8 == 0
         found += own
@@ -162,10 +149,10 @@ def test_shares_are_disjoint_in_order_whole_batches_and_cover_all(as_rank, size,
 @pytest.mark.parametrize(
     ("count", "size"), [(8, 2), (9, 2), (8, 3), (5, 2), (3, 2), (5, 4), (1, 1)]
 )
-def test_each_patch_of_a_batch_counts_once_over_all_processes(as_rank, count, size):
+def test_each_patch_of_a_batch_counts_once_over_all_processes(monkeypatch, count, size):
     batch, counted = torch.arange(count) + 10, torch.zeros(count)
     for rank in range(size):
-        as_rank(rank, size)
+        monkeypatch.setattr(processes, "_numbers", {"RANK": rank, "WORLD_SIZE": size})
         index, share = shard_of(batch)
         counted[index - 10] += share
         assert len(index) >= min(count, 2)  # what batch normalisation needs
@@ -181,22 +168,13 @@ def test_the_loss_and_gradient_of_a_batch_do_not_depend_on_how_it_is_dealt(monke
     whole = segmentation_loss(logits, target, weight, loss)
     (expected,) = torch.autograd.grad(whole, logits)
 
-    seen = []  # the sums of each half, in the order in which they are added up
-    monkeypatch.setattr(losses, "sum_over_processes", lambda sums: seen.append(sums) or sums)
-    halves = [slice(0, None, 2), slice(1, None, 2)]
-    for half in halves:
-        segmentation_loss(logits[half], target[half], weight[half], loss)
-    count = len(seen) // 2
-    totals = [(seen[i] + seen[i + count]).detach() for i in range(count)]
-
-    found = torch.zeros_like(logits)
-    for half in halves:
-        left = iter(totals)
-        monkeypatch.setattr(
-            losses,
-            "sum_over_processes",
-            lambda sums, left=left: sums + (next(left) - sums.detach()),
-        )
+    halves, found = (slice(0, None, 2), slice(1, None, 2)), torch.zeros_like(logits)
+    for half, other in (halves, halves[::-1]):
+        calls = mock.Mock(side_effect=lambda sums: sums)
+        monkeypatch.setattr(losses, "sum_over_processes", calls)
+        segmentation_loss(logits[other], target[other], weight[other], loss)
+        theirs = iter([call.args[0].detach() for call in calls.call_args_list])
+        calls.side_effect = lambda sums, theirs=theirs: sums + next(theirs)
         value = segmentation_loss(logits[half], target[half], weight[half], loss)
         torch.testing.assert_close(value, whole)
         found += torch.autograd.grad(value, logits)[0]

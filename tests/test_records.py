@@ -260,8 +260,6 @@ def test_the_weight_of_ood_patches_decides_a_network_that_has_some(ran):
     assert network_made_from(cfg, 1, [(image, None), *rest]) != network_made_from(
         other, 1, [(image, None), *rest]
     )
-
-
-def test_an_estimate_is_of_the_patches_that_it_counts(ran):
+    # and an estimate is of the patches that it counts
     held_out = dataclasses.replace(ran, select="val")
     assert ESTIMATE.made_from(ran, 1) != ESTIMATE.made_from(held_out, 1)
