@@ -4,6 +4,7 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -22,6 +23,7 @@ from medood.models.checkpoints import load_model
 from medood.runs import products
 from medood.training import batches
 from medood.training import segmentation as training
+from medood.training.state import TrainingState
 from rank_prune_ood import rank_prune_ood
 from train import train
 from train_ood import train_ood
@@ -268,3 +270,14 @@ def test_a_baseline_that_makes_no_mistake_ends_in_the_baseline_again(
     assert "the baseline predicts nuclei in 0 of" in output
     assert "no OoD patch is added (the baseline predicts nuclei in none" in output
     assert weights(one_trained, ood=True) == weights(one_trained)
+
+
+@pytest.mark.parametrize("lost", ["model", "log", "best"])
+def test_a_resume_file_whose_content_is_damaged_is_refused(tmp_path, lost):
+    path, model = tmp_path / "resume.pt", torch.nn.Linear(2, 2)
+    net = SimpleNamespace(parts={"model": model}, log=[], model=model)
+    TrainingState(net, path, {}).add({"epoch": 1})
+    saved = torch.load(path, weights_only=True)
+    torch.save({name: value for name, value in saved.items() if name != lost}, path)
+    with pytest.raises(UserError, match="resume.pt is damaged .KeyError.: remove it"):
+        TrainingState(net, path, {})

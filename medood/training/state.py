@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from config import UserError
 from medood.data.files import whole
 from medood.processes import is_main, world_size
 from medood.training.protocol import Training
@@ -23,8 +24,9 @@ class TrainingState:
     def __init__(self, training: Training, path: Path | None, made_from: dict) -> None:
         """Read the file, if it exists, and load its content into the training.
 
-        made_from: what the network is made from; a file of another training, or a damaged one, is
-        not used. Every process reads it; rank 0 writes it.
+        made_from: what the network is made from; a file of another training, or one that cannot be
+        opened, is not used. Raises UserError if its content is damaged. Every process reads it;
+        rank 0 writes it.
         """
         self.training, self.path = training, path
         # batch normalisation depends on the processes
@@ -39,9 +41,14 @@ class TrainingState:
         if not isinstance(saved, dict) or saved.get("record") != self.record:
             print(f"{path}: not continued: damaged, or from other settings, patches or version")
             return
-        for name, part in training.parts.items():
-            part.load_state_dict(saved[name])
-        training.log, self.best = saved["log"], saved["best"]
+        try:
+            for name, part in training.parts.items():
+                part.load_state_dict(saved[name])
+            training.log, self.best = saved["log"], saved["best"]
+        except Exception as error:  # torch checks no checksum; half of it may be loaded by now
+            raise UserError(
+                f"{path} is damaged ({type(error).__name__}): remove it to start again"
+            ) from None
 
     def add(self, row: dict) -> None:
         """Add the row of an epoch to the log, and write the file."""
