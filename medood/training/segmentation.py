@@ -91,11 +91,6 @@ class Trainer(Training):
             mode = "reduce-overhead" if device.type == "cuda" and world_size() == 1 else None
             self.compiled_loss = torch.compile(self.loss, mode=mode, dynamic=False)
 
-    @staticmethod
-    def made_from(cfg: Config) -> dict:
-        """Return what decides a network apart from its patches and the settings of config.py."""
-        return {}
-
     def begin_epoch(self, epoch: int) -> Loader:
         """Shuffle the patches, set the learning rate and return the batches: see `step`."""
         for group in self.optimiser.param_groups:
@@ -170,7 +165,6 @@ def train_fold(
     nucleus.
     """
     made_from = made_from or network_made_from(cfg, fold, files + val_files)
-    made_from = made_from | kind.made_from(cfg)
     if not is_there(cfg, folder, made_from):
         with timed(cfg.workspace, f"training {folder.name}"):
             trainer = begin(cfg, fold, files, val_files, kind)
