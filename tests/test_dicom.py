@@ -27,26 +27,25 @@ def shown(path):
     ("of_file", "of_label"), [("", ".dcm"), (".dcm", ""), (".DICOM", ".ima"), (".ima", ".ima")]
 )
 def test_a_dicom_and_its_mask_are_found_by_any_ending_or_none(tmp_path, of_file, of_label):
-    images, masks, stem = tmp_path / "images", tmp_path / "masks", f"{UID}.7"
+    images, stem = tmp_path / "images", f"{UID}.7"
     write_dicom(images / f"{stem}{of_file}", GREY)
     assert list_inputs(images, [f"{stem}{of_label}"]) == [images / f"{stem}{of_file}"]
     assert png_of(f"{stem}{of_label}") == f"{stem}.png"
-    cfg = SimpleNamespace(**{"masks": masks, "mask_values": (), "class_names": ["b", "a"]})
     for of_mask in ("", of_file):
-        masks.mkdir()
+        masks = tmp_path / f"masks{of_mask}"
+        masks.mkdir(exist_ok=True)
         write_png(masks / f"{stem}{of_mask}.png", np.array([[0, 1], [1, 0]], np.uint8))
+        cfg = SimpleNamespace(**{"masks": masks, "mask_values": (), "class_names": ["b", "a"]})
         truth = read_truth(cfg, f"{stem}{of_label}", (2, 2), 2)
         assert truth.tolist() == [[0, 1], [1, 0]]
-        (masks / f"{stem}{of_mask}.png").unlink()
-        masks.rmdir()
 
 
 def test_what_is_no_dicom_or_cut_off_anywhere_is_refused(tmp_path):
     path = tmp_path / "a.dcm"
     write_dicom(path, np.tile(GREY, (20, 20)))
     whole = path.read_bytes()
-    lengths = 0, 1, 100, 140, len(whole) // 2, len(whole) - 200, len(whole) - 2
-    for content in (bytes(200), b"no DICOM at all" * 20, *(whole[:length] for length in lengths)):
+    lengths = 0, 100, 140, len(whole) // 2, len(whole) - 2
+    for content in (b"no DICOM at all" * 20, *(whole[:length] for length in lengths)):
         path.write_bytes(content)
         with pytest.raises(UserError, match="a.dcm is not a complete DICOM image.*: copy it again"):
             read_any(path)
@@ -69,39 +68,34 @@ def test_pixels_that_are_compressed_in_an_unknown_way_are_refused(tmp_path):
 
 
 def test_a_jpeg_within_a_dicom_is_decoded(tmp_path):
-    grey = np.repeat(np.arange(0, 256, 8, dtype=np.uint8)[None], 32, axis=0)  # as SIIM-ACR's
+    grey = np.tile(np.arange(0, 256, 8, dtype=np.uint8), (32, 1))  # as SIIM-ACR's
     jpeg = cv2.imencode(".jpg", grey, [cv2.IMWRITE_JPEG_QUALITY, 100])[1].tobytes()
     write_dicom(tmp_path / "a.dcm", grey, syntax=JPEGBaseline8Bit, content=jpeg)
     found = read_any(tmp_path / "a.dcm")[..., 0].astype(int)
     assert np.abs(found - to_bytes(grey, 0, 248)).max() < 4
 
 
-@pytest.mark.parametrize(
-    ("entries", "said"),
-    [
-        ({"Rows": 60_000, "Columns": 60_000}, "3,600,000,000 pixels, more than 536,870,912"),
-        ({"NumberOfFrames": 2}, "a.dcm has 2 frames: save the frame"),
-    ],
-)
-def test_a_dicom_that_cannot_be_used_is_refused_before_it_is_decoded(tmp_path, entries, said):
-    write_dicom(tmp_path / "a.dcm", GREY, **entries)
-    with pytest.raises(UserError, match=said):
+def test_a_dicom_that_is_huge_or_has_frames_is_refused_before_it_is_decoded(tmp_path):
+    write_dicom(tmp_path / "a.dcm", GREY, Rows=60_000, Columns=60_000)
+    with pytest.raises(UserError, match="3,600,000,000 pixels, more than 536,870,912"):
+        read_any(tmp_path / "a.dcm")
+    write_dicom(tmp_path / "a.dcm", GREY, NumberOfFrames=2)
+    with pytest.raises(UserError, match="a.dcm has 2 frames: save the frame"):
         read_any(tmp_path / "a.dcm")
 
 
 def window(centre, width, function=None, **more):
-    known = {"WindowCenter": centre, "WindowWidth": width, "VOILUTFunction": function}
-    return {name: value for name, value in known.items() if value is not None} | more
+    known = {"WindowCenter": centre, "WindowWidth": width, "VOILUTFunction": function} | more
+    return {name: value for name, value in known.items() if value is not None}
 
 
 DARK = {"PhotometricInterpretation": "MONOCHROME1"}
 SHOWN = {  # of 0, 100, 200, 400
-    "no width": (window(200, None), RANGE),
-    "an empty width": (window(200, ""), RANGE),
+    "no width": (window(200, ""), RANGE),
     "no centre": (window(None, 100), RANGE),
-    "width 0 of a table": (window([200, 100], [0, 0]), RANGE),
+    "width 0": (window([200, 100], [0, 0]), RANGE),
     "width 0 of LINEAR_EXACT": (window(200, 0, "LINEAR_EXACT"), RANGE),
-    "an unknown function": (window(200, 100, "CUBIC"), RANGE),
+    "width below 1": (window(200, 0.5), RANGE),
     "0 shown as white": (window(200, 0, **DARK), [[255, 191], [127, 0]]),
     "width 1, which is a threshold": (window(150.5, 1), [[0, 0], [255, 255]]),
     "the first of two": (window([150.5, 9], [201, 3]), [[0, 64], [191, 255]]),
@@ -113,8 +107,7 @@ SHOWN = {  # of 0, 100, 200, 400
         [[0, 64], [191, 255]],
     ),
     "a slope of 0 is not applied": ({"RescaleSlope": 0, "RescaleIntercept": 5}, RANGE),
-    "an empty slope, neither": ({"RescaleSlope": "", "RescaleIntercept": 5}, RANGE),
-    "an empty intercept, neither": ({"RescaleSlope": 2, "RescaleIntercept": ""}, RANGE),
+    "a slope without an intercept, neither": ({"RescaleSlope": 2, "RescaleIntercept": ""}, RANGE),
 }
 
 
@@ -148,15 +141,14 @@ SIGNED = np.array([[-2000, -100], [0, 300]], np.int16)
 )
 def test_padding_is_black_and_takes_no_part_in_the_range(tmp_path, padding):
     def write(name, **more):
-        entries = padding | {"PixelRepresentation": 1, "RescaleSlope": 1, "RescaleIntercept": -9}
-        path = tmp_path / name
-        write_dicom(path, SIGNED, **entries | more, vr="US" if max(padding.values()) > 0 else "SS")
-        return shown(path)
+        more |= padding | {"PixelRepresentation": 1, "RescaleSlope": 1, "RescaleIntercept": -9}
+        vr = "US" if max(padding.values()) > 0 else "SS"
+        write_dicom(tmp_path / name, SIGNED, **more, vr=vr)
+        return shown(tmp_path / name)
 
     assert write("a") == [[0, 0], [64, 255]]
     assert write("b", **DARK) == [[0, 255], [191, 0]]
-    centre = window(91, 400, "LINEAR_EXACT", **DARK)
-    assert write("c", **centre) == [[0, 255], [191, 0]]
+    assert write("c", **window(91, 400, "LINEAR_EXACT", **DARK)) == [[0, 255], [191, 0]]
 
 
 def test_colours_are_those_of_rgb_or_refused_by_name(tmp_path):
@@ -169,9 +161,6 @@ def test_colours_are_those_of_rgb_or_refused_by_name(tmp_path):
     assert read_any(path).tolist() == ybr.ravel().reshape(3, 2, 2).transpose(1, 2, 0).tolist()
     write_dicom(path, ybr.astype(np.uint16), **kind, PhotometricInterpretation="RGB")
     with pytest.raises(UserError, match="has 16 bits of RGB: save it as grey"):
-        read_any(path)
-    write_dicom(path, ybr, **kind, PhotometricInterpretation="HSV")
-    with pytest.raises(UserError, match="has 8 bits of HSV: save it as grey"):
         read_any(path)
     write_dicom(path, GREY.astype(np.uint8), PhotometricInterpretation="PALETTE COLOR")
     with pytest.raises(UserError, match="has 8 bits of PALETTE COLOR: save it as grey"):

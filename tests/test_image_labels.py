@@ -8,14 +8,7 @@ import pytest
 from config import LIZARD, UserError
 from medood.data.files import pngs, read_table
 from medood.data.images import read_mask
-from weak.image_labels import (
-    ImageLabels,
-    colours,
-    read_image_labels,
-    shuffled,
-    split,
-    with_classes,
-)
+from weak.image_labels import ImageLabels, colours, read_image_labels, shuffled, split, with_classes
 from weak.label_patches import label_patches
 from weak.settings import ImagesConfig
 
@@ -44,20 +37,13 @@ def test_a_plain_table_is_read_and_each_image_is_its_own_patient(tmp_path):
     assert found.labels.tolist() == [[0, 1], [1, 1], [0, 0]]
 
 
-HEADER = "write a header, img_name and a column for each class, and a row per image"
-
-
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("", HEADER),
-        ("img_name,cat\n", HEADER),
-        ("name,cat\na,0\nb,1\n", HEADER),
-        ("img_name,patient\na,x\n", HEADER),
+        ("img_name,cat\n", "write a header, img_name and a column for each class"),
+        ("name,cat\na,0\nb,1\n", "write a header"),
+        ("img_name,patient\na,x\n", "write a header"),
         ("img_name,cat\na,0\nb,2\nc,1\n", r"row 3 \(b\) has '2' in column cat, expected 0 or 1"),
-        ("img_name,cat\na,0\nb,0.3\nc,1\n", r"row 3 \(b\) has '0.3' in column cat"),
-        ("img_name,cat\na,0\nb\nc,1\n", r"row 3 \(b\) has '' in column cat"),
-        ("img_name,cat\na,0\nb,1\na,1\n", r"row 4 \(a\) names an image for the second time"),
         ("img_name,cat\na,0\n,1\n", "row 3 has no img_name"),
         ("img_name,patient,cat\na,x,0\nb,,1\n", "row 3 has no patient"),
         ("img_name,cat\na.png,0\na.tif,1\n", r"row 3 \(a.tif\) names an image for the second"),
@@ -71,14 +57,8 @@ HEADER = "write a header, img_name and a column for each class, and a row per im
     ],
 )
 def test_a_mistake_in_the_table_is_named(tmp_path, text, problem):
-    with pytest.raises(UserError, match=problem) as error:
+    with pytest.raises(UserError, match=f"image_labels.csv: .*{problem}"):
         read_image_labels(write(tmp_path, text))
-    assert str(tmp_path / "image_labels.csv") in str(error.value)
-
-
-def test_a_table_that_is_missing_is_named(tmp_path):
-    with pytest.raises(UserError, match="there is no file"):
-        read_image_labels(tmp_path / "image_labels.csv")
 
 
 def test_classes_are_called_after_the_columns(tmp_path):
@@ -86,6 +66,8 @@ def test_classes_are_called_after_the_columns(tmp_path):
     assert cfg.classes == (("cat", LIZARD[0][1]), ("dog", LIZARD[1][1]))
     with pytest.raises(UserError, match="image_labels = None"):
         with_classes(ImagesConfig())
+    with pytest.raises(UserError, match="there is no file"):
+        read_image_labels(tmp_path / "absent.csv")
     # the table says whose each image is, and not the setting
     assert with_classes(dataclasses.replace(cfg, patients="(p)_.*")).patients is None
     assert len(set(colours(254))) == 254  # each has its own
@@ -112,24 +94,20 @@ def test_a_side_without_images_or_without_contrast_is_refused():
     given = patients(2)._replace(given=["train"] * 4)
     with pytest.raises(UserError, match="has no test image: correct the column split"):
         split(given, 79, seed=0)
-    one_sided = given._replace(given=["train", "train", "test", "test"])
-    for values, problem in (
-        ([0, 0, 1, 1], "no training image"),
-        ([1, 1, 0, 1], "every training image"),
-    ):
-        labels = one_sided._replace(labels=np.array(values, np.uint8)[:, None])
-        with pytest.raises(UserError, match=f"{problem} has cat: .*, or remove its column"):
-            split(labels, 79, seed=0)
+    for value, kind in ((0, "no"), (1, "every")):
+        labels = np.array([[value], [value], [0], [1]], np.uint8)
+        one_sided = patients(2)._replace(given=["train", "train", "test", "test"], labels=labels)
+        with pytest.raises(UserError, match=f"{kind} training image has cat: .*, or remove its"):
+            split(one_sided, 79, seed=0)
 
 
 def test_shuffled_labels_are_the_same_rows_dealt_among_the_training_images_alone():
     rows = np.array([[n >> 2 & 1, n >> 1 & 1, n & 1] for n in range(8)], np.uint8)
     labels = ImageLabels(list("abcdefgh"), list("abcdefgh"), rows, ("x", "y", "z"), None)
-    dealt = shuffled(labels, [0, 1, 2, 3, 5, 6], seed=1)
-    assert dealt.labels[[4, 7]].tolist() == rows[[4, 7]].tolist()
-    assert sorted(dealt.labels.tolist()) == sorted(rows.tolist())
-    assert dealt.labels.tolist() != rows.tolist()
-    assert dealt.labels.tolist() == shuffled(labels, [0, 1, 2, 3, 5, 6], seed=1).labels.tolist()
+    dealt, again = (shuffled(labels, [0, 1, 2, 3, 5, 6], seed=1).labels for _ in range(2))
+    assert dealt[[4, 7]].tolist() == rows[[4, 7]].tolist()
+    assert sorted(dealt.tolist()) == sorted(rows.tolist())
+    assert dealt.tolist() == again.tolist() != rows.tolist()
     assert labels.labels is rows  # left as they were
     assert rows[3].tolist() == [0, 1, 1]
 
@@ -141,14 +119,10 @@ def test_labels_of_patches_are_what_their_masks_hold(patched):
     masks = pngs(patched.workspace / "Mask_Patchs")
     assert [row["img_name"] for row in rows] == [mask.name for mask in masks]
     assert {row["patient"] for row in rows} == {"region_0", "region_1", "region_2"}
-    kept = list(rows[0])[2:]
-    assert kept
+    kept = read_image_labels(patched.workspace / "image_labels.csv").classes
     for row, mask in zip(rows, masks, strict=True):
-        values = set(np.unique(read_mask(mask, 7)).tolist())
-        assert {name: row[name] == "1" for name in kept} == {
-            name: names.index(name) + 1 in values for name in kept
-        }
-    read_image_labels(patched.workspace / "image_labels.csv")
+        values = np.unique(read_mask(mask, 7))
+        assert [row[name] == "1" for name in kept] == [1 + names.index(n) in values for n in kept]
     label_patches(dataclasses.replace(patched, patients="(region)_[0-9]"))
     rows = read_table(patched.workspace / "image_labels.csv")
     assert {row["patient"] for row in rows} == {"region"}
@@ -162,10 +136,7 @@ def test_labels_leave_out_a_class_that_no_patch_or_every_patch_has(patched, monk
 
     monkeypatch.setattr("weak.label_patches.count_classes", counts)
     label_patches(patched)
-    assert (
-        "; in all patches or in none, and skipped: epithelial, lymphocyte"
-        in capsys.readouterr().out
-    )
+    assert "none, and skipped: epithelial, lymphocyte (" in capsys.readouterr().out
     (first, *_) = read_table(patched.workspace / "image_labels.csv")
     assert [*first][2:] == ["neutrophil", "plasma", "eosinophil", "connective"]
     monkeypatch.setattr("weak.label_patches.count_classes", lambda *given: 0 * counts(*given))

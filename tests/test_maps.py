@@ -54,7 +54,8 @@ def test_they_are_the_librarys_where_its_constant_is_small(name):
     features = classifier.features(images)[-1].detach()
     function = grad_cam if name == "GradCAM" else grad_cam_pp
     own = function(features, torch.tensor(head)).numpy()
-    model = nn.Sequential(classifier.encoder.layer, nn.ReLU(), Head(classifier.head))
+    logits = classifier.head, nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    model = nn.Sequential(classifier.encoder.layer, nn.ReLU(), *logits)
     with getattr(library, name)(model=model, target_layers=[model[1]]) as method:
         for value in range(2):
             theirs = method(images, [ClassifierOutputTarget(value)] * 3)
@@ -63,23 +64,11 @@ def test_they_are_the_librarys_where_its_constant_is_small(name):
             np.testing.assert_allclose((own[:, value] - low) / spread, theirs, atol=1e-5)
 
 
-class Head(nn.Module):
-    def __init__(self, head):
-        super().__init__()
-        self.head = head
-
-    def forward(self, features):
-        return self.head(features).mean((2, 3))
-
-
 def test_cam_of_a_mirror_image_is_the_mirror_image_of_cam():
     classifier = classifier_of([1.0, 0, 0, 0, 1.0, 0], [[1.0, -0.5]])
     images = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        own, mirrored = (
-            cam(classifier, images, (1.0, 0.5)),
-            cam(classifier, images.flip(3), (1, 0.5)),
-        )
+        own, mirrored = (cam(classifier, of, (1.0, 0.5)) for of in (images, images.flip(3)))
     assert own.shape == (1, 1, 4, 4)
     torch.testing.assert_close(own.flip(3), mirrored)
 
@@ -103,18 +92,17 @@ def test_only_maps_of_held_classes_stay_and_their_maximum_is_one():
 
 
 def test_maps_and_logits_of_several_classifiers_are_their_mean():
-    cfg = as_settings_of(MapsConfig, TINY, scales=(1.0,))
+    cfg, cpu = as_settings_of(MapsConfig, TINY, scales=(1.0,)), torch.device("cpu")
     both = [
         classifier_of([1.0, 0, 0, 0, 1.0, 0], [[1.0, -0.5], [0.2, 0.8]]),
         classifier_of([0, 1.0, 0, 0.5, 0, 1.0], [[0.3, 0.5], [-0.2, 1.8]]),
     ]
     images = torch.randint(0, 256, (9, 32, 32, 3), dtype=torch.uint8)
-    mean, logits = maps_of(cfg, {"plain": both, "contrast": both}, images, torch.device("cpu"))
-    alone = [
-        maps_of(cfg, {"plain": [each], "contrast": [each]}, images, torch.device("cpu"))
-        for each in both
-    ]
-    torch.testing.assert_close(logits, (alone[0][1] + alone[1][1]) / 2)
+    (mean, logits), (first, said), (second, also) = (
+        maps_of(cfg, {"plain": some, "contrast": some}, images, cpu)
+        for some in (both, both[:1], both[1:])
+    )
+    torch.testing.assert_close(logits, (said + also) / 2)
     for name, maps in mean.items():
-        torch.testing.assert_close(maps, (alone[0][0][name] + alone[1][0][name]) / 2)
-        assert not torch.equal(alone[0][0][name], alone[1][0][name])
+        torch.testing.assert_close(maps, (first[name] + second[name]) / 2)
+        assert not torch.equal(first[name], second[name])

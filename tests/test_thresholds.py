@@ -2,22 +2,13 @@
 
 import torch
 
-from weak.maps import (
-    areas,
-    detection_threshold,
-    masks_of,
-    masks_with_unsure,
-    threshold_of,
-    thresholds_of,
-)
+from weak.maps import areas, detection_threshold, masks_of, threshold_of, thresholds_of
 from weak.settings import IRNetConfig
 from weak.train_irnet import confident_labels
 
 
 def test_as_many_images_exceed_the_threshold_as_hold_the_class():
     maxima = torch.tensor([1.0, 5.0, 2.0, 4.0])
-    threshold = detection_threshold(maxima, torch.tensor([False, True, False, True]))
-    assert threshold == 3
     # labels decide how many, not which
     assert detection_threshold(maxima, torch.tensor([True, False, True, False])) == 3
     assert detection_threshold(maxima, torch.tensor([True, False, False, False])) == 4.5
@@ -36,24 +27,11 @@ def test_the_threshold_of_an_area():
     assert threshold_of(maps, 3 / 8) == 4
 
 
-def test_the_class_that_exceeds_its_threshold_most_wins():
-    maps = torch.tensor([[[[0.2, 0.6, 0.9]], [[0.1, 0.5, 0.3]]]])
-    held = torch.tensor([[True, True]])
+def test_of_the_classes_that_are_held_the_one_that_exceeds_its_threshold_most_wins():
+    maps = torch.tensor([[[[0.2, 0.6, 0.9]], [[0.1, 0.5, 0.3]]]]).expand(2, -1, -1, -1)
+    held = torch.tensor([[True, True], [False, True]])
     # factors of (.4, .2): (.5, 1.5, 2.25) and (.5, 2.5, 1.5)
-    assert masks_of(maps, held, [0.4, 0.2]).tolist() == [[[0, 2, 1]]]
-
-
-def test_a_class_that_is_not_held_is_never_given():
-    maps = torch.ones(2, 2, 1, 2)
-    held = torch.tensor([[False, True], [False, False]])
-    assert masks_of(maps, held, [0.1, 0.5]).tolist() == [[[2, 2]], [[0, 0]]]
-
-
-def test_where_two_thresholds_disagree_it_is_unsure():
-    maps = torch.tensor([[[[0.1, 0.3, 0.9, 0.3]], [[0.1, 0.2, 0.1, 0.6]]]])
-    held = torch.tensor([[True, True]])
-    # strict: 0, 0, 1, 2; generous: 0, 1, 1, 2
-    assert masks_with_unsure(maps, held, ([0.5, 0.5], [0.2, 0.3])).tolist() == [[[0, 255, 1, 2]]]
+    assert masks_of(maps, held, [0.4, 0.2]).tolist() == [[[0, 2, 1]], [[0, 2, 2]]]
 
 
 def test_a_band_of_area_around_a_class_teaches_irnet_nothing():

@@ -14,7 +14,7 @@ from medood.data.images import read_image, write_png
 from tests.small_dicom import GREY, UID, write_dicom
 from weak.generate_images import generate_images
 from weak.products import labels_there, sizes_of
-from weak.read_images import list_inputs, read_any, squared, stem_of
+from weak.read_images import list_inputs, read_any, squared
 from weak.settings import ImagesConfig
 
 
@@ -32,8 +32,7 @@ def test_sixteen_bits_of_grey_are_scaled_by_their_own_range(tmp_path, ending):
         read_image(path)  # of tissue: what is brightest differs from image to image
 
 
-@pytest.mark.parametrize("order", ["<", ">"])
-@pytest.mark.parametrize("more", [{}, {"compression": "zlib"}, {"tile": (16, 16)}])
+@pytest.mark.parametrize(("order", "more"), [("<", {"tile": (16, 16)}), (">", {})])
 def test_signed_grey_is_scaled_too_and_other_kinds_are_refused(tmp_path, order, more):
     path = tmp_path / "ct.tif"
     for values in (GREY.astype(np.int16) * 2 - 1000, GREY + 60_000):
@@ -46,14 +45,6 @@ def test_signed_grey_is_scaled_too_and_other_kinds_are_refused(tmp_path, order, 
     imwrite(path, GREY, byteorder=order, photometric="miniswhite", **more)
     with pytest.raises(UserError, match="is stored as grey with white as 0"):
         read_any(path)
-
-
-@pytest.mark.parametrize(
-    ("name", "stem"),
-    [("a.png", "a"), ("a.b.JPEG", "a.b"), (UID, UID), (f"{UID}.dcm", UID), ("a", "a")],
-)
-def test_the_end_of_a_uid_is_no_ending(name, stem):
-    assert stem_of(name) == stem
 
 
 def test_images_are_found_in_nested_folders_by_name_or_stem(tmp_path, capsys):
@@ -102,7 +93,7 @@ def test_an_image_is_scaled_to_its_longer_side_in_the_middle_of_black():
     assert squared(np.array([[0, 100]] * 2, np.uint8), 4)[0].tolist() == [0, 25, 75, 100]
 
 
-@pytest.mark.parametrize("shape", [(30, 50), (90, 64), (7, 200), (301, 299), (32, 31)])
+@pytest.mark.parametrize("shape", [(30, 50), (7, 200), (301, 299)])
 def test_image_and_mask_lie_on_each_other_and_a_mask_has_no_new_values(shape):
     mask = np.zeros(shape, np.uint8)
     rows, columns = (slice(side // 4, side - side // 3) for side in shape)
@@ -118,8 +109,7 @@ def test_image_and_mask_lie_on_each_other_and_a_mask_has_no_new_values(shape):
 @pytest.fixture
 def inputs(tmp_path):
     """Settings of three images of other sizes and kinds, and of what they hold."""
-    folders = {"images": tmp_path / "images", "masks": tmp_path / "masks", "workspace": tmp_path}
-    (tmp_path / "masks").mkdir()
+    folders = {"images": tmp_path / "images", "workspace": tmp_path}
     cfg = as_settings_of(ImagesConfig, TINY, **folders, image_size=32)
     write_dicom(cfg.images / "study" / "series" / f"{UID}.dcm", np.tile(GREY, (20, 10)))
     write_png(cfg.images / "b.png", np.full((32, 32, 3), 7, np.uint8))
@@ -141,6 +131,8 @@ def test_every_labelled_image_is_brought_to_one_size(inputs, capsys):
     inputs.image_labels.write_text(inputs.image_labels.read_text().replace("y,0", "y,1"))
     generate_images(inputs)  # no label decides a pixel
     assert "kept, made from the same" in capsys.readouterr().out
+    with pytest.raises(UserError, match="images = None: name the folder"):
+        generate_images(dataclasses.replace(inputs, images=None))
 
 
 def test_bad_images_are_refused_together_or_left_out(inputs, capsys):
@@ -157,8 +149,3 @@ def test_bad_images_are_refused_together_or_left_out(inputs, capsys):
     assert sizes_of(skipping).keys() == {f"{UID}.png", "b.png"}
     record = read_json(inputs.workspace / "weak" / "Images" / "made_from.json")
     assert list(record["bad_files"]) == ["c.png"]
-
-
-def test_a_folder_of_images_must_be_named(inputs):
-    with pytest.raises(UserError, match="images = None: name the folder"):
-        generate_images(dataclasses.replace(inputs, images=None))

@@ -95,7 +95,7 @@ def test_labels_that_a_place_or_a_patient_gives_away_are_told(
         assert said == ""
 
 
-def test_scoreslesion_scores_by_hand():
+def test_scores_of_lesions_by_hand():
     """Three images of two patients with areas 1, 2 and 4: found whole, not, and half."""
 
     class Counted:
