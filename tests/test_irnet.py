@@ -1,6 +1,5 @@
 """IRNet: pairs, losses and random walk, against brute force and by hand, and what it learns."""
 
-import copy
 from fractions import Fraction
 from math import log
 
@@ -13,16 +12,7 @@ from medood.data.labels import UNSURE
 from medood.training.loop import fit
 from tests.conftest import TINY, as_settings_of
 from weak.classifier import Level
-from weak.irnet import (
-    IRNet,
-    Pairs,
-    affinity_loss,
-    boundaries,
-    half_plane,
-    pairs,
-    transition,
-    walk,
-)
+from weak.irnet import IRNet, Pairs, affinity_loss, boundaries, half_plane, pairs, transition, walk
 from weak.maps import MAP_STRIDE
 from weak.settings import IRNetConfig
 from weak.train_irnet import IRNetTraining
@@ -47,11 +37,6 @@ class Encoder(nn.Module):
         return [first, self.second(first)]
 
 
-def networks(seed=0):
-    torch.manual_seed(seed)
-    return Encoder().eval(), IRNet(LEVELS)
-
-
 def halves(count=24):
     """Images of a dark and a bright half, and their labels; columns at the edge are unsure."""
     generator = torch.Generator().manual_seed(0)
@@ -64,28 +49,22 @@ def halves(count=24):
     return (60 + 110 * pixels + noise).to(torch.uint8), labels[:, None].repeat(1, 16, 1), edges
 
 
-def train(encoder, irnet, images, labels, **settings):
-    """The losses of all epochs."""
-    chosen = {"irnet_epochs": 1, "irnet_lr": 0.1, "batch_size": 8, "seed": 0} | settings
-    cfg = as_settings_of(IRNetConfig, TINY, **chosen)
-    training = IRNetTraining(cfg, 1, encoder, irnet, images, labels, CPU)
-    fit(training)
-    return [row["loss"] for row in training.log]
-
-
 def state_bytes(network):
     return {name: value.numpy().tobytes() for name, value in network.state_dict().items()}
 
 
 def test_the_boundary_is_learnt_where_two_halves_meet():
-    encoder, irnet = networks()
+    torch.manual_seed(0)
+    encoder, irnet = Encoder().eval(), IRNet(LEVELS)
     images, labels, edges = halves()
-    before, untrained = copy.deepcopy(state_bytes(encoder)), state_bytes(irnet)
-    losses = train(encoder, irnet, images[:16], labels[:16], irnet_epochs=10)
+    before, untrained = state_bytes(encoder), state_bytes(irnet)
+    cfg = as_settings_of(IRNetConfig, TINY, irnet_epochs=10, irnet_lr=0.1)
+    training = IRNetTraining(cfg, 1, encoder, irnet, images[:16], labels[:16], CPU)
+    fit(training)
     assert state_bytes(encoder) == before  # it is frozen
     assert all(value != untrained[name] for name, value in state_bytes(irnet).items())
-    assert len(losses) == 10
-    assert losses[-1] < 0.6 * losses[0]
+    assert len(training.log) == 10
+    assert training.log[-1]["loss"] < 0.6 * training.log[0]["loss"]
     found = boundaries(encoder, irnet, images[16:], CPU)
     assert found.dtype == torch.float32
     assert found.shape == (8, 16, 16)
@@ -140,22 +119,16 @@ def test_a_half_plane_holds_one_of_each_opposite_two_offsets():
 
 
 def test_pairs_are_those_of_brute_force():
-    labels = torch.tensor([0, 1, 2, UNSURE], dtype=torch.uint8)[
-        torch.randint(0, 4, (2, 8, 8), generator=torch.Generator().manual_seed(0))
-    ]
-    found = pairs(labels, radius=5)
+    values = np.random.default_rng(0).choice([0, 1, 2, UNSURE], (8, 8)).tolist()
+    found = pairs(torch.tensor([values], dtype=torch.uint8), radius=5)
     expected = Pairs(*(torch.zeros_like(kind) for kind in found))
-    for image, rows in enumerate(labels.tolist()):
-        for number, (dy, dx) in enumerate(half_plane(5)):
-            for y in range(8 - dy):
-                for x in range(max(0, -dx), min(8, 8 - dx)):
-                    one, other = rows[y][x], rows[y + dy][x + dx]
-                    if UNSURE in (one, other):
-                        continue
-                    place = image, number, y, x
-                    expected.foreground[place] = one == other > 0
-                    expected.background[place] = one == other == 0
-                    expected.different[place] = one != other
+    for number, y, x in brute_force(torch.zeros(8, 8), 5):
+        dy, dx = half_plane(5)[number]
+        one, other = values[y][x], values[y + dy][x + dx]
+        if UNSURE not in (one, other):
+            expected.foreground[0, number, y, x] = one == other > 0
+            expected.background[0, number, y, x] = one == other == 0
+            expected.different[0, number, y, x] = one != other
     for kind, truth in zip(found, expected, strict=True):
         assert truth.any()
         assert torch.equal(kind, truth)
@@ -199,9 +172,7 @@ def test_the_transition_matrix_by_hand():
     expected = [[1, 0.25, 0.25], [0.25, 1, 0.25], [0.25, 0.25, 1]]
     np.testing.assert_allclose(matrix.toarray(), np.array(expected) / 1.5)
     # the map times 1 - boundary is 1, .5, 0
-    spread = walk(
-        torch.ones(1, 1, 3) * torch.tensor([1, 1, 0]), torch.tensor([[0, 0.5, 0]]), 1, 3, 2
-    )
+    spread = walk(torch.tensor([[[1.0, 1, 0]]]), torch.tensor([[0, 0.5, 0]]), 1, 3, 2)
     torch.testing.assert_close(spread, torch.tensor([[[1.125, 0.75, 0.375]]]) / 1.5)
 
 

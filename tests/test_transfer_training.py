@@ -14,15 +14,8 @@ from medood.training.loop import fit
 from tests.conftest import TINY, as_settings_of
 from weak import train_transfer as step
 from weak.generate_images import generate_images
-from weak.generator import (
-    Healed,
-    Sees,
-    heal,
-    least_squares,
-    load_generator,
-    total_variation,
-)
-from weak.image_labels import read_image_labels, with_lesion
+from weak.generator import Healed, Sees, heal, least_squares, load_generator, total_variation
+from weak.image_labels import with_lesion
 from weak.products import domains, generator_folder
 from weak.sample import draw_lesion, draw_sample
 from weak.settings import TransferConfig
@@ -30,12 +23,9 @@ from weak.train_classifier import train_classifiers
 from weak.train_transfer import PACE, WEIGHT, Images, Trainer, nearest
 
 CPU = torch.device("cpu")
-CFG = as_settings_of(
-    TransferConfig,
-    TINY,
-    **{"iterations": 6, "batch_size": 2, "folds": (79,), "image_size": 32, "method": "transfer"},
-    **{"classifier_epochs": 1, "lesion": "striped", "classes": (("striped", "#ff0000"),)},
-)
+FEW = {"iterations": 6, "batch_size": 2, "folds": (79,), "image_size": 32, "classifier_epochs": 1}
+OF_LESION = {"method": "transfer", "lesion": "striped", "classes": (("striped", "#ff0000"),)}
+CFG = as_settings_of(TransferConfig, TINY, **FEW, **OF_LESION)
 
 
 def drawn(held, count):
@@ -53,12 +43,10 @@ def classifiers():
     return Sees(CFG, [build_model(CFG)], 0)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def short():
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
     """Trainings of 6 steps, in rounds of 2."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(step, "ROUND", 2)
-        yield patch
+    monkeypatch.setattr(step, "ROUND", 2)
 
 
 @pytest.fixture
@@ -75,11 +63,6 @@ def trained(cfg, folder=None):
 
 def same(ours, theirs):
     return all(torch.equal(values, theirs[name]) for name, values in ours.items())
-
-
-@pytest.fixture(scope="module")
-def whole(short):
-    return trained(CFG)
 
 
 def test_the_bytes_of_an_image_come_back_where_nothing_changes():
@@ -107,18 +90,14 @@ def test_a_classifier_sees_the_brightest_pixels_of_an_image():
     assert (seen > 0).tolist() == [True, True, False]
 
 
-def test_a_flip_is_a_lesion_that_is_not_seen_any_more():
+def test_a_flip_and_the_losses_by_hand():
     before, after = torch.tensor([True, True, False]), torch.tensor([True, False, True])
     assert step.flipped(before, after) == 0.5
     assert step.flipped(torch.zeros(3, dtype=torch.bool), after) == 0
-
-
-@pytest.mark.parametrize(("truth", "expected"), [(1, 0.125), (0, 0.625)])
-def test_least_squares_is_the_mean_of_the_squared_distance_from_the_truth(truth, expected):
-    assert least_squares(torch.tensor([[0.5, 1.0]]), truth).item() == expected
-
-
-def test_total_variation_is_the_mean_difference_of_neighbours():
+    assert [least_squares(torch.tensor([[0.5, 1.0]]), real).item() for real in (1, 0)] == [
+        1 / 8,
+        5 / 8,
+    ]
     assert total_variation(torch.tensor([[[[0.0, 1.0], [0.0, 3.0]]]])).item() == 1 + 2
 
 
@@ -130,8 +109,11 @@ def test_the_nearest_of_others_is_taken_and_the_first_where_no_place_is_known():
 
 
 def test_an_interrupted_training_goes_on_and_ends_with_the_same_bytes(
-    cfg, tmp_path, whole, monkeypatch, capsys
+    cfg, tmp_path, monkeypatch, capsys
 ):
+    whole, log = trained(cfg)
+    assert [row["step"] for row in log] == [2, 4, 6]
+    assert all(row[name] >= 0 for row in log for name in (*WEIGHT, "judge"))
     take, calls = Trainer.step, []
 
     def stop(self, *batch):
@@ -143,15 +125,10 @@ def test_an_interrupted_training_goes_on_and_ends_with_the_same_bytes(
     monkeypatch.setattr(Trainer, "step", stop)
     with pytest.raises(KeyboardInterrupt):
         trained(cfg, tmp_path / "cut")
-    assert same(trained(cfg, tmp_path / "cut")[0], whole[0])
-    assert not same(trained(dataclasses.replace(cfg, seed=1))[0], whole[0])
+    assert same(trained(cfg, tmp_path / "cut")[0], whole)
+    assert not same(trained(dataclasses.replace(cfg, seed=1))[0], whole)
     assert "it continues after epoch 2" in capsys.readouterr().out
     assert len(calls) == 6 + 2 + 6
-
-
-def test_the_log_has_a_row_of_every_round(whole):
-    assert [row["step"] for row in whole[1]] == [2, 4, 6]
-    assert all(row[name] >= 0 for row in whole[1] for name in (*WEIGHT, "judge"))
 
 
 def test_the_generator_learns_in_its_own_steps_alone(cfg):
@@ -198,10 +175,14 @@ def test_only_training_images_teach_and_those_without_any_class_are_the_healthy_
     diseased, healthy = domains(labelled, 79)
     assert [path.stem for path in diseased] == ["sample_00", "sample_02"]
     assert [path.stem for path in healthy] == ["sample_01"]
-    assert read_image_labels(labelled.image_labels).classes == ("striped", "other")
     for lesion in (None, "spots"):
         with pytest.raises(UserError, match="has the classes striped, other: name one"):
             with_lesion(dataclasses.replace(labelled, lesion=lesion))
+    text = labelled.image_labels.read_text()
+    labelled.image_labels.write_text(text.replace("sample_01,a,0,0", "sample_01,a,0,1"))
+    train_classifiers(labelled)
+    with pytest.raises(UserError, match="fold 79 has no training image without any class"):
+        step.train_generators(labelled)
 
 
 def test_a_training_that_does_not_flip_the_classifier_says_what_to_do(
@@ -213,16 +194,4 @@ def test_a_training_that_does_not_flip_the_classifier_says_what_to_do(
     folder = generator_folder(labelled, 79)
     assert read_json(folder / step.FLIPPED) == {"flipped": [0.1]}
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
-    loaded = load_generator(labelled, folder, CPU)
-    assert not loaded.training
-    healed = heal(loaded, IMAGES[0].pixels, CPU)
-    assert healed.image.dtype == torch.uint8
-    assert 0 < healed.mask.min() <= healed.mask.max() < 1
-
-
-def test_without_healthy_images_there_is_nothing_to_learn_from(labelled):
-    text = labelled.image_labels.read_text()
-    labelled.image_labels.write_text(text.replace("sample_01,a,0,0", "sample_01,a,0,1"))
-    train_classifiers(labelled)
-    with pytest.raises(UserError, match="fold 79 has no training image without any class"):
-        step.train_generators(labelled)
+    assert not load_generator(labelled, folder, CPU).training
