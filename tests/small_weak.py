@@ -1,5 +1,6 @@
 """Settings of weak/ for the first images of its sample, and images to classify."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,6 @@ from weak.main import MainConfig
 from weak.scoring import ROWS
 from weak.settings import ClassifierConfig
 
-POOLED = ("tissue", "brightest", "maps", "unet")  # rows only with method = unet
 PLAIN_ROWS = [row for row in ROWS if not row.endswith("_outlined")]  # without the setting
 
 
@@ -63,6 +63,13 @@ def painted(count, side=32, seed=0):
         if b:
             image[16:28, 16:28] = 0, 0, 255
     return torch.from_numpy(images.astype(np.uint8)), torch.from_numpy(labels).float()
+
+
+def scores_in(cfg: MainConfig) -> dict:
+    """The scores of every row of the one fold."""
+    path = cfg.workspace / "reports" / "weak" / (cfg.lesion or "") / "scores.json"
+    (of_fold,) = json.loads(path.read_text()).values()
+    return of_fold
 
 
 @contextmanager
