@@ -12,14 +12,7 @@ from medood.training.batches import balanced
 from medood.training.loop import fit
 from tests.small_weak import of_two_classes, painted
 from weak.arrays import save_weights
-from weak.classifier import (
-    EMPTY,
-    build_classifier,
-    contrast_loss,
-    image_scores,
-    plain_loss,
-    weights_file,
-)
+from weak.classifier import EMPTY, build_classifier, contrast_loss, image_scores, plain_loss
 from weak.maps import placed
 from weak.pooled import logits_by
 from weak.train_classifier import ClassifierTraining
@@ -75,7 +68,7 @@ def test_images_are_drawn_as_their_labels_are_rare():
     # class a is held by 1 of 4, class b by 2 of 4
     labels = np.array([[1, 0], [0, 0], [0, 1], [0, 1]])
     # 1 / held and 1 / not held, the mean over classes: a: 4, 4/3; b: 2, 2
-    weight = np.array([(4 + 2) / 2, (4 / 3 + 2) / 2, (4 / 3 + 2) / 2, (4 / 3 + 2) / 2])
+    weight = np.array([4 + 2, *[4 / 3 + 2] * 3]) / 2
     np.testing.assert_allclose(balanced(labels), weight / weight.sum())
 
 
@@ -145,11 +138,11 @@ def test_it_learns_and_the_same_seed_gives_the_same_bytes(cfg, tmp_path):
     _, log = trained(short, 1, "plain", 0, images[:2], torch.eye(2), CPU)
     assert len(log) == 1  # of fewer images than a batch
     held_out, truth = painted(40, seed=1)
-    save_weights(classifier, weights_file(tmp_path, "plain", 0))
+    save_weights(classifier, tmp_path / "plain_1.safetensors")
     one = dataclasses.replace(cfg, classifiers=1)
     logits = logits_by(one, tmp_path, held_out)
     assert min(image_scores(logits.numpy(), truth.numpy())["auc"]) > 0.9
-    save_weights(another, weights_file(tmp_path, "plain", 1))
+    save_weights(another, tmp_path / "plain_2.safetensors")
     both = logits_by(dataclasses.replace(cfg, classifiers=2), tmp_path, held_out)
     with torch.no_grad():
         images = Normalise(cfg.encoder)(held_out.permute(0, 3, 1, 2).float())

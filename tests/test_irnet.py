@@ -12,7 +12,7 @@ from medood.data.labels import UNSURE
 from medood.training.loop import fit
 from tests.conftest import TINY, as_settings_of
 from weak.classifier import Level
-from weak.irnet import IRNet, Pairs, affinity_loss, boundaries, half_plane, pairs, transition, walk
+from weak.irnet import IRNet, affinity_loss, boundaries, half_plane, pairs, transition, walk
 from weak.maps import MAP_STRIDE
 from weak.settings import IRNetConfig
 from weak.train_irnet import IRNetTraining
@@ -116,22 +116,6 @@ def test_a_half_plane_holds_one_of_each_opposite_two_offsets():
     inside = {(y, x) for y in range(-9, 10) for x in range(-9, 10) if 0 < y * y + x * x < 100}
     assert both == inside
     assert len(both) == 2 * len(offsets)
-
-
-def test_pairs_are_those_of_brute_force():
-    values = np.random.default_rng(0).choice([0, 1, 2, UNSURE], (8, 8)).tolist()
-    found = pairs(torch.tensor([values], dtype=torch.uint8), radius=5)
-    expected = Pairs(*(torch.zeros_like(kind) for kind in found))
-    for number, y, x in brute_force(torch.zeros(8, 8), 5):
-        dy, dx = half_plane(5)[number]
-        one, other = values[y][x], values[y + dy][x + dx]
-        if UNSURE not in (one, other):
-            expected.foreground[0, number, y, x] = one == other > 0
-            expected.background[0, number, y, x] = one == other == 0
-            expected.different[0, number, y, x] = one != other
-    for kind, truth in zip(found, expected, strict=True):
-        assert truth.any()
-        assert torch.equal(kind, truth)
 
 
 def test_the_affinity_loss_by_hand():

@@ -36,10 +36,9 @@ def test_a_region_ends_where_the_lesion_does(lesion, is_brighter):
 
 
 def test_a_bright_part_that_the_region_does_not_touch_is_no_lesion():
-    mask = mask_with(1, np.s_[4:8], np.s_[4:8])
     grey = grey_with(200.0, np.s_[4:7], np.s_[4:8])
     grey[8, 4] = 200  # in the margin, below the dark row 7
-    found = outline(grey, mask, BRIGHT)
+    found = outline(grey, mask_with(1, np.s_[4:8], np.s_[4:8]), BRIGHT)
     assert (found == mask_with(1, np.s_[4:7], np.s_[4:8])).all()
 
 

@@ -4,10 +4,10 @@ import dataclasses
 
 import numpy as np
 import pytest
-from conftest import TINY, as_settings_of
-from PIL import Image
 
 from config import UserError
+from medood.data.images import write_png
+from tests.conftest import TINY, as_settings_of
 from weak.settings import ImagesConfig
 from weak.truth import read_truth
 
@@ -15,14 +15,12 @@ from weak.truth import read_truth
 @pytest.fixture
 def cfg(tmp_path):
     """Settings of a folder of masks and two classes."""
-    (tmp_path / "masks").mkdir()
     classes = (("cat", "#009e73"), ("dog", "#0072b2"))
-    folders = {"images": tmp_path / "images", "masks": tmp_path / "masks", "workspace": tmp_path}
-    return as_settings_of(ImagesConfig, TINY, classes=classes, **folders)
+    return as_settings_of(ImagesConfig, TINY, classes=classes, masks=tmp_path)
 
 
 def write_mask(cfg, values, name="a.png"):
-    Image.fromarray(np.array(values, np.uint8)).save(cfg.masks / name)
+    write_png(cfg.masks / name, np.array(values, np.uint8))
 
 
 def test_a_true_mask_is_read_by_its_stem_and_padded_with_background(cfg):

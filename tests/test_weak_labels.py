@@ -35,8 +35,7 @@ def test_images_are_of_one_brightness_by_image_or_patient(tmp_path, normalise, a
     noise = rng.integers(60, 90, (16, 16, 1)).repeat(3, 2)
     (tmp_path / "in").mkdir()
     for name, level in (("a", 3), ("b", 1), ("c", 1)):
-        image = np.zeros((32, 32, 3), np.uint8)
-        image[8:24, 8:24] = noise * level / 1.1
+        image = np.pad((noise * level / 1.1).astype(np.uint8), ((8, 8), (8, 8), (0, 0)))
         write_png(tmp_path / "in" / f"{name}.png", image)
     csv = tmp_path / "labels.csv"
     csv.write_text("img_name,patient,cat\na,x,1\nb,x,0\nc,y,1\n")
@@ -61,9 +60,8 @@ def labels_by(held_at):
 
 
 def test_a_place_is_the_rank_of_a_name_among_its_patients():
-    labels = ImageLabels(
-        [*(f"x_{k}" for k in (10, 2, 1, 9, 3)), "y"], ["x"] * 5 + ["y"], None, ("cat",), None
-    )
+    names = [*(f"x_{k}" for k in (10, 2, 1, 9, 3)), "y"]
+    labels = ImageLabels(names, [name[0] for name in names], None, ("cat",), None)
     assert places_of(labels)[:5].tolist() == [1, 0.25, 0, 0.75, 0.5]
     assert np.isnan(places_of(labels)[5])
     shares = shares_by_place(np.array([0.0, 0.05, 0.5, 0.55]), np.array([1, 0, 1, 1]))
@@ -82,8 +80,7 @@ def test_a_place_is_the_rank_of_a_name_among_its_patients():
 def test_labels_that_a_place_or_a_patient_gives_away_are_told(
     tmp_path, monkeypatch, capsys, held_at, told
 ):
-    labels = labels_by(held_at)
-    monkeypatch.setattr(check_labels, "labels_there", lambda cfg: labels)
+    monkeypatch.setattr(check_labels, "labels_there", lambda cfg: labels_by(held_at))
     cfg = dataclasses.replace(ImagesConfig(), workspace=tmp_path, image_labels=tmp_path / "all.csv")
     check_labels.check_labels(cfg)
     said = capsys.readouterr().out
