@@ -42,7 +42,7 @@ def any_gpu():
         return
     if standin.register is None:
         pytest.skip("needs a GPU, or torch 2.10 for a stand-in")
-    with standin.started(standin.Standin()) as device:
+    with standin.started() as device:
         yield device
 
 

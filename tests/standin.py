@@ -7,11 +7,10 @@ Med-OoD computes here can be compared with what it should.
 
 import contextlib
 from collections.abc import Iterator
-from functools import partial
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
-from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 try:  # from torch 2.10 on
     from torch.utils.backend_registration import _setup_privateuseone_for_python_backend as register
@@ -102,17 +101,6 @@ class Standin(TorchDispatchMode):
         self.waits: list[str] = []
         self.pinned: dict[int, torch.Tensor] = {}  # by storage; kept, so that none is used again
 
-    def __enter__(self) -> "Standin":
-        # the engine counts its devices at the first backward pass of a process, and gives each a
-        # thread: this one may have come later
-        self.one_thread = torch.autograd.set_multithreading_enabled(False)
-        self.one_thread.__enter__()
-        return super().__enter__()
-
-    def __exit__(self, *error: object) -> None:
-        super().__exit__(*error)
-        self.one_thread.__exit__(*error)
-
     @property
     def device(self) -> torch.device:
         return torch.device(NAME, 0)
@@ -143,11 +131,13 @@ class Standin(TorchDispatchMode):
             self._refuse_two_devices(name, args, tensors)
         if self._host_waits(name, args, kwargs, is_ours, target):
             self.waits.append(name)
-        args_there, kwargs_there = _on_cpu(args, kwargs, target)
+        args_there, kwargs_there = tree_map_only(OnStandin, lambda t: t.inner, (args, kwargs))
+        if target == NAME:
+            kwargs_there["device"] = torch.device("cpu")
         found = function(*args_there, **kwargs_there)
         if target != NAME and (not is_ours or target is not None):
             return found  # on the CPU
-        wrapped = tree_map(lambda leaf: OnStandin(leaf) if _is_new(leaf) else leaf, found)
+        wrapped = tree_map_only(torch.Tensor, OnStandin, found)
         return return_and_correct_aliasing(function, args, kwargs, wrapped) if is_ours else wrapped
 
     def _pin(self, function: torch._ops.OpOverload, args: tuple, kwargs: dict) -> torch.Tensor:
@@ -190,23 +180,13 @@ def _device_of(tensor: torch.Tensor) -> str:
     return NAME if isinstance(tensor, OnStandin) else "cpu"
 
 
-def _on_cpu(args: tuple, kwargs: dict, target: str | None) -> tuple[tuple, dict]:
-    """Return the arguments of an operation as those of the same on the CPU."""
-    args, kwargs = tree_map_only(OnStandin, lambda tensor: tensor.inner, (args, kwargs))
-    return args, kwargs | {"device": torch.device("cpu")} if target == NAME else kwargs
-
-
-def _is_new(leaf: object) -> bool:
-    return isinstance(leaf, torch.Tensor) and not isinstance(leaf, OnStandin)
-
-
 current: Standin | None = None
 _libraries: list[torch.library.Library] = []
 
 
 @contextlib.contextmanager
-def started(device: Standin) -> Iterator[Standin]:
-    """Let torch know the stand-in in a context; torch learns of the kind at the first call."""
+def started() -> Iterator[Standin]:
+    """Let torch know a stand-in in a context; torch learns of the kind at the first call."""
     global current
     if not _libraries:
         register(NAME, backend_module=Backend())
@@ -214,18 +194,20 @@ def started(device: Standin) -> Iterator[Standin]:
         _libraries.extend((everything, of_aten))  # what they register lives as long as they
         everything.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
         # torch.tensor(value, device=...) comes here past every context
-        of_aten.impl("empty_strided", partial(_run, aten.empty_strided.default), "PrivateUse1")
+        of_aten.impl("empty_strided", _empty, "PrivateUse1")
         of_aten.impl("_copy_from", _copy_from, "PrivateUse1")
-    current = device
+    current = Standin()
     try:
-        with device:
-            yield device
+        # the engine counts its devices at the first backward pass of a process, and gives each a
+        # thread: this one may have come later
+        with torch.autograd.set_multithreading_enabled(False), current:
+            yield current
     finally:
         current = None
 
 
-def _run(function: torch._ops.OpOverload, *args: object, **kwargs: object) -> object:
-    return current.run(function, args, kwargs)
+def _empty(*args: object, **kwargs: object) -> object:
+    return current.run(aten.empty_strided.default, args, kwargs)
 
 
 def _copy_from(source: torch.Tensor, target: torch.Tensor, *args: object) -> torch.Tensor:
