@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
 # before torch is imported: each of pytest-xdist's processes has a core, and so have its children
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -267,30 +268,19 @@ def report(ran) -> tuple[Config, Path]:
     return ran, ran.workspace / "reports" / ran.model_name
 
 
-class Blank:
-    """Axes on which nothing is drawn: to make real ones takes longer than to draw on them."""
-
-    def __getattr__(self, name):
-        if name.startswith("__"):  # NumPy asks for some
-            raise AttributeError(name)
-        return self
-
-    def __call__(self, *_, **__):
-        return self
-
-
 @contextmanager
 def quick_reports() -> Iterator[None]:
-    """Figures are one grey pixel: for tests of what else is there."""
+    """Figures are one grey pixel, without axes, which take longer than to draw on them."""
     pixel = np.full((1, 1, 3), 128, np.uint8)
 
     def blank_axes(figure, rows=1, columns=1, squeeze=True):
-        return Blank() if squeeze else np.full((rows, columns), Blank(), object)
+        return mock.Mock() if squeeze else np.full((rows, columns), mock.Mock(), object)
+
+    def save(figure, path, **_):
+        write_png(path, pixel)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            "matplotlib.figure.Figure.savefig", lambda _, path, **__: write_png(path, pixel)
-        )
+        patch.setattr("matplotlib.figure.Figure.savefig", save)
         patch.setattr("matplotlib.figure.Figure.subplots", blank_axes)
         yield
 

@@ -5,6 +5,7 @@ No time is judged here: what a benchmark measures on a few small patches means n
 
 import dataclasses
 import json
+from unittest import mock
 
 import pytest
 import torch
@@ -14,9 +15,8 @@ from config import UserError
 from tests.conftest import TINY, write_region
 
 SETTINGS = {
-    **{field.name: getattr(TINY, field.name) for field in dataclasses.fields(TINY)},
-    **{"encoder": "tu-test_resnet", "precision": "auto", "folds": (79,), "epochs": 1},
-    **{"sizes": ((128, 96),), "rounds": 1},
+    **vars(TINY),
+    **{"precision": "auto", "folds": (79,), "epochs": 1, "sizes": ((128, 96),), "rounds": 1},
 }
 TIMED = {
     "attack": (attack, {"steps": 1}),
@@ -39,10 +39,9 @@ def test_a_benchmark_writes_the_figures_that_the_page_shows(name, small, tmp_pat
     bench, own = TIMED[name]
     written = tmp_path / f"{name}.json"
     bench.bench(bench.BenchConfig(**SETTINGS | own | {"workspace": small, "json": written}))
-    of_name = [path for path in page.RESULTS.glob("*.json") if path.name.startswith(name)]
-    for committed in of_name:
-        assert set(compared(written)) >= set(compared(committed))
-    assert of_name
+    committed = list(page.RESULTS.glob(f"{name}*.json"))
+    assert committed
+    assert all(set(compared(written)) >= set(compared(path)) for path in committed)
     assert any("(" in table for table in page.tables(tmp_path))
     assert list(small.iterdir()) == []
 
@@ -73,10 +72,7 @@ def test_the_parts_of_a_dry_run_find_one_device_equal_to_itself(small, tmp_path,
 
 
 def test_a_part_that_fails_stops_no_other(small, tmp_path, monkeypatch):
-    def refuse(*words, **_):
-        raise OSError
-
-    monkeypatch.setattr(gpu.subprocess, "run", refuse)
+    monkeypatch.setattr(gpu.subprocess, "run", mock.Mock(side_effect=OSError))
     with pytest.raises(UserError, match="^tests, devices, .*, sample failed"):
         gpu.bench(dry(small, json=tmp_path / "gpu.json"))
     assert json.loads((tmp_path / "gpu.json").read_text()).keys() >= gpu.PARTS.keys()

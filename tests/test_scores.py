@@ -96,11 +96,10 @@ def test_a_fold_without_nuclei_has_no_foreground_scores():
 def test_networks_are_scored_in_float32_whatever_the_precision_of_training(patched):
     folder = patched.workspace / "models" / "untrained"
     build_model(patched).save_pretrained(folder)
-    fold = read_fold(patched, 1)
-    rest = {"it": folder}, fold.test, ""
-    tested = [
+    rest = {"it": folder}, read_fold(patched, 1).test, ""
+    own, other = (
         score_networks(dataclasses.replace(patched, precision=precision), *rest)
         for precision in ("float32", "bfloat16")
-    ]
-    assert tested[0].scores == tested[1].scores
-    assert torch.equal(tested[0].predictions["it"], tested[1].predictions["it"])
+    )
+    assert own.scores == other.scores
+    assert torch.equal(own.predictions["it"], other.predictions["it"])

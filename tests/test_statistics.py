@@ -6,7 +6,6 @@ import torch
 
 from medood.evaluation.scores import RegionCounts
 from medood.evaluation.statistics import paired_differences, pool
-from medood.evaluation.tables import interval_over
 from tests.conftest import TINY
 from tests.test_scores import one_hot, tally_of
 
@@ -101,9 +100,3 @@ def test_trainings_that_differ_by_chance_seldom_look_like_a_gain():
         ours, theirs = ([region_counts(run) for run in of] for of in missed)
         claims += not paired_differences(ours, theirs, NAMES)["fg_to_bg"].includes_zero
     assert claims <= 5  # 5 % would be 1.5; drawing regions alone claims a gain in most
-
-
-def test_an_interval_says_over_how_many_units_and_that_few_are_too_few():
-    few = "over fewer than 30 slides are too narrow)"
-    assert few in interval_over(12, "slide")
-    assert few not in interval_over(30, "slide")
