@@ -1,16 +1,14 @@
-"""A GPU to test on, or a stand-in for one, and a small training to run on it."""
+"""A GPU to test on, if there is one, and a small training to run on it or on a stand-in."""
 
 import contextlib
 import dataclasses
 
-import pytest
 import torch
 
 from config import Config
 from medood.data.dataset import Patches
 from medood.training.loop import train_epoch
 from medood.training.segmentation import Trainer
-from tests import standin
 from tests.conftest import TINY
 
 CPU = torch.device("cpu")
@@ -32,18 +30,6 @@ class Cuda:
             yield
         finally:
             torch.cuda.set_sync_debug_mode("default")
-
-
-@contextlib.contextmanager
-def any_gpu():
-    """The GPU that is there, or else a stand-in; the test is skipped where torch is too old."""
-    if HERE:
-        yield Cuda()
-        return
-    if standin.register is None:
-        pytest.skip("needs a GPU, or torch 2.10 for a stand-in")
-    with standin.started() as device:
-        yield device
 
 
 def some_patches(count: int, side: int = 32) -> Patches:

@@ -53,18 +53,6 @@ def test_a_resume_of_other_settings_is_not_continued(one_fold, trained, monkeypa
     assert weights(one_fold) == weights(trained)
 
 
-def test_what_is_trained_with_the_same_settings_and_patches_is_kept(one_trained, capsys):
-    before = weights(one_trained)
-    train(dataclasses.replace(one_trained, pnr_opt=0.5))  # of no concern to the baseline
-    assert "kept" in capsys.readouterr().out
-    first, second = read_fold(one_trained, 1).train[:2]
-    folder = one_trained.workspace / "Image_Patchs"
-    (folder / first).write_bytes((folder / second).read_bytes())
-    train(one_trained)
-    assert "kept" not in capsys.readouterr().out
-    assert weights(one_trained) != before
-
-
 def test_smp_opens_what_train_saved(trained):
     import segmentation_models_pytorch as smp
 
