@@ -27,6 +27,7 @@ from rank_prune_ood import count_seen
 from test import evaluate
 from tests.conftest import TINY, as_settings_of
 from tests.gpus import CPU, HERE, SMALL, some_patches, trained
+from tests.small_weak import stopped_after
 from train import train
 from weak.generator import Sees, heal
 from weak.settings import TransferConfig
@@ -62,19 +63,18 @@ def test_the_host_never_waits_in_an_epoch(gpu, loss, stored, monkeypatch):
     storage = gpu.device if stored == "there" else CPU
     monkeypatch.setattr("medood.training.batches.storage_device", lambda *_: storage)
     trainer = Trainer(cfg, 1, some_patches(20), gpu.device)
-    assert (trainer.loader.storage == CPU) == (stored != "there")
     train_epoch(trainer, 0)  # torch prepares some things once
     batches = iter(trainer.begin_epoch(1))
-    step_of = [next(batches), next(batches)]  # the indices are copied at the start of an epoch
+    _, second = next(batches), next(batches)  # the indices are copied at the start of an epoch
     with gpu.never_waiting():
-        trainer.step(*step_of[1])
+        trainer.step(*second)
         trainer.step(*next(batches))
 
 
 def test_patches_that_take_more_than_half_of_a_gpu_stay_in_memory(monkeypatch):
     patches, cuda = some_patches(20), torch.device("cuda")
-    size = patches.images.nbytes + patches.masks.nbytes
-    for free, expected in ((2 * size, "cuda"), (2 * size - 1, "cpu")):
+    half = 2 * (patches.images.nbytes + patches.masks.nbytes)
+    for free, expected in ((half, "cuda"), (half - 1, "cpu")):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, free=free: (free, 8 * free))
         assert storage_device(patches, cuda).type == expected
 
@@ -98,25 +98,25 @@ def test_generators_learn_the_same_and_the_host_waits_for_nothing(gpu):
     assert healed.image.device == CPU
 
 
-def test_a_host_that_waits_would_be_found(gpu, monkeypatch):
-    def asking(*given):
-        loss = losses.segmentation_loss(*given)
-        return loss if loss.item() > 0 else -loss
+def asking(logits, target, *rest):
+    loss = losses.segmentation_loss(logits, target, *rest)
+    return loss if loss.item() > 0 else -loss
 
-    monkeypatch.setattr(segmentation, "segmentation_loss", asking)
-    with pytest.raises(RuntimeError, match="wait|synchroniz"):
+
+def misplacing(logits, target, *rest):
+    return losses.segmentation_loss(logits, target.cpu(), *rest)
+
+
+@pytest.mark.parametrize(("fault", "said"), [(asking, "wait|sync"), (misplacing, "device")])
+def test_a_host_that_waits_or_a_mask_on_the_cpu_would_be_found(gpu, fault, said, monkeypatch):
+    monkeypatch.setattr(segmentation, "segmentation_loss", fault)
+    with pytest.raises(RuntimeError, match=said):
         test_the_host_never_waits_in_an_epoch(gpu, "dice", "there", monkeypatch)
 
 
-@pytest.fixture
-def cuda_run(gpu, one_fold):
-    """The settings of a workspace on the device, and those of the CPU."""
-    cfg = dataclasses.replace(one_fold, select="val")
-    return dataclasses.replace(cfg, device=str(gpu.device)), cfg
-
-
-def test_every_step_runs_and_gives_what_the_cpu_gives(cuda_run, quick_report, tmp_path):
-    on_gpu, on_cpu = (dataclasses.replace(cfg, epochs=1) for cfg in cuda_run)
+def test_every_step_runs_and_gives_what_the_cpu_gives(gpu, one_fold, quick_report, tmp_path):
+    on_cpu = dataclasses.replace(one_fold, select="val", epochs=1)
+    on_gpu = dataclasses.replace(on_cpu, device=str(gpu.device))
     train(on_gpu)
     folder = model_folder(on_gpu, 1, ood=False)
     evaluate(on_gpu, (folder,))
@@ -139,20 +139,11 @@ def test_every_step_runs_and_gives_what_the_cpu_gives(cuda_run, quick_report, tm
         assert written[0] == written[1]
 
 
-def test_an_interrupted_training_goes_on_and_may_change_its_device(cuda_run, monkeypatch):
-    on_gpu, on_cpu = (dataclasses.replace(cfg, select="last") for cfg in cuda_run)
-    whole, logs = Trainer.begin_epoch, []
-
-    def stop_in_the_second(trainer, epoch):
-        if epoch == 1:
-            raise KeyboardInterrupt
-        return whole(trainer, epoch)
-
-    for first, then in ((on_gpu, on_cpu), (on_cpu, on_gpu)):
-        with monkeypatch.context() as patch:
-            patch.setattr(Trainer, "begin_epoch", stop_in_the_second)
-            with pytest.raises(KeyboardInterrupt):
-                train(first)
+def test_an_interrupted_training_goes_on_and_may_change_its_device(gpu, one_fold):
+    on_gpu, logs = dataclasses.replace(one_fold, device=str(gpu.device)), []
+    for first, then in ((on_gpu, one_fold), (one_fold, on_gpu)):
+        with stopped_after(Trainer, 1), pytest.raises(KeyboardInterrupt):
+            train(first)
         train(then)
         folder = model_folder(first, 1, ood=False)
         logs.append([float(row["loss"]) for row in read_table(folder / "log.csv")])

@@ -17,34 +17,12 @@ from medood.evaluation.nuclei import count_canvases, count_nuclei, no_nuclei, re
 from medood.evaluation.scores import COUNTS, nucleus_scores
 from medood.predicting.nuclei import nuclei_of
 
-
-def numbered(drawing):
-    """The numbers of a drawing of nuclei: a digit is a nucleus, a dot background."""
-    rows = drawing.split()
-    return np.array([[int(mark.replace(".", "0")) for mark in row] for row in rows])
-
-
-TRUTH = numbered("""
-    11......
-    11......
-    ........
-    ...2222.
-    ...2222.
-    ........
-    33......
-    33......
-""")
 # the first is found, of the second less than half, the third is renamed, the fourth is invented
-CALLED = numbered("""
-    11....44
-    11....44
-    ........
-    ...22...
-    ...2....
-    ........
-    33......
-    33......
-""")
+TRUTH, CALLED = np.zeros((2, 8, 8), int)
+TRUTH[:2, :2] = CALLED[:2, :2] = 1
+TRUTH[3:5, 3:7], CALLED[3, 3:5], CALLED[4, 3] = 2, 2, 2
+TRUTH[6:, :2] = CALLED[6:, :2] = 3
+CALLED[:2, 6:] = 4
 TRUE_CLASS, CALLED_CLASS = np.array([0, 1, 1, 2]), np.array([0, 1, 1, 1, 2])
 
 
