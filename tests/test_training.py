@@ -25,6 +25,7 @@ from medood.training import batches
 from medood.training import segmentation as training
 from medood.training.state import TrainingState
 from rank_prune_ood import rank_prune_ood
+from tests.conftest import TINY
 from train import train
 from train_ood import train_ood
 
@@ -71,27 +72,25 @@ def test_smp_opens_what_train_saved(trained):
     assert len(set(modes.values())) == 1, modes  # whoever can read the rest can read the weights
 
 
-def test_the_last_10_of_36_epochs_run_at_a_tenth_of_the_rate(tiny):
+def test_the_last_10_of_36_epochs_run_at_a_tenth_of_the_rate():
     for epochs, fast in ((36, 26), (18, 13)):
-        cfg = dataclasses.replace(tiny, epochs=epochs, lr=1e-4)
+        cfg = dataclasses.replace(TINY, epochs=epochs, lr=1e-4)
         rates = [training.learning_rate(cfg, epoch) for epoch in range(epochs)]
         assert rates == [1e-4] * fast + [1e-5] * (epochs - fast)
 
 
 @pytest.mark.parametrize("count", [1, 7, 8, 9, 16, 20])
-def test_an_epoch_sees_every_patch_once_except_a_lone_last_one(tiny, count):
-    found = batches.batches(tiny, fold=1, epoch=0, count=count)
+def test_an_epoch_sees_every_patch_once_except_a_lone_last_one(count):
+    found = batches.batches(TINY, fold=1, epoch=0, count=count)
     seen = torch.cat(found).tolist()
     assert len(seen) == len(set(seen)) == (8 if count == 9 else count)
     assert all(len(part) > 1 for part in found) or count == 1
 
 
-def test_id_and_ood_patches_are_shuffled_together(tiny):
-    is_ood = torch.arange(400) >= 200
-    found = batches.batches(tiny, fold=1, epoch=0, count=400)
-    mixed = [0 < int(is_ood[part].sum()) < len(part) for part in found]
+def test_id_and_ood_patches_are_shuffled_together_in_each_epoch_anew():
+    found, other = (batches.batches(TINY, fold=1, epoch=epoch, count=400) for epoch in (0, 1))
+    mixed = [part.min() < 200 <= part.max() for part in found]  # the last 200 are OoD
     assert sum(mixed) > 40  # of 50
-    other = batches.batches(tiny, fold=1, epoch=1, count=400)
     assert not torch.equal(torch.cat(found), torch.cat(other))
 
 
@@ -142,10 +141,9 @@ def test_the_weights_of_the_best_epoch_are_kept_also_by_a_training_that_was_stop
             train(with_val)
     stop_in_epoch(monkeypatch, None, [0.3])
     train(with_val)
-    folder = model_folder(with_val, 1, ood=False)
+    folder, head = model_folder(with_val, 1, ood=False), "segmentation_head.0.weight"
     kept = load_model(folder, with_val).state_dict()
     assert all(torch.equal(kept[name], value) for name, value in seen[1].items())  # first of equals
-    head = "segmentation_head.0.weight"
     assert not torch.equal(kept[head], seen[2][head])
     assert json.loads((folder / "run.json").read_text())["epoch"] == 2
     assert [row["val_miou"] for row in read_table(folder / "log.csv")] == ["0.1", "0.3", "0.3"]
@@ -180,8 +178,7 @@ def test_training_never_opens_a_test_patch(patched, quick_report, monkeypatch):
     for step in (train, rank_prune_ood, estimate_pct, train_ood):
         step(cfg)
     opened = {path.name for path in OPENED if path.suffix == ".png"}
-    assert opened >= set(fold.train)  # the spy works
-    assert opened >= set(fold.val)
+    assert opened >= {*fold.train, *fold.val}  # the spy works
     assert opened.isdisjoint(fold.test)
     candidates = {row["img_name"] for row in read_table(ranking_path(cfg, 1))}
     assert candidates == set(fold.train)  # nor does it mine what chooses the epoch
