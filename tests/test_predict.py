@@ -236,8 +236,9 @@ def test_what_is_missing_or_has_the_name_of_another_is_named(tmp_path, network, 
         predict_images(dataclasses.replace(cfg, **change))
     with pytest.raises(UserError, match="is the folder of the images"):
         predict_images(dataclasses.replace(cfg, out=tmp_path))
+    (tmp_path / "image.jpg").touch()
     with pytest.raises(UserError, match="image.* and .*image.* have the same name"):
-        predict_images(dataclasses.replace(cfg, image=(tmp_path, *cfg.image)))
+        predict_images(dataclasses.replace(cfg, image=(*cfg.image, tmp_path / "image.jpg")))
 
 
 def test_a_batch_that_does_not_fit_is_given_in_halves(by_colour, monkeypatch):
