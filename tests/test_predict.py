@@ -85,6 +85,30 @@ def test_strips_give_what_the_network_gives_on_the_whole_image(tmp_path, by_colo
     np.testing.assert_allclose(certainty / 255, whole, atol=0.01)
 
 
+def test_tiles_fade_into_each_other_in_both_directions(tmp_path):
+    """The network says where a pixel is in its tile: 0 at its upper left, 1 at the other end."""
+    tile, ramp = 128, torch.linspace(0, 0.5, 128)
+    said = ramp[:, None] + ramp
+    network = mock.Mock(
+        side_effect=lambda images: torch.stack([1 - said, said]).expand(len(images), -1, -1, -1)
+    )
+    network.configure_mock(device=torch.device("cpu"), classes=2, at_once=8)
+    image = np.random.default_rng(0).integers(0, 256, (200, 250, 3), np.uint8)
+    write_png(tmp_path / "image.png", image)
+    source = open_image(tmp_path / "image.png")
+    *_, certainty = map(
+        np.concatenate, zip(*strips(network, source, 200, 250, tile, ""), strict=True)
+    )
+    weight, sums = fade(tile)[:, None] * fade(tile), torch.zeros(2, 400, 400)
+    for top in positions(200, tile):
+        for left in positions(250, tile):
+            box = sums[:, top : top + tile, left : left + tile]
+            box += torch.stack([said * weight, weight])
+    expected = (sums[0] / sums[1])[:200, :250]
+    expected = torch.maximum(expected, 1 - expected).numpy()
+    np.testing.assert_allclose(certainty / 255, expected, atol=0.003)
+
+
 def test_a_tile_of_glass_is_background_without_the_network(tmp_path, by_colour, monkeypatch):
     image = np.full((200, 200, 3), 240, np.uint8)
     image += np.random.default_rng(0).integers(0, 10, image.shape, np.uint8)
