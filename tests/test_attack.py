@@ -197,8 +197,8 @@ def test_an_image_is_fooled_below_half_of_the_mean_clean_dice():
 def test_the_noise_steps_eps_up_the_loss_and_stays_within_it():
     noise = Noise((2, 1, 2), eps=3, low=0, high=255)
     images = torch.tensor([[[0.0, 100.0]]])
-    for _ in range(2):
-        (noise(images) * torch.tensor([1.0, -1.0])).sum().backward()
+    for slope in (-1, -1, 0.5, 0.5):  # no step remembers the gradients before it
+        (noise(images) * torch.tensor([slope, -slope])).sum().backward()
         noise.ascend()
     assert noise.noise.tolist() == [[[3.0, -3.0]], [[0.0, 0.0]]]
     assert noise(images).tolist() == [[[3.0, 97.0]]]
