@@ -122,5 +122,5 @@ def test_what_comes_after_a_change_may_be_regenerated(ran):
     assert fate[ranking][1] == "may be regenerated after baseline"
     assert fate[ranking.replace(".csv", "_pct.json")][1] == "may be regenerated after ranking"
     assert fate["OoD_Patchs"][1] == "kept"
-    shutil.rmfiles(ran.workspace / network)
+    shutil.rmtree(ran.workspace / network)
     assert survey(ran)[ranking][1] == "may be regenerated after baseline"
