@@ -58,7 +58,7 @@ def networks(cfg: Config, checkpoints: dict[str, Path]) -> dict[int, dict[str, P
     if not checkpoints:
         with_ood = any(model_folder(cfg, fold, ood=True).exists() for fold in cfg.folds)
         arms = {"baseline": False, "ood": True} if with_ood else {"baseline": False}
-        if not with_ood:
+        if not with_ood and any(model_folder(cfg, fold, ood=False).exists() for fold in cfg.folds):
             print("there is no Med-OoD network yet: only the baseline is tested")
         return {
             fold: {name: model_folder(cfg, fold, ood) for name, ood in arms.items()}

@@ -10,10 +10,10 @@ Writes  weak/Pseudo_Masks/<name>/<image>.png     uint8 (P, P), 0 background, 1..
         weak/healthy/<name>/mask.npz             its mask head, uint8 (P, P) by image, 255 where all
                                                  may change
 
-By default the maps are spread by a random walk up to the boundaries. Within its borders a map is
-nearly flat after it, so it is cut at half of its maximum, and no threshold must be chosen. Around
-that a training image is unsure; a test image is not. With method = unet, brightness is added to the
-maps instead: see weak/pooled.py.
+By default the maps are spread by a random walk (weak/irnet.py) up to the boundaries. Within its
+borders a map is nearly flat after it, so it is cut at half of its maximum, and no threshold must be
+chosen. Around that a training image is unsure; a test image is not. With method = unet, brightness
+is added to the maps instead: see weak/pooled.py.
 
 With method = transfer, what a generator may change becomes the mask. Otsu's threshold splits the
 values of the mask head on all training images with the lesion: one threshold per fold, as for each

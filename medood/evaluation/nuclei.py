@@ -1,4 +1,4 @@
-"""Scores of nuclei: panoptic quality, and how many nuclei are invented, missed or misnamed.
+"""Counts of nuclei: matched, invented, missed or misnamed; scores.py computes the scores from them.
 
 A true and a predicted nucleus match if their IoU exceeds .5, which holds for at most one partner of
 each (Kirillov et al., Panoptic Segmentation, 2019). Predicted nuclei are those that predict.py

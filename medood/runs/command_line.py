@@ -128,6 +128,7 @@ def _sentence(box: str) -> str:
     """Return what tyro prints in a box as one sentence, with the options that it suggests."""
     lines = [line.strip("│| ") for line in box.splitlines() if line[:1] not in "╭╰+"]
     what, *others = re.split(r"\n[─-]+\n", "\n".join(lines))
+    what = re.sub(r"^Error parsing \w+Config: ", "", what)  # a rule of several settings names them
     suggested = [part for part in others if part.startswith("Perhaps you meant")]
     close = " or ".join(re.findall(r"--\w+", "".join(suggested)))
     return " ".join(what.split()).rstrip(".") + (f", perhaps {close}" if close else "")
