@@ -262,7 +262,7 @@ def test_arms_and_results_that_are_none_are_refused(plan):
 
 
 def test_networks_of_earlier_versions_are_found_by_their_names(tmp_path, monkeypatch):
-    """A name that moves makes every study train anew: this one is of commit 9e4c37e."""
+    """A name that moves makes every study train again: this one is of commit 9e4c37e."""
     monkeypatch.setattr(common, "train_fold", lambda *_: None)
     cfg = dataclasses.replace(TINY, workspace=tmp_path)
     found = common.train_recipe(common.Recipe(cfg, [], [], []), 1)

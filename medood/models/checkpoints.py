@@ -84,12 +84,12 @@ def _network_in(checkpoint: Path, saved: Config) -> nn.Module:
         raise UserError(f"there is no {path}: copy the folder again, with its weights")
     weights, description = read_weights(path)
     cure = "copy it again; other versions of smp or timm may have written it"
-    beside = path.with_name("config.json")
-    if path.name == "model.safetensors" and beside.is_file():
-        description = read_json(beside) or {}
+    described = path.with_name("config.json")
+    if path.name == "model.safetensors" and described.is_file():
+        description = read_json(described) or {}
     elif not description:
         description = {"_model_class": saved.architecture, "encoder_name": saved.encoder}
-        cure = "set architecture and encoder, or those in run.json beside it, to the network's"
+        cure = "set architecture and encoder, or those in run.json next to it, to the network's"
     try:
         return _filled(description, weights)
     except UserError:
