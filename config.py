@@ -169,7 +169,9 @@ class Data:
         }
         for name, (holds, rule) in rules.items():
             if not holds:
-                raise UserError(f"{name} = {getattr(self, name)!r} must be {rule}")
+                found = getattr(self, name)
+                found = str(found) if isinstance(found, Path) else found
+                raise UserError(f"{name} = {found!r} must be {rule}")
 
     @property
     def class_names(self) -> tuple[str, ...]:
